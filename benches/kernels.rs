@@ -1,0 +1,57 @@
+//! Kernels on one tile, per CPU level: cargo bench --bench kernels.
+
+#![allow(missing_docs)] // of what the macros make
+
+use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+use std::hint::black_box;
+use taskvec_core::dtype::Dtype;
+use taskvec_core::kernels::across::elect;
+use taskvec_core::kernels::combine::{step, subtract};
+use taskvec_core::kernels::narrow::{narrow, Rounding};
+use taskvec_core::kernels::philox::{fill, Stream};
+use taskvec_core::kernels::stats::step_sums;
+use taskvec_core::kernels::widen::widen;
+use taskvec_core::kernels::{Level, TILE};
+
+/// Values of trained weights' size, as bf16 bytes.
+fn weights() -> Vec<u8> {
+    let value = |i: usize| ((i * 7919 % 10_007) as f32 / 10_007.0 - 0.5) * 0.04;
+    (0..TILE).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect()
+}
+
+fn kernels(c: &mut Criterion) {
+    let bytes = weights();
+    let mut t = vec![0f32; TILE];
+    widen(Level::SCALAR, Dtype::BF16, &bytes, &mut t);
+    let d: Vec<f32> = t.iter().map(|x| x * 1.01).collect();
+    let (mut out, mut narrowed, mut draws) = (vec![0f32; TILE], bytes.clone(), vec![0u32; TILE]);
+    for level in Level::available() {
+        let mut group = c.benchmark_group(level.name());
+        group.throughput(Throughput::Elements(TILE as u64));
+        for dtype in [Dtype::BF16, Dtype::F16, Dtype::F8E4M3] {
+            let stored = &bytes[..TILE * dtype.size()];
+            group.bench_function(format!("widen {dtype}"), |b| {
+                b.iter(|| widen(level, dtype, black_box(stored), &mut out))
+            });
+            let place = &mut narrowed[..TILE * dtype.size()];
+            group.bench_function(format!("narrow {dtype}"), |b| {
+                b.iter(|| narrow(level, dtype, black_box(&mut out), Rounding::Nearest, place));
+            });
+        }
+        group.bench_function("subtract", |b| b.iter(|| subtract(level, black_box(&d), black_box(&t), &mut out)));
+        group.bench_function("step", |b| b.iter(|| step(level, black_box(&t), black_box(&d), 0.8, &mut out)));
+        group.bench_function("step sums", |b| b.iter(|| step_sums(level, black_box(&t), black_box(&d), 0.8, &out)));
+        group.bench_function("elect two", |b| {
+            b.iter(|| elect(level, black_box(&[&t, &d]), &[0.5, 0.5], true, &mut out));
+        });
+        let stream = Stream::new(0, "bench", "tensor");
+        group.bench_function("philox", |b| b.iter(|| fill(level, &stream, black_box(0), &mut draws)));
+        group.bench_function("narrow BF16 stochastic", |b| {
+            b.iter(|| narrow(level, Dtype::BF16, black_box(&mut out), Rounding::Stochastic(&draws), &mut narrowed));
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, kernels);
+criterion_main!(benches);

@@ -1,0 +1,140 @@
+"""The engine: headers, single tensors, runs and digests. No arithmetic happens on this side of the border."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Checkpoint",
+    "__version__",
+    "blake3_hex",
+    "compare",
+    "cpu_level",
+    "cpu_levels",
+    "digest_arrays",
+    "digest_file",
+    "evaluate",
+    "extract",
+    "finish_folder",
+    "floor",
+    "in_place",
+    "memcpy_rate",
+    "parse_header",
+    "run",
+    "write_atomic",
+]
+
+_Path: TypeAlias = str | os.PathLike[str]
+# Sources of kind memory in the plan's order: name, dtype, shape and bytes of each tensor.
+_Memories: TypeAlias = Sequence[Sequence[tuple[str, str, Sequence[int], NDArray[np.uint8]]]]
+
+__version__: str
+
+@final
+class Checkpoint:
+    """An opened folder or file; headers only until a tensor is read."""
+
+    def __new__(cls, path: _Path) -> Checkpoint: ...
+    def tensors(self) -> list[tuple[str, str, list[int], str, int, int]]:
+        """(name, dtype, shape, file, offset in the file, bytes) of every tensor in file order."""
+
+    def files(self) -> list[tuple[str, int]]:
+        """Weight files and their sizes in bytes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE3 over the headers."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one tensor."""
+
+    def sample(self, name: str, start: int, count: int) -> bytes:
+        """Elements ``start .. start + count`` of one tensor as little-endian float32."""
+
+def parse_header(data: bytes, file_size: int) -> list[tuple[str, str, list[int], int, int]]:
+    """(name, dtype, shape, offset in the file, bytes) of every tensor, from the first bytes of a file."""
+
+def run(
+    plan: bytes,
+    out: _Path,
+    *,
+    threads: int = 0,
+    max_memory: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    rehash: bool = False,
+    allow_non_finite: bool = False,
+    memories: _Memories = ...,
+) -> str:
+    """Run a plan into a folder; the report as JSON."""
+
+def extract(
+    plan: bytes,
+    out: _Path,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+    rehash: bool = False,
+    allow_non_finite: bool = False,
+    memories: _Memories = ...,
+) -> str:
+    """Extract donor - reference into a folder; the report as JSON."""
+
+def compare(
+    plan: bytes,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    memories: _Memories = ...,
+) -> str:
+    """Measure two sums of tensors and differences against each other; the figures as JSON."""
+
+def evaluate(
+    plan: bytes, *, threads: int = 0, allow_non_finite: bool = False, memories: _Memories = ...
+) -> bytes:
+    """The data of a plan of one output and one shard: its tensors one after the other."""
+
+def in_place(
+    plan: bytes,
+    targets: Sequence[NDArray[np.uint8]],
+    *,
+    memories: _Memories = ...,
+    threads: int = 0,
+    write: bool = True,
+    allow_non_finite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> str:
+    """Add task vectors to arrays of bytes, or only find out what speaks against it; the figures as JSON."""
+
+def digest_arrays(arrays: Sequence[NDArray[np.uint8]], *, threads: int = 0) -> list[str]:
+    """BLAKE3 of the bytes of each array."""
+
+def digest_file(path: _Path, *, threads: int = 0) -> tuple[int, str]:
+    """Size in bytes and BLAKE3 of a file."""
+
+def write_atomic(path: _Path, data: bytes) -> None:
+    """Write a small file as a whole or not at all."""
+
+def finish_folder(path: _Path) -> None:
+    """Remove the state of a run whose manifest is in place."""
+
+def blake3_hex(data: bytes) -> str:
+    """BLAKE3 of some bytes."""
+
+def cpu_level() -> str:
+    """The CPU level in use: the best there is, or the one that ``TASKVEC_CPU`` names."""
+
+def cpu_levels() -> list[str]:
+    """Every CPU level that this machine can run, lowest first."""
+
+def floor(inputs: list[_Path], output: _Path, *, threads: int = 0) -> float:
+    """Seconds to read every byte of the inputs once and write the first of them, with no arithmetic."""
+
+def memcpy_rate(size: int, *, threads: int = 0) -> float:
+    """Bytes per second of copying ``size`` bytes from memory to memory."""

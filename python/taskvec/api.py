@@ -1,0 +1,380 @@
+"""One call for each verb: open, check, plan, run, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack
+
+from taskvec.errors import RecipeError
+from taskvec.selection import Preset, Selection
+from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.steps import Step, both
+
+if TYPE_CHECKING:
+    from taskvec.checkpoint import Checkpoint
+    from taskvec.difference import Difference
+    from taskvec.findings import Finding
+    from taskvec.inspection import Inspection
+    from taskvec.plan import Plan
+    from taskvec.planner import Control
+    from taskvec.progress import Callback
+    from taskvec.report import Report
+    from taskvec.vector import TaskVector
+    from taskvec.verification import Verification
+
+    Model = str | os.PathLike[str] | Checkpoint
+
+
+def plan_transfer(
+    target: Model,
+    donor: Model,
+    reference: Model,
+    *,
+    alpha: float | str | Sequence[float] = 1.0,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+    **settings: Unpack[Options],
+) -> Plan:
+    """Say what :func:`transfer` would do, from headers, config and tokenizer alone.
+
+    Takes the arguments of :func:`transfer` but for the output folder.
+    """
+    from taskvec import planner
+    from taskvec.checkpoint import open as open_checkpoint
+
+    return planner.plan_transfer(
+        open_checkpoint(target),
+        open_checkpoint(donor),
+        open_checkpoint(reference),
+        selection=_selection(include, exclude, preset, layers),
+        settings=Settings.of(settings),
+        alphas=parse_alphas(alpha),
+        layer_scale=layer_scale,
+        control=control,
+    )
+
+
+def transfer(
+    target: Model,
+    donor: Model,
+    reference: Model,
+    out: str | os.PathLike[str],
+    *,
+    alpha: float | str | Sequence[float] = 1.0,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    r"""Write target + α·(donor − reference), in one streamed pass (arXiv 2509.01363).
+
+    Parameters
+    ----------
+    target, donor, reference : str, path or Checkpoint
+        Folders, hub ids, or what :func:`taskvec.open` gave.
+    out : str or path
+        The output folder. Several values of alpha write ``out/alpha=0.5`` and so on, from one read of the
+        inputs.
+    alpha : float or sequence of float
+        Factor of the vector; negative and above one too.
+    include, exclude : str or iterable of str
+        Regular expressions over tensor names; the others are the target's bytes.
+    preset : {"full", "no-embed", "no-embed-norm"}
+        Leave out the embeddings and the output head, or those and the norms.
+    layers : str, optional
+        Only these layers: ``8-20``, ``0,3,5-7``.
+    layer_scale : sequence of float, optional
+        Factors spread evenly over the layers, times alpha. What comes before the layers takes the first,
+        what comes after them the last.
+    control : {"random", "permute"}, optional
+        Put a random vector of the same norm per tensor, or the vector's own values shuffled within each
+        tensor, in its place; ``seed`` draws another one.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress` a few times a second.
+    **settings
+        The fields of :class:`taskvec.Settings`.
+
+    Returns
+    -------
+    Report
+        What was written, and what of the step survived rounding.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+    KeyboardInterrupt
+        Stopped; the same call goes on where it was.
+    """
+    plan = plan_transfer(
+        target, donor, reference, alpha=alpha, include=include, exclude=exclude, preset=preset, layers=layers,
+        layer_scale=layer_scale, control=control, **settings,
+    )  # fmt: skip
+    return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
+def check(
+    target: Model,
+    donor: Model,
+    reference: Model,
+    *,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    force: str | Iterable[str] = (),
+) -> list[Finding]:
+    """The findings of a transfer, errors first; nothing is raised for an error among them."""
+    from taskvec import planner
+    from taskvec.checkpoint import open as open_checkpoint
+
+    step = Step(
+        1.0,
+        open_checkpoint(donor),
+        open_checkpoint(reference),
+        _selection(include, exclude, preset, layers),
+    )
+    force = (force,) if isinstance(force, str) else tuple(force)
+    return planner.findings(open_checkpoint(target), [step], force=force)
+
+
+def plan_extract(
+    donor: Model,
+    reference: Model,
+    *,
+    dtype: str | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    **settings: Unpack[Options],
+) -> Plan:
+    """Say what :func:`extract` would do, from headers alone; takes its arguments but for ``out``."""
+    from taskvec.checkpoint import open as open_checkpoint
+    from taskvec.extraction import plan_extract
+
+    return plan_extract(
+        open_checkpoint(donor),
+        open_checkpoint(reference),
+        selection=_selection(include, exclude, preset, layers),
+        settings=Settings.of(settings),
+        dtype=dtype,
+    )
+
+
+def extract(
+    donor: Model,
+    reference: Model,
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    """Save donor − reference as a task vector, without loss.
+
+    Parameters
+    ----------
+    donor, reference : str, path or Checkpoint
+        Folders, hub ids, or what :func:`taskvec.open` gave.
+    out : str or path
+        The output folder.
+    dtype : str, optional
+        A float type for all values, which loses what it cannot hold; by default each tensor has the narrowest
+        type that holds all its values.
+    include, exclude, preset, layers
+        The tensors that belong to the vector; see :func:`transfer`.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+    **settings
+        ``max_shard_size``, ``threads``, ``force``, ``overwrite``, ``resume`` and ``rehash`` matter here.
+
+    Returns
+    -------
+    Report
+        Its ``vector`` has the figures and the encoding of each tensor.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+    """
+    plan = plan_extract(
+        donor, reference, dtype=dtype, include=include, exclude=exclude, preset=preset, layers=layers,
+        **settings,
+    )  # fmt: skip
+    return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
+def plan_apply(
+    target: Model,
+    *vectors: str | os.PathLike[str] | TaskVector,
+    alpha: float | str | Sequence[float] = 1.0,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+    **settings: Unpack[Options],
+) -> Plan:
+    """Say what :func:`apply` would do, from headers alone; takes its arguments but for ``out``."""
+    from taskvec import planner
+    from taskvec.checkpoint import open as open_checkpoint
+    from taskvec.vector import TaskVector, load_vector
+
+    if not vectors:
+        raise RecipeError("no vector is given", "name at least one that `extract` or `save` wrote")
+    alphas = parse_alphas(alpha, distinct=len(vectors) == 1)
+    weights = [1.0]
+    if len(vectors) > 1:
+        if len(alphas) not in (1, len(vectors)):
+            raise RecipeError(
+                f"{len(alphas)} values of alpha are given for {len(vectors)} vectors",
+                "give one for all, or one for each",
+            )
+        weights, alphas = [*alphas, *alphas * (len(vectors) - len(alphas))], (1.0,)
+    opened = [vector if isinstance(vector, TaskVector) else load_vector(vector) for vector in vectors]
+    selection = _selection(include, exclude, preset, layers)
+    given = Settings.of(settings)
+    force = [name for vector in opened for name in vector.force]
+    return planner.plan_steps(
+        open_checkpoint(target),
+        [
+            step._replace(weight=weight * step.weight, selection=both(step.selection, selection))
+            for vector, weight in zip(opened, weights, strict=True)
+            for step in vector.steps
+        ],
+        settings=replace(given, force=tuple(dict.fromkeys((*given.force, *force)))),
+        alphas=alphas,
+        layer_scale=layer_scale,
+        control=control,
+    )
+
+
+def apply(
+    target: Model,
+    *vectors: str | os.PathLike[str] | TaskVector,
+    out: str | os.PathLike[str],
+    alpha: float | str | Sequence[float] = 1.0,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    """Write target + Σ α·vector of saved vectors, in one pass; the bytes are those of :func:`transfer`.
+
+    Parameters
+    ----------
+    target : str, path or Checkpoint
+        The model that receives the vectors.
+    *vectors : str, path or TaskVector
+        What :func:`extract` or ``save`` wrote.
+    out : str or path
+        The output folder.
+    alpha : float or sequence of float
+        One for all vectors or, of several vectors, one for each. With one vector, several values write one
+        output folder each.
+    include, exclude, preset, layers, layer_scale, control
+        See :func:`transfer`.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+    **settings
+        The fields of :class:`taskvec.Settings`.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+    """
+    plan = plan_apply(
+        target, *vectors, alpha=alpha, include=include, exclude=exclude, preset=preset, layers=layers,
+        layer_scale=layer_scale, control=control, **settings,
+    )  # fmt: skip
+    return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
+def diff(
+    left: Model | TaskVector,
+    right: Model | TaskVector,
+    *,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    threads: int | None = None,
+    progress: Callback | None = None,
+) -> Difference:
+    """Compare two checkpoints, or two task vectors, in one streamed pass.
+
+    Parameters
+    ----------
+    left, right : str, path, Checkpoint or TaskVector
+        Two of one kind.
+    include, exclude, preset, layers
+        The tensors to compare; see :func:`transfer`.
+    threads : int, optional
+        All cores by default.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Returns
+    -------
+    Difference
+        Relative norm, cosine, share of elements that differ, largest difference and, of vectors, overlap of
+        the supports and agreement of the signs; per tensor, per layer, per kind of module.
+
+    Raises
+    ------
+    CompatibilityError
+        They have nothing in common, or hold quantised weights.
+    """
+    from taskvec.difference import diff
+
+    selection = _selection(include, exclude, preset, layers)
+    return diff(left, right, selection=selection, threads=threads, progress=progress)
+
+
+def inspect(path: Model) -> Inspection:
+    """What a checkpoint or a saved vector holds, from its headers alone."""
+    from taskvec.inspection import inspect
+
+    return inspect(path)
+
+
+def verify(
+    path: str | os.PathLike[str], *, threads: int | None = None, progress: Callback | None = None
+) -> Verification:
+    """Compare every file of an output folder with the manifest's digest."""
+    from taskvec.verification import verify
+
+    return verify(path, threads=threads, progress=progress)
+
+
+def _selection(
+    include: str | Iterable[str], exclude: str | Iterable[str], preset: Preset, layers: str | None
+) -> Selection:
+    return Selection(
+        include=(include,) if isinstance(include, str) else tuple(include),
+        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+        preset=preset,
+        layers=layers,
+    )

@@ -1,0 +1,213 @@
+"""The command line: a thin caller of the library.
+
+Nothing is imported here that a bare ``taskvec --version`` does not need; each verb lives in a module of its
+own, which is imported when the verb is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from .output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, fail
+
+# verb -> the line that `taskvec --help` shows; kept here so that help imports no verb
+SECTIONS: dict[str, dict[str, str]] = {
+    "Transfer": {
+        "transfer": "Write target + alpha * (donor - reference), in one streamed pass.",
+        "check": "Say whether three checkpoints fit each other; no weights are merged.",
+    },
+    "Task vectors": {
+        "extract": "Save donor - reference as a task vector.",
+        "apply": "Add saved task vectors to a checkpoint.",
+        "diff": "Measure how far two checkpoints, or two vectors, lie apart.",
+    },
+    "Merging": {
+        "merge": "Run a merge recipe (mergekit's YAML).",
+        "methods": "List the merge methods, or explain one.",
+    },
+    "Looking": {
+        "inspect": "Show what a checkpoint or vector holds, from its headers.",
+        "verify": "Compare an output folder with the hashes in its manifest.",
+    },
+    "Evaluation": {
+        "eval": "Run a model on benchmark tasks through lm-eval.",
+        "sweep": "Merge, evaluate and compare a vector with its controls.",
+    },
+    "This machine": {
+        "bench": "Measure merge throughput next to the machine's own floor.",
+        "demo": "Run the main job on three small checkpoints made on the spot.",
+    },
+}
+VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
+
+# verbs whose unfinished output the next run of the same command goes on with
+RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "sweep"})
+
+
+class Group(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"{__name__}.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, VERBS, n=1)
+            raise UsageError(
+                f"no such command `{name}`",
+                f"did you mean `taskvec {near[0]}`?" if near else "`taskvec --help` lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        width = max(map(len, VERBS))
+        for section, verbs in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(verb.ljust(width), line) for verb, line in verbs.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        verbs = [
+            CompletionItem(verb, help=line) for verb, line in VERBS.items() if verb.startswith(incomplete)
+        ]
+        return [*verbs, *options]
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from .._core import __version__
+
+        click.echo(f"taskvec {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`taskvec COMMAND --help` explains a command and gives examples.",
+)
+@click.option("--version", is_flag=True, is_eager=True, callback=_version, expose_value=False,
+              help="Show the version and exit.")  # fmt: skip
+def cli() -> None:
+    """Task-vector arithmetic on model checkpoints.
+
+    A task vector is what a fine-tune learned: donor - reference. taskvec extracts it, adds it to another
+    compatible model, merges checkpoints, and measures the outcome, without training.
+
+    Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage,
+    configuration or input/output error, 130 interrupted.
+    """
+
+
+def _on_interrupt(_signum: int, _frame: Any) -> NoReturn:
+    """The first Ctrl-C unwinds in order; the second ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def _usage(error: click.ClickException, verb: str | None) -> UsageError:
+    """A click error in this program's own words."""
+    where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
+    if isinstance(error, click.NoSuchOption):
+        near = list(error.possibilities or ())
+        return UsageError(
+            f"no such option `{error.option_name}`", f"did you mean `{near[0]}`?" if near else where
+        )
+    if isinstance(error, click.MissingParameter):
+        names = _parameter_name(error)
+        kind = "argument" if isinstance(error.param, click.Argument) else "option"
+        return UsageError(f"missing {kind} {names}", where)
+    if isinstance(error, click.BadParameter):
+        message = _sentence(error.message)
+        return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, where)
+    return UsageError(_sentence(error.format_message()), where)
+
+
+def _parameter_name(error: click.BadParameter) -> str:
+    if isinstance(error.param, click.Argument):
+        return f"`{error.param.make_metavar(error.ctx or click.Context(cli))}`"
+    if error.param is not None:
+        return f"`{max(error.param.opts, key=len)}`"
+    return f"`{error.param_hint}`"
+
+
+def _sentence(message: str) -> str:
+    """Click writes `Option 'x' is wrong.`; our errors are lowercase, quote in backticks, end bare."""
+    message = re.sub(r"'([^']*)'", r"`\1`", message.strip().rstrip("."))
+    return message[:1].lower() + message[1:]
+
+
+def _detach(stream: Any) -> None:
+    """Leave the interpreter nothing to flush into a pipe whose reader has gone."""
+    try:
+        stream.flush()
+    except AttributeError:
+        return  # closed before the start: Python has None there
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and give its exit code; every error has been printed."""
+    as_json = "--json" in arguments
+    verbose = not {"--verbose", "-v"}.isdisjoint(arguments)
+    verb = next((word for word in arguments if word in VERBS), None)
+    try:
+        result = cli.main(arguments, prog_name="taskvec", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except (BrokenPipeError, SystemExit):
+        return 0  # the reader of stdout has gone; click ends with SystemExit then
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        return fail(_usage(error, verb), EXIT_USAGE, command=verb, as_json=as_json, verbose=verbose)
+    except (KeyboardInterrupt, click.Abort):
+        hint = "run the same command again to go on where it stopped" if verb in RESUMABLE else None
+        failure = UsageError("interrupted", hint)
+        return fail(failure, EXIT_INTERRUPTED, command=verb, as_json=as_json, verbose=False)
+    except Exception as error:
+        code = EXIT_FAILED if _is_failed_check(error) else EXIT_USAGE
+        return fail(error, code, command=verb, as_json=as_json, verbose=verbose)
+
+
+def _is_failed_check(error: Exception) -> bool:
+    from ..errors import CompatibilityError, NonFiniteError, VerificationError
+
+    return isinstance(error, (CompatibilityError, NonFiniteError, VerificationError))
+
+
+def main() -> NoReturn:
+    """The console entry point."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        # a tensor name or a path that the terminal's encoding lacks is escaped, not a crash
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:])
+    _detach(sys.stdout)
+    _detach(sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,75 @@
+"""``taskvec apply``: saved task vectors onto a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .job import braced, execute, plan_options
+from .options import (
+    alpha_option,
+    control_option,
+    layer_scale_option,
+    out_option,
+    run_options,
+    selection_options,
+    talk_options,
+    verb,
+)
+from .output import Console
+
+EXAMPLES = """
+One vector, one strength:
+  taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
+
+One vector, four strengths from one read, in out/alpha=-1 ... out/alpha=1:
+  taskvec apply qwen-instruct reasoning.vec -o out --alpha -1,0,0.5,1
+
+Two vectors in one pass, each with its own strength:
+  taskvec apply qwen-instruct reasoning.vec safety.vec -o out --alpha 0.8,0.3
+"""
+
+
+@verb("apply", examples=EXAMPLES)
+@click.argument("target", metavar="TARGET")
+@click.argument("vectors", metavar="VECTOR...", nargs=-1, required=True)
+@alpha_option(
+    "Factor of the vectors: one for all, or one for each. Several for one vector write one output each."
+    "  [default: 1]"
+)
+@layer_scale_option
+@control_option
+@selection_options
+@out_option
+@run_options
+@talk_options("apply")
+def command(
+    console: Console,
+    target: str,
+    vectors: tuple[str, ...],
+    alpha: tuple[float, ...],
+    out: str,
+    **options: Any,
+) -> int:
+    """Write TARGET + the sum of alpha * VECTOR, in one streamed pass.
+
+    Each VECTOR is a folder that `taskvec extract` wrote; it is read as it is stored, never as a whole. That
+    it fits the target is checked before a weight is read. The path of the output goes to stdout.
+    """
+    from taskvec.api import plan_apply
+    from taskvec.settings import format_alpha
+
+    alphas = alpha or (1.0,)
+    plan = plan_apply(target, *vectors, alpha=alphas, **plan_options(options))
+    if len(vectors) == 1:
+        vector = f"{options['control']}(vector)" if options["control"] else "vector"
+        title = f"target + {braced(alphas)} * {vector}"
+    else:
+        factors = [*alphas, *alphas * (len(vectors) - len(alphas))]
+        title = "target" + "".join(
+            f" {'-' if factor < 0 else '+'} {format_alpha(abs(factor))} * vector {number}"
+            for number, factor in enumerate(factors, 1)
+        )
+    execute(console, plan, out, title, options)
+    return 0

@@ -1,0 +1,47 @@
+"""``taskvec check``: do three checkpoints fit each other?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .job import findings_record, findings_summary
+from .options import force_option, selection_options, talk_options, verb
+from .output import EXIT_FAILED, Console
+
+EXAMPLES = """
+Target, donor and reference, in this order:
+  taskvec check qwen-instruct qwen-grpo qwen-sft
+
+In a script: exit code 1 means that they do not fit:
+  taskvec check T D R --quiet || exit 1
+"""
+
+
+@verb("check", examples=EXAMPLES)
+@click.argument("target", metavar="TARGET")
+@click.argument("donor", metavar="DONOR")
+@click.argument("reference", metavar="REFERENCE")
+@selection_options
+@force_option
+@talk_options("check")
+def command(console: Console, target: str, donor: str, reference: str, **options: Any) -> int:
+    """Say whether TARGET, DONOR and REFERENCE fit each other.
+
+    Architecture, configuration, tensor names, shapes and types, tied heads and tokenizers are compared from
+    headers and small files alone; a sample of the weights then tells whether the donor comes from the
+    reference. The findings go to stdout, each with its identifier, which --force takes, and the way out. Exit
+    code 1 if one is an error.
+    """
+    from taskvec.api import check
+
+    findings = check(target, donor, reference, **options)
+    failed = any(finding.level == "error" for finding in findings)
+    page = console.data()
+    console.findings(findings, page)
+    verdict = "they do not fit" if failed else "they fit"
+    page.line(f"{verdict}: {findings_summary(findings)}")
+    console.show(page)
+    console.emit({"ok": not failed, "findings": findings_record(findings)})
+    return EXIT_FAILED if failed else 0

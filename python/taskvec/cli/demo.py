@@ -1,0 +1,75 @@
+"""``taskvec demo``: the main job on an embedded default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .job import findings_summary, write_survival
+from .options import option, talk_options, verb
+from .output import EXIT_FAILED, Console, Page, amount, duration, plural, printable, size
+
+if TYPE_CHECKING:
+    from taskvec.demo import DemoResult
+
+EXAMPLES = """
+See the whole job run, in a temporary folder:
+  taskvec demo
+
+Keep the checkpoints and the result, to look at and to try the other commands on:
+  taskvec demo tryout
+  taskvec inspect tryout/merged
+"""
+
+
+@verb("demo", examples=EXAMPLES)
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(file_okay=False))
+@option("--overwrite", is_flag=True, section="Output", help="Replace an earlier demo in DIR.")
+@option("--threads", type=int, metavar="N", section="Machine", help="Worker threads.  [default: all cores]")
+@talk_options("demo")
+def command(console: Console, folder: str | None, **options: Any) -> int:
+    """Make three small sharded checkpoints, check, transfer and verify them.
+
+    Needs no network and no torch. Without DIR everything happens in a temporary folder, which is removed at
+    the end. Exit code 1 if the result does not match its manifest, or is not what the same arithmetic in
+    NumPy gives.
+    """
+    from taskvec.demo import demo
+
+    result = demo(folder, progress=console.step, **options)
+    page = console.data()
+    write_result(page, result)
+    console.show(page)
+    console.emit(result.to_dict())
+    return 0 if result.ok else EXIT_FAILED
+
+
+def write_result(page: Page, result: DemoResult) -> None:
+    """What was made, checked, written and verified."""
+    page.fact(
+        "made",
+        f"instruct (target), grpo (donor), sft (reference): {amount(result.parameters)} parameters, bf16, "
+        f"{size(result.bytes_each)} in {plural(result.shards, 'shard')} each",
+    )
+    page.fact("checked", findings_summary(result.findings))
+    report = result.report
+    page.fact(
+        "merged",
+        f"instruct + 0.8 * (grpo - sft): {size(report.bytes_written)} written in {duration(report.seconds)} "
+        f"({report.cpu_level}, {plural(report.threads, 'thread')})",
+    )
+    if report.survival is not None:
+        write_survival(page, report.survival)
+    state = "every file matches its manifest" if result.verification.ok else "FILES DIFFER FROM THE MANIFEST"
+    page.fact("verified", state)
+    page.fact("numpy", f"{result.equal} of {result.tensors} tensors are equal, bit for bit")
+    if result.kept:
+        page.fact("kept", printable(result.folder))
+        page.fact("next", f"taskvec inspect {printable(result.folder / 'merged')}")
+    word = (
+        page.paint("demo passed", fg="green", bold=True)
+        if result.ok
+        else page.paint("demo failed", fg="red", bold=True)
+    )
+    page.line(f"{word} in {duration(result.seconds)}")

@@ -1,0 +1,86 @@
+"""``taskvec eval``: one model on benchmark tasks."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .evaluation import backend_options, count_or_share, show, task_options, watching
+from .options import option, talk_options, verb
+from .output import Console
+
+KINDS = ("baseline", "vector", "random", "permuted", "donor", "reference", "sft")
+
+EXAMPLES = """
+Two tasks, on the GPU if there is one:
+  taskvec eval out --tasks gsm8k,sciq --chat-template
+
+The paper's tasks and prompt:
+  taskvec eval Qwen/Qwen2.5-1.5B-Instruct --paper --think --confirm-run-unsafe-code
+
+Compare a merged model with its target, in one folder:
+  taskvec eval target --tasks gsm8k -o results
+  taskvec eval merged --tasks gsm8k -o results --as vector --alpha 0.8
+
+Local tasks, offline, on the CPU:
+  taskvec eval out --include-path tasks --tasks sums --device cpu
+"""
+
+
+@verb("eval", examples=EXAMPLES)
+@click.argument("model", metavar="MODEL")
+@task_options
+@option("--as", "kind", type=click.Choice(KINDS), default="baseline", show_default=True, section="Evaluation",
+        help="What the model is among the arms of OUT.")  # fmt: skip
+@option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
+@option("--name", metavar="NAME", section="Evaluation", help="Of the arm.  [default: the model's]")
+@option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",
+        help="Folder of the report and the arms.  [default: eval-NAME]")  # fmt: skip
+@backend_options
+@talk_options("eval")
+def command(console: Console, model: str, **options: Any) -> int:
+    """Run a model on benchmark tasks through lm-eval, and report scores with intervals.
+
+    The record of an arm holds settings, versions, scores, samples and output lengths. An arm that was run
+    under the same settings is not run again; an interrupted one goes on where it stopped. A second model in
+    the same OUT is compared with the first, document by document.
+    """
+    from taskvec.evaluation.harness import arm_stem, require_extra
+    from taskvec.evaluation.settings import PAPER_TASKS, Settings
+    from taskvec.evaluation.solo import evaluate_model
+
+    require_extra()
+    out = Path(options["out"] or f"eval-{options['name'] or arm_stem(model)}")
+    settings = Settings(
+        tasks=options["tasks"] + (PAPER_TASKS if options["paper"] else ()),
+        backend=options["backend"] or "hf",
+        device=options["device"],
+        batch_size=options["batch_size"],
+        limit=count_or_share(options["limit"]),
+        chat_template=bool(options["chat_template"]),
+        max_gen_toks=options["max_gen_toks"],
+        seed=1234 if options["seed"] is None else options["seed"],
+        include_path=Path(options["include_path"]) if options["include_path"] else None,
+        model_args=tuple(sorted(options["model_args"].items())),
+        metrics=tuple(sorted(options["metrics"].items())),
+        allow_unsafe_code=bool(options["confirm_run_unsafe_code"]),
+    )
+    with watching(console) as progress:
+        report = evaluate_model(
+            model,
+            settings,
+            out,
+            name=options["name"],
+            kind=options["kind"],
+            alpha=options["alpha"],
+            think=options["think"],
+            perturb=options["perturb"],
+            progress=progress,
+            command=shlex.join(["taskvec", *sys.argv[1:]]),
+        )
+    show(console, report, out)
+    return 0

@@ -1,0 +1,66 @@
+"""``taskvec extract``: donor - reference as an artifact of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .job import execute, plan_options
+from .options import (
+    force_option,
+    option,
+    out_option,
+    output_options,
+    selection_options,
+    talk_options,
+    threads_option,
+    verb,
+)
+from .output import Console
+
+EXAMPLES = """
+What GRPO taught, as a folder of its own, without loss:
+  taskvec extract qwen-grpo qwen-sft -o reasoning.vec
+
+The attention of layers 8 to 20 alone:
+  taskvec extract qwen-grpo qwen-sft -o attention.vec --include self_attn --layers 8-20
+
+Then add it to any model that fits:
+  taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
+"""
+
+
+@verb("extract", examples=EXAMPLES)
+@click.argument("donor", metavar="DONOR")
+@click.argument("reference", metavar="REFERENCE")
+@option(
+    "--dtype",
+    metavar="DTYPE",
+    section="Arithmetic",
+    help="One type for all values, with loss.  [default: per tensor the narrowest that is exact]",
+)
+@selection_options
+@out_option
+@output_options
+@force_option
+@threads_option
+@talk_options("extract")
+def command(
+    console: Console,
+    donor: str,
+    reference: str,
+    out: str,
+    **options: Any,
+) -> int:
+    """Save DONOR - REFERENCE as a task vector.
+
+    The vector is stored without loss: each tensor in the narrowest type that holds all its differences,
+    dense, as a bit mask with values, or as indices with values, whichever is smallest. `taskvec apply` gives
+    bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
+    """
+    from taskvec.api import plan_extract
+
+    plan = plan_extract(donor, reference, **plan_options(options))
+    execute(console, plan, out, "donor - reference", options)
+    return 0

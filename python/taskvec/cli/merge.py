@@ -1,0 +1,69 @@
+"""``taskvec merge``: run a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .job import execute, settings_of
+from .options import option, run_options, talk_options, verb
+from .output import Console, printable
+
+EXAMPLES = """
+Run a recipe, mergekit's or your own:
+  taskvec merge ties.yaml out
+
+Say what would happen, and write nothing:
+  taskvec merge ties.yaml out --dry-run
+
+Replace a value of the recipe:
+  taskvec merge ties.yaml out --set models.1.parameters.weight=0.3
+
+See what a method does, with a recipe to copy:
+  taskvec methods ties
+"""
+
+
+@verb("merge", examples=EXAMPLES)
+@click.argument("recipe", metavar="RECIPE")
+@click.argument("out", metavar="OUT")
+@option(
+    "--set",
+    "overrides",
+    multiple=True,
+    section="Arithmetic",
+    metavar="PATH=VALUE",
+    help="Replace a value of the recipe: `models.1.parameters.weight=0.3` (repeatable).",
+)
+@run_options
+@talk_options("merge")
+def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...], **options: Any) -> int:
+    """Run a merge recipe, in mergekit's YAML format, and write the result to OUT.
+
+    Unknown keys, parameters that the method does not have and values out of range are errors that name the
+    line. Several documents with `name:` build on each other and are run in order; their results are removed
+    at the end. What the recipe says of output type, rounding and seed goes before the options here.
+    """
+    from taskvec.recipe_run import open_recipe
+
+    merge = open_recipe(recipe, overrides=overrides, **settings_of(options))
+    console.findings(merge.file.remarks)
+    final = merge.file.final
+    if options["dry_run"]:
+        execute(console, merge.plan(), out, _title(final.merge_method, recipe), options)
+        return 0
+    steps = len(merge.file.steps)
+    for number, (plan, place) in enumerate(merge.plans(out), 1):
+        if number < steps:
+            console.say(f"document {number} of {steps}: {printable(str(place.name))}")
+            with console.progress() as progress:
+                plan.run(place, settings=merge.settings, progress=progress)
+        else:
+            execute(console, plan, out, _title(final.merge_method, recipe), options)
+    merge.clear(out)
+    return 0
+
+
+def _title(method: Any, recipe: str) -> str:
+    return f"{method} of {printable(recipe)}"

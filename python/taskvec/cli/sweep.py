@@ -1,0 +1,173 @@
+"""``taskvec sweep``: the experiment, with its controls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .evaluation import backend_options, count_or_share, show, task_options, watching
+from .options import Size, alpha_option, option, selection_options, split_names, talk_options, verb
+from .output import Console
+
+EXAMPLES = """
+The paper's experiment with its controls, on a published donor:
+  taskvec sweep qwen2.5-math-1.5b -o out
+
+From the command line:
+  taskvec sweep --target T --donor D --reference R --alpha -1,0,0.5,1 --tasks gsm8k --think -o out
+
+A saved vector; four GPUs; at most 100 GB of merged models at a time:
+  taskvec sweep --target T --vector V --donor D --reference R --tasks gsm8k,sciq --devices 0,1,2,3 \\
+      --scratch-budget 100GB -o out
+
+A sweep file, with less of it to try it out:
+  taskvec sweep my.yaml --limit 50 -o trial
+"""
+
+
+@verb("sweep", examples=EXAMPLES)
+@click.argument("file", metavar="[FILE]", required=False)
+@option("--target", metavar="MODEL", section="Models", help="Receives the vector.")
+@option("--donor", metavar="MODEL", section="Models", help="Has learned what is transferred.")
+@option("--reference", metavar="MODEL", section="Models", help="What the donor was before it learned that.")
+@option("--vector", metavar="VEC", section="Models", help="A saved vector, instead of donor - reference.")
+@option("--base", metavar="MODEL", section="Models", help="What the reference was tuned from: SFT control.")
+@alpha_option("Factors of the vector.  [default: -1,0,0.5,1]")
+@task_options
+@option("--think-only", is_flag=True, default=None, section="Evaluation", help="Run no arm without --think.")
+@option("--random", type=click.IntRange(0), metavar="N", section="Evaluation",
+        help="Random vectors of the same norm per tensor.  [default: 3]")  # fmt: skip
+@option("--permuted", type=click.IntRange(0), metavar="N", section="Evaluation",
+        help="Vectors with their own values shuffled within each tensor.  [default: 1]")  # fmt: skip
+@option("--development", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE", section="Evaluation",
+        help="Share of documents on which alpha is chosen and the gate tested.  [default: 0.3]")  # fmt: skip
+@selection_options
+@option("--out-dtype", metavar="DTYPE", section="Arithmetic", help="Type of the merged weights.")
+@option("--rounding", type=click.Choice(["nearest", "stochastic"]), section="Arithmetic",
+        help="How merged weights are rounded.  [default: nearest]")  # fmt: skip
+@option("--force", multiple=True, metavar="ID[,ID...]", callback=split_names, section="Checks",
+        help="Go on in spite of these compatibility findings.")  # fmt: skip
+@option("-o", "--out", required=True, metavar="OUT", type=click.Path(file_okay=False), section="Output",
+        help="Folder of the report and the arms.")  # fmt: skip
+@option("--scratch", metavar="DIR", type=click.Path(file_okay=False), section="Output",
+        help="Where merged models lie while they are evaluated.  [default: OUT/scratch]")  # fmt: skip
+@option("--scratch-budget", type=Size(), metavar="SIZE", section="Output",
+        help="What they may take together.  [default: half of what is free]")  # fmt: skip
+@option("--keep", is_flag=True, section="Output", help="Leave merged models in the scratch folder.")
+@option("--dry-run", is_flag=True, section="Output", help="Print the experiment and its arms, and stop.")
+@backend_options
+@option("--devices", multiple=True, callback=split_names, metavar="N[,N...]", section="Machine",
+        help="Run arms side by side, one process per GPU.")  # fmt: skip
+@option("--jobs", type=click.IntRange(1), default=1, metavar="N", section="Machine",
+        help="Run arms side by side on one device.")  # fmt: skip
+@talk_options("sweep")
+def command(console: Console, file: str | None, out: str, **options: Any) -> int:
+    """Merge, evaluate and compare a vector with its controls.
+
+    Arms: the target (baseline), the vector at every alpha, donor and reference, random and permuted vectors
+    at the alpha that a development part of the documents chooses, and the SFT vector if --base is given. FILE
+    is a sweep file (YAML) or the name of one that ships with taskvec; options go before what it says. The
+    same command goes on after an interruption.
+    """
+    from taskvec.evaluation.experiment import experiment, load_experiment
+    from taskvec.evaluation.harness import require_extra
+    from taskvec.evaluation.sweep import run_sweep
+
+    require_extra()
+    content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
+    whole = experiment(_merged(content, _given(options)), source=file or "the command line")
+    if options["dry_run"]:
+        return _plan(console, whole)
+    with watching(console) as progress:
+        report = run_sweep(
+            whole,
+            Path(out),
+            scratch=Path(options["scratch"]) if options["scratch"] else None,
+            budget=options["scratch_budget"],
+            keep=options["keep"],
+            devices=options["devices"],
+            jobs=options["jobs"],
+            progress=progress,
+        )
+    show(console, report, Path(out))
+    return 0
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """What the command line says, in the layout of a sweep file; what is left out is left out."""
+    from taskvec.evaluation.settings import PAPER_TASKS
+
+    tasks = [*options["tasks"], *(PAPER_TASKS if options["paper"] else ())]
+    preset = options["preset"] if options["preset"] != "full" else None
+    content = {
+        **{key: options[key] for key in ("target", "donor", "reference", "vector", "base")},
+        **{key: options[key] for key in ("think", "think_only")},
+        "alphas": list(options["alpha"]),
+        "tasks": tasks,
+        "perturb": list(options["perturb"]),
+        "development": options["development"],
+        "controls": {"random": options["random"], "permuted": options["permuted"]},
+        "evaluation": {
+            **{
+                key: options[key]
+                for key in (
+                    "backend", "device", "batch_size", "chat_template", "max_gen_toks", "seed",
+                    "include_path", "model_args", "metrics", "confirm_run_unsafe_code",
+                )
+            },
+            "limit": count_or_share(options["limit"]),
+        },
+        "merge": {
+            "include": list(options["include"]),
+            "exclude": list(options["exclude"]),
+            "preset": preset,
+            "layers": options["layers"],
+            "out_dtype": options["out_dtype"],
+            "rounding": options["rounding"],
+            "force": list(options["force"]),
+        },
+    }  # fmt: skip
+    return _without_empty(content)
+
+
+def _without_empty(content: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in content.items():
+        value = _without_empty(value) if isinstance(value, dict) else value
+        if value is not None and value != [] and value != {}:
+            found[key] = value
+    return found
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings; the command line goes before the file."""
+    found = dict(below)
+    for key, value in above.items():
+        found[key] = _merged(found.get(key) or {}, value) if isinstance(value, dict) else value
+    return found
+
+
+def _plan(console: Console, experiment: Any) -> int:
+    from taskvec.evaluation.sweep import planned_arms
+
+    arms = planned_arms(experiment)
+    page = console.data()
+    page.line(experiment.to_yaml().rstrip())
+    page.line()
+    page.fact("arms", ", ".join(arm.name for arm in arms))
+    controls = experiment.controls
+    page.fact(
+        "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
+    )
+    page.fact("dry run", "nothing was merged or evaluated")
+    console.show(page)
+    console.emit(
+        {
+            "dry_run": True,
+            "experiment": experiment.model_dump(mode="json"),
+            "arms": [arm.name for arm in arms],
+        }
+    )
+    return 0

@@ -1,0 +1,80 @@
+"""``taskvec transfer``: the main job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .job import braced, execute, plan_options
+from .options import (
+    alpha_option,
+    control_option,
+    layer_scale_option,
+    option,
+    out_option,
+    run_options,
+    selection_options,
+    talk_options,
+    verb,
+)
+from .output import Console
+
+EXAMPLES = """
+Add the reasoning that GRPO taught one model to another:
+  taskvec transfer --target qwen-instruct --donor qwen-grpo --reference qwen-sft -o out
+
+Four strengths from one read of the inputs, in out/alpha=-1 ... out/alpha=1:
+  taskvec transfer --target T --donor D --reference R -o out --alpha -1,0,0.5,1
+
+Say what would happen, and write nothing:
+  taskvec transfer --target T --donor D --reference R -o out --dry-run
+
+Leave embeddings, output head and norms alone; keep more of a small step:
+  taskvec transfer --target T --donor D --reference R -o out --preset no-embed-norm --rounding stochastic
+"""
+
+
+@verb("transfer", examples=EXAMPLES)
+@option(
+    "--target",
+    required=True,
+    section="Models",
+    metavar="MODEL",
+    help="Receives the vector: a folder, or a hub id such as org/name[@revision].",
+)
+@option("--donor", required=True, section="Models", metavar="MODEL", help="Has learned what is transferred.")
+@option(
+    "--reference",
+    required=True,
+    section="Models",
+    metavar="MODEL",
+    help="What the donor was before it learned that.",
+)
+@alpha_option("Factor of the vector, negative and above 1 too; several write one output each.  [default: 1]")
+@layer_scale_option
+@control_option
+@selection_options
+@out_option
+@run_options
+@talk_options("transfer")
+def command(
+    console: Console,
+    target: str,
+    donor: str,
+    reference: str,
+    alpha: tuple[float, ...],
+    out: str,
+    **options: Any,
+) -> int:
+    """Write target + alpha * (donor - reference), in one streamed pass.
+
+    The three checkpoints are compared first, by their headers, configurations and tokenizers; nothing is
+    written if they do not fit. An interrupted run goes on where it stopped when the same command is given
+    again. The path of the output goes to stdout.
+    """
+    from taskvec.api import plan_transfer
+
+    alphas = alpha or (1.0,)
+    plan = plan_transfer(target, donor, reference, alpha=alphas, **plan_options(options))
+    vector = f"{options['control'] or ''}(donor - reference)"
+    execute(console, plan, out, f"target + {braced(alphas)} * {vector}", options)
+    return 0

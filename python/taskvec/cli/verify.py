@@ -1,0 +1,64 @@
+"""``taskvec verify``: the manifest's hashes against the files."""
+
+from __future__ import annotations
+
+import click
+
+from .options import option, talk_options, verb
+from .output import EXIT_FAILED, Console, Page, duration, plural, printable, size
+
+EXAMPLES = """
+Is the output what was written?
+  taskvec verify out
+
+In a script:
+  taskvec verify out --quiet || echo "out is damaged"
+"""
+
+SAID = {
+    "ok": "as written",
+    "missing": "missing",
+    "truncated": "too short",
+    "differs": "differs",
+    "extra": "not in the manifest",
+}
+
+
+@verb("verify", examples=EXAMPLES)
+@click.argument("path", metavar="OUT")
+@option(
+    "--threads", type=int, metavar="N", section="Machine", help="Threads that hash.  [default: all cores]"
+)
+@talk_options("verify")
+def command(console: Console, path: str, threads: int | None) -> int:
+    """Compare the files of OUT with the hashes in its manifest, taskvec.json.
+
+    OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas. Files that the
+    manifest does not list are named, and are no failure. Exit code 1 if a file is missing or differs.
+    """
+    from taskvec.api import verify
+
+    with console.progress() as progress:
+        result = verify(path, threads=threads, progress=progress)
+    page = console.data()
+    for file in result.files:
+        if file.status != "ok" or console.verbose:
+            _write(page, file.status, file.name, file.expected_bytes, file.found_bytes)
+    listed = [file for file in result.files if file.status != "extra"]
+    total = sum(file.found_bytes or 0 for file in listed)
+    if result.ok:
+        read = f"{size(total)}, {duration(result.seconds)}"
+        page.line(f"ok: {plural(len(listed), 'file')} as the manifest says ({read})")
+    else:
+        problems = len(result.problems)
+        page.line(f"failed: {problems} of {plural(len(listed), 'file')} are not what was written")
+    console.show(page)
+    console.emit({key: value for key, value in result.to_dict().items() if key != "schema"})
+    return 0 if result.ok else EXIT_FAILED
+
+
+def _write(page: Page, status: str, name: str, expected: int | None, found: int | None) -> None:
+    colour = {"ok": "green", "extra": None}.get(status, "red")
+    word = page.paint(SAID[status].ljust(19), fg=colour)
+    lengths = f"  ({found:,} bytes, expected {expected:,})" if found is not None and found != expected else ""
+    page.line(f"{word}  {printable(name)}{lengths if status != 'extra' else ''}")

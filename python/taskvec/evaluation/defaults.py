@@ -1,0 +1,83 @@
+"""What each known task needs so that a chain of thought is neither cut nor mis-scored.
+
+lm-eval's own defaults are made for short answers: 256 new tokens, and stop strings that a chain of thought
+contains ("Q", a blank line). The rows here apply to tasks that lm-eval ships; a task of the user's own YAML
+is run as it is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FALLBACK_MAX_GEN_TOKS = 1024  # for a generating task that states no length itself
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefaults:
+    """Defaults of the tasks whose name begins with one prefix.
+
+    Attributes
+    ----------
+    max_gen_toks : int, optional
+        New tokens allowed; the task's own figure stands where it is larger.
+    cutting_stops : tuple of str
+        Stop strings that end a chain of thought early. They are dropped where the end of the turn ends the
+        answer anyway (a chat template, or no worked examples in the prompt), and kept in completion prompts
+        with examples, where nothing else would stop the model from inventing the next question.
+    metric : str, optional
+        The metric that comparisons use, fixed before any result is seen.
+    """
+
+    max_gen_toks: int | None = None
+    cutting_stops: tuple[str, ...] = ()
+    metric: str | None = None
+
+
+# longest prefix wins
+KNOWN: dict[str, TaskDefaults] = {
+    "gsm8k": TaskDefaults(2048, ("Question:", "Q:", "\n\n"), "exact_match,flexible-extract"),
+    "gsm_plus": TaskDefaults(2048, ("Question:",), "exact_match,flexible-extract"),
+    "humaneval": TaskDefaults(2048, (), "pass@1,create_test"),
+    "mbpp": TaskDefaults(2048),
+    "bbh_": TaskDefaults(2048, ("Q", "Q:", "\n\n")),
+    "minerva_math": TaskDefaults(4096, ("Problem:",)),
+    "hendrycks_math": TaskDefaults(4096, ("Problem:",)),
+    "aime": TaskDefaults(16384, ("Question:", "\n\n")),
+    "sciq": TaskDefaults(metric="acc,none"),
+}
+
+# where a task has several metrics and no row names one
+METRIC_ORDER = ("exact_match", "pass@1", "acc", "acc_norm", "f1")
+
+
+def task_defaults(name: str) -> TaskDefaults:
+    """The row for `name`, or one without defaults."""
+    for prefix in sorted(KNOWN, key=len, reverse=True):
+        if name.startswith(prefix):
+            return KNOWN[prefix]
+    return TaskDefaults()
+
+
+def primary_metric(name: str, metrics: list[str], chosen: str | None = None) -> str | None:
+    """The metric that comparisons of a task use.
+
+    Parameters
+    ----------
+    name : str
+        Task or group.
+    metrics : list of str
+        The metrics that can be compared sample for sample, as lm-eval names them
+        (``exact_match,strict-match``).
+    chosen : str, optional
+        What the user named, with or without the filter.
+    """
+    for wanted in (chosen, task_defaults(name).metric):
+        if wanted is not None:
+            for metric in metrics:
+                if metric == wanted or metric.split(",")[0] == wanted:
+                    return metric
+    for wanted in METRIC_ORDER:
+        for metric in metrics:
+            if metric.split(",")[0] == wanted:
+                return metric
+    return metrics[0] if metrics else None

@@ -1,0 +1,238 @@
+"""A whole experiment as one value, and as the YAML file that holds it."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from taskvec.errors import NotFoundError, RecipeError
+from taskvec.recipe_document import Document, nearest
+from taskvec.recipe_yaml import read
+from taskvec.settings import parse_alphas
+
+from .settings import PAPER_TASKS, PERTURBATIONS, THINK, Backend, Settings
+
+SUFFIXES = (".yaml", ".yml")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Controls(_Strict):
+    """How many random and permuted vectors are evaluated beside the real one."""
+
+    random: int = Field(3, ge=0, le=100)
+    permuted: int = Field(1, ge=0, le=100)
+
+
+class Evaluation(_Strict):
+    """How arms are evaluated; see `Settings`."""
+
+    backend: Backend = "hf"
+    device: str | None = None
+    batch_size: int | Literal["auto"] | None = None
+    limit: int | float | None = None
+    chat_template: bool = False
+    max_gen_toks: int | None = None
+    seed: int = 1234
+    include_path: str | None = None
+    model_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    metrics: dict[str, str] = Field(default_factory=dict)
+    confirm_run_unsafe_code: bool = False
+
+
+class Merge(_Strict):
+    """How arms are merged; the options of `taskvec transfer`."""
+
+    include: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    preset: Literal["full", "no-embed", "no-embed-norm"] = "full"
+    layers: str | None = None
+    out_dtype: str | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    force: list[str] = Field(default_factory=list)
+
+
+class Experiment(_Strict):
+    """Target, vector, arms and settings: what `run_sweep` runs.
+
+    Attributes
+    ----------
+    target : str
+        The model that receives the vector.
+    donor, reference : str, optional
+        The models whose difference is the vector; evaluated as arms of their own, for the gate.
+    vector : str, optional
+        A saved task vector, in place of the difference; donor and reference may still be named for the gate.
+    base : str, optional
+        What the reference was tuned from, for the SFT vector.
+    alphas : tuple of float
+        Factors of the vector.
+    think : str, optional
+        A request to reason; the baseline and the vector arms are run with it as well. ``true`` in a file
+        stands for "Think step by step.".
+    think_only : bool
+        Run every arm with it, and none without.
+    perturb : tuple of str
+        Perturbations under which the baseline and the chosen vector are run as well.
+    development : float
+        Share of each task's documents on which alpha is chosen and the gate is tested; the rest is reported
+        on.
+    """
+
+    target: str
+    donor: str | None = None
+    reference: str | None = None
+    vector: str | None = None
+    base: str | None = None
+    alphas: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0)
+    tasks: tuple[str, ...] = PAPER_TASKS
+    think: str | None = None
+    think_only: bool = False
+    perturb: tuple[str, ...] = ()
+    development: float = Field(0.3, ge=0, lt=1)
+    controls: Controls = Controls(random=3, permuted=1)
+    evaluation: Evaluation = Evaluation()
+    merge: Merge = Merge()
+
+    @field_validator("alphas", mode="before")
+    @classmethod
+    def _alphas(cls, value: Any) -> Any:
+        if isinstance(value, (bool, dict)) or value is None:
+            raise ValueError("alphas are numbers: [-1, 0, 0.5, 1]")
+        return parse_alphas(value)
+
+    @field_validator("tasks", "perturb", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
+
+    @field_validator("perturb")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in value:
+            if kind not in PERTURBATIONS:
+                raise ValueError(f"`{kind}` is no perturbation; they are {', '.join(PERTURBATIONS)}")
+        return value
+
+    @field_validator("think", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return THINK if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Experiment:
+        if self.vector is None and (self.donor is None or self.reference is None):
+            raise ValueError("name `donor` and `reference`, or a saved `vector`")
+        if self.think_only and self.think is None:
+            raise ValueError("`think_only` needs `think`")
+        return self
+
+    def settings(self) -> Settings:
+        """The settings that all arms share."""
+        given = self.evaluation
+        return Settings(
+            tasks=self.tasks,
+            backend=given.backend,
+            device=given.device,
+            batch_size=given.batch_size,
+            limit=given.limit,
+            chat_template=given.chat_template,
+            max_gen_toks=given.max_gen_toks,
+            seed=given.seed,
+            include_path=None if given.include_path is None else Path(given.include_path),
+            model_args=tuple(sorted((key, _word(value)) for key, value in given.model_args.items())),
+            metrics=tuple(sorted(given.metrics.items())),
+            allow_unsafe_code=given.confirm_run_unsafe_code,
+        )
+
+    def to_yaml(self) -> str:
+        """The experiment as a sweep file, without what is left at its default."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _word(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def load_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """Read a sweep file, or a shipped one by its name.
+
+    Raises
+    ------
+    NotFoundError, RecipeError
+        The file is not there, is no strict YAML, or has a key or value that cannot be honoured (named with
+        its line).
+    """
+    name = os.fspath(path)
+    found = Path(name)
+    if not found.exists() and not name.endswith(SUFFIXES):
+        shipped = recipes()
+        if name not in shipped:
+            near = nearest(name, shipped)
+            raise NotFoundError(
+                f"`{name}` is neither a sweep file nor one that ships with taskvec",
+                f"did you mean `{near}`?" if near else f"shipped: {', '.join(sorted(shipped))}",
+            )
+        with resources.as_file(shipped[name]) as file:
+            return _validated(read(file)[1])
+    return _validated(read(found)[1])
+
+
+def recipes() -> dict[str, Any]:
+    """The sweep files that ship with the package, by name."""
+    folder = resources.files("taskvec.evaluation") / "recipes"
+    return {item.name.rsplit(".", 1)[0]: item for item in folder.iterdir() if item.name.endswith(SUFFIXES)}
+
+
+def experiment(content: dict[str, Any], *, source: str = "the sweep") -> Experiment:
+    """An experiment from plain data, as a file or the command line gives it."""
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        path, message, hint = _said(error)
+        raise RecipeError(f"{source}: {_dotted(path)}{message}", hint) from None
+
+
+def _validated(documents: list[Document]) -> Experiment:
+    document = documents[0]
+    if len(documents) > 1:
+        raise documents[1].error((), "a sweep file holds one document")
+    try:
+        return Experiment.model_validate(document.plain())
+    except ValidationError as error:
+        path, message, hint = _said(error)
+        raise document.error(path, f"{_dotted(path)}{message}", hint, key=True) from None
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return f"`{'.'.join(map(str, path))}`: " if path else ""
+
+
+def _said(error: ValidationError) -> tuple[tuple[str | int, ...], str, str | None]:
+    """Where, what and the way out of the first mistake."""
+    first = error.errors(include_url=False)[0]
+    path = tuple(part for part in first["loc"] if not _is_branch(part))
+    if first["type"] == "extra_forbidden":
+        model: Any = Experiment
+        for part in path[:-1]:
+            model = model.model_fields[part].annotation
+        near = nearest(str(path[-1]), model.model_fields)
+        known = ", ".join(model.model_fields)
+        return path, "no such key", f"did you mean `{near}`?" if near else f"the keys are {known}"
+    message = first["msg"].removeprefix("Value error, ")
+    return path, message[:1].lower() + message[1:], None
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether pydantic put the name of a union's branch into a path."""
+    return isinstance(part, str) and (
+        part in ("int", "float", "str") or part.startswith(("literal", "constrained"))
+    )

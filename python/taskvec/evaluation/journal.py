@@ -1,0 +1,112 @@
+"""The journal of an unfinished arm: finished blocks of requests, from which a killed evaluation goes on.
+
+lm-eval has a response cache of its own, which is not used: its keys do not name the model, and a run that
+finds half of its requests cached batches the other half anew, which changes results in the last digits and
+now and then a sample. Here a block is a fixed slice of the request list. It is in the journal whole, or it is
+evaluated again in the same batches, so a resumed run ends in the samples of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import EvaluationError
+
+
+class Journal:
+    """An append-only file of finished blocks, one JSON line each with its own digest.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it is made at the first block.
+    identity : str
+        Of the arm; a journal of another identity is begun anew.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path, self.identity = path, identity
+        self._blocks: dict[str, list[Any]] = {}
+        self._file: Any = None
+        self.resumed = 0
+        self._read()
+
+    def get(self, key: str) -> list[Any] | None:
+        """The responses of a block, or None if it is not finished."""
+        found = self._blocks.get(key)
+        self.resumed += found is not None
+        return found
+
+    def put(self, key: str, responses: list[Any]) -> None:
+        """Record a block; it is on the disk when this returns."""
+        file = self._file or self._begin()
+        try:
+            file.write(_line(key, responses))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """The arm is recorded as a whole: the journal has done its work."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> None:
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except OSError:
+            return
+        if not lines or _parsed(lines[0]) != ("identity", self.identity):
+            return
+        for line in lines[1:]:
+            found = _parsed(line)
+            if found is None:  # a line cut short by the kill, and whatever might follow it
+                break
+            self._blocks[found[0]] = found[1]
+
+    def _begin(self) -> Any:
+        """Open for appending; a torn or foreign file is first replaced by what of it is good."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part = self.path.with_name(f"{self.path.name}.part")
+            with part.open("wb") as file:
+                file.write(_line("identity", self.identity))
+                for key, responses in self._blocks.items():
+                    file.write(_line(key, responses))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+            self._file = self.path.open("ab")
+            return self._file
+        except OSError as error:
+            raise EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}") from error
+
+
+def block_key(attribute: str, arguments: list[Any], repeat: int) -> str:
+    """A digest of what a block asks; `repeat` tells equal blocks of one run apart."""
+    text = json.dumps([attribute, arguments, repeat], default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _line(key: str, content: Any) -> bytes:
+    body = json.dumps([key, content], ensure_ascii=True)
+    return f"{hashlib.blake2b(body.encode(), digest_size=8).hexdigest()} {body}\n".encode()
+
+
+def _parsed(line: bytes) -> tuple[str, Any] | None:
+    digest, _, body = line.partition(b" ")
+    if not body or hashlib.blake2b(body, digest_size=8).hexdigest().encode() != digest:
+        return None
+    key, content = json.loads(body)
+    return key, content

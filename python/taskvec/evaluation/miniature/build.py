@@ -1,0 +1,346 @@
+"""The four checkpoints of the paper in miniature, and the problems that they are tested on.
+
+``python -m taskvec.evaluation.miniature.build FOLDER --seed N`` trains them; with ``--pack FILE`` they are
+put into one archive as well, which :func:`unpack` opens elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from taskvec.errors import FormatError, NotFoundError, OutputError
+from taskvec.evaluation.miniature import data, grpo, model, tokenizer
+from taskvec.evaluation.miniature.training import Progress, Stage, train
+
+Role = Literal["base", "target", "reference", "donor"]
+
+PARENT: dict[Role, Role | None] = {"base": None, "target": "base", "reference": "base", "donor": "reference"}
+"""What each checkpoint is trained from."""
+TASK = "miniature"
+PROBLEMS = 1500
+DEVELOPMENT = 1 / 3
+"""The share of the problems on which alpha is chosen and the donor is held against its reference."""
+MARK = "miniature.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the four models come about."""
+
+    base: Stage
+    target: Stage
+    reference: Stage
+    donor: grpo.Recipe
+
+
+RECIPE = Recipe(
+    base=Stage(
+        "base",
+        {"problem1": 0.15, "problem2": 0.15, "problem3": 0.2, "fact": 0.4, "letters": 0.05, "chat": 0.05},
+        rate=3e-3,
+        muon=5e-3,
+        warmup=10,
+        # Stopped by its accuracy, a base knows enough to draw right answers and leaves something to learn;
+        # a fixed number of steps gave too little and too much.
+        steps=500,
+        until=0.4,
+        decay=40,
+        prompt_weight=0.2,
+    ),
+    target=Stage(
+        "target",
+        {"letters": 0.45, "chat": 0.45, "problem3": 0.05, "fact": 0.05},
+        rate=2e-4,
+        steps=20,
+        decay=10,
+    ),
+    reference=Stage("reference", {"problem3": 1.0}, rate=1e-4, steps=8, decay=4, warmup=2),
+    donor=grpo.Recipe(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MiniatureModels:
+    """Where the checkpoints and the task are.
+
+    Attributes
+    ----------
+    base, target, reference, donor : Path
+        Folders that transformers loads.
+    tasks : Path
+        Folder of the lm-eval task files, for ``include_path``.
+    task : str
+        Name of the task: ``PROBLEMS`` problems, ``DEVELOPMENT`` of them for choosing.
+    seed : int
+    """
+
+    base: Path
+    target: Path
+    reference: Path
+    donor: Path
+    tasks: Path
+    task: str
+    seed: int
+
+
+def build(
+    directory: str | os.PathLike[str],
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    recipe: Recipe = RECIPE,
+    problems: int = PROBLEMS,
+) -> MiniatureModels:
+    """Train what is missing in a folder: each checkpoint appears there when it is complete.
+
+    The base comes first; then the target is trained in a process of its own beside reference and donor. Every
+    process keeps to one torch thread: the same seed gives the same weights on the same machine.
+
+    Parameters
+    ----------
+    directory : path
+        Created if need be. Checkpoints that are there already are kept.
+    seed : int
+        Of weights, training texts, samples and test problems.
+    progress : callable, optional
+        Called with a checkpoint's name, the steps done and the most there can be.
+    recipe : Recipe, optional
+        Another training recipe, for tests.
+    problems : int
+        How many test problems are written.
+
+    Raises
+    ------
+    OutputError
+        The folder belongs to another seed or recipe.
+    """
+    directory = Path(directory)
+    _claim(directory, {"format": FORMAT, "seed": seed, "recipe": repr(recipe)})
+    with _one_thread():
+        _make(directory, "base", seed, recipe, progress)
+        with _beside(directory, seed, recipe) as target:
+            _make(directory, "reference", seed, recipe, progress)
+            _make(directory, "donor", seed, recipe, progress)
+            if target is not None:
+                target.result()
+    return _models(directory, seed, problems)
+
+
+def pack(models: MiniatureModels, file: str | os.PathLike[str]) -> Path:
+    """Put the checkpoints into one archive; the same checkpoints give the same bytes."""
+    root, file = models.base.parent, Path(file)
+    members = [root / MARK]
+    for role in PARENT:
+        members += sorted(path for path in (root / role).iterdir() if path.is_file())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(file.name + ".part")
+    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in members:
+            archive.writestr(zipfile.ZipInfo(path.relative_to(root).as_posix()), path.read_bytes())
+    unfinished.replace(file)
+    return file
+
+
+def unpack(
+    file: str | os.PathLike[str], directory: str | os.PathLike[str], *, problems: int = PROBLEMS
+) -> MiniatureModels:
+    """Checkpoints from an archive of :func:`pack`, in place of training them.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such file.
+    FormatError
+        It is no archive of :func:`pack`.
+    """
+    file, directory = Path(file), Path(directory)
+    if not file.is_file():
+        raise NotFoundError(f"`{file}` is not there", "name an archive that `--pack` wrote")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            mark = json.loads(archive.read(MARK))
+            seed = int(mark["seed"])
+            if mark["format"] != FORMAT:
+                raise ValueError(f"its format is {mark['format']}, not {FORMAT}")
+            _claim(directory, mark)
+            for role in PARENT:
+                names = [name for name in archive.namelist() if name.startswith(f"{role}/")]
+                if any(name.count("/") != 1 or ".." in name or "\\" in name for name in names) or not names:
+                    raise ValueError(f"its folder `{role}` is missing or has folders in it")
+                with _appearing(directory / role) as folder:
+                    if folder is not None:
+                        for name in names:
+                            (folder / name.split("/")[1]).write_bytes(archive.read(name))
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"`{file}` is no archive of miniature checkpoints: {error}") from error
+    return _models(directory, seed, problems)
+
+
+def write_task(folder: Path, seed: int, problems: int = PROBLEMS) -> None:
+    """The test problems as JSON lines, and the lm-eval task that reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = folder / f"{TASK}.jsonl"
+    with lines.open("w", encoding="utf-8") as out:
+        for problem in data.distinct("test", seed, problems):
+            row = {"question": problem.question, "answer": problem.solution, "final": str(problem.final)}
+            out.write(json.dumps(row) + "\n")
+    task: dict[str, Any] = {
+        "task": TASK,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(lines.resolve())}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": data.prompt("{{question}}"),
+        "doc_to_target": "{{final}}",
+        "generation_kwargs": {"until": [tokenizer.END], "do_sample": False, "max_gen_toks": model.LIMIT},
+        "filter_list": [
+            {
+                "name": "strict",
+                "filter": [
+                    {"function": "regex", "regex_pattern": grpo.ANSWER.pattern},
+                    {"function": "take_first"},
+                ],
+            }
+        ],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": FORMAT},
+    }
+    (folder / f"{TASK}.yaml").write_text(json.dumps(task, indent=1), encoding="utf-8")
+
+
+def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Progress | None) -> None:
+    """One checkpoint, unless it is there."""
+    with _appearing(directory / role) as folder:
+        if folder is None:
+            return
+        parent, words = PARENT[role], tokenizer.train()
+        weights = model.initialise(seed) if parent is None else load_weights(directory / parent)
+        # Every stage reads texts of its own.
+        own = 10 * seed + list(PARENT).index(role)
+        if role == "donor":
+            weights = grpo.improve(weights, recipe.donor, words, own, progress)
+        else:
+            weights = train(weights, getattr(recipe, role), words, own, progress)
+        save(weights, words, folder)
+
+
+def save(weights: model.Weights, words: Any, folder: Path) -> None:
+    """Write a checkpoint through transformers: weights in float32, configuration, tokenizer."""
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    network = Qwen2ForCausalLM(Qwen2Config(**model.CONFIGURATION))
+    network.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
+    network.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token=tokenizer.PAD,  # or Qwen2's own is added, past the end of the embedding
+        pad_token=tokenizer.PAD,
+        eos_token=tokenizer.END,
+        padding_side="left",
+        model_max_length=model.POSITIONS,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+
+
+def load_weights(folder: Path) -> model.Weights:
+    """What :func:`save` wrote."""
+    return load_file(folder / "model.safetensors")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path | None]:
+    """A sibling folder that takes the name when it is complete; None if the name is taken already."""
+    if folder.exists():
+        yield None
+        return
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _beside(directory: Path, seed: int, recipe: Recipe) -> Iterator[Future[None] | None]:
+    """The target's training in another process; none is started if the target is there."""
+    if (directory / "target").exists():
+        yield None
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield pool.submit(_make, directory, "target", seed, recipe, None)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _claim(directory: Path, content: dict[str, Any]) -> None:
+    """Mark a folder as the home of these models, or find that it is already."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark = directory / MARK
+        if not mark.exists():
+            mark.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        elif json.loads(mark.read_text(encoding="utf-8")) != content:
+            raise OutputError(
+                f"`{directory}` holds the models of another seed or recipe",
+                "name another folder, or remove it",
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot use `{directory}` for the models: {error}") from error
+
+
+def _models(directory: Path, seed: int, problems: int) -> MiniatureModels:
+    write_task(directory / "tasks", seed, problems)
+    folders = {role: directory / role for role in PARENT}
+    return MiniatureModels(**folders, tasks=directory / "tasks", task=TASK, seed=seed)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build the checkpoints in a folder, and pack them if asked."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m taskvec.evaluation.miniature.build", description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pack", metavar="FILE", help="also write the four checkpoints to one archive")
+    given = parser.parse_args(arguments)
+    models = build(given.folder, given.seed, _print)
+    if given.pack:
+        print(pack(models, given.pack))
+
+
+def _print(name: str, step: int, steps: int) -> None:
+    if step % 20 == 0 or step == steps:
+        import sys
+
+        print(f"{name}: {step} of at most {steps} steps", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

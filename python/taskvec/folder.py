@@ -1,0 +1,117 @@
+"""What lies in a checkpoint folder or repository: weights in use, files that come along, and what stays
+behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# Formats that hold weights, trainer state included. None of them is copied: the output's weights are new.
+_WEIGHT_SUFFIXES = (
+    *(".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".ot", ".distcp", ".nemo", ".h5", ".msgpack", ".npz"),
+    *(".npy", ".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".mlmodel"),
+)
+# `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` has not.
+_WEIGHT_BIN = re.compile(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
+_WEIGHT_INDEX = re.compile(r"\.(?:safetensors|bin|pt|pth|msgpack|h5)\.index\.json$")
+_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
+# Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
+# hold.
+_SECOND_COPIES = frozenset({"original", "metal", "onnx", "openvino", "coreml", "gguf"})
+
+
+def is_weight(name: str) -> bool:
+    """Whether a file holds weights, or is an index of such files, judging by its name."""
+    base = PurePosixPath(name).name.lower()
+    if base.endswith(_WEIGHT_SUFFIXES):
+        return True
+    return _WEIGHT_BIN.search(base) is not None or _WEIGHT_INDEX.search(base) is not None
+
+
+def is_needed(name: str) -> bool:
+    """Whether a repository's file is worth downloading beside its weights in use."""
+    parts = PurePosixPath(name).parts
+    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or parts[0].lower() in _SECOND_COPIES)
+
+
+def index_of(names: Iterable[str]) -> str | None:
+    """The index among the names of a folder's files: the standard one, or the only one."""
+    indices = [name for name in names if "/" not in name and name.endswith(INDEX_SUFFIX)]
+    return INDEX if INDEX in indices else indices[0] if len(indices) == 1 else None
+
+
+def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[str]:
+    """The weight files among the names, from the parsed index if there is one.
+
+    This only says which headers to look at; whether they make a checkpoint is for the reader to judge.
+    """
+    if index is not None:
+        weight_map = index.get("weight_map")
+        listed = weight_map.values() if isinstance(weight_map, dict) else ()
+        return sorted({file for file in listed if isinstance(file, str) and file in names})
+    return (
+        [SINGLE]
+        if SINGLE in names
+        else sorted(n for n in names if "/" not in n and n.endswith(".safetensors"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a folder beside its weights in use, as relative POSIX names in order.
+
+    ``other`` come along to an output; ``left`` do not: weights that are not in use, links to folders,
+    special files.
+    """
+
+    other: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def list_folder(folder: Path, weights: Collection[str]) -> Listing:
+    """List a folder and its sub-folders; symbolic links to files are followed, those to folders are not."""
+    other: list[str] = []
+    left: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        left.append(f"{PurePosixPath(os.path.relpath(error.filename, folder))}/")
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        relative = PurePosixPath(Path(root).relative_to(folder).as_posix())
+        links = {name for name in folders if os.path.islink(os.path.join(root, name))}
+        left += [f"{relative / name}/" for name in links - _SKIPPED_FOLDERS]
+        folders[:] = [name for name in folders if name not in links and name not in _SKIPPED_FOLDERS]
+        for name in files:
+            path = str(relative / name)
+            if path in weights or ("/" not in path and path.endswith(INDEX_SUFFIX)):
+                continue
+            is_other = not is_weight(path) and _is_text(path) and _is_regular(os.path.join(root, name))
+            (other if is_other else left).append(path)
+    return Listing(
+        tuple(sorted(other)), tuple(sorted(path.encode("utf-8", "replace").decode() for path in left))
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is Unicode; any other could not be written down in the manifest."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_regular(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False

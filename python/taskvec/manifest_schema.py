@@ -1,0 +1,137 @@
+"""The JSON schema of ``taskvec.json``, version 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = 1
+
+_DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+_NUMBERS = {"type": "array", "items": {"type": ["number", "null"]}}
+
+
+def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": {**required, **(optional or {})},
+        "additionalProperties": False,
+    }
+
+
+def schema() -> dict[str, Any]:
+    """The schema as JSON Schema, draft 2020-12.
+
+    Every member but ``run`` is the same wherever and however often the same merge is made.
+    """
+    weight_file = _object({"name": _TEXT, "bytes": _COUNT}, {"sha256": _DIGEST})
+    source = _object(
+        {
+            "role": {**_TEXT, "description": "target, donor, reference …"},
+            "model": {**_TEXT, "description": "what the user wrote"},
+            "fingerprint": {**_DIGEST, "description": "BLAKE3 over the headers of the weight files"},
+            "files": {"type": "array", "items": weight_file},
+        },
+        {"repository": _TEXT, "revision": {**_TEXT, "description": "the commit on the hub"}},
+    )
+    finding = _object(
+        {
+            "level": {"enum": ["error", "warning", "note"]},
+            "id": _TEXT,
+            "subject": _TEXT,
+            "expected": _TEXT,
+            "found": _TEXT,
+            "fix": _TEXT,
+            "message": _TEXT,
+        }
+    )
+    survival = _object(
+        {
+            "fields": {
+                "type": "array",
+                "items": _TEXT,
+                "description": "names of the numbers below, in order; a figure that does not exist is null",
+            },
+            "total": {"anyOf": [_NUMBERS, {"type": "null"}]},
+            "tensors": {"type": "object", "additionalProperties": _NUMBERS},
+        }
+    )
+    vector = _object(
+        {
+            "format": {"const": 1},
+            "dtype": {"type": ["string", "null"], "description": "null: without loss"},
+            "elements": _COUNT,
+            "changed": {**_COUNT, "description": "elements that are not zero"},
+            "bytes": _COUNT,
+            "norm": {"type": "number"},
+            "largest": {"type": "number"},
+            "tensors": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {
+                        "shape": {"type": "array", "items": _COUNT},
+                        "origin": {**_TEXT, "description": "F32 where a model is stored wider than BF16"},
+                        "encoding": {"enum": ["zero", "dense", "mask", "index"]},
+                        "dtype": {**_TEXT, "description": "of the values"},
+                        "bytes": _COUNT,
+                        "file": {"type": ["string", "null"]},
+                        "elements": _COUNT,
+                        "changed": _COUNT,
+                        "norm": {"type": ["number", "null"]},
+                        "largest": {"type": ["number", "null"]},
+                    }
+                ),
+            },
+        }
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "taskvec.json: what made a folder, and what is in it",
+        **_object(
+            {
+                "schema": {"const": VERSION},
+                "kind": {"enum": ["checkpoint", "vector"]},
+                "engine": _object({"name": {"const": "taskvec"}, "version": _TEXT, "arithmetic": _COUNT}),
+                "recipe": {
+                    "type": "object",
+                    "required": ["verb"],
+                    "properties": {"verb": _TEXT},
+                    "description": "what was asked for; settings that have their default are left out",
+                },
+                "command": {
+                    "type": ["string", "null"],
+                    "description": "the command line that repeats it into a folder OUT",
+                },
+                "sources": {"type": "array", "items": source, "minItems": 1},
+                "files": {
+                    "type": "array",
+                    "items": _object({"name": _TEXT, "bytes": _COUNT, "blake3": _DIGEST}),
+                    "description": "every file of the folder but this one",
+                },
+                "findings": {"type": "array", "items": finding},
+                "survival": survival,
+                "non_finite": {
+                    "type": "array",
+                    "items": {
+                        "type": "array",
+                        "prefixItems": [_TEXT, _TEXT, _COUNT],
+                        "minItems": 3,
+                        "maxItems": 3,
+                    },
+                    "description": "tensor, where in it, how many values that are not finite",
+                },
+                "run": _object(
+                    {
+                        "plan": _DIGEST,
+                        "finished": {**_TEXT, "description": "UTC, ISO 8601"},
+                        "seconds": {"type": "number"},
+                        "threads": _COUNT,
+                        "cpu_level": _TEXT,
+                    }
+                ),
+            },
+            {"vector": vector},
+        ),
+    }

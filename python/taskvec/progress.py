@@ -1,0 +1,45 @@
+"""What a progress callback is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["download", "prepare", "merge", "publish", "verify", "compare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes
+    ----------
+    phase : {"download", "prepare", "merge", "publish", "verify", "compare"}
+        What is being done.
+    done_bytes, total_bytes : int
+        Of this phase.
+    seconds : float
+        Since this phase began.
+    """
+
+    phase: Phase
+    done_bytes: int
+    total_bytes: int
+    seconds: float
+
+
+Callback = Callable[[Progress], object]
+
+
+def meter(callback: Callback | None, phase: Phase) -> Callable[[int, int], None] | None:
+    """A callback of two byte counts, as the engine wants it, that reports one phase."""
+    if callback is None:
+        return None
+    begin = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        callback(Progress(phase, done, total, time.monotonic() - begin))
+
+    return tell

@@ -1,0 +1,238 @@
+"""Task vectors on disk: a folder of safetensors whose manifest says where it came from and what it fits.
+
+Each tensor is stored in the smallest of three ways: ``T`` itself; ``T.mask`` (a bit for each element, the
+lowest bit of a byte first) and ``T.values``; or ``T.indices`` (flat and sorted) and ``T.values``. A tensor
+that is zero is not stored. ``reference/`` holds config and tokenizer of the model that was subtracted: what a
+target is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from taskvec import manifest
+from taskvec.checkpoint import Checkpoint, TensorInfo
+from taskvec.checkpoint import open as open_checkpoint
+from taskvec.companions import CONFIG, MANIFEST
+from taskvec.errors import FormatError
+from taskvec.folder import list_folder
+from taskvec.jsonfile import read_object
+from taskvec.selection import Selection
+from taskvec.settings import DTYPE_BYTES, FLOAT_DTYPES
+
+if TYPE_CHECKING:
+    from taskvec.progress import Callback
+
+FORMAT = 1
+REFERENCE = "reference"
+_ENCODINGS = ("zero", "dense", "mask", "index")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SavedVector:
+    """A task vector on disk, by its headers and its manifest; made by :func:`open_vector`.
+
+    Attributes
+    ----------
+    spec : str
+        What the user wrote.
+    stored : Checkpoint
+        The safetensors files as they are.
+    manifest : dict
+        taskvec.json.
+    tensors : mapping of str to TensorInfo
+        The tensors of the vector: type of the values, shape, bytes on disk, file (empty where it is zero).
+    model : Checkpoint
+        The reference's config, tokenizer, names, shapes and types, without its weights.
+    zero : frozenset of str
+        The tensors that are zero.
+    selection : Selection
+        What was selected when it was extracted: the target's other tensors need no counterpart in it.
+    """
+
+    spec: str
+    stored: Checkpoint
+    manifest: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    model: Checkpoint
+    zero: frozenset[str]
+    selection: Selection
+
+    kind = "vector"
+
+    @property
+    def location(self) -> Path:
+        """The folder."""
+        return self.stored.location
+
+    path = location
+
+    @property
+    def repository(self) -> str | None:
+        """Its name on the hub."""
+        return self.stored.repository
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub."""
+        return self.stored.revision
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the reference."""
+        return self.model.config
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE3 over the headers of its files."""
+        return self.stored.fingerprint
+
+    @property
+    def file_sizes(self) -> dict[str, int]:
+        """Its weight files and their sizes."""
+        return self.stored.file_sizes
+
+    @property
+    def download_bytes(self) -> int:
+        """Nothing is left to download."""
+        return 0
+
+    def materialise(self, progress: Callback | None = None) -> SavedVector:
+        """Itself: its files are here."""
+        del progress
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"SavedVector({self.spec!r}, tensors: {len(self.tensors):,}, bytes: {self.stored.total_bytes:,})"
+        )
+
+
+def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) -> SavedVector:
+    """Open a saved task vector by its headers and its manifest.
+
+    Parameters
+    ----------
+    spec : str or path
+        A folder that ``extract`` or ``save`` wrote, or its name on the hub.
+    progress : callable, optional
+        Told about the download of one on the hub.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing of that name, or it has no manifest.
+    FormatError
+        It is no task vector, or damaged.
+    """
+    stored = open_checkpoint(spec).materialise(progress)
+    data = manifest.read(stored.location)
+    if data.get("kind") != "vector":
+        raise FormatError(
+            f"`{spec}` is a {data.get('kind')}, expected a task vector",
+            "`taskvec extract` makes one of two models",
+        )
+    rows = _rows(data, stored)
+    tensors = {
+        name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
+        for name, row in rows.items()
+    }
+    return SavedVector(
+        spec=os.fspath(spec),
+        stored=stored,
+        manifest=data,
+        tensors=MappingProxyType(tensors),
+        model=_reference(os.fspath(spec), stored, rows),
+        zero=frozenset(name for name, row in rows.items() if row["encoding"] == "zero"),
+        selection=_selection(data.get("recipe")),
+    )
+
+
+def is_vector(spec: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a saved vector, as far as its manifest says."""
+    try:
+        return read_object(Path(spec) / MANIFEST, maximum=manifest.MAXIMUM_BYTES).get("kind") == "vector"
+    except (OSError, ValueError):
+        return False
+
+
+def _selection(recipe: Any) -> Selection:
+    names = ("include", "exclude", "preset", "layers")
+    return Selection(**{name: recipe[name] for name in names if isinstance(recipe, dict) and name in recipe})
+
+
+def _rows(data: Mapping[str, Any], stored: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The tensors that the manifest lists, held against the files."""
+    vector = data.get("vector")
+    tensors = vector.get("tensors") if isinstance(vector, dict) else None
+    if not isinstance(vector, dict) or vector.get("format") != FORMAT or not isinstance(tensors, dict):
+        raise FormatError(
+            f"`{stored.spec}` has no description of a vector of format {FORMAT} in its manifest",
+            "extract it again with this version",
+        )
+    expected: set[str] = set()
+    for name, row in tensors.items():
+        if not _is_sound(row):
+            raise FormatError(f"`{stored.spec}` has a damaged description of `{name}`", "extract it again")
+        parts = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
+        names = [f"{name}{part}" for part in parts[row["encoding"]]]
+        expected.update(names)
+        missing = [part for part in names if part not in stored.tensors]
+        if missing:
+            raise FormatError(
+                f"`{stored.spec}` lacks `{missing[0]}`, which its manifest lists", "extract it again"
+            )
+        if row["encoding"] == "dense" and stored.tensors[name].shape != tuple(row["shape"]):
+            raise FormatError(
+                f"`{name}` of `{stored.spec}` has shape {list(stored.tensors[name].shape)}, "
+                f"its manifest says {row['shape']}",
+                "extract it again",
+            )
+    surplus = [name for name in stored.tensors if name not in expected]
+    if surplus:
+        raise FormatError(
+            f"`{stored.spec}` holds `{surplus[0]}`, which its manifest does not list", "extract it again"
+        )
+    return tensors
+
+
+def _is_sound(row: Any) -> bool:
+    if not isinstance(row, dict) or row.get("encoding") not in _ENCODINGS:
+        return False
+    shape, types = row.get("shape"), (row.get("dtype"), row.get("origin"))
+    counts = row.get("bytes"), row.get("elements"), row.get("changed")
+    return (
+        isinstance(shape, list)
+        and all(isinstance(size, int) and size >= 0 for size in shape)
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+        and row["elements"] == math.prod(shape)
+        and all(dtype in FLOAT_DTYPES for dtype in types)
+        and isinstance(row.get("file"), (str, type(None)))
+    )
+
+
+def _reference(spec: str, stored: Checkpoint, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    folder = stored.location / REFERENCE
+    listing = list_folder(folder, ()) if folder.is_dir() else None
+    config = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    tensors = {
+        name: TensorInfo(
+            name, row["origin"], tuple(row["shape"]), math.prod(row["shape"]) * DTYPE_BYTES[row["origin"]], ""
+        )
+        for name, row in rows.items()
+    }
+    return Checkpoint(
+        spec=spec,
+        path=folder,
+        tensors=MappingProxyType(tensors),
+        config=config,
+        other_files=listing.other if listing else (),
+        file_sizes={},
+        fingerprint=stored.fingerprint,
+    )

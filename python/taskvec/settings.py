@@ -1,0 +1,227 @@
+"""What every verb that writes weights shares: output type, rounding, layout and the means of the machine."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+from taskvec.errors import RecipeError
+
+Rounding = Literal["nearest", "stochastic"]
+
+# Safetensors name -> the name that PyTorch, and so config.json, has for it.
+TORCH_NAMES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+FLOAT_DTYPES = frozenset(TORCH_NAMES)
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+_DTYPE_SYNONYMS = {
+    "fp16": "F16", "half": "F16", "fp32": "F32", "float": "F32", "fp64": "F64", "double": "F64",
+    "fp8_e4m3": "F8_E4M3", "float8_e4m3": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
+}  # fmt: skip
+_DTYPE_WORDS = {
+    **{name.lower(): name for name in TORCH_NAMES},
+    **{torch: name for name, torch in TORCH_NAMES.items()},
+    **_DTYPE_SYNONYMS,
+}
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
+_MAX_SEED = 2**64 - 1
+_MAX_SIZE = 2**63 - 1
+
+
+def parse_dtype(text: str) -> str:
+    """The safetensors name (``BF16``) of a float type written as PyTorch or safetensors write it.
+
+    Raises
+    ------
+    RecipeError
+        The word is no float type.
+    """
+    word = str(text).strip().lower().removeprefix("torch.")
+    if word in _DTYPE_WORDS:
+        return _DTYPE_WORDS[word]
+    near = difflib.get_close_matches(word, _DTYPE_WORDS, n=1)
+    raise RecipeError(
+        f"`{text}` is no float type",
+        f"did you mean `{near[0]}`?" if near else "choose one of bfloat16, float16, float32, float64",
+    )
+
+
+def parse_size(value: str | int) -> int:
+    """Bytes of ``5GB`` (decimal), ``512MiB`` (binary) or a plain number.
+
+    Raises
+    ------
+    RecipeError
+        The text is no size, or not above zero.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        count = value
+    else:
+        match = _SIZE.fullmatch(str(value))
+        if match is None or (match[3] and not match[2]):
+            raise RecipeError(f"`{value}` is no size", "write it as `5GB`, `512MiB` or a number of bytes")
+        power = " kmgtp".index(match[2].lower() or " ")
+        # a number beyond all sizes would be infinite
+        count = int(min(float(match[1]), float(_MAX_SIZE)) * (1024 if match[3] else 1000) ** power)
+    if not 0 < count <= _MAX_SIZE:
+        raise RecipeError(f"the size `{value}` is out of range", "give a size above zero")
+    return count
+
+
+def parse_alphas(value: str | float | Iterable[float], *, distinct: bool = True) -> tuple[float, ...]:
+    """The values of alpha in ``-1,0,0.5``, a number, or a sequence of numbers; each once, if ``distinct``.
+
+    Raises
+    ------
+    RecipeError
+        A value is not a finite number, occurs twice, or there is none.
+    """
+    if isinstance(value, str):
+        words: list[Any] = value.split(",")
+    elif isinstance(value, Iterable):
+        words = list(value)
+    else:
+        words = [value]
+    alphas: list[float] = []
+    for word in words:
+        try:
+            alpha = float(word)
+        except (TypeError, ValueError):
+            raise RecipeError(
+                f"alpha `{word}` is not a number", "several are separated by commas: -1,0.5,1"
+            ) from None
+        if not math.isfinite(alpha):
+            raise RecipeError(
+                f"alpha `{word}` is not finite", "alpha is any finite number, negative or above one too"
+            )
+        alpha += 0.0  # -0.0 becomes 0.0
+        if distinct and alpha in alphas:
+            raise RecipeError(
+                f"alpha `{format_alpha(alpha)}` is given twice",
+                "each value has one output folder: name it once",
+            )
+        alphas.append(alpha)
+    if not alphas:
+        raise RecipeError("no alpha is given", "give at least one value")
+    return tuple(alphas)
+
+
+def format_alpha(alpha: float) -> str:
+    """The shortest text that reads back as this number: ``-1``, ``0.5``, ``1e-07``."""
+    return repr(float(alpha)).removesuffix(".0")
+
+
+class Options(TypedDict, total=False):
+    """The fields of :class:`Settings` as keyword arguments of the verbs."""
+
+    out_dtype: str | None
+    rounding: Rounding
+    seed: int
+    threads: int | None
+    max_memory: int | str | None
+    max_shard_size: int | str | None
+    force: str | Iterable[str]
+    overwrite: bool
+    resume: bool
+    rehash: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a run computes and writes.
+
+    Parameters
+    ----------
+    out_dtype : str, optional
+        Float type of every float tensor written (``bfloat16``, ``float32`` …); the target's types by default.
+    rounding : {"nearest", "stochastic"}
+        Nearest-even, or unbiased by counter-based random draws.
+    seed : int
+        Seed of everything random, 0 to 2⁶⁴ − 1.
+    threads : int, optional
+        Worker threads; all cores by default. The bytes written do not depend on them.
+    max_memory : int or str, optional
+        Upper limit of the buffers in bytes, or as ``512MiB``.
+    max_shard_size : int or str, optional
+        Largest weight file in bytes, or as ``5GB``; the target's own layout by default.
+    force : tuple of str
+        Identifiers of findings that are taken as warnings instead of errors.
+    overwrite : bool
+        Replace what the output folder holds.
+    resume : bool
+        Go on with an unfinished output of the same plan.
+    rehash : bool
+        When resuming, read finished shards again and compare their digests.
+
+    Raises
+    ------
+    RecipeError
+        A value that cannot be honoured.
+    """
+
+    out_dtype: str | None = None
+    rounding: Rounding = "nearest"
+    seed: int = 0
+    threads: int | None = None
+    max_memory: int | None = None
+    max_shard_size: int | None = None
+    force: tuple[str, ...] = ()
+    overwrite: bool = False
+    resume: bool = True
+    rehash: bool = False
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        if self.out_dtype is not None:
+            put("out_dtype", parse_dtype(self.out_dtype))
+        if self.rounding not in get_args(Rounding):
+            raise RecipeError(f"rounding `{self.rounding}` is not known", "choose `nearest` or `stochastic`")
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
+            raise RecipeError(f"seed `{self.seed}` is out of range", "give a whole number from 0 to 2^64 - 1")
+        if self.threads is not None and (not isinstance(self.threads, int) or not 1 <= self.threads <= 1024):
+            raise RecipeError(
+                f"threads `{self.threads}` is out of range", "give a whole number from 1 to 1024"
+            )
+        for name in ("max_memory", "max_shard_size"):
+            if getattr(self, name) is not None:
+                put(name, parse_size(getattr(self, name)))
+        put("force", (self.force,) if isinstance(self.force, str) else tuple(self.force))
+
+    @classmethod
+    def of(cls, options: Options | Settings | None = None) -> Settings:
+        """Settings from keyword arguments.
+
+        Raises
+        ------
+        TypeError
+            A keyword that no setting has; the message names the nearest one.
+        RecipeError
+            A value that cannot be honoured.
+        """
+        if isinstance(options, Settings):
+            return options
+        options = options or {}
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(
+                    f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+                )
+        return cls(**options)  # type: ignore[arg-type]

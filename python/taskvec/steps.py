@@ -1,0 +1,121 @@
+"""What is added to a target: weighted differences of two models, and task vectors that were saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskvec import compat
+from taskvec.checkpoint import Checkpoint
+from taskvec.errors import RecipeError
+from taskvec.selection import Preset, Selection
+
+if TYPE_CHECKING:
+    from taskvec.saved import SavedVector
+
+
+class Step(NamedTuple):
+    """A weighted difference on the tensors that are selected; the reference of a saved vector is ``None``."""
+
+    weight: float
+    donor: Checkpoint | SavedVector
+    reference: Checkpoint | None
+    selection: Selection
+
+    @property
+    def base(self) -> Checkpoint:
+        """The model in whose names the difference is, with its config and tokenizer."""
+        return self.reference if self.reference is not None else self.vector.model
+
+    @property
+    def vector(self) -> SavedVector:
+        """The saved vector that this step is."""
+        assert not isinstance(self.donor, Checkpoint)
+        return self.donor
+
+    @property
+    def models(self) -> list[tuple[str, Checkpoint]]:
+        """The models, with their roles, that a target is compared with."""
+        if self.reference is None:
+            return [("vector", self.vector.model)]
+        assert isinstance(self.donor, Checkpoint)
+        return [("donor", self.donor), ("reference", self.reference)]
+
+    @property
+    def sources(self) -> list[tuple[str, Checkpoint | SavedVector]]:
+        """What is read, with the role of each."""
+        if self.reference is None:
+            return [("vector", self.donor)]
+        return [("donor", self.donor), ("reference", self.reference)]
+
+    def stored(self, target: Checkpoint) -> dict[str, tuple[str, ...]]:
+        """For each of the target's tensors that takes this step: the stored name in each of the sources.
+
+        A tensor in which a saved vector is zero takes none.
+        """
+        tie = compat.tie_decision(target, self.models)
+        return self._without_zero(compat.counterparts(target, self.models, self.wanted.select(target), tie))
+
+    @property
+    def wanted(self) -> Selection:
+        """What is selected here and, of a saved vector, was when it was extracted."""
+        return self.selection if self.reference is not None else both(self.vector.selection, self.selection)
+
+    def own(self) -> dict[str, tuple[str, ...]]:
+        """The tensors of the difference in its own names: the stored name in each of the sources."""
+        selected = [name for name in self.base.tensors if self.wanted.matches(name)]
+        if self.reference is None:
+            return {name: (name,) for name in selected}
+        donor = self.models[:1]
+        tie = compat.tie_decision(self.reference, donor, "reference")
+        found = compat.counterparts(self.reference, donor, selected, tie)
+        return {name: (*names, name) for name, names in found.items()}
+
+    def nonzero(self) -> dict[str, tuple[str, ...]]:
+        """The same without tensors in which a saved vector is zero: nothing is stored of them."""
+        return self._without_zero(self.own())
+
+    def _without_zero(self, found: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        if self.reference is not None:
+            return found
+        zero = self.vector.zero
+        return {name: names for name, names in found.items() if names[0] not in zero}
+
+    def __str__(self) -> str:
+        if self.reference is None:
+            return self.donor.spec
+        return f"({self.donor.spec} - {self.reference.spec})"
+
+
+_STRICTNESS: tuple[Preset, ...] = ("full", "no-embed", "no-embed-norm")
+
+
+def both(first: Selection, second: Selection) -> Selection:
+    """What both select."""
+    if first.include and second.include:
+        # a name has to hold a match of each
+        ahead = [f"(?=.*(?:{'|'.join(part)}))" for part in (first.include, second.include)]
+        include: tuple[str, ...] = (f"(?s)^{''.join(ahead)}",)
+    else:
+        include = first.include or second.include
+    return replace(
+        first,
+        include=include,
+        exclude=(*first.exclude, *second.exclude),
+        preset=max(first.preset, second.preset, key=_STRICTNESS.index),
+        layers=_common_layers(first.layers, second.layers),
+    )
+
+
+def _common_layers(first: str | None, second: str | None) -> str | None:
+    if first is None or second is None:
+        return first if second is None else second
+    one, other = (
+        [tuple(map(int, part.split("-"))) for part in text.replace(" ", "").split(",")]
+        for text in (first, second)
+    )
+    ranges = [(max(a[0], b[0]), min(a[-1], b[-1])) for a in one for b in other]
+    common = ",".join(f"{low}-{high}" for low, high in ranges if low <= high)
+    if not common:
+        raise RecipeError(f"layers `{first}` and `{second}` have none in common")
+    return common

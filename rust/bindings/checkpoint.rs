@@ -1,0 +1,93 @@
+//! Checkpoints seen from Python: headers, and single tensors on demand.
+
+#![allow(clippy::type_complexity)] // signatures that Python sees
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use taskvec_core::checkpoint::Checkpoint as Opened;
+use taskvec_core::error::{Error, Kind};
+use taskvec_core::header;
+use taskvec_core::sample;
+
+use crate::errors::raise;
+
+/// (name, dtype, shape, file, offset in the file, bytes)
+type Row = (String, &'static str, Vec<u64>, String, u64, u64);
+
+/// An opened checkpoint; headers only until a tensor is read.
+#[pyclass(frozen, module = "taskvec._core")]
+pub struct Checkpoint {
+    opened: Opened,
+}
+
+#[pymethods]
+impl Checkpoint {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let opened = py.detach(|| Opened::open(&path)).map_err(|e| raise(py, &e))?;
+        Ok(Checkpoint { opened })
+    }
+
+    /// All tensors in file order.
+    fn tensors(&self) -> Vec<Row> {
+        self.opened
+            .names
+            .iter()
+            .map(|name| {
+                let tensor = &self.opened.table[name];
+                let file = self.opened.files[tensor.file].name.clone();
+                (name.clone(), tensor.dtype.name(), tensor.shape.clone(), file, tensor.offset, tensor.len)
+            })
+            .collect()
+    }
+
+    /// Weight files and their sizes.
+    fn files(&self) -> Vec<(String, u64)> {
+        self.opened.files.iter().map(|file| (file.name.clone(), file.size)).collect()
+    }
+
+    /// BLAKE3 over the headers.
+    #[getter]
+    fn fingerprint(&self) -> &str {
+        &self.opened.fingerprint
+    }
+
+    /// The bytes of one tensor.
+    fn read<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.opened.read(name)).map_err(|e| raise(py, &e))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Elements `start .. start + count` of one tensor, widened to little-endian float32.
+    fn sample<'py>(&self, py: Python<'py>, name: &str, start: u64, count: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let values = py.detach(|| sample::sample(&self.opened, name, start, count)).map_err(|e| raise(py, &e))?;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+}
+
+/// Parses the start of a safetensors file: (name, dtype, shape, offset in the file, bytes) of every tensor. `data`
+/// holds at least the length prefix and the header.
+#[pyfunction]
+#[allow(clippy::type_complexity)]
+pub fn parse_header(
+    py: Python<'_>,
+    data: &[u8],
+    file_size: u64,
+) -> PyResult<Vec<(String, &'static str, Vec<u64>, u64, u64)>> {
+    let parsed = (|| {
+        let prefix = data.first_chunk::<8>().ok_or_else(|| Error::new(Kind::Format, "fewer than 8 bytes"))?;
+        let length = header::length(prefix, Some(file_size))?;
+        let json = usize::try_from(length).ok().and_then(|n| data.get(8..8 + n));
+        let json = json.ok_or_else(|| {
+            Error::new(Kind::Format, format!("a header of {length} bytes, of which {} are here", data.len() - 8))
+        })?;
+        header::parse(json, file_size)
+    })();
+    let header = parsed.map_err(|e| raise(py, &e))?;
+    let start = header.data_start;
+    let row = |t: header::TensorEntry| (t.name, t.dtype.name(), t.shape, start + t.begin, t.end - t.begin);
+    Ok(header.tensors.into_iter().map(row).collect())
+}

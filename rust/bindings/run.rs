@@ -1,0 +1,99 @@
+//! Executing a plan.
+
+#![allow(clippy::type_complexity)] // signatures that Python sees
+
+use std::path::PathBuf;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use taskvec_core::compare::compare as side_by_side;
+use taskvec_core::evaluate::evaluate as evaluated;
+use taskvec_core::extract::extract as take_out;
+use taskvec_core::output::folder::Options as FolderOptions;
+use taskvec_core::run::{run_with as execute, Options};
+
+use crate::memory::{Handed, Memories};
+use crate::watch::watch;
+
+/// Runs a plan into a folder and returns the report as JSON text.
+#[pyfunction]
+#[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, resume=true, overwrite=false,
+                    rehash=false, allow_non_finite=false, memories=Vec::new()))]
+#[allow(clippy::too_many_arguments)]
+pub fn run<'py>(
+    py: Python<'py>,
+    plan: &[u8],
+    out: PathBuf,
+    threads: usize,
+    max_memory: Option<u64>,
+    progress: Option<&Bound<'_, PyAny>>,
+    resume: bool,
+    overwrite: bool,
+    rehash: bool,
+    allow_non_finite: bool,
+    memories: Vec<Handed<'py>>,
+) -> PyResult<String> {
+    let memories = Memories::borrow(py, memories)?;
+    let memories = memories.tensors(py)?;
+    let folder = FolderOptions { overwrite, resume, rehash };
+    let options = Options { threads, max_memory, allow_non_finite, folder };
+    let report = watch(py, progress, |control| execute(plan, &memories, &out, &options, control))?;
+    Ok(report.to_string())
+}
+
+/// Extracts donor − reference into a folder and returns the report as JSON text.
+#[pyfunction]
+#[pyo3(signature = (plan, out, *, threads=0, progress=None, resume=true, overwrite=false, rehash=false,
+                    allow_non_finite=false, memories=Vec::new()))]
+#[allow(clippy::too_many_arguments)]
+pub fn extract<'py>(
+    py: Python<'py>,
+    plan: &[u8],
+    out: PathBuf,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    resume: bool,
+    overwrite: bool,
+    rehash: bool,
+    allow_non_finite: bool,
+    memories: Vec<Handed<'py>>,
+) -> PyResult<String> {
+    let memories = Memories::borrow(py, memories)?;
+    let memories = memories.tensors(py)?;
+    let folder = FolderOptions { overwrite, resume, rehash };
+    let options = Options { threads, max_memory: None, allow_non_finite, folder };
+    let report = watch(py, progress, |control| take_out(plan, &memories, &out, &options, control))?;
+    Ok(report.to_string())
+}
+
+/// Compares two sides tensor by tensor and returns the figures as JSON text.
+#[pyfunction]
+#[pyo3(signature = (plan, *, threads=0, progress=None, memories=Vec::new()))]
+pub fn compare<'py>(
+    py: Python<'py>,
+    plan: &[u8],
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    memories: Vec<Handed<'py>>,
+) -> PyResult<String> {
+    let memories = Memories::borrow(py, memories)?;
+    let memories = memories.tensors(py)?;
+    let report = watch(py, progress, |control| side_by_side(plan, &memories, threads, control))?;
+    Ok(report.to_string())
+}
+
+/// The data of a plan of one output and one shard, its tensors one after the other.
+#[pyfunction]
+#[pyo3(signature = (plan, *, threads=0, allow_non_finite=false, memories=Vec::new()))]
+pub fn evaluate<'py>(
+    py: Python<'py>,
+    plan: &[u8],
+    threads: usize,
+    allow_non_finite: bool,
+    memories: Vec<Handed<'py>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let memories = Memories::borrow(py, memories)?;
+    let memories = memories.tensors(py)?;
+    let data = watch(py, None, |control| evaluated(plan, &memories, threads, allow_non_finite, control))?;
+    Ok(PyBytes::new(py, &data))
+}

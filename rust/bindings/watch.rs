@@ -1,0 +1,66 @@
+//! Long work on a thread of its own while the calling thread polls signals and reports progress.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use taskvec_core::control::Control;
+use taskvec_core::error::Result;
+
+use crate::errors::{panicked, raise};
+
+/// How often signals are polled and progress is reported.
+const EVERY: Duration = Duration::from_millis(50);
+
+/// Runs `work` without the GIL. A signal or a failing callback cancels it; it has always ended when this returns.
+pub fn watch<T: Send>(
+    py: Python<'_>,
+    progress: Option<&Bound<'_, PyAny>>,
+    work: impl FnOnce(&Control) -> Result<T> + Send,
+) -> PyResult<T> {
+    let control = Control::default();
+    let (sender, receiver) = channel();
+    std::thread::scope(|scope| {
+        let shared = &control;
+        scope.spawn(move || {
+            let done = catch_unwind(AssertUnwindSafe(|| work(shared)));
+            let _ = sender.send(done.unwrap_or_else(|payload| Err(panicked(payload.as_ref()))));
+        });
+        let mut stopped: Option<PyErr> = None;
+        let receiver = std::sync::Mutex::new(receiver);
+        loop {
+            let got = py.detach(|| match receiver.lock() {
+                Ok(receiver) => receiver.recv_timeout(EVERY),
+                Err(_) => Err(RecvTimeoutError::Disconnected),
+            });
+            match got {
+                Ok(done) => {
+                    if let Some(error) = stopped {
+                        return Err(error);
+                    }
+                    report(&control, progress)?;
+                    return done.map_err(|error| raise(py, &error));
+                }
+                Err(RecvTimeoutError::Timeout) if stopped.is_none() => {
+                    let told = py.check_signals().and_then(|()| report(&control, progress));
+                    if let Err(error) = told {
+                        control.cancel();
+                        stopped = Some(error);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(stopped.unwrap_or_else(|| raise(py, &panicked(&"worker thread ended"))));
+                }
+            }
+        }
+    })
+}
+
+fn report(control: &Control, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    if let Some(callback) = progress {
+        callback.call1(control.progress())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! A checkpoint: a folder's safetensors files as one table of tensors. Opening reads headers only.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use crate::dtype::Dtype;
+use crate::error::{shown, Error, Kind, Result};
+use crate::header::{self, Header, Lie, PREFIX};
+use crate::kernels::widen::widen;
+use crate::kernels::Level;
+use crate::mapped::Mapped;
+use crate::regular::{self, Stamp};
+
+mod discovery;
+mod index;
+
+use discovery::Found;
+
+/// Headers read at a time: enough to keep a few threads busy, few enough that hostile ones (up to 100 MB each) do not
+/// fill the memory.
+const BATCH: usize = 16;
+
+/// Where one tensor is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorRef {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Empty for a scalar.
+    pub shape: Vec<u64>,
+    /// Position in [`Checkpoint::files`].
+    pub file: usize,
+    /// First byte, counted from the start of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// One safetensors file.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// Bare name.
+    pub name: String,
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of the header's JSON, padding included, without the length before it.
+    pub header_len: u64,
+    /// The file's `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+    /// What the file was when its header was read.
+    pub stamp: Stamp,
+}
+
+/// The tensors of a model, wherever they are stored.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The folder that holds the files.
+    pub folder: PathBuf,
+    /// In natural order of their names.
+    pub files: Vec<SourceFile>,
+    /// Every tensor, by file, then by offset.
+    pub names: Vec<String>,
+    /// The same tensors by name.
+    pub table: HashMap<String, TensorRef>,
+    /// BLAKE3, in hex, over the files' lengths and headers in order.
+    pub fingerprint: String,
+    /// All files' metadata; of a key in several, the first file's value.
+    pub metadata: BTreeMap<String, String>,
+    /// Safetensors files in the folder that are not part of the checkpoint.
+    pub unlisted: Vec<String>,
+    mapped: Vec<OnceLock<Mapped>>,
+}
+
+impl Checkpoint {
+    /// Opens a folder, or one `.safetensors` file.
+    ///
+    /// # Errors
+    /// `Kind::NotFound` where there is nothing, `Kind::Format` where what is there is not one sound checkpoint.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::from_found(discovery::find(path)?)
+    }
+
+    /// Opens one file of any name, such as an adapter's, which [`Checkpoint::open`] does not take for a model.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_file(path: &Path) -> Result<Checkpoint> {
+        Checkpoint::from_found(discovery::single(path)?)
+    }
+
+    fn from_found(found: Found) -> Result<Checkpoint> {
+        let Found { folder, files: names, index, unlisted } = found;
+        let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+        let mut digest = blake3::Hasher::new();
+        let mut headers = Vec::with_capacity(names.len());
+        for batch in paths.chunks(BATCH) {
+            let read: Vec<_> = match batch {
+                [path] => vec![read_header(path)],
+                _ => batch.par_iter().map(|path| read_header(path)).collect(),
+            };
+            for one in read {
+                let (bytes, header, stamp) = one?;
+                digest.update(&bytes);
+                headers.push((header, stamp));
+            }
+        }
+        let mut checkpoint = Checkpoint {
+            mapped: names.iter().map(|_| OnceLock::new()).collect(),
+            folder,
+            files: Vec::with_capacity(names.len()),
+            names: Vec::new(),
+            table: HashMap::with_capacity(headers.iter().map(|(header, _)| header.tensors.len()).sum()),
+            fingerprint: digest.finalize().to_hex().to_string(),
+            metadata: BTreeMap::new(),
+            unlisted,
+        };
+        for ((name, path), (header, stamp)) in names.into_iter().zip(paths).zip(headers) {
+            checkpoint.add(name, path, header, stamp)?;
+        }
+        if let Some(index) = index {
+            checkpoint.agree(&index)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Enters a file and its tensors.
+    fn add(&mut self, name: String, path: PathBuf, header: Header, stamp: Stamp) -> Result<()> {
+        let file = self.files.len();
+        for tensor in header.tensors {
+            let entry = TensorRef {
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                file,
+                offset: header.data_start + tensor.begin,
+                len: tensor.end - tensor.begin,
+            };
+            if let Some(other) = self.table.insert(tensor.name.clone(), entry) {
+                let (tensor, first, second) = (shown(&tensor.name), shown(&self.files[other.file].name), shown(&name));
+                return Err(Error::new(Kind::Format, format!("tensor `{tensor}` is in both `{first}` and `{second}`"))
+                    .at(&self.folder));
+            }
+            self.names.push(tensor.name);
+        }
+        for (key, value) in &header.metadata {
+            self.metadata.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        self.files.push(SourceFile {
+            name,
+            path,
+            size: stamp.size,
+            header_len: header.data_start - PREFIX as u64,
+            metadata: header.metadata,
+            stamp,
+        });
+        Ok(())
+    }
+
+    /// The index names exactly the tensors that are there, each in its file.
+    fn agree(&self, index: &index::Index) -> Result<()> {
+        let wrong = |message: String| {
+            Err(Error::new(Kind::Format, message)
+                .at(&self.folder.join(&index.name))
+                .hint("index and shards come from different saves: download or save the checkpoint again"))
+        };
+        let listed = &index.weight_map;
+        // Where each of the index's files stands among those opened.
+        let position = |file: &String| self.files.iter().position(|opened| opened.name == *file);
+        let positions: Vec<Option<usize>> = listed.files.iter().map(position).collect();
+        for name in &self.names {
+            let actual = self.table[name].file;
+            let Some(file) = listed.tensors.get(name) else {
+                return wrong(format!(
+                    "tensor `{}` of `{}` is not listed",
+                    shown(name),
+                    shown(&self.files[actual].name)
+                ));
+            };
+            if positions[*file] != Some(actual) {
+                let (file, actual) = (shown(&listed.files[*file]), shown(&self.files[actual].name));
+                return wrong(format!("tensor `{}` is not in `{file}` but in `{actual}`", shown(name)));
+            }
+        }
+        if listed.tensors.len() == self.names.len() {
+            return Ok(());
+        }
+        // The least name: a map has no first one, and a message should not change from run to run.
+        let missing = listed.tensors.iter().filter(|(name, _)| !self.table.contains_key(*name)).min();
+        missing.map_or(Ok(()), |(name, file)| {
+            let file = shown(&listed.files[*file]);
+            wrong(format!("tensor `{}` is not in `{file}` nor in another file", shown(name)))
+        })
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub fn get(&self, name: &str) -> Result<&TensorRef> {
+        self.table
+            .get(name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder))
+    }
+
+    /// Every tensor with its name, by file, then by offset.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &TensorRef)> {
+        self.names.iter().map(|name| (name.as_str(), &self.table[name]))
+    }
+
+    /// A file, mapped on first use.
+    ///
+    /// # Errors
+    /// As [`Mapped::open`], or the file has changed since its header was read.
+    pub fn mapped(&self, file: usize) -> Result<&Mapped> {
+        match self.mapped[file].get() {
+            Some(mapped) => Ok(mapped),
+            None => {
+                let opened = self.map_one(&self.files[file])?;
+                // Two threads may both get here; the second mapping is dropped.
+                Ok(self.mapped[file].get_or_init(|| opened))
+            }
+        }
+    }
+
+    /// All files, mapped for the caller.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::mapped`].
+    pub fn map(&self) -> Result<Vec<Mapped>> {
+        self.files.iter().map(|file| self.map_one(file)).collect()
+    }
+
+    fn map_one(&self, file: &SourceFile) -> Result<Mapped> {
+        let mapped = Mapped::open(&file.path)?;
+        file.stamp.same(mapped.stamp(), &file.path)?;
+        Ok(mapped)
+    }
+
+    /// The bytes of a tensor, by ordinary reads.
+    ///
+    /// # Errors
+    /// `Kind::NotFound` where there is no such tensor, `Kind::Format` where the file has changed since its header was
+    /// read.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let tensor = self.get(name)?;
+        let file = &self.files[tensor.file];
+        let (opened, stamp) = regular::open(&file.path)?;
+        file.stamp.same(&stamp, &file.path)?;
+        let len = usize::try_from(tensor.len).map_err(|_| {
+            Error::new(Kind::Format, format!("tensor `{}` is larger than this machine's memory", shown(name)))
+        })?;
+        let mut bytes = vec![0; len];
+        regular::read_at(&opened, &file.path, &mut bytes, tensor.offset)?;
+        file.stamp.check(&file.path)?;
+        Ok(bytes)
+    }
+
+    /// Elements `start .. start + count` of a tensor, widened (f64: narrowed) to f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`]; `Kind::Plan` where it has no such elements or they are not floats.
+    pub fn sample(&self, name: &str, start: u64, count: u64) -> Result<Vec<f32>> {
+        let tensor = self.get(name)?;
+        let size = tensor.dtype.size() as u64;
+        let refuse = |message: String| {
+            Err(Error::new(Kind::Plan, format!("tensor `{}` {message}", shown(name))).at(&self.folder))
+        };
+        if !tensor.dtype.is_float() {
+            return refuse(format!("holds {}, not floating-point numbers", tensor.dtype));
+        }
+        let elements = tensor.len / size;
+        let end = match start.checked_add(count) {
+            Some(end) if end <= elements => end,
+            _ => return refuse(format!("has {elements} elements, not {count} from {start} on")),
+        };
+        let (mapped, mut scratch) = (self.mapped(tensor.file)?, Vec::new());
+        let bytes = mapped.read(tensor.offset + start * size..tensor.offset + end * size, &mut scratch)?;
+        let mut values = vec![0f32; count as usize];
+        widen(Level::chosen()?, tensor.dtype, bytes, &mut values);
+        mapped.unchanged()?;
+        Ok(values)
+    }
+
+    /// No file has changed since its header was read.
+    ///
+    /// # Errors
+    /// `Kind::Format` saying which and how.
+    pub fn unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.stamp.check(&file.path))
+    }
+}
+
+/// The length and JSON of a file, and what they say.
+fn read_header(path: &Path) -> Result<(Vec<u8>, Header, Stamp)> {
+    let (file, stamp) = regular::open(path)?;
+    if stamp.size < PREFIX as u64 {
+        return Err(Error::from(Lie::NoPrefix { file_len: stamp.size }).at(path));
+    }
+    let mut prefix = [0; PREFIX];
+    regular::read_at(&file, path, &mut prefix, 0)?;
+    // At most `header::LIMIT` and within the file, so what follows is allocated on good grounds.
+    let length = header::length(&prefix, Some(stamp.size)).map_err(|error| error.at(path))?;
+    let mut bytes = vec![0; PREFIX + length as usize];
+    regular::read_at(&file, path, &mut bytes, 0)?;
+    let header = header::parse(&bytes[PREFIX..], stamp.size).map_err(|error| error.at(path))?;
+    Ok((bytes, header, stamp))
+}

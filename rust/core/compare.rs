@@ -1,0 +1,161 @@
+//! Two sides, each a weighted sum of tensors and differences, compared tensor by tensor in one streamed pass: models
+//! (`diff`), or task vectors (norm, cosine, overlap of supports).
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::control::Control;
+use crate::error::{Error, Kind, Result};
+use crate::input::Input;
+use crate::kernels::combine::{add_scaled, scale, subtract};
+use crate::kernels::stats::{pair_sums, PairSums};
+use crate::kernels::{Level, TILE};
+use crate::measure::{number, NonFinite};
+use crate::op::{check_terms, Term, Tile};
+use crate::plan::{Source, FORMAT};
+use crate::run::{each, pool};
+use crate::sources::{Memory, Sources};
+use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
+
+/// What to compare.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComparePlan {
+    format: u32,
+    sources: Vec<Source>,
+    tensors: Vec<Row>,
+    /// Terms over the inputs; none is zero.
+    left: Vec<Term>,
+    right: Vec<Term>,
+}
+
+/// (name, shape, inputs as (source, stored name))
+type Row = (String, Vec<u64>, Vec<(usize, String)>);
+
+/// Compares and returns one row of figures per tensor; `memories` as in [`crate::run::run_with`].
+///
+/// # Errors
+/// Sources that cannot be read, a plan that does not fit them, or the run was cancelled.
+pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, control: &Control) -> Result<Value> {
+    let started = Instant::now();
+    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
+    let plan: ComparePlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
+    if plan.format != FORMAT {
+        return Err(bad(format!("format {}, expected {FORMAT}", plan.format)));
+    }
+    let level = Level::chosen()?;
+    let sources = Sources::of(&plan.sources, memories)?;
+    let mut inputs: Vec<Vec<Input<'_>>> = Vec::with_capacity(plan.tensors.len());
+    for (name, shape, from) in &plan.tensors {
+        for side in [&plan.left, &plan.right] {
+            check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", name.escape_debug())))?;
+        }
+        let elements: u64 = shape.iter().product();
+        let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
+            None => Err(bad(format!("source {source}"))),
+            Some(_) => sources.logical(&plan.sources, *source, stored, shape, elements),
+        };
+        inputs.push(from.iter().map(open).collect::<Result<_>>()?);
+    }
+    let cost = |index: usize| -> u64 {
+        let elements: u64 = plan.tensors[index].1.iter().product();
+        inputs[index].iter().map(|input| input.cost(elements)).sum()
+    };
+    control.expect((0..inputs.len()).map(cost).sum());
+    let pool = pool(threads)?;
+    let non_finite = NonFinite::default();
+    let sums: Vec<Mutex<PairSums>> = inputs.iter().map(|_| Mutex::default()).collect();
+    let one = |index: usize, crew: Crew<'_>| -> Result<()> {
+        let (name, shape, _) = &plan.tensors[index];
+        let tensor = Tensor {
+            id: next_id(),
+            job: index,
+            name,
+            shape,
+            elements: shape.iter().product(),
+            inputs: &inputs[index],
+            seed: 0,
+            level,
+            control,
+            non_finite: &non_finite,
+            passes: AtomicUsize::new(0),
+        };
+        let chunks = tensor.fold::<f64, PairSums, _, _>(
+            crew,
+            |_| PairSums::default(),
+            |sum, tile| {
+                let (mut left, mut right) = ([0.0; TILE], [0.0; TILE]);
+                let n = tile.inputs.first().map_or(0, Vec::len);
+                side(level, &plan.left, tile, &mut left[..n]);
+                side(level, &plan.right, tile, &mut right[..n]);
+                sum.merge(&pair_sums(level, &left[..n], &right[..n]));
+            },
+        )?;
+        let mut total = PairSums::default();
+        chunks.iter().for_each(|chunk| total.merge(chunk));
+        *lock(&sums[index]) = total;
+        inputs[index].iter().for_each(|input| input.behind(0..tensor.elements));
+        control.advance(cost(index));
+        Ok(())
+    };
+    let elements = |index: &usize| -> u64 { plan.tensors[*index].1.iter().product() };
+    let (large, small): (Vec<usize>, Vec<usize>) = (0..inputs.len()).partition(|index| elements(index) >= 8 * CHUNK);
+    for index in large {
+        one(index, Crew::Pool(&pool))?;
+    }
+    each(&pool, control, small.len(), |i| one(small[i], Crew::Alone))?;
+    sources.unchanged()?;
+    let bad_values = non_finite.counts();
+    let rows: Vec<Value> = (0..inputs.len())
+        .map(|index| {
+            let s = *lock(&sums[index]);
+            let count: u64 = bad_values.iter().filter(|(job, _, _)| *job == index).map(|(_, _, count)| count).sum();
+            json!({
+                "name": plan.tensors[index].0,
+                "elements": elements(&index),
+                "left_norm": number(s.left.sqrt()),
+                "right_norm": number(s.right.sqrt()),
+                "difference_norm": number(s.difference.sqrt()),
+                "dot": number(s.dot),
+                "largest": number(s.largest),
+                "changed": s.changed,
+                "left_nonzero": s.left_nonzero,
+                "right_nonzero": s.right_nonzero,
+                "both_nonzero": s.both_nonzero,
+                "same_sign": s.same_sign,
+                "non_finite": count,
+            })
+        })
+        .collect();
+    Ok(json!({
+        "seconds": started.elapsed().as_secs_f64(),
+        "bytes_read": control.progress().0,
+        "threads": pool.current_num_threads(),
+        "cpu_level": level.name(),
+        "tensors": rows,
+    }))
+}
+
+/// The value of one side.
+fn side(level: Level, terms: &[Term], tile: &Tile<'_, f64>, out: &mut [f64]) {
+    let mut difference = [0.0; TILE];
+    for (k, term) in terms.iter().enumerate() {
+        let model = tile.input(term.model);
+        let delta: &[f64] = match term.reference {
+            Some(reference) => {
+                subtract(level, model, tile.input(reference), &mut difference[..out.len()]);
+                &difference[..out.len()]
+            }
+            None => model,
+        };
+        if k == 0 {
+            scale(level, delta, term.weight, out);
+        } else {
+            add_scaled(level, delta, term.weight, out);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The three ways to store a difference: dense, bit mask and values, sorted flat indices and values.
+
+use crate::dtype::Dtype;
+use crate::kernels::encode::Facts;
+
+/// Which elements are kept, and how their places are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing differs: nothing is stored.
+    Zero,
+    /// Every element.
+    Dense,
+    /// Elements that are not zero, and a bit per element.
+    Mask,
+    /// Elements that are not zero, and their indices.
+    Index,
+}
+
+impl Kept {
+    /// As the manifest names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kept::Zero => "zero",
+            Kept::Dense => "dense",
+            Kept::Mask => "mask",
+            Kept::Index => "index",
+        }
+    }
+}
+
+/// How one tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// What is kept.
+    pub kept: Kept,
+    /// Type of the values.
+    pub dtype: Dtype,
+    /// Type of the indices.
+    index: Dtype,
+}
+
+impl Encoding {
+    /// Of a tensor without differences.
+    pub fn zero() -> Self {
+        Encoding { kept: Kept::Zero, dtype: Dtype::BF16, index: Dtype::I32 }
+    }
+
+    /// The smallest encoding in the narrowest exact type, or in the type asked for.
+    pub fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
+        let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
+        let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);
+        let index = if elements <= 1 << 31 { Dtype::I32 } else { Dtype::I64 };
+        if facts.changed == 0 {
+            return Encoding::zero();
+        }
+        let with = |kept| Encoding { kept, dtype: asked.unwrap_or(narrowest), index };
+        // In this order where sizes are equal.
+        [Kept::Dense, Kept::Mask, Kept::Index]
+            .map(with)
+            .into_iter()
+            .min_by_key(|encoding| encoding.bytes(elements, facts.changed))
+            .unwrap_or_else(Encoding::zero)
+    }
+
+    /// Bytes of the places.
+    pub fn places_bytes(&self, elements: u64, changed: u64) -> u64 {
+        match self.kept {
+            Kept::Zero | Kept::Dense => 0,
+            Kept::Mask => elements.div_ceil(8),
+            Kept::Index => changed * self.index.size() as u64,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self, elements: u64, changed: u64) -> u64 {
+        let values = match self.kept {
+            Kept::Zero => 0,
+            Kept::Dense => elements,
+            Kept::Mask | Kept::Index => changed,
+        };
+        self.places_bytes(elements, changed) + values * self.dtype.size() as u64
+    }
+
+    /// The stored tensors: places before values.
+    pub fn rows(&self, name: &str, shape: &[u64], elements: u64, changed: u64) -> Vec<(String, Dtype, Vec<u64>)> {
+        let values = (format!("{name}.values"), self.dtype, vec![changed]);
+        match self.kept {
+            Kept::Zero => vec![],
+            Kept::Dense => vec![(name.to_owned(), self.dtype, shape.to_vec())],
+            Kept::Mask => vec![(format!("{name}.mask"), Dtype::U8, vec![elements.div_ceil(8)]), values],
+            Kept::Index => vec![(format!("{name}.indices"), self.index, vec![changed]), values],
+        }
+    }
+
+    /// The places of one chunk as stored, and where they go, counted from the first byte of the places: `places` are
+    /// counted from element `first` (a multiple of 8), `n` is the chunk's length, `rank` the values before it.
+    pub fn places(&self, places: &[u32], first: u64, n: usize, rank: u64) -> (Vec<u8>, u64) {
+        match self.kept {
+            Kept::Zero | Kept::Dense => (Vec::new(), 0),
+            Kept::Mask => {
+                let mut mask = vec![0u8; n.div_ceil(8)];
+                for place in places {
+                    mask[*place as usize / 8] |= 1 << (place % 8);
+                }
+                (mask, first / 8)
+            }
+            Kept::Index => {
+                let index = |place: &u32| first + u64::from(*place);
+                let bytes = match self.index {
+                    Dtype::I32 => places.iter().flat_map(|p| (index(p) as i32).to_le_bytes()).collect(),
+                    _ => places.iter().flat_map(|p| (index(p) as i64).to_le_bytes()).collect(),
+                };
+                (bytes, rank * self.index.size() as u64)
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! One error for the whole engine: a kind that callers act on, a message, and the way out.
+
+use std::path::Path;
+
+mod output;
+
+/// What sort of failure it is; decides the Python exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file or tensor is not there.
+    NotFound,
+    /// A file is damaged, hostile or changed under the reader.
+    Format,
+    /// A plan or setting that cannot be honoured.
+    Plan,
+    /// Reading or writing failed: disk full, permissions, an unsafe output folder.
+    Output,
+    /// NaN or infinity where it is not allowed.
+    NonFinite,
+    /// The caller asked to stop.
+    Interrupted,
+    /// A defect in the engine itself.
+    Engine,
+}
+
+/// Subject, what was found and what was expected; `hint` says the way out.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What sort of failure it is.
+    pub kind: Kind,
+    /// Lowercase, no full stop, names in backticks.
+    pub message: String,
+    /// The way out, where there is one.
+    pub hint: Option<String>,
+}
+
+/// The engine's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind` without a hint.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), hint: None }
+    }
+
+    /// The same with the way out.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A failed system call on `path`.
+    pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        let kind = if error.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Output };
+        let made = Error::new(kind, format!("{action} `{}` failed: {error}", path.display()));
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => made.hint(
+                "free space on that file system or choose another output folder, then run the same command again",
+            ),
+            std::io::ErrorKind::FileTooLarge => {
+                made.hint("a limit forbids files of this size (see `ulimit -f`); raise it or use --max-shard-size")
+            }
+            std::io::ErrorKind::PermissionDenied => made.hint("check the permissions of that path"),
+            _ => made,
+        }
+    }
+
+    /// The same, found in the file or folder `path`.
+    pub fn at(mut self, path: &Path) -> Self {
+        self.message = format!("`{}`: {}", shown(&path.to_string_lossy()), self.message);
+        self
+    }
+
+    /// The run was cancelled.
+    pub fn interrupted() -> Self {
+        Error::new(Kind::Interrupted, "interrupted").hint("run the same command again to go on")
+    }
+}
+
+/// `text` from a file, fit for a message: control characters escaped, at most [`SHOWN`] characters.
+pub fn shown(text: &str) -> String {
+    let escaped = |text: &str| text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"");
+    match text.char_indices().nth(SHOWN) {
+        None => escaped(text),
+        Some((end, _)) => format!("{}…", escaped(&text[..end])),
+    }
+}
+
+/// Characters of a name or a foreign message that are shown; real tensor names stay below it.
+const SHOWN: usize = 200;

@@ -1,0 +1,75 @@
+//! The tensors of a plan in memory: the bytes that a run would write, without a folder.
+
+use std::sync::Mutex;
+
+use crate::block::{Block, Worker};
+use crate::control::Control;
+use crate::error::{Error, Kind, Result};
+use crate::kernels::Level;
+use crate::measure::{NonFinite, Place};
+use crate::plan::Plan;
+use crate::program::{Program, Step};
+use crate::run::{each, pool};
+use crate::sources::{Memory, Sources};
+use crate::tensor::{lock, Crew};
+
+/// The data of a plan of one output and one shard: its tensors one after the other, without a header. `memories` as
+/// in [`crate::run::run_with`].
+///
+/// # Errors
+/// A plan of several outputs or shards, and whatever the sources and the arithmetic refuse.
+pub fn evaluate(
+    plan_json: &[u8],
+    memories: &[Memory<'_>],
+    threads: usize,
+    allow_non_finite: bool,
+    control: &Control,
+) -> Result<Vec<u8>> {
+    let plan = Plan::parse(plan_json)?;
+    let ([output], [_]) = (&plan.outputs[..], &plan.shards[..]) else {
+        return Err(Error::new(Kind::Plan, "unusable plan: expected one output and one shard"));
+    };
+    let level = Level::chosen()?;
+    let layout = plan.layout();
+    let sources = Sources::of(&plan.sources, memories)?;
+    let non_finite = NonFinite::default();
+    let programs = Program::all(&plan, &sources, level, control, &non_finite)?;
+    let pool = pool(threads)?;
+    let blocks = Block::all(0, &layout);
+    let first = layout.shards[0].header.len() as u64;
+    control.expect(programs.iter().map(Program::cost).sum());
+    for program in programs.iter().filter(|program| program.prepares()) {
+        control.check()?;
+        program.prepare(Crew::Pool(&pool))?;
+    }
+    let steps = [Step { alpha: output.alpha, output: 0 }];
+    let data = Mutex::new(vec![0; (layout.shards[0].size - first) as usize]);
+    each(&pool, control, blocks.len(), |index| {
+        let block = &blocks[index];
+        let mut worker = Worker::new(level, 1);
+        let read = worker.compute(block, &layout, &plan, &programs, &steps, &non_finite)?;
+        let start = block.start.max(first);
+        if start < block.end {
+            let bytes = &worker.bytes(0)[(start - block.start) as usize..];
+            let at = (start - first) as usize;
+            lock(&data)[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        control.advance(read);
+        Ok(())
+    })?;
+    sources.unchanged()?;
+    let describe = |job: usize, place: Place| {
+        let job = &plan.jobs[job];
+        match place {
+            Place::Input(index) => {
+                let (source, name) = &job.inputs[index];
+                format!("input `{}` of `{}`", name.escape_debug(), plan.sources[*source].path)
+            }
+            Place::Output(_) => format!("output `{}`", job.name.escape_debug()),
+        }
+    };
+    match non_finite.error(describe) {
+        Some(error) if !allow_non_finite => Err(error),
+        _ => Ok(data.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+    }
+}

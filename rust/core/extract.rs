@@ -1,0 +1,398 @@
+//! donor − reference as an artifact of its own: without loss, each tensor in the narrowest exact type and the smallest
+//! of three encodings.
+//!
+//! Two passes: the first finds out what each tensor needs, from which the sizes of all files follow; the second writes.
+
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::control::Control;
+use crate::dtype::Dtype;
+use crate::encoding::{Encoding, Kept};
+use crate::error::{Error, Kind, Result};
+use crate::header;
+use crate::input::{Input, Scratch};
+use crate::kernels::combine::subtract;
+use crate::kernels::encode::{compact, facts, Facts};
+use crate::kernels::narrow::{narrow, Rounding};
+use crate::kernels::{Level, TILE};
+use crate::measure::NonFinite;
+use crate::output::folder::OutputFolder;
+use crate::output::shard::ShardFile;
+use crate::plan::{Source, FORMAT};
+use crate::run::Options;
+use crate::sources::{Memory, Sources};
+use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
+
+/// Data of every file starts at a multiple of this many bytes.
+const ALIGN: usize = 4096;
+
+/// What to extract.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractPlan {
+    format: u32,
+    /// Donor and reference.
+    sources: Vec<Source>,
+    /// (name, shape, donor's name, reference's name)
+    tensors: Vec<(String, Vec<u64>, String, String)>,
+    /// Bytes after which a new file begins.
+    max_shard_size: u64,
+    /// A lossy, named choice of value type; lossless without it.
+    dtype: Option<String>,
+}
+
+/// One tensor of the vector.
+struct Item<'a> {
+    name: &'a str,
+    shape: &'a [u64],
+    elements: u64,
+    inputs: [Input<'a>; 2],
+    /// Type that decides the compute type when the vector is applied.
+    origin: Dtype,
+    /// Per chunk, and in all.
+    chunks: Vec<Facts>,
+    total: Facts,
+    encoding: Encoding,
+}
+
+/// A stored tensor and where it goes.
+struct Place {
+    item: usize,
+    /// Offset in its file of places and of values.
+    places: u64,
+    values: u64,
+}
+
+struct File {
+    name: String,
+    header: Vec<u8>,
+    size: u64,
+    places: Vec<Place>,
+}
+
+/// Extracts a vector into the folder `out` and returns the report; `memories` as in [`crate::run::run_with`].
+///
+/// # Errors
+/// Whatever the sources or the output folder refuse.
+pub fn extract(
+    plan_json: &[u8],
+    memories: &[Memory<'_>],
+    out: &Path,
+    options: &Options,
+    control: &Control,
+) -> Result<Value> {
+    let started = Instant::now();
+    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
+    let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
+    if plan.format != FORMAT || plan.sources.len() != 2 {
+        return Err(bad(format!("format {} with {} sources", plan.format, plan.sources.len())));
+    }
+    let lossy = match &plan.dtype {
+        None => None,
+        Some(name) => {
+            let dtype = Dtype::from_name(name).filter(|dtype| dtype.is_float());
+            Some(dtype.ok_or_else(|| bad(format!("type `{}`", name.escape_debug())))?)
+        }
+    };
+    let level = Level::chosen()?;
+    let sources = Sources::of(&plan.sources, memories)?;
+    let pool = crate::run::pool(options.threads)?;
+    let non_finite = NonFinite::default();
+    let mut items = Vec::with_capacity(plan.tensors.len());
+    for (name, shape, donor, reference) in &plan.tensors {
+        items.push(Item::new(&sources, name, shape, [donor, reference])?);
+    }
+    control.expect(2 * items.iter().map(Item::cost).sum::<u64>());
+
+    let work = Work { level, control, pool: &pool, lossy };
+    work.measure(&mut items, &non_finite)?;
+    let counted = |job: usize, place| {
+        let name = items[job].name.escape_debug();
+        let source = usize::from(place == crate::measure::Place::Input(1));
+        format!("`{name}` of `{}`", plan.sources[source].path)
+    };
+    if let (false, Some(error)) = (options.allow_non_finite, non_finite.error(counted)) {
+        return Err(error);
+    }
+    for item in &mut items {
+        item.encoding = Encoding::smallest(item.elements, &item.total, lossy);
+    }
+    let files = lay_out(&items, plan.max_shard_size)?;
+    let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
+    let paths = sources.paths();
+    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    let folder = OutputFolder::admit(out, &inputs, plan_json, &sizes, &options.folder)?;
+    let resumed = folder.done().len();
+    for file in &files {
+        if !folder.done().contains_key(&file.name) {
+            work.write(file, &items, &folder)?;
+        }
+    }
+    sources.unchanged()?;
+    let report = report(&items, &files, &folder, started, resumed, &pool, level);
+    folder.close()?;
+    Ok(report)
+}
+
+impl<'a> Item<'a> {
+    fn new(sources: &'a Sources<'_>, name: &'a str, shape: &'a [u64], from: [&str; 2]) -> Result<Self> {
+        let elements: u64 = shape.iter().product();
+        let inputs = [sources.stored(0, from[0], shape, elements)?, sources.stored(1, from[1], shape, elements)?];
+        let types = [inputs[0].dtype, inputs[1].dtype];
+        if let Some(other) = types.iter().find(|dtype| !dtype.is_float()) {
+            let message = format!("`{}` is {other}, not of a floating-point type", name.escape_debug());
+            return Err(Error::new(Kind::Plan, message));
+        }
+        let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };
+        let total = Facts::default();
+        Ok(Item { name, shape, elements, inputs, origin, chunks: Vec::new(), total, encoding: Encoding::zero() })
+    }
+
+    fn cost(&self) -> u64 {
+        self.inputs.iter().map(|input| input.cost(self.elements)).sum()
+    }
+}
+
+/// Stored tensors in files of at most `limit` bytes of data, in the order of the items.
+fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
+    let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut size = 0;
+    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.kept != Kept::Zero) {
+        let more = item.encoding.bytes(item.elements, item.total.changed);
+        if size > 0 && size + more > limit.max(1) {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        if let Some(group) = groups.last_mut() {
+            group.push(index);
+        }
+    }
+    let count = groups.len();
+    let mut files = Vec::with_capacity(count);
+    let mut names = std::collections::HashSet::new();
+    for (number, group) in groups.into_iter().enumerate() {
+        let name = match count {
+            1 => "vector.safetensors".to_owned(),
+            _ => format!("vector-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let mut rows: Vec<(String, Dtype, Vec<u64>)> = Vec::new();
+        let mut metadata: Vec<(String, String)> = vec![("format".into(), "pt".into())];
+        for &index in &group {
+            let item = &items[index];
+            rows.extend(item.encoding.rows(item.name, item.shape, item.elements, item.total.changed));
+            if item.origin != Dtype::BF16 {
+                metadata.push((format!("taskvec.origin.{}", item.name), item.origin.name().to_owned()));
+            }
+        }
+        if let Some((twice, _, _)) = rows.iter().find(|(name, _, _)| !names.insert(name.clone())) {
+            let message = format!("two tensors of the vector would be stored as `{}`", twice.escape_debug());
+            return Err(Error::new(Kind::Plan, message).hint("leave one of them out with `--exclude`"));
+        }
+        let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let borrowed = rows.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
+        let header = header::encode(borrowed, &metadata, ALIGN);
+        let mut at = header.len() as u64;
+        let mut places = Vec::with_capacity(group.len());
+        for index in group {
+            let item = &items[index];
+            let values = at + item.encoding.places_bytes(item.elements, item.total.changed);
+            places.push(Place { item: index, places: at, values });
+            at += item.encoding.bytes(item.elements, item.total.changed);
+        }
+        files.push(File { name, header, size: at, places });
+    }
+    Ok(files)
+}
+
+/// What both passes share.
+struct Work<'a> {
+    level: Level,
+    control: &'a Control,
+    pool: &'a rayon::ThreadPool,
+    lossy: Option<Dtype>,
+}
+
+impl Work<'_> {
+    /// First pass: facts of every chunk of every tensor.
+    fn measure(&self, items: &mut [Item<'_>], non_finite: &NonFinite) -> Result<()> {
+        let found: Vec<Mutex<Vec<Facts>>> = items.iter().map(|_| Mutex::new(Vec::new())).collect();
+        let (large, small): (Vec<usize>, Vec<usize>) =
+            (0..items.len()).partition(|index| items[*index].elements >= 8 * CHUNK);
+        let one = |index: usize, crew: Crew<'_>| -> Result<()> {
+            let item = &items[index];
+            let tensor = Tensor {
+                id: next_id(),
+                job: index,
+                name: item.name,
+                shape: item.shape,
+                elements: item.elements,
+                inputs: &item.inputs,
+                seed: 0,
+                level: self.level,
+                control: self.control,
+                non_finite,
+                passes: AtomicUsize::new(0),
+            };
+            let chunks = tensor.fold::<f64, Facts, _, _>(
+                crew,
+                |_| Facts::default(),
+                |sum, tile| {
+                    let mut delta = [0.0; TILE];
+                    let delta = &mut delta[..tile.input(0).len()];
+                    subtract(self.level, tile.input(0), tile.input(1), delta);
+                    self.round(delta);
+                    sum.merge(&facts(self.level, delta));
+                },
+            )?;
+            self.control.advance(item.cost());
+            *lock(&found[index]) = chunks;
+            Ok(())
+        };
+        for index in large {
+            one(index, Crew::Pool(self.pool))?;
+        }
+        crate::run::each(self.pool, self.control, small.len(), |i| one(small[i], Crew::Alone))?;
+        for (item, chunks) in items.iter_mut().zip(found) {
+            item.chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            item.chunks.iter().for_each(|chunk| item.total.merge(chunk));
+        }
+        Ok(())
+    }
+
+    /// The named lossy type, if any: what is rounded away is not stored.
+    fn round(&self, delta: &mut [f64]) {
+        if let Some(dtype) = self.lossy {
+            let mut bytes = [0; TILE * 8];
+            narrow(self.level, dtype, delta, Rounding::Nearest, &mut bytes[..delta.len() * dtype.size()]);
+        }
+    }
+
+    /// Second pass for one file.
+    fn write(&self, file: &File, items: &[Item<'_>], folder: &OutputFolder) -> Result<()> {
+        let shard = ShardFile::create(folder, &file.name, file.size)?;
+        shard.allocate(0..file.size)?;
+        shard.write_at(0, &file.header)?;
+        let pieces: Vec<(&Place, u64, u64)> = file
+            .places
+            .iter()
+            .flat_map(|place| {
+                let mut rank = 0;
+                items[place.item].chunks.iter().enumerate().map(move |(chunk, facts)| {
+                    let before = rank;
+                    rank += facts.changed;
+                    (place, chunk as u64, before)
+                })
+            })
+            .collect();
+        crate::run::each(self.pool, self.control, pieces.len(), |i| {
+            let (place, chunk, rank) = pieces[i];
+            self.piece(&shard, place, &items[place.item], chunk, rank)
+        })?;
+        let threads = self.pool.current_num_threads();
+        let digest = shard.digest(threads, &|| self.control.is_cancelled())?;
+        shard.publish(&digest, json!({}))
+    }
+
+    /// One chunk of one tensor.
+    fn piece(&self, shard: &ShardFile, place: &Place, item: &Item<'_>, chunk: u64, rank: u64) -> Result<()> {
+        let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(item.elements);
+        let n = (range.end - range.start) as usize;
+        let (mut donor_scratch, mut reference_scratch) = (Scratch::default(), Scratch::default());
+        let donor = item.inputs[0].open(range.clone(), &mut donor_scratch)?;
+        let reference = item.inputs[1].open(range.clone(), &mut reference_scratch)?;
+        let mut delta = vec![0.0f64; n];
+        let (mut x, mut y) = ([0.0; TILE], [0.0; TILE]);
+        for (index, out) in delta.chunks_mut(TILE).enumerate() {
+            let m = out.len();
+            donor.tile(self.level, index * TILE, &mut x[..m]);
+            reference.tile(self.level, index * TILE, &mut y[..m]);
+            subtract(self.level, &x[..m], &y[..m], out);
+            self.round(out);
+        }
+        let encoding = &item.encoding;
+        let size = encoding.dtype.size();
+        let (values, at) = if encoding.kept == Kept::Dense {
+            (&mut delta[..], range.start)
+        } else {
+            let mut places = vec![0u32; n];
+            let count = compact(&mut delta, &mut places);
+            let (bytes, at) = encoding.places(&places[..count], range.start, n, rank);
+            shard.write_at(place.places + at, &bytes)?;
+            (&mut delta[..count], rank)
+        };
+        let mut bytes = vec![0; values.len() * size];
+        narrow(self.level, encoding.dtype, values, Rounding::Nearest, &mut bytes);
+        let offset = place.values + at * size as u64;
+        shard.write_at(offset, &bytes)?;
+        shard.write_behind(offset..offset + bytes.len() as u64)?;
+        item.inputs.iter().for_each(|input| input.behind(range.clone()));
+        let elements = range.end - range.start;
+        self.control.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
+        Ok(())
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn report(
+    items: &[Item<'_>],
+    files: &[File],
+    folder: &OutputFolder,
+    started: Instant,
+    resumed: usize,
+    pool: &rayon::ThreadPool,
+    level: Level,
+) -> Value {
+    let mut file_of = vec![Value::Null; items.len()];
+    let mut weight_map = serde_json::Map::new();
+    for file in files {
+        for place in &file.places {
+            let item = &items[place.item];
+            file_of[place.item] = file.name.clone().into();
+            for (stored, _, _) in item.encoding.rows(item.name, item.shape, item.elements, item.total.changed) {
+                weight_map.insert(stored, file.name.clone().into());
+            }
+        }
+    }
+    let tensors: Vec<Value> = items
+        .iter()
+        .zip(file_of)
+        .map(|(item, file)| {
+            json!({
+                "name": item.name,
+                "shape": item.shape,
+                "origin": item.origin.name(),
+                "encoding": item.encoding.kept.name(),
+                "dtype": item.encoding.dtype.name(),
+                "bytes": item.encoding.bytes(item.elements, item.total.changed),
+                "file": file,
+                "elements": item.elements,
+                "changed": item.total.changed,
+                "norm": crate::measure::number(item.total.square.sqrt()),
+                "largest": crate::measure::number(item.total.largest),
+            })
+        })
+        .collect();
+    let shards: Vec<Value> = files
+        .iter()
+        .filter_map(|file| folder.record(&file.name))
+        .map(|record| json!({"name": record.shard, "size": record.size, "digest": record.digest}))
+        .collect();
+    json!({
+        "seconds": started.elapsed().as_secs_f64(),
+        "bytes_read": items.iter().map(Item::cost).sum::<u64>(),
+        "bytes_written": files.iter().map(|file| file.size).sum::<u64>(),
+        "threads": pool.current_num_threads(),
+        "cpu_level": level.name(),
+        "resumed_shards": resumed,
+        "shards": shards,
+        "weight_map": weight_map,
+        "tensors": tensors,
+    })
+}

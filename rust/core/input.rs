@@ -1,0 +1,223 @@
+//! A logical tensor: what an operation reads, however it is stored.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::prefetch;
+use crate::kernels::widen::widen;
+use crate::kernels::{Level, Real};
+use crate::lora::{Lora, LoraChunk};
+use crate::mapped::Mapped;
+use crate::sparse::{Sparse, SparseChunk};
+
+/// One input of a job.
+#[derive(Clone)]
+pub struct Input<'a> {
+    storage: Storage<'a>,
+    /// The element type that decides the compute type: the stored one, or that of a vector's origin.
+    pub dtype: Dtype,
+    /// Elements.
+    pub elements: u64,
+}
+
+#[derive(Clone)]
+enum Storage<'a> {
+    Dense { file: &'a Mapped, offset: u64, dtype: Dtype },
+    Sparse(Arc<Sparse<'a>>),
+    Adapted { base: Option<(&'a Mapped, u64, Dtype)>, lora: Lora<'a> },
+    Held { bytes: &'a [u8], dtype: Dtype },
+    Own,
+}
+
+/// Buffers for inputs that are not mapped.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// For the stored values.
+    pub values: Vec<u8>,
+    /// For what says where they go.
+    pub places: Vec<u8>,
+    /// For the second factor of an adapter.
+    pub factor: Vec<u8>,
+}
+
+/// A range of elements of an input whose bytes are in memory.
+pub enum Chunk<'a> {
+    /// Every element is stored.
+    Dense {
+        /// Their type.
+        dtype: Dtype,
+        /// Their bytes.
+        bytes: &'a [u8],
+    },
+    /// Elements that are not zero are stored.
+    Sparse(SparseChunk<'a>),
+    /// An adapter's change, on top of a stored tensor or alone.
+    Adapted {
+        /// Type and bytes of the stored tensor.
+        base: Option<(Dtype, &'a [u8])>,
+        /// What is added.
+        lora: LoraChunk<'a>,
+    },
+}
+
+impl<'a> Input<'a> {
+    /// A tensor stored as it is.
+    pub fn stored(file: &'a Mapped, offset: u64, dtype: Dtype, elements: u64) -> Self {
+        Input { storage: Storage::Dense { file, offset, dtype }, dtype, elements }
+    }
+
+    /// A tensor of which only the elements that are not zero are stored.
+    pub fn sparse(sparse: Sparse<'a>, elements: u64) -> Self {
+        let dtype = sparse.values.dtype;
+        Input { storage: Storage::Sparse(Arc::new(sparse)), dtype, elements }
+    }
+
+    /// A stored tensor with an adapter's change on top, or that change alone.
+    pub fn adapted(base: Option<(&'a Mapped, u64, Dtype)>, lora: Lora<'a>, elements: u64) -> Self {
+        // Alone it leaves the compute type to the target.
+        let dtype = base.map_or(Dtype::BF16, |(_, _, dtype)| dtype);
+        Input { storage: Storage::Adapted { base, lora }, dtype, elements }
+    }
+
+    /// A tensor that the embedding process holds.
+    pub fn held(bytes: &'a [u8], dtype: Dtype, elements: u64) -> Self {
+        Input { storage: Storage::Held { bytes, dtype }, dtype, elements }
+    }
+
+    /// What stands where the result goes: whoever writes that reads this.
+    pub fn own(dtype: Dtype, elements: u64) -> Self {
+        Input { storage: Storage::Own, dtype, elements }
+    }
+
+    /// Whether it is [`Input::own`].
+    pub fn is_own(&self) -> bool {
+        matches!(self.storage, Storage::Own)
+    }
+
+    /// The same, computed with as the difference of tensors of `dtype` that it was.
+    pub fn originally(mut self, dtype: Dtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Brings `elements` into memory.
+    ///
+    /// # Errors
+    /// Where the file was truncated or cannot be read.
+    pub fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
+        match &self.storage {
+            Storage::Dense { file, offset, dtype } => {
+                let bytes = file.read(bytes(*offset, *dtype, &elements), &mut scratch.values)?;
+                Ok(Chunk::Dense { dtype: *dtype, bytes })
+            }
+            Storage::Sparse(sparse) => Ok(Chunk::Sparse(sparse.open(elements, scratch)?)),
+            Storage::Adapted { base, lora } => {
+                let Scratch { values, places, factor } = scratch;
+                let base = match base {
+                    Some((file, offset, dtype)) => {
+                        Some((*dtype, file.read(bytes(*offset, *dtype, &elements), values)?))
+                    }
+                    None => None,
+                };
+                Ok(Chunk::Adapted { base, lora: lora.open(elements, places, factor)? })
+            }
+            Storage::Held { bytes: all, dtype } => {
+                let range = bytes(0, *dtype, &elements);
+                Ok(Chunk::Dense { dtype: *dtype, bytes: &all[range.start as usize..range.end as usize] })
+            }
+            Storage::Own => Err(Error::new(Kind::Engine, "what is computed in place is not opened")),
+        }
+    }
+
+    /// Stored bytes of a dense input, counted from the tensor's first; none where it is not dense.
+    ///
+    /// # Errors
+    /// As [`Input::open`].
+    pub fn raw<'s>(&'s self, range: Range<u64>, scratch: &'s mut Scratch) -> Result<Option<&'s [u8]>> {
+        match &self.storage {
+            Storage::Dense { file, offset, .. } => {
+                file.read(offset + range.start..offset + range.end, &mut scratch.values).map(Some)
+            }
+            Storage::Held { bytes, .. } => Ok(Some(&bytes[range.start as usize..range.end as usize])),
+            Storage::Sparse(_) | Storage::Adapted { .. } | Storage::Own => Ok(None),
+        }
+    }
+
+    /// Says that `elements` will be wanted soon.
+    pub fn ahead(&self, elements: Range<u64>) {
+        if let Storage::Dense { file, offset, dtype } = &self.storage {
+            file.advise_ahead(bytes(*offset, *dtype, &elements));
+        }
+    }
+
+    /// Says that `elements` are done with.
+    pub fn behind(&self, elements: Range<u64>) {
+        if let Storage::Dense { file, offset, dtype } = &self.storage {
+            file.drop_behind(bytes(*offset, *dtype, &elements));
+        }
+    }
+
+    /// Whether f32 may not hold its values: a vector whose differences needed F64.
+    pub fn is_wider_than_f32(&self) -> bool {
+        match &self.storage {
+            Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => *dtype == Dtype::F64,
+            Storage::Sparse(sparse) => sparse.values.dtype == Dtype::F64,
+            Storage::Adapted { .. } | Storage::Own => false,
+        }
+    }
+
+    /// Whether it is stored as it is in `dtype`.
+    pub fn is_plain(&self, dtype: Dtype) -> bool {
+        matches!(&self.storage, Storage::Dense { dtype: stored, .. } | Storage::Held { dtype: stored, .. } if *stored == dtype)
+    }
+
+    /// Bytes that reading `elements` takes; for a sparse input, its share of all.
+    pub fn cost(&self, elements: u64) -> u64 {
+        match &self.storage {
+            Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => elements * dtype.size() as u64,
+            Storage::Own => elements * self.dtype.size() as u64,
+            Storage::Sparse(sparse) => {
+                (u128::from(sparse.bytes()) * u128::from(elements) / u128::from(self.elements.max(1))) as u64
+            }
+            Storage::Adapted { base, lora } => {
+                let share = u128::from(lora.bytes()) * u128::from(elements) / u128::from(self.elements.max(1));
+                share as u64 + base.map_or(0, |(_, _, dtype)| elements * dtype.size() as u64)
+            }
+        }
+    }
+}
+
+fn bytes(offset: u64, dtype: Dtype, elements: &Range<u64>) -> Range<u64> {
+    let size = dtype.size() as u64;
+    offset + elements.start * size..offset + elements.end * size
+}
+
+impl Chunk<'_> {
+    /// Widens `out.len()` elements from element `at` of this chunk on; true if all are finite.
+    pub fn tile<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+        match self {
+            Chunk::Dense { dtype, bytes } => {
+                let size = dtype.size();
+                let next = (at + out.len()) * size;
+                prefetch(&bytes[next..(next + out.len() * size).min(bytes.len())]);
+                widen(level, *dtype, &bytes[at * size..next], out)
+            }
+            Chunk::Sparse(chunk) => chunk.tile(level, at, out),
+            Chunk::Adapted { base, lora } => {
+                let finite = match base {
+                    Some((dtype, bytes)) => {
+                        let size = dtype.size();
+                        widen(level, *dtype, &bytes[at * size..(at + out.len()) * size], out)
+                    }
+                    None => {
+                        out.fill(R::ZERO);
+                        true
+                    }
+                };
+                lora.add(level, at, out) && finite
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Elementwise combination of tiles: differences, weighted sums, and the final step onto the target.
+//!
+//! In f32 two things can cost more than the rounding to the output type: a difference that does not fit f32 (the
+//! operands are more than 2^16 apart), and a sum that cancels most of its operands. Both are rare and both are
+//! noticed here, for the whole tile at once; the caller then repeats the noticed elements in f64.
+
+use super::Real;
+
+/// |out| below this share of |target| counts as cancellation: f32 then leaves fewer than twelve of the bits that
+/// rounding to eight needs to be right.
+const CANCELLED: f64 = 1.0 / 4096.0;
+
+kernel! {
+    /// `out = x − y`; true if every difference is exact.
+    pub fn subtract<R>(x: &[R], y: &[R], out: &mut [R]) -> bool {
+        let mut inexact = 0u32;
+        for ((slot, a), b) in out.iter_mut().zip(x).zip(y) {
+            let (a, b) = (*a, *b);
+            let difference = a - b;
+            if R::IS_F32 {
+                inexact |= u32::from(rest(a, b, difference) != R::ZERO);
+            }
+            *slot = difference;
+        }
+        inexact == 0
+    }
+}
+
+/// What `difference` lacks of x − y (Knuth's two-sum): zero where the difference is exact, NaN where it overflowed.
+#[inline(always)]
+fn rest<R: Real>(x: R, y: R, difference: R) -> R {
+    let back = difference - x;
+    (x - (difference - back)) + (-y - back)
+}
+
+kernel! {
+    /// `sum = weight · x`.
+    pub fn scale<R>(x: &[R], weight: R, sum: &mut [R]) {
+        for (slot, a) in sum.iter_mut().zip(x) {
+            *slot = weight * *a;
+        }
+    }
+}
+
+kernel! {
+    /// `x = factor · x`.
+    pub fn multiply<R>(factor: R, x: &mut [R]) {
+        x.iter_mut().for_each(|x| *x = factor * *x);
+    }
+}
+
+kernel! {
+    /// `sum = sum + weight · x`, two roundings.
+    pub fn add_scaled<R>(x: &[R], weight: R, sum: &mut [R]) {
+        for (slot, a) in sum.iter_mut().zip(x) {
+            *slot += weight * *a;
+        }
+    }
+}
+
+kernel! {
+    /// `out = target + alpha · delta`, the target's own value (and sign of zero) where delta is zero or alpha is;
+    /// true if no sum cancelled so far that it wants a second look.
+    pub fn step<R>(target: &[R], delta: &[R], alpha: R, out: &mut [R]) -> bool {
+        let mut cancelled = 0u32;
+        let share = R::from_f64(CANCELLED);
+        for ((slot, t), d) in out.iter_mut().zip(target).zip(delta) {
+            let (t, d) = (*t, *d);
+            let moved = t + alpha * d;
+            let still = d == R::ZERO || alpha == R::ZERO;
+            if R::IS_F32 {
+                cancelled |= u32::from(moved.abs() < t.abs() * share && !still);
+            }
+            *slot = if still { t } else { moved };
+        }
+        cancelled == 0
+    }
+}
+
+/// One term of a weighted sum of differences, widened to f64: (x, y, weight), with no y where x is a vector already.
+pub type Term<'a> = (&'a [f64], Option<&'a [f64]>, f64);
+
+kernel! {
+    /// The elements that f32 cannot do well, again in f64: where a difference does not fit f32 or the sum cancelled.
+    pub fn step_again(target: &[f64], terms: &[Term<'_>], alpha: f64, out: &mut [f32]) {
+        if alpha == 0.0 {
+            return;
+        }
+        for (i, slot) in out.iter_mut().enumerate() {
+            let (mut exact, mut sum) = (true, 0f64);
+            for (k, (x, y, weight)) in terms.iter().enumerate() {
+                let difference = x[i] - y.map_or(0.0, |y| y[i]);
+                exact &= f64::from(difference as f32) == difference;
+                let term = weight * difference;
+                sum = if k == 0 { term } else { sum + term };
+            }
+            let cancelled = f64::from(slot.abs()) < target[i].abs() * CANCELLED;
+            if sum != 0.0 && (!exact || cancelled) {
+                *slot = odd(target[i] + alpha * sum);
+            }
+        }
+    }
+}
+
+/// f64 → f32 rounded to odd: a later rounding to at most 22 bits then gives what rounding the f64 at once would.
+#[inline(always)]
+pub fn odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    if !nearest.is_finite() || f64::from(nearest) == x {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    let toward_zero = if f64::from(nearest).abs() > x.abs() { bits - 1 } else { bits };
+    f32::from_bits(toward_zero | 1)
+}
+
+kernel! {
+    /// Where the target equals the reference, α = 1 must give the donor bit for bit, also where the difference does
+    /// not fit the compute type and where the donor is a negative zero.
+    pub fn keep_donor<R>(target: &[R], donor: &[R], reference: &[R], out: &mut [R]) {
+        for (((slot, t), d), r) in out.iter_mut().zip(target).zip(donor).zip(reference) {
+            *slot = if *t == *r { *d } else { *slot };
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a difference needs to be stored without loss.
+
+use super::{Real, LANES};
+
+/// Facts about the differences of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Facts {
+    /// Elements that are not zero.
+    pub changed: u64,
+    /// Every element is exact in BF16.
+    pub bf16: bool,
+    /// Every element is exact in F16.
+    pub f16: bool,
+    /// Every element is exact in F32.
+    pub f32: bool,
+    /// Σ δ².
+    pub square: f64,
+    /// max |δ|.
+    pub largest: f64,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Facts { changed: 0, bf16: true, f16: true, f32: true, square: 0.0, largest: 0.0 }
+    }
+}
+
+impl Facts {
+    /// Adds those of the chunk that follows.
+    pub fn merge(&mut self, other: &Facts) {
+        self.changed += other.changed;
+        self.bf16 &= other.bf16;
+        self.f16 &= other.f16;
+        self.f32 &= other.f32;
+        self.square += other.square;
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
+kernel! {
+    /// Looks at the differences of a tile.
+    pub fn facts(delta: &[f64]) -> Facts {
+        let mut square = [0f64; LANES];
+        let mut largest = [0f64; LANES];
+        let (mut changed, mut wide, mut low) = (0u32, 0u32, 0u32);
+        let mut half = 0u32;
+        for chunk in delta.chunks(LANES) {
+            for (lane, x) in chunk.iter().enumerate() {
+                let single = *x as f32;
+                changed += u32::from(*x != 0.0);
+                wide |= u32::from(f64::from(single) != *x);
+                low |= single.to_bits() & 0xFFFF;
+                // On the grid of F16, and within its range: multiples of 2^-24, eleven bits, at most 65504.
+                let magnitude = single.abs();
+                let ulp = f32::from_bits((single.to_bits() & 0x7F80_0000).saturating_sub(10 << 23).max(103 << 23));
+                let steps = magnitude / ulp;
+                half |= u32::from(!(magnitude <= 65504.0 && steps == steps.trunc()));
+                square[lane] += x * x;
+                largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };
+            }
+        }
+        Facts {
+            changed: u64::from(changed),
+            bf16: wide == 0 && low == 0,
+            f16: wide == 0 && half == 0,
+            f32: wide == 0,
+            square: super::stats::fold(&square),
+            largest: largest.iter().fold(0.0, |a: f64, b| a.max(*b)),
+        }
+    }
+}
+
+/// Moves the elements that are not zero to the front, in order, and notes their places; returns how many there are.
+pub fn compact<R: Real>(delta: &mut [R], places: &mut [u32]) -> usize {
+    let mut count = 0;
+    for i in 0..delta.len() {
+        let x = delta[i];
+        // Written whether kept or not: a branch would be mispredicted at every change.
+        delta[count] = x;
+        places[count] = i as u32;
+        count += usize::from(x != R::ZERO);
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Level;
+
+    #[test]
+    fn exactness_by_a_round_trip_through_each_type() {
+        let values = [
+            0.0,
+            1.0,
+            -1.5,
+            0.1,
+            65504.0,
+            65505.0,
+            65536.0,
+            5.960_464_477_539_063e-8,
+            2.9e-8,
+            1e-40,
+            3.0e38,
+            1e300,
+            0.333_251_953_125,
+            1.0078125,
+            1.000_976_562_5,
+            1.000_488_281_25,
+            f64::from(f32::MIN_POSITIVE),
+            6.1e-5,
+        ];
+        for level in Level::available() {
+            for x in values {
+                let found = facts(level, &[x, 0.0]);
+                assert_eq!(found.f32, f64::from(x as f32) == x, "{x}");
+                assert_eq!(found.bf16, f64::from(half::bf16::from_f32(x as f32).to_f32()) == x, "{x}");
+                assert_eq!(found.f16, f64::from(half::f16::from_f32(x as f32).to_f32()) == x, "{x}");
+                assert_eq!((found.changed, found.largest), (u64::from(x != 0.0), x.abs()));
+            }
+        }
+    }
+
+    #[test]
+    fn compaction_keeps_order() {
+        let mut delta = [0.0f64, 2.0, 0.0, -0.0, 5.0, 6.0, 0.0];
+        let mut places = [0; 7];
+        let count = compact(&mut delta, &mut places);
+        assert_eq!((&delta[..count], &places[..count]), (&[2.0, 5.0, 6.0][..], &[1, 4, 5][..]));
+    }
+}

@@ -1,0 +1,202 @@
+//! Sums over a tile, in fixed lanes, for survival and difference statistics.
+
+use super::LANES;
+
+/// Sums of one tile: what a step was meant to do to the target, and what it did after rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepSums {
+    /// Σ step², with step = α·Δ.
+    pub step: f64,
+    /// Σ (out − target)².
+    pub moved: f64,
+    /// Σ step·(out − target).
+    pub dot: f64,
+    /// Σ ((out − target) − step)².
+    pub error: f64,
+    /// Σ target².
+    pub target: f64,
+    /// Elements whose Δ is not zero.
+    pub changed: u64,
+    /// Of those, elements where out = target.
+    pub lost: u64,
+}
+
+/// The lanes added up in one fixed order: halves onto each other. Not inlined: seeing the halves, the compiler sums in
+/// pairs of lanes what goes through whole vectors, at four times the cost.
+#[inline(never)]
+pub fn fold(lanes: &[f64; LANES]) -> f64 {
+    let mut lanes = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+kernel! {
+    /// Measures `out` (already rounded to the output type) against `target` and `alpha`·`delta`.
+    pub fn step_sums<R>(target: &[R], delta: &[R], alpha: f64, out: &[R]) -> StepSums {
+        let mut step = [0f64; LANES];
+        let mut moved = [0f64; LANES];
+        let mut dot = [0f64; LANES];
+        let mut error = [0f64; LANES];
+        let mut norm = [0f64; LANES];
+        let mut changed = [0u32; LANES];
+        let mut lost = [0u32; LANES];
+        let n = target.len();
+        let whole = n - n % LANES;
+        macro_rules! lane {
+            ($lane:expr, $t:expr, $d:expr, $o:expr) => {{
+                let (t, d, o) = ($t, $d, $o);
+                let nonzero = u32::from(d != R::ZERO);
+                changed[$lane] += nonzero;
+                lost[$lane] += nonzero & u32::from(o == t);
+                let (t, s, o) = (t.to_f64(), alpha * d.to_f64(), o.to_f64());
+                let m = o - t;
+                let e = m - s;
+                step[$lane] += s * s;
+                moved[$lane] += m * m;
+                dot[$lane] += s * m;
+                error[$lane] += e * e;
+                norm[$lane] += t * t;
+            }};
+        }
+        let chunks = target[..whole].chunks_exact(LANES).zip(delta[..whole].chunks_exact(LANES)).zip(out[..whole].chunks_exact(LANES));
+        for ((t, d), o) in chunks {
+            for lane in 0..LANES {
+                lane!(lane, t[lane], d[lane], o[lane]);
+            }
+        }
+        for i in whole..n {
+            lane!(i - whole, target[i], delta[i], out[i]);
+        }
+        StepSums {
+            step: fold(&step),
+            moved: fold(&moved),
+            dot: fold(&dot),
+            error: fold(&error),
+            target: fold(&norm),
+            changed: changed.iter().map(|c| u64::from(*c)).sum(),
+            lost: lost.iter().map(|c| u64::from(*c)).sum(),
+        }
+    }
+}
+
+/// Sums over a tile of two tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PairSums {
+    /// Σ x².
+    pub left: f64,
+    /// Σ y².
+    pub right: f64,
+    /// Σ x·y.
+    pub dot: f64,
+    /// Σ (x − y)².
+    pub difference: f64,
+    /// max |x − y|.
+    pub largest: f64,
+    /// Elements with x ≠ y.
+    pub changed: u64,
+    /// Elements with x ≠ 0.
+    pub left_nonzero: u64,
+    /// Elements with y ≠ 0.
+    pub right_nonzero: u64,
+    /// Elements where neither is zero.
+    pub both_nonzero: u64,
+    /// Of those, elements of the same sign.
+    pub same_sign: u64,
+}
+
+impl PairSums {
+    /// Adds those of the tile that follows.
+    pub fn merge(&mut self, other: &PairSums) {
+        self.left += other.left;
+        self.right += other.right;
+        self.dot += other.dot;
+        self.difference += other.difference;
+        self.largest = if other.largest > self.largest { other.largest } else { self.largest };
+        self.changed += other.changed;
+        self.left_nonzero += other.left_nonzero;
+        self.right_nonzero += other.right_nonzero;
+        self.both_nonzero += other.both_nonzero;
+        self.same_sign += other.same_sign;
+    }
+}
+
+kernel! {
+    /// Compares two tiles.
+    pub fn pair_sums(x: &[f64], y: &[f64]) -> PairSums {
+        let mut sums = [[0f64; LANES]; 4];
+        let mut largest = [0f64; LANES];
+        let mut counts = [[0u32; LANES]; 5];
+        for (xs, ys) in x.chunks(LANES).zip(y.chunks(LANES)) {
+            for (lane, (a, b)) in xs.iter().zip(ys).enumerate() {
+                let (a, b) = (*a, *b);
+                let d = a - b;
+                sums[0][lane] += a * a;
+                sums[1][lane] += b * b;
+                sums[2][lane] += a * b;
+                sums[3][lane] += d * d;
+                largest[lane] = if d.abs() > largest[lane] { d.abs() } else { largest[lane] };
+                let (left, right) = (u32::from(a != 0.0), u32::from(b != 0.0));
+                counts[0][lane] += u32::from(a != b);
+                counts[1][lane] += left;
+                counts[2][lane] += right;
+                counts[3][lane] += left & right;
+                counts[4][lane] += left & right & u32::from((a > 0.0) == (b > 0.0));
+            }
+        }
+        let count = |i: usize| counts[i].iter().map(|c| u64::from(*c)).sum();
+        PairSums {
+            left: fold(&sums[0]),
+            right: fold(&sums[1]),
+            dot: fold(&sums[2]),
+            difference: fold(&sums[3]),
+            largest: largest.iter().fold(0.0, |a, b| if *b > a { *b } else { a }),
+            changed: count(0),
+            left_nonzero: count(1),
+            right_nonzero: count(2),
+            both_nonzero: count(3),
+            same_sign: count(4),
+        }
+    }
+}
+
+kernel! {
+    /// Σ x·y.
+    pub fn dot<R>(x: &[R], y: &[R]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let n = x.len().min(y.len());
+        let whole = n - n % LANES;
+        for (a, b) in x[..whole].chunks_exact(LANES).zip(y[..whole].chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane].to_f64() * b[lane].to_f64();
+            }
+        }
+        for i in whole..n {
+            lanes[i - whole] += x[i].to_f64() * y[i].to_f64();
+        }
+        fold(&lanes)
+    }
+}
+
+kernel! {
+    /// Σ |x|.
+    pub fn sum_abs<R>(x: &[R]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let n = x.len();
+        let whole = n - n % LANES;
+        for a in x[..whole].chunks_exact(LANES) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane].to_f64().abs();
+            }
+        }
+        for i in whole..n {
+            lanes[i - whole] += x[i].to_f64().abs();
+        }
+        fold(&lanes)
+    }
+}

@@ -1,0 +1,146 @@
+//! What a run finds out on its way: survival of the step after rounding, and values that are not finite.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind};
+use crate::kernels::stats::StepSums;
+use crate::kernels::widen::count_non_finite;
+use crate::kernels::{Level, Real};
+use crate::tensor::lock;
+
+/// Sums over one output tensor, as the journal keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Survival {
+    /// Σ step².
+    pub step: f64,
+    /// Σ (out − target)².
+    pub moved: f64,
+    /// Σ step·(out − target).
+    pub dot: f64,
+    /// Σ ((out − target) − step)².
+    pub error: f64,
+    /// Σ target².
+    pub target: f64,
+    /// Elements with a step.
+    pub changed: u64,
+    /// Of those, rounded back to the target.
+    pub lost: u64,
+    /// Elements measured.
+    pub elements: u64,
+}
+
+impl Survival {
+    /// Adds a tile of `elements`.
+    pub fn add(&mut self, sums: &StepSums, elements: u64) {
+        self.step += sums.step;
+        self.moved += sums.moved;
+        self.dot += sums.dot;
+        self.error += sums.error;
+        self.target += sums.target;
+        self.changed += sums.changed;
+        self.lost += sums.lost;
+        self.elements += elements;
+    }
+
+    /// Adds another sum.
+    pub fn merge(&mut self, other: &Survival) {
+        self.step += other.step;
+        self.moved += other.moved;
+        self.dot += other.dot;
+        self.error += other.error;
+        self.target += other.target;
+        self.changed += other.changed;
+        self.lost += other.lost;
+        self.elements += other.elements;
+    }
+
+    /// Norms, cosine and relative error. A number that does not exist (no step, NaN) is null.
+    pub fn report(&self) -> serde_json::Value {
+        let cosine = self.dot / (self.step.sqrt() * self.moved.sqrt());
+        serde_json::json!({
+            "step_norm": number(self.step.sqrt()),
+            "moved_norm": number(self.moved.sqrt()),
+            "cosine": number(if cosine > 1.0 { 1.0 } else { cosine }),
+            "relative_error": number((self.error / self.step).sqrt()),
+            "target_norm": number(self.target.sqrt()),
+            "changed": self.changed,
+            "rounded_away": self.lost,
+            "elements": self.elements,
+        })
+    }
+}
+
+/// Six significant digits: the sums may differ in the last bits where shards are cut elsewhere.
+pub(crate) fn number(x: f64) -> serde_json::Value {
+    if !x.is_finite() {
+        return serde_json::Value::Null;
+    }
+    format!("{x:.5e}").parse::<f64>().map_or(serde_json::Value::Null, serde_json::Value::from)
+}
+
+/// Values that are not finite, by job and by where they stand.
+#[derive(Debug)]
+pub struct NonFinite {
+    counts: Mutex<BTreeMap<(usize, Place), u64>>,
+    /// The first job that has any: nothing after it needs doing where they are not allowed.
+    pub(crate) first: AtomicUsize,
+}
+
+/// Where a value stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Input by position.
+    Input(usize),
+    /// Output by position.
+    Output(usize),
+}
+
+impl Default for NonFinite {
+    fn default() -> Self {
+        NonFinite { counts: Mutex::new(BTreeMap::new()), first: AtomicUsize::new(usize::MAX) }
+    }
+}
+
+impl NonFinite {
+    /// Notes the values of a tile of input `index`.
+    pub fn input<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
+        self.note(job, Place::Input(index), count_non_finite(level, tile));
+    }
+
+    /// Notes the values of a tile of output `index`.
+    pub fn output<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
+        self.note(job, Place::Output(index), count_non_finite(level, tile));
+    }
+
+    fn note(&self, job: usize, place: Place, count: u64) {
+        if count > 0 {
+            self.first.fetch_min(job, Relaxed);
+            *lock(&self.counts).entry((job, place)).or_default() += count;
+        }
+    }
+
+    /// All counts, in job order.
+    pub fn counts(&self) -> Vec<(usize, Place, u64)> {
+        lock(&self.counts).iter().map(|((job, place), count)| (*job, *place, *count)).collect()
+    }
+
+    /// The error that names the first tensor, given names of jobs and of their inputs.
+    pub fn error(&self, describe: impl Fn(usize, Place) -> String) -> Option<Error> {
+        let counts = self.counts();
+        let first = counts.first()?.0;
+        let parts: Vec<String> = counts
+            .iter()
+            .filter(|(job, _, _)| *job == first)
+            .map(|(job, place, count)| format!("{count} in {}", describe(*job, *place)))
+            .collect();
+        let message = format!("values that are not finite (NaN or infinity): {}", parts.join(", "));
+        Some(
+            Error::new(Kind::NonFinite, message)
+                .hint("repair that checkpoint, exclude the tensor (`--exclude`), or go on with `--force non-finite`"),
+        )
+    }
+}

@@ -1,0 +1,39 @@
+//! Σ w·model, divided by Σ w if normalised: Wortsman et al., "Model soups" (2203.05482).
+
+use serde::Deserialize;
+
+use crate::error::Result;
+use crate::kernels::combine::{add_scaled, scale};
+use crate::kernels::Real;
+use crate::op::{Computes, Method, State, Term, Tile};
+use crate::tensor::Tensor;
+
+/// Parameters of the operation.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// Inputs and weights; references do not occur.
+    pub terms: Vec<Term>,
+    /// Divide by the sum of the weights.
+    #[serde(default)]
+    pub normalize: bool,
+}
+
+impl<R: Real> Method<R> for Linear {
+    fn computes(&self) -> Computes {
+        Computes::Value
+    }
+
+    fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+        let total: f64 = if self.normalize { self.terms.iter().map(|term| term.weight).sum() } else { 1.0 };
+        for (k, term) in self.terms.iter().enumerate() {
+            let weight = R::from_f64(term.weight / total);
+            if k == 0 {
+                scale(tile.level, tile.input(term.model), weight, out);
+            } else {
+                add_scaled(tile.level, tile.input(term.model), weight, out);
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,113 @@
+//! SCE of FuseChat (2408.07990): select positions by variance, weigh models by their mean square there, erase minority
+//! signs.
+
+use serde::Deserialize;
+
+use super::select::{largest, Cut};
+use super::terms::{deltas, Ends};
+use crate::error::Result;
+use crate::kernels::across::{elect_unweighted, variance};
+use crate::kernels::stats::dot;
+use crate::kernels::trim::count_nonzero;
+use crate::kernels::{Level, Real};
+use crate::op::{Computes, Method, State, Term, Tile};
+use crate::tensor::{Crew, Tensor};
+
+/// Parameters of the operation.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sce {
+    /// The models, in order.
+    pub terms: Vec<Term>,
+    /// Share of the positions of non-zero variance that is kept.
+    pub select_topk: f64,
+}
+
+/// What the look at the whole tensor found.
+struct Found {
+    cut: Cut,
+    weights: Vec<f64>,
+}
+
+impl Sce {
+    fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+        self.terms.iter().map(|term| (term.model, term.reference))
+    }
+
+    fn selects(&self) -> bool {
+        self.select_topk < 1.0
+    }
+}
+
+/// The variance across models of every element, over their number.
+fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Vec<R> {
+    let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
+    let mut out = vec![R::ZERO; slices.first().map_or(0, |slice| slice.len())];
+    variance(level, &slices, &mut out);
+    out
+}
+
+/// Sets everything that the cut does not keep to zero.
+fn select<R: Real>(cut: &Cut, tile: &Tile<'_, R>, all: &mut [Vec<R>]) {
+    let scores = variances(tile.level, all);
+    all.iter_mut().for_each(|delta| cut.keep_by(tile.level, tile.first, &scores, delta));
+}
+
+impl<R: Real> Method<R> for Sce {
+    fn computes(&self) -> Computes {
+        Computes::Step
+    }
+
+    fn prepares(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+        let mut cut = Cut::ALL;
+        if self.selects() {
+            let varying = tensor.tally::<R, u64, _, _>(
+                crew,
+                || 0,
+                |count, tile| {
+                    let all: Vec<Vec<R>> = deltas(tile, self.ends());
+                    *count += count_nonzero(tile.level, &variances(tile.level, &all));
+                },
+            )?;
+            let k = (varying.iter().sum::<u64>() as f64 * self.select_topk) as u64;
+            let scores = |tile: &Tile<'_, R>| vec![variances(tile.level, &deltas(tile, self.ends()))];
+            cut = largest(tensor, crew, &[vec![k]], &scores)?[0][0];
+        }
+        let n = self.terms.len();
+        let chunks = tensor.fold::<R, Vec<f64>, _, _>(
+            crew,
+            |_| vec![0.0; n],
+            |sums, tile| {
+                let mut all = deltas(tile, self.ends());
+                if self.selects() {
+                    select(&cut, tile, &mut all);
+                }
+                sums.iter_mut().zip(&all).for_each(|(sum, delta)| *sum += dot(tile.level, delta, delta));
+            },
+        )?;
+        let squares: Vec<f64> =
+            (0..n).map(|i| chunks.iter().map(|sums| sums[i]).sum::<f64>() / tensor.elements.max(1) as f64).collect();
+        let total: f64 = squares.iter().sum();
+        // As small as that, mergekit weighs all models alike.
+        let weights =
+            if total.abs() < 1e-6 { vec![1.0 / n as f64; n] } else { squares.iter().map(|s| s / total).collect() };
+        Ok(Box::new(Found { cut, weights }))
+    }
+
+    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+        let mut all = deltas(tile, self.ends());
+        let whole = Found { cut: Cut::ALL, weights: vec![0.0; all.len()] };
+        let found = state.downcast_ref::<Found>().unwrap_or(&whole);
+        if self.selects() {
+            select(&found.cut, tile, &mut all);
+        }
+        let weights: Vec<R> = found.weights.iter().map(|w| R::from_f64(*w)).collect();
+        let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
+        elect_unweighted(tile.level, &slices, &weights, R::from_f64(1e-6), out);
+        Ok(true)
+    }
+}

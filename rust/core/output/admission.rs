@@ -1,0 +1,213 @@
+//! Admission: may this run write into this folder, and where does it start? Everything that can be refused is refused
+//! before anything in the folder is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::Path;
+
+use rustix::fs::FileType;
+
+use super::folder::{Options, Shared};
+use super::journal::{Journal, JournalRecord};
+use super::lock::Claim;
+use super::overlap::{Inputs, Stamp};
+use super::publish::write_in;
+use super::system::Directory;
+use super::{contents, space, LOCK, MANIFEST, PLAN, STATE};
+use crate::error::{Error, Result};
+
+const INPUTS: &str = "inputs.json";
+/// Present while an old checkpoint is being removed; lists what is to go.
+const REPLACING: &str = "replacing.json";
+
+/// How a run begins in a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// There is nothing yet.
+    Fresh,
+    /// After the shards that are in place.
+    Resume,
+    /// By removing what is there.
+    Replace,
+}
+
+/// A folder that is locked but unchanged.
+pub(super) struct Candidate {
+    claim: Claim,
+    start: Start,
+    sizes: BTreeMap<String, u64>,
+    resumed: Option<(Journal, BTreeMap<String, JournalRecord>)>,
+}
+
+/// Decides by what is in a folder how the run begins there, or refuses.
+pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Options) -> Result<Start> {
+    let Some(directory) = directory else { return Ok(Start::Fresh) };
+    let path = directory.path();
+    let (mut saved, mut replacing) = (None, false);
+    if let Some(state) = directory.subfolder(OsStr::new(STATE))? {
+        saved = state.read(OsStr::new(PLAN))?;
+        replacing = state.file_size(OsStr::new(REPLACING))?.is_some();
+    }
+    if let Some(saved) = saved {
+        return match (saved == plan, options.resume, options.overwrite) {
+            (true, true, _) => Ok(Start::Resume),
+            (_, _, true) => Ok(Start::Replace),
+            (true, false, false) => Err(Error::unfinished_same(path)),
+            (false, _, false) => Err(Error::unfinished_other(path)),
+        };
+    }
+    let entries = contents::entries(directory)?;
+    match () {
+        () if entries.is_empty() => Ok(Start::Fresh),
+        () if !options.overwrite => Err(Error::not_empty(path, entries.iter().any(|name| name == MANIFEST))),
+        () if replacing || contents::is_checkpoint(&entries) => Ok(Start::Replace),
+        () => Err(Error::no_checkpoint_to_overwrite(path)),
+    }
+}
+
+impl Candidate {
+    pub(super) fn lock(
+        path: &Path,
+        shards: &[(String, u64)],
+        inputs: &Inputs,
+        plan: &[u8],
+        options: &Options,
+    ) -> Result<Candidate> {
+        let claim = Claim::take(path)?;
+        inputs.refuse_overlap(path)?;
+        let start = start_in(Some(&claim.directory), plan, options)?;
+        let sizes = sizes(&claim.directory, shards)?;
+        let mut resumed = None;
+        if start == Start::Resume {
+            same_inputs(&claim.state, inputs)?;
+            let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
+            for record in records.values() {
+                if sizes.get(&record.shard) != Some(&record.size) {
+                    return Err(Error::foreign_record(path, &record.shard));
+                }
+            }
+            let mut missing = Vec::new();
+            for record in records.values() {
+                if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+                    missing.push(record.shard.clone());
+                }
+            }
+            records.retain(|shard, _| !missing.contains(shard));
+            resumed = Some((journal, records));
+        }
+        Ok(Candidate { claim, start, sizes, resumed })
+    }
+
+    pub(super) fn check_space(candidates: &[Candidate]) -> Result<()> {
+        let mut needs = Vec::new();
+        for candidate in candidates {
+            let done = candidate.resumed.as_ref().map(|(_, done)| done);
+            let pending = |shard: &str| done.is_none_or(|done| !done.contains_key(shard));
+            let pending = candidate.sizes.iter().filter(|(shard, _)| pending(shard));
+            let going = candidate.going()?;
+            needs.push(space::Need {
+                folder: candidate.claim.directory.path(),
+                bytes: pending.map(|(_, size)| size).sum(),
+                released: contents::bytes_released(&candidate.claim.directory, &going)?,
+            });
+        }
+        space::check(&needs)
+    }
+
+    /// The files that are removed before the run begins.
+    fn going(&self) -> Result<BTreeSet<String>> {
+        let directory = &self.claim.directory;
+        let entries = contents::entries(directory)?;
+        let mut going = match self.start {
+            Start::Fresh => Default::default(),
+            Start::Replace => contents::of_checkpoint(directory, &entries)?,
+            Start::Resume => contents::parts(&entries),
+        };
+        match (self.start, &self.resumed) {
+            (Start::Resume, Some((_, done))) => {
+                // In place but not in the journal: the run was killed between the two. It is written again.
+                let pending = self.sizes.keys().filter(|shard| !done.contains_key(*shard));
+                going.extend(pending.cloned());
+            }
+            (Start::Replace, _) => {
+                let saved = self.claim.state.read(OsStr::new(REPLACING))?.unwrap_or_default();
+                let saved: Vec<String> = serde_json::from_slice(&saved).unwrap_or_default();
+                going.extend(saved.into_iter().filter(|name| contents::is_inside(name)));
+            }
+            _ => {}
+        }
+        Ok(going)
+    }
+
+    /// Changes the folder: from here on it is ours.
+    pub(super) fn begin(self, inputs: &Inputs, plan: &[u8]) -> Result<(Shared, BTreeMap<String, JournalRecord>)> {
+        let going = self.going()?;
+        let Candidate { mut claim, start, sizes, resumed } = self;
+        let state = claim.state.clone();
+        if start == Start::Replace {
+            // The list is on the disk before the first file goes: a manifest that is gone no longer says what it
+            // listed, and a folder without weights no longer says that it held a checkpoint.
+            write_in(&state, OsStr::new(REPLACING), &json(&going)?)?;
+            state.remove(OsStr::new(PLAN))?;
+            state.sync()?;
+        }
+        if resumed.as_ref().is_some_and(|(_, done)| done.len() < sizes.len()) {
+            contents::remove_markers(&claim.directory)?;
+        }
+        contents::remove(&claim.directory, &going)?;
+        claim.keep();
+        let (journal, done) = match resumed {
+            Some(resumed) => resumed,
+            None => {
+                for name in state.names()?.iter().filter(|name| *name != LOCK && *name != REPLACING) {
+                    state.remove(name)?;
+                }
+                write_in(&state, OsStr::new(INPUTS), &json(&inputs.stamps)?)?;
+                Journal::create(&state, &hex(plan))?;
+                write_in(&state, OsStr::new(PLAN), plan)?;
+                claim.directory.sync()?;
+                state.remove(OsStr::new(REPLACING))?;
+                Journal::open(&state, &hex(plan))?
+            }
+        };
+        Ok((Shared::new(claim, sizes, journal, done.clone()), done))
+    }
+}
+
+/// Shard names with their sizes: bare names, each once, not taken by a folder.
+fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<String, u64>> {
+    let mut sizes = BTreeMap::new();
+    for (name, size) in shards {
+        let bare = !name.starts_with('.') && Path::new(name).file_name() == Some(OsStr::new(name));
+        if !bare || sizes.insert(name.clone(), *size).is_some() {
+            return Err(Error::bad_shard_name(name));
+        }
+        let stat = directory.stat(name.as_ref())?;
+        if stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
+            return Err(Error::shard_is_folder(&directory.path().join(name)));
+        }
+    }
+    Ok(sizes)
+}
+
+/// The weight files of the inputs must be as they were when the run began.
+fn same_inputs(state: &Directory, inputs: &Inputs) -> Result<()> {
+    let path = state.path().join(INPUTS);
+    let saved = state.read(OsStr::new(INPUTS))?.unwrap_or_default();
+    let saved: Vec<Stamp> =
+        serde_json::from_slice(&saved).map_err(|error| Error::damaged_state(&path, &error.to_string()))?;
+    if saved == inputs.stamps {
+        return Ok(());
+    }
+    let changed = inputs.stamps.iter().find(|stamp| !saved.contains(stamp));
+    let changed = changed.or_else(|| saved.iter().find(|stamp| !inputs.stamps.contains(stamp)));
+    Err(Error::input_changed(Path::new(changed.map_or("", |stamp| &stamp.path)), state.path()))
+}
+
+fn hex(plan: &[u8]) -> String {
+    blake3::hash(plan).to_hex().to_string()
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::engine(format!("the state of a run: {error}")))
+}

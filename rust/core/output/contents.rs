@@ -1,0 +1,161 @@
+//! What lies in an output folder, and what of it may be removed: only what an earlier run of taskvec wrote and the
+//! files a checkpoint is made of. Anything else stays.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use rustix::fs::FileType;
+
+use super::system::Directory;
+use super::{MANIFEST, STATE};
+use crate::error::Result;
+
+/// Files beside the weights that change how a checkpoint works: left from another model they would spoil the new one
+/// (a `chat_template.jinja` wins over the template in `tokenizer_config.json`, for example).
+const BESIDE: [&str; 16] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "spiece.model",
+];
+
+/// A file that makes a folder look like a complete output.
+fn is_marker(name: &OsStr) -> bool {
+    name == MANIFEST || (name.as_bytes().ends_with(b".safetensors.index.json") && !name.as_bytes().contains(&b'/'))
+}
+
+fn is_weights(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(b".safetensors")
+}
+
+fn is_part(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".part")
+}
+
+/// The names in an output folder without the state of a run.
+pub(crate) fn entries(directory: &Directory) -> Result<Vec<OsString>> {
+    let mut names = directory.names()?;
+    names.retain(|name| name != STATE);
+    Ok(names)
+}
+
+/// Whether a folder with these entries holds a checkpoint, so that asking to overwrite it makes sense.
+pub(crate) fn is_checkpoint(entries: &[OsString]) -> bool {
+    entries.iter().any(|name| is_marker(name) || is_weights(name))
+}
+
+/// The files of the checkpoint in this folder, as names relative to it: what an earlier run lists in its manifest, and
+/// what a checkpoint is made of.
+pub(crate) fn of_checkpoint(directory: &Directory, entries: &[OsString]) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for name in entries {
+        let beside = BESIDE.iter().any(|known| name == known);
+        if is_marker(name) || is_weights(name) || is_part(name) || beside {
+            if let (Some(text), Some(stat)) = (name.to_str(), directory.stat(name)?) {
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    found.insert(text.to_string());
+                }
+            }
+        }
+    }
+    found.extend(in_manifest(directory)?);
+    Ok(found)
+}
+
+/// The names under `files` in the manifest. A manifest that cannot be read lists nothing.
+fn in_manifest(directory: &Directory) -> Result<BTreeSet<String>> {
+    let bytes = directory.read(OsStr::new(MANIFEST))?.unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let files = manifest.get("files").and_then(serde_json::Value::as_array);
+    let names = files.into_iter().flatten().filter_map(|file| file.get("name")?.as_str());
+    Ok(names.filter(|name| is_inside(name)).map(str::to_string).collect())
+}
+
+/// A relative path without `..` and not into the state of a run, as a manifest may name it; the manifest is as hostile
+/// as any file.
+pub(crate) fn is_inside(name: &str) -> bool {
+    let allowed = |part| matches!(part, Component::Normal(part) if part != STATE);
+    !name.is_empty() && Path::new(name).components().all(allowed)
+}
+
+/// Bytes that removing these files gives back; a file with a second hard link gives nothing.
+pub(crate) fn bytes_released(directory: &Directory, names: &BTreeSet<String>) -> Result<u64> {
+    let mut released = 0;
+    for name in names.iter().filter(|name| !name.contains('/')) {
+        if let Some(stat) = directory.stat(name.as_ref())? {
+            released += if stat.st_nlink == 1 { stat.st_blocks as u64 * 512 } else { 0 };
+        }
+    }
+    Ok(released)
+}
+
+/// Removes these files: first what makes the folder look complete, then, once that is on the disk, the rest.
+pub(crate) fn remove(directory: &Directory, names: &BTreeSet<String>) -> Result<()> {
+    let (markers, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| is_marker(name.as_ref()));
+    if markers.iter().any(|name| *name == MANIFEST) {
+        remove_below(directory, Path::new(MANIFEST))?;
+    }
+    for name in markers {
+        remove_below(directory, Path::new(name))?;
+    }
+    directory.sync()?;
+    for name in others {
+        remove_below(directory, Path::new(name))?;
+    }
+    directory.sync()
+}
+
+/// Removes one file by its relative path, and the sub-folders that are empty after it. A folder on the way that is a
+/// symbolic link leads out of the output: it is left alone.
+fn remove_below(directory: &Directory, path: &Path) -> Result<()> {
+    let mut parts = path.components();
+    let Some(Component::Normal(first)) = parts.next() else { return Ok(()) };
+    let kind = directory.stat(first)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let rest = parts.as_path();
+    let is_last = rest.as_os_str().is_empty();
+    match kind {
+        Some(FileType::Directory) if !is_last => {
+            let Some(below) = directory.subfolder(first)? else { return Ok(()) };
+            remove_below(&below, rest)?;
+            if below.names()?.is_empty() {
+                directory.remove_subfolder(first)?;
+            }
+        }
+        Some(kind) if kind != FileType::Directory && is_last => {
+            directory.remove(first)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The files that an interrupted run was writing.
+pub(crate) fn parts(entries: &[OsString]) -> BTreeSet<String> {
+    entries.iter().filter(|name| is_part(name)).filter_map(|name| name.to_str()).map(str::to_string).collect()
+}
+
+/// Removes the files that an interrupted run was writing.
+pub(crate) fn remove_parts(directory: &Directory) -> Result<()> {
+    remove(directory, &parts(&entries(directory)?))
+}
+
+/// Removes what makes the folder look complete.
+pub(crate) fn remove_markers(directory: &Directory) -> Result<()> {
+    let entries = entries(directory)?;
+    let markers = entries.iter().filter(|name| is_marker(name)).filter_map(|name| name.to_str());
+    remove(directory, &markers.map(str::to_string).collect())
+}

@@ -1,0 +1,186 @@
+//! A folder that a run may write to: admitted as a whole or refused, locked while it is in use, with the record of what
+//! is in place.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::admission::{start_in, Candidate};
+use super::journal::{Journal, JournalRecord};
+use super::lock::Claim;
+use super::overlap::{resolve, Inputs};
+use super::publish::finish_in;
+use super::system::Directory;
+use super::{contents, digest};
+use crate::error::{Error, Result};
+
+/// What the caller allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A checkpoint or an unfinished run of another plan in the folder is replaced as a whole.
+    pub overwrite: bool,
+    /// An unfinished run of the same plan goes on where it stopped.
+    pub resume: bool,
+    /// What an unfinished run left complete is read once more; a shard whose digest differs is written again.
+    pub rehash: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { overwrite: false, resume: true, rehash: false }
+    }
+}
+
+/// One output of a run: a folder and the weight files it will hold, with their final sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The folder, which need not exist.
+    pub path: &'a Path,
+    /// File name and bytes of each shard.
+    pub shards: &'a [(String, u64)],
+}
+
+/// A folder that was admitted and is locked until this and all [`ShardFile`](super::shard::ShardFile)s in it are dropped.
+#[derive(Debug)]
+pub struct OutputFolder {
+    shared: Arc<Shared>,
+    done: BTreeMap<String, JournalRecord>,
+}
+
+/// What the shards being written need of their folder.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) claim: Claim,
+    pub(crate) sizes: BTreeMap<String, u64>,
+    journal: Mutex<Journal>,
+    published: Mutex<BTreeMap<String, JournalRecord>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        claim: Claim,
+        sizes: BTreeMap<String, u64>,
+        journal: Journal,
+        published: BTreeMap<String, JournalRecord>,
+    ) -> Shared {
+        Shared { claim, sizes, journal: Mutex::new(journal), published: Mutex::new(published) }
+    }
+
+    /// Enters a shard that is in place.
+    pub(crate) fn enter(&self, record: JournalRecord) -> Result<()> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).append(&record)?;
+        self.published().insert(record.shard.clone(), record);
+        Ok(())
+    }
+
+    fn published(&self) -> MutexGuard<'_, BTreeMap<String, JournalRecord>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OutputFolder {
+    /// Admits one folder; see [`OutputFolder::admit_all`].
+    pub fn admit(
+        path: &Path,
+        inputs: &[&Path],
+        plan: &[u8],
+        sizes: &[(String, u64)],
+        options: &Options,
+    ) -> Result<OutputFolder> {
+        let requests = [Request { path, shards: sizes }];
+        let mut folders = OutputFolder::admit_all(&requests, inputs, plan, options, &|| false)?;
+        folders.pop().ok_or_else(|| Error::engine("an admitted folder is missing"))
+    }
+
+    /// Admits the output folders of one run, all or none: none of them touches an input or is in use by another run,
+    /// each is empty, holds an unfinished run of this very plan, or may be overwritten, and there is room for all.
+    /// When this returns, the plan is on the disk in each of them.
+    ///
+    /// `plan` is compared byte for byte with that of an unfinished run; `inputs` are the folders (or files) the plan
+    /// reads, of which the weight files must be as they were when the unfinished run began. `cancelled` is asked about
+    /// every megabyte that is read again.
+    pub fn admit_all(
+        requests: &[Request<'_>],
+        inputs: &[&Path],
+        plan: &[u8],
+        options: &Options,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<OutputFolder>> {
+        let inputs = Inputs::examine(inputs)?;
+        let mut paths = Vec::new();
+        for request in requests {
+            let path = resolve(request.path)?;
+            inputs.refuse_overlap(&path)?;
+            // Looked at before anything is created, and again under the lock.
+            start_in(Directory::open(&path)?.as_ref(), plan, options)?;
+            paths.push(path);
+        }
+        // The latest first, so that after a refusal the folders that were created for it go in reverse order.
+        let mut candidates = Vec::new();
+        for (request, path) in requests.iter().zip(&paths) {
+            candidates.insert(0, Candidate::lock(path, request.shards, &inputs, plan, options)?);
+        }
+        Candidate::check_space(&candidates)?;
+        let begin = |candidate: Candidate| {
+            let (shared, done) = candidate.begin(&inputs, plan)?;
+            let mut folder = OutputFolder { shared: Arc::new(shared), done };
+            if options.rehash {
+                folder.rehash(cancelled)?;
+            }
+            Ok(folder)
+        };
+        candidates.into_iter().rev().map(begin).collect()
+    }
+
+    /// The resolved path.
+    pub fn path(&self) -> &Path {
+        self.shared.claim.directory.path()
+    }
+
+    /// The shards that an earlier run left complete and that need no redoing, by name.
+    pub fn done(&self) -> &BTreeMap<String, JournalRecord> {
+        &self.done
+    }
+
+    /// What the journal says of a shard, whether an earlier run or this one published it.
+    pub fn record(&self, shard: &str) -> Option<JournalRecord> {
+        self.shared.published().get(shard).cloned()
+    }
+
+    /// Ends the writing of weights: every shard must be in the journal. The state of the run stays until
+    /// [`finish`](super::publish::finish).
+    pub fn close(self) -> Result<()> {
+        let published = self.shared.published();
+        match self.shared.sizes.keys().find(|shard| !published.contains_key(*shard)) {
+            Some(shard) => Err(Error::engine(format!("`{shard}` was not published"))),
+            None => Ok(()),
+        }
+    }
+
+    fn rehash(&mut self, cancelled: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        let directory = &self.shared.claim.directory;
+        let mut damaged = Vec::new();
+        for record in self.done.values() {
+            let (_, digest) = digest::digest_file(&directory.path().join(&record.shard), 0, cancelled)?;
+            if digest != record.digest {
+                damaged.push(record.shard.clone());
+            }
+        }
+        for shard in damaged {
+            contents::remove_markers(directory)?;
+            directory.remove(shard.as_ref())?;
+            self.shared.published().remove(&shard);
+            self.done.remove(&shard);
+        }
+        Ok(())
+    }
+
+    /// Ends the run after the manifest is in place; see [`finish`](super::publish::finish).
+    pub fn finish(self) -> Result<()> {
+        finish_in(&self.shared.claim.directory)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}

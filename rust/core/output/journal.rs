@@ -1,0 +1,140 @@
+//! The journal of an unfinished run: one JSON line per shard that is completely in place, each flushed before the run
+//! goes on. The first line names the plan it belongs to.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::fault::Operation;
+use super::publish::write_in;
+use super::system::Directory;
+use crate::error::{Error, Result};
+
+const NAME: &str = "journal.jsonl";
+const FORMAT: u32 = 1;
+
+/// A shard that is in place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalRecord {
+    /// Its file name.
+    pub shard: String,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3 of the file in hexadecimal.
+    pub digest: String,
+    /// What the run wants to know again when it goes on, such as the statistics of the shard's tensors.
+    pub extra: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Head {
+    format: u32,
+    plan: String,
+}
+
+/// The open journal, at its end.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    path: PathBuf,
+    state: Directory,
+    length: u64,
+    broken: bool,
+}
+
+impl Journal {
+    /// An empty journal for the plan with this digest; replaces one that is there.
+    pub(crate) fn create(state: &Directory, plan: &str) -> Result<()> {
+        let head = Head { format: FORMAT, plan: plan.to_string() };
+        write_in(state, OsStr::new(NAME), &line(&head)?)
+    }
+
+    /// Opens the journal and returns the shards it lists. A line that was being written when the run died is cut off;
+    /// any other damage is an error. A journal that is not there is begun anew: its shards are written again.
+    pub(crate) fn open(state: &Directory, plan: &str) -> Result<(Journal, BTreeMap<String, JournalRecord>)> {
+        let path = state.path().join(NAME);
+        let bytes = match state.read(OsStr::new(NAME))? {
+            Some(bytes) => bytes,
+            None => {
+                Journal::create(state, plan)?;
+                state.read(OsStr::new(NAME))?.ok_or_else(|| Error::vanished(&path))?
+            }
+        };
+        let (records, length) = parse(&bytes, plan).map_err(|problem| Error::damaged_journal(&path, &problem))?;
+        let file = state.open_or_create(OsStr::new(NAME))?;
+        if length < bytes.len() as u64 {
+            let cut = file.set_len(length).and_then(|()| file.sync_all());
+            cut.map_err(|error| Error::io("repairing", &path, &error))?;
+        }
+        Ok((Journal { file, path, state: state.clone(), length, broken: false }, records))
+    }
+
+    /// Adds a record; it is on the disk when this returns. After a failure that could not be undone the journal takes
+    /// no more records in this run: what it holds stays valid, the shards after it are written again.
+    pub(crate) fn append(&mut self, record: &JournalRecord) -> Result<()> {
+        if self.broken {
+            return Err(Error::broken_journal(&self.path));
+        }
+        let line = line(record)?;
+        let written = self
+            .state
+            .fault(Operation::Write)
+            .and_then(|()| self.file.write_all_at(&line, self.length))
+            .and_then(|()| self.state.fault(Operation::Sync))
+            .and_then(|()| self.file.sync_data());
+        match written {
+            Ok(()) => self.length += line.len() as u64,
+            Err(error) => {
+                // The flush is not tried again: the line is taken back instead.
+                self.broken = self.file.set_len(self.length).is_err();
+                return Err(Error::io("writing", &self.path, &error));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn line<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).map_err(|error| Error::engine(format!("a journal record: {error}")))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The records and the length up to the end of the last whole line.
+fn parse(bytes: &[u8], plan: &str) -> std::result::Result<(BTreeMap<String, JournalRecord>, u64), String> {
+    let mut records = BTreeMap::new();
+    let mut length = 0;
+    for (number, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        let whole = line.ends_with(b"\n");
+        if number == 0 {
+            let head: Head = serde_json::from_slice(line).map_err(|error| format!("line 1: {error}"))?;
+            if head.format != FORMAT {
+                return Err(format!("line 1: format {}, expected {FORMAT}", head.format));
+            }
+            if head.plan != plan || !whole {
+                return Err("line 1: it belongs to another plan".to_string());
+            }
+        } else {
+            let last = length + line.len() == bytes.len();
+            match serde_json::from_slice::<JournalRecord>(line) {
+                Ok(record) if whole => {
+                    records.insert(record.shard.clone(), record);
+                }
+                _ if last => break,
+                Err(error) => return Err(format!("line {}: {error}", number + 1)),
+                Ok(_) => return Err(format!("line {}: no line end", number + 1)),
+            }
+        }
+        length += line.len();
+    }
+    match length {
+        0 => Err("it is empty".to_string()),
+        _ => Ok((records, length as u64)),
+    }
+}

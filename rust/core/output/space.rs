@@ -1,0 +1,46 @@
+//! Is there room? Asked before the first byte, for all outputs of a run together.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// What is about to be written to one folder.
+pub(crate) struct Need<'a> {
+    pub(crate) folder: &'a Path,
+    /// Bytes of weights still to be written.
+    pub(crate) bytes: u64,
+    /// Bytes that are released before the first is written.
+    pub(crate) released: u64,
+}
+
+/// Beyond the weights: journal, plan, config, tokenizer, and the file system's own bookkeeping.
+fn slack(bytes: u64) -> u64 {
+    (1 << 20) + bytes / 1024
+}
+
+/// Refuses when a file system has less room than the outputs on it need.
+pub(crate) fn check(needs: &[Need<'_>]) -> Result<()> {
+    let mut volumes: Vec<(u64, &Path, u64, u64)> = Vec::new();
+    for need in needs {
+        let volume =
+            rustix::fs::stat(need.folder).map_err(|error| Error::io("examining", need.folder, &error.into()))?.st_dev;
+        match volumes.iter_mut().find(|known| known.0 == volume) {
+            Some(known) => {
+                known.2 += need.bytes;
+                known.3 += need.released;
+            }
+            None => volumes.push((volume, need.folder, need.bytes, need.released)),
+        }
+    }
+    for (_, folder, bytes, released) in volumes {
+        let needed = if bytes == 0 { 0 } else { bytes + slack(bytes) };
+        let status = rustix::fs::statvfs(folder)
+            .map_err(|error| Error::io("asking for the free space of", folder, &error.into()))?;
+        // Some user-space file systems do not know their size and answer with zeros.
+        let available = status.f_bavail.saturating_mul(status.f_frsize).saturating_add(released);
+        if status.f_blocks != 0 && available < needed {
+            return Err(Error::no_space(folder, needed, available));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! One job made ready: its inputs, its method in the compute type that it needs, and what `prepare` found.
+
+use std::sync::RwLock;
+
+use crate::control::Control;
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::input::Input;
+use crate::kernels::Level;
+use crate::measure::NonFinite;
+use crate::op::{Method, Operation, State};
+use crate::plan::{Job, Plan};
+use crate::sources::Sources;
+use crate::tensor::{next_id, Crew, Tensor, CHUNK};
+
+/// One job made ready.
+pub struct Program<'a> {
+    /// Index in the plan.
+    pub index: usize,
+    /// The job.
+    pub job: &'a Job,
+    /// What it reads.
+    pub inputs: Vec<Input<'a>>,
+    /// How it computes.
+    pub arithmetic: Arithmetic,
+    id: usize,
+    state: RwLock<Option<std::sync::Arc<State>>>,
+    level: Level,
+    /// Seed of every random draw.
+    pub(crate) seed: u64,
+    control: &'a Control,
+    non_finite: &'a NonFinite,
+}
+
+/// A method in its compute type.
+pub enum Arithmetic {
+    /// The input's bytes as they are.
+    Raw,
+    /// The input's values in another type.
+    Convert,
+    /// f32: every input and the output has at most eight significant bits.
+    Narrow(Box<dyn Method<f32>>),
+    /// f64: everything else.
+    Wide(Box<dyn Method<f64>>),
+}
+
+/// One output of a tile.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Its α.
+    pub alpha: f64,
+    /// Its index in the plan.
+    pub output: usize,
+}
+
+impl<'a> Program<'a> {
+    /// All jobs of a plan.
+    ///
+    /// # Errors
+    /// Inputs that are missing or do not fit.
+    pub fn all(
+        plan: &'a Plan,
+        sources: &'a Sources<'_>,
+        level: Level,
+        control: &'a Control,
+        non_finite: &'a NonFinite,
+    ) -> Result<Vec<Program<'a>>> {
+        let make = |(index, job): (usize, &'a Job)| {
+            Program::new(plan, index, sources.inputs(plan, job)?, level, control, non_finite)
+        };
+        plan.jobs.iter().enumerate().map(make).collect()
+    }
+
+    /// One job of a plan, with its inputs.
+    ///
+    /// # Errors
+    /// Inputs that the operation is not defined on.
+    pub fn new(
+        plan: &'a Plan,
+        index: usize,
+        inputs: Vec<Input<'a>>,
+        level: Level,
+        control: &'a Control,
+        non_finite: &'a NonFinite,
+    ) -> Result<Program<'a>> {
+        let job = &plan.jobs[index];
+        let arithmetic = arithmetic(&plan.operations[job.operation], &inputs, job)?;
+        let (id, state) = (next_id(), RwLock::new(None));
+        Ok(Program { index, job, inputs, arithmetic, id, state, level, seed: plan.seed, control, non_finite })
+    }
+
+    /// The tensor as its method sees it.
+    pub fn tensor(&self) -> Tensor<'_> {
+        Tensor {
+            id: self.id,
+            job: self.index,
+            name: &self.job.name,
+            shape: &self.job.shape,
+            elements: self.job.elements,
+            inputs: &self.inputs,
+            seed: self.seed,
+            level: self.level,
+            control: self.control,
+            non_finite: self.non_finite,
+            passes: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether the method has to see the whole tensor first.
+    pub fn prepares(&self) -> bool {
+        self.job.elements > 0
+            && match &self.arithmetic {
+                Arithmetic::Raw | Arithmetic::Convert => false,
+                Arithmetic::Narrow(method) => method.prepares(),
+                Arithmetic::Wide(method) => method.prepares(),
+            }
+    }
+
+    /// Whether it is worth all threads.
+    pub fn is_large(&self) -> bool {
+        self.job.elements >= 8 * CHUNK
+    }
+
+    /// Whether `prepare` has been done.
+    pub fn ready(&self) -> bool {
+        self.state.read().is_ok_and(|state| state.is_some())
+    }
+
+    /// Lets the method look at the whole tensor.
+    ///
+    /// # Errors
+    /// As [`Method::prepare`].
+    pub fn prepare(&self, crew: Crew<'_>) -> Result<()> {
+        let tensor = self.tensor();
+        let made = match &self.arithmetic {
+            Arithmetic::Raw | Arithmetic::Convert => return Ok(()),
+            Arithmetic::Narrow(method) => method.prepare(&tensor, crew)?,
+            Arithmetic::Wide(method) => method.prepare(&tensor, crew)?,
+        };
+        self.set(Some(std::sync::Arc::new(made)));
+        Ok(())
+    }
+
+    /// Drops what `prepare` found: all blocks are done.
+    pub fn forget(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, state: Option<std::sync::Arc<State>>) {
+        *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+    }
+
+    /// What `prepare` found.
+    pub fn state(&self) -> std::sync::Arc<State> {
+        let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        state.unwrap_or_else(|| std::sync::Arc::new(Box::new(()) as State))
+    }
+
+    /// Input bytes.
+    pub fn cost(&self) -> u64 {
+        self.inputs.iter().map(|input| input.cost(self.job.elements)).sum()
+    }
+}
+
+fn arithmetic(operation: &Operation, inputs: &[Input<'_>], job: &Job) -> Result<Arithmetic> {
+    let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
+    if matches!(operation, Operation::Copy {}) {
+        if inputs[0].is_plain(job.dtype) {
+            return Ok(Arithmetic::Raw);
+        }
+        return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
+    }
+    if !types().all(Dtype::is_float) {
+        return Err(not_float(job));
+    }
+    let narrow = types().all(Dtype::is_narrow);
+    let method = if narrow {
+        operation.method::<f32>().map(Arithmetic::Narrow)
+    } else {
+        operation.method::<f64>().map(Arithmetic::Wide)
+    };
+    method.ok_or_else(|| Error::new(Kind::Engine, "an operation without arithmetic"))
+}
+
+fn not_float(job: &Job) -> Error {
+    Error::new(Kind::Plan, format!("`{}` is not of a floating-point type", job.name.escape_debug()))
+}

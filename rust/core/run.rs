@@ -1,0 +1,497 @@
+//! Executes a plan: blocks of the output files over a pool of threads, in file order, in bounded memory.
+//!
+//! The unit of work is one block of one output shard, 1 MiB at a multiple of 1 MiB: small enough to stay in the
+//! second-level cache until it is hashed and written, and aligned so that its BLAKE3 subtree can be computed alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use serde_json::{json, Value};
+
+use crate::block::{Block, Worker};
+use crate::control::Control;
+use crate::error::{Error, Result};
+use crate::kernels::dispatch::ControlRegister;
+use crate::kernels::Level;
+use crate::measure::{NonFinite, Place, Survival};
+use crate::output::digest::{FileDigest, BLOCK};
+use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
+use crate::output::shard::ShardFile;
+use crate::plan::{Layout, Output, Plan};
+use crate::program::{Program, Step};
+use crate::sources::{Memory, Sources};
+use crate::tensor::{lock, Crew};
+
+/// Input bytes of tensors that are prepared together before their blocks are written: large enough to keep every
+/// thread busy, small enough that the pages are still in memory for the second pass.
+const GROUP: u64 = 256 << 20;
+
+/// Blocks whose inputs are let go of together: unmapping interrupts the other cores, so not after every block.
+const BEHIND: usize = 16;
+
+/// How to run a plan; none of it changes a byte of the output.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Threads; 0 is one per core.
+    pub threads: usize,
+    /// Bound on anonymous memory in bytes; fewer threads are used where it asks for that.
+    pub max_memory: Option<u64>,
+    /// Go on where inputs or outputs hold NaN or infinities.
+    pub allow_non_finite: bool,
+    /// How to treat what is in the output folder already.
+    pub folder: FolderOptions,
+}
+
+/// Runs `plan` into `out` and returns the report.
+///
+/// # Errors
+/// Whatever the sources, the arithmetic or the output folder refuse; finished shards stay and are kept by the next run.
+pub fn run(plan_json: &[u8], out: &Path, options: &Options, control: &Control) -> Result<Value> {
+    run_with(plan_json, &[], out, options, control)
+}
+
+/// Runs `plan` with what the embedding process holds for its sources of kind memory.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    plan_json: &[u8],
+    memories: &[Memory<'_>],
+    out: &Path,
+    options: &Options,
+    control: &Control,
+) -> Result<Value> {
+    let started = Instant::now();
+    let plan = Plan::parse(plan_json)?;
+    let level = Level::chosen()?;
+    let layout = plan.layout();
+    let sources = Sources::of(&plan.sources, memories)?;
+    let non_finite = NonFinite::default();
+    let programs = Program::all(&plan, &sources, level, control, &non_finite)?;
+    let folders = admit(&plan, plan_json, out, &layout, &sources, options, control)?;
+    let threads = threads(&plan, options)?;
+    let pool = pool(threads)?;
+
+    let run = Run {
+        plan: &plan,
+        layout: &layout,
+        sources: &sources,
+        programs: &programs,
+        folders: &folders,
+        level,
+        control,
+        non_finite: &non_finite,
+        options,
+        pool: &pool,
+        shards: Shards::new(&plan, &layout, &folders),
+    };
+    let resumed = run.shards.kept();
+    control.expect(run.expected_bytes());
+    run.execute()?;
+    sources.unchanged()?;
+    let report = run.report(started, threads, resumed);
+    for folder in folders {
+        folder.close()?;
+    }
+    Ok(report)
+}
+
+fn admit(
+    plan: &Plan,
+    json: &[u8],
+    out: &Path,
+    layout: &Layout,
+    sources: &Sources<'_>,
+    options: &Options,
+    control: &Control,
+) -> Result<Vec<OutputFolder>> {
+    let sizes: Vec<(String, u64)> = layout.shards.iter().map(|shard| (shard.name.clone(), shard.size)).collect();
+    let inputs: Vec<PathBuf> = sources.paths();
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let place = |output: &Output| if output.folder.is_empty() { out.to_path_buf() } else { out.join(&output.folder) };
+    let paths: Vec<PathBuf> = plan.outputs.iter().map(place).collect();
+    let requests: Vec<Request<'_>> = paths.iter().map(|path| Request { path, shards: &sizes }).collect();
+    OutputFolder::admit_all(&requests, &inputs, json, &options.folder, &|| control.is_cancelled())
+}
+
+/// A pool whose threads compute as IEEE says, whatever the embedding process has set; 0 is a thread per core.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("taskvec-{i}"))
+        .start_handler(|_| std::mem::forget(ControlRegister::ieee()))
+        .build()
+        .map_err(|e| Error::new(crate::error::Kind::Engine, format!("cannot start {threads} threads: {e}")))
+}
+
+/// Runs `each` for 0..n over the pool, in order, stopping at the first error.
+pub(crate) fn each(
+    pool: &rayon::ThreadPool,
+    control: &Control,
+    n: usize,
+    each: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    pool.broadcast(|_| loop {
+        let index = next.fetch_add(1, Relaxed);
+        if index >= n {
+            return;
+        }
+        if let Err(error) = control.check().and_then(|()| each(index)) {
+            lock(&failed).get_or_insert(error);
+            next.store(n, Relaxed);
+        }
+    });
+    let failed = lock(&failed).take();
+    failed.map_or(Ok(()), Err)
+}
+
+/// As many threads as asked for, or as many as the memory bound allows.
+fn threads(plan: &Plan, options: &Options) -> Result<usize> {
+    let wanted = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    };
+    let Some(bound) = options.max_memory else { return Ok(wanted) };
+    let inputs = plan.jobs.iter().map(|job| job.inputs.len()).max().unwrap_or(1) as u64;
+    let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10);
+    let fixed = 16 << 20;
+    match (bound.saturating_sub(fixed) / each).min(wanted as u64) {
+        0 => Err(Error::new(
+            crate::error::Kind::Plan,
+            format!("{bound} bytes of memory are too few, one thread needs {}", fixed + each),
+        )
+        .hint("raise `--max-memory`")),
+        n => Ok(n as usize),
+    }
+}
+
+/// Everything that the threads of a run share.
+struct Run<'a> {
+    plan: &'a Plan,
+    layout: &'a Layout,
+    sources: &'a Sources<'a>,
+    programs: &'a [Program<'a>],
+    folders: &'a [OutputFolder],
+    level: Level,
+    control: &'a Control,
+    non_finite: &'a NonFinite,
+    options: &'a Options,
+    pool: &'a rayon::ThreadPool,
+    shards: Shards,
+}
+
+impl Run<'_> {
+    fn execute(&self) -> Result<()> {
+        let blocks: Vec<Block> = (0..self.layout.shards.len())
+            .filter(|shard| !self.shards.states[*shard].is_empty())
+            .flat_map(|shard| Block::all(shard, self.layout))
+            .collect();
+        let mut from = 0;
+        while from < blocks.len() {
+            let to = self.group(&blocks, from);
+            self.prepare(&blocks[from..to])?;
+            self.blocks(&blocks[from..to])?;
+            for job in blocks[from].jobs.start..blocks[to - 1].jobs.end {
+                let needed_later = blocks.get(to).is_some_and(|block| block.jobs.contains(&job));
+                if !needed_later {
+                    self.programs[job].forget();
+                }
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Where the group of blocks that starts at `from` ends.
+    fn group(&self, blocks: &[Block], from: usize) -> usize {
+        if self.programs.iter().all(|program| !program.prepares()) {
+            return blocks.len();
+        }
+        let (mut to, mut cost, mut seen) = (from, 0, blocks[from].jobs.start);
+        while to < blocks.len() {
+            let unseen = blocks[to].jobs.start.max(seen)..blocks[to].jobs.end;
+            let more: u64 = unseen.clone().map(|job| self.programs[job].cost()).sum();
+            if to > from && cost + more > GROUP {
+                break;
+            }
+            cost += more;
+            seen = unseen.end.max(seen);
+            to += 1;
+        }
+        to
+    }
+
+    /// Lets every tensor of these blocks that wants it look at itself: large ones one by one with all threads, the
+    /// others side by side.
+    fn prepare(&self, blocks: &[Block]) -> Result<()> {
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(()) };
+        let wanting: Vec<&Program<'_>> =
+            self.programs[first.jobs.start..last.jobs.end].iter().filter(|p| p.prepares() && !p.ready()).collect();
+        if wanting.is_empty() {
+            return Ok(());
+        }
+        let (large, small): (Vec<&Program<'_>>, Vec<&Program<'_>>) =
+            wanting.into_iter().partition(|program| program.is_large());
+        for program in large {
+            self.control.check()?;
+            program.prepare(Crew::Pool(self.pool))?;
+        }
+        each(self.pool, self.control, small.len(), |i| small[i].prepare(Crew::Alone))?;
+        self.refuse_non_finite()
+    }
+
+    fn blocks(&self, blocks: &[Block]) -> Result<()> {
+        let failed = Mutex::new(None);
+        let next = AtomicUsize::new(0);
+        let ahead = 2 * self.pool.current_num_threads();
+        self.pool.broadcast(|_| {
+            let mut worker = Worker::new(self.level, self.plan.outputs.len());
+            loop {
+                let index = next.fetch_add(1, Relaxed);
+                let Some(block) = blocks.get(index) else { return };
+                // Values that are not finite end the run, but only once their tensor has been counted to its end.
+                if !self.options.allow_non_finite && block.jobs.start > self.non_finite.first.load(Relaxed) {
+                    return;
+                }
+                if index.is_multiple_of(BEHIND) && index >= 2 * BEHIND {
+                    for done in &blocks[index - 2 * BEHIND..index - BEHIND] {
+                        done.drop_behind(self.layout, self.programs);
+                    }
+                }
+                if let Some(later) = blocks.get(index + ahead) {
+                    later.advise(self.layout, self.programs);
+                }
+                let done = self.control.check().and_then(|()| self.block(&mut worker, block));
+                if let Err(error) = done {
+                    lock(&failed).get_or_insert(error);
+                    next.store(blocks.len(), Relaxed);
+                }
+            }
+        });
+        if let Some(error) = lock(&failed).take() {
+            return Err(error);
+        }
+        self.refuse_non_finite()
+    }
+
+    fn block(&self, worker: &mut Worker, block: &Block) -> Result<()> {
+        let states = &self.shards.states[block.shard];
+        for state in states {
+            self.open(block.shard, state)?;
+        }
+        let steps = steps(self.plan, states);
+        let read = worker.compute(block, self.layout, self.plan, self.programs, &steps, self.non_finite)?;
+        let mut written = 0;
+        for state in states {
+            let bytes = worker.bytes(state.slot);
+            state.digest.leaf(block.index, bytes);
+            let file = state.file.get().ok_or_else(Error::interrupted)?;
+            file.write_at(block.start, bytes)?;
+            file.write_behind(block.start..block.end)?;
+            written += bytes.len() as u64;
+        }
+        self.control.advance(read + written);
+        for state in states {
+            let mut sums = lock(&state.survival);
+            for (job, survival) in worker.measured(state.slot) {
+                sums.push((block.index, *job, *survival));
+            }
+            drop(sums);
+            if state.left.fetch_sub(1, Relaxed) == 1 {
+                self.publish(block.shard, state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates the shard's file when its first block comes up.
+    fn open(&self, shard: usize, state: &ShardState) -> Result<()> {
+        if state.file.get().is_some() {
+            return Ok(());
+        }
+        let _one_at_a_time = lock(&state.opening);
+        if state.file.get().is_none() {
+            let (name, size) = (&self.layout.shards[shard].name, self.layout.shards[shard].size);
+            let file = ShardFile::create(&self.folders[state.output], name, size)?;
+            file.allocate(0..size)?;
+            let _ = state.file.set(file);
+        }
+        Ok(())
+    }
+
+    /// All blocks of a shard are written: it gets its name, unless it holds what is not allowed.
+    fn publish(&self, shard: usize, state: &ShardState) -> Result<()> {
+        let jobs = self.layout.shards[shard].jobs.clone();
+        let bad = self.non_finite.first.load(Relaxed);
+        if !self.options.allow_non_finite && bad < jobs.end {
+            return Ok(());
+        }
+        let mut sums = std::mem::take(&mut *lock(&state.survival));
+        sums.sort_unstable_by_key(|(block, job, _)| (*job, *block));
+        let mut tensors: BTreeMap<usize, Survival> = BTreeMap::new();
+        for (_, job, sum) in &sums {
+            tensors.entry(*job).or_default().merge(sum);
+        }
+        let counts: Vec<Value> = self
+            .non_finite
+            .counts()
+            .into_iter()
+            .filter(|(job, place, _)| jobs.contains(job) && *place != Place::Output(usize::MAX))
+            .map(|(job, place, count)| json!([self.plan.jobs[job].name, self.describe(job, place), count]))
+            .collect();
+        let extra = json!({
+            "tensors": tensors.iter().map(|(job, sum)| json!([self.plan.jobs[*job].name, sum])).collect::<Vec<_>>(),
+            "non_finite": counts,
+        });
+        let digest = state.digest.finish()?;
+        // What was read from a file that changed meanwhile must not get a name that a later run would keep.
+        self.sources.unchanged()?;
+        if let Some(file) = state.file.get() {
+            file.publish(&digest, extra)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_non_finite(&self) -> Result<()> {
+        if self.options.allow_non_finite {
+            return Ok(());
+        }
+        self.non_finite.error(|job, place| self.describe(job, place)).map_or(Ok(()), Err)
+    }
+
+    fn describe(&self, job: usize, place: Place) -> String {
+        let job = &self.plan.jobs[job];
+        match place {
+            Place::Input(index) => {
+                let (source, name) = &job.inputs[index];
+                format!("input `{}` of `{}`", name.escape_debug(), self.plan.sources[*source].path)
+            }
+            Place::Output(index) => {
+                format!("output `{}` (alpha {})", job.name.escape_debug(), self.plan.outputs[index].alpha)
+            }
+        }
+    }
+
+    /// Bytes that blocks still to be done will read and write.
+    fn expected_bytes(&self) -> u64 {
+        let mut bytes = 0;
+        for (shard, states) in self.layout.shards.iter().zip(&self.shards.states) {
+            if !states.is_empty() {
+                let read: u64 = self.programs[shard.jobs.clone()].iter().map(Program::cost).sum();
+                bytes += read + shard.size * states.len() as u64;
+            }
+        }
+        bytes
+    }
+
+    fn report(&self, started: Instant, threads: usize, resumed: usize) -> Value {
+        let (done, _) = self.control.progress();
+        let outputs: Vec<Value> = self
+            .plan
+            .outputs
+            .iter()
+            .zip(self.folders)
+            .map(|(output, folder)| {
+                let mut total = Survival::default();
+                let (mut tensors, mut shards, mut bad) = (Vec::new(), Vec::new(), Vec::new());
+                for shard in &self.layout.shards {
+                    let Some(record) = folder.record(&shard.name) else { continue };
+                    shards.push(json!({"name": shard.name, "size": record.size, "digest": record.digest}));
+                    let measured = record.extra.get("tensors").and_then(Value::as_array);
+                    for row in measured.into_iter().flatten() {
+                        let name = row.get(0).cloned().unwrap_or_default();
+                        let sum: Survival =
+                            row.get(1).and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
+                        total.merge(&sum);
+                        let mut facts = sum.report();
+                        facts["name"] = name;
+                        tensors.push(facts);
+                    }
+                    let counts = record.extra.get("non_finite").and_then(Value::as_array);
+                    bad.extend(counts.into_iter().flatten().cloned());
+                }
+                json!({
+                    "folder": output.folder,
+                    "alpha": output.alpha,
+                    "shards": shards,
+                    "survival": {"total": total.report(), "tensors": tensors},
+                    "non_finite": bad,
+                })
+            })
+            .collect();
+        let written: u64 = self
+            .layout
+            .shards
+            .iter()
+            .zip(&self.shards.states)
+            .map(|(shard, states)| shard.size * states.len() as u64)
+            .sum();
+        json!({
+            "seconds": started.elapsed().as_secs_f64(),
+            "bytes_read": done.saturating_sub(written),
+            "bytes_written": written,
+            "threads": threads,
+            "cpu_level": self.level.name(),
+            "plan": self.plan.digest,
+            "resumed_shards": resumed,
+            "outputs": outputs,
+        })
+    }
+}
+
+/// Per shard, the outputs in which it is still to be written.
+struct Shards {
+    states: Vec<Vec<ShardState>>,
+    all: usize,
+}
+
+/// One shard of one output while it is being written.
+pub(crate) struct ShardState {
+    /// Index of the output.
+    pub output: usize,
+    /// Position among the outputs that this shard is written for.
+    pub slot: usize,
+    opening: Mutex<()>,
+    file: std::sync::OnceLock<ShardFile>,
+    digest: FileDigest,
+    left: AtomicUsize,
+    survival: Mutex<Vec<(u64, usize, Survival)>>,
+}
+
+impl Shards {
+    fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder]) -> Self {
+        let states = layout
+            .shards
+            .iter()
+            .map(|shard| {
+                let missing =
+                    (0..plan.outputs.len()).filter(|output| !folders[*output].done().contains_key(&shard.name));
+                let state = |(slot, output)| ShardState {
+                    output,
+                    slot,
+                    opening: Mutex::new(()),
+                    file: std::sync::OnceLock::new(),
+                    digest: FileDigest::new(shard.size),
+                    left: AtomicUsize::new(shard.size.div_ceil(BLOCK) as usize),
+                    survival: Mutex::new(Vec::new()),
+                };
+                missing.enumerate().map(state).collect()
+            })
+            .collect();
+        Shards { states, all: plan.outputs.len() * layout.shards.len() }
+    }
+
+    /// Shards that an earlier run finished.
+    fn kept(&self) -> usize {
+        self.all - self.states.iter().map(Vec::len).sum::<usize>()
+    }
+}
+
+/// What the steps of one job's tiles need to know about an output.
+fn steps(plan: &Plan, states: &[ShardState]) -> Vec<Step> {
+    states.iter().map(|state| Step { alpha: plan.outputs[state.output].alpha, output: state.output }).collect()
+}

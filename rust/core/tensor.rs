@@ -1,0 +1,272 @@
+//! A job's tensor as an operation sees it: its facts, its inputs, and passes over all of it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::Mutex;
+
+use crate::control::Control;
+use crate::error::Result;
+use crate::input::{Input, Scratch};
+use crate::kernels::{Level, Real, TILE};
+use crate::measure::NonFinite;
+use crate::op::Tile;
+
+/// Elements of one chunk of a pass: sums are kept per chunk and added in index order, whatever the thread count.
+pub const CHUNK: u64 = 1 << 18;
+
+/// One tensor of a run.
+pub struct Tensor<'a> {
+    /// Unique in this process: what is remembered between tiles is remembered under it.
+    pub id: usize,
+    /// Index of its job in the plan.
+    pub job: usize,
+    /// Its name in the output.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [u64],
+    /// Elements.
+    pub elements: u64,
+    /// What the operation reads.
+    pub inputs: &'a [Input<'a>],
+    /// Seed of the plan.
+    pub seed: u64,
+    /// CPU level for kernels.
+    pub level: Level,
+    pub(crate) control: &'a Control,
+    pub(crate) non_finite: &'a NonFinite,
+    /// Passes begun; only the first counts values that are not finite.
+    pub(crate) passes: AtomicUsize,
+}
+
+/// A new [`Tensor::id`].
+pub(crate) fn next_id() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// Who does a pass.
+#[derive(Clone, Copy)]
+pub enum Crew<'a> {
+    /// The calling thread alone: passes over many small tensors run side by side instead.
+    Alone,
+    /// All threads of the pool, chunk by chunk.
+    Pool(&'a rayon::ThreadPool),
+}
+
+impl Tensor<'_> {
+    /// One pass over the inputs: `start` makes a chunk's accumulator, `each` adds a tile to it. Returns the
+    /// accumulators in chunk order.
+    ///
+    /// # Errors
+    /// Unreadable input, or the run was cancelled.
+    pub fn fold<R, A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    where
+        R: Real,
+        A: Send,
+        S: Fn(u64) -> A + Sync,
+        E: Fn(&mut A, &Tile<'_, R>) + Sync,
+    {
+        let chunks = self.elements.div_ceil(CHUNK);
+        let counts = self.passes.fetch_add(1, Relaxed) == 0;
+        let next = AtomicU64::new(0);
+        let done: Mutex<Vec<(u64, A)>> = Mutex::new(Vec::with_capacity(chunks as usize));
+        let failed = Mutex::new(None);
+        let work = || {
+            let mut scratch: Vec<Scratch> = self.inputs.iter().map(|_| Scratch::default()).collect();
+            let mut tiles: Vec<Vec<R>> = vec![Vec::with_capacity(TILE); self.inputs.len()];
+            loop {
+                let chunk = next.fetch_add(1, Relaxed);
+                if chunk >= chunks {
+                    return;
+                }
+                let made = self.control.check().and_then(|()| {
+                    let mut sum = start(chunk);
+                    self.chunk(chunk, counts, &mut scratch, &mut tiles, &mut sum, &each)?;
+                    Ok(sum)
+                });
+                match made {
+                    Ok(sum) => lock(&done).push((chunk, sum)),
+                    Err(error) => {
+                        next.store(chunks, Relaxed);
+                        lock(&failed).get_or_insert(error);
+                        return;
+                    }
+                }
+            }
+        };
+        match crew {
+            Crew::Pool(pool) if chunks > 1 => {
+                pool.broadcast(|_| work());
+            }
+            _ => work(),
+        }
+        if let Some(error) = lock(&failed).take() {
+            return Err(error);
+        }
+        let mut done = std::mem::take(&mut *lock(&done));
+        done.sort_unstable_by_key(|(chunk, _)| *chunk);
+        Ok(done.into_iter().map(|(_, sum)| sum).collect())
+    }
+
+    /// One pass with an accumulator per thread: for counts, whose sum does not depend on the order. The accumulators may
+    /// be large, as they are few.
+    ///
+    /// # Errors
+    /// As [`Tensor::fold`].
+    pub fn tally<R, A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    where
+        R: Real,
+        A: Send,
+        S: Fn() -> A + Sync,
+        E: Fn(&mut A, &Tile<'_, R>) + Sync,
+    {
+        let spare: Mutex<Vec<A>> = Mutex::new(Vec::new());
+        self.fold::<R, (), _, _>(
+            crew,
+            |_| (),
+            |(), tile| {
+                let taken = lock(&spare).pop();
+                let mut sum = taken.unwrap_or_else(&start);
+                each(&mut sum, tile);
+                lock(&spare).push(sum);
+            },
+        )?;
+        Ok(spare.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Tiles of `piece` elements from all over the tensor, about `count` elements in all, from at most `places` chunks.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub fn sample<R: Real>(
+        &self,
+        count: u64,
+        places: u64,
+        piece: u64,
+        each: &mut dyn FnMut(&Tile<'_, R>),
+    ) -> Result<()> {
+        let chunks = self.elements.div_ceil(CHUNK);
+        let places = places.min(chunks);
+        for place in 0..places {
+            let first = place * chunks / places * CHUNK;
+            let range = first..(first + CHUNK).min(self.elements);
+            let stride = ((range.end - range.start) * places * piece / count.max(1)).max(piece);
+            self.pieces(range, stride, piece, each)?;
+        }
+        Ok(())
+    }
+
+    /// The tile that begins with element `first`.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub fn one_tile<R: Real>(&self, first: u64, each: &mut dyn FnMut(&Tile<'_, R>)) -> Result<()> {
+        let range = first..(first + TILE as u64).min(self.elements);
+        self.pieces(range, TILE as u64, TILE as u64, each)
+    }
+
+    /// A tile of `piece` elements every `stride`.
+    fn pieces<R: Real>(
+        &self,
+        range: std::ops::Range<u64>,
+        stride: u64,
+        piece: u64,
+        each: &mut dyn FnMut(&Tile<'_, R>),
+    ) -> Result<()> {
+        let mut scratch: Vec<Scratch> = self.inputs.iter().map(|_| Scratch::default()).collect();
+        let mut opened = Vec::with_capacity(self.inputs.len());
+        for (input, scratch) in self.inputs.iter().zip(&mut scratch) {
+            opened.push(input.open(range.clone(), scratch)?);
+        }
+        let mut tiles: Vec<Vec<R>> = vec![Vec::new(); self.inputs.len()];
+        for first in range.clone().step_by(stride as usize) {
+            for (chunk, tile) in opened.iter().zip(&mut tiles) {
+                tile.resize((range.end - first).min(piece) as usize, R::ZERO);
+                chunk.tile(self.level, (first - range.start) as usize, tile);
+            }
+            each(&Tile { level: self.level, first, inputs: &tiles });
+        }
+        Ok(())
+    }
+
+    /// Every row by itself: `each` gets its index and the inputs' values. Returns what it made, in row order.
+    ///
+    /// # Errors
+    /// Unreadable input, or the run was cancelled.
+    pub fn rows<R, A, E>(&self, crew: Crew<'_>, length: u64, each: E) -> Result<Vec<A>>
+    where
+        R: Real,
+        A: Send,
+        E: Fn(u64, &[Vec<R>]) -> A + Sync,
+    {
+        let count = self.elements.checked_div(length).unwrap_or(0);
+        let counts = self.passes.fetch_add(1, Relaxed) == 0;
+        // Rows are handed out in batches of about a chunk.
+        let batch = (CHUNK / length.max(1)).max(1);
+        let made: Mutex<Vec<(u64, Vec<A>)>> = Mutex::new(Vec::new());
+        let one = |index: usize| -> Result<()> {
+            let rows = index as u64 * batch..((index as u64 + 1) * batch).min(count);
+            let mut scratch: Vec<Scratch> = self.inputs.iter().map(|_| Scratch::default()).collect();
+            let mut opened = Vec::with_capacity(self.inputs.len());
+            for (input, scratch) in self.inputs.iter().zip(&mut scratch) {
+                opened.push(input.open(rows.start * length..rows.end * length, scratch)?);
+            }
+            let mut values: Vec<Vec<R>> = vec![vec![R::ZERO; length as usize]; self.inputs.len()];
+            let mut results = Vec::with_capacity((rows.end - rows.start) as usize);
+            for row in 0..rows.end - rows.start {
+                for (index, (chunk, values)) in opened.iter().zip(&mut values).enumerate() {
+                    for (tile, out) in values.chunks_mut(TILE).enumerate() {
+                        let at = (row * length) as usize + tile * TILE;
+                        if !chunk.tile(self.level, at, out) && counts {
+                            self.non_finite.input(self.job, index, self.level, out);
+                        }
+                    }
+                }
+                results.push(each(rows.start + row, &values));
+            }
+            lock(&made).push((index as u64, results));
+            Ok(())
+        };
+        let batches = count.div_ceil(batch) as usize;
+        match crew {
+            Crew::Pool(pool) if batches > 1 => crate::run::each(pool, self.control, batches, one)?,
+            _ => (0..batches).try_for_each(|index| self.control.check().and_then(|()| one(index)))?,
+        }
+        let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.sort_unstable_by_key(|(index, _)| *index);
+        Ok(made.into_iter().flat_map(|(_, results)| results).collect())
+    }
+
+    fn chunk<R: Real, A>(
+        &self,
+        chunk: u64,
+        counts: bool,
+        scratch: &mut [Scratch],
+        tiles: &mut [Vec<R>],
+        sum: &mut A,
+        each: &impl Fn(&mut A, &Tile<'_, R>),
+    ) -> Result<()> {
+        let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.elements);
+        let mut opened = Vec::with_capacity(self.inputs.len());
+        for (input, scratch) in self.inputs.iter().zip(scratch) {
+            opened.push(input.open(range.clone(), scratch)?);
+        }
+        let mut first = range.start;
+        while first < range.end {
+            let n = (range.end - first).min(TILE as u64) as usize;
+            for (index, (input, tile)) in opened.iter().zip(tiles.iter_mut()).enumerate() {
+                tile.resize(n, R::ZERO);
+                if !input.tile(self.level, (first - range.start) as usize, tile) && counts {
+                    self.non_finite.input(self.job, index, self.level, tile);
+                }
+            }
+            each(sum, &Tile { level: self.level, first, inputs: tiles });
+            first += n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A lock whose holder panicked is still good here: the run is failing anyway.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

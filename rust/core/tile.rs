@@ -1,0 +1,228 @@
+//! One tile of one job: its inputs are widened, the operation is applied, and the result is narrowed and measured for
+//! every output.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::input::Chunk;
+use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm};
+use crate::kernels::narrow::{narrow, Rounding};
+use crate::kernels::philox::{fill, Stream};
+use crate::kernels::stats::step_sums;
+use crate::kernels::{Level, Real, TILE};
+use crate::measure::{NonFinite, Survival};
+use crate::op::{Computes, Method, State, Term, Tile};
+use crate::program::{Arithmetic, Program};
+use crate::tensor::Tensor;
+
+/// What is the same for all tiles of one job.
+pub(crate) struct Place<'a> {
+    pub program: &'a Program<'a>,
+    pub tensor: Tensor<'a>,
+    pub state: Arc<State>,
+    pub non_finite: &'a NonFinite,
+    /// The draws of stochastic rounding.
+    pub draws: Option<Stream>,
+}
+
+impl<'a> Place<'a> {
+    /// A job whose `prepare` is done.
+    pub fn new(program: &'a Program<'a>, non_finite: &'a NonFinite, stochastic: bool) -> Self {
+        let draws = stochastic.then(|| Stream::new(program.seed, "round", &program.job.name));
+        Place { program, tensor: program.tensor(), state: program.state(), non_finite, draws }
+    }
+}
+
+/// Which elements a tile holds.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    /// Index in the tensor of its first element.
+    pub first: u64,
+    /// Where that stands in the chunks.
+    pub at: usize,
+    /// Elements; at most [`TILE`].
+    pub n: usize,
+    /// Whether it is measured: an element that a block boundary cuts is computed on both sides of it.
+    pub counted: bool,
+}
+
+/// Where one output of a tile goes.
+pub(crate) struct Target<'b> {
+    pub alpha: f64,
+    /// Index of the output.
+    pub output: usize,
+    /// The bytes of the tile's elements.
+    pub bytes: &'b mut [u8],
+    /// Gets what became of the step.
+    pub survival: Option<&'b mut Survival>,
+}
+
+/// One thread's tiles, reused from tile to tile.
+pub(crate) struct Tiler {
+    level: Level,
+    narrow: Tiles<f32>,
+    wide: Tiles<f64>,
+    draws: Vec<u32>,
+}
+
+/// Widened inputs and results of one tile.
+#[derive(Default)]
+struct Tiles<R> {
+    inputs: Vec<Vec<R>>,
+    step: Vec<R>,
+    out: Vec<R>,
+}
+
+impl<R: Real> Tiles<R> {
+    fn new() -> Self {
+        Tiles { inputs: Vec::new(), step: vec![R::ZERO; TILE], out: vec![R::ZERO; TILE] }
+    }
+
+    /// Widens the inputs of `n` elements from `at` on; false if any is not finite.
+    fn load(&mut self, level: Level, chunks: &[Chunk<'_>], at: usize, n: usize, mut bad: impl FnMut(usize, &[R])) {
+        self.inputs.resize_with(chunks.len(), Vec::new);
+        for (index, (tile, chunk)) in self.inputs.iter_mut().zip(chunks).enumerate() {
+            tile.resize(n, R::ZERO);
+            if !chunk.tile(level, at, tile) {
+                bad(index, tile);
+            }
+        }
+    }
+}
+
+impl Tiler {
+    /// Buffers for tiles computed at `level`.
+    pub fn new(level: Level) -> Self {
+        Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new() }
+    }
+
+    /// Whether the job's operation is a step from its target, which is measured.
+    pub fn steps(program: &Program<'_>) -> bool {
+        match &program.arithmetic {
+            Arithmetic::Narrow(method) => method.computes() == Computes::Step,
+            Arithmetic::Wide(method) => method.computes() == Computes::Step,
+            Arithmetic::Convert | Arithmetic::Raw => false,
+        }
+    }
+
+    /// Widen, compute, narrow, measure, for every output.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub fn tile(
+        &mut self,
+        place: &Place<'_>,
+        chunks: &[Chunk<'_>],
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> Result<()> {
+        if let Some(stream) = &place.draws {
+            self.draws.resize(span.n, 0);
+            fill(self.level, stream, span.first, &mut self.draws);
+        }
+        match &place.program.arithmetic {
+            Arithmetic::Narrow(method) => {
+                let mut tiles = std::mem::take(&mut self.narrow);
+                let done = self.compute(place, Some(method.as_ref()), chunks, &mut tiles, span, outputs);
+                self.narrow = tiles;
+                done
+            }
+            Arithmetic::Wide(method) => self.wide(place, Some(method.as_ref()), chunks, span, outputs),
+            Arithmetic::Convert | Arithmetic::Raw => self.wide(place, None, chunks, span, outputs),
+        }
+    }
+
+    fn wide(
+        &mut self,
+        place: &Place<'_>,
+        method: Option<&dyn Method<f64>>,
+        chunks: &[Chunk<'_>],
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> Result<()> {
+        let mut tiles = std::mem::take(&mut self.wide);
+        let done = self.compute(place, method, chunks, &mut tiles, span, outputs);
+        self.wide = tiles;
+        done
+    }
+
+    fn compute<R: Real>(
+        &mut self,
+        place: &Place<'_>,
+        method: Option<&dyn Method<R>>,
+        chunks: &[Chunk<'_>],
+        tiles: &mut Tiles<R>,
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> Result<()> {
+        let (level, program, Span { first, at, n, counted }) = (self.level, place.program, span);
+        let counts_inputs = counted && !program.prepares();
+        tiles.load(level, chunks, at, n, |index, tile| {
+            if counts_inputs {
+                place.non_finite.input(program.index, index, level, tile);
+            }
+        });
+        let Tiles { inputs, step: delta, out } = tiles;
+        let (delta, out) = (&mut delta[..n], &mut out[..n]);
+        let mut exact = true;
+        let computes = match method {
+            Some(method) => {
+                let tile = Tile { level, first, inputs };
+                exact = method.tile(&place.tensor, &place.state, &tile, delta)?;
+                method.computes()
+            }
+            None => {
+                delta.copy_from_slice(&inputs[0]);
+                Computes::Value
+            }
+        };
+        for output in outputs {
+            let alpha = output.alpha * method.map_or(1.0, Method::factor);
+            let stepped = computes == Computes::Step;
+            if stepped {
+                let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
+                if let Some(terms) = method.and_then(Method::sum_of) {
+                    if R::IS_F32 && !(exact && plain) {
+                        self.again(chunks, at, terms, alpha, out);
+                    }
+                    if let (1.0, [Term { model, reference: Some(reference), weight: 1.0 }]) = (alpha, terms) {
+                        keep_donor(level, &inputs[0], &inputs[*model], &inputs[*reference], out);
+                    }
+                }
+            } else {
+                out.copy_from_slice(delta);
+            }
+            let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
+            let finite = narrow(level, program.job.dtype, out, rounding, output.bytes);
+            if !counted {
+                continue;
+            }
+            if !finite {
+                place.non_finite.output(program.index, output.output, level, out);
+            }
+            if let (true, Some(survival)) = (stepped, output.survival.as_deref_mut()) {
+                survival.add(&step_sums(level, &inputs[0], delta, alpha, out), n as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// What f32 cannot do well in this tile, again in f64.
+    fn again<R: Real>(&mut self, chunks: &[Chunk<'_>], at: usize, terms: &[Term], alpha: f64, out: &mut [R]) {
+        let n = out.len();
+        self.wide.load(self.level, chunks, at, n, |_, _| {});
+        let inputs = &self.wide.inputs;
+        let wide: Vec<WideTerm<'_>> = terms
+            .iter()
+            .map(|term| (inputs[term.model].as_slice(), term.reference.map(|r| inputs[r].as_slice()), term.weight))
+            .collect();
+        let mut single = [0f32; TILE];
+        for (slot, value) in single.iter_mut().zip(out.iter()) {
+            *slot = value.to_f32();
+        }
+        step_again(self.level, &inputs[0], &wide, alpha, &mut single[..n]);
+        for (slot, value) in out.iter_mut().zip(&single) {
+            *slot = R::from_f32(*value);
+        }
+    }
+}

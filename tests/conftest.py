@@ -1,0 +1,45 @@
+"""What every test shares: no network, a cache of its own, and ready-made checkpoints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from models import Trio, write_trio
+
+# huggingface_hub reads these once, at import: set before any test can import it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), f"taskvec-tests-{os.getpid()}", "huggingface")
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "TASKVEC_CPU",
+    "FORCE_COLOR",
+):
+    os.environ.pop(_name, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-transcripts",
+        action="store_true",
+        help="write tests/data/transcripts anew instead of comparing",
+    )
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Trio:
+    """Three compatible bf16 checkpoints of one shard each."""
+    return write_trio(tmp_path)
+
+
+@pytest.fixture
+def sharded_trio(tmp_path: Path) -> Trio:
+    """Three compatible bf16 checkpoints of two, three and one shards."""
+    return write_trio(tmp_path / "sharded", shards=(2, 3, 1))

@@ -1,0 +1,481 @@
+//! The output folder: what is admitted, what is kept, what is published.
+
+use std::fs;
+use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use taskvec_core::error::{Error, Kind, Result};
+use taskvec_core::output::folder::{Options, OutputFolder, Request};
+use taskvec_core::output::publish::{finish, write_atomic};
+use taskvec_core::output::shard::{copy_whole, ShardFile, Sharing};
+
+use crate::support::{bytes, names, place, Job, INDEX, MANIFEST, PLAN};
+
+const NEVER: fn() -> bool = || false;
+const OVERWRITE: Options = Options { overwrite: true, resume: true, rehash: false };
+const REHASH: Options = Options { overwrite: false, resume: true, rehash: true };
+
+fn admit(out: &Path, inputs: &[&Path], options: &Options) -> Result<OutputFolder> {
+    OutputFolder::admit(out, inputs, PLAN, &[("model.safetensors".to_string(), 4)], options)
+}
+
+fn refused(outcome: Result<OutputFolder>, message: &str, hint: &str) {
+    let error = outcome.expect_err(message);
+    assert_eq!(error.kind, Kind::Output, "{error}");
+    assert!(error.message.contains(message), "{} does not say: {message}", error.message);
+    assert!(error.hint.as_deref().unwrap_or_default().contains(hint), "{:?} does not say: {hint}", error.hint);
+}
+
+#[test]
+fn a_run_from_nothing_to_the_end() {
+    let (place, _) = place();
+    let out = place.path().join("several/new/folders");
+    let job = Job { threads: 3, ..Job::new(&[3 << 20, 10, 0, (1 << 20) + 1]) };
+    assert_eq!(job.run(&out, &Options::default()).unwrap(), 0);
+    job.assert_complete(&out);
+}
+
+#[test]
+fn an_unfinished_run_goes_on() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000, 1000, 3000]);
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    job.shard(&folder, "model-1.safetensors").unwrap();
+    let half = ShardFile::create(&folder, "model-0.safetensors", 2000).unwrap();
+    half.write_at(0, &job.weights["model-0.safetensors"][..500]).unwrap();
+    assert!(names(&out).contains(&".model-0.safetensors.part".to_string()));
+    drop(half);
+    assert_eq!(names(&out), [".taskvec", "model-1.safetensors"]);
+    assert!(folder.close().unwrap_err().message.contains("`model-0.safetensors` was not published"));
+    fs::write(out.join(".model-2.safetensors.part"), b"left by a kill").unwrap();
+    // In place, but the kill came before its line in the journal.
+    fs::write(out.join("model-2.safetensors"), b"left by a kill").unwrap();
+    fs::write(out.join(INDEX), b"{}").unwrap();
+
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    let record = &folder.done()["model-1.safetensors"];
+    assert_eq!(record.extra["norm"].as_f64(), Some(0.1));
+    assert_eq!(record.digest, blake3::hash(&job.weights["model-1.safetensors"]).to_hex().to_string());
+    assert_eq!(folder.record("model-1.safetensors").as_ref(), Some(record));
+    assert_eq!(folder.record("model-0.safetensors"), None);
+    assert_eq!(names(&out), [".taskvec", "model-1.safetensors"]);
+    drop(folder);
+    assert_eq!(job.run(&out, &Options::default()).unwrap(), 1);
+    job.assert_complete(&out);
+}
+
+#[test]
+fn shards_that_are_not_as_the_journal_says_are_written_again() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000, 1000, 3000]);
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    job.weights.keys().for_each(|name| job.shard(&folder, name).unwrap());
+    folder.close().unwrap();
+    fs::write(out.join("model-0.safetensors"), b"shorter").unwrap();
+    fs::remove_file(out.join("model-1.safetensors")).unwrap();
+    let mut flipped = job.weights["model-2.safetensors"].clone();
+    flipped[1234] ^= 1;
+    fs::write(out.join("model-2.safetensors"), flipped).unwrap();
+    fs::write(out.join(MANIFEST), b"{}").unwrap();
+
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    assert_eq!(folder.done().keys().collect::<Vec<_>>(), ["model-2.safetensors"]);
+    assert!(!out.join(MANIFEST).exists());
+    drop(folder);
+    let requests = [Request { path: &out, shards: &job.sizes() }];
+    let stopped = OutputFolder::admit_all(&requests, &[], PLAN, &REHASH, &|| true).unwrap_err();
+    assert_eq!(stopped.kind, Kind::Interrupted);
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &REHASH).unwrap();
+    assert!(folder.done().is_empty() && folder.record("model-2.safetensors").is_none());
+    drop(folder);
+    assert_eq!(job.run(&out, &REHASH).unwrap(), 0);
+    job.assert_complete(&out);
+}
+
+#[test]
+fn a_kill_while_the_run_is_being_ended_costs_nothing() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000, 1000]);
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    job.weights.keys().for_each(|name| job.shard(&folder, name).unwrap());
+    folder.close().unwrap();
+    assert!(finish(&out).unwrap_err().message.contains("has no `taskvec.json`"));
+    job.small.iter().for_each(|(name, bytes)| write_atomic(&out.join(name), bytes).unwrap());
+    // Killed here: all is in place, only the state is still there.
+    assert_eq!(job.run(&out, &Options::default()).unwrap(), 2);
+    job.assert_complete(&out);
+    // Killed after the plan was removed: a finished output.
+    fs::create_dir(out.join(".taskvec")).unwrap();
+    fs::write(out.join(".taskvec/lock"), b"1").unwrap();
+    refused(admit(&out, &[], &Options::default()), "holds a finished output", "--overwrite");
+    finish(&out).unwrap();
+    job.assert_complete(&out);
+}
+
+#[test]
+fn an_output_that_touches_an_input_is_refused() {
+    let (place, _) = place();
+    let root = place.path().canonicalize().unwrap();
+    let input = root.join("models/input");
+    fs::create_dir_all(input.join("sub")).unwrap();
+    fs::write(input.join("model.safetensors"), b"data").unwrap();
+    symlink(&input, root.join("link")).unwrap();
+    symlink("models", root.join("models-link")).unwrap();
+    let cases = [
+        ("models/input", "is an input"),
+        ("models/../models/./input", "is an input"),
+        ("link", "is an input"),
+        ("models", "contains the input"),
+        ("models-link", "contains the input"),
+        ("", "contains the input"),
+        ("models/input/sub", "lies within the input"),
+        ("link/sub/new", "lies within the input"),
+        ("models-link/input/not/there/yet", "lies within the input"),
+        ("new/../link/out", "lies within the input"),
+    ];
+    for (path, message) in cases {
+        for input in [input.clone(), root.join("link"), root.join("models-link/input")] {
+            refused(admit(&root.join(path), &[&input], &OVERWRITE), message, "another output folder");
+        }
+    }
+    assert_eq!(names(&root), ["link", "models", "models-link"]);
+    assert_eq!(names(&input), ["model.safetensors", "sub"]);
+    admit(&root.join("models/output"), &[&input], &Options::default()).unwrap();
+}
+
+#[test]
+fn an_input_whose_weights_lie_in_the_output_is_refused() {
+    let (place, out) = place();
+    let input = place.path().join("input");
+    fs::create_dir_all(&input).unwrap();
+    fs::create_dir_all(out.join("deeper")).unwrap();
+    fs::write(out.join("deeper/model.safetensors"), b"data").unwrap();
+    symlink(out.join("deeper/model.safetensors"), input.join("model.safetensors")).unwrap();
+    fs::write(out.join("old.safetensors"), b"data").unwrap();
+    refused(admit(&out, &[&input], &OVERWRITE), "contains the input", "another output folder");
+    let single = out.join("deeper/model.safetensors");
+    refused(admit(&out, &[&single], &OVERWRITE), "contains the input", "another output folder");
+    let missing = admit(&out, &[&place.path().join("nowhere")], &OVERWRITE).unwrap_err();
+    assert_eq!(missing.kind, Kind::NotFound);
+}
+
+#[test]
+fn overwriting_leaves_what_shares_an_inode_with_the_output_alone() {
+    let (place, out) = place();
+    let input = place.path().join("input");
+    fs::create_dir_all(&input).unwrap();
+    fs::create_dir_all(&out).unwrap();
+    let weights = input.join("model.safetensors");
+    fs::write(&weights, b"data").unwrap();
+    fs::hard_link(&weights, out.join("model.safetensors")).unwrap();
+    symlink(&weights, out.join("model-2.safetensors")).unwrap();
+    let folder = admit(&out, &[&input], &OVERWRITE).unwrap();
+    assert_eq!(names(&out), [".taskvec"]);
+    let shard = ShardFile::create(&folder, "model.safetensors", 4).unwrap();
+    shard.write_at(0, b"DATA").unwrap();
+    shard.publish("", serde_json::Value::Null).unwrap();
+    assert_eq!(fs::read(&weights).unwrap(), b"data");
+}
+
+#[test]
+fn a_folder_in_use_is_refused() {
+    let (_place, out) = place();
+    fs::create_dir_all(&out).unwrap();
+    fs::write(out.join("thesis.txt"), b"irreplaceable").unwrap();
+    fs::create_dir(out.join("model.safetensors.d")).unwrap();
+    refused(admit(&out, &[], &Options::default()), "is not empty", "--overwrite");
+    refused(admit(&out, &[], &OVERWRITE), "holds files but no checkpoint", "choose an empty folder");
+    assert_eq!(names(&out), ["model.safetensors.d", "thesis.txt"]);
+    fs::write(out.join("config.json"), b"{}").unwrap();
+    refused(admit(&out, &[], &OVERWRITE), "holds files but no checkpoint", "choose an empty folder");
+    fs::write(out.join("a.safetensors"), b"").unwrap();
+    refused(admit(&out, &[], &Options::default()), "is not empty", "--overwrite");
+    fs::write(out.join(MANIFEST), b"{}").unwrap();
+    refused(admit(&out, &[], &Options::default()), "holds a finished output", "--overwrite");
+    fs::create_dir(out.join("model.safetensors")).unwrap();
+    refused(admit(&out, &[], &OVERWRITE), "is a folder, but a file of that name", "another output folder");
+    assert_eq!(names(&out).len(), 6);
+}
+
+#[test]
+fn what_is_no_folder_is_refused() {
+    let (place, out) = place();
+    fs::write(&out, b"a file").unwrap();
+    refused(admit(&out, &[], &OVERWRITE), "is not a folder", "another output folder");
+    symlink("nowhere", place.path().join("dangling")).unwrap();
+    refused(admit(&place.path().join("dangling/x"), &[], &OVERWRITE), "does not exist", "remove the link");
+    let inside = place.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    symlink(place.path(), inside.join(".taskvec")).unwrap();
+    refused(admit(&inside, &[], &OVERWRITE), "`.taskvec` is not a folder".trim_start_matches('`'), "another");
+    for name in ["../x.safetensors", "a/b.safetensors", "", ".hidden.safetensors", ".."] {
+        let error = OutputFolder::admit(&place.path().join("new"), &[], PLAN, &[(name.to_string(), 1)], &OVERWRITE);
+        assert_eq!(error.unwrap_err().kind, Kind::Plan, "{name}");
+    }
+    let twice = [("a.safetensors".to_string(), 1), ("a.safetensors".to_string(), 1)];
+    assert!(OutputFolder::admit(&place.path().join("new"), &[], PLAN, &twice, &OVERWRITE).is_err());
+    assert!(!place.path().join("new").exists());
+}
+
+#[test]
+fn an_unfinished_run_of_another_plan_is_refused_or_replaced() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000, 1000]);
+    let first = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &Options::default()).unwrap();
+    job.shard(&first, "model-0.safetensors").unwrap();
+    drop(first);
+    write_atomic(&out.join("config.json"), b"of the other plan").unwrap();
+    let other = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default());
+    refused(other, "unfinished run of a different plan", "--overwrite");
+    let again = Options { resume: false, ..Options::default() };
+    let same = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &again);
+    refused(same, "unfinished run of the same plan", "--resume");
+    assert_eq!(names(&out), [".taskvec", "config.json", "model-0.safetensors"]);
+    let again = Options { resume: false, ..OVERWRITE };
+    let anew = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &again).unwrap();
+    assert!(anew.done().is_empty());
+    drop(anew);
+    assert_eq!(job.run(&out, &OVERWRITE).unwrap(), 0);
+    job.assert_complete(&out);
+}
+
+#[test]
+fn overwriting_replaces_the_whole_checkpoint_and_nothing_else() {
+    let (place, out) = place();
+    let outside = place.path().join("outside");
+    fs::create_dir_all(outside.join("kept")).unwrap();
+    fs::write(outside.join("kept/file.json"), b"{}").unwrap();
+    fs::create_dir_all(out.join("pooling/empty")).unwrap();
+    fs::create_dir_all(out.join("folder.safetensors")).unwrap();
+    symlink(&outside, out.join("linked")).unwrap();
+    symlink(outside.join("kept/file.json"), out.join("other.safetensors")).unwrap();
+    fs::write(out.join("pooling/config.json"), b"{}").unwrap();
+    fs::write(out.join("notes.txt"), b"mine").unwrap();
+    for name in ["model-7.safetensors", INDEX, "chat_template.jinja", "extra.py", ".x.part"] {
+        fs::write(out.join(name), b"old").unwrap();
+    }
+    let listed = ["extra.py", "pooling/config.json", "linked/kept/file.json", "../outside/kept/file.json"];
+    let absolute = outside.join("kept/file.json");
+    let mut files: Vec<_> = listed.iter().map(|name| serde_json::json!({ "name": name })).collect();
+    files.push(serde_json::json!({"name": absolute}));
+    files.push(serde_json::json!({"name": ".taskvec/lock"}));
+    fs::write(out.join(MANIFEST), serde_json::json!({ "files": files }).to_string()).unwrap();
+
+    let folder = admit(&out, &[], &OVERWRITE).unwrap();
+    assert_eq!(names(&out), [".taskvec", "folder.safetensors", "linked", "notes.txt", "pooling"]);
+    assert_eq!(names(&out.join("pooling")), ["empty"]);
+    assert_eq!(fs::read(outside.join("kept/file.json")).unwrap(), b"{}");
+    assert_eq!(names(&out.join(".taskvec")), ["inputs.json", "journal.jsonl", "lock", "plan.json"]);
+    drop(folder);
+    // The same command again, with --overwrite, goes on with the new run.
+    assert!(admit(&out, &[], &OVERWRITE).is_ok());
+}
+
+#[test]
+fn a_changed_input_ends_a_resumed_run() {
+    let (place, out) = place();
+    let input = place.path().join("input");
+    fs::create_dir_all(&input).unwrap();
+    let weights = input.join("model.safetensors");
+    fs::write(&weights, b"data").unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    let stamp = fs::metadata(&weights).unwrap().modified().unwrap();
+    let file = fs::File::options().write(true).open(&weights).unwrap();
+    file.set_modified(stamp + std::time::Duration::from_nanos(1_000_000_000)).unwrap();
+    refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--overwrite");
+    file.set_modified(stamp).unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    fs::write(input.join("more.safetensors"), b"data").unwrap();
+    refused(admit(&out, &[&input], &Options::default()), "more.safetensors` is not the file it was", "--overwrite");
+    fs::remove_file(input.join("more.safetensors")).unwrap();
+    fs::write(out.join(".taskvec/inputs.json"), b"[").unwrap();
+    refused(admit(&out, &[&input], &Options::default()), "is damaged", "--overwrite");
+}
+
+#[test]
+fn a_torn_line_in_the_journal_is_cut_off_and_other_damage_is_an_error() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000, 1000]);
+    let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    job.weights.keys().for_each(|name| job.shard(&folder, name).unwrap());
+    drop(folder);
+    let path = out.join(".taskvec/journal.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let done = || {
+        let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default())?;
+        Ok::<_, Error>(folder.done().len())
+    };
+    assert_eq!(done().unwrap(), 2);
+    let start = lines[0].len() + lines[1].len();
+    for cut in (start..whole.len()).rev().step_by(9) {
+        job.shard(
+            &OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap(),
+            "model-1.safetensors",
+        )
+        .unwrap();
+        fs::write(&path, &whole[..cut]).unwrap();
+        assert_eq!(done().unwrap(), 1, "cut at {cut}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole[..start]);
+    }
+    fs::write(&path, [&whole.as_bytes()[..start], &[0; 64]].concat()).unwrap();
+    assert_eq!(done().unwrap(), 1);
+
+    let middle = format!("{}{{\"shard\": 1}}\n{}", lines[0], lines[2]);
+    let foreign = whole.replace("model-1", "model-9");
+    let resized = whole.replace("\"size\":1000", "\"size\":1001");
+    let head = whole.replacen("\"format\":1", "\"format\":2", 1);
+    let plan = format!("{{\"format\":1,\"plan\":\"00\"}}\n{}", lines[1]);
+    for (text, message) in [
+        (middle.as_str(), "is damaged: line 2"),
+        (&foreign, "lists `model-9.safetensors`, which does not fit"),
+        (&resized, "lists `model-1.safetensors`, which does not fit"),
+        (&head, "line 1: format 2, expected 1"),
+        (&plan, "belongs to another plan"),
+        ("", "it is empty"),
+        ("\u{1}\n", "is damaged: line 1"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let error = done().unwrap_err();
+        assert!(error.message.contains(message), "{}", error.message);
+        assert_eq!(error.hint.as_deref(), Some("use --overwrite to begin again"));
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(done().unwrap(), 0);
+    assert_eq!(job.run(&out, &Options::default()).unwrap(), 0);
+    job.assert_complete(&out);
+}
+
+#[test]
+fn two_runs_never_write_into_one_folder() {
+    let (_place, out) = place();
+    let first = admit(&out, &[], &Options::default()).unwrap();
+    let us = format!("another run is writing to `{}` (process {})", out.display(), std::process::id());
+    refused(admit(&out, &[], &Options::default()), &us, "wait");
+    refused(admit(&out, &[], &OVERWRITE), &us, "wait");
+    fs::write(out.join(MANIFEST), b"{}").unwrap();
+    assert!(finish(&out).unwrap_err().message.contains("another run is writing"));
+    let shard = ShardFile::create(&first, "model.safetensors", 4).unwrap();
+    drop(first);
+    refused(admit(&out, &[], &Options::default()), &us, "wait");
+    drop(shard);
+    drop(admit(&out, &[], &Options::default()).unwrap());
+    fs::write(out.join(MANIFEST), b"{}").unwrap();
+    admit(&out, &[], &Options::default()).unwrap();
+    // Many at once: exactly one gets it.
+    let (_place, contested) = place();
+    let admitted: Vec<_> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(|| admit(&contested, &[], &Options::default()))).collect();
+        all.into_iter().filter_map(|one| one.join().unwrap().ok()).collect()
+    });
+    assert_eq!(admitted.len(), 1);
+}
+
+#[test]
+fn space_is_checked_for_all_outputs_together_before_anything_changes() {
+    let (place, _) = place();
+    let root = place.path().canonicalize().unwrap();
+    let status = rustix::fs::statvfs(&root).unwrap();
+    let free = status.f_bavail * status.f_frsize;
+    let shards = [("model.safetensors".to_string(), free / 2 + free / 8)];
+    let (one, other) = (root.join("set/alpha=0"), root.join("set/alpha=1"));
+    let one_only = [Request { path: &one, shards: &shards }];
+    OutputFolder::admit_all(&one_only, &[], PLAN, &Options::default(), &NEVER).unwrap();
+    fs::remove_dir_all(root.join("set")).unwrap();
+    let both = [Request { path: &one, shards: &shards }, Request { path: &other, shards: &shards }];
+    let error = OutputFolder::admit_all(&both, &[], PLAN, &Options::default(), &NEVER).unwrap_err();
+    assert!(error.message.contains("too little space") && error.message.contains("needed"), "{error}");
+    assert!(error.hint.unwrap().starts_with("free "));
+    assert!(names(&root).is_empty(), "the folders of the refused run are gone");
+
+    // With --overwrite, the old files are still there after a refusal.
+    fs::create_dir(root.join("old")).unwrap();
+    fs::write(root.join("old/model.safetensors"), b"old").unwrap();
+    let shards = [("model.safetensors".to_string(), u64::MAX / 4096)];
+    let error = OutputFolder::admit(&root.join("old"), &[], PLAN, &shards, &OVERWRITE).unwrap_err();
+    assert!(error.message.contains("too little space"), "{error}");
+    assert_eq!(names(&root.join("old")), ["model.safetensors"]);
+}
+
+#[test]
+fn files_have_the_permissions_of_any_new_file() {
+    let (place, out) = place();
+    Job::new(&[100]).run(&out, &Options::default()).unwrap();
+    fs::write(place.path().join("plain"), b"").unwrap();
+    let plain = fs::metadata(place.path().join("plain")).unwrap().permissions().mode();
+    for name in names(&out) {
+        assert_eq!(fs::metadata(out.join(&name)).unwrap().permissions().mode(), plain, "{name}");
+    }
+}
+
+#[test]
+fn a_whole_shard_is_copied_shared_or_linked() {
+    let (place, out) = place();
+    let data = bytes((5 << 20) + 77, 3);
+    let source = place.path().join("source.safetensors");
+    fs::write(&source, &data).unwrap();
+    symlink("source.safetensors", place.path().join("link.safetensors")).unwrap();
+    let sizes: Vec<_> = ["a", "b", "c"].iter().map(|name| (format!("{name}.safetensors"), data.len() as u64)).collect();
+    let folder = OutputFolder::admit(&out, &[], PLAN, &sizes, &Options::default()).unwrap();
+    for (name, sharing) in [("a.safetensors", Sharing::Blocks), ("b.safetensors", Sharing::File)] {
+        let link = place.path().join("link.safetensors");
+        let (shard, digest) = copy_whole(&folder, &link, name, sharing, 3, &NEVER).unwrap();
+        assert_eq!(digest, blake3::hash(&data).to_hex().to_string());
+        assert!(!out.join(name).exists());
+        shard.publish(&digest, serde_json::Value::Null).unwrap();
+        assert!(fs::read(out.join(name)).unwrap() == data);
+    }
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    assert_ne!(inode(&out.join("a.safetensors")), inode(&source));
+    assert_eq!(inode(&out.join("b.safetensors")), inode(&source));
+    let stopped = copy_whole(&folder, &source, "c.safetensors", Sharing::Blocks, 2, &|| true).unwrap_err();
+    assert_eq!(stopped.kind, Kind::Interrupted);
+    assert_eq!(names(&out), [".taskvec", "a.safetensors", "b.safetensors"]);
+    fs::write(&source, b"of another size").unwrap();
+    let error = copy_whole(&folder, &source, "c.safetensors", Sharing::File, 2, &NEVER).unwrap_err();
+    assert!(error.message.contains("has 15 bytes, expected 5242957"), "{error}");
+}
+
+#[test]
+fn a_shard_keeps_to_its_size() {
+    let (_place, out) = place();
+    let folder = admit(&out, &[], &Options::default()).unwrap();
+    assert!(ShardFile::create(&folder, "model.safetensors", 5).is_err());
+    assert!(ShardFile::create(&folder, "other.safetensors", 4).is_err());
+    let shard = ShardFile::create(&folder, "model.safetensors", 4).unwrap();
+    assert_eq!((shard.name(), shard.size()), ("model.safetensors", 4));
+    assert_eq!(shard.write_at(2, b"abc").unwrap_err().kind, Kind::Engine);
+    assert_eq!(shard.write_at(u64::MAX, b"a").unwrap_err().kind, Kind::Engine);
+    shard.allocate(2..900).unwrap();
+    shard.allocate(7..9).unwrap();
+    shard.write_behind(3..3).unwrap();
+    shard.write_at(0, b"data").unwrap();
+    let part = out.join(".model.safetensors.part");
+    fs::File::options().write(true).open(&part).unwrap().set_len(3).unwrap();
+    assert!(shard.publish("", serde_json::Value::Null).unwrap_err().message.contains("has 3 bytes, expected 4"));
+    fs::File::options().write(true).open(&part).unwrap().set_len(4).unwrap();
+    shard.publish("", serde_json::Value::Null).unwrap();
+    assert_eq!(shard.publish("", serde_json::Value::Null).unwrap_err().kind, Kind::Engine);
+}
+
+#[test]
+fn small_files_are_written_as_a_whole() {
+    let (place, _) = place();
+    let path = place.path().join("config.json");
+    write_atomic(&path, b"one").unwrap();
+    write_atomic(&path, b"two").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"two");
+    fs::write(place.path().join("aim"), b"untouched").unwrap();
+    symlink("aim", place.path().join("link")).unwrap();
+    symlink("aim", place.path().join(".link.part")).unwrap();
+    write_atomic(&place.path().join("link"), b"three").unwrap();
+    assert_eq!(fs::read(place.path().join("aim")).unwrap(), b"untouched");
+    assert!(!fs::symlink_metadata(place.path().join("link")).unwrap().is_symlink());
+    assert_eq!(names(place.path()), ["aim", "config.json", "link"]);
+    assert_eq!(write_atomic(&place.path().join("no/x"), b"").unwrap_err().kind, Kind::NotFound);
+    assert!(write_atomic(Path::new("/"), b"").is_err());
+    fs::create_dir(place.path().join("taken")).unwrap();
+    assert!(write_atomic(&place.path().join("taken"), b"").is_err());
+    assert_eq!(names(place.path()), ["aim", "config.json", "link", "taken"]);
+}

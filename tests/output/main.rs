@@ -1,0 +1,6 @@
+//! The output room from outside: admission and resume, digests, and everything that can go wrong with a disk.
+
+mod digest;
+mod failures;
+mod folder;
+mod support;

@@ -1,0 +1,98 @@
+"""What README.md claims: every command and option it names is there, and its Python runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+import taskvec as tv
+from command_line import invoke
+from models import Trio, edit_json
+from taskvec import cli
+from taskvec.findings import FINDINGS
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def options_of(verb: str) -> set[str]:
+    command = cli.cli.get_command(click.Context(cli.cli), verb)
+    assert command is not None
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
+        "--help"
+    }
+
+
+def test_every_command_is_in_the_table() -> None:
+    assert set(re.findall(r"^\| `taskvec (\w+)", README, re.MULTILINE)) == set(cli.VERBS)
+
+
+def test_every_option_named_exists() -> None:
+    known = set().union(*map(options_of, cli.VERBS)) | {"--version", "--update-transcripts"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert named <= known
+
+
+def test_every_command_line_shown_parses() -> None:
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            words = line.partition("#")[0].split()
+            if words[:1] != ["taskvec"]:
+                continue
+            assert words[1] in cli.VERBS, line
+            given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+            assert given <= options_of(words[1]), line
+
+
+def test_every_finding_named_exists() -> None:
+    named = set(re.findall(r"(?:error|warning|note)\[([\w-]+)\]", README))
+    named |= set(re.findall(r"--force ([\w-]+)", README)) - {"ID"}
+    assert named <= {*FINDINGS, "rounded-away"}
+    for level, name in re.findall(r"(error|warning|note)\[([\w-]+)\]", README):
+        assert name == "rounded-away" or FINDINGS[name].level == level
+
+
+def test_the_python_example_runs(trio: Trio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (example,) = [block for block in blocks("python") if "merged.save" in block]
+    for name, path in zip(("instruct", "grpo", "sft"), trio, strict=True):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert tv.verify(tmp_path / "out").ok
+    (second,) = [block for block in blocks("python") if "apply_" in block]
+    before = {name: array.copy() for name, array in names["target"].items()}
+    names["model"] = {name: array.copy() for name, array in before.items()}
+    exec(compile(second.replace("8-20", "0-1"), "README.md", "exec"), names)
+    for name, array in names["model"].items():
+        assert array.tobytes() == before[name].tobytes()
+    assert tv.verify(tmp_path / "reasoning.vec").ok
+
+
+def test_the_decoder_decodes(trio: Trio, tmp_path: Path) -> None:
+    (source,) = [block for block in blocks("python") if "def decode" in block]
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), namespace)
+    decode: Callable[[Path], Iterator[tuple[str, np.ndarray]]] = namespace["decode"]
+    donor, reference = tv.open(trio.donor), tv.open(trio.reference)
+    tv.extract(trio.donor, trio.reference, tmp_path / "v.vec", exclude="layernorm")
+    decoded = dict(decode(tmp_path / "v.vec"))
+    assert decoded
+    for name, delta in decoded.items():
+        expected = donor[name].astype(np.float64) - reference[name].astype(np.float64)
+        np.testing.assert_array_equal(delta, expected)
+
+
+def test_the_error_shown_is_the_error_printed(trio: Trio, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_json(trio.donor / "config.json", rope_theta=10000.0)
+    assert "error[config-function]: " in invoke(capsys, "check", *trio).out
