@@ -145,7 +145,10 @@ def _citation() -> list[str]:
 def _ways(recipe: Mapping[str, Any]) -> list[str]:
     ways = [(repeat.command(recipe), "sh"), (repeat.python(recipe), "python")]
     blocks = [_fenced(way, language) for way, language in ways if way is not None]
-    return ["## How to make it again", *blocks] if blocks else []
+    if not blocks:
+        return []
+    saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] == "merge" else []
+    return ["## How to make it again", *saved, *blocks]
 
 
 def escape(name: str) -> str:

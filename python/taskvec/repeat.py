@@ -26,12 +26,17 @@ _OPTIONS = {
 }
 _MODELS = ("target", "donor", "reference")
 
+# The recipe of a merge stands in the card itself, with its alphas; this is the name to save it under.
+_RECIPE = "recipe.yaml"
+
 
 def command(recipe: Mapping[str, Any]) -> str | None:
     """The command line that makes the same into a folder OUT; ``None`` where there is none that says it."""
     if _is_in_memory(recipe):
         return None
     words = ["taskvec", recipe["verb"]]
+    if recipe["verb"] == "merge":
+        return None if "recipe" not in recipe else shlex.join([*words, _RECIPE, "OUT", *_options(recipe)])
     if recipe["verb"] == "transfer":
         for model in _MODELS:
             words += [f"--{model}", recipe[model]]
@@ -45,6 +50,11 @@ def command(recipe: Mapping[str, Any]) -> str | None:
     alphas = _alphas(recipe)
     if alphas is not None:
         words.append(f"--alpha={','.join(map(format_alpha, alphas))}")
+    return shlex.join([*words, *_options(recipe)])
+
+
+def _options(recipe: Mapping[str, Any]) -> list[str]:
+    words = []
     for member, option in _OPTIONS.items():
         value = recipe.get(member)
         if value is None:
@@ -55,7 +65,7 @@ def command(recipe: Mapping[str, Any]) -> str | None:
             words += [word for item in value for word in (option, item)]
         else:
             words += [option, TORCH_NAMES.get(value, str(value))]
-    return shlex.join(words)
+    return words
 
 
 def python(recipe: Mapping[str, Any]) -> str | None:
@@ -63,6 +73,9 @@ def python(recipe: Mapping[str, Any]) -> str | None:
     if _is_in_memory(recipe):
         return None
     settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
+    if recipe["verb"] == "merge" and "recipe" in recipe:
+        arguments = [repr(_RECIPE), "'OUT'", *(f"{name}={_value(value)}" for name, value in settings.items())]
+        return f"import taskvec as tv\n\ntv.merge({', '.join(arguments)})"
     alphas = _alphas(recipe)
     keywords = [f"{member}={_value(value)}" for member, value in settings.items()]
     if alphas is not None:
