@@ -232,11 +232,11 @@ def parse_nodes(text: str, source: str) -> Iterator[Node]:
     builder = _Builder(source)
     try:
         for event in yaml.parse(text, Loader=_PARSER):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.ScalarEvent):
                 builder.scalar(event, line)
             elif isinstance(event, yaml.AliasEvent):
-                builder.alias(event.anchor, line)
+                builder.alias(str(event.anchor), line)
             elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
                 builder.start(event, line)
             elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
