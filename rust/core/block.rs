@@ -47,6 +47,14 @@ impl Block {
             .collect()
     }
 
+    /// Neighbours of one shard as one.
+    pub fn joined(blocks: &[Block]) -> impl Iterator<Item = Block> + '_ {
+        blocks.chunk_by(|a, b| a.shard == b.shard && a.end == b.start).filter_map(|run| {
+            let (first, last) = (run.first()?, run.last()?);
+            Some(Block { end: last.end, jobs: first.jobs.start..last.jobs.end, ..first.clone() })
+        })
+    }
+
     /// The elements of `job` that this block holds, cut ones included.
     fn elements(&self, job: usize, layout: &Layout, program: &Program<'_>) -> Range<u64> {
         let (size, offset) = (program.job.dtype.size() as u64, layout.offsets[job]);

@@ -193,8 +193,11 @@ impl Run<'_> {
         let mut from = 0;
         while from < blocks.len() {
             let to = self.group(&blocks, from);
+            let t0=Instant::now();
             self.prepare(&blocks[from..to])?;
+            let t1=Instant::now();
             self.blocks(&blocks[from..to])?;
+            if std::env::var("TT").is_ok() { eprintln!("blocks {} prepare {:.1} ms blocks {:.1} ms", to-from, (t1-t0).as_secs_f64()*1e3, t1.elapsed().as_secs_f64()*1e3);}
             for job in blocks[from].jobs.start..blocks[to - 1].jobs.end {
                 let needed_later = blocks.get(to).is_some_and(|block| block.jobs.contains(&job));
                 if !needed_later {
@@ -215,7 +218,7 @@ impl Run<'_> {
         while to < blocks.len() {
             let unseen = blocks[to].jobs.start.max(seen)..blocks[to].jobs.end;
             let more: u64 = unseen.clone().map(|job| self.programs[job].cost()).sum();
-            if to > from && cost + more > GROUP {
+            if more > 0 && to > from && cost + more > GROUP {
                 break;
             }
             cost += more;
@@ -234,8 +237,10 @@ impl Run<'_> {
         if wanting.is_empty() {
             return Ok(());
         }
-        let (large, small): (Vec<&Program<'_>>, Vec<&Program<'_>>) =
+        let (large, mut small): (Vec<&Program<'_>>, Vec<&Program<'_>>) =
             wanting.into_iter().partition(|program| program.is_large());
+        // The longest first: what is left over for one thread at the end is short.
+        small.sort_by_key(|program| std::cmp::Reverse(program.cost()));
         for program in large {
             self.control.check()?;
             program.prepare(Crew::Pool(self.pool))?;
@@ -258,7 +263,7 @@ impl Run<'_> {
                     return;
                 }
                 if index.is_multiple_of(BEHIND) && index >= 2 * BEHIND {
-                    for done in &blocks[index - 2 * BEHIND..index - BEHIND] {
+                    for done in Block::joined(&blocks[index - 2 * BEHIND..index - BEHIND]) {
                         done.drop_behind(self.layout, self.programs);
                     }
                 }

@@ -26,6 +26,15 @@ kernel! {
     }
 }
 
+kernel! {
+    /// `out = x − y`, exact or not.
+    pub fn difference<R>(x: &[R], y: &[R], out: &mut [R]) {
+        for ((slot, x), y) in out.iter_mut().zip(x).zip(y) {
+            *slot = *x - *y;
+        }
+    }
+}
+
 /// What `difference` lacks of x − y (Knuth's two-sum): zero where the difference is exact, NaN where it overflowed.
 #[inline(always)]
 fn rest<R: Real>(x: R, y: R, difference: R) -> R {

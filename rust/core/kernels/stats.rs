@@ -183,6 +183,90 @@ kernel! {
     }
 }
 
+/// Inner products of every pair of `N` slices, each converted once.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // lanes side by side in all arrays: what makes vectors of it
+fn pairs_of<R: super::Real, const N: usize>(all: &[&[R]], sums: &mut [f64]) {
+    let n = all[0].len();
+    let mut lanes = [[[0f64; LANES]; N]; N];
+    macro_rules! add {
+        ($x:ident) => {
+            for i in 0..N {
+                for j in i..N {
+                    for lane in 0..LANES {
+                        lanes[i][j][lane] += $x[i][lane] * $x[j][lane];
+                    }
+                }
+            }
+        };
+    }
+    let whole: [&[[R; LANES]]; N] = std::array::from_fn(|k| &all[k].as_chunks().0[..n / LANES]);
+    for at in 0..n / LANES {
+        let mut x = [[0f64; LANES]; N];
+        for k in 0..N {
+            for lane in 0..LANES {
+                x[k][lane] = whole[k][at][lane].to_f64();
+            }
+        }
+        add!(x);
+    }
+    let mut rest = [[0f64; LANES]; N];
+    for k in 0..N {
+        rest[k].iter_mut().zip(&all[k][n - n % LANES..]).for_each(|(x, value)| *x = value.to_f64());
+    }
+    add!(rest);
+    let pairs = (0..N).flat_map(|i| (i..N).map(move |j| (i, j)));
+    sums.iter_mut().zip(pairs).for_each(|(sum, (i, j))| *sum += fold(&lanes[i][j]));
+}
+
+kernel! {
+    /// Adds Σ x·y of every pair of slices, each with itself included, in the order (0, 0), (0, 1), … (1, 1), ….
+    pub fn add_pairs<R>(all: &[&[R]], sums: &mut [f64]) {
+        match all.len() {
+            0 => {}
+            1 => pairs_of::<R, 1>(all, sums),
+            2 => pairs_of::<R, 2>(all, sums),
+            3 => pairs_of::<R, 3>(all, sums),
+            4 => pairs_of::<R, 4>(all, sums),
+            n => {
+                // Pair by pair, which needs no more lanes than there are registers.
+                let mut places = sums.iter_mut();
+                for i in 0..n {
+                    for j in i..n {
+                        let mut three = [0.0; 3];
+                        pairs_of::<R, 2>(&[all[i], all[j]], &mut three);
+                        places.next().into_iter().for_each(|sum| *sum += three[1]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Σ |x|, and that of the elements whose bit is set.
+    pub fn sum_abs_marked<R>(x: &[R], words: &[u64]) -> (f64, f64) {
+        let (mut all, mut marked) = ([0f64; LANES], [0f64; LANES]);
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for (i, x) in whole.iter().enumerate() {
+            let bits = (words[i / (64 / LANES)] >> (i % (64 / LANES) * LANES)) as u32;
+            for lane in 0..LANES {
+                let value = x[lane].abs();
+                let kept = if bits & 1 << lane != 0 { value } else { R::ZERO };
+                all[lane] += value.to_f64();
+                marked[lane] += kept.to_f64();
+            }
+        }
+        for (lane, x) in rest.iter().enumerate() {
+            let i = whole.len() * LANES + lane;
+            let value = x.to_f64().abs();
+            all[lane] += value;
+            marked[lane] += if words[i / 64] >> (i % 64) & 1 == 1 { value } else { 0.0 };
+        }
+        (fold(&all), fold(&marked))
+    }
+}
+
 kernel! {
     /// Σ |x|.
     pub fn sum_abs<R>(x: &[R]) -> f64 {

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::select::largest;
-use super::terms::{deltas, rows, Ends};
+use super::terms::{deltas, rows, Buffers, Ends};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Real;
 use crate::op::{Computes, Method, State, Term, Tile};
@@ -50,10 +50,9 @@ impl ArceeFusion {
     }
 
     /// |δ| times the row's divergence.
-    fn importance<R: Real>(&self, tile: &Tile<'_, R>, length: u64, rows: &[f64]) -> Vec<R> {
-        let mut all = deltas(tile, self.ends());
-        let mut scores = all.swap_remove(0);
-        for (e, x) in scores.iter_mut().enumerate() {
+    fn importance<R: Real>(&self, tile: &Tile<'_, R>, length: u64, rows: &[f64]) -> Buffers<R> {
+        let mut scores = deltas(tile, self.ends());
+        for (e, x) in scores[0].iter_mut().enumerate() {
             let row = (tile.first + e as u64) / length;
             *x = R::from_f64(x.to_f64().abs() * rows[row as usize].max(0.0));
         }
@@ -78,7 +77,7 @@ impl<R: Real> Method<R> for ArceeFusion {
         // The element at place ⌊q·(n − 1)⌋ in ascending order is the last of the n − ⌊q·(n − 1)⌋ largest.
         let count = |q: f64| n - (q * (n - 1) as f64) as u64;
         let counts = vec![vec![count(0.25), count(0.5), count(0.75)]];
-        let scores = |tile: &Tile<'_, R>| vec![self.importance(tile, length, &divergence)];
+        let scores = |tile: &Tile<'_, R>| self.importance(tile, length, &divergence);
         let mut cuts = largest(tensor, crew, &counts, &scores)?.swap_remove(0);
         if cuts[0].threshold < 0.0 {
             // All are kept: the threshold is the smallest, which one element less than all also finds, or zero.
@@ -93,9 +92,9 @@ impl<R: Real> Method<R> for ArceeFusion {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
         let scores = self.importance(tile, found.length, &found.divergence);
-        let delta = deltas(tile, self.ends()).swap_remove(0);
+        let delta = deltas(tile, self.ends());
         let threshold = R::from_f64(found.threshold);
-        for ((slot, score), delta) in out.iter_mut().zip(&scores).zip(&delta) {
+        for ((slot, score), delta) in out.iter_mut().zip(&scores[0]).zip(&delta[0]) {
             *slot = if *score >= threshold { *delta } else { R::ZERO };
         }
         Ok(true)

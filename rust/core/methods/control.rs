@@ -192,8 +192,8 @@ impl<R: Real> Method<R> for ControlMethod {
             crew,
             |_| (0.0, 0.0),
             |sums, tile| {
-                let delta = deltas(tile, std::iter::once(self.ends())).swap_remove(0);
-                sums.0 += dot(tile.level, &delta, &delta);
+                let delta = &deltas(tile, std::iter::once(self.ends()))[0];
+                sums.0 += dot(tile.level, delta, delta);
                 let mut drawn = vec![R::ZERO; delta.len()];
                 self.gaussian(tensor, tile, &mut drawn);
                 sums.1 += dot(tile.level, &drawn, &drawn);

@@ -6,10 +6,10 @@
 
 use serde::Deserialize;
 
-use super::terms::{deltas, rows, Ends};
+use super::terms::{deltas, rows, views, Ends};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
-use crate::kernels::stats::dot;
+use crate::kernels::stats::add_pairs;
 use crate::kernels::Real;
 use crate::op::{check_terms, Computes, Method, State, Term, Tile};
 use crate::tensor::{Crew, Tensor};
@@ -132,7 +132,7 @@ impl Gram {
 }
 
 impl GramMethod {
-    fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+    fn ends(&self) -> impl Iterator<Item = Ends> + Clone + '_ {
         self.parameters.terms.iter().map(|term| (term.model, term.reference))
     }
 
@@ -157,14 +157,7 @@ impl GramMethod {
                     crew,
                     |_| vec![0.0; size],
                     |sums, tile| {
-                        let all = deltas(tile, self.ends());
-                        let mut k = 0;
-                        for i in 0..n {
-                            for j in i..n {
-                                sums[k] += dot(tile.level, &all[i], &all[j]);
-                                k += 1;
-                            }
-                        }
+                        add_pairs(tile.level, &views(tile, self.ends(), &mut None), sums);
                     },
                 )?;
                 Ok((0..size).map(|k| chunks.iter().map(|sums| sums[k]).sum()).collect())
@@ -172,9 +165,9 @@ impl GramMethod {
             Groups::Rows => {
                 let each = |_, inputs: &[Vec<R>]| {
                     let tile = Tile { level: tensor.level, first: 0, inputs };
-                    let all = deltas(&tile, self.ends());
-                    let pairs = (0..n).flat_map(|i| (i..n).map(move |j| (i, j)));
-                    pairs.map(|(i, j)| dot(tensor.level, &all[i], &all[j])).collect::<Vec<f64>>()
+                    let mut sums = vec![0.0; size];
+                    add_pairs(tensor.level, &views(&tile, self.ends(), &mut None), &mut sums);
+                    sums
                 };
                 Ok(tensor.rows::<R, _, _>(crew, length, each)?.into_iter().flatten().collect())
             }
@@ -355,7 +348,8 @@ impl<R: Real> Method<R> for GramMethod {
         let Some(found) = state.downcast_ref::<Coefficients>() else {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
-        let all = deltas(tile, self.ends());
+        let mut own = None;
+        let all = views(tile, self.ends(), &mut own);
         let n = all.len();
         match found.groups {
             Groups::Whole => {

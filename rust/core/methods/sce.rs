@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::select::{largest, Cut};
-use super::terms::{deltas, Ends};
+use super::terms::{deltas, Buffers, Ends};
 use crate::error::Result;
 use crate::kernels::across::{elect_unweighted, variance};
 use crate::kernels::stats::dot;
@@ -40,17 +40,15 @@ impl Sce {
 }
 
 /// The variance across models of every element, over their number.
-fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Vec<R> {
+fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Buffers<R> {
     let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
-    let mut out = vec![R::ZERO; slices.first().map_or(0, |slice| slice.len())];
-    variance(level, &slices, &mut out);
-    out
+    Buffers::one(slices.first().map_or(0, |slice| slice.len()), |out| variance(level, &slices, out))
 }
 
 /// Sets everything that the cut does not keep to zero.
 fn select<R: Real>(cut: &Cut, tile: &Tile<'_, R>, all: &mut [Vec<R>]) {
     let scores = variances(tile.level, all);
-    all.iter_mut().for_each(|delta| cut.keep_by(tile.level, tile.first, &scores, delta));
+    all.iter_mut().for_each(|delta| cut.keep_by(tile.level, tile.first, &scores[0], delta));
 }
 
 impl<R: Real> Method<R> for Sce {
@@ -69,12 +67,12 @@ impl<R: Real> Method<R> for Sce {
                 crew,
                 || 0,
                 |count, tile| {
-                    let all: Vec<Vec<R>> = deltas(tile, self.ends());
-                    *count += count_nonzero(tile.level, &variances(tile.level, &all));
+                    let varying = variances(tile.level, &deltas(tile, self.ends()));
+                    *count += count_nonzero(tile.level, &varying[0]);
                 },
             )?;
             let k = (varying.iter().sum::<u64>() as f64 * self.select_topk) as u64;
-            let scores = |tile: &Tile<'_, R>| vec![variances(tile.level, &deltas(tile, self.ends()))];
+            let scores = |tile: &Tile<'_, R>| variances(tile.level, &deltas(tile, self.ends()));
             cut = largest(tensor, crew, &[vec![k]], &scores)?[0][0];
         }
         let n = self.terms.len();
@@ -86,7 +84,7 @@ impl<R: Real> Method<R> for Sce {
                 if self.selects() {
                     select(&cut, tile, &mut all);
                 }
-                sums.iter_mut().zip(&all).for_each(|(sum, delta)| *sum += dot(tile.level, delta, delta));
+                sums.iter_mut().zip(all.iter()).for_each(|(sum, delta)| *sum += dot(tile.level, delta, delta));
             },
         )?;
         let squares: Vec<f64> =

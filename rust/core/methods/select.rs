@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::histogram::nth_largest;
+use super::terms::Buffers;
 use crate::error::Result;
 use crate::kernels::trim::{bracket, count_magnitude, drop_largest, keep_by_score, keep_largest, Counts};
 use crate::kernels::{Level, Real, TILE};
@@ -49,7 +50,7 @@ impl Cut {
 }
 
 /// Writes the scores of a tile, one buffer per kind; they count by magnitude.
-pub type Scores<'a, R> = dyn Fn(&Tile<'_, R>) -> Vec<Vec<R>> + Sync + 'a;
+pub type Scores<'a, R> = dyn Fn(&Tile<'_, R>) -> Buffers<R> + Sync + 'a;
 
 /// Tensors up to this size are sorted out in one go.
 const SMALL: u64 = 1 << 14;
@@ -124,8 +125,8 @@ fn sort<R: Real>(
         Crew::Alone,
         |_| vec![Vec::new(); cuts.len()],
         |all, tile| {
-            for (all, scores) in all.iter_mut().zip(scores(tile)) {
-                all.extend(scores.into_iter().map(|x| x.abs().to_f64()));
+            for (all, scores) in all.iter_mut().zip(scores(tile).iter()) {
+                all.extend(scores.iter().map(|x| x.abs().to_f64()));
             }
         },
     )?;
@@ -152,7 +153,7 @@ fn guess<R: Real>(tensor: &Tensor<'_>, queries: &mut [Query<R>], scores: &Scores
     tensor.sample(wanted, PLACES, PIECE, &mut |tile| {
         let scores = scores(tile);
         samples.resize_with(scores.len(), Vec::new);
-        samples.iter_mut().zip(scores).for_each(|(sample, scores)| sample.extend(scores.iter().map(|x| x.abs())));
+        samples.iter_mut().zip(scores.iter()).for_each(|(sample, scores)| sample.extend(scores.iter().map(|x| x.abs())));
     })?;
     for query in queries {
         let sample = &mut samples[query.score];
@@ -282,6 +283,7 @@ fn nth_equal<R: Real>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use super::super::terms::deltas;
     use crate::control::Control;
     use crate::dtype::Dtype;
     use crate::input::Input;
@@ -307,7 +309,7 @@ mod tests {
             non_finite: &NonFinite::default(),
             passes: std::sync::atomic::AtomicUsize::new(0),
         };
-        let scores = |tile: &Tile<'_, f32>| vec![tile.input(0).to_vec()];
+        let scores = |tile: &Tile<'_, f32>| deltas(tile, std::iter::once((0, None)));
         largest(&tensor, Crew::Alone, &[counts.to_vec()], &scores).unwrap().swap_remove(0)
     }
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use crate::error::Result;
-use crate::kernels::combine::subtract;
+use crate::kernels::combine::difference;
 use crate::kernels::{Level, Real, TILE};
 use crate::op::Tile;
 use crate::tensor::Tensor;
@@ -11,17 +11,74 @@ use crate::tensor::Tensor;
 /// Where a difference comes from: position of the model and of what is subtracted from it.
 pub type Ends = (usize, Option<usize>);
 
+/// Buffers on loan from their thread, which gets them back.
+#[derive(Debug)]
+pub struct Buffers<R: Real>(Vec<Vec<R>>);
+
+impl<R: Real> std::ops::Deref for Buffers<R> {
+    type Target = [Vec<R>];
+    fn deref(&self) -> &[Vec<R>] {
+        &self.0
+    }
+}
+
+impl<R: Real> std::ops::DerefMut for Buffers<R> {
+    fn deref_mut(&mut self) -> &mut [Vec<R>] {
+        &mut self.0
+    }
+}
+
+impl<R: Real> Drop for Buffers<R> {
+    fn drop(&mut self) {
+        R::spare(|spare| {
+            spare.append(&mut self.0);
+            spare.truncate(KEPT);
+        });
+    }
+}
+
 /// The differences of a tile, one buffer each.
-pub fn deltas<R: Real>(tile: &Tile<'_, R>, ends: impl Iterator<Item = Ends>) -> Vec<Vec<R>> {
-    ends.map(|(model, reference)| match reference {
-        Some(reference) => {
-            let mut out = vec![R::ZERO; tile.input(model).len()];
-            subtract(tile.level, tile.input(model), tile.input(reference), &mut out);
-            out
+pub fn deltas<R: Real>(tile: &Tile<'_, R>, ends: impl Iterator<Item = Ends>) -> Buffers<R> {
+    let one = |(model, reference): Ends| {
+        let mut out = buffer(tile.input(model).len());
+        match reference {
+            Some(reference) => difference(tile.level, tile.input(model), tile.input(reference), &mut out),
+            None => out.copy_from_slice(tile.input(model)),
         }
-        None => tile.input(model).to_vec(),
-    })
-    .collect()
+        out
+    };
+    Buffers(ends.map(one).collect())
+}
+
+/// The same without copying what is a vector already; `own` holds the others.
+pub fn views<'a, R: Real>(
+    tile: &'a Tile<'_, R>,
+    ends: impl Iterator<Item = Ends> + Clone,
+    own: &'a mut Option<Buffers<R>>,
+) -> Vec<&'a [R]> {
+    let differences = deltas(tile, ends.clone().filter(|(_, reference)| reference.is_some()));
+    let mut differences = own.insert(differences).iter();
+    let one = |(model, reference): Ends| match reference {
+        Some(_) => differences.next().map_or(&[][..], Vec::as_slice),
+        None => tile.input(model),
+    };
+    ends.map(one).collect()
+}
+
+/// A buffer of `n` elements that hold anything.
+fn buffer<R: Real>(n: usize) -> Vec<R> {
+    let mut out = R::spare(Vec::pop).unwrap_or_default();
+    out.resize(n, R::ZERO);
+    out
+}
+
+impl<R: Real> Buffers<R> {
+    /// One of `n` elements, written by `fill`.
+    pub fn one(n: usize, fill: impl FnOnce(&mut [R])) -> Self {
+        let mut out = buffer(n);
+        fill(&mut out);
+        Buffers(vec![out])
+    }
 }
 
 /// Differences of any range of elements, read anew.
@@ -32,8 +89,8 @@ pub fn read_deltas<R: Real>(tensor: &Tensor<'_>, range: std::ops::Range<u64>, en
     let mut out = read(tensor, tensor.level, range.clone(), ends.0)?;
     if let Some(reference) = ends.1 {
         let subtrahend: Vec<R> = read(tensor, tensor.level, range, reference)?;
-        let model = out.clone();
-        subtract(tensor.level, &model, &subtrahend, &mut out);
+        let model = std::mem::take(&mut out);
+        difference(tensor.level, &model, &subtrahend, &mut out);
     }
     Ok(out)
 }
@@ -63,7 +120,7 @@ thread_local! {
     static CACHE: RefCell<Vec<(Key, Vec<f64>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Most groups that a thread keeps: one per term of the job that it is at.
+/// Most groups, and buffers, that a thread keeps: one per term of the job that it is at.
 const KEPT: usize = 8;
 
 /// The value of a group, computed when a thread first meets it; tiles of one group mostly follow each other.

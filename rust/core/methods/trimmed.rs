@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::kernels::across::elect;
 use crate::kernels::combine::{add_scaled, multiply};
 use crate::kernels::philox::{fill, Stream};
-use crate::kernels::stats::sum_abs;
+use crate::kernels::stats::{sum_abs, sum_abs_marked};
 use crate::kernels::trim::{keep_marked, mark_below};
 use crate::kernels::{Real, TILE};
 use crate::op::{Computes, Method, State, Tile};
@@ -124,11 +124,13 @@ struct Found {
     scale: f64,
     /// What a random drop keeps, if that is known already.
     mask: Option<Mask>,
+    /// The draws of a random drop.
+    stream: Stream,
 }
 
 impl Found {
-    fn nothing() -> Self {
-        Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None }
+    fn nothing(stream: Stream) -> Self {
+        Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None, stream }
     }
 }
 
@@ -207,8 +209,7 @@ impl TrimmedMethod {
         looks && terms.saturating_mul(tensor.elements / 8) <= MASKS
     }
 
-    /// Drops from `delta`, the difference of term `index`, what is to go; `words` gets a bit for each element that a
-    /// drop at random keeps.
+    /// Drops from `delta`, the difference of term `index`, what is to go.
     fn trim<R: Real>(
         &self,
         tensor: &Tensor<'_>,
@@ -216,7 +217,6 @@ impl TrimmedMethod {
         index: usize,
         found: &Found,
         delta: &mut [R],
-        words: &mut [u64],
     ) -> Result<()> {
         let (term, level, n) = (&self.parameters.terms[index], tile.level, delta.len());
         if Self::whole(term) {
@@ -239,10 +239,11 @@ impl TrimmedMethod {
         }
         let mut draws = [0; TILE];
         let draws = &mut draws[..n];
-        fill(level, &self.stream(tensor, term), tile.first, draws);
+        fill(level, &found.stream, tile.first, draws);
         if self.drop == Drop::Random {
-            mark_below(level, draws, chance(term.density), words);
-            keep_marked(level, words, 0, delta);
+            let mut words = [0; TILE / 64];
+            mark_below(level, draws, chance(term.density), &mut words);
+            keep_marked(level, &words, 0, delta);
             return Ok(());
         }
         let probabilities = self.probabilities::<R>(tensor, index, tile.first, n)?;
@@ -293,20 +294,20 @@ impl TrimmedMethod {
             let tile = Tile { level: tensor.level, first: row * length, inputs };
             let mut part = Part::default();
             let mut draws = vec![0; n];
-            for (index, mut delta) in deltas(&tile, self.ends()).into_iter().enumerate() {
-                let before = sum_abs(tile.level, &delta);
+            for (index, delta) in deltas(&tile, self.ends()).iter_mut().enumerate() {
+                let before = sum_abs(tile.level, delta);
                 let mut words = Vec::new();
                 if Self::draws(&terms[index]) {
                     fill(tile.level, &streams[index], tile.first, &mut draws);
                     words.resize(n.div_ceil(64), 0u64);
-                    ranks(&delta, |i, rank| {
+                    ranks(delta, |i, rank| {
                         words[i / 64] |= u64::from(u64::from(draws[i]) < limits[index][rank]) << (i % 64);
                     });
-                    keep_marked(tile.level, &words, 0, &mut delta);
+                    keep_marked(tile.level, &words, 0, delta);
                 } else if !Self::whole(&terms[index]) {
                     delta.fill(R::ZERO);
                 }
-                part.norms.push((before, sum_abs(tile.level, &delta)));
+                part.norms.push((before, sum_abs(tile.level, delta)));
                 part.words.push(words);
             }
             part
@@ -328,13 +329,23 @@ impl TrimmedMethod {
             crew,
             |_| (0, Part { norms: vec![(0.0, 0.0); terms.len()], words: vec![Vec::new(); terms.len()] }),
             |(n, part), tile| {
-                for (index, mut delta) in deltas(tile, self.ends()).into_iter().enumerate() {
+                for (index, delta) in deltas(tile, self.ends()).iter_mut().enumerate() {
                     let mut words = [0; TILE / 64];
-                    part.norms[index].0 += sum_abs(tile.level, &delta);
-                    if let Err(error) = self.trim(tensor, tile, index, &found[index], &mut delta, &mut words) {
-                        lock(&failed).get_or_insert(error);
+                    let norms = &mut part.norms[index];
+                    if self.drop == Drop::Random && Self::draws(&terms[index]) {
+                        let mut draws = [0; TILE];
+                        let draws = &mut draws[..delta.len()];
+                        fill(tile.level, &found[index].stream, tile.first, draws);
+                        mark_below(tile.level, draws, chance(terms[index].density), &mut words);
+                        let (before, after) = sum_abs_marked(tile.level, delta, &words);
+                        *norms = (norms.0 + before, norms.1 + after);
+                    } else {
+                        norms.0 += sum_abs(tile.level, delta);
+                        if let Err(error) = self.trim(tensor, tile, index, &found[index], delta) {
+                            lock(&failed).get_or_insert(error);
+                        }
+                        norms.1 += sum_abs(tile.level, delta);
                     }
-                    part.norms[index].1 += sum_abs(tile.level, &delta);
                     if remembers && Self::draws(&terms[index]) {
                         part.words[index].reserve_exact(CHUNK as usize / 64);
                         part.words[index].extend(&words[..delta.len().div_ceil(64)]);
@@ -372,7 +383,7 @@ impl<R: Real> Method<R> for TrimmedMethod {
     fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
         let n = tensor.elements;
         let terms = &self.parameters.terms;
-        let mut found: Vec<Found> = terms.iter().map(|_| Found::nothing()).collect();
+        let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(self.stream(tensor, term))).collect();
         if self.cuts_by_magnitude() {
             let counts: Vec<Vec<u64>> = terms
                 .iter()
@@ -420,13 +431,13 @@ impl<R: Real> Method<R> for TrimmedMethod {
     }
 
     fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
-        let whole = Found::nothing();
         let found = state.downcast_ref::<Vec<Found>>();
         let mut all = deltas(tile, self.ends());
         let mut kept = vec![0u32; if self.sum == Sum::Mean { out.len() } else { 0 }];
         for (index, (delta, term)) in all.iter_mut().zip(&self.parameters.terms).enumerate() {
-            let found = found.map_or(&whole, |found| &found[index]);
-            self.trim(tensor, tile, index, found, delta, &mut [0; TILE / 64])?;
+            let nothing = found.is_none().then(|| Found::nothing(self.stream(tensor, term)));
+            let Some(found) = found.map(|found| &found[index]).or(nothing.as_ref()) else { continue };
+            self.trim(tensor, tile, index, found, delta)?;
             let expected = self.parameters.rescale == Rescale::Expectation && self.drop == Drop::Random;
             let factor =
                 if expected && !Self::whole(term) && term.density > 0.0 { 1.0 / term.density } else { found.scale };
