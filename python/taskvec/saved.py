@@ -2,8 +2,10 @@
 
 Each tensor is stored in the smallest of three ways: ``T`` itself; ``T.mask`` (a bit for each element, the
 lowest bit of a byte first) and ``T.values``; or ``T.indices`` (flat and sorted) and ``T.values``. A tensor
-that is zero is not stored. ``reference/`` holds config and tokenizer of the model that was subtracted: what a
-target is compared with.
+that is zero is not stored. Where a difference does not give its donor back (a negative zero, or numbers so
+far apart that their difference was rounded), ``T.exact.indices``, ``T.exact.donor`` and
+``T.exact.reference`` hold the element. ``reference/`` holds config and tokenizer of the model that was
+subtracted: what a target is compared with.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 REFERENCE = "reference"
-_ENCODINGS = ("zero", "dense", "mask", "index")
+# What is stored of a tensor, by its encoding.
+_PARTS = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
+_EXACT = (".exact.indices", ".exact.donor", ".exact.reference")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -180,8 +184,8 @@ def _rows(data: Mapping[str, Any], stored: Checkpoint) -> dict[str, dict[str, An
     for name, row in tensors.items():
         if not _is_sound(row):
             raise FormatError(f"`{stored.spec}` has a damaged description of `{name}`", "extract it again")
-        parts = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
-        names = [f"{name}{part}" for part in parts[row["encoding"]]]
+        parts = [*_PARTS[row["encoding"]], *(_EXACT if row.get("exact") else ())]
+        names = [f"{name}{part}" for part in parts]
         expected.update(names)
         missing = [part for part in names if part not in stored.tensors]
         if missing:
@@ -203,10 +207,10 @@ def _rows(data: Mapping[str, Any], stored: Checkpoint) -> dict[str, dict[str, An
 
 
 def _is_sound(row: Any) -> bool:
-    if not isinstance(row, dict) or row.get("encoding") not in _ENCODINGS:
+    if not isinstance(row, dict) or row.get("encoding") not in _PARTS:
         return False
     shape, types = row.get("shape"), (row.get("dtype"), row.get("origin"))
-    counts = row.get("bytes"), row.get("elements"), row.get("changed")
+    counts = row.get("bytes"), row.get("elements"), row.get("changed"), row.get("exact", 0)
     return (
         isinstance(shape, list)
         and all(isinstance(size, int) and size >= 0 for size in shape)
