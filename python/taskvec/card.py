@@ -102,8 +102,8 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "A tensor `NAME` is stored as `NAME`, as `NAME.mask` and `NAME.values`, as `NAME.indices` and "
         "`NAME.values`, or, if it is zero, not at all:",
         _fenced(_DECODE, "python"),
-        "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold the "
-        "elements whose difference was rounded or lost the sign of a zero; the vector is complete without them.",
+        "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold "
+        "the elements whose difference was rounded or lost the sign of a zero; the vector is whole without.",
         _findings(facts["findings"]),
         *_ways(facts["recipe"]),
         *_citation(),

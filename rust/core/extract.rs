@@ -120,6 +120,9 @@ pub fn extract(
     for (name, shape, donor, reference) in &plan.tensors {
         items.push(Item::new(&sources, name, shape, [donor, reference])?);
     }
+    let paths = sources.paths();
+    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    OutputFolder::foresee(out, &inputs, plan_json, &options.folder)?;
     control.expect(2 * items.iter().map(Item::cost).sum::<u64>());
 
     let work = Work { level, control, pool: &pool, lossy };
@@ -144,8 +147,6 @@ pub fn extract(
     }
     let files = lay_out(&items, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
-    let paths = sources.paths();
-    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
     let folder = OutputFolder::admit(out, &inputs, plan_json, &sizes, &options.folder)?;
     let resumed = folder.done().len();
     for file in &files {

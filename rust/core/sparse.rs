@@ -84,7 +84,10 @@ impl<'a> Sparse<'a> {
         places: Stored<'a>,
         values: Stored<'a>,
     ) -> Result<Sparse<'a>> {
-        let wrong = |what: String| Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+        let wrong = |what: String| {
+            let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+            error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
+        };
         if !values.dtype.is_float() {
             return Err(wrong(format!("values are {}, not of a floating-point type", values.dtype)));
         }
