@@ -86,7 +86,9 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "elements that are not zero": f"{changed:.2%}",
         "L2 norm": _figure(vector["norm"]),
         "bytes of the values": f"{vector['bytes']:,}",
-        "type": escape(vector["dtype"]) if vector["dtype"] else "the narrowest exact one, tensor by tensor",
+        "type": f"{escape(vector['dtype'])}, with loss"
+        if vector["dtype"]
+        else "the narrowest exact one, tensor by tensor",
     }
     return _text(
         _front_matter(facts, ["task-vector", "taskvec"]),
