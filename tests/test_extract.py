@@ -1,4 +1,4 @@
-"""``taskvec extract`` as users meet it: sizes, what is written, refusals before any reading, going on after a kill."""
+"""``taskvec extract`` as users meet it: sizes, what is written, refusals before reading, going on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, COLUMNS = 1024, 1000
 
 
 def moved(reference: np.ndarray, share: float, seed: int = 1) -> np.ndarray:
-    """Exactly this share of bf16 elements, one to three units in the last place away from zero: an RL step."""
+    """Exactly this share of bf16 elements, one to three units in the last place away: an RL step."""
     rng = np.random.default_rng(seed)
     bits = reference.reshape(-1).view(np.uint16).copy()
     chosen = rng.choice(bits.size, round(share * bits.size), replace=False)
