@@ -223,7 +223,8 @@ proptest! {
             let cancelled = x.iter().zip(&y).zip(&out).any(|((t, d), o)| *d != 0.0 && o.abs() < t.abs() / 4096.0);
             prop_assert_eq!(fine, !cancelled || weight == 0.0);
             keep_donor(level, &x, &y, &z, &mut out);
-            let want: Vec<f32> = (0..x.len()).map(|i| if x[i] == z[i] { y[i] } else { want[i] }).collect();
+            let same = |i: usize| x[i] == z[i] && x[i].to_bits() == z[i].to_bits();
+            let want: Vec<f32> = (0..x.len()).map(|i| if same(i) { y[i] } else { want[i] }).collect();
             prop_assert_eq!(bits(&out), bits(&want));
         }
     }

@@ -45,6 +45,10 @@ class Checkpoint:
         """Weight files and their sizes in bytes."""
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """What the headers say beside their tensors, all files together."""
+
+    @property
     def fingerprint(self) -> str:
         """BLAKE3 over the headers."""
 

@@ -86,7 +86,9 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "elements that are not zero": f"{changed:.2%}",
         "L2 norm": _figure(vector["norm"]),
         "bytes of the values": f"{vector['bytes']:,}",
-        "type": escape(vector["dtype"]) if vector["dtype"] else "the narrowest exact one, tensor by tensor",
+        "type": f"{escape(vector['dtype'])}, with loss"
+        if vector["dtype"]
+        else "the narrowest exact one, tensor by tensor",
     }
     return _text(
         _front_matter(facts, ["task-vector", "taskvec"]),
@@ -102,6 +104,8 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "A tensor `NAME` is stored as `NAME`, as `NAME.mask` and `NAME.values`, as `NAME.indices` and "
         "`NAME.values`, or, if it is zero, not at all:",
         _fenced(_DECODE, "python"),
+        "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold "
+        "the elements whose difference was rounded or lost the sign of a zero; the vector is whole without.",
         _findings(facts["findings"]),
         *_ways(facts["recipe"]),
         *_citation(),

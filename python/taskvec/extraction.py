@@ -19,8 +19,8 @@ from taskvec.planner import pinned, selection_recipe, source_document
 from taskvec.progress import Callback, meter
 from taskvec.report import Output as Written
 from taskvec.report import Report, Shard
-from taskvec.saved import FORMAT as VECTOR_FORMAT
 from taskvec.saved import REFERENCE
+from taskvec.saved_rows import FORMAT as VECTOR_FORMAT
 from taskvec.selection import Selection
 from taskvec.settings import Settings, parse_dtype
 from taskvec.state_dict import memories

@@ -110,8 +110,8 @@ def change(
     )
     plan = planner.plan_steps(target, steps, settings=settings, alphas=[alpha])
     document = json.loads(plan.json)
-    kinds = [operation["kind"] for operation in document["operations"]]
-    rows = [row for row in document["tensors"] if kinds[row[4]] != "copy"]
+    is_changed = [bool(operation.get("terms")) for operation in document["operations"]]
+    rows = [row for row in document["tensors"] if is_changed[row[4]]]
     live = {row[0]: live[row[0]] for row in rows}
     _refuse_overlaps(live, plan.checkpoints[1:])
     on_cpu = [row for row in rows if live[row[0]].data is not None]

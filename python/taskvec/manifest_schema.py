@@ -81,7 +81,13 @@ def schema() -> dict[str, Any]:
                         "changed": _COUNT,
                         "norm": {"type": ["number", "null"]},
                         "largest": {"type": ["number", "null"]},
-                    }
+                    },
+                    {
+                        "exact": {
+                            **_COUNT,
+                            "description": "elements of which donor and reference are stored too",
+                        }
+                    },
                 ),
             },
         }

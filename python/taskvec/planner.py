@@ -283,8 +283,11 @@ def plan_steps(
         for term in terms:
             stored = term.stored.get(name)
             if stored is not None:
-                inputs += zip(term.sources, stored, strict=True)
+                # of a tensor in which a vector is zero there is nothing to read; it is measured all the same
+                inputs += zip(term.sources, stored, strict=bool(stored))
                 taken += ((term.weight, len(stored)),)
+        if control and not any(count for _, count in taken):
+            taken = ()
         key = factor * scales.get(name, 1.0), taken
         operation = known.get(key) if taken else copy
         if operation is None:
@@ -316,14 +319,15 @@ def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[st
     Parameters
     ----------
     terms : sequence of (float, int)
-        Weight and number of inputs of each vector: two for donor − reference, one for a saved vector. The
-        inputs are the target's tensor, then theirs in order.
+        Weight and number of inputs of each vector: two for donor − reference, one for a saved vector, none
+        for one that is zero. The inputs are the target's tensor, then theirs in order.
     scale : float
         Final factor.
     """
     made, at = [], 1
     for weight, inputs in terms:
-        made.append({"model": at, "reference": at + 1 if inputs == 2 else None, "weight": weight})
+        if inputs:
+            made.append({"model": at, "reference": at + 1 if inputs == 2 else None, "weight": weight})
         at += inputs
     return {"kind": "task_arithmetic", "terms": made, "lambda": scale}
 

@@ -2,8 +2,10 @@
 
 Each tensor is stored in the smallest of three ways: ``T`` itself; ``T.mask`` (a bit for each element, the
 lowest bit of a byte first) and ``T.values``; or ``T.indices`` (flat and sorted) and ``T.values``. A tensor
-that is zero is not stored. ``reference/`` holds config and tokenizer of the model that was subtracted: what a
-target is compared with.
+that is zero is not stored. Where a difference does not give its donor back (a negative zero, or numbers so
+far apart that their difference was rounded), ``T.exact.indices``, ``T.exact.donor`` and
+``T.exact.reference`` hold the element. ``reference/`` holds config and tokenizer of the model that was
+subtracted: what a target is compared with.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from taskvec import manifest
+from taskvec import _core, manifest, saved_rows
 from taskvec.checkpoint import Checkpoint, TensorInfo
 from taskvec.checkpoint import open as open_checkpoint
 from taskvec.companions import CONFIG, MANIFEST
@@ -24,14 +26,12 @@ from taskvec.errors import FormatError
 from taskvec.folder import list_folder
 from taskvec.jsonfile import read_object
 from taskvec.selection import Selection
-from taskvec.settings import DTYPE_BYTES, FLOAT_DTYPES
+from taskvec.settings import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
 
-FORMAT = 1
 REFERENCE = "reference"
-_ENCODINGS = ("zero", "dense", "mask", "index")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -138,7 +138,8 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
             f"`{spec}` is a {data.get('kind')}, expected a task vector",
             "`taskvec extract` makes one of two models",
         )
-    rows = _rows(data, stored)
+    _hold_files(data, stored)
+    rows = saved_rows.rows(data, stored)
     tensors = {
         name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
         for name, row in rows.items()
@@ -167,53 +168,24 @@ def _selection(recipe: Any) -> Selection:
     return Selection(**{name: recipe[name] for name in names if isinstance(recipe, dict) and name in recipe})
 
 
-def _rows(data: Mapping[str, Any], stored: Checkpoint) -> dict[str, dict[str, Any]]:
-    """The tensors that the manifest lists, held against the files."""
-    vector = data.get("vector")
-    tensors = vector.get("tensors") if isinstance(vector, dict) else None
-    if not isinstance(vector, dict) or vector.get("format") != FORMAT or not isinstance(tensors, dict):
-        raise FormatError(
-            f"`{stored.spec}` has no description of a vector of format {FORMAT} in its manifest",
-            "extract it again with this version",
-        )
-    expected: set[str] = set()
-    for name, row in tensors.items():
-        if not _is_sound(row):
-            raise FormatError(f"`{stored.spec}` has a damaged description of `{name}`", "extract it again")
-        parts = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
-        names = [f"{name}{part}" for part in parts[row["encoding"]]]
-        expected.update(names)
-        missing = [part for part in names if part not in stored.tensors]
-        if missing:
-            raise FormatError(
-                f"`{stored.spec}` lacks `{missing[0]}`, which its manifest lists", "extract it again"
-            )
-        if row["encoding"] == "dense" and stored.tensors[name].shape != tuple(row["shape"]):
-            raise FormatError(
-                f"`{name}` of `{stored.spec}` has shape {list(stored.tensors[name].shape)}, "
-                f"its manifest says {row['shape']}",
-                "extract it again",
-            )
-    surplus = [name for name in stored.tensors if name not in expected]
-    if surplus:
-        raise FormatError(
-            f"`{stored.spec}` holds `{surplus[0]}`, which its manifest does not list", "extract it again"
-        )
-    return tensors
+def _hold_files(data: Mapping[str, Any], stored: Checkpoint) -> None:
+    """The listed files: weights by name and size, and what a target is compared with by digest."""
+    listed = {file.name: file for file in manifest.files(data, stored.location / MANIFEST)}
+    weights = {name: listed[name].bytes for name in listed if name.endswith(".safetensors")}
+    for name in sorted({*weights, *stored.file_sizes}):
+        if weights.get(name) != stored.file_sizes.get(name):
+            raise _altered(stored, name)
+    for name, file in listed.items():
+        if name.startswith(f"{REFERENCE}/"):
+            path = stored.location / name
+            if not path.is_file() or _core.digest_file(path) != (file.bytes, file.blake3):
+                raise _altered(stored, name)
 
 
-def _is_sound(row: Any) -> bool:
-    if not isinstance(row, dict) or row.get("encoding") not in _ENCODINGS:
-        return False
-    shape, types = row.get("shape"), (row.get("dtype"), row.get("origin"))
-    counts = row.get("bytes"), row.get("elements"), row.get("changed")
-    return (
-        isinstance(shape, list)
-        and all(isinstance(size, int) and size >= 0 for size in shape)
-        and all(isinstance(count, int) and count >= 0 for count in counts)
-        and row["elements"] == math.prod(shape)
-        and all(dtype in FLOAT_DTYPES for dtype in types)
-        and isinstance(row.get("file"), (str, type(None)))
+def _altered(stored: Checkpoint, name: str) -> FormatError:
+    return FormatError(
+        f"`{name}` of `{stored.spec}` is not the file that its manifest lists",
+        "`taskvec verify` names every file that has changed; extract or download the vector again",
     )
 
 

@@ -51,10 +51,11 @@ class Step(NamedTuple):
     def stored(self, target: Checkpoint) -> dict[str, tuple[str, ...]]:
         """For each of the target's tensors that takes this step: the stored name in each of the sources.
 
-        A tensor in which a saved vector is zero takes none.
+        A tensor in which a saved vector is zero takes it too, with no stored name.
         """
         tie = compat.tie_decision(target, self.models)
-        return self._without_zero(compat.counterparts(target, self.models, self.wanted.select(target), tie))
+        found = compat.counterparts(target, self.models, self.wanted.select(target), tie)
+        return {name: () if self._is_zero(names) else names for name, names in found.items()}
 
     @property
     def wanted(self) -> Selection:
@@ -73,13 +74,10 @@ class Step(NamedTuple):
 
     def nonzero(self) -> dict[str, tuple[str, ...]]:
         """The same without tensors in which a saved vector is zero: nothing is stored of them."""
-        return self._without_zero(self.own())
+        return {name: names for name, names in self.own().items() if not self._is_zero(names)}
 
-    def _without_zero(self, found: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        if self.reference is not None:
-            return found
-        zero = self.vector.zero
-        return {name: names for name, names in found.items() if names[0] not in zero}
+    def _is_zero(self, names: tuple[str, ...]) -> bool:
+        return self.reference is None and names[0] in self.vector.zero
 
     def __str__(self) -> str:
         if self.reference is None:

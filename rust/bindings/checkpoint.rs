@@ -48,6 +48,12 @@ impl Checkpoint {
         self.opened.files.iter().map(|file| (file.name.clone(), file.size)).collect()
     }
 
+    /// What the headers say beside their tensors, all files together.
+    #[getter]
+    fn metadata(&self) -> std::collections::HashMap<String, String> {
+        self.opened.metadata.clone().into_iter().collect()
+    }
+
     /// BLAKE3 over the headers.
     #[getter]
     fn fingerprint(&self) -> &str {

@@ -36,7 +36,7 @@ pub struct Encoding {
     /// Type of the values.
     pub dtype: Dtype,
     /// Type of the indices.
-    index: Dtype,
+    pub index: Dtype,
 }
 
 impl Encoding {
@@ -45,12 +45,13 @@ impl Encoding {
         Encoding { kept: Kept::Zero, dtype: Dtype::BF16, index: Dtype::I32 }
     }
 
-    /// The smallest encoding in the narrowest exact type, or in the type asked for.
+    /// The smallest encoding in the narrowest exact type, or in the type asked for. A tensor that only has elements
+    /// beside the differences ([`crate::exact`]) is an empty list of them.
     pub fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
         let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
         let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);
         let index = if elements <= 1 << 31 { Dtype::I32 } else { Dtype::I64 };
-        if facts.changed == 0 {
+        if facts.changed == 0 && facts.lost == 0 {
             return Encoding::zero();
         }
         let with = |kept| Encoding { kept, dtype: asked.unwrap_or(narrowest), index };
@@ -105,13 +106,17 @@ impl Encoding {
                 (mask, first / 8)
             }
             Kept::Index => {
-                let index = |place: &u32| first + u64::from(*place);
-                let bytes = match self.index {
-                    Dtype::I32 => places.iter().flat_map(|p| (index(p) as i32).to_le_bytes()).collect(),
-                    _ => places.iter().flat_map(|p| (index(p) as i64).to_le_bytes()).collect(),
-                };
-                (bytes, rank * self.index.size() as u64)
+                let indices = places.iter().map(|place| first + u64::from(*place));
+                (self.index_bytes(indices), rank * self.index.size() as u64)
             }
+        }
+    }
+
+    /// Indices as stored.
+    pub fn index_bytes(&self, indices: impl Iterator<Item = u64>) -> Vec<u8> {
+        match self.index {
+            Dtype::I32 => indices.flat_map(|index| (index as i32).to_le_bytes()).collect(),
+            _ => indices.flat_map(|index| index.to_le_bytes()).collect(),
         }
     }
 }

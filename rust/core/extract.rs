@@ -15,10 +15,11 @@ use crate::control::Control;
 use crate::dtype::Dtype;
 use crate::encoding::{Encoding, Kept};
 use crate::error::{Error, Kind, Result};
+use crate::exact;
 use crate::header;
 use crate::input::{Input, Scratch};
 use crate::kernels::combine::subtract;
-use crate::kernels::encode::{compact, facts, Facts};
+use crate::kernels::encode::{compact, facts, lost, lost_places, Facts};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 use crate::measure::NonFinite;
@@ -67,6 +68,17 @@ struct Place {
     /// Offset in its file of places and of values.
     places: u64,
     values: u64,
+    /// Of what is stored beside them, in the order of [`exact::PARTS`].
+    exact: [u64; 3],
+}
+
+/// One chunk of one tensor.
+struct Piece<'a> {
+    place: &'a Place,
+    chunk: u64,
+    /// Values before it, and elements before it that are stored beside them.
+    rank: u64,
+    lost: u64,
 }
 
 struct File {
@@ -108,6 +120,9 @@ pub fn extract(
     for (name, shape, donor, reference) in &plan.tensors {
         items.push(Item::new(&sources, name, shape, [donor, reference])?);
     }
+    let paths = sources.paths();
+    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    OutputFolder::foresee(out, &inputs, plan_json, &options.folder)?;
     control.expect(2 * items.iter().map(Item::cost).sum::<u64>());
 
     let work = Work { level, control, pool: &pool, lossy };
@@ -120,13 +135,18 @@ pub fn extract(
     if let (false, Some(error)) = (options.allow_non_finite, non_finite.error(counted)) {
         return Err(error);
     }
+    let beyond = items.iter().find(|item| item.total.largest.is_infinite());
+    if let (false, Some(item)) = (options.allow_non_finite, beyond) {
+        let (name, dtype) = (item.name.escape_debug(), lossy.unwrap_or(Dtype::F64));
+        let message = format!("values that are not finite: a difference in `{name}` is beyond the range of {dtype}");
+        return Err(Error::new(Kind::NonFinite, message)
+            .hint("exclude the tensor (`--exclude`), choose a wider type, or go on with `--force non-finite`"));
+    }
     for item in &mut items {
         item.encoding = Encoding::smallest(item.elements, &item.total, lossy);
     }
     let files = lay_out(&items, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
-    let paths = sources.paths();
-    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
     let folder = OutputFolder::admit(out, &inputs, plan_json, &sizes, &options.folder)?;
     let resumed = folder.done().len();
     for file in &files {
@@ -157,6 +177,36 @@ impl<'a> Item<'a> {
     fn cost(&self) -> u64 {
         self.inputs.iter().map(|input| input.cost(self.elements)).sum()
     }
+
+    /// Types of what is stored beside the differences, in the order of [`exact::PARTS`].
+    fn exact_types(&self) -> [Dtype; 3] {
+        [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype]
+    }
+
+    /// The stored tensors.
+    fn rows(&self) -> Vec<(String, Dtype, Vec<u64>)> {
+        let mut rows = self.encoding.rows(self.name, self.shape, self.elements, self.total.changed);
+        rows.extend(exact::rows(self.name, self.exact_types(), self.total.lost));
+        rows
+    }
+
+    /// Bytes stored.
+    fn bytes(&self) -> u64 {
+        let each: u64 = self.exact_types().iter().map(|dtype| dtype.size() as u64).sum();
+        self.encoding.bytes(self.elements, self.total.changed) + self.total.lost * each
+    }
+
+    /// Where it goes in a file from `at` on.
+    fn place(&self, item: usize, at: u64) -> Place {
+        let values = at + self.encoding.places_bytes(self.elements, self.total.changed);
+        let mut next = at + self.encoding.bytes(self.elements, self.total.changed);
+        let exact = self.exact_types().map(|dtype| {
+            let offset = next;
+            next += self.total.lost * dtype.size() as u64;
+            offset
+        });
+        Place { item, places: at, values, exact }
+    }
 }
 
 /// Stored tensors in files of at most `limit` bytes of data, in the order of the items.
@@ -164,7 +214,7 @@ fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
     for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.kept != Kept::Zero) {
-        let more = item.encoding.bytes(item.elements, item.total.changed);
+        let more = item.bytes();
         if size > 0 && size + more > limit.max(1) {
             groups.push(Vec::new());
             size = 0;
@@ -186,7 +236,7 @@ fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
         let mut metadata: Vec<(String, String)> = vec![("format".into(), "pt".into())];
         for &index in &group {
             let item = &items[index];
-            rows.extend(item.encoding.rows(item.name, item.shape, item.elements, item.total.changed));
+            rows.extend(item.rows());
             if item.origin != Dtype::BF16 {
                 metadata.push((format!("taskvec.origin.{}", item.name), item.origin.name().to_owned()));
             }
@@ -201,10 +251,8 @@ fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
         let mut at = header.len() as u64;
         let mut places = Vec::with_capacity(group.len());
         for index in group {
-            let item = &items[index];
-            let values = at + item.encoding.places_bytes(item.elements, item.total.changed);
-            places.push(Place { item: index, places: at, values });
-            at += item.encoding.bytes(item.elements, item.total.changed);
+            places.push(items[index].place(index, at));
+            at += items[index].bytes();
         }
         files.push(File { name, header, size: at, places });
     }
@@ -248,7 +296,9 @@ impl Work<'_> {
                     let delta = &mut delta[..tile.input(0).len()];
                     subtract(self.level, tile.input(0), tile.input(1), delta);
                     self.round(delta);
-                    sum.merge(&facts(self.level, delta));
+                    let lost =
+                        if self.lossy.is_some() { 0 } else { lost(self.level, tile.input(0), tile.input(1), delta) };
+                    sum.merge(&Facts { lost, ..facts(self.level, delta) });
                 },
             )?;
             self.control.advance(item.cost());
@@ -279,35 +329,37 @@ impl Work<'_> {
         let shard = ShardFile::create(folder, &file.name, file.size)?;
         shard.allocate(0..file.size)?;
         shard.write_at(0, &file.header)?;
-        let pieces: Vec<(&Place, u64, u64)> = file
+        let pieces: Vec<Piece<'_>> = file
             .places
             .iter()
             .flat_map(|place| {
-                let mut rank = 0;
+                let (mut rank, mut lost) = (0, 0);
                 items[place.item].chunks.iter().enumerate().map(move |(chunk, facts)| {
-                    let before = rank;
+                    let piece = Piece { place, chunk: chunk as u64, rank, lost };
                     rank += facts.changed;
-                    (place, chunk as u64, before)
+                    lost += facts.lost;
+                    piece
                 })
             })
             .collect();
         crate::run::each(self.pool, self.control, pieces.len(), |i| {
-            let (place, chunk, rank) = pieces[i];
-            self.piece(&shard, place, &items[place.item], chunk, rank)
+            let piece = &pieces[i];
+            self.piece(&shard, piece, &items[piece.place.item])
         })?;
         let threads = self.pool.current_num_threads();
         let digest = shard.digest(threads, &|| self.control.is_cancelled())?;
         shard.publish(&digest, json!({}))
     }
 
-    /// One chunk of one tensor.
-    fn piece(&self, shard: &ShardFile, place: &Place, item: &Item<'_>, chunk: u64, rank: u64) -> Result<()> {
+    fn piece(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>) -> Result<()> {
+        let Piece { place, chunk, rank, .. } = *piece;
         let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(item.elements);
         let n = (range.end - range.start) as usize;
         let (mut donor_scratch, mut reference_scratch) = (Scratch::default(), Scratch::default());
         let donor = item.inputs[0].open(range.clone(), &mut donor_scratch)?;
         let reference = item.inputs[1].open(range.clone(), &mut reference_scratch)?;
         let mut delta = vec![0.0f64; n];
+        let mut beside = Vec::new();
         let (mut x, mut y) = ([0.0; TILE], [0.0; TILE]);
         for (index, out) in delta.chunks_mut(TILE).enumerate() {
             let m = out.len();
@@ -315,7 +367,12 @@ impl Work<'_> {
             reference.tile(self.level, index * TILE, &mut y[..m]);
             subtract(self.level, &x[..m], &y[..m], out);
             self.round(out);
+            if item.chunks[chunk as usize].lost > 0 {
+                let first = range.start + (index * TILE) as u64;
+                beside.extend(lost_places(&x[..m], &y[..m], out).map(|i| (first + i as u64, x[i], y[i])));
+            }
         }
+        self.beside(shard, piece, item, &beside)?;
         let encoding = &item.encoding;
         let size = encoding.dtype.size();
         let (values, at) = if encoding.kept == Kept::Dense {
@@ -337,6 +394,26 @@ impl Work<'_> {
         self.control.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
         Ok(())
     }
+
+    /// Index, donor and reference of the elements of one chunk that its differences do not give back.
+    fn beside(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>, rows: &[(u64, f64, f64)]) -> Result<()> {
+        let [index, donor, reference] = item.exact_types();
+        let narrowed = |dtype: Dtype, values: &mut dyn Iterator<Item = f64>| {
+            let mut values: Vec<f64> = values.collect();
+            let mut bytes = vec![0; values.len() * dtype.size()];
+            narrow(self.level, dtype, &mut values, Rounding::Nearest, &mut bytes);
+            bytes
+        };
+        let stored = [
+            item.encoding.index_bytes(rows.iter().map(|row| row.0)),
+            narrowed(donor, &mut rows.iter().map(|row| row.1)),
+            narrowed(reference, &mut rows.iter().map(|row| row.2)),
+        ];
+        for ((bytes, dtype), offset) in stored.iter().zip([index, donor, reference]).zip(piece.place.exact) {
+            shard.write_at(offset + piece.lost * dtype.size() as u64, bytes)?;
+        }
+        Ok(())
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -355,7 +432,7 @@ fn report(
         for place in &file.places {
             let item = &items[place.item];
             file_of[place.item] = file.name.clone().into();
-            for (stored, _, _) in item.encoding.rows(item.name, item.shape, item.elements, item.total.changed) {
+            for (stored, _, _) in item.rows() {
                 weight_map.insert(stored, file.name.clone().into());
             }
         }
@@ -364,19 +441,23 @@ fn report(
         .iter()
         .zip(file_of)
         .map(|(item, file)| {
-            json!({
+            let mut row = json!({
                 "name": item.name,
                 "shape": item.shape,
                 "origin": item.origin.name(),
                 "encoding": item.encoding.kept.name(),
                 "dtype": item.encoding.dtype.name(),
-                "bytes": item.encoding.bytes(item.elements, item.total.changed),
+                "bytes": item.bytes(),
                 "file": file,
                 "elements": item.elements,
                 "changed": item.total.changed,
                 "norm": crate::measure::number(item.total.square.sqrt()),
                 "largest": crate::measure::number(item.total.largest),
-            })
+            });
+            if item.total.lost > 0 {
+                row["exact"] = item.total.lost.into();
+            }
+            row
         })
         .collect();
     let shards: Vec<Value> = files

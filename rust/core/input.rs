@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::exact::{Exact, ExactChunk};
 use crate::kernels::dispatch::prefetch;
 use crate::kernels::widen::widen;
 use crate::kernels::{Level, Real};
@@ -16,6 +17,8 @@ use crate::sparse::{Sparse, SparseChunk};
 #[derive(Clone)]
 pub struct Input<'a> {
     storage: Storage<'a>,
+    /// Of a saved vector: the donor where the differences do not give it back.
+    exact: Option<Arc<Exact<'a>>>,
     /// The element type that decides the compute type: the stored one, or that of a vector's origin.
     pub dtype: Dtype,
     /// Elements.
@@ -40,6 +43,8 @@ pub struct Scratch {
     pub places: Vec<u8>,
     /// For the second factor of an adapter.
     pub factor: Vec<u8>,
+    /// For what is stored of a vector beside its differences.
+    pub exact: [Vec<u8>; 4],
 }
 
 /// A range of elements of an input whose bytes are in memory.
@@ -60,35 +65,47 @@ pub enum Chunk<'a> {
         /// What is added.
         lora: LoraChunk<'a>,
     },
+    /// Differences of a saved vector, some of which do not give back what they were made of.
+    Exact(Box<Chunk<'a>>, ExactChunk<'a>),
 }
 
 impl<'a> Input<'a> {
     /// A tensor stored as it is.
     pub fn stored(file: &'a Mapped, offset: u64, dtype: Dtype, elements: u64) -> Self {
-        Input { storage: Storage::Dense { file, offset, dtype }, dtype, elements }
+        Input::of(Storage::Dense { file, offset, dtype }, dtype, elements)
     }
 
     /// A tensor of which only the elements that are not zero are stored.
     pub fn sparse(sparse: Sparse<'a>, elements: u64) -> Self {
         let dtype = sparse.values.dtype;
-        Input { storage: Storage::Sparse(Arc::new(sparse)), dtype, elements }
+        Input::of(Storage::Sparse(Arc::new(sparse)), dtype, elements)
     }
 
     /// A stored tensor with an adapter's change on top, or that change alone.
     pub fn adapted(base: Option<(&'a Mapped, u64, Dtype)>, lora: Lora<'a>, elements: u64) -> Self {
         // Alone it leaves the compute type to the target.
         let dtype = base.map_or(Dtype::BF16, |(_, _, dtype)| dtype);
-        Input { storage: Storage::Adapted { base, lora }, dtype, elements }
+        Input::of(Storage::Adapted { base, lora }, dtype, elements)
     }
 
     /// A tensor that the embedding process holds.
     pub fn held(bytes: &'a [u8], dtype: Dtype, elements: u64) -> Self {
-        Input { storage: Storage::Held { bytes, dtype }, dtype, elements }
+        Input::of(Storage::Held { bytes, dtype }, dtype, elements)
     }
 
     /// What stands where the result goes: whoever writes that reads this.
     pub fn own(dtype: Dtype, elements: u64) -> Self {
-        Input { storage: Storage::Own, dtype, elements }
+        Input::of(Storage::Own, dtype, elements)
+    }
+
+    fn of(storage: Storage<'a>, dtype: Dtype, elements: u64) -> Self {
+        Input { storage, exact: None, dtype, elements }
+    }
+
+    /// The same, with what its differences do not give back.
+    pub fn with_exact(mut self, exact: Exact<'a>) -> Self {
+        self.exact = Some(Arc::new(exact));
+        self
     }
 
     /// Whether it is [`Input::own`].
@@ -107,28 +124,33 @@ impl<'a> Input<'a> {
     /// # Errors
     /// Where the file was truncated or cannot be read.
     pub fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
-        match &self.storage {
+        let Scratch { values, places, factor, exact } = scratch;
+        let range = elements.clone();
+        let chunk = match &self.storage {
             Storage::Dense { file, offset, dtype } => {
-                let bytes = file.read(bytes(*offset, *dtype, &elements), &mut scratch.values)?;
-                Ok(Chunk::Dense { dtype: *dtype, bytes })
+                let bytes = file.read(bytes(*offset, *dtype, &elements), values)?;
+                Chunk::Dense { dtype: *dtype, bytes }
             }
-            Storage::Sparse(sparse) => Ok(Chunk::Sparse(sparse.open(elements, scratch)?)),
+            Storage::Sparse(sparse) => Chunk::Sparse(sparse.open(elements, places, values)?),
             Storage::Adapted { base, lora } => {
-                let Scratch { values, places, factor } = scratch;
                 let base = match base {
                     Some((file, offset, dtype)) => {
                         Some((*dtype, file.read(bytes(*offset, *dtype, &elements), values)?))
                     }
                     None => None,
                 };
-                Ok(Chunk::Adapted { base, lora: lora.open(elements, places, factor)? })
+                Chunk::Adapted { base, lora: lora.open(elements, places, factor)? }
             }
             Storage::Held { bytes: all, dtype } => {
                 let range = bytes(0, *dtype, &elements);
-                Ok(Chunk::Dense { dtype: *dtype, bytes: &all[range.start as usize..range.end as usize] })
+                Chunk::Dense { dtype: *dtype, bytes: &all[range.start as usize..range.end as usize] }
             }
-            Storage::Own => Err(Error::new(Kind::Engine, "what is computed in place is not opened")),
-        }
+            Storage::Own => return Err(Error::new(Kind::Engine, "what is computed in place is not opened")),
+        };
+        Ok(match &self.exact {
+            Some(kept) => Chunk::Exact(Box::new(chunk), kept.open(&range, exact)?),
+            None => chunk,
+        })
     }
 
     /// Stored bytes of a dense input, counted from the tensor's first; none where it is not dense.
@@ -175,17 +197,17 @@ impl<'a> Input<'a> {
 
     /// Bytes that reading `elements` takes; for a sparse input, its share of all.
     pub fn cost(&self, elements: u64) -> u64 {
-        match &self.storage {
-            Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => elements * dtype.size() as u64,
-            Storage::Own => elements * self.dtype.size() as u64,
-            Storage::Sparse(sparse) => {
-                (u128::from(sparse.bytes()) * u128::from(elements) / u128::from(self.elements.max(1))) as u64
+        let share = |bytes: u64| (u128::from(bytes) * u128::from(elements) / u128::from(self.elements.max(1))) as u64;
+        let beside = self.exact.as_ref().map_or(0, |exact| share(exact.bytes()));
+        beside
+            + match &self.storage {
+                Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => elements * dtype.size() as u64,
+                Storage::Own => elements * self.dtype.size() as u64,
+                Storage::Sparse(sparse) => share(sparse.bytes()),
+                Storage::Adapted { base, lora } => {
+                    share(lora.bytes()) + base.map_or(0, |(_, _, dtype)| elements * dtype.size() as u64)
+                }
             }
-            Storage::Adapted { base, lora } => {
-                let share = u128::from(lora.bytes()) * u128::from(elements) / u128::from(self.elements.max(1));
-                share as u64 + base.map_or(0, |(_, _, dtype)| elements * dtype.size() as u64)
-            }
-        }
     }
 }
 
@@ -204,7 +226,8 @@ impl Chunk<'_> {
                 prefetch(&bytes[next..(next + out.len() * size).min(bytes.len())]);
                 widen(level, *dtype, &bytes[at * size..next], out)
             }
-            Chunk::Sparse(chunk) => chunk.tile(level, at, out),
+            Chunk::Sparse(chunk) => chunk.tile(level, at, R::ZERO, out),
+            Chunk::Exact(chunk, _) => chunk.tile(level, at, out),
             Chunk::Adapted { base, lora } => {
                 let finite = match base {
                     Some((dtype, bytes)) => {
@@ -218,6 +241,13 @@ impl Chunk<'_> {
                 };
                 lora.add(level, at, out) && finite
             }
+        }
+    }
+    /// What is kept beside the differences of a saved vector, if there is anything.
+    pub fn exact(&self) -> Option<&ExactChunk<'_>> {
+        match self {
+            Chunk::Exact(_, exact) if !exact.is_empty() => Some(exact),
+            _ => None,
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod dtype;
 pub mod encoding;
 pub mod error;
 pub mod evaluate;
+pub mod exact;
 pub mod extract;
 pub mod floor;
 pub mod header;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::exact::{Exact, PARTS};
 use crate::input::Input;
 use crate::lora::Lora;
 use crate::mapped::Mapped;
@@ -153,7 +154,8 @@ impl<'m> Sources<'m> {
         Ok(input)
     }
 
-    /// A tensor of a saved vector: dense under its own name, or `.values` with `.mask` or `.indices`.
+    /// A tensor of a saved vector: dense under its own name, or `.values` with `.mask` or `.indices`; and what its
+    /// differences do not give back.
     fn vector<'a>(&'a self, source: usize, name: &str, shape: &[u64], elements: u64) -> Result<Input<'a>> {
         let (checkpoint, mapped) = self.store(source)?;
         let origin = checkpoint.metadata.get(&format!("taskvec.origin.{name}"));
@@ -173,6 +175,12 @@ impl<'m> Sources<'m> {
                 Input::sparse(Sparse::check(name, elements, kind, places, values)?, elements)
             }
             _ => self.stored(source, name, shape, elements)?,
+        };
+        let input = match PARTS.map(part) {
+            [Some(indices), Some(donor), Some(reference)] => {
+                input.with_exact(Exact::check(name, elements, [indices, donor, reference])?)
+            }
+            _ => input,
         };
         Ok(input.originally(origin))
     }

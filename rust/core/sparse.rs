@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::input::Scratch;
 use crate::kernels::widen::widen;
 use crate::kernels::{Level, Real, TILE};
 use crate::mapped::Mapped;
@@ -85,7 +84,10 @@ impl<'a> Sparse<'a> {
         places: Stored<'a>,
         values: Stored<'a>,
     ) -> Result<Sparse<'a>> {
-        let wrong = |what: String| Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+        let wrong = |what: String| {
+            let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+            error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
+        };
         if !values.dtype.is_float() {
             return Err(wrong(format!("values are {}, not of a floating-point type", values.dtype)));
         }
@@ -120,7 +122,12 @@ impl<'a> Sparse<'a> {
 
     /// Bytes stored.
     pub fn bytes(&self) -> u64 {
-        self.values.elements * self.values.dtype.size() as u64 + self.places.elements * self.places.dtype.size() as u64
+        self.values.elements * self.values.dtype.size() as u64 + self.places_bytes()
+    }
+
+    /// Bytes of the places.
+    pub fn places_bytes(&self) -> u64 {
+        self.places.elements * self.places.dtype.size() as u64
     }
 
     fn count_mask(&mut self, elements: u64) -> Result<(u64, bool)> {
@@ -172,11 +179,16 @@ impl<'a> Sparse<'a> {
         Ok(self.places.elements)
     }
 
-    /// Brings `elements` into memory.
+    /// Brings `elements` into memory; the buffers are for files that are not mapped.
     ///
     /// # Errors
     /// Where the file was truncated or cannot be read.
-    pub fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<SparseChunk<'s>> {
+    pub fn open<'s>(
+        &'s self,
+        elements: Range<u64>,
+        places: &'s mut Vec<u8>,
+        values: &'s mut Vec<u8>,
+    ) -> Result<SparseChunk<'s>> {
         // The entry at or before the range, and the one at or behind it, bound the values that can be in it.
         let low = (elements.start / STEP) as usize;
         let high = (elements.end.div_ceil(STEP) as usize).min(self.ranks.len() - 1);
@@ -185,8 +197,7 @@ impl<'a> Sparse<'a> {
         match self.kind {
             Places::Mask => {
                 let start = low as u64 * STEP / 8;
-                let bytes =
-                    self.places.file.read(self.places.range(start..elements.end.div_ceil(8)), &mut scratch.places)?;
+                let bytes = self.places.file.read(self.places.range(start..elements.end.div_ceil(8)), places)?;
                 skip = (elements.start - low as u64 * STEP) as usize;
                 from += ones_before(bytes, skip);
                 to = to.min(from + ones_before(&bytes[skip / 8..], bytes.len() * 8 - skip / 8 * 8));
@@ -194,7 +205,7 @@ impl<'a> Sparse<'a> {
                 skip %= 8;
             }
             Places::Index => {
-                let bytes = self.places.file.read(self.places.range(from..to), &mut scratch.places)?;
+                let bytes = self.places.file.read(self.places.range(from..to), places)?;
                 let size = self.places.dtype.size();
                 let count = bytes.len() / size;
                 let index = |i: usize| integer(&bytes[i * size..(i + 1) * size]) as u64;
@@ -205,7 +216,7 @@ impl<'a> Sparse<'a> {
                 skip = 0;
             }
         }
-        let values = self.values.file.read(self.values.range(from..to), &mut scratch.values)?;
+        let values = self.values.file.read(self.values.range(from..to), values)?;
         Ok(SparseChunk {
             kind: self.kind,
             places: stored,
@@ -220,9 +231,15 @@ impl<'a> Sparse<'a> {
 }
 
 impl SparseChunk<'_> {
-    /// Expands `out.len()` elements from element `at` of this chunk on; true if all are finite.
-    pub fn tile<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
-        out.fill(R::ZERO);
+    /// Whether it holds no value.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Expands `out.len()` elements from element `at` of this chunk on, `other` where no value is stored; true if all
+    /// values are finite.
+    pub fn tile<R: Real>(&self, level: Level, at: usize, other: R, out: &mut [R]) -> bool {
+        out.fill(other);
         let (element, rank) = self.cursor.get();
         let from = if element == at { rank } else { self.rank(at) };
         let mut places = [0u16; TILE];

@@ -185,8 +185,14 @@ impl Tiler {
                     if R::IS_F32 && !(exact && plain) {
                         self.again(chunks, at, terms, alpha, out);
                     }
-                    if let (1.0, [Term { model, reference: Some(reference), weight: 1.0 }]) = (alpha, terms) {
-                        keep_donor(level, &inputs[0], &inputs[*model], &inputs[*reference], out);
+                    if let (1.0, [Term { model, reference, weight: 1.0 }]) = (alpha, terms) {
+                        match (reference, chunks[*model].exact()) {
+                            (Some(reference), _) => {
+                                keep_donor(level, &inputs[0], &inputs[*model], &inputs[*reference], out);
+                            }
+                            (None, Some(kept)) => kept.keep(level, at, &inputs[0], out),
+                            (None, None) => {}
+                        }
                     }
                 }
             } else {

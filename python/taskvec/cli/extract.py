@@ -62,5 +62,7 @@ def command(
     from taskvec.api import plan_extract
 
     plan = plan_extract(donor, reference, **plan_options(options))
-    execute(console, plan, out, "donor - reference", options)
+    dtype = plan.recipe.get("dtype")
+    title = f"donor - reference, rounded to {dtype}, with loss" if dtype else "donor - reference"
+    execute(console, plan, out, title, options)
     return 0

@@ -63,7 +63,7 @@ impl From<Lie> for Error {
             Lie::NoBrace { .. } | Lie::LengthOverLimit { .. } => {
                 error.hint("this is not a safetensors file, or it is damaged (a git-lfs pointer, for instance)")
             }
-            _ => error,
+            _ => error.hint("the file is damaged: download, copy or save it again"),
         }
     }
 }

@@ -124,11 +124,12 @@ pub fn odd(x: f64) -> f32 {
 }
 
 kernel! {
-    /// Where the target equals the reference, α = 1 must give the donor bit for bit, also where the difference does
-    /// not fit the compute type and where the donor is a negative zero.
+    /// Where the target is the reference, α = 1 must give the donor bit for bit, also where the difference does not
+    /// fit the compute type and where the donor is a negative zero. Zeros of unlike signs are not the same: there the
+    /// step decides, as it does where the donor and the reference are not at hand.
     pub fn keep_donor<R>(target: &[R], donor: &[R], reference: &[R], out: &mut [R]) {
         for (((slot, t), d), r) in out.iter_mut().zip(target).zip(donor).zip(reference) {
-            *slot = if *t == *r { *d } else { *slot };
+            *slot = if t.is_same(*r) { *d } else { *slot };
         }
     }
 }

@@ -7,6 +7,8 @@ use super::{Real, LANES};
 pub struct Facts {
     /// Elements that are not zero.
     pub changed: u64,
+    /// Elements that reference + δ does not give back; see [`lost`].
+    pub lost: u64,
     /// Every element is exact in BF16.
     pub bf16: bool,
     /// Every element is exact in F16.
@@ -21,7 +23,7 @@ pub struct Facts {
 
 impl Default for Facts {
     fn default() -> Self {
-        Facts { changed: 0, bf16: true, f16: true, f32: true, square: 0.0, largest: 0.0 }
+        Facts { changed: 0, lost: 0, bf16: true, f16: true, f32: true, square: 0.0, largest: 0.0 }
     }
 }
 
@@ -29,6 +31,7 @@ impl Facts {
     /// Adds those of the chunk that follows.
     pub fn merge(&mut self, other: &Facts) {
         self.changed += other.changed;
+        self.lost += other.lost;
         self.bf16 &= other.bf16;
         self.f16 &= other.f16;
         self.f32 &= other.f32;
@@ -61,6 +64,7 @@ kernel! {
         }
         Facts {
             changed: u64::from(changed),
+            lost: 0,
             bf16: wide == 0 && low == 0,
             f16: wide == 0 && half == 0,
             f32: wide == 0,
@@ -68,6 +72,30 @@ kernel! {
             largest: largest.iter().fold(0.0, |a: f64, b| a.max(*b)),
         }
     }
+}
+
+/// Whether reference + δ, as a run with α = 1 computes it, is not the donor bit for bit: where the difference was
+/// rounded, or the donor is a negative zero.
+#[inline(always)]
+fn is_lost(donor: f64, reference: f64, delta: f64) -> bool {
+    let back = if delta == 0.0 { reference } else { reference + delta };
+    back.to_bits() != donor.to_bits()
+}
+
+kernel! {
+    /// How many elements of a tile of differences do not give their donor back.
+    pub fn lost(donor: &[f64], reference: &[f64], delta: &[f64]) -> u64 {
+        let mut count = 0u32;
+        for ((d, r), x) in donor.iter().zip(reference).zip(delta) {
+            count += u32::from(is_lost(*d, *r, *x));
+        }
+        u64::from(count)
+    }
+}
+
+/// Where these elements are.
+pub fn lost_places<'a>(donor: &'a [f64], reference: &'a [f64], delta: &'a [f64]) -> impl Iterator<Item = usize> + 'a {
+    (0..delta.len()).filter(|i| is_lost(donor[*i], reference[*i], delta[*i]))
 }
 
 /// Moves the elements that are not zero to the front, in order, and notes their places; returns how many there are.
@@ -117,6 +145,29 @@ mod tests {
                 assert_eq!(found.bf16, f64::from(half::bf16::from_f32(x as f32).to_f32()) == x, "{x}");
                 assert_eq!(found.f16, f64::from(half::f16::from_f32(x as f32).to_f32()) == x, "{x}");
                 assert_eq!((found.changed, found.largest), (u64::from(x != 0.0), x.abs()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_difference_does_not_give_back() {
+        // (donor, reference, whether it is lost)
+        let rows = [
+            (1.5, 1.0, false),
+            (0.0, 1.0, false),
+            (-0.0, 1.0, true),
+            (-0.0, 0.0, true),
+            (0.0, -0.0, true),
+            (-0.0, -0.0, false),
+            (1e-300, 1.0, true),
+            (1.0, 1e-300, false),
+            (f64::MAX, -f64::MAX, true),
+        ];
+        for level in Level::available() {
+            for (donor, reference, is_lost) in rows {
+                let (d, r, x) = ([1.0, donor], [1.0, reference], [0.0, donor - reference]);
+                assert_eq!(lost(level, &d, &r, &x), u64::from(is_lost), "{donor} {reference}");
+                assert_eq!(lost_places(&d, &r, &x).next(), is_lost.then_some(1), "{donor} {reference}");
             }
         }
     }

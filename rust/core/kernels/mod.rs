@@ -62,6 +62,8 @@ pub trait Real:
     fn is_finite(self) -> bool;
     /// Square root.
     fn sqrt(self) -> Self;
+    /// The same number, and of zeros the same sign; NaN is the same as nothing.
+    fn is_same(self, other: Self) -> bool;
     /// The bit pattern without the sign: in the order of the magnitudes.
     fn magnitude_bits(self) -> u64;
     /// This thread's buffers that nothing uses: allocating and zeroing them for every tile would cost as much as the
@@ -102,6 +104,10 @@ macro_rules! real {
             #[inline(always)]
             fn sqrt(self) -> Self {
                 <$t>::sqrt(self)
+            }
+            #[inline(always)]
+            fn is_same(self, other: Self) -> bool {
+                self == other && self.to_bits() == other.to_bits()
             }
             #[inline(always)]
             fn magnitude_bits(self) -> u64 {

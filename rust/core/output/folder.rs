@@ -2,7 +2,7 @@
 //! is in place.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::admission::{start_in, Candidate};
@@ -29,6 +29,14 @@ impl Default for Options {
     fn default() -> Self {
         Options { overwrite: false, resume: true, rehash: false }
     }
+}
+
+/// The resolved path of a folder that a run may begin in; nothing is changed.
+fn look_at(path: &Path, inputs: &Inputs, plan: &[u8], options: &Options) -> Result<PathBuf> {
+    let path = resolve(path)?;
+    inputs.refuse_overlap(&path)?;
+    start_in(Directory::open(&path)?.as_ref(), plan, options)?;
+    Ok(path)
 }
 
 /// One output of a run: a folder and the weight files it will hold, with their final sizes.
@@ -109,11 +117,8 @@ impl OutputFolder {
         let inputs = Inputs::examine(inputs)?;
         let mut paths = Vec::new();
         for request in requests {
-            let path = resolve(request.path)?;
-            inputs.refuse_overlap(&path)?;
             // Looked at before anything is created, and again under the lock.
-            start_in(Directory::open(&path)?.as_ref(), plan, options)?;
-            paths.push(path);
+            paths.push(look_at(request.path, &inputs, plan, options)?);
         }
         // The latest first, so that after a refusal the folders that were created for it go in reverse order.
         let mut candidates = Vec::new();
@@ -130,6 +135,12 @@ impl OutputFolder {
             Ok(folder)
         };
         candidates.into_iter().rev().map(begin).collect()
+    }
+
+    /// Refuses what [`OutputFolder::admit`] would refuse for what is in the folder or where it lies: for a run that
+    /// finds out its sizes first, which takes a while.
+    pub fn foresee(path: &Path, inputs: &[&Path], plan: &[u8], options: &Options) -> Result<()> {
+        look_at(path, &Inputs::examine(inputs)?, plan, options).map(drop)
     }
 
     /// The resolved path.
