@@ -27,7 +27,7 @@ use crate::tensor::{lock, Crew};
 
 /// Input bytes of tensors that are prepared together before their blocks are written: large enough to keep every
 /// thread busy, small enough that the pages are still in memory for the second pass.
-const GROUP: u64 = 256 << 20;
+const GROUP: u64 = 64 << 20;
 
 /// Blocks whose inputs are let go of together: unmapping interrupts the other cores, so not after every block.
 const BEHIND: usize = 16;

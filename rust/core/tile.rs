@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::input::Chunk;
-use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm};
+use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm, CANCELLED};
+use crate::kernels::finish::finish_bf16;
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::step_sums;
@@ -164,39 +166,44 @@ impl Tiler {
         });
         let Tiles { inputs, step: delta, out } = tiles;
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
+        let stepped = method.is_some_and(|method| method.computes() == Computes::Step);
         let mut exact = true;
-        let computes = match method {
+        match method {
             Some(method) => {
                 let tile = Tile { level, first, inputs };
-                exact = method.tile(&place.tensor, &place.state, &tile, delta)?;
-                method.computes()
+                exact = method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
             }
-            None => {
-                delta.copy_from_slice(&inputs[0]);
-                Computes::Value
-            }
-        };
+            None => out.copy_from_slice(&inputs[0]),
+        }
+        let sum = method.and_then(Method::sum_of);
         for output in outputs {
             let alpha = output.alpha * method.map_or(1.0, Method::factor);
-            let stepped = computes == Computes::Step;
             if stepped {
-                let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
-                if let Some(terms) = method.and_then(Method::sum_of) {
-                    if R::IS_F32 && !(exact && plain) {
-                        self.again(chunks, at, terms, alpha, out);
-                    }
-                    if let (1.0, [Term { model, reference, weight: 1.0 }]) = (alpha, terms) {
-                        match (reference, chunks[*model].exact()) {
-                            (Some(reference), _) => {
-                                keep_donor(level, &inputs[0], &inputs[*model], &inputs[*reference], out);
-                            }
-                            (None, Some(kept)) => kept.keep(level, at, &inputs[0], out),
-                            (None, None) => {}
-                        }
+                // At α = 1 of one difference as it is, the target may have to become the donor.
+                let kept = match (alpha, sum) {
+                    (1.0, Some([term @ Term { weight: 1.0, .. }])) => Some(term),
+                    _ => None,
+                };
+                let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
+                let elsewhere = kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
+                let plain = R::IS_F32 && place.draws.is_none() && program.job.dtype == Dtype::BF16 && counted;
+                if plain && (exact || sum.is_none()) && elsewhere.is_none() {
+                    let share = if sum.is_some() { CANCELLED } else { 0.0 };
+                    if let Some(sums) = finish_bf16(level, &inputs[0], delta, alpha, share, donor, output.bytes) {
+                        output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
+                        continue;
                     }
                 }
-            } else {
-                out.copy_from_slice(delta);
+                let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
+                if let (true, Some(terms)) = (R::IS_F32 && !(exact && plain), sum) {
+                    self.again(chunks, at, terms, alpha, out);
+                }
+                if let Some((donor, reference)) = donor {
+                    keep_donor(level, &inputs[0], donor, reference, out);
+                }
+                if let Some(kept) = elsewhere {
+                    kept.keep(level, at, &inputs[0], out);
+                }
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
             let finite = narrow(level, program.job.dtype, out, rounding, output.bytes);

@@ -8,7 +8,7 @@ use super::Real;
 
 /// |out| below this share of |target| counts as cancellation: f32 then leaves fewer than twelve of the bits that
 /// rounding to eight needs to be right.
-const CANCELLED: f64 = 1.0 / 4096.0;
+pub const CANCELLED: f64 = 1.0 / 4096.0;
 
 kernel! {
     /// `out = x − y`; true if every difference is exact.

@@ -135,7 +135,21 @@ fn bf16_bits(x: f32) -> u16 {
     ((x.to_bits() | quiet) >> 16) as u16
 }
 
-/// The same for a narrow format given by its exponent range: exact `x` only.
+/// `x` rounded to nearest, as the lower half of the word: on the bit pattern, add half a unit in the last place, less one
+/// where that is even.
+#[inline(always)]
+pub(super) fn nearest_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    if x.is_nan() {
+        quiet
+    } else {
+        rounded
+    }
+}
+
+/// Bits of a narrow format given by its exponent range: exact `x` only.
 #[inline(always)]
 fn small_bits<F: Format>(x: f64, infinity: u32, nan: u32) -> u32 {
     let single = x as f32;
@@ -158,13 +172,8 @@ kernel! {
         let mut finite = true;
         let (pairs, _) = bytes.as_chunks_mut::<2>();
         if R::IS_F32 {
-            // The same rounding on the bit pattern: add half a unit in the last place, less one where that is even.
             for (pair, value) in pairs.iter_mut().zip(values.iter_mut()) {
-                let x = value.to_f32();
-                let bits = x.to_bits();
-                let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16;
-                let quiet = (bits >> 16) | 0x40;
-                let stored = if x.is_nan() { quiet } else { rounded };
+                let stored = nearest_bf16(value.to_f32());
                 *pair = (stored as u16).to_le_bytes();
                 *value = R::from_f32(f32::from_bits(stored << 16));
                 finite &= stored & 0x7F80 != 0x7F80;
