@@ -42,6 +42,14 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// 16 bits more for element `e`: draws of a counter that no other draw has.
+    pub fn further(&self, e: u64) -> u16 {
+        let counter = [e as u32, (e >> 32) as u32, self.domain[0], !self.domain[1]];
+        (philox(counter, self.key)[0] >> 16) as u16
+    }
+}
+
 /// Blocks that are drawn side by side, in the lanes of vectors.
 const SIDE: usize = 16;
 /// Elements that they serve. Element e takes word e / 16 % 4 of block e / 64 · 16 + e % 16: neighbours in a vector
@@ -107,6 +115,46 @@ kernel! {
     }
 }
 
+kernel! {
+    /// Draws of 16 bits of the elements `first .. first + out.len()`: element e takes the lower half of the draw of
+    /// element e / 128 · 64 + e % 64, or the upper half if e % 128 is 64 or more.
+    pub fn fill_halves(stream: &Stream, first: u64, out: &mut [u16]) {
+        let (mut index, begun) = (first / HALVES as u64, (first % HALVES as u64) as usize);
+        let mut rest = out;
+        let mut whole = [0; HALVES];
+        if begun > 0 {
+            let (head, tail) = rest.split_at_mut((HALVES - begun).min(rest.len()));
+            halves(stream, index, &mut whole);
+            head.copy_from_slice(&whole[begun..begun + head.len()]);
+            index += 1;
+            rest = tail;
+        }
+        let (groups, tail) = rest.as_chunks_mut::<HALVES>();
+        for out in groups {
+            halves(stream, index, out);
+            index += 1;
+        }
+        if !tail.is_empty() {
+            halves(stream, index, &mut whole);
+            tail.copy_from_slice(&whole[..tail.len()]);
+        }
+    }
+}
+
+/// Elements that the halves of a group's draws serve.
+const HALVES: usize = 2 * GROUP;
+
+#[inline(always)]
+fn halves(stream: &Stream, index: u64, out: &mut [u16; HALVES]) {
+    let mut words = [0; GROUP];
+    group(stream, index, &mut words);
+    let (lower, upper) = out.split_at_mut(GROUP);
+    for ((lower, upper), word) in lower.iter_mut().zip(upper).zip(&words) {
+        *lower = *word as u16;
+        *upper = (*word >> 16) as u16;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +184,23 @@ mod tests {
         for (e, draw) in whole.iter().enumerate() {
             let block = (e / 64 * 16 + e % 16) as u32;
             assert_eq!(*draw, philox([block, 0, stream.domain[0], stream.domain[1]], stream.key)[e / 16 % 4]);
+        }
+    }
+
+    #[test]
+    fn halves_are_those_of_the_draws() {
+        let stream = Stream::new(7, "drop 0", "model.norm.weight");
+        let mut whole = vec![0; 640];
+        fill(Level::SCALAR, &stream, 0, &mut whole);
+        for level in Level::available() {
+            for first in [0usize, 1, 63, 64, 127, 128, 200] {
+                let mut halves = vec![0; 1000 - first];
+                fill_halves(level, &stream, first as u64, &mut halves);
+                for (half, e) in halves.iter().zip(first..) {
+                    let word = whole[e / 128 * 64 + e % 64];
+                    assert_eq!(*half, (word >> (e / 64 % 2 * 16)) as u16);
+                }
+            }
         }
     }
 

@@ -35,9 +35,9 @@ kernel! {
 
 kernel! {
     /// Sets bit i of `words` where draw i is below `limit`, and clears the others.
-    pub fn mark_below(draws: &[u32], limit: u64, words: &mut [u64]) {
-        // Whole draws compare in half the bits; a limit of zero keeps none.
-        let last = (limit.max(1) - 1) as u32;
+    pub fn mark_below(draws: &[u16], limit: u32, words: &mut [u64]) {
+        // Compared in as many bits as a draw has; a limit of zero keeps none.
+        let last = (limit.max(1) - 1) as u16;
         let none = if limit == 0 { 0 } else { u64::MAX };
         for (words, draws) in words.chunks_mut(TILE / 64).zip(draws.chunks(TILE)) {
             // By way of bytes, eight of which a multiplication gathers: straight to bits there are no vectors.

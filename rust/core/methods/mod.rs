@@ -1,6 +1,7 @@
 //! Merge methods.
 
 pub mod arcee_fusion;
+pub mod coin;
 pub mod control;
 pub mod elementwise;
 pub mod gram;

@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 
+use super::coin::{chance, Coin};
 use super::mask::Mask;
 use super::ranks::ranks;
 use super::select::{largest, Cut};
@@ -15,7 +16,7 @@ use crate::kernels::across::elect;
 use crate::kernels::combine::{add_scaled, multiply};
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::{sum_abs, sum_abs_marked};
-use crate::kernels::trim::{keep_marked, mark_below};
+use crate::kernels::trim::keep_marked;
 use crate::kernels::{Real, TILE};
 use crate::op::{Computes, Method, State, Tile};
 use crate::tensor::{lock, Crew, Tensor, CHUNK};
@@ -124,13 +125,13 @@ struct Found {
     scale: f64,
     /// What a random drop keeps, if that is known already.
     mask: Option<Mask>,
-    /// The draws of a random drop.
-    stream: Stream,
+    /// What a random drop flips.
+    coin: Coin,
 }
 
 impl Found {
-    fn nothing(stream: Stream) -> Self {
-        Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None, stream }
+    fn nothing(coin: Coin) -> Self {
+        Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None, coin }
     }
 }
 
@@ -188,8 +189,9 @@ impl TrimmedMethod {
         term.density >= 1.0
     }
 
-    fn stream(&self, tensor: &Tensor<'_>, term: &TrimTerm) -> Stream {
-        Stream::new(tensor.seed, &format!("drop {}", term.stream), tensor.name)
+    fn coin(tensor: &Tensor<'_>, term: &TrimTerm) -> Coin {
+        let stream = Stream::new(tensor.seed, &format!("drop {}", term.stream), tensor.name);
+        Coin::new(stream, term.density)
     }
 
     /// Whether a random drop leaves something of a term and takes something.
@@ -237,15 +239,15 @@ impl TrimmedMethod {
             }
             return Ok(());
         }
-        let mut draws = [0; TILE];
-        let draws = &mut draws[..n];
-        fill(level, &found.stream, tile.first, draws);
         if self.drop == Drop::Random {
             let mut words = [0; TILE / 64];
-            mark_below(level, draws, chance(term.density), &mut words);
+            found.coin.flip(level, tile.first, n, &mut words);
             keep_marked(level, &words, 0, delta);
             return Ok(());
         }
+        let mut draws = [0; TILE];
+        let draws = &mut draws[..n];
+        fill(level, &found.coin.stream, tile.first, draws);
         let probabilities = self.probabilities::<R>(tensor, index, tile.first, n)?;
         let expected = self.parameters.rescale == Rescale::Expectation;
         for ((x, draw), p) in delta.iter_mut().zip(draws).zip(probabilities) {
@@ -289,7 +291,7 @@ impl TrimmedMethod {
         };
         let limits: Vec<Vec<u64>> =
             terms.iter().map(|term| if Self::draws(term) { limits(term) } else { Vec::new() }).collect();
-        let streams: Vec<Stream> = terms.iter().map(|term| self.stream(tensor, term)).collect();
+        let streams: Vec<Stream> = terms.iter().map(|term| Self::coin(tensor, term).stream).collect();
         let parts = tensor.rows::<R, Part, _>(crew, length, |row, inputs| {
             let tile = Tile { level: tensor.level, first: row * length, inputs };
             let mut part = Part::default();
@@ -333,10 +335,7 @@ impl TrimmedMethod {
                     let mut words = [0; TILE / 64];
                     let norms = &mut part.norms[index];
                     if self.drop == Drop::Random && Self::draws(&terms[index]) {
-                        let mut draws = [0; TILE];
-                        let draws = &mut draws[..delta.len()];
-                        fill(tile.level, &found[index].stream, tile.first, draws);
-                        mark_below(tile.level, draws, chance(terms[index].density), &mut words);
+                        found[index].coin.flip(tile.level, tile.first, delta.len(), &mut words);
                         let (before, after) = sum_abs_marked(tile.level, delta, &words);
                         *norms = (norms.0 + before, norms.1 + after);
                     } else {
@@ -347,8 +346,9 @@ impl TrimmedMethod {
                         norms.1 += sum_abs(tile.level, delta);
                     }
                     if remembers && Self::draws(&terms[index]) {
-                        part.words[index].reserve_exact(CHUNK as usize / 64);
-                        part.words[index].extend(&words[..delta.len().div_ceil(64)]);
+                        let all = &mut part.words[index];
+                        all.reserve_exact((CHUNK as usize / 64).saturating_sub(all.len()));
+                        all.extend_from_slice(&words[..delta.len().div_ceil(64)]);
                     }
                 }
                 *n += tile.inputs.first().map_or(0, Vec::len);
@@ -357,11 +357,6 @@ impl TrimmedMethod {
         let failed = lock(&failed).take();
         failed.map_or(Ok(parts), Err)
     }
-}
-
-/// A probability as a bound on 32-bit draws.
-fn chance(p: f64) -> u64 {
-    (p * 4_294_967_296.0) as u64
 }
 
 impl<R: Real> Method<R> for TrimmedMethod {
@@ -383,7 +378,7 @@ impl<R: Real> Method<R> for TrimmedMethod {
     fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
         let n = tensor.elements;
         let terms = &self.parameters.terms;
-        let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(self.stream(tensor, term))).collect();
+        let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(Self::coin(tensor, term))).collect();
         if self.cuts_by_magnitude() {
             let counts: Vec<Vec<u64>> = terms
                 .iter()
@@ -435,7 +430,7 @@ impl<R: Real> Method<R> for TrimmedMethod {
         let mut all = deltas(tile, self.ends());
         let mut kept = vec![0u32; if self.sum == Sum::Mean { out.len() } else { 0 }];
         for (index, (delta, term)) in all.iter_mut().zip(&self.parameters.terms).enumerate() {
-            let nothing = found.is_none().then(|| Found::nothing(self.stream(tensor, term)));
+            let nothing = found.is_none().then(|| Found::nothing(Self::coin(tensor, term)));
             let Some(found) = found.map(|found| &found[index]).or(nothing.as_ref()) else { continue };
             self.trim(tensor, tile, index, found, delta)?;
             let expected = self.parameters.rescale == Rescale::Expectation && self.drop == Drop::Random;
