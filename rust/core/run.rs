@@ -26,7 +26,7 @@ use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, Crew};
 
 /// Input bytes of tensors that are prepared together before their blocks are written: large enough to keep every
-/// thread busy, small enough that the pages are still in memory for the second pass.
+/// thread busy, small enough that the pages, on some machines the cache, still hold them for the second pass.
 const GROUP: u64 = 64 << 20;
 
 /// Blocks whose inputs are let go of together: unmapping interrupts the other cores, so not after every block.
@@ -193,11 +193,8 @@ impl Run<'_> {
         let mut from = 0;
         while from < blocks.len() {
             let to = self.group(&blocks, from);
-            let t0=Instant::now();
             self.prepare(&blocks[from..to])?;
-            let t1=Instant::now();
             self.blocks(&blocks[from..to])?;
-            if std::env::var("TT").is_ok() { eprintln!("blocks {} prepare {:.1} ms blocks {:.1} ms", to-from, (t1-t0).as_secs_f64()*1e3, t1.elapsed().as_secs_f64()*1e3);}
             for job in blocks[from].jobs.start..blocks[to - 1].jobs.end {
                 let needed_later = blocks.get(to).is_some_and(|block| block.jobs.contains(&job));
                 if !needed_later {

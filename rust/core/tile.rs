@@ -171,7 +171,8 @@ impl Tiler {
         match method {
             Some(method) => {
                 let tile = Tile { level, first, inputs };
-                exact = method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
+                exact =
+                    method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
             }
             None => out.copy_from_slice(&inputs[0]),
         }
@@ -185,7 +186,8 @@ impl Tiler {
                     _ => None,
                 };
                 let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
-                let elsewhere = kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
+                let elsewhere =
+                    kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
                 let plain = R::IS_F32 && place.draws.is_none() && program.job.dtype == Dtype::BF16 && counted;
                 if plain && (exact || sum.is_none()) && elsewhere.is_none() {
                     let share = if sum.is_some() { CANCELLED } else { 0.0 };

@@ -45,8 +45,7 @@ fn all<R: Real, const KEEPS: bool>(
     let n = target.len();
     let factors = (alpha, R::from_f64(alpha), R::from_f64(share));
     let (delta, donor, reference) = (&delta[..n], &donor[..n], &reference[..n]);
-    let mut lanes =
-        Lanes { sums: [[0.0; LANES]; 5], changed: [0; LANES], lost: [0; LANES], odd: [0; LANES] };
+    let mut lanes = Lanes { sums: [[0.0; LANES]; 5], changed: [0; LANES], lost: [0; LANES], odd: [0; LANES] };
     let (pairs, _) = bytes.as_chunks_mut::<2>();
     let (out, out_rest) = pairs.as_chunks_mut::<LANES>();
     let (t, t_rest) = target.as_chunks::<LANES>();

@@ -11,6 +11,7 @@ pub mod encode;
 pub mod finish;
 pub mod narrow;
 pub mod philox;
+pub mod rank;
 pub mod stats;
 pub mod trim;
 pub mod widen;
@@ -19,9 +20,8 @@ use std::cell::RefCell;
 
 pub use dispatch::Level;
 
-/// Elements of one compute tile: half a dozen buffers of this length fit the first-level cache. Measured on Sapphire
-/// Rapids, CPU time of a transfer against 1024: 4096 a fifth more, 2048 a twentieth; 512 less by as much, but more where
-/// a method has buffers to set up.
+/// Elements of one compute tile: a dozen buffers of this length fit the first-level cache. Measured on Sapphire Rapids,
+/// CPU time of a transfer: 1024 takes a twentieth more, 2048 a tenth, 4096 a quarter.
 pub const TILE: usize = 512;
 
 /// Lanes of every floating-point sum; element `i` of a tile goes to lane `i % LANES`.

@@ -1,6 +1,7 @@
 //! Merge methods.
 
 pub mod arcee_fusion;
+pub mod by_rank;
 pub mod coin;
 pub mod control;
 pub mod elementwise;

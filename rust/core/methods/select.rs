@@ -153,7 +153,10 @@ fn guess<R: Real>(tensor: &Tensor<'_>, queries: &mut [Query<R>], scores: &Scores
     tensor.sample(wanted, PLACES, PIECE, &mut |tile| {
         let scores = scores(tile);
         samples.resize_with(scores.len(), Vec::new);
-        samples.iter_mut().zip(scores.iter()).for_each(|(sample, scores)| sample.extend(scores.iter().map(|x| x.abs())));
+        samples
+            .iter_mut()
+            .zip(scores.iter())
+            .for_each(|(sample, scores)| sample.extend(scores.iter().map(|x| x.abs())));
     })?;
     for query in queries {
         let sample = &mut samples[query.score];
@@ -282,8 +285,8 @@ fn nth_equal<R: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::terms::deltas;
+    use super::*;
     use crate::control::Control;
     use crate::dtype::Dtype;
     use crate::input::Input;

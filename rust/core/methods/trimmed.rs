@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 
+use super::by_rank;
 use super::coin::{chance, Coin};
 use super::mask::Mask;
 use super::ranks::ranks;
@@ -297,19 +298,16 @@ impl TrimmedMethod {
             let mut part = Part::default();
             let mut draws = vec![0; n];
             for (index, delta) in deltas(&tile, self.ends()).iter_mut().enumerate() {
-                let before = sum_abs(tile.level, delta);
                 let mut words = Vec::new();
                 if Self::draws(&terms[index]) {
                     fill(tile.level, &streams[index], tile.first, &mut draws);
                     words.resize(n.div_ceil(64), 0u64);
-                    ranks(delta, |i, rank| {
-                        words[i / 64] |= u64::from(u64::from(draws[i]) < limits[index][rank]) << (i % 64);
-                    });
-                    keep_marked(tile.level, &words, 0, delta);
-                } else if !Self::whole(&terms[index]) {
-                    delta.fill(R::ZERO);
+                    by_rank::keep(tile.level, delta, &draws, &limits[index], &mut words);
+                    part.norms.push(sum_abs_marked(tile.level, delta, &words));
+                } else {
+                    let before = sum_abs(tile.level, delta);
+                    part.norms.push((before, if Self::whole(&terms[index]) { before } else { 0.0 }));
                 }
-                part.norms.push((before, sum_abs(tile.level, delta)));
                 part.words.push(words);
             }
             part
