@@ -97,10 +97,10 @@ class Pool:
         for worker in workers:
             self._next(worker, waiting)
         while busy := [worker for worker in workers if worker.job is not None]:
-            # the process itself is waited for, too: what it started may outlive it and hold its pipe open
-            ready = set(connection.wait([handle for w in busy for handle in (w.pipe, w.process.sentinel)]))
+            ready = set(connection.wait([worker.pipe for worker in busy], timeout=PATIENCE))
             for worker in busy:
-                if worker.job is None or ready.isdisjoint((worker.pipe, worker.process.sentinel)):
+                # the process itself is asked for, too: what it started may outlive it and hold its pipe open
+                if worker.job is None or (worker.pipe not in ready and worker.process.exitcode is None):
                     continue
                 try:
                     # what a worker said before it died counts
@@ -150,6 +150,7 @@ class Pool:
                 worker.pipe.send(worker.job)
 
 
+PATIENCE = 1.0  # seconds between two looks at workers that say nothing
 GRACE = 5.0  # seconds in which a process may end by itself
 
 
