@@ -197,6 +197,26 @@ def test_ctrl_c_ends_in_order(tmp_path):
 # --- sweep
 
 
+def test_ctrl_c_ends_a_sweep_and_its_workers(tmp_path):
+    out = tmp_path / "out"
+    arguments = [*trio(), *local(), "--max-gen-toks", 300, "--batch-size", 1, "--jobs", 2, "-o", out]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskvec", "sweep", *map(str, arguments)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not (out / "experiment.yaml").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too, which are getting ready
+    _, err = process.communicate(timeout=60)  # stderr ends when the workers, who have it too, have ended
+    assert process.returncode == 130, err
+    assert err.splitlines()[-2:] == [
+        "error: interrupted",
+        "  hint: run the same command again to go on where it stopped",
+    ]
+    assert "Traceback" not in err
+
+
 def test_a_sweep_from_the_command_line(capsys, tmp_path):
     out = tmp_path / "out"
     arguments = [

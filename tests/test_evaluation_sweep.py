@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from evaluation_models import merge_with_torch, tiny
 from taskvec.errors import EvaluationError, OutputError
+from taskvec.evaluation import workers
+from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.events import Event
 from taskvec.evaluation.experiment import Experiment, experiment
 from taskvec.evaluation.locking import locked
@@ -232,10 +235,17 @@ def test_workers_give_the_same_samples(undisturbed, tmp_path):
     assert any(event.kind == "progress" for event in events)
 
 
+@pytest.mark.gpu
+def test_workers_on_a_gpu_give_every_arm(tmp_path):  # on the CPU: test_workers_give_the_same_samples
+    evaluation = {"batch_size": 32, "include_path": str(tiny().tasks)}
+    whole = small(**{**FEW, "alphas": [0]}, evaluation=evaluation)
+    report = run_sweep(whole, tmp_path / "out", merge=merge_with_torch(whole), devices=("0",))
+    assert {record.environment["device"] for record in report.records} == {"cuda:0"}
+    assert [(check.samples, check.different) for check in report.checks] == [(24, 0)]
+
+
 def test_a_worker_that_dies_is_named_and_the_rest_goes_on(tmp_path, monkeypatch):
     whole = small(**FEW)
-    from taskvec.evaluation import workers
-
     pools: list[workers.Pool] = []
     begin = workers.Pool.__init__
 
@@ -258,9 +268,32 @@ def test_a_worker_that_dies_is_named_and_the_rest_goes_on(tmp_path, monkeypatch)
         )
     assert killed[0] in str(error.value)
     assert killed[0] not in arms_of(tmp_path / "out")
-    assert len(arms_of(tmp_path / "out")) == 2
+    assert len(arms_of(tmp_path / "out")) == 3  # every other arm
     run_sweep(whole, tmp_path / "out", merge=merge_with_torch(whole))
     assert set(arms_of(tmp_path / "out")) == {"baseline", "donor", "reference", "alpha=1"}
+
+
+def _die_and_leave_a_child(pipe: Any) -> None:
+    """A worker that ends in the middle of a job, while a process that it started holds its pipe open."""
+    pipe.recv()
+    if os.fork() == 0:
+        time.sleep(40)
+    os._exit(3)
+
+
+def test_a_worker_is_missed_though_its_child_holds_the_pipe(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_die_and_leave_a_child, args=(theirs,))
+    process.start()
+    theirs.close()
+    pool = workers.Pool(["cpu"], small().settings(), tmp_path)
+    pool._workers = [workers._Worker(process, ours, "cpu")]
+    job = workers.Job(Arm("one", "baseline"), "nowhere", "", "nowhere")
+    begun = time.monotonic()
+    with pool, pytest.raises(EvaluationError, match="ended \\(exit code 3\\) while it evaluated arm `one`"):
+        pool.run([job], lambda *_: None, lambda _: None)
+    assert time.monotonic() - begun < 30
 
 
 KILLED = """

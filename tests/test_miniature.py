@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import taskvec
-from taskvec.evaluation.miniature import build, data, grpo, model, optimiser, tokenizer, training
+from command_line import invoke
+from taskvec.evaluation import harness
+from taskvec.evaluation.miniature import build, data, demo, grpo, model, optimiser, tokenizer, training
 
 HASTY = build.Recipe(
     base=replace(build.RECIPE.base, steps=2, decay=1),
@@ -343,3 +352,149 @@ def test_task_scores_the_right_answer(built):
     assert grpo.reward(document["answer"], int(document["final"])) == 1.0
     assert task.process_results(document, [document["final"]])["exact_match"] == 1.0
     assert task.process_results(document, ["no number"])["exact_match"] == 0.0
+
+
+# ------------------------------------------------------------------------------------ taskvec demo --paper
+
+
+@pytest.fixture
+def hasty(built, monkeypatch, tmp_path):
+    """A folder whose donor is still to be trained, and a command that trains hastily and asks little."""
+    folder = tmp_path / "paper"
+    shutil.copytree(built.base.parent, folder / "models")
+    shutil.rmtree(folder / "models" / "donor")
+    monkeypatch.setattr(build, "build", partial(build.build, recipe=HASTY, problems=24))
+    monkeypatch.setattr(build, "unpack", partial(build.unpack, problems=24))
+    return folder
+
+
+def test_the_paper_in_miniature_from_the_command_line(hasty, capsys):
+    done = invoke(capsys, "demo", "--paper", hasty, "--seed", 7, "--jobs", 1)
+    assert done.code == 0, done.err
+    assert "training donor: at most 1 steps" in done.err
+    assert "training base" not in done.err  # it was there
+    header, *rows = done.out.splitlines()
+    assert header.split() == [
+        "exact_match", "(%)", "against", "the", "target", "p", "(Holm)", "typo", "distractor", "order",
+    ]  # fmt: skip
+    names = ["reference", "donor", "target", "−1 v", "0 v", "+0.5 v", "+1 v", "+1.5 v"]
+    names += ["random 1", "random 2", "random 3", "permuted 1", "SFT vector"]
+    assert [row.partition("  ")[0] for row in rows[: len(names)]] == names
+    assert "gate       NOT PASSED: the donor is no difference to reference shown" in done.out
+    assert "Nothing is claimed of the vector on miniature" in done.out
+    assert str(hasty / "report" / "report.html") in done.out
+
+    # the same command goes on: with nothing, or with what is missing
+    report = json.loads((hasty / "report" / "report.json").read_text())
+    (hasty / "report" / "arms" / "random-2.json").unlink()
+    again = invoke(capsys, "demo", "--paper", hasty, "--seed", 7, "--jobs", 1, "--json")
+    assert again.code == 0, again.err
+    assert "training" not in again.err
+    assert again.err.count("evaluated before under the same settings") == len(report["arms"]) - 1
+    found = json.loads(again.out)
+    assert (found["seed"], found["out"]) == (7, str(hasty / "report"))
+    assert Path(found["models"]["donor"], "model.safetensors").is_file()
+    assert found["report"]["comparisons"] == report["comparisons"]
+    assert found["report"]["gate"][0]["passed"] is False
+
+
+def test_another_seed_is_refused_in_the_same_folder(hasty, capsys):
+    done = invoke(capsys, "demo", "--paper", hasty, "--seed", 8)
+    assert (done.code, done.out) == (2, "")
+    assert "holds the models of another seed or recipe" in done.err
+
+
+def test_pretrained_models_are_not_trained(built, hasty, capsys, monkeypatch):
+    file = build.pack(built, hasty / "miniature.zip")
+    shutil.rmtree(hasty / "models")
+    monkeypatch.setattr(build, "build", None)
+    swept: list[object] = []
+
+    def sweep(experiment, out, **options):
+        swept.extend((experiment, options["jobs"]))
+        raise taskvec.EvaluationError(f"stopped before {out}")
+
+    monkeypatch.setattr(demo, "run_sweep", sweep)
+    done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", file, "--jobs", 2)
+    assert "stopped before" in done.err
+    experiment, jobs = swept
+    assert jobs == 2
+    assert experiment.evaluation.seed == 7
+    for role in ("base", "target", "reference", "donor"):
+        theirs = Path(getattr(experiment, role), "model.safetensors").read_bytes()
+        assert theirs == (getattr(built, role) / "model.safetensors").read_bytes()
+
+
+def test_a_bad_archive_is_one_line(built, hasty, capsys):
+    file = build.pack(built, hasty / "miniature.zip")
+    whole = file.read_bytes()
+    at = len(whole) // 2
+    for content in (whole[:at], whole[:at] + bytes(200) + whole[at + 200 :], b"no archive"):
+        file.write_bytes(content)
+        shutil.rmtree(hasty / "models", ignore_errors=True)
+        done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", file)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith(f"error: `{file}` is no archive of miniature checkpoints: ")
+        assert len(done.err.splitlines()) == 1
+    done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", hasty / "none.zip")
+    assert done.code == 2
+    assert "is not there" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", 3], "`--seed` needs `--paper`"),
+        (["--pretrained", "a.zip"], "`--pretrained` needs `--paper`"),
+        (["--jobs", 2], "`--jobs` needs `--paper`"),
+        (["--paper", "--overwrite"], "`--overwrite` is not for the demo with `--paper`"),
+        (["--paper", "--threads", 2], "`--threads` is not for the demo with `--paper`"),
+        (["--paper", "--seed", 3, "--pretrained", "a.zip"], "`--seed` goes with training"),
+        (["--paper", "--seed", -1], "`--seed`"),
+        (["--paper", "--jobs", 0], "`--jobs`"),
+    ],
+)
+def test_options_that_make_no_sense_are_usage_errors(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke(capsys, "demo", *options)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _name: None)
+    done = invoke(capsys, "demo", "--paper", tmp_path / "paper")
+    assert done.code == 2
+    assert done.err.splitlines() == [
+        "error: evaluation needs the extra `eval`: `lm_eval` is not installed",
+        "  hint: pip install 'taskvec[eval]'",
+    ]
+    assert not (tmp_path / "paper").exists()
+
+
+def test_ctrl_c_while_training_leaves_what_is_finished(built, tmp_path):
+    models = tmp_path / "taskvec-paper" / "models"  # the folder if none is named
+    shutil.copytree(built.base.parent, models)
+    for role in ("target", "donor"):
+        shutil.rmtree(models / role)
+    mark = json.loads((models / build.MARK).read_text())
+    (models / build.MARK).write_text(json.dumps({**mark, "recipe": repr(build.RECIPE)}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taskvec", "demo", "--paper", "--seed", "7"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not (models / ".donor.part").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the training beside, too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-2:] == [
+        "error: interrupted",
+        "  hint: run the same command again to go on where it stopped",
+    ]
+    assert "Traceback" not in err
+    assert {path.name for path in models.iterdir() if path.is_dir()} >= {"base", "reference"}
+    assert not (models / "donor").exists()
+    assert not (models / ".donor.part").exists()

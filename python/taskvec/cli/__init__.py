@@ -184,7 +184,8 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return fail(_usage(error, verb), EXIT_USAGE, command=verb, as_json=as_json, verbose=verbose)
     except (KeyboardInterrupt, click.Abort):
-        hint = "run the same command again to go on where it stopped" if verb in RESUMABLE else None
+        goes_on = verb in RESUMABLE or (verb == "demo" and "--paper" in arguments)
+        hint = "run the same command again to go on where it stopped" if goes_on else None
         failure = UsageError("interrupted", hint)
         return fail(failure, EXIT_INTERRUPTED, command=verb, as_json=as_json, verbose=False)
     except Exception as error:

@@ -120,6 +120,7 @@ class _Watch:
         self._console = console
         self._live = is_terminal(sys.stderr) and not console.quiet
         self._begun: dict[str, float] = {}
+        self._trained: set[str] = set()
         self._drawn = False
 
     def __call__(self, event: Event) -> None:
@@ -140,8 +141,16 @@ class _Watch:
             taken = time.monotonic() - self._begun.get(event.arm, time.monotonic())
             self._console.step(f"{event.arm}: done in {duration(taken)} ({event.done} of {event.total} arms)")
 
+    def training(self, name: str, done: int, most: int) -> None:
+        """A step of the training of a model."""
+        if name not in self._trained:
+            self._trained.add(name)
+            self._clear()
+            self._console.step(f"training {name}: at most {most} steps")
+        self._draw(f"{name}: {done} of at most {most} steps")
+
     def close(self) -> None:
-        """Leave the last line as it is."""
+        """Take the line that is drawn over away."""
         self._clear()
 
     def _draw(self, text: str) -> None:
@@ -159,9 +168,19 @@ class _Watch:
 
 def show(console: Console, report: Report, out: Path) -> None:
     """Print a finished report: the table of arms, what may be concluded, where the files are."""
+    page = console.data()
+    _table(page, report)
+    show_conclusions(page, report)
+    page.fact("report", printable(out / "report.html"))
+    console.show(page)
+    console.emit({"out": str(out), "report": report.to_json()})
+    show_warnings(console, report)
+
+
+def _table(page: Page, report: Report) -> None:
+    """The arms of a report, their scores and what they differ from the baseline by."""
     from taskvec.evaluation.rendering import arm_rows
 
-    page = console.data()
     several = len(report.tasks) > 1
     header = [
         "arm",
@@ -184,10 +203,10 @@ def show(console: Console, report: Report, out: Path) -> None:
         )  # fmt: skip
     shift = int(several)
     page.table(header, rows, right=(1 + shift, 2 + shift, 3 + shift, 5 + shift, 6 + shift))
-    _conclusions(page, report)
-    page.fact("report", printable(out / "report.html"))
-    console.show(page)
-    console.emit({"out": str(out), "report": report.to_json()})
+
+
+def show_warnings(console: Console, report: Report) -> None:
+    """Say on stderr what is to be known before the scores are believed."""
     warnings = console.talk()
     for record in report.records:
         for text in record.warnings:
@@ -202,7 +221,8 @@ def show(console: Console, report: Report, out: Path) -> None:
     console.say(warnings)
 
 
-def _conclusions(page: Page, report: Report) -> None:
+def show_conclusions(page: Page, report: Report) -> None:
+    """Which alpha was chosen how, and what may be claimed."""
     if report.choice is not None and report.choice.scores:
         page.line()
         chosen = f"alpha = {report.choice.alpha:g} was {report.choice.how}"

@@ -287,7 +287,8 @@ def _stdout_to_stderr() -> Iterator[None]:
 def _quiet_lm_eval() -> Iterator[None]:
     """Keep lm-eval's talk to errors, its bars away, and from doing anew what costs seconds in every arm.
 
-    That is to collect the environment, and to compile a task's templates for each document and use of them.
+    That is to collect the environment, to ask git about the current folder, which has nothing to do with the
+    model, and to compile a task's templates for each document and use of them.
     """
     import lm_eval.evaluator as evaluator
     import lm_eval.utils as utils
@@ -295,9 +296,11 @@ def _quiet_lm_eval() -> Iterator[None]:
 
     logger = logging.getLogger("lm_eval")
     level, collect, begin = logger.level, evaluator.add_env_info, tqdm.__init__
+    ask_git = evaluator.get_git_commit_hash
     if not logger.isEnabledFor(logging.DEBUG):
         logger.setLevel(logging.ERROR)
     evaluator.add_env_info = lambda _storage: None  # type: ignore[assignment]
+    evaluator.get_git_commit_hash = lambda: None  # type: ignore[assignment]
     tqdm.__init__ = functools.partialmethod(begin, disable=True)  # type: ignore[method-assign]
     compiled = utils.env.from_string
     utils.env.from_string = functools.lru_cache(maxsize=256)(compiled)  # type: ignore[method-assign]
@@ -306,6 +309,7 @@ def _quiet_lm_eval() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         evaluator.add_env_info = collect
+        evaluator.get_git_commit_hash = ask_git
         tqdm.__init__ = begin  # type: ignore[method-assign]
         utils.env.from_string = compiled  # type: ignore[method-assign]
 

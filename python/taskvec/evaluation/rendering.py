@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,9 @@ def _environment(*, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell
-    )
+        label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
+        quoted=lambda text: json.dumps(text, ensure_ascii=False),
+    )  # fmt: skip
     return environment
 
 

@@ -126,8 +126,8 @@ def paper_settings(settings: Settings) -> Settings:
 
 def torch_device(device: str | None) -> str:
     """The device in torch's words: a bare number is a GPU, none is the GPU where there is one."""
-    import torch
-
     if device is None:
+        import torch
+
         return "cuda" if torch.cuda.is_available() else "cpu"
     return f"cuda:{device}" if device.isdigit() else device

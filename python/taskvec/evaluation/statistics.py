@@ -5,6 +5,7 @@ Everything here takes plain numbers and knows nothing of arms.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def detectable(
     return max(floor, float(root))  # type: ignore[arg-type]
 
 
+@functools.cache
 def _z(alpha: float) -> float:
     """The two-sided normal quantile of `alpha`."""
     from scipy import stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from .experiment import Experiment
 from .harness import evaluate_into, finished, require_extra, resolve
 from .locking import locked
 from .merging import MergeArms, Merger, arm_weights, model_of
-from .record import ArmRecord, write_whole
+from .record import ArmRecord, record_path, write_whole
 from .report import Report, build_report, write_report
 from .scratch import Scratch, read_facts
 from .settings import Settings, torch_device
@@ -35,6 +36,7 @@ def run_sweep(
     keep: bool = False,
     devices: Sequence[str] = (),
     jobs: int = 1,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run an experiment and write its report.
@@ -59,6 +61,8 @@ def run_sweep(
         GPU numbers or torch devices: one worker process each. Without any, arms run in this process.
     jobs : int
         Worker processes, where `devices` are not named: they share the one device.
+    threads : int, optional
+        Torch threads of a worker on the CPU; by default the cores are divided among them.
     progress : callable, optional
         Called with an `Event`.
 
@@ -74,12 +78,19 @@ def run_sweep(
     require_extra()
     from .tasks import find_tasks
 
-    settings = experiment.settings()
-    find_tasks(settings)  # an unknown task is found before anything is merged
-    out = Path(out)
-    with locked(out):
+    out, settings = Path(out), experiment.settings()
+    workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
+    if workers:
+        # the kind of device is part of an arm's identity: this process has to name the workers' own
+        settings = replace(settings, device="cuda" if workers[0].isdigit() else workers[0])
+    with contextlib.ExitStack() as opened:
+        pool = opened.enter_context(Pool(workers, settings, out, threads)) if workers else None
+        if pool is not None and not all(record_path(out, a.name).exists() for a in planned_arms(experiment)):
+            pool.start()  # they get ready while this process does
+        find_tasks(settings)  # an unknown task is found before anything is merged
+        opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
-        runner = _Runner(experiment, settings, out, devices, jobs, progress or (lambda _event: None))
+        runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
         runner.scratch = Scratch(
             scratch or out / "scratch",
             out / "merges",
@@ -88,39 +99,41 @@ def run_sweep(
             budget=budget,
             keep=keep,
         )
-        try:
-            records = runner.run(planned_arms(experiment))
-            think = experiment.think if experiment.think_only else None
-            choice = choose_alpha(records, split(experiment), think=think)
-            if choice is not None:
-                records += runner.run(
-                    control_arms(
-                        alpha=choice.alpha,
-                        random=experiment.controls.random,
-                        permuted=experiment.controls.permuted,
-                        think=experiment.think,
-                        think_only=experiment.think_only,
-                        perturb=experiment.perturb,
-                    )
-                )
-        finally:
-            runner.close()
-        runner.scratch.clear()
-        merges = {
-            record.name: facts
-            for record in records
-            if record.kind in MERGED
-            and (facts := read_facts(out / "merges" / f"{record.arm.weights}.json")) is not None
-        }
-        report = build_report(
-            records,
-            split=split(experiment),
-            think=think,
-            merges=merges,
-            commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
-        )
+        report = _every_arm(experiment, out, runner)
         write_report(report, out)
         return report
+
+
+def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
+    """Run the arms, choose alpha, run the arms that wait for it, and compare."""
+    records = runner.run(planned_arms(experiment))
+    think = experiment.think if experiment.think_only else None
+    choice = choose_alpha(records, split(experiment), think=think)
+    if choice is not None:
+        records += runner.run(
+            control_arms(
+                alpha=choice.alpha,
+                random=experiment.controls.random,
+                permuted=experiment.controls.permuted,
+                think=experiment.think,
+                think_only=experiment.think_only,
+                perturb=experiment.perturb,
+            )
+        )
+    runner.scratch.clear()
+    merges = {
+        record.name: facts
+        for record in records
+        if record.kind in MERGED
+        and (facts := read_facts(out / "merges" / f"{record.arm.weights}.json")) is not None
+    }
+    return build_report(
+        records,
+        split=split(experiment),
+        think=think,
+        merges=merges,
+        commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
+    )
 
 
 def planned_arms(experiment: Experiment) -> list[Arm]:
@@ -154,23 +167,17 @@ class _Runner:
         experiment: Experiment,
         settings: Settings,
         out: Path,
-        devices: Sequence[str],
-        jobs: int,
+        pool: Pool | None,
         progress: Progress,
     ) -> None:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
         named = (getattr(experiment, role) for role in ("target", "donor", "reference", "base", "vector"))
         self._models = {model: resolve(model) for model in dict.fromkeys(filter(None, named))}
         self._digests = {model: weights for model, (_, weights) in self._models.items()}
-        self._devices = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
-        self._pool: Pool | None = None
+        self._pool = pool
         # a collection takes most of a second in a process that knows lm-eval's tasks
         self._large = model_bytes(experiment.target) > LARGE
         self._done = self._known_of = 0
-        if self._devices:
-            # the kind of device is part of an arm's identity: this process has to name the workers' own
-            first = self._devices[0]
-            self._settings = replace(settings, device="cuda" if first.isdigit() else first)
 
     def run(self, arms: list[Arm]) -> list[ArmRecord]:
         """The records of `arms`, in their order."""
@@ -187,39 +194,35 @@ class _Runner:
                 records[arm.name] = known
                 self._done += 1
                 self._tell("known", arm.name)
-        given = [arm for arm in pending if arm.kind not in MERGED]
-        named = [model_of(arm, self._experiment) for arm in given]
-        self._evaluate(
-            [
-                Job(arm, self._models[model][0], identities[arm.weights], model)
-                for arm, model in zip(given, named, strict=True)
+        jobs = [
+            Job(arm, self._models[model][0], identities[arm.weights], model)
+            for arm in pending
+            if arm.kind not in MERGED
+            for model in (model_of(arm, self._experiment),)
+        ]
+        batches = list(_batches([arm for arm in pending if arm.kind in MERGED], self.scratch.capacity))
+        for batch in batches or [[]]:
+            models: dict[str, Path] = {}
+            if batch:  # merged before the first job begins: models that do not fit are found early
+                self._tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
+                models = self.scratch.models(batch, identities)
+            jobs += [
+                Job(arm, str(models[arm.weights]), identities[arm.weights], f"merged: {arm.weights}")
+                for arm in batch
             ]
-        )
-        for batch in _batches([arm for arm in pending if arm.kind in MERGED], self.scratch.capacity):
-            self._tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
-            models = self.scratch.models(batch, identities)
             try:
-                self._evaluate(
-                    [
-                        Job(arm, str(models[arm.weights]), identities[arm.weights], f"merged: {arm.weights}")
-                        for arm in batch
-                    ]
-                )
+                self._evaluate(jobs)
             except EvaluationError:
                 for name in models:  # weights that could not be evaluated are made anew next time
                     self.scratch.release(name)
                 raise
+            jobs = []
         for arm in pending:
             found = finished(self._out, self._settings, arm, identities[arm.weights])
             if found is None:
                 raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
             records[arm.name] = found
         return [records[arm.name] for arm in arms]
-
-    def close(self) -> None:
-        """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
 
     def _evaluate(self, jobs: list[Job]) -> None:
         """Evaluate arms, on the workers or in this process; merged weights go when no arm needs them."""
@@ -237,8 +240,7 @@ class _Runner:
 
         if not jobs:
             return
-        if self._devices:
-            self._pool = self._pool or Pool(self._devices, self._settings, self._out)
+        if self._pool is not None:
             self._pool.run(jobs, say, done)
             return
         from .blocks import free_memory

@@ -10,10 +10,9 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,12 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from taskvec.errors import FormatError, NotFoundError, OutputError
+from taskvec.errors import Error, FormatError, NotFoundError, OutputError
+from taskvec.evaluation.locking import locked
 from taskvec.evaluation.miniature import data, grpo, model, tokenizer
 from taskvec.evaluation.miniature.training import Progress, Stage, train
+from taskvec.evaluation.record import write_whole
+from taskvec.evaluation.workers import end_with_parent, start_undisturbed
 
 Role = Literal["base", "target", "reference", "donor"]
 
@@ -35,6 +37,8 @@ PROBLEMS = 1500
 DEVELOPMENT = 1 / 3
 """The share of the problems on which alpha is chosen and the donor is held against its reference."""
 MARK = "miniature.json"
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
+"""What reading a file raises that is no archive, or a damaged one."""
 FORMAT = 1
 
 
@@ -51,13 +55,21 @@ class Recipe:
 RECIPE = Recipe(
     base=Stage(
         "base",
-        {"problem1": 0.15, "problem2": 0.15, "problem3": 0.2, "fact": 0.4, "letters": 0.05, "chat": 0.05},
+        {
+            "problem1": 0.1,
+            "problem2": 0.05,
+            "problem3": 0.1,
+            "aside": 0.4,
+            "fact": 0.25,
+            "letters": 0.05,
+            "chat": 0.05,
+        },
         rate=3e-3,
         muon=5e-3,
         warmup=10,
         # Stopped by its accuracy, a base knows enough to draw right answers and leaves something to learn;
         # a fixed number of steps gave too little and too much.
-        steps=500,
+        steps=700,
         until=0.4,
         decay=40,
         prompt_weight=0.2,
@@ -131,13 +143,12 @@ def build(
     """
     directory = Path(directory)
     _claim(directory, {"format": FORMAT, "seed": seed, "recipe": repr(recipe)})
-    with _one_thread():
+    with one_thread(), locked(directory):
         _make(directory, "base", seed, recipe, progress)
-        with _beside(directory, seed, recipe) as target:
+        with _beside(directory, seed, recipe):
             _make(directory, "reference", seed, recipe, progress)
             _make(directory, "donor", seed, recipe, progress)
-            if target is not None:
-                target.result()
+        _make(directory, "target", seed, recipe, progress)  # if the other process came to nothing
     return _models(directory, seed, problems)
 
 
@@ -172,7 +183,7 @@ def unpack(
     if not file.is_file():
         raise NotFoundError(f"`{file}` is not there", "name an archive that `--pack` wrote")
     try:
-        with zipfile.ZipFile(file) as archive:
+        with locked(directory), zipfile.ZipFile(file) as archive:
             mark = json.loads(archive.read(MARK))
             seed = int(mark["seed"])
             if mark["format"] != FORMAT:
@@ -186,7 +197,9 @@ def unpack(
                     if folder is not None:
                         for name in names:
                             (folder / name.split("/")[1]).write_bytes(archive.read(name))
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except Error:
+        raise
+    except DAMAGE as error:
         raise FormatError(f"`{file}` is no archive of miniature checkpoints: {error}") from error
     return _models(directory, seed, problems)
 
@@ -242,7 +255,9 @@ def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Prog
 def save(weights: model.Weights, words: Any, folder: Path) -> None:
     """Write a checkpoint through transformers: weights in float32, configuration, tokenizer."""
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of its own, for a file that is written in milliseconds
     network = Qwen2ForCausalLM(Qwen2Config(**model.CONFIGURATION))
     network.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"]})
     network.save_pretrained(folder)
@@ -268,27 +283,43 @@ def _appearing(folder: Path) -> Iterator[Path | None]:
     if folder.exists():
         yield None
         return
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir()
     try:
         yield unfinished
-        unfinished.chmod(0o755)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
-def _beside(directory: Path, seed: int, recipe: Recipe) -> Iterator[Future[None] | None]:
-    """The target's training in another process; none is started if the target is there."""
+def _beside(directory: Path, seed: int, recipe: Recipe) -> Iterator[None]:
+    """Train the target in another process meanwhile; none is started if the target is there."""
     if (directory / "target").exists():
-        yield None
+        yield
         return
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        yield pool.submit(_make, directory, "target", seed, recipe, None)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_make_alone, args=(directory, "target", seed, recipe), daemon=True
+    )
+    start_undisturbed(process)
+    try:
+        yield
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _make_alone(directory: Path, role: Role, seed: int, recipe: Recipe) -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+    _make(directory, role, seed, recipe, None)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread, which gives the same figures whatever the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -303,7 +334,7 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         mark = directory / MARK
         if not mark.exists():
-            mark.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            write_whole(mark, json.dumps(content) + "\n")
         elif json.loads(mark.read_text(encoding="utf-8")) != content:
             raise OutputError(
                 f"`{directory}` holds the models of another seed or recipe",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Split = Literal["train", "select", "test"]
@@ -27,6 +27,7 @@ _GAIN = (
     "{p} gets {n} from {f}.",
     "{p} picks up {n}.",
 )
+_OPENINGS = ("The", "A", "One", "There are", "It is", "Some")
 _LOSS = (
     "{p} loses {n}.",
     "{p} sells {n}.",
@@ -66,7 +67,8 @@ class Document:
 class Problem:
     """A word problem: sentences, their chain of numbers, and the final value.
 
-    ``chain`` is the start value followed by the signed changes; ``sentences`` is one sentence for each.
+    ``chain`` is the start value followed by the signed changes; ``sentences`` is one sentence for each, and
+    an aside among them if there is one.
     """
 
     person: str
@@ -126,13 +128,20 @@ def distinct(split: Split, seed: int, count: int) -> list[Problem]:
     return list(found.values())
 
 
+def with_asides(problems: Sequence[Problem], seed: int) -> list[Problem]:
+    """The same problems; every second one has a sentence that changes nothing."""
+    source = random.Random(f"asides {seed}")
+    return [_with_aside(source, problem) if i % 2 else problem for i, problem in enumerate(problems)]
+
+
 def documents(kinds: dict[str, float], seed: int) -> Iterator[Document]:
     """Endless training documents drawn from a weighted mixture.
 
     Parameters
     ----------
     kinds : dict
-        Weight of ``problem1``, ``problem2``, ``problem3`` (steps), ``fact``, ``letters``, ``chat``.
+        Weight of ``problem1``, ``problem2``, ``problem3`` (steps), ``aside`` (a problem with a sentence that
+        changes nothing), ``fact``, ``letters``, ``chat``.
     """
     source = random.Random(f"documents {sorted(kinds.items())} {seed}")
     streams = {f"problem{steps}": problems("train", seed, steps) for steps in range(1, STEPS + 1)}
@@ -141,6 +150,9 @@ def documents(kinds: dict[str, float], seed: int) -> Iterator[Document]:
         kind = source.choices(names, weights)[0]
         if kind in streams:
             yield next(streams[kind]).document
+        elif kind == "aside":
+            steps = source.randint(1, STEPS)
+            yield _with_aside(source, next(streams[f"problem{steps}"])).document
         else:
             yield {"fact": _fact, "letters": _letters, "chat": _chat}[kind](source)
 
@@ -163,6 +175,27 @@ def _tell(source: random.Random, chain: Sequence[int]) -> Problem:
         template = source.choice(_GAIN if change > 0 else _LOSS)
         sentences.append(template.format(p=person, f=friend, n=abs(change)))
     return Problem(person, item, tuple(chain), tuple(sentences))
+
+
+def _with_aside(source: random.Random, problem: Problem) -> Problem:
+    """The problem with a sentence that changes nothing, somewhere after the first.
+
+    The sentence is a number among random words, half of them made up: what there is to learn of it is that a
+    sentence about nobody does not count. Models that never saw one are at a loss when a test adds one, and
+    such a test measures nothing.
+    """
+    count = source.randint(4, 6)
+    words = [_made_up(source) if source.random() < 0.5 else source.choice(_WORDS) for _ in range(count)]
+    words.insert(source.randint(1, len(words)), str(source.randint(1, LARGEST)))
+    sentences = list(problem.sentences)
+    sentences.insert(source.randint(1, len(sentences)), f"{source.choice(_OPENINGS)} {' '.join(words)}.")
+    return replace(problem, sentences=tuple(sentences))
+
+
+def _made_up(source: random.Random) -> str:
+    """A word of one to three syllables."""
+    syllables = source.randint(1, 3)
+    return "".join(source.choice("bcdfghklmnprstvw") + source.choice("aeiou") for _ in range(syllables))
 
 
 def _fact(source: random.Random) -> Document:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,29 @@ PERTURBATIONS = ("typo", "distractor", "order")
 SEED = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Miniature:
+    """What a run of the paper in miniature made.
+
+    Attributes
+    ----------
+    report : Report
+        Whatever came out: nothing here expects the vector to help.
+    models : MiniatureModels
+        The checkpoints and the task.
+    folder : Path
+        Of the report.
+    building_seconds, sweeping_seconds : float
+        How long it took to have the models, and to evaluate and compare the arms.
+    """
+
+    report: Report
+    models: MiniatureModels
+    folder: Path
+    building_seconds: float
+    sweeping_seconds: float
+
+
 def run(
     directory: str | os.PathLike[str],
     seed: int | None = None,
@@ -28,7 +53,7 @@ def run(
     jobs: int = 1,
     building: Callable[[str, int, int], None] | None = None,
     sweeping: Callable[[Event], None] | None = None,
-) -> Report:
+) -> Miniature:
     """Make the models, run the experiment of the paper on them with its controls, and write the report.
 
     Everything that is in the folder already is kept: a run that was stopped goes on.
@@ -42,7 +67,7 @@ def run(
     pretrained : path, optional
         An archive of :func:`taskvec.evaluation.miniature.build.pack`, in place of training.
     jobs : int
-        Processes that evaluate arms.
+        Processes that evaluate arms, of one torch thread each: their number does not change a result.
     building : callable, optional
         Called with a checkpoint's name, the steps done and the most there can be.
     sweeping : callable, optional
@@ -50,8 +75,7 @@ def run(
 
     Returns
     -------
-    Report
-        Whatever came out: nothing here expects the vector to help.
+    Miniature
 
     Raises
     ------
@@ -63,12 +87,15 @@ def run(
     require_extra()
     from taskvec.evaluation.miniature import build
 
-    directory = Path(directory)
+    directory, begun = Path(directory), time.monotonic()
     if pretrained is not None:
         models = build.unpack(pretrained, directory / "models")
     else:
         models = build.build(directory / "models", SEED if seed is None else seed, building)
-    return run_sweep(experiment(models), directory / "report", jobs=jobs, progress=sweeping)
+    built, folder = time.monotonic(), directory / "report"
+    with build.one_thread():
+        report = run_sweep(experiment(models), folder, jobs=jobs, threads=1, progress=sweeping)
+    return Miniature(report, models, folder, built - begun, time.monotonic() - built)
 
 
 def experiment(models: MiniatureModels) -> Experiment:

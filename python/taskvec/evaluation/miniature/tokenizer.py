@@ -20,7 +20,7 @@ PAD_ID, END_ID = 0, 1
 VOCABULARY = 448
 
 _TEXTS = 4000
-_MIXTURE = {"problem3": 0.4, "fact": 0.1, "letters": 0.25, "chat": 0.25}
+_MIXTURE = {"problem3": 0.3, "aside": 0.1, "fact": 0.1, "letters": 0.25, "chat": 0.25}
 _WHOLE_NUMBERS = r" ?\d+| ?[A-Za-z]+| ?[^A-Za-z\d\s]+|\s+"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"

@@ -43,7 +43,7 @@ class Stage:
     muon : float, optional
         Muon's learning rate for the matrices; see :class:`Optimiser`.
     until : float, optional
-        Greedy accuracy on selection problems at which the full rate ends.
+        Greedy accuracy on selection problems, half of them with an aside, at which the full rate ends.
     prompt_weight : float
         Weight of a prompt's token in the loss, where an answer's has 1.
     """
@@ -66,7 +66,7 @@ def train(
     weights = {name: value.clone().requires_grad_() for name, value in weights.items()}
     optimiser = Optimiser(weights, stage.rate, stage.muon)
     source = batches(stage, tokenizer, seed)
-    selection = data.distinct("select", seed, 128)
+    selection = data.with_asides(data.distinct("select", seed, 128), seed)
     step, full = 0, stage.steps
     while step < full + stage.decay:
         rising, falling = (step + 1) / (stage.warmup + 1), (full + stage.decay - step) / (stage.decay + 1)
