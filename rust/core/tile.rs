@@ -10,7 +10,7 @@ use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm, CA
 use crate::kernels::finish::finish_bf16;
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::philox::{fill, Stream};
-use crate::kernels::stats::step_sums;
+use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::op::{Computes, Method, State, Term, Tile};
@@ -157,9 +157,11 @@ impl Tiler {
         span: Span,
         outputs: &mut [Target<'_>],
     ) -> Result<()> {
-        let (level, program, Span { first, at, n, counted }) = (self.level, place.program, span);
+        let (level, program, Span { at, n, counted, .. }) = (self.level, place.program, span);
         let counts_inputs = counted && !program.prepares();
+        let mut finite = true;
         tiles.load(level, chunks, at, n, |index, tile| {
+            finite = false;
             if counts_inputs {
                 place.non_finite.input(program.index, index, level, tile);
             }
@@ -170,15 +172,28 @@ impl Tiler {
         let mut exact = true;
         match method {
             Some(method) => {
-                let tile = Tile { level, first, inputs };
+                let tile = Tile { level, first: span.first, inputs };
                 exact =
                     method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
             }
             None => out.copy_from_slice(&inputs[0]),
         }
         let sum = method.and_then(Method::sum_of);
+        // What α = 0 leaves alone is copied as it is stored.
+        let stored = (stepped && finite).then(|| chunks[0].stored(program.job.dtype, at, n)).flatten();
+        let short = R::IS_F32 && place.draws.is_none() && program.job.dtype == Dtype::BF16 && counted;
+        // What does not depend on α is measured once.
+        let mut first: Option<StepSums> = None;
         for output in outputs {
             let alpha = output.alpha * method.map_or(1.0, Method::factor);
+            if let (true, Some(stored)) = (alpha == 0.0, stored) {
+                output.bytes.copy_from_slice(stored);
+                if let (true, Some(survival)) = (counted, output.survival.as_deref_mut()) {
+                    let sums = first.get_or_insert_with(|| step_sums(level, &inputs[0], delta, 0.0, &inputs[0]));
+                    survival.add(&sums.still(0.0), n as u64);
+                }
+                continue;
+            }
             if stepped {
                 // At α = 1 of one difference as it is, the target may have to become the donor.
                 let kept = match (alpha, sum) {
@@ -188,11 +203,12 @@ impl Tiler {
                 let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
                 let elsewhere =
                     kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
-                let plain = R::IS_F32 && place.draws.is_none() && program.job.dtype == Dtype::BF16 && counted;
-                if plain && (exact || sum.is_none()) && elsewhere.is_none() {
-                    let share = if sum.is_some() { CANCELLED } else { 0.0 };
-                    if let Some(sums) = finish_bf16(level, &inputs[0], delta, alpha, share, donor, output.bytes) {
+                if short && (exact || sum.is_none()) && elsewhere.is_none() {
+                    let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
+                    let steps = (&inputs[0][..], &delta[..]);
+                    if let Some(sums) = finish_bf16(level, steps, factors, donor, first.as_ref(), output.bytes) {
                         output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
+                        first.get_or_insert(sums);
                         continue;
                     }
                 }
@@ -216,7 +232,12 @@ impl Tiler {
                 place.non_finite.output(program.index, output.output, level, out);
             }
             if let (true, Some(survival)) = (stepped, output.survival.as_deref_mut()) {
-                survival.add(&step_sums(level, &inputs[0], delta, alpha, out), n as u64);
+                let sums = match &first {
+                    Some(first) => more_step_sums(level, &inputs[0], delta, alpha, out, first),
+                    None => step_sums(level, &inputs[0], delta, alpha, out),
+                };
+                survival.add(&sums, n as u64);
+                first.get_or_insert(sums);
             }
         }
         Ok(())

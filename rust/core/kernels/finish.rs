@@ -7,26 +7,39 @@ use super::stats::{fold, StepSums};
 use super::{Real, LANES};
 
 kernel! {
-    /// `bytes = bf16(target + alpha · delta)`, and what became of the step. With `kept`, the donor and the reference,
-    /// an element whose target is the reference becomes the donor. None, with anything in `bytes`, where a sum is below
-    /// `share` of its target or a result is not finite: that wants the long way.
+    /// `bytes = bf16(target + α · delta)`, and what became of the step. With `kept`, the donor and the reference, an
+    /// element whose target is the reference becomes the donor. With `first`, the sums for another α, only what depends
+    /// on α is summed. None, with anything in `bytes`, where a sum is below `share` of its target or a result is not
+    /// finite: that wants the long way.
     pub fn finish_bf16<R>(
-        target: &[R],
-        delta: &[R],
-        alpha: f64,
-        share: f64,
+        steps: (&[R], &[R]),
+        factors: (f64, f64),
         kept: Option<(&[R], &[R])>,
+        first: Option<&StepSums>,
         bytes: &mut [u8],
     ) -> Option<StepSums> {
-        match kept {
-            None => all::<R, false>((target, delta), alpha, share, (target, target), bytes),
-            Some(kept) => all::<R, true>((target, delta), alpha, share, kept, bytes),
-        }
+        let (alpha, share) = factors;
+        let factors = (alpha, R::from_f64(alpha), R::from_f64(share));
+        let itself = (steps.0, steps.0);
+        let sums = match (kept, first) {
+            (None, None) => all::<R, false, true>(steps, factors, itself, bytes),
+            (None, Some(_)) => all::<R, false, false>(steps, factors, itself, bytes),
+            (Some(kept), None) => all::<R, true, true>(steps, factors, kept, bytes),
+            (Some(kept), Some(_)) => all::<R, true, false>(steps, factors, kept, bytes),
+        }?;
+        Some(match first {
+            None => StepSums { step: alpha * (alpha * sums.delta), ..sums },
+            Some(first) => {
+                let StepSums { moved, dot, error, lost, .. } = sums;
+                StepSums { moved, dot, error, lost, ..first.still(alpha) }
+            }
+        })
     }
 }
 
 /// Sums in lanes.
 struct Lanes {
+    /// Σ moved², Σ step·moved, Σ error²; then those that do not depend on α, Σ Δ² and Σ target².
     sums: [[f64; LANES]; 5],
     changed: [u32; LANES],
     lost: [u32; LANES],
@@ -35,15 +48,13 @@ struct Lanes {
 }
 
 #[inline(always)]
-fn all<R: Real, const KEEPS: bool>(
+fn all<R: Real, const KEEPS: bool, const FIRST: bool>(
     (target, delta): (&[R], &[R]),
-    alpha: f64,
-    share: f64,
+    factors: (f64, R, R),
     (donor, reference): (&[R], &[R]),
     bytes: &mut [u8],
 ) -> Option<StepSums> {
     let n = target.len();
-    let factors = (alpha, R::from_f64(alpha), R::from_f64(share));
     let (delta, donor, reference) = (&delta[..n], &donor[..n], &reference[..n]);
     let mut lanes = Lanes { sums: [[0.0; LANES]; 5], changed: [0; LANES], lost: [0; LANES], odd: [0; LANES] };
     let (pairs, _) = bytes.as_chunks_mut::<2>();
@@ -53,7 +64,7 @@ fn all<R: Real, const KEEPS: bool>(
     let (x, x_rest) = donor.as_chunks::<LANES>();
     let (y, y_rest) = reference.as_chunks::<LANES>();
     for ((((out, t), d), x), y) in out.iter_mut().zip(t).zip(d).zip(x).zip(y) {
-        group::<R, KEEPS>((t, d), (x, y), factors, &mut lanes, out);
+        group::<R, KEEPS, FIRST>((t, d), (x, y), factors, &mut lanes, out);
     }
     if !out_rest.is_empty() {
         // Padded with zeros, which change no sum.
@@ -63,20 +74,21 @@ fn all<R: Real, const KEEPS: bool>(
         }
         let mut out = [[0; 2]; LANES];
         let [t, d, x, y] = &padded;
-        group::<R, KEEPS>((t, d), (x, y), factors, &mut lanes, &mut out);
+        group::<R, KEEPS, FIRST>((t, d), (x, y), factors, &mut lanes, &mut out);
         out_rest.copy_from_slice(&out[..out_rest.len()]);
     }
     if lanes.odd.iter().any(|odd| *odd != 0) {
         return None;
     }
     let count = |lanes: &[u32; LANES]| lanes.iter().map(|count| u64::from(*count)).sum();
-    let [step, moved, dot, error, target] = &lanes.sums;
+    let [moved, dot, error, delta, target] = &lanes.sums;
     Some(StepSums {
-        step: fold(step),
+        delta: if FIRST { fold(delta) } else { 0.0 },
+        step: 0.0,
         moved: fold(moved),
         dot: fold(dot),
         error: fold(error),
-        target: fold(target),
+        target: if FIRST { fold(target) } else { 0.0 },
         changed: count(&lanes.changed),
         lost: count(&lanes.lost),
     })
@@ -84,7 +96,7 @@ fn all<R: Real, const KEEPS: bool>(
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // lanes side by side in all arrays: what makes vectors of it
-fn group<R: Real, const KEEPS: bool>(
+fn group<R: Real, const KEEPS: bool, const FIRST: bool>(
     (target, delta): (&[R; LANES], &[R; LANES]),
     (donor, reference): (&[R; LANES], &[R; LANES]),
     (alpha, factor, share): (f64, R, R),
@@ -105,19 +117,24 @@ fn group<R: Real, const KEEPS: bool>(
         bytes[lane] = (stored as u16).to_le_bytes();
         out[lane] = f32::from_bits(stored << 16);
         let nonzero = u32::from(d != R::ZERO);
-        lanes.changed[lane] += nonzero;
+        if FIRST {
+            lanes.changed[lane] += nonzero;
+        }
         lanes.lost[lane] += nonzero & u32::from(out[lane] == t.to_f32());
         lanes.odd[lane] |= u32::from(cancelled) | u32::from(stored & 0x7F80 == 0x7F80);
     }
     for lane in 0..LANES {
-        let (t, s, o) = (target[lane].to_f64(), alpha * delta[lane].to_f64(), f64::from(out[lane]));
-        let m = o - t;
-        let e = m - s;
-        lanes.sums[0][lane] += s * s;
-        lanes.sums[1][lane] += m * m;
-        lanes.sums[2][lane] += s * m;
-        lanes.sums[3][lane] += e * e;
-        lanes.sums[4][lane] += t * t;
+        let (t, d, o) = (target[lane].to_f64(), delta[lane].to_f64(), f64::from(out[lane]));
+        let step = alpha * d;
+        let moved = o - t;
+        let error = moved - step;
+        lanes.sums[0][lane] += moved * moved;
+        lanes.sums[1][lane] += step * moved;
+        lanes.sums[2][lane] += error * error;
+        if FIRST {
+            lanes.sums[3][lane] += d * d;
+            lanes.sums[4][lane] += t * t;
+        }
     }
 }
 
@@ -165,11 +182,14 @@ mod tests {
                 let sums = step_sums(level, &target, &delta, alpha, &out);
                 let mut got = vec![0u8; 2 * n];
                 let kept = keeps.then_some((donor.as_slice(), reference.as_slice()));
-                let found = finish_bf16(level, &target, &delta, alpha, CANCELLED, kept, &mut got);
-                prop_assert_eq!(found.is_some(), plain && finite, "{}", level.name());
-                if let Some(found) = found {
-                    prop_assert_eq!(got, want, "{}", level.name());
-                    prop_assert_eq!(format!("{found:?}"), format!("{sums:?}"), "{}", level.name());
+                let steps = (target.as_slice(), delta.as_slice());
+                for first in [None, Some(step_sums(level, &target, &delta, 0.25, &target))] {
+                    let found = finish_bf16(level, steps, (alpha, CANCELLED), kept, first.as_ref(), &mut got);
+                    prop_assert_eq!(found.is_some(), plain && finite, "{}", level.name());
+                    if let Some(found) = found {
+                        prop_assert_eq!(&got, &want, "{}", level.name());
+                        prop_assert_eq!(format!("{found:?}"), format!("{sums:?}"), "{}", level.name());
+                    }
                 }
             }
         }
