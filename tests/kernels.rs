@@ -6,7 +6,7 @@ use taskvec_core::dtype::Dtype;
 use taskvec_core::kernels::across::{elect, elect_unweighted, largest_agreeing, overlap_mean, variance};
 use taskvec_core::kernels::combine::{add_scaled, keep_donor, odd, scale, step, step_again, subtract};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
-use taskvec_core::kernels::stats::{dot, step_sums, sum_abs};
+use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums, sum_abs};
 use taskvec_core::kernels::trim::{
     bracket, drop_largest, keep_by_score, keep_largest, keep_marked, mark_below, Counts,
 };
@@ -275,6 +275,14 @@ proptest! {
         prop_assert_eq!(first.lost, t.iter().zip(&d).zip(&out).filter(|((t, d), o)| **d != 0.0 && o == t).count() as u64);
         for level in Level::available() {
             prop_assert_eq!(step_sums(level, &t, &d, 0.5, &out), first);
+            // What the sums of another α have in common with these is not summed again.
+            let mut other = vec![0f32; t.len()];
+            step(level, &t, &d, -1.5, &mut other);
+            prop_assert_eq!(
+                more_step_sums(level, &t, &d, -1.5, &other, &first),
+                step_sums(level, &t, &d, -1.5, &other)
+            );
+            prop_assert_eq!(first.still(0.0), step_sums(level, &t, &d, 0.0, &t));
             prop_assert_eq!(dot(level, &t, &d).to_bits(), dot(Level::SCALAR, &t, &d).to_bits());
             prop_assert_eq!(sum_abs(level, &t).to_bits(), sum_abs(Level::SCALAR, &t).to_bits());
         }

@@ -1,6 +1,7 @@
 //! Two sides, each a weighted sum of tensors and differences, compared tensor by tensor in one streamed pass: models
 //! (`diff`), or task vectors (norm, cosine, overlap of supports).
 
+use std::cell::RefCell;
 use std::sync::atomic::AtomicUsize;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -88,11 +89,11 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
             crew,
             |_| PairSums::default(),
             |sum, tile| {
-                let (mut left, mut right) = ([0.0; TILE], [0.0; TILE]);
-                let n = tile.inputs.first().map_or(0, Vec::len);
-                side(level, &plan.left, tile, &mut left[..n]);
-                side(level, &plan.right, tile, &mut right[..n]);
-                sum.merge(&pair_sums(level, &left[..n], &right[..n]));
+                ROOM.with_borrow_mut(|[left, right, difference]| {
+                    let left = side(level, &plan.left, tile, left, difference);
+                    let right = side(level, &plan.right, tile, right, difference);
+                    sum.merge(&pair_sums(level, left, right));
+                });
             },
         )?;
         let mut total = PairSums::default();
@@ -140,15 +141,33 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
     }))
 }
 
-/// The value of one side.
-fn side(level: Level, terms: &[Term], tile: &Tile<'_, f64>, out: &mut [f64]) {
-    let mut difference = [0.0; TILE];
+thread_local! {
+    /// Both sides of a tile and a difference: to set them to zero for every tile takes as long as to compare it.
+    static ROOM: RefCell<[Vec<f64>; 3]> = RefCell::new([const { [0.0; TILE] }; 3].map(Vec::from));
+}
+
+/// The value of one side, in `out` where it is not one of the inputs as it is.
+fn side<'a>(
+    level: Level,
+    terms: &[Term],
+    tile: &'a Tile<'_, f64>,
+    out: &'a mut [f64],
+    difference: &mut [f64],
+) -> &'a [f64] {
+    let n = tile.inputs.first().map_or(0, Vec::len);
+    let (out, difference) = (&mut out[..n], &mut difference[..n]);
+    if let [Term { model, reference: None, weight: 1.0 }] = *terms {
+        return tile.input(model);
+    }
+    if terms.is_empty() {
+        out.fill(0.0);
+    }
     for (k, term) in terms.iter().enumerate() {
         let model = tile.input(term.model);
         let delta: &[f64] = match term.reference {
             Some(reference) => {
-                subtract(level, model, tile.input(reference), &mut difference[..out.len()]);
-                &difference[..out.len()]
+                subtract(level, model, tile.input(reference), difference);
+                difference
             }
             None => model,
         };
@@ -158,4 +177,5 @@ fn side(level: Level, terms: &[Term], tile: &Tile<'_, f64>, out: &mut [f64]) {
             add_scaled(level, delta, term.weight, out);
         }
     }
+    out
 }

@@ -3,6 +3,7 @@
 //!
 //! Two passes: the first finds out what each tensor needs, from which the sizes of all files follow; the second writes.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::Mutex;
@@ -259,6 +260,11 @@ fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
     Ok(files)
 }
 
+thread_local! {
+    /// The differences of a tile: to set them to zero for every tile takes as long as to compute them.
+    static ROOM: RefCell<Vec<f64>> = RefCell::new(vec![0.0; TILE]);
+}
+
 /// What both passes share.
 struct Work<'a> {
     level: Level,
@@ -292,13 +298,14 @@ impl Work<'_> {
                 crew,
                 |_| Facts::default(),
                 |sum, tile| {
-                    let mut delta = [0.0; TILE];
-                    let delta = &mut delta[..tile.input(0).len()];
-                    subtract(self.level, tile.input(0), tile.input(1), delta);
-                    self.round(delta);
-                    let lost =
-                        if self.lossy.is_some() { 0 } else { lost(self.level, tile.input(0), tile.input(1), delta) };
-                    sum.merge(&Facts { lost, ..facts(self.level, delta) });
+                    let (donor, reference) = (tile.input(0), tile.input(1));
+                    ROOM.with_borrow_mut(|room| {
+                        let delta = &mut room[..donor.len()];
+                        subtract(self.level, donor, reference, delta);
+                        self.round(delta);
+                        let lost = if self.lossy.is_some() { 0 } else { lost(self.level, donor, reference, delta) };
+                        sum.merge(&Facts { lost, ..facts(self.level, delta) });
+                    });
                 },
             )?;
             self.control.advance(item.cost());
@@ -353,39 +360,42 @@ impl Work<'_> {
 
     fn piece(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>) -> Result<()> {
         let Piece { place, chunk, rank, .. } = *piece;
+        let (encoding, facts) = (&item.encoding, &item.chunks[chunk as usize]);
         let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(item.elements);
         let n = (range.end - range.start) as usize;
         let (mut donor_scratch, mut reference_scratch) = (Scratch::default(), Scratch::default());
         let donor = item.inputs[0].open(range.clone(), &mut donor_scratch)?;
         let reference = item.inputs[1].open(range.clone(), &mut reference_scratch)?;
-        let mut delta = vec![0.0f64; n];
+        let (is_dense, size) = (encoding.kept == Kept::Dense, encoding.dtype.size());
+        let mut bytes = Vec::with_capacity(if is_dense { n } else { facts.changed as usize } * size);
+        let mut places = Vec::with_capacity(if is_dense { 0 } else { facts.changed as usize });
         let mut beside = Vec::new();
-        let (mut x, mut y) = ([0.0; TILE], [0.0; TILE]);
-        for (index, out) in delta.chunks_mut(TILE).enumerate() {
-            let m = out.len();
-            donor.tile(self.level, index * TILE, &mut x[..m]);
-            reference.tile(self.level, index * TILE, &mut y[..m]);
-            subtract(self.level, &x[..m], &y[..m], out);
-            self.round(out);
-            if item.chunks[chunk as usize].lost > 0 {
-                let first = range.start + (index * TILE) as u64;
-                beside.extend(lost_places(&x[..m], &y[..m], out).map(|i| (first + i as u64, x[i], y[i])));
+        let (mut x, mut y, mut delta, mut here) = ([0.0; TILE], [0.0; TILE], [0.0; TILE], [0; TILE]);
+        for at in (0..n).step_by(TILE) {
+            let m = (n - at).min(TILE);
+            let (x, y, delta) = (&mut x[..m], &mut y[..m], &mut delta[..m]);
+            donor.tile(self.level, at, x);
+            reference.tile(self.level, at, y);
+            subtract(self.level, x, y, delta);
+            self.round(delta);
+            if facts.lost > 0 {
+                let index = |i: usize| range.start + (at + i) as u64;
+                beside.extend(lost_places(x, y, delta).map(|i| (index(i), x[i], y[i])));
             }
+            let count = if is_dense { m } else { compact(delta, &mut here) };
+            if !is_dense {
+                places.extend(here[..count].iter().map(|place| at as u32 + place));
+            }
+            let end = bytes.len();
+            bytes.resize(end + count * size, 0);
+            narrow(self.level, encoding.dtype, &mut delta[..count], Rounding::Nearest, &mut bytes[end..]);
         }
         self.beside(shard, piece, item, &beside)?;
-        let encoding = &item.encoding;
-        let size = encoding.dtype.size();
-        let (values, at) = if encoding.kept == Kept::Dense {
-            (&mut delta[..], range.start)
-        } else {
-            let mut places = vec![0u32; n];
-            let count = compact(&mut delta, &mut places);
-            let (bytes, at) = encoding.places(&places[..count], range.start, n, rank);
+        let at = if is_dense { range.start } else { rank };
+        if !is_dense {
+            let (bytes, at) = encoding.places(&places, range.start, n, rank);
             shard.write_at(place.places + at, &bytes)?;
-            (&mut delta[..count], rank)
-        };
-        let mut bytes = vec![0; values.len() * size];
-        narrow(self.level, encoding.dtype, values, Rounding::Nearest, &mut bytes);
+        }
         let offset = place.values + at * size as u64;
         shard.write_at(offset, &bytes)?;
         shard.write_behind(offset..offset + bytes.len() as u64)?;

@@ -243,6 +243,16 @@ impl Chunk<'_> {
             }
         }
     }
+    /// The stored bytes of `n` elements from `at` on, where they are of this type.
+    pub fn stored(&self, dtype: Dtype, at: usize, n: usize) -> Option<&[u8]> {
+        match self {
+            Chunk::Dense { dtype: stored, bytes } if *stored == dtype => {
+                Some(&bytes[at * dtype.size()..(at + n) * dtype.size()])
+            }
+            _ => None,
+        }
+    }
+
     /// What is kept beside the differences of a saved vector, if there is anything.
     pub fn exact(&self) -> Option<&ExactChunk<'_>> {
         match self {

@@ -8,7 +8,7 @@ use crate::input::Chunk;
 use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::philox::{fill, Stream};
-use crate::kernels::stats::step_sums;
+use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::op::{Computes, Method, State, Term, Tile};
@@ -157,7 +157,9 @@ impl Tiler {
     ) -> Result<()> {
         let (level, program, Span { first, at, n, counted }) = (self.level, place.program, span);
         let counts_inputs = counted && !program.prepares();
+        let mut finite = true;
         tiles.load(level, chunks, at, n, |index, tile| {
+            finite = false;
             if counts_inputs {
                 place.non_finite.input(program.index, index, level, tile);
             }
@@ -176,9 +178,21 @@ impl Tiler {
                 Computes::Value
             }
         };
+        let stepped = computes == Computes::Step;
+        // What α = 0 leaves alone is copied as it is stored.
+        let stored = (stepped && finite).then(|| chunks[0].stored(program.job.dtype, at, n)).flatten();
+        // What does not depend on α is measured once.
+        let mut first: Option<StepSums> = None;
         for output in outputs {
             let alpha = output.alpha * method.map_or(1.0, Method::factor);
-            let stepped = computes == Computes::Step;
+            if let (true, Some(stored)) = (alpha == 0.0, stored) {
+                output.bytes.copy_from_slice(stored);
+                if let (true, Some(survival)) = (counted, output.survival.as_deref_mut()) {
+                    let sums = first.get_or_insert_with(|| step_sums(level, &inputs[0], delta, 0.0, &inputs[0]));
+                    survival.add(&sums.still(0.0), n as u64);
+                }
+                continue;
+            }
             if stepped {
                 let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
                 if let Some(terms) = method.and_then(Method::sum_of) {
@@ -207,7 +221,12 @@ impl Tiler {
                 place.non_finite.output(program.index, output.output, level, out);
             }
             if let (true, Some(survival)) = (stepped, output.survival.as_deref_mut()) {
-                survival.add(&step_sums(level, &inputs[0], delta, alpha, out), n as u64);
+                let sums = match &first {
+                    Some(first) => more_step_sums(level, &inputs[0], delta, alpha, out, first),
+                    None => step_sums(level, &inputs[0], delta, alpha, out),
+                };
+                survival.add(&sums, n as u64);
+                first.get_or_insert(sums);
             }
         }
         Ok(())

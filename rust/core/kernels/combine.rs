@@ -120,7 +120,9 @@ kernel! {
     /// step decides, as it does where the donor and the reference are not at hand.
     pub fn keep_donor<R>(target: &[R], donor: &[R], reference: &[R], out: &mut [R]) {
         for (((slot, t), d), r) in out.iter_mut().zip(target).zip(donor).zip(reference) {
-            *slot = if t.is_same(*r) { *d } else { *slot };
+            // Both read whatever the outcome: a vector can choose between them, not skip one.
+            let (d, other) = (*d, *slot);
+            *slot = if t.is_same(*r) { d } else { other };
         }
     }
 }

@@ -101,7 +101,8 @@ macro_rules! real {
             }
             #[inline(always)]
             fn is_same(self, other: Self) -> bool {
-                self == other && self.to_bits() == other.to_bits()
+                // both, always: a branch would keep the loops around it from becoming vectors
+                (self == other) & (self.to_bits() == other.to_bits())
             }
             #[inline(always)]
             fn magnitude_bits(self) -> u64 {

@@ -1,10 +1,12 @@
 //! Sums over a tile, in fixed lanes, for survival and difference statistics.
 
-use super::LANES;
+use super::{Real, LANES};
 
 /// Sums of one tile: what a step was meant to do to the target, and what it did after rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepSums {
+    /// Σ Δ².
+    pub delta: f64,
     /// Σ step², with step = α·Δ.
     pub step: f64,
     /// Σ (out − target)².
@@ -19,6 +21,30 @@ pub struct StepSums {
     pub changed: u64,
     /// Of those, elements where out = target.
     pub lost: u64,
+}
+
+impl StepSums {
+    /// With another α, what does not depend on it kept: the rest is that of an output equal to the target.
+    pub fn still(&self, alpha: f64) -> StepSums {
+        StepSums { step: alpha * (alpha * self.delta), moved: 0.0, dot: 0.0, error: 0.0, lost: self.changed, ..*self }
+    }
+}
+
+/// Calls `$lane!(lane, t, d, o)` for every element of three slices.
+macro_rules! each_lane {
+    ($lane:ident, $target:expr, $delta:expr, $out:expr) => {
+        let n = $target.len();
+        let whole = n - n % LANES;
+        let (t, d, o) = (&$target[..whole], &$delta[..whole], &$out[..whole]);
+        for ((t, d), o) in t.chunks_exact(LANES).zip(d.chunks_exact(LANES)).zip(o.chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                $lane!(lane, t[lane], d[lane], o[lane]);
+            }
+        }
+        for i in whole..n {
+            $lane!(i - whole, $target[i], $delta[i], $out[i]);
+        }
+    };
 }
 
 /// The lanes added up in one fixed order: halves onto each other. Not inlined: seeing the halves, the compiler sums in
@@ -39,48 +65,74 @@ pub fn fold(lanes: &[f64; LANES]) -> f64 {
 kernel! {
     /// Measures `out` (already rounded to the output type) against `target` and `alpha`·`delta`.
     pub fn step_sums<R>(target: &[R], delta: &[R], alpha: f64, out: &[R]) -> StepSums {
-        let mut step = [0f64; LANES];
-        let mut moved = [0f64; LANES];
-        let mut dot = [0f64; LANES];
-        let mut error = [0f64; LANES];
+        let mut deltas = [0f64; LANES];
         let mut norm = [0f64; LANES];
+        let mut moves = Moves::default();
         let mut changed = [0u32; LANES];
-        let mut lost = [0u32; LANES];
-        let n = target.len();
-        let whole = n - n % LANES;
         macro_rules! lane {
             ($lane:expr, $t:expr, $d:expr, $o:expr) => {{
-                let (t, d, o) = ($t, $d, $o);
-                let nonzero = u32::from(d != R::ZERO);
-                changed[$lane] += nonzero;
-                lost[$lane] += nonzero & u32::from(o == t);
-                let (t, s, o) = (t.to_f64(), alpha * d.to_f64(), o.to_f64());
-                let m = o - t;
-                let e = m - s;
-                step[$lane] += s * s;
-                moved[$lane] += m * m;
-                dot[$lane] += s * m;
-                error[$lane] += e * e;
+                changed[$lane] += u32::from($d != R::ZERO);
+                let (t, d) = ($t.to_f64(), $d.to_f64());
+                deltas[$lane] += d * d;
                 norm[$lane] += t * t;
+                moves.lane($lane, $t, $d, alpha, $o);
             }};
         }
-        let chunks = target[..whole].chunks_exact(LANES).zip(delta[..whole].chunks_exact(LANES)).zip(out[..whole].chunks_exact(LANES));
-        for ((t, d), o) in chunks {
-            for lane in 0..LANES {
-                lane!(lane, t[lane], d[lane], o[lane]);
-            }
-        }
-        for i in whole..n {
-            lane!(i - whole, target[i], delta[i], out[i]);
-        }
+        each_lane!(lane, target, delta, out);
+        let (delta, sums) = (fold(&deltas), moves.sums());
         StepSums {
-            step: fold(&step),
-            moved: fold(&moved),
-            dot: fold(&dot),
-            error: fold(&error),
+            delta,
+            step: alpha * (alpha * delta),
             target: fold(&norm),
             changed: changed.iter().map(|c| u64::from(*c)).sum(),
-            lost: lost.iter().map(|c| u64::from(*c)).sum(),
+            ..sums
+        }
+    }
+}
+
+kernel! {
+    /// The same for another α and its `out`; `first` has what does not depend on them.
+    pub fn more_step_sums<R>(target: &[R], delta: &[R], alpha: f64, out: &[R], first: &StepSums) -> StepSums {
+        let mut moves = Moves::default();
+        macro_rules! lane {
+            ($lane:expr, $t:expr, $d:expr, $o:expr) => {
+                moves.lane($lane, $t, $d, alpha, $o)
+            };
+        }
+        each_lane!(lane, target, delta, out);
+        let StepSums { moved, dot, error, lost, .. } = moves.sums();
+        StepSums { moved, dot, error, lost, ..first.still(alpha) }
+    }
+}
+
+/// The sums that depend on α, lane by lane.
+#[derive(Default)]
+struct Moves {
+    moved: [f64; LANES],
+    dot: [f64; LANES],
+    error: [f64; LANES],
+    lost: [u32; LANES],
+}
+
+impl Moves {
+    #[inline(always)]
+    fn lane<R: Real>(&mut self, lane: usize, t: R, d: R, alpha: f64, o: R) {
+        self.lost[lane] += u32::from(d != R::ZERO) & u32::from(o == t);
+        let (step, moved) = (alpha * d.to_f64(), o.to_f64() - t.to_f64());
+        let error = moved - step;
+        self.moved[lane] += moved * moved;
+        self.dot[lane] += step * moved;
+        self.error[lane] += error * error;
+    }
+
+    #[inline(always)]
+    fn sums(&self) -> StepSums {
+        StepSums {
+            moved: fold(&self.moved),
+            dot: fold(&self.dot),
+            error: fold(&self.error),
+            lost: self.lost.iter().map(|c| u64::from(*c)).sum(),
+            ..StepSums::default()
         }
     }
 }
@@ -132,9 +184,9 @@ kernel! {
         let mut sums = [[0f64; LANES]; 4];
         let mut largest = [0f64; LANES];
         let mut counts = [[0u32; LANES]; 5];
-        for (xs, ys) in x.chunks(LANES).zip(y.chunks(LANES)) {
-            for (lane, (a, b)) in xs.iter().zip(ys).enumerate() {
-                let (a, b) = (*a, *b);
+        macro_rules! lane {
+            ($lane:expr, $a:expr, $b:expr) => {{
+                let (lane, a, b) = ($lane, $a, $b);
                 let d = a - b;
                 sums[0][lane] += a * a;
                 sums[1][lane] += b * b;
@@ -147,7 +199,17 @@ kernel! {
                 counts[2][lane] += right;
                 counts[3][lane] += left & right;
                 counts[4][lane] += left & right & u32::from((a > 0.0) == (b > 0.0));
+            }};
+        }
+        let n = x.len().min(y.len());
+        let whole = n - n % LANES;
+        for (a, b) in x[..whole].chunks_exact(LANES).zip(y[..whole].chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                lane!(lane, a[lane], b[lane]);
             }
+        }
+        for i in whole..n {
+            lane!(i - whole, x[i], y[i]);
         }
         let count = |i: usize| counts[i].iter().map(|c| u64::from(*c)).sum();
         PairSums {
