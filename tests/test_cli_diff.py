@@ -7,11 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import taskvec as tv
 from command_line import invoke
-from models import Trio
+from models import Trio, read_tensors
 from taskvec import heatmap
 from taskvec.errors import OutputError
 
@@ -51,6 +52,39 @@ def test_diff_of_vectors(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixtu
     mixed = invoke(capsys, "diff", tmp_path / "v.vec", trio.donor)
     assert mixed.code == 2
     assert "hint: name two of one kind" in mixed.err
+
+
+def test_vectors_are_compared_layer_by_layer(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cosine, overlap of the supports and agreement of the signs, in the table and in JSON, against NumPy."""
+    tv.extract(trio.donor, trio.reference, tmp_path / "v.vec")
+    tv.extract(trio.target, trio.reference, tmp_path / "w.vec", exclude="bias")
+    record = json.loads(invoke(capsys, "diff", tmp_path / "v.vec", tmp_path / "w.vec", "--json").out)
+    table = invoke(capsys, "diff", tmp_path / "v.vec", tmp_path / "w.vec").out
+    t, d, r = (
+        {name: array.astype(np.float64).reshape(-1) for name, array in read_tensors(folder).items()}
+        for folder in trio
+    )
+    shared = [name for name in t if "bias" not in name]
+    assert set(record["unmatched"].values()) == {"only in the left"}
+    assert [row["layer"] for row in record["layers"]] == [None, 0, 1]
+    for row in [*record["layers"], record["total"]]:
+        marks = {None: "", 0: "layers.0.", 1: "layers.1."}
+        mark = marks[row["layer"]] if row.get("layer") is not None else ""
+        names = [name for name in shared if mark in name]
+        if "layer" in row and row["layer"] is None:
+            names = [name for name in shared if "layers" not in name]
+        x = np.concatenate([d[name] - r[name] for name in names])
+        y = np.concatenate([t[name] - r[name] for name in names])
+        cosine = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
+        both, either = (x != 0) & (y != 0), (x != 0) | (y != 0)
+        assert row["cosine"] == pytest.approx(cosine, abs=1e-5)
+        assert row["overlap"] == np.count_nonzero(both) / np.count_nonzero(either)
+        assert row["sign_agreement"] == np.count_nonzero((x * y)[both] > 0) / np.count_nonzero(both)
+        label = "all" if "layer" not in row else "outside" if row["layer"] is None else str(row["layer"])
+        cells = f"{row['cosine']:.4f} +{100 * row['overlap']:.1f}% +{100 * row['sign_agreement']:.1f}%"
+        assert re.search(rf"^{label} +{cells}", table, re.MULTILINE), table
 
 
 def test_the_heat_map_is_one_file_without_network(
