@@ -19,9 +19,9 @@ use crate::kernels::Level;
 use crate::measure::{NonFinite, Place, Survival};
 use crate::output::digest::{FileDigest, BLOCK};
 use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
-use crate::output::shard::ShardFile;
+use crate::output::shard::{copy_whole, ShardFile, Sharing};
 use crate::plan::{Layout, Output, Plan};
-use crate::program::{Program, Step};
+use crate::program::{Arithmetic, Program, Step};
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, Crew};
 
@@ -86,7 +86,7 @@ pub fn run_with(
         non_finite: &non_finite,
         options,
         pool: &pool,
-        shards: Shards::new(&plan, &layout, &folders),
+        shards: Shards::new(&plan, &layout, &folders, &programs),
     };
     let resumed = run.shards.kept();
     control.expect(run.expected_bytes());
@@ -281,7 +281,7 @@ impl Run<'_> {
     }
 
     fn block(&self, worker: &mut Worker, block: &Block) -> Result<()> {
-        let states = &self.shards.states[block.shard];
+        let states = self.shards.computed(block.shard);
         for state in states {
             self.open(block.shard, state)?;
         }
@@ -353,7 +353,22 @@ impl Run<'_> {
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.
         self.sources.unchanged()?;
         if let Some(file) = state.file.get() {
-            file.publish(&digest, extra)?;
+            file.publish(&digest, extra.clone())?;
+        }
+        self.share(shard, state, &digest, &extra)
+    }
+
+    /// Gives a shard that no alpha changes to the outputs for which it was not computed: as the same file, where the
+    /// file system can.
+    fn share(&self, shard: usize, from: &ShardState, digest: &str, extra: &Value) -> Result<()> {
+        let name = &self.layout.shards[shard].name;
+        let source = self.folders[from.output].path().join(name);
+        for state in self.shards.shared(shard) {
+            let cancelled = || self.control.is_cancelled();
+            let folder = &self.folders[state.output];
+            // One thread: the others are busy with the blocks that follow.
+            let (file, _) = copy_whole(folder, &source, name, Sharing::File, Some(digest), 1, &cancelled)?;
+            file.publish(digest, extra.clone())?;
         }
         Ok(())
     }
@@ -381,10 +396,11 @@ impl Run<'_> {
     /// Bytes that blocks still to be done will read and write.
     fn expected_bytes(&self) -> u64 {
         let mut bytes = 0;
-        for (shard, states) in self.layout.shards.iter().zip(&self.shards.states) {
-            if !states.is_empty() {
+        for (index, shard) in self.layout.shards.iter().enumerate() {
+            let outputs = self.shards.computed(index).len() as u64;
+            if outputs > 0 {
                 let read: u64 = self.programs[shard.jobs.clone()].iter().map(Program::cost).sum();
-                bytes += read + shard.size * states.len() as u64;
+                bytes += read + shard.size * outputs;
             }
         }
         bytes
@@ -429,8 +445,8 @@ impl Run<'_> {
             .layout
             .shards
             .iter()
-            .zip(&self.shards.states)
-            .map(|(shard, states)| shard.size * states.len() as u64)
+            .enumerate()
+            .map(|(index, shard)| shard.size * self.shards.computed(index).len() as u64)
             .sum();
         json!({
             "seconds": started.elapsed().as_secs_f64(),
@@ -448,6 +464,8 @@ impl Run<'_> {
 /// Per shard, the outputs in which it is still to be written.
 struct Shards {
     states: Vec<Vec<ShardState>>,
+    /// Whether all tensors of a shard are the target's: it is the same in all outputs, and computed for the first.
+    untouched: Vec<bool>,
     all: usize,
 }
 
@@ -465,7 +483,9 @@ pub(crate) struct ShardState {
 }
 
 impl Shards {
-    fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder]) -> Self {
+    fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder], programs: &[Program<'_>]) -> Self {
+        let is_raw = |program: &Program<'_>| matches!(program.arithmetic, Arithmetic::Raw);
+        let untouched = layout.shards.iter().map(|shard| programs[shard.jobs.clone()].iter().all(is_raw)).collect();
         let states = layout
             .shards
             .iter()
@@ -484,7 +504,22 @@ impl Shards {
                 missing.enumerate().map(state).collect()
             })
             .collect();
-        Shards { states, all: plan.outputs.len() * layout.shards.len() }
+        Shards { states, untouched, all: plan.outputs.len() * layout.shards.len() }
+    }
+
+    /// The outputs for which a shard is computed.
+    fn computed(&self, shard: usize) -> &[ShardState] {
+        let states = &self.states[shard];
+        if self.untouched[shard] {
+            &states[..states.len().min(1)]
+        } else {
+            states
+        }
+    }
+
+    /// The outputs that are given the shard of the first.
+    fn shared(&self, shard: usize) -> &[ShardState] {
+        &self.states[shard][self.computed(shard).len()..]
     }
 
     /// Shards that an earlier run finished.

@@ -89,7 +89,7 @@ pub fn read_deltas<R: Real>(tensor: &Tensor<'_>, range: std::ops::Range<u64>, en
     let mut out = read(tensor, tensor.level, range.clone(), ends.0)?;
     if let Some(reference) = ends.1 {
         let subtrahend: Vec<R> = read(tensor, tensor.level, range, reference)?;
-        let model = std::mem::take(&mut out);
+        let model = out.clone();
         difference(tensor.level, &model, &subtrahend, &mut out);
     }
     Ok(out)

@@ -42,7 +42,7 @@ pub struct ShardFile {
     published: AtomicBool,
 }
 
-/// What an output may share with an input when a whole shard is copied.
+/// What an output may share with an input, or with another output, when a whole shard is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// Blocks on the disk, until one of the two is changed (a reflink).
@@ -220,13 +220,15 @@ fn expected_size(shared: &Shared, name: &str) -> Result<u64> {
 }
 
 /// Makes an output shard out of a whole file, byte for byte, and returns it with its digest, ready to be published.
-/// Reading is inevitable for the digest, so where nothing can be shared the same pass writes (`copy_file_range` would
-/// read everything a second time). `threads` is as in [`digest_file`](super::digest::digest_file).
+/// Unless the digest is known, reading is inevitable for it, so where nothing can be shared the same pass writes
+/// (`copy_file_range` would read everything a second time). `threads` is as in
+/// [`digest_file`](super::digest::digest_file).
 pub fn copy_whole(
     folder: &OutputFolder,
     source: &Path,
     name: &str,
     sharing: Sharing,
+    known: Option<&str>,
     threads: usize,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<(ShardFile, String)> {
@@ -235,15 +237,20 @@ pub fn copy_whole(
     if stamp.size != size {
         return Err(Error::unexpected_size(source, size, stamp.size));
     }
-    let digest = FileDigest::new(size);
-    if sharing == Sharing::File {
-        if let Some(shard) = hard_link(folder, source, name, size)? {
-            each_block(&digest, &shard.file, source, threads, cancelled, &|_, _| Ok(()))?;
-            return Ok((shard, digest.finish()?));
+    let linked = if sharing == Sharing::File { hard_link(folder, source, name, size)? } else { None };
+    let (shard, shared) = match linked {
+        Some(shard) => (shard, true),
+        None => {
+            let shard = ShardFile::create(folder, name, size)?;
+            let shared = rustix::fs::ioctl_ficlone(&shard.file, &input).is_ok();
+            (shard, shared)
         }
+    };
+    if let (true, Some(known)) = (shared, known) {
+        return Ok((shard, known.to_owned()));
     }
-    let shard = ShardFile::create(folder, name, size)?;
-    if rustix::fs::ioctl_ficlone(&shard.file, &input).is_ok() {
+    let digest = FileDigest::new(size);
+    if shared {
         each_block(&digest, &shard.file, source, threads, cancelled, &|_, _| Ok(()))?;
     } else {
         shard.allocate(0..size)?;
