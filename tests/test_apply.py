@@ -56,6 +56,38 @@ def test_several_factors_of_one_vector(
         same_files(out / f"alpha={alpha}", tmp_path / "one")
 
 
+def test_what_no_factor_changes_is_one_file(sharded_trio: Trio, tmp_path: Path) -> None:
+    """Weight files without a selected tensor, tokenizer and the like."""
+    options = {"alpha": [-1, 0, 0.5], "include": "embed_tokens"}
+    report = tv.transfer(*sharded_trio, tmp_path / "out", **options)
+    folders = [tmp_path / "out" / f"alpha={alpha}" for alpha in (-1, 0, 0.5)]
+    changed, same = sorted(path.name for path in folders[0].glob("*.safetensors"))
+    files = {name: {(folder / name).stat().st_ino for folder in folders} for name in (changed, same)}
+    assert [len(files[name]) for name in (changed, same)] == [3, 1]
+    tokenizers = {(folder / "tokenizer.json").stat().st_ino for folder in folders}
+    assert len(tokenizers) == (3 if can_clone(tmp_path) else 1)
+    for folder, alpha in zip(folders, (-1, 0, 0.5), strict=True):
+        tv.transfer(*sharded_trio, tmp_path / "one", alpha=alpha, include="embed_tokens", overwrite=True)
+        same_files(folder, tmp_path / "one")
+        assert tv.verify(folder).ok
+    sizes = [(folders[0] / name).stat().st_size for name in (changed, same)]
+    assert report.bytes_written == 3 * sizes[0] + sizes[1]
+    original = read_tensors(sharded_trio.target)
+    (folders[0] / same).unlink()  # the others keep it
+    assert tv.verify(folders[1]).ok
+    for name, array in read_tensors(folders[2]).items():
+        assert name == "model.embed_tokens.weight" or array.tobytes() == original[name].tobytes()
+
+
+def can_clone(root: Path) -> bool:
+    """Whether files can share blocks here (reflinks), which small files prefer to second names."""
+    from taskvec.companions import share
+
+    (root / "a").write_bytes(b"1" * 8192)
+    share(root / "a", root / "b")
+    return (root / "a").stat().st_ino != (root / "b").stat().st_ino
+
+
 @pytest.mark.parametrize(("factors", "weights"), [("0.8,-0.3", (0.8, -0.3)), ("0.5", (0.5, 0.5))])
 def test_several_vectors_with_their_factors(
     sharded_trio: Trio,

@@ -182,6 +182,7 @@ def cases() -> Iterator[tuple[str, Damage, str, bool]]:
     whole: dict[str, list[Any]] = {
         "format": [None, 2, "1"],
         "dtype": ["BF16", "x", 4],
+        "fits": [None, {}, {"architecture": "0" * 64, "tokenizer": None}, "x"],
         "elements": [None, 5, "x"],
         "changed": [None, 5, "x"],
         "bytes": [None, 5, "x"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,10 +20,10 @@ from taskvec.planner import pinned, selection_recipe, source_document
 from taskvec.progress import Callback, meter
 from taskvec.report import Output as Written
 from taskvec.report import Report, Shard
-from taskvec.saved import REFERENCE
+from taskvec.saved import REFERENCE, fits
 from taskvec.saved_rows import FORMAT as VECTOR_FORMAT
 from taskvec.selection import Selection
-from taskvec.settings import Settings, parse_dtype
+from taskvec.settings import DTYPE_BYTES, Settings, parse_dtype
 from taskvec.state_dict import memories
 from taskvec.steps import Step
 
@@ -117,8 +118,8 @@ def plan_extract(
         weight_map=dict.fromkeys(own, ""),
         merged=len(own),
         copied=0,
-        # what the difference takes if every element has changed; it is known only when it has been read
-        bytes_out=bytes_in[1],
+        # if every element has changed and no difference needs a wider type; known only when it has been read
+        bytes_out=_dense_bytes(reference, own, dtype),
         most_inputs=2,
         findings=tuple(found),
         config={},
@@ -147,15 +148,15 @@ def execute_extract(
             memories=handed,
         )
     )
-    vector = _vector(engine["tensors"], plan.recipe)
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
     written = Written(str(out), None, shards, None, {}, ())
-    facts = manifest.provenance(plan, written, vector)
     files = [File(*shard) for shard in shards]
     for name in _COMPARED:
         if name in reference.other_files:
             companions.copy(reference, name, out / REFERENCE)
             files.append(File(f"{REFERENCE}/{name}", *_core.digest_file(out / REFERENCE / name)))
+    vector = _vector(engine["tensors"], plan.recipe, reference.config, files)
+    facts = manifest.provenance(plan, written, vector)
     small = {CARD: vector_card(facts)}
     if len(shards) > 1:
         total = sum(row["bytes"] for row in vector["tensors"].values())
@@ -181,7 +182,17 @@ def execute_extract(
     )
 
 
-def _vector(rows: Iterable[Mapping[str, Any]], recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _dense_bytes(reference: Checkpoint, names: Iterable[str], dtype: str | None) -> int:
+    infos = [reference.tensors[name] for name in names]
+    return sum(math.prod(info.shape) * DTYPE_BYTES[dtype or info.dtype] for info in infos)
+
+
+def _vector(
+    rows: Iterable[Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: Iterable[File],
+) -> dict[str, Any]:
     """What the manifest says of the vector: totals, and each tensor's encoding and figures."""
     tensors = {row["name"]: {key: value for key, value in row.items() if key != "name"} for row in rows}
     values = tensors.values()
@@ -189,6 +200,7 @@ def _vector(rows: Iterable[Mapping[str, Any]], recipe: Mapping[str, Any]) -> dic
     return {
         "format": VECTOR_FORMAT,
         "dtype": recipe.get("dtype"),
+        "fits": fits(tensors, config, files),
         "elements": sum(row["elements"] for row in values),
         "changed": sum(row["changed"] for row in values),
         "bytes": sum(row["bytes"] for row in values),

@@ -62,6 +62,15 @@ def schema() -> dict[str, Any]:
         {
             "format": {"const": 1},
             "dtype": {"type": ["string", "null"], "description": "null: without loss"},
+            "fits": _object(
+                {
+                    "architecture": {**_DIGEST, "description": "BLAKE3 over kind of model, names and shapes"},
+                    "tokenizer": {
+                        "anyOf": [_DIGEST, {"type": "null"}],
+                        "description": "BLAKE3 over the digests of its files",
+                    },
+                }
+            ),
             "elements": _COUNT,
             "changed": {**_COUNT, "description": "elements that are not zero"},
             "bytes": _COUNT,

@@ -10,9 +10,10 @@ subtracted: what a target is compared with.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from taskvec.companions import CONFIG, MANIFEST
 from taskvec.errors import FormatError
 from taskvec.folder import list_folder
 from taskvec.jsonfile import read_object
+from taskvec.manifest import File
 from taskvec.selection import Selection
 from taskvec.settings import DTYPE_BYTES
 
@@ -140,6 +142,13 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
         )
     _hold_files(data, stored)
     rows = saved_rows.rows(data, stored)
+    model = _reference(os.fspath(spec), stored, rows)
+    listed = manifest.files(data, stored.location / MANIFEST)
+    if data["vector"].get("fits") != fits(rows, model.config, listed):
+        raise FormatError(
+            f"`vector.fits` in the manifest of `{spec}` is not what its tensors and its `{REFERENCE}/` say",
+            "`taskvec verify` names every file that has changed; extract or download the vector again",
+        )
     tensors = {
         name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
         for name, row in rows.items()
@@ -149,7 +158,7 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
         stored=stored,
         manifest=data,
         tensors=MappingProxyType(tensors),
-        model=_reference(os.fspath(spec), stored, rows),
+        model=model,
         zero=frozenset(name for name, row in rows.items() if row["encoding"] == "zero"),
         selection=_selection(data.get("recipe")),
     )
@@ -166,6 +175,30 @@ def is_vector(spec: str | os.PathLike[str]) -> bool:
 def _selection(recipe: Any) -> Selection:
     names = ("include", "exclude", "preset", "layers")
     return Selection(**{name: recipe[name] for name in names if isinstance(recipe, dict) and name in recipe})
+
+
+def fits(
+    rows: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], files: Iterable[File]
+) -> dict[str, Any]:
+    """Fingerprints of what a vector fits: architecture (kind of model, names and shapes) and tokenizer.
+
+    Parameters
+    ----------
+    rows : mapping
+        The tensors as the manifest lists them.
+    config : mapping
+        config.json of the model that was subtracted.
+    files : iterable of File
+        The files of the vector, of which those in ``reference/`` count.
+    """
+    kind = [config.get("model_type"), config.get("architectures")]
+    shapes = [[name, list(row["shape"])] for name, row in sorted(rows.items())]
+    tokenizer = sorted((file.name, file.blake3) for file in files if file.name.startswith(f"{REFERENCE}/"))
+    tokenizer = [pair for pair in tokenizer if pair[0] != f"{REFERENCE}/{CONFIG}"]
+    return {
+        "architecture": _core.blake3_hex(json.dumps([kind, shapes]).encode()),
+        "tokenizer": _core.blake3_hex(json.dumps(tokenizer).encode()) if tokenizer else None,
+    }
 
 
 def _hold_files(data: Mapping[str, Any], stored: Checkpoint) -> None:

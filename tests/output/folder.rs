@@ -420,7 +420,7 @@ fn a_whole_shard_is_copied_shared_or_linked() {
     let folder = OutputFolder::admit(&out, &[], PLAN, &sizes, &Options::default()).unwrap();
     for (name, sharing) in [("a.safetensors", Sharing::Blocks), ("b.safetensors", Sharing::File)] {
         let link = place.path().join("link.safetensors");
-        let (shard, digest) = copy_whole(&folder, &link, name, sharing, 3, &NEVER).unwrap();
+        let (shard, digest) = copy_whole(&folder, &link, name, sharing, None, 3, &NEVER).unwrap();
         assert_eq!(digest, blake3::hash(&data).to_hex().to_string());
         assert!(!out.join(name).exists());
         shard.publish(&digest, serde_json::Value::Null).unwrap();
@@ -429,11 +429,11 @@ fn a_whole_shard_is_copied_shared_or_linked() {
     let inode = |path: &Path| fs::metadata(path).unwrap().ino();
     assert_ne!(inode(&out.join("a.safetensors")), inode(&source));
     assert_eq!(inode(&out.join("b.safetensors")), inode(&source));
-    let stopped = copy_whole(&folder, &source, "c.safetensors", Sharing::Blocks, 2, &|| true).unwrap_err();
+    let stopped = copy_whole(&folder, &source, "c.safetensors", Sharing::Blocks, None, 2, &|| true).unwrap_err();
     assert_eq!(stopped.kind, Kind::Interrupted);
     assert_eq!(names(&out), [".taskvec", "a.safetensors", "b.safetensors"]);
     fs::write(&source, b"of another size").unwrap();
-    let error = copy_whole(&folder, &source, "c.safetensors", Sharing::File, 2, &NEVER).unwrap_err();
+    let error = copy_whole(&folder, &source, "c.safetensors", Sharing::File, None, 2, &NEVER).unwrap_err();
     assert!(error.message.contains("has 15 bytes, expected 5242957"), "{error}");
 }
 

@@ -93,7 +93,7 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
     room = _room(out, plan.bytes_out)
     if plan.kind == "vector":
         page.fact("tensors", f"{plan.merged:,}")
-        page.fact("disk", f"reads {size(plan.bytes_in)}, writes {size(plan.bytes_out)} at most{room}")
+        page.fact("disk", f"reads {size(plan.bytes_in)}, writes about {size(plan.bytes_out)} if dense{room}")
     else:
         copied = f", {plan.copied:,} copied as they are" if plan.copied else ""
         page.fact("tensors", f"{plan.merged:,} merged{copied}; {amount(plan.parameters)} parameters")
