@@ -6,7 +6,7 @@ use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use std::hint::black_box;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::kernels::across::elect;
-use taskvec_core::kernels::combine::{step, subtract};
+use taskvec_core::kernels::combine::{difference, step};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
 use taskvec_core::kernels::philox::{fill, Stream};
 use taskvec_core::kernels::stats::step_sums;
@@ -38,7 +38,7 @@ fn kernels(c: &mut Criterion) {
                 b.iter(|| narrow(level, dtype, black_box(&mut out), Rounding::Nearest, place));
             });
         }
-        group.bench_function("subtract", |b| b.iter(|| subtract(level, black_box(&d), black_box(&t), &mut out)));
+        group.bench_function("subtract", |b| b.iter(|| difference(level, black_box(&d), black_box(&t), &mut out)));
         group.bench_function("step", |b| b.iter(|| step(level, black_box(&t), black_box(&d), 0.8, &mut out)));
         group.bench_function("step sums", |b| b.iter(|| step_sums(level, black_box(&t), black_box(&d), 0.8, &out)));
         group.bench_function("elect two", |b| {

@@ -12,10 +12,10 @@ use serde_json::{json, Value};
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::input::Input;
-use crate::kernels::combine::{add_scaled, scale, subtract};
 use crate::kernels::stats::{pair_sums, PairSums};
 use crate::kernels::{Level, TILE};
 use crate::measure::{number, NonFinite};
+use crate::methods::terms::weighted_sum;
 use crate::op::{check_terms, Term, Tile};
 use crate::plan::{Source, FORMAT};
 use crate::run::{each, pool};
@@ -89,9 +89,9 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
             crew,
             |_| PairSums::default(),
             |sum, tile| {
-                ROOM.with_borrow_mut(|[left, right, difference]| {
-                    let left = side(level, &plan.left, tile, left, difference);
-                    let right = side(level, &plan.right, tile, right, difference);
+                ROOM.with_borrow_mut(|[left, right]| {
+                    let left = side(&plan.left, tile, left);
+                    let right = side(&plan.right, tile, right);
                     sum.merge(&pair_sums(level, left, right));
                 });
             },
@@ -142,40 +142,16 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
 }
 
 thread_local! {
-    /// Both sides of a tile and a difference: to set them to zero for every tile takes as long as to compare it.
-    static ROOM: RefCell<[Vec<f64>; 3]> = RefCell::new([const { [0.0; TILE] }; 3].map(Vec::from));
+    /// Both sides of a tile: to set them to zero for every tile takes as long as to compare it.
+    static ROOM: RefCell<[Vec<f64>; 2]> = RefCell::new([const { [0.0; TILE] }; 2].map(Vec::from));
 }
 
 /// The value of one side, in `out` where it is not one of the inputs as it is.
-fn side<'a>(
-    level: Level,
-    terms: &[Term],
-    tile: &'a Tile<'_, f64>,
-    out: &'a mut [f64],
-    difference: &mut [f64],
-) -> &'a [f64] {
-    let n = tile.inputs.first().map_or(0, Vec::len);
-    let (out, difference) = (&mut out[..n], &mut difference[..n]);
+fn side<'a>(terms: &[Term], tile: &'a Tile<'_, f64>, out: &'a mut [f64]) -> &'a [f64] {
     if let [Term { model, reference: None, weight: 1.0 }] = *terms {
         return tile.input(model);
     }
-    if terms.is_empty() {
-        out.fill(0.0);
-    }
-    for (k, term) in terms.iter().enumerate() {
-        let model = tile.input(term.model);
-        let delta: &[f64] = match term.reference {
-            Some(reference) => {
-                subtract(level, model, tile.input(reference), difference);
-                difference
-            }
-            None => model,
-        };
-        if k == 0 {
-            scale(level, delta, term.weight, out);
-        } else {
-            add_scaled(level, delta, term.weight, out);
-        }
-    }
+    let out = &mut out[..tile.inputs.first().map_or(0, Vec::len)];
+    weighted_sum(tile, terms, out);
     out
 }

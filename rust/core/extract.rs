@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::exact;
 use crate::header;
 use crate::input::{Input, Scratch};
-use crate::kernels::combine::subtract;
+use crate::kernels::combine::difference;
 use crate::kernels::encode::{compact, facts, lost, lost_places, Facts};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
@@ -301,7 +301,7 @@ impl Work<'_> {
                     let (donor, reference) = (tile.input(0), tile.input(1));
                     ROOM.with_borrow_mut(|room| {
                         let delta = &mut room[..donor.len()];
-                        subtract(self.level, donor, reference, delta);
+                        difference(self.level, donor, reference, delta);
                         self.round(delta);
                         let lost = if self.lossy.is_some() { 0 } else { lost(self.level, donor, reference, delta) };
                         sum.merge(&Facts { lost, ..facts(self.level, delta) });
@@ -376,7 +376,7 @@ impl Work<'_> {
             let (x, y, delta) = (&mut x[..m], &mut y[..m], &mut delta[..m]);
             donor.tile(self.level, at, x);
             reference.tile(self.level, at, y);
-            subtract(self.level, x, y, delta);
+            difference(self.level, x, y, delta);
             self.round(delta);
             if facts.lost > 0 {
                 let index = |i: usize| range.start + (at + i) as u64;

@@ -181,15 +181,6 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Whether f32 may not hold its values: a vector whose differences needed F64.
-    pub fn is_wider_than_f32(&self) -> bool {
-        match &self.storage {
-            Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => *dtype == Dtype::F64,
-            Storage::Sparse(sparse) => sparse.values.dtype == Dtype::F64,
-            Storage::Adapted { .. } | Storage::Own => false,
-        }
-    }
-
     /// Whether it is stored as it is in `dtype`.
     pub fn is_plain(&self, dtype: Dtype) -> bool {
         matches!(&self.storage, Storage::Dense { dtype: stored, .. } | Storage::Held { dtype: stored, .. } if *stored == dtype)

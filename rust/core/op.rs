@@ -99,11 +99,11 @@ pub trait Method<R: Real>: Send + Sync {
         Ok(Box::new(()))
     }
 
-    /// Computes the elements `tile.first ..` into `out`. False if f32 did not hold some difference exactly.
+    /// Computes the elements `tile.first ..` into `out`.
     ///
     /// # Errors
     /// Unreadable input.
-    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool>;
+    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()>;
 
     /// The weighted differences that the step is the sum of, where it is nothing else: f64 then repeats what f32
     /// cannot do well.

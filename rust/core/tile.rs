@@ -169,12 +169,10 @@ impl Tiler {
         let Tiles { inputs, step: delta, out } = tiles;
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         let stepped = method.is_some_and(|method| method.computes() == Computes::Step);
-        let mut exact = true;
         match method {
             Some(method) => {
                 let tile = Tile { level, first: span.first, inputs };
-                exact =
-                    method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
+                method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
             }
             None => out.copy_from_slice(&inputs[0]),
         }
@@ -203,7 +201,7 @@ impl Tiler {
                 let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
                 let elsewhere =
                     kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
-                if short && (exact || sum.is_none()) && elsewhere.is_none() {
+                if short && elsewhere.is_none() {
                     let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
                     let steps = (&inputs[0][..], &delta[..]);
                     if let Some(sums) = finish_bf16(level, steps, factors, donor, first.as_ref(), output.bytes) {
@@ -213,7 +211,7 @@ impl Tiler {
                     }
                 }
                 let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
-                if let (true, Some(terms)) = (R::IS_F32 && !(exact && plain), sum) {
+                if let (true, Some(terms)) = (R::IS_F32 && !plain, sum) {
                     self.again(chunks, at, terms, alpha, out);
                 }
                 if let Some((donor, reference)) = donor {

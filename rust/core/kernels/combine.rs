@@ -1,33 +1,16 @@
 //! Elementwise combination of tiles: differences, weighted sums, and the final step onto the target.
 //!
-//! In f32 two things can cost more than the rounding to the output type: a difference that does not fit f32 (the
-//! operands are more than 2^16 apart), and a sum that cancels most of its operands. Both are rare and both are
-//! noticed here, for the whole tile at once; the caller then repeats the noticed elements in f64.
-
-use super::Real;
+//! In f32 one thing can cost more than the rounding to the output type: a sum that cancels most of its target. It is
+//! rare, and noticed here for the whole tile at once; the caller then repeats such elements in f64. (A difference that
+//! f32 does not hold, its operands more than 2^16 apart, is off by 2^-24 of itself, which without such a sum is less
+//! than a thousandth of the output's last place.)
 
 /// |out| below this share of |target| counts as cancellation: f32 then leaves fewer than twelve of the bits that
 /// rounding to eight needs to be right.
 pub const CANCELLED: f64 = 1.0 / 4096.0;
 
 kernel! {
-    /// `out = x − y`; true if every difference is exact.
-    pub fn subtract<R>(x: &[R], y: &[R], out: &mut [R]) -> bool {
-        let mut inexact = 0u32;
-        for ((slot, a), b) in out.iter_mut().zip(x).zip(y) {
-            let (a, b) = (*a, *b);
-            let difference = a - b;
-            if R::IS_F32 {
-                inexact |= u32::from(rest(a, b, difference) != R::ZERO);
-            }
-            *slot = difference;
-        }
-        inexact == 0
-    }
-}
-
-kernel! {
-    /// `out = x − y`, exact or not.
+    /// `out = x − y`.
     pub fn difference<R>(x: &[R], y: &[R], out: &mut [R]) {
         for ((slot, x), y) in out.iter_mut().zip(x).zip(y) {
             *slot = *x - *y;
@@ -35,18 +18,29 @@ kernel! {
     }
 }
 
-/// What `difference` lacks of x − y (Knuth's two-sum): zero where the difference is exact, NaN where it overflowed.
-#[inline(always)]
-fn rest<R: Real>(x: R, y: R, difference: R) -> R {
-    let back = difference - x;
-    (x - (difference - back)) + (-y - back)
-}
-
 kernel! {
     /// `sum = weight · x`.
     pub fn scale<R>(x: &[R], weight: R, sum: &mut [R]) {
         for (slot, a) in sum.iter_mut().zip(x) {
             *slot = weight * *a;
+        }
+    }
+}
+
+kernel! {
+    /// `sum = weight · (x − y)`.
+    pub fn scale_difference<R>(x: &[R], y: &[R], weight: R, sum: &mut [R]) {
+        for ((slot, x), y) in sum.iter_mut().zip(x).zip(y) {
+            *slot = weight * (*x - *y);
+        }
+    }
+}
+
+kernel! {
+    /// `sum = sum + weight · (x − y)`, three roundings.
+    pub fn add_difference<R>(x: &[R], y: &[R], weight: R, sum: &mut [R]) {
+        for ((slot, x), y) in sum.iter_mut().zip(x).zip(y) {
+            *slot += weight * (*x - *y);
         }
     }
 }
@@ -90,21 +84,18 @@ kernel! {
 pub type Term<'a> = (&'a [f64], Option<&'a [f64]>, f64);
 
 kernel! {
-    /// The elements that f32 cannot do well, again in f64: where a difference does not fit f32 or the sum cancelled.
+    /// The elements that f32 cannot do well, again in f64: where the sum cancelled.
     pub fn step_again(target: &[f64], terms: &[Term<'_>], alpha: f64, out: &mut [f32]) {
         if alpha == 0.0 {
             return;
         }
         for (i, slot) in out.iter_mut().enumerate() {
-            let (mut exact, mut sum) = (true, 0f64);
+            let mut sum = 0f64;
             for (k, (x, y, weight)) in terms.iter().enumerate() {
-                let difference = x[i] - y.map_or(0.0, |y| y[i]);
-                exact &= f64::from(difference as f32) == difference;
-                let term = weight * difference;
+                let term = weight * (x[i] - y.map_or(0.0, |y| y[i]));
                 sum = if k == 0 { term } else { sum + term };
             }
-            let cancelled = f64::from(slot.abs()) < target[i].abs() * CANCELLED;
-            if sum != 0.0 && (!exact || cancelled) {
+            if sum != 0.0 && f64::from(slot.abs()) < target[i].abs() * CANCELLED {
                 *slot = odd(target[i] + alpha * sum);
             }
         }

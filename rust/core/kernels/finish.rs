@@ -144,7 +144,7 @@ mod tests {
 
     use super::*;
     use crate::dtype::Dtype;
-    use crate::kernels::combine::{keep_donor, step, subtract, CANCELLED};
+    use crate::kernels::combine::{difference, keep_donor, step, CANCELLED};
     use crate::kernels::narrow::{narrow, Rounding};
     use crate::kernels::stats::step_sums;
     use crate::kernels::Level;
@@ -172,7 +172,7 @@ mod tests {
             for level in Level::available() {
                 let n = bits.len();
                 let mut delta = vec![0f32; n];
-                subtract(level, &donor, &reference, &mut delta);
+                difference(level, &donor, &reference, &mut delta);
                 let (mut out, mut want) = (vec![0f32; n], vec![0u8; 2 * n]);
                 let plain = step(level, &target, &delta, alpha as f32, &mut out);
                 if keeps {

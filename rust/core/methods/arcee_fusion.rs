@@ -87,7 +87,7 @@ impl<R: Real> Method<R> for ArceeFusion {
         Ok(Box::new(Found { length, divergence, threshold }))
     }
 
-    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let Some(found) = state.downcast_ref::<Found>() else {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
@@ -97,6 +97,6 @@ impl<R: Real> Method<R> for ArceeFusion {
         for ((slot, score), delta) in out.iter_mut().zip(&scores[0]).zip(&delta[0]) {
             *slot = if *score >= threshold { *delta } else { R::ZERO };
         }
-        Ok(true)
+        Ok(())
     }
 }

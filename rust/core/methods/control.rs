@@ -203,12 +203,12 @@ impl<R: Real> Method<R> for ControlMethod {
         Ok(Box::new(if drawn > 0.0 { (vector / drawn).sqrt() } else { 0.0 }))
     }
 
-    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         if !self.permute {
             let scale = R::from_f64(state.downcast_ref::<f64>().copied().unwrap_or(0.0));
             self.gaussian(tensor, tile, out);
             out.iter_mut().for_each(|x| *x = *x * scale);
-            return Ok(true);
+            return Ok(());
         }
         let mut done = 0;
         while done < out.len() {
@@ -225,7 +225,7 @@ impl<R: Real> Method<R> for ControlMethod {
             )?;
             done += take;
         }
-        Ok(true)
+        Ok(())
     }
 }
 

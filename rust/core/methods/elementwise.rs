@@ -126,11 +126,11 @@ impl<R: Real> Method<R> for ElementwiseMethod {
         Ok(Box::new((0..n).map(factor).collect::<Vec<f64>>()))
     }
 
-    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let p = &self.parameters;
         if self.rule == Rule::Scale {
             scale(tile.level, tile.input(p.terms[0].model), R::from_f64(p.terms[0].weight), out);
-            return Ok(true);
+            return Ok(());
         }
         let all = deltas(tile, ends(&p.terms));
         let weights: Vec<R> = p.terms.iter().map(|term| R::from_f64(term.weight)).collect();
@@ -146,6 +146,6 @@ impl<R: Real> Method<R> for ElementwiseMethod {
             Rule::NearSwap => near(tile.level, slices[0], t, out),
             Rule::Scale => {}
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -344,7 +344,7 @@ impl<R: Real> Method<R> for GramMethod {
         Ok(Box::new(Coefficients { groups, length, values }))
     }
 
-    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let Some(found) = state.downcast_ref::<Coefficients>() else {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
@@ -374,6 +374,6 @@ impl<R: Real> Method<R> for GramMethod {
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -24,7 +24,7 @@ impl<R: Real> Method<R> for Linear {
         Computes::Value
     }
 
-    fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let total: f64 = if self.normalize { self.terms.iter().map(|term| term.weight).sum() } else { 1.0 };
         for (k, term) in self.terms.iter().enumerate() {
             let weight = R::from_f64(term.weight / total);
@@ -34,6 +34,6 @@ impl<R: Real> Method<R> for Linear {
                 add_scaled(tile.level, tile.input(term.model), weight, out);
             }
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -96,7 +96,7 @@ impl<R: Real> Method<R> for Sce {
         Ok(Box::new(Found { cut, weights }))
     }
 
-    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let mut all = deltas(tile, self.ends());
         let whole = Found { cut: Cut::ALL, weights: vec![0.0; all.len()] };
         let found = state.downcast_ref::<Found>().unwrap_or(&whole);
@@ -106,6 +106,6 @@ impl<R: Real> Method<R> for Sce {
         let weights: Vec<R> = found.weights.iter().map(|w| R::from_f64(*w)).collect();
         let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
         elect_unweighted(tile.level, &slices, &weights, R::from_f64(1e-6), out);
-        Ok(true)
+        Ok(())
     }
 }

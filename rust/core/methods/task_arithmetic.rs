@@ -3,8 +3,8 @@
 
 use serde::Deserialize;
 
+use super::terms::weighted_sum;
 use crate::error::Result;
-use crate::kernels::combine::{add_scaled, scale, subtract};
 use crate::kernels::Real;
 use crate::op::{Computes, Method, State, Term, Tile};
 use crate::tensor::Tensor;
@@ -37,36 +37,8 @@ impl<R: Real> Method<R> for TaskArithmetic {
         Some(&self.terms)
     }
 
-    fn tile(&self, tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
-        let mut exact = true;
-        let mut difference = [R::ZERO; crate::kernels::TILE];
-        let n = out.len();
-        if self.terms.is_empty() {
-            out.fill(R::ZERO);
-        }
-        for (k, term) in self.terms.iter().enumerate() {
-            let (model, weight) = (tile.input(term.model), R::from_f64(term.weight));
-            let single = k == 0 && term.weight == 1.0;
-            let delta: &[R] = match term.reference {
-                Some(reference) if single => {
-                    exact &= subtract(tile.level, model, tile.input(reference), out);
-                    continue;
-                }
-                Some(reference) => {
-                    exact &= subtract(tile.level, model, tile.input(reference), &mut difference[..n]);
-                    &difference[..n]
-                }
-                None => {
-                    exact &= !(R::IS_F32 && tensor.inputs[term.model].is_wider_than_f32());
-                    model
-                }
-            };
-            if k == 0 {
-                scale(tile.level, delta, weight, out);
-            } else {
-                add_scaled(tile.level, delta, weight, out);
-            }
-        }
-        Ok(exact)
+    fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
+        weighted_sum(tile, &self.terms, out);
+        Ok(())
     }
 }

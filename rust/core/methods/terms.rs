@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 
 use crate::error::Result;
-use crate::kernels::combine::difference;
+use crate::kernels::combine::{add_difference, add_scaled, difference, scale, scale_difference};
 use crate::kernels::{Level, Real, TILE};
-use crate::op::Tile;
+use crate::op::{Term, Tile};
 use crate::tensor::Tensor;
 
 /// Where a difference comes from: position of the model and of what is subtracted from it.
@@ -78,6 +78,24 @@ impl<R: Real> Buffers<R> {
         let mut out = buffer(n);
         fill(&mut out);
         Buffers(vec![out])
+    }
+}
+
+/// Σ w·(model − reference) of a tile, in order; a model without a reference is a difference already.
+pub fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mut [R]) {
+    let level = tile.level;
+    if terms.is_empty() {
+        out.fill(R::ZERO);
+    }
+    for (k, term) in terms.iter().enumerate() {
+        let (model, weight) = (tile.input(term.model), R::from_f64(term.weight));
+        match (term.reference.map(|reference| tile.input(reference)), k) {
+            (Some(reference), 0) if term.weight == 1.0 => difference(level, model, reference, out),
+            (Some(reference), 0) => scale_difference(level, model, reference, weight, out),
+            (Some(reference), _) => add_difference(level, model, reference, weight, out),
+            (None, 0) => scale(level, model, weight, out),
+            (None, _) => add_scaled(level, model, weight, out),
+        }
     }
 }
 

@@ -423,7 +423,7 @@ impl<R: Real> Method<R> for TrimmedMethod {
         Ok(Box::new(found))
     }
 
-    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<bool> {
+    fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let found = state.downcast_ref::<Vec<Found>>();
         let mut all = deltas(tile, self.ends());
         let mut kept = vec![0u32; if self.sum == Sum::Mean { out.len() } else { 0 }];
@@ -455,6 +455,6 @@ impl<R: Real> Method<R> for TrimmedMethod {
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 }
