@@ -133,26 +133,36 @@ impl Tensor<'_> {
         Ok(spare.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    /// Tiles of `piece` elements from all over the tensor, about `count` elements in all, from at most `places` chunks.
+    /// Tiles of `piece` elements from all over the tensor, about `count` elements in all, from at most `places` chunks;
+    /// what `each` made of each chunk, in order.
     ///
     /// # Errors
-    /// Unreadable input.
-    pub fn sample<R: Real>(
-        &self,
-        count: u64,
-        places: u64,
-        piece: u64,
-        each: &mut dyn FnMut(&Tile<'_, R>),
-    ) -> Result<()> {
+    /// Unreadable input, or the run was cancelled.
+    pub fn sample<R, A, E>(&self, crew: Crew<'_>, count: u64, places: u64, piece: u64, each: E) -> Result<Vec<A>>
+    where
+        R: Real,
+        A: Send + Default,
+        E: Fn(&mut A, &Tile<'_, R>) + Sync,
+    {
         let chunks = self.elements.div_ceil(CHUNK);
         let places = places.min(chunks);
-        for place in 0..places {
-            let first = place * chunks / places * CHUNK;
+        let made: Mutex<Vec<(usize, A)>> = Mutex::new(Vec::with_capacity(places as usize));
+        let one = |place: usize| -> Result<()> {
+            let first = place as u64 * chunks / places * CHUNK;
             let range = first..(first + CHUNK).min(self.elements);
             let stride = ((range.end - range.start) * places * piece / count.max(1)).max(piece);
-            self.pieces(range, stride, piece, each)?;
+            let mut sum = A::default();
+            self.pieces(range, stride, piece, &mut |tile: &Tile<'_, R>| each(&mut sum, tile))?;
+            lock(&made).push((place, sum));
+            Ok(())
+        };
+        match crew {
+            Crew::Pool(pool) if places > 1 => crate::run::each(pool, self.control, places as usize, one)?,
+            _ => (0..places as usize).try_for_each(one)?,
         }
-        Ok(())
+        let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.sort_unstable_by_key(|(place, _)| *place);
+        Ok(made.into_iter().map(|(_, sum)| sum).collect())
     }
 
     /// The tile that begins with element `first`.

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use rayon::prelude::*;
+
 use super::histogram::nth_largest;
 use super::terms::Buffers;
 use crate::error::Result;
@@ -100,7 +102,7 @@ pub fn largest<R: Real>(
         sort(tensor, &queries, scores, &mut cuts)?;
         return Ok(cuts);
     }
-    guess(tensor, &mut queries, scores)?;
+    guess(tensor, crew, &mut queries, scores)?;
     let mut missed = find(tensor, crew, queries, scores, &mut cuts)?;
     for query in &mut missed {
         let threshold = nth_largest(tensor, crew, (query.score, query.k), scores)?;
@@ -147,17 +149,16 @@ fn descending<R: Real>(a: &R, b: &R) -> std::cmp::Ordering {
 }
 
 /// Two values per query that its threshold probably lies between, from a sample.
-fn guess<R: Real>(tensor: &Tensor<'_>, queries: &mut [Query<R>], scores: &Scores<'_, R>) -> Result<()> {
-    let mut samples: Vec<Vec<R>> = Vec::new();
+fn guess<R: Real>(tensor: &Tensor<'_>, crew: Crew<'_>, queries: &mut [Query<R>], scores: &Scores<'_, R>) -> Result<()> {
     let wanted = (tensor.elements / SHARE).clamp(SAMPLE.0, SAMPLE.1);
-    tensor.sample(wanted, PLACES, PIECE, &mut |tile| {
+    let parts = tensor.sample::<R, Vec<Vec<R>>, _>(crew, wanted, PLACES, PIECE, |part, tile| {
         let scores = scores(tile);
-        samples.resize_with(scores.len(), Vec::new);
-        samples
-            .iter_mut()
-            .zip(scores.iter())
-            .for_each(|(sample, scores)| sample.extend(scores.iter().map(|x| x.abs())));
+        part.resize_with(scores.len(), Vec::new);
+        part.iter_mut().zip(scores.iter()).for_each(|(part, scores)| part.extend(scores.iter().map(|x| x.abs())));
     })?;
+    let kinds = parts.first().map_or(0, Vec::len);
+    let mut samples: Vec<Vec<R>> =
+        (0..kinds).map(|kind| parts.iter().flat_map(|part| &part[kind]).copied().collect()).collect();
     for query in queries {
         let sample = &mut samples[query.score];
         let (count, share) = (sample.len() as f64, query.k as f64 / tensor.elements as f64);
@@ -209,15 +210,16 @@ fn find<R: Real>(
             }
         },
     )?;
+    let settled = side_by_side(crew, queries.len(), |index| {
+        if listed[index].load(Relaxed) > most {
+            return None;
+        }
+        let seen = chunks.iter().flat_map(|chunk| &chunk[index].0).copied().collect();
+        let inside = chunks.iter().flat_map(|chunk| &chunk[index].1).copied().collect();
+        settle(&queries[index], seen, inside)
+    });
     let mut missed = Vec::new();
-    for (index, query) in queries.into_iter().enumerate() {
-        let found = if listed[index].load(Relaxed) > most {
-            None
-        } else {
-            let seen = chunks.iter().flat_map(|chunk| &chunk[index].0).copied().collect();
-            let inside = chunks.iter().flat_map(|chunk| &chunk[index].1).copied().collect();
-            settle(&query, seen, inside)
-        };
+    for (query, found) in queries.into_iter().zip(settled) {
         match found {
             Some((threshold, wanted, equal)) => {
                 let until = nth_equal(tensor, (query.score, threshold), wanted, &equal, scores)?;
@@ -227,6 +229,14 @@ fn find<R: Real>(
         }
     }
     Ok(missed)
+}
+
+/// What `each` makes of 0..n, in order.
+fn side_by_side<T: Send>(crew: Crew<'_>, n: usize, each: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    match crew {
+        Crew::Pool(pool) => pool.install(|| (0..n).into_par_iter().map(each).collect()),
+        Crew::Alone => (0..n).map(each).collect(),
+    }
 }
 
 /// The threshold, how many equal to it are kept, and how many there are in each tile; none if it lies elsewhere.
