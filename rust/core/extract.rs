@@ -179,6 +179,11 @@ impl<'a> Item<'a> {
         self.inputs.iter().map(|input| input.cost(self.elements)).sum()
     }
 
+    /// Whether a run may add it in f32.
+    fn is_narrow(&self) -> bool {
+        self.origin == Dtype::BF16
+    }
+
     /// Types of what is stored beside the differences, in the order of [`exact::PARTS`].
     fn exact_types(&self) -> [Dtype; 3] {
         [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype]
@@ -303,7 +308,11 @@ impl Work<'_> {
                         let delta = &mut room[..donor.len()];
                         difference(self.level, donor, reference, delta);
                         self.round(delta);
-                        let lost = if self.lossy.is_some() { 0 } else { lost(self.level, donor, reference, delta) };
+                        let lost = if self.lossy.is_some() {
+                            0
+                        } else {
+                            lost(self.level, donor, reference, delta, item.is_narrow())
+                        };
                         sum.merge(&Facts { lost, ..facts(self.level, delta) });
                     });
                 },
@@ -380,7 +389,7 @@ impl Work<'_> {
             self.round(delta);
             if facts.lost > 0 {
                 let index = |i: usize| range.start + (at + i) as u64;
-                beside.extend(lost_places(x, y, delta).map(|i| (index(i), x[i], y[i])));
+                beside.extend(lost_places(x, y, delta, item.is_narrow()).map(|i| (index(i), x[i], y[i])));
             }
             let count = if is_dense { m } else { compact(delta, &mut here) };
             if !is_dense {
