@@ -190,3 +190,7 @@ def test_methods(tmp_path: Path, capsys: Any) -> None:
     rows = main([str(tmp_path), "transfer", "linear", "slerp", "ties", "--runs", "1"])
     assert all(row["seconds"] > 0 and row["floor"] > 0 for row in rows.values())
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+if __name__ == "__main__":
+    main()
