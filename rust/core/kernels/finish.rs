@@ -1,6 +1,6 @@
 //! The end of a step in one loop: onto the target, to bf16, measured. What `step`, `keep_donor`, `narrow` and
 //! `step_sums` do one after the other, bit for bit, with every value still in a register: a quarter of a transfer's
-//! arithmetic less on Sapphire Rapids.
+//! arithmetic less with AVX-512.
 
 use super::narrow::nearest_bf16;
 use super::stats::{fold, StepSums};
