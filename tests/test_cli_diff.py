@@ -112,7 +112,6 @@ def test_names_in_the_heat_map_are_text(trio: Trio, tmp_path: Path) -> None:
 
 
 def test_the_heat_map_of_equal_models_is_drawn(trio: Trio, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     difference = tv.diff(trio.donor, trio.donor)
     heatmap.write_html(difference, tmp_path / "zero.html")
     heatmap.write_png(difference, tmp_path / "zero.png")
@@ -120,7 +119,6 @@ def test_the_heat_map_of_equal_models_is_drawn(trio: Trio, tmp_path: Path) -> No
 
 
 def test_the_heat_map_as_a_picture(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     done = invoke(capsys, "diff", trio.reference, trio.donor, "--png", tmp_path / "diff.png", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["png"] == str(tmp_path / "diff.png")

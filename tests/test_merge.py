@@ -199,8 +199,9 @@ def small_model(family: str, *, tied: bool, seed: int):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shard", ["30KB", "1GB"], ids=["sharded", "single"])
 def test_transformers_loads_the_output(tmp_path: Path, family: str, tied: bool, shard: str) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     models = {
         role: small_model(family, tied=tied, seed=seed)
         for seed, role in enumerate(("target", "donor", "reference"))
@@ -226,8 +227,9 @@ def test_transformers_loads_the_output(tmp_path: Path, family: str, tied: bool, 
 
 
 def test_out_dtype_is_what_transformers_loads(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     for seed, role in enumerate(("target", "donor", "reference")):
         small_model("Qwen2", tied=True, seed=seed).save_pretrained(tmp_path / role)
     folders = [tmp_path / role for role in ("target", "donor", "reference")]

@@ -57,9 +57,9 @@ def test_every_command_line_shown_parses() -> None:
 def test_every_finding_named_exists() -> None:
     named = set(re.findall(r"(?:error|warning|note)\[([\w-]+)\]", README))
     named |= set(re.findall(r"--force ([\w-]+)", README)) - {"ID"}
-    assert named <= {*FINDINGS, "rounded-away"}
+    assert named <= set(FINDINGS)
     for level, name in re.findall(r"(error|warning|note)\[([\w-]+)\]", README):
-        assert name == "rounded-away" or FINDINGS[name].level == level
+        assert FINDINGS[name].level == level
 
 
 def test_the_python_example_runs(trio: Trio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

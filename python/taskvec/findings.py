@@ -85,6 +85,7 @@ FINDINGS: dict[str, Kind] = {
     "non-finite": Kind(
         "error", "NaN or infinity in an input or in the output", "they are written and counted"
     ),
+    "rounded-away": Kind("warning", "more than 5 % of the elements that were to change did not"),
 }
 
 

@@ -172,7 +172,7 @@ class Report:
 
 def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]:
     """A warning for each output in which more than 5 % of the step was rounded away, with the ways out."""
-    from taskvec.findings import Finding
+    from taskvec.findings import finding
 
     findings = []
     for output in outputs:
@@ -185,13 +185,12 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
             else ["`--out-dtype float32`", "`--rounding stochastic`"]
         )
         findings.append(
-            Finding(
-                level="warning",
-                id="rounded-away",
-                subject=output.folder,
-                expected=f"at most {ROUNDED_AWAY_LIMIT:.0%}",
-                found=f"{row.rounded_away_share:.1%} of the changed elements were rounded away",
-                fix=f"use {', '.join(ways)} or a larger alpha",
+            finding(
+                "rounded-away",
+                output.folder,
+                f"at most {ROUNDED_AWAY_LIMIT:.0%}",
+                f"{row.rounded_away_share:.1%} of the changed elements were rounded away",
+                f"use {', '.join(ways)} or a larger alpha",
             )
         )
     return findings
