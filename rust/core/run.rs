@@ -195,6 +195,10 @@ impl Run<'_> {
             let to = self.group(&blocks, from);
             self.prepare(&blocks[from..to])?;
             self.blocks(&blocks[from..to])?;
+            // A group may be too short for its inputs to have been let go of on the way.
+            if to < blocks.len() {
+                Block::joined(&blocks[from..to]).for_each(|done| done.drop_behind(self.layout, self.programs));
+            }
             for job in blocks[from].jobs.start..blocks[to - 1].jobs.end {
                 let needed_later = blocks.get(to).is_some_and(|block| block.jobs.contains(&job));
                 if !needed_later {
