@@ -28,6 +28,7 @@ pub mod program;
 pub mod regular;
 pub mod run;
 pub mod sample;
+mod shards;
 pub mod sources;
 pub mod sparse;
 pub mod tensor;

@@ -17,11 +17,12 @@ use crate::error::{Error, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place, Survival};
-use crate::output::digest::{FileDigest, BLOCK};
+use crate::output::digest::BLOCK;
 use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
-use crate::output::shard::{copy_whole, ShardFile, Sharing};
+use crate::output::shard::{copy_whole, Sharing};
 use crate::plan::{Layout, Output, Plan};
-use crate::program::{Arithmetic, Program, Step};
+use crate::program::{Program, Step};
+use crate::shards::{ShardState, Shards};
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, Crew};
 
@@ -187,7 +188,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn execute(&self) -> Result<()> {
         let blocks: Vec<Block> = (0..self.layout.shards.len())
-            .filter(|shard| !self.shards.states[*shard].is_empty())
+            .filter(|shard| !self.shards.is_done(*shard))
             .flat_map(|shard| Block::all(shard, self.layout))
             .collect();
         let mut from = 0;
@@ -287,45 +288,17 @@ impl Run<'_> {
     fn block(&self, worker: &mut Worker, block: &Block) -> Result<()> {
         let states = self.shards.computed(block.shard);
         for state in states {
-            self.open(block.shard, state)?;
+            state.open(&self.layout.shards[block.shard], self.folders)?;
         }
         let steps = steps(self.plan, states);
         let read = worker.compute(block, self.layout, self.plan, self.programs, &steps, self.non_finite)?;
-        let mut written = 0;
         for state in states {
-            let bytes = worker.bytes(state.slot);
-            state.digest.leaf(block.index, bytes);
-            let file = state.file.get().ok_or_else(Error::interrupted)?;
-            file.write_at(block.start, bytes)?;
-            file.write_behind(block.start..block.end)?;
-            written += bytes.len() as u64;
-        }
-        self.control.advance(read + written);
-        for state in states {
-            let mut sums = lock(&state.survival);
-            for (job, survival) in worker.measured(state.slot) {
-                sums.push((block.index, *job, *survival));
-            }
-            drop(sums);
-            if state.left.fetch_sub(1, Relaxed) == 1 {
+            state.measured(block, worker);
+            if state.write(block, worker)? {
                 self.publish(block.shard, state)?;
             }
         }
-        Ok(())
-    }
-
-    /// Creates the shard's file when its first block comes up.
-    fn open(&self, shard: usize, state: &ShardState) -> Result<()> {
-        if state.file.get().is_some() {
-            return Ok(());
-        }
-        let _one_at_a_time = lock(&state.opening);
-        if state.file.get().is_none() {
-            let (name, size) = (&self.layout.shards[shard].name, self.layout.shards[shard].size);
-            let file = ShardFile::create(&self.folders[state.output], name, size)?;
-            file.allocate(0..size)?;
-            let _ = state.file.set(file);
-        }
+        self.control.advance(read + (block.end - block.start) * states.len() as u64);
         Ok(())
     }
 
@@ -336,7 +309,7 @@ impl Run<'_> {
         if !self.options.allow_non_finite && bad < jobs.end {
             return Ok(());
         }
-        let mut sums = std::mem::take(&mut *lock(&state.survival));
+        let mut sums = state.survivals();
         sums.sort_unstable_by_key(|(block, job, _)| (*job, *block));
         let mut tensors: BTreeMap<usize, Survival> = BTreeMap::new();
         for (_, job, sum) in &sums {
@@ -353,10 +326,10 @@ impl Run<'_> {
             "tensors": tensors.iter().map(|(job, sum)| json!([self.plan.jobs[*job].name, sum])).collect::<Vec<_>>(),
             "non_finite": counts,
         });
-        let digest = state.digest.finish()?;
+        let digest = state.digest()?;
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.
         self.sources.unchanged()?;
-        if let Some(file) = state.file.get() {
+        if let Some(file) = state.file() {
             file.publish(&digest, extra.clone())?;
         }
         self.share(shard, state, &digest, &extra)
@@ -462,73 +435,6 @@ impl Run<'_> {
             "resumed_shards": resumed,
             "outputs": outputs,
         })
-    }
-}
-
-/// Per shard, the outputs in which it is still to be written.
-struct Shards {
-    states: Vec<Vec<ShardState>>,
-    /// Whether all tensors of a shard are the target's: it is the same in all outputs, and computed for the first.
-    untouched: Vec<bool>,
-    all: usize,
-}
-
-/// One shard of one output while it is being written.
-pub(crate) struct ShardState {
-    /// Index of the output.
-    pub output: usize,
-    /// Position among the outputs that this shard is written for.
-    pub slot: usize,
-    opening: Mutex<()>,
-    file: std::sync::OnceLock<ShardFile>,
-    digest: FileDigest,
-    left: AtomicUsize,
-    survival: Mutex<Vec<(u64, usize, Survival)>>,
-}
-
-impl Shards {
-    fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder], programs: &[Program<'_>]) -> Self {
-        let is_raw = |program: &Program<'_>| matches!(program.arithmetic, Arithmetic::Raw);
-        let untouched = layout.shards.iter().map(|shard| programs[shard.jobs.clone()].iter().all(is_raw)).collect();
-        let states = layout
-            .shards
-            .iter()
-            .map(|shard| {
-                let missing =
-                    (0..plan.outputs.len()).filter(|output| !folders[*output].done().contains_key(&shard.name));
-                let state = |(slot, output)| ShardState {
-                    output,
-                    slot,
-                    opening: Mutex::new(()),
-                    file: std::sync::OnceLock::new(),
-                    digest: FileDigest::new(shard.size),
-                    left: AtomicUsize::new(shard.size.div_ceil(BLOCK) as usize),
-                    survival: Mutex::new(Vec::new()),
-                };
-                missing.enumerate().map(state).collect()
-            })
-            .collect();
-        Shards { states, untouched, all: plan.outputs.len() * layout.shards.len() }
-    }
-
-    /// The outputs for which a shard is computed.
-    fn computed(&self, shard: usize) -> &[ShardState] {
-        let states = &self.states[shard];
-        if self.untouched[shard] {
-            &states[..states.len().min(1)]
-        } else {
-            states
-        }
-    }
-
-    /// The outputs that are given the shard of the first.
-    fn shared(&self, shard: usize) -> &[ShardState] {
-        &self.states[shard][self.computed(shard).len()..]
-    }
-
-    /// Shards that an earlier run finished.
-    fn kept(&self) -> usize {
-        self.all - self.states.iter().map(Vec::len).sum::<usize>()
     }
 }
 
