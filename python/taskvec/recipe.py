@@ -1,56 +1,58 @@
 """What a recipe may say: mergekit 0.1.5's format, and the additions of this package.
 
-The models below are the format, key by key. What needs the method as well (which parameters, how many inputs)
-is checked in :mod:`taskvec.recipe_checks`. Every error names the file and the line.
+The classes below are the format, key by key. What needs the method as well (which parameters, how many
+inputs) is checked in :mod:`taskvec.recipe_checks`. Every error names the file and the line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, ValidationError
+from pydantic_core import SchemaValidator, ValidationError
 
 from taskvec.errors import RecipeError
 from taskvec.model_ref import ModelRef
 from taskvec.parameters import Setting
 from taskvec.recipe_document import Document, Key, shown
 from taskvec.recipe_errors import first_error
+from taskvec.recipe_format import TEXT, by_name, key, made_of, mapping_of, optional, several
 from taskvec.recipe_values import (
+    ALPHAS,
+    CHAT_TEMPLATE,
     CHAT_TEMPLATES,
-    Alphas,
-    ChatTemplate,
-    DocumentName,
-    DtypeName,
-    LayerRange,
-    ModelName,
-    NoPadding,
-    NoTokens,
-    Parameters,
-    Patterns,
-    TokenizerSource,
-    VectorName,
+    DOCUMENT_NAME,
+    DTYPE,
+    LAYER_RANGE,
+    MODEL,
+    NO_PADDING,
+    NO_TOKENS,
+    PARAMETERS,
+    PATTERNS,
+    PRESET,
+    ROUNDING,
+    SEED,
+    TOKENIZER_SOURCE,
+    VECTOR,
 )
 from taskvec.selection import Preset, Selection
 from taskvec.settings import Rounding
 
-_MAXIMUM_SEED = 2**64 - 1
+Parameters = Mapping[str, Setting]
 
 
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
-
-
-class Input(_Keys):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
     """A model to merge, or a saved vector."""
 
-    model: ModelName | None = Field(None, description="folder or hub id (org/name@revision), with +adapter")
-    vector: VectorName | None = Field(None, description="a saved task vector, instead of a model")
-    relative_to: ModelName | None = Field(
-        None, description="take the difference of `model` from this model instead of the base: a transfer"
+    model: ModelRef | None = key(MODEL, "folder or hub id (org/name@revision), with +adapter")
+    vector: ModelRef | None = key(VECTOR, "a saved task vector, instead of a model")
+    relative_to: ModelRef | None = key(
+        MODEL, "take the difference of `model` from this model instead of the base: a transfer"
     )
-    parameters: Parameters | None = Field(None, description="parameters of this model")
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this model")
 
     @property
     def ref(self) -> ModelRef:
@@ -60,76 +62,80 @@ class Input(_Keys):
         return ref
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SliceInput(Input):
     """A run of layers of one model."""
 
-    layer_range: LayerRange = Field(description="first layer, and the one after the last")
+    layer_range: tuple[int, int] = key(LAYER_RANGE, "first layer, and the one after the last", required=True)
 
 
-class OutputSlice(_Keys):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSlice:
     """Layers of the output, made from equally many layers of each source."""
 
-    sources: Annotated[tuple[SliceInput, ...], Strict(False), Field(min_length=1)]
-    base_model: ModelName | None = Field(None, description="base of this slice alone")
-    parameters: Parameters | None = Field(None, description="parameters of this slice")
+    sources: tuple[SliceInput, ...] = key(several(made_of(SliceInput)), required=True)
+    base_model: ModelRef | None = key(MODEL, "base of this slice alone")
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this slice")
 
 
-class Module(_Keys):
+_MODELS = optional(several(made_of(Input)))
+_SLICES = optional(several(made_of(OutputSlice)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
     """A part of a model with layers of its own: text decoder, vision tower, encoder …"""
 
-    models: Annotated[tuple[Input, ...] | None, Strict(False), Field(min_length=1)] = None
-    slices: Annotated[tuple[OutputSlice, ...] | None, Strict(False), Field(min_length=1)] = None
-    parameters: Parameters | None = Field(None, description="parameters of this module")
+    models: tuple[Input, ...] | None = key(_MODELS)
+    slices: tuple[OutputSlice, ...] | None = key(_SLICES)
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this module")
 
 
-class Tokenizer(_Keys):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
     """Whose tokenizer the output has."""
 
-    source: TokenizerSource = Field(None, description="`base`, or one of the models")
-    tokens: NoTokens = None
-    pad_to_multiple_of: NoPadding = None
+    source: ModelRef | Literal["base"] | None = key(TOKENIZER_SOURCE, "`base`, or one of the models")
+    tokens: None = key(NO_TOKENS)
+    pad_to_multiple_of: None = key(NO_PADDING)
 
 
-class Recipe(_Keys):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
     """One document of a recipe."""
 
-    merge_method: str = Field(description="see `taskvec methods`")
-    name: DocumentName = Field(None, description="what later documents call the result of this one")
-    base_model: ModelName | None = Field(None, description="what differences are taken from and added to")
-    models: Annotated[tuple[Input, ...] | None, Strict(False), Field(min_length=1)] = Field(
-        None, description="whole models to merge"
+    merge_method: str = key(TEXT, "see `taskvec methods`", required=True)
+    name: str | None = key(DOCUMENT_NAME, "what later documents call the result of this one")
+    base_model: ModelRef | None = key(MODEL, "what differences are taken from and added to")
+    models: tuple[Input, ...] | None = key(_MODELS, "whole models to merge")
+    slices: tuple[OutputSlice, ...] | None = key(_SLICES, "the output's layers, run by run")
+    modules: Mapping[str, Module] | None = key(
+        optional(by_name(made_of(Module))), "one merge per part of the model"
     )
-    slices: Annotated[tuple[OutputSlice, ...] | None, Strict(False), Field(min_length=1)] = Field(
-        None, description="the output's layers, run by run"
+    parameters: Parameters | None = key(PARAMETERS, "parameters of the merge, or of every model")
+    dtype: str | None = key(DTYPE, "type of the output, unless out_dtype says otherwise")
+    out_dtype: str | None = key(DTYPE, "type of the output")
+    tokenizer_source: ModelRef | Literal["base"] | None = key(
+        TOKENIZER_SOURCE, "whose tokenizer the output has"
     )
-    modules: Annotated[dict[str, Module] | None, Field(min_length=1)] = Field(
-        None, description="one merge per part of the model"
+    tokenizer: Tokenizer | None = key(optional(made_of(Tokenizer)))
+    chat_template: str | None = key(CHAT_TEMPLATE, f"auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja template")
+    include: tuple[str, ...] = key(
+        PATTERNS, "merge only tensors in whose name one of these is found", default=()
     )
-    parameters: Parameters | None = Field(None, description="parameters of the merge, or of every model")
-    dtype: DtypeName = Field(None, description="type of the output, unless out_dtype says otherwise")
-    out_dtype: DtypeName = Field(None, description="type of the output")
-    tokenizer_source: TokenizerSource = Field(None, description="whose tokenizer the output has")
-    tokenizer: Tokenizer | None = None
-    chat_template: ChatTemplate = Field(
-        None, description=f"auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja template"
+    exclude: tuple[str, ...] = key(
+        PATTERNS, "leave tensors alone in whose name one of these is found", default=()
     )
-    include: Patterns = Field((), description="merge only tensors in whose name one of these is found")
-    exclude: Patterns = Field((), description="leave tensors alone in whose name one of these is found")
-    preset: Preset = Field("full", description="leave out embeddings and head, or the norms as well")
-    layers: str | None = Field(None, description="merge only these layers: `8-20`, `0,3,5-7`")
-    rounding: Rounding | None = Field(None, description="how the result is rounded to its type")
-    seed: Annotated[int, Field(ge=0, le=_MAXIMUM_SEED)] | None = Field(
-        None, description="seed of random methods and of stochastic rounding"
+    preset: Preset = key(PRESET, "leave out embeddings and head, or the norms as well", default="full")
+    layers: str | None = key(optional(TEXT), "merge only these layers: `8-20`, `0,3,5-7`")
+    rounding: Rounding | None = key(ROUNDING, "how the result is rounded to its type")
+    seed: int | None = key(SEED, "seed of random methods and of stochastic rounding")
+    alpha: tuple[float, ...] | None = key(
+        ALPHAS, "factor of the merged step; a list makes one output per value"
     )
-    alpha: Alphas = Field(None, description="factor of the merged step; a list makes one output per value")
 
-    _document: Document | None = PrivateAttr(None)
-
-    @property
-    def document(self) -> Document:
-        """Where it was written."""
-        assert self._document is not None
-        return self._document
+    document: Document = field(repr=False)
+    """Where it was written."""
 
     @property
     def selection(self) -> Selection:
@@ -180,7 +186,7 @@ class Recipe(_Keys):
 class Scope:
     """Parameters that hold for all sources of a group, and where they are written."""
 
-    settings: Mapping[str, Setting]
+    settings: Parameters
     path: tuple[Key, ...]
 
 
@@ -192,7 +198,7 @@ class Source:
     relative_to: ModelRef | None
     layers: tuple[int, int] | None
     """Of a slice; ``None``: all layers."""
-    parameters: Mapping[str, Setting]
+    parameters: Parameters
     path: tuple[Key, ...]
     """Where it is written; empty for a base that the format adds."""
 
@@ -260,12 +266,18 @@ def from_document(document: Document) -> Recipe:
         An unknown key, a value of the wrong kind, or a key that is missing, with the line.
     """
     try:
-        recipe = Recipe.model_validate(document.plain())
+        values = _validator().validate_python(document.plain())
     except ValidationError as error:
         raise first_error(document, Recipe, error) from None
-    recipe._document = document
+    recipe = Recipe(**values, document=document)
     _check_form(recipe)
     return recipe
+
+
+@cache
+def _validator() -> SchemaValidator:
+    schema: Any = mapping_of(Recipe)
+    return SchemaValidator(schema)
 
 
 def _check_form(recipe: Recipe) -> None:

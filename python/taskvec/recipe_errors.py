@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic_core import ValidationError
 
 from taskvec.errors import RecipeError
 from taskvec.methods import PARAMETERS
 from taskvec.parameters import SettingError
 from taskvec.recipe_document import Document, Key, dotted, kind_of, nearest, shown
+from taskvec.recipe_format import keys_of
 
 _EXPECTED = {
     "string_type": "text",
@@ -21,8 +21,6 @@ _EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
     "is_instance_of": "a value",
 }
 _INSTEAD = {
@@ -31,7 +29,7 @@ _INSTEAD = {
 }
 
 
-def first_error(document: Document, model: type[BaseModel], error: ValidationError) -> RecipeError:
+def first_error(document: Document, form: type[Any], error: ValidationError) -> RecipeError:
     """The error that stands first in the file, in the words of the recipe."""
 
     def order(details: Any) -> tuple[int, int]:
@@ -46,7 +44,7 @@ def first_error(document: Document, model: type[BaseModel], error: ValidationErr
     kind, cause = details["type"], context.get("error")
     where = f" in `{dotted(path[:-1])}`" if len(path) > 1 else ""
     if kind == "extra_forbidden":
-        return _unknown_key(document, model, path)
+        return _unknown_key(document, form, path)
     if isinstance(cause, SettingError):
         return document.error((*path, *cause.path), f"`{dotted(path)}`: {cause.message}", cause.hint)
     if isinstance(cause, RecipeError):
@@ -91,33 +89,25 @@ def _missing_hint(key: str) -> str | None:
     }.get(key)
 
 
-def _unknown_key(document: Document, model: type[BaseModel], path: tuple[Key, ...]) -> RecipeError:
+def _unknown_key(document: Document, form: type[Any], path: tuple[Key, ...]) -> RecipeError:
     key, parent = str(path[-1]), path[:-1]
     where = f" in `{dotted(parent)}`" if parent else ""
     message = f"unknown key `{shown(key)}`{where}"
     if key in _INSTEAD:
         return document.error(path, message, _INSTEAD[key], key=True)
-    fields = _fields_at(model, parent)
-    near = nearest(key, fields)
+    known = _keys_at(form, parent)
+    near = nearest(key, known)
     parameter = nearest(key, PARAMETERS)
     if near is None and parameter is not None and not parent:
         meant = "it" if parameter == key else f"`{parameter}`"
         return document.error(path, message, f"{meant} belongs under `parameters`", key=True)
-    hint = f"did you mean `{near}`?" if near else "known here: " + ", ".join(f"`{field}`" for field in fields)
+    hint = f"did you mean `{near}`?" if near else "known here: " + ", ".join(f"`{each}`" for each in known)
     return document.error(path, message, hint, key=True)
 
 
-def _fields_at(model: type[BaseModel], path: Sequence[Key]) -> list[str]:
+def _keys_at(form: type[Any], path: Sequence[Key]) -> list[str]:
     """The keys that may stand at a path of the recipe."""
     for step in path:
-        if isinstance(step, str) and step in model.model_fields:
-            model = next(iter(_models_in(model.model_fields[step].annotation)), model)
-    return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Annotated, Union, types.UnionType, tuple, dict):
-        for argument in get_args(annotation):
-            yield from _models_in(argument)
+        below = next((kind.form for each, kind in keys_of(form) if each.name == step), None)
+        form = below or form
+    return [each.name for each, _ in keys_of(form)]

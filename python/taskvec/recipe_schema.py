@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING
 from typing import Any
 
 from taskvec.method import Method, Parameter
 from taskvec.methods import METHODS, PARAMETERS
-from taskvec.recipe import Recipe
+from taskvec.recipe import Input, Module, OutputSlice, Recipe, SliceInput, Tokenizer
+from taskvec.recipe_format import keys_of
 
 ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
@@ -68,9 +70,8 @@ _BASED = [{"required": ["base_model"]}, {"required": ["slices"]}, {"required": [
 
 def schema() -> dict[str, Any]:
     """The schema of one document of a recipe."""
-    result = Recipe.model_json_schema()
-    _tidy(result)
-    definitions = result.setdefault("$defs", {})
+    result = _form(Recipe)
+    definitions = {form.__name__: _form(form) for form in (Input, Module, OutputSlice, SliceInput, Tokenizer)}
     definitions.update(
         Value=_VALUE,
         ModelName=_MODEL,
@@ -85,12 +86,6 @@ def schema() -> dict[str, Any]:
         definitions[name]["oneOf"] = [
             {"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in ("model", "vector")
         ]
-    for definition in (result, *definitions.values()):
-        properties = definition.get("properties", {})
-        if definition is not definitions["Parameters"] and "parameters" in properties:
-            text = properties["parameters"].get("description", "")
-            reference = {"$ref": "#/$defs/Parameters"}
-            properties["parameters"] = {"anyOf": [reference, {"type": "null"}], "description": text}
     result["properties"]["merge_method"] = {
         "description": "how the models are merged; see `taskvec methods`",
         "oneOf": [{"const": m.name, "description": m.summary} for m in METHODS.values()],
@@ -100,24 +95,30 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": ADDRESS,
         "title": "taskvec recipe",
-        **{k: v for k, v in result.items() if k != "title"},
+        "$defs": definitions,
+        **result,
     }
 
 
-def _tidy(value: Any) -> None:
-    """Leave out what pydantic adds and nobody reads (titles made from names, defaults of none); link."""
-    if isinstance(value, dict):
-        if isinstance(value.get("is"), str):
-            value["$ref"] = f"#/$defs/{value.pop('is')}"
-        if isinstance(value.get("title"), str):
-            value.pop("title")
-        if "default" in value and value["default"] in (None, []):
-            value.pop("default")
-        for item in value.values():
-            _tidy(item)
-    elif isinstance(value, list):
-        for item in value:
-            _tidy(item)
+def _form(form: type[Any]) -> dict[str, Any]:
+    """The keys of a form, and that there are no others."""
+    properties = {}
+    for each, kind in keys_of(form):
+        text = {"description": each.metadata["text"]} if each.metadata["text"] else {}
+        default = {} if each.default in (MISSING, None, ()) else {"default": each.default}
+        words = {**kind.json, **default, **text}
+        # By the alphabet: the text of the schema does not depend on how a kind is put together.
+        properties[each.name] = {
+            word: words[word] for word in sorted(words, key=lambda word: word.lstrip("$"))
+        }
+    required = [each.name for each, _ in keys_of(form) if each.default is MISSING]
+    return {
+        "additionalProperties": False,
+        "description": form.__doc__,
+        "properties": properties,
+        **({"required": required} if required else {}),
+        "type": "object",
+    }
 
 
 def _parameter(name: str) -> dict[str, Any]:

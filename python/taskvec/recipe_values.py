@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Strict, WithJsonSchema
+from typing import Any, get_args
 
 from taskvec.chat_templates import TEMPLATES
 from taskvec.model_ref import ModelRef, parse_model
 from taskvec.parameters import Setting, SettingError, parse
 from taskvec.recipe_document import kind_of, nearest, shown
-from taskvec.settings import parse_alphas, parse_dtype
+from taskvec.recipe_format import TEXT, Kind, one_of, optional, read_by, tuple_of
+from taskvec.selection import Preset
+from taskvec.settings import Rounding, parse_alphas, parse_dtype
 
 CHAT_TEMPLATES = tuple(TEMPLATES)
 MAXIMUM_LAYERS = 100_000
+MAXIMUM_SEED = 2**64 - 1
 
 
 def _model(value: Any) -> ModelRef:
@@ -119,44 +120,61 @@ def _name(value: Any) -> Any:
     return value
 
 
-_TEXT = {"type": "string", "minLength": 1}
-# Stands for a definition that `recipe_schema` makes.
-_MODEL_SCHEMA = {"is": "ModelName"}
-_LIST_OF_TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+# Kinds for editors that `recipe_schema` defines.
+_MODEL = {"$ref": "#/$defs/ModelName"}
+_DTYPE = {"$ref": "#/$defs/DtypeName"}
+_PARAMETERS = {"$ref": "#/$defs/Parameters"}
+_NOTHING = {"type": "null"}
 
-ModelName = Annotated[ModelRef, BeforeValidator(_model), WithJsonSchema(_MODEL_SCHEMA)]
-VectorName = Annotated[ModelRef, BeforeValidator(_vector), WithJsonSchema(_TEXT)]
-DtypeName = Annotated[str | None, BeforeValidator(_dtype), WithJsonSchema({"is": "DtypeName"})]
-Patterns = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_words), WithJsonSchema(_LIST_OF_TEXT)]
-Value = Annotated[Setting, BeforeValidator(parse), WithJsonSchema({"is": "Value"})]
-Parameters = dict[str, Value]
-LayerRange = Annotated[
-    tuple[int, int],
-    BeforeValidator(_range),
-    WithJsonSchema(
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
-    ),
-]
-TokenizerSource = Annotated[
-    ModelRef | Literal["base"] | None,
-    BeforeValidator(_tokenizer_source),
-    WithJsonSchema({"anyOf": [{"const": "base"}, _MODEL_SCHEMA, {"type": "null"}]}),
-]
-NoTokens = Annotated[
-    None, BeforeValidator(_no_tokens), WithJsonSchema({"type": ["object", "null"], "maxProperties": 0})
-]
-NoPadding = Annotated[None, BeforeValidator(_no_padding)]
-ChatTemplate = Annotated[str | None, BeforeValidator(_template)]
-DocumentName = Annotated[str | None, BeforeValidator(_name)]
-Alphas = Annotated[
-    tuple[float, ...] | None,
-    BeforeValidator(_alphas),
-    WithJsonSchema(
+_IS_MODEL = {"type": "is-instance", "cls": ModelRef}
+_IS_SETTING = {"type": "is-instance", "cls": Setting}
+_OPTIONAL_TEXT = optional(TEXT)
+
+MODEL = optional(read_by(_model, _IS_MODEL, _MODEL))
+VECTOR = optional(read_by(_vector, _IS_MODEL, {"minLength": 1, "type": "string"}))
+DTYPE = read_by(_dtype, _OPTIONAL_TEXT.core, _DTYPE)
+PATTERNS = read_by(
+    _words,
+    tuple_of(TEXT.core),
+    {"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]},
+)
+PARAMETERS = optional(
+    Kind(
         {
-            "anyOf": [
-                {"type": ["number", "null"]},
-                {"type": "array", "items": {"type": "number"}, "minItems": 1},
-            ]
-        }
-    ),
-]
+            "type": "dict",
+            "keys_schema": TEXT.core,
+            "values_schema": read_by(parse, _IS_SETTING, {}).core,
+        },
+        _PARAMETERS,
+    )
+)
+LAYER_RANGE = read_by(
+    _range,
+    {"type": "tuple", "items_schema": [{"type": "int"}, {"type": "int"}]},
+    {"items": {"minimum": 0, "type": "integer"}, "maxItems": 2, "minItems": 2, "type": "array"},
+)
+TOKENIZER_SOURCE = read_by(
+    _tokenizer_source, {"type": "any"}, {"anyOf": [{"const": "base"}, _MODEL, _NOTHING]}
+)
+NO_TOKENS = read_by(_no_tokens, {"type": "none"}, {"maxProperties": 0, "type": ["object", "null"]})
+NO_PADDING = read_by(_no_padding, {"type": "none"}, _NOTHING)
+CHAT_TEMPLATE = read_by(_template, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
+DOCUMENT_NAME = read_by(_name, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
+ALPHAS = read_by(
+    _alphas,
+    tuple_of({"type": "float"}),
+    {
+        "anyOf": [
+            {"type": ["number", "null"]},
+            {"items": {"type": "number"}, "minItems": 1, "type": "array"},
+        ]
+    },
+)
+PRESET = one_of(*get_args(Preset))
+ROUNDING = optional(one_of(*get_args(Rounding)))
+SEED = optional(
+    Kind(
+        {"type": "int", "ge": 0, "le": MAXIMUM_SEED},
+        {"maximum": MAXIMUM_SEED, "minimum": 0, "type": "integer"},
+    )
+)
