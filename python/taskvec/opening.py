@@ -6,7 +6,6 @@ import builtins
 import difflib
 import gc
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +162,8 @@ def _read_headers(
     spec: str, repository: Repository, index: str | None, weights: list[str]
 ) -> _core.Checkpoint:
     """Let the one reader judge a repository: its headers laid out in a folder, with holes for the data."""
+    import tempfile  # with random and hashes, more than a millisecond: local folders need none of it
+
     files = repository.files or {}
     with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
         # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
