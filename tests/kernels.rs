@@ -3,15 +3,14 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use taskvec_core::dtype::Dtype;
-use taskvec_core::kernels::across::{elect, elect_unweighted, largest_agreeing, overlap_mean, variance};
+use taskvec_core::kernels::across::{elect_unweighted, largest_agreeing, overlap_mean, variance};
 use taskvec_core::kernels::combine::{
     add_difference, add_scaled, difference, keep_donor, odd, scale, scale_difference, step, step_again,
 };
+use taskvec_core::kernels::kept::{add_norms, add_up, Kept, Norms, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
-use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums, sum_abs};
-use taskvec_core::kernels::trim::{
-    bracket, drop_largest, keep_by_score, keep_largest, keep_marked, mark_below, Counts,
-};
+use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums};
+use taskvec_core::kernels::trim::{bracket, keep_by_score, mark_below, mark_equal, Counts};
 use taskvec_core::kernels::widen::widen;
 use taskvec_core::kernels::{Level, Real};
 
@@ -287,7 +286,13 @@ proptest! {
             );
             prop_assert_eq!(first.still(0.0), step_sums(level, &t, &d, 0.0, &t));
             prop_assert_eq!(dot(level, &t, &d).to_bits(), dot(Level::SCALAR, &t, &d).to_bits());
-            prop_assert_eq!(sum_abs(level, &t).to_bits(), sum_abs(Level::SCALAR, &t).to_bits());
+            let norms = |level| {
+                let (words, mut norms) = (vec![0x5555_0F0F_3333_8421; t.len() / 64 + 1], Norms::default());
+                add_norms(level, &Kept::whole(&t, Some(&d), &words), &mut norms);
+                let (all, kept) = norms.sums();
+                (all.to_bits(), kept.to_bits())
+            };
+            prop_assert_eq!(norms(level), norms(Level::SCALAR));
         }
     }
 
@@ -326,33 +331,27 @@ proptest! {
     fn what_a_cut_drops_is_zero(x in prop::collection::vec(small(), 0..300), share in 0.0..1.0f64, t in 0u8..8) {
         let (before, t) = ((share * x.len() as f64) as usize, f32::from(t) * 0.25);
         let kept = |i: usize| x[i].abs() > t || i < before && x[i].abs() == t;
-        let want = |keeps: bool| (0..x.len()).map(|i| if kept(i) == keeps { x[i] } else { 0.0 }).collect::<Vec<_>>();
+        let want: Vec<f32> = (0..x.len()).map(|i| if kept(i) { x[i] } else { 0.0 }).collect();
         let scores: Vec<f32> = x.iter().map(|x| x.abs()).collect();
         for level in Level::available() {
-            let (mut keep, mut drop, mut by) = (x.clone(), x.clone(), x.clone());
-            keep_largest(level, t, before, &mut keep);
-            drop_largest(level, t, before, &mut drop);
-            keep_by_score(level, t, before, &scores, &mut by);
-            prop_assert_eq!(&keep, &want(true));
-            prop_assert_eq!(&drop, &want(false));
-            prop_assert_eq!(&by, &keep);
+            let mut left = x.clone();
+            keep_by_score(level, t, before, &scores, &mut left);
+            prop_assert_eq!(&left, &want);
         }
     }
 
     #[test]
-    fn marks_are_the_draws_below(draws in prop::collection::vec(any::<u16>(), 1..9000), limit in 0..=1u32 << 16, from in 0usize..200) {
+    fn marks_are_the_draws_below(draws in prop::collection::vec(any::<u8>(), 1..2000), limit in 0..=1u32 << 8) {
         for level in Level::available() {
-            for limit in [0, limit, 1 << 16] {
-                let mut words = vec![u64::MAX; draws.len().div_ceil(64)];
-                mark_below(level, &draws, limit, &mut words);
-                let bit = |i: usize| words[i / 64] >> (i % 64) & 1 == 1;
-                prop_assert!(draws.iter().enumerate().all(|(i, draw)| bit(i) == (u32::from(*draw) < limit)));
-                prop_assert!((draws.len()..words.len() * 64).all(|i| !bit(i)));
-                let from = from.min(draws.len() - 1);
-                let mut x: Vec<f32> = (from..draws.len()).map(|i| i as f32 + 1.0).collect();
-                keep_marked(level, &words, from, &mut x);
-                let want = |i: usize| f32::from(u8::from(bit(i))) * (i as f32 + 1.0);
-                prop_assert!(x.iter().zip(from..).all(|(x, i)| *x == want(i)));
+            for limit in [0, limit, 1 << 8] {
+                let (mut below, mut equal) = (vec![u64::MAX; draws.len().div_ceil(64)], vec![u64::MAX; draws.len().div_ceil(64)]);
+                mark_below(level, &draws, limit, &mut below);
+                mark_equal(level, &draws, limit as u8, &mut equal);
+                let bit = |words: &[u64], i: usize| words[i / 64] >> (i % 64) & 1 == 1;
+                for (i, draw) in draws.iter().enumerate() {
+                    prop_assert_eq!(bit(&below, i), u32::from(*draw) < limit);
+                    prop_assert_eq!(bit(&equal, i), *draw == limit as u8);
+                }
             }
         }
     }
@@ -377,7 +376,10 @@ proptest! {
         let weights = &[0.5f32, 0.25, 1.0, 0.75, 0.5, 2.0][..n];
         for level in Level::available() {
             let mut got: [Vec<f32>; 5] = std::array::from_fn(|_| vec![f32::NAN; rows.len()]);
-            elect(level, &slices, weights, normalize, &mut got[0]);
+            let all = [u64::MAX; 2];
+            let whole = |k: usize| Kept { factor: weights[k], weight: weights[k], ..Kept::whole(slices[k], None, &all) };
+            let terms: Vec<Kept<'_, f32>> = (0..n).map(whole).collect();
+            add_up(level, &terms, if normalize { Sum::ElectedMean } else { Sum::Elected }, &mut got[0]);
             elect_unweighted(level, &slices, weights, 1e-6, &mut got[1]);
             variance(level, &slices, &mut got[2]);
             largest_agreeing(level, &slices, &mut got[3]);

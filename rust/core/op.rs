@@ -6,6 +6,7 @@ use std::any::Any;
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels::kept::Sum;
 use crate::kernels::{Level, Real};
 use crate::methods::arcee_fusion::ArceeFusion;
 use crate::methods::control::{Control, ControlMethod};
@@ -14,7 +15,7 @@ use crate::methods::gram::{Gram, GramMethod, Shape};
 use crate::methods::linear::Linear;
 use crate::methods::sce::Sce;
 use crate::methods::task_arithmetic::TaskArithmetic;
-use crate::methods::trimmed::{Drop, Sum, Trimmed, TrimmedMethod};
+use crate::methods::trimmed::{Drop, Trimmed, TrimmedMethod};
 use crate::tensor::{Crew, Tensor};
 
 /// An operation as the plan names it; what each does is said where it is written.

@@ -46,27 +46,6 @@ fn only<R: Real>(condition: bool, x: R) -> R {
 }
 
 kernel! {
-    /// `out` = Σ of those w·δ whose sign is that of Σ w·δ (zero counts as +), over the Σ of their weights if asked.
-    pub fn elect<R>(deltas: &[&[R]], weights: &[R], normalize: bool, out: &mut [R]) {
-        across!(deltas, weights, out, |x, weights| {
-            let mut total = R::ZERO;
-            for (delta, weight) in x.iter().zip(weights.iter()) {
-                total += *weight * *delta;
-            }
-            let positive = total >= R::ZERO;
-            let (mut sum, mut divisor) = (R::ZERO, R::ZERO);
-            for (delta, weight) in x.iter().zip(weights.iter()) {
-                let term = *weight * *delta;
-                let agrees = (positive & (term > R::ZERO)) | (!positive & (term < R::ZERO));
-                sum += only(agrees, term);
-                divisor += only(agrees, *weight);
-            }
-            sum / if normalize && divisor != R::ZERO { divisor } else { R::ONE }
-        });
-    }
-}
-
-kernel! {
     /// SCE: Σ of those w·δ for which δ has the sign of Σ δ (zero counts as +), over the Σ of their weights, which is
     /// taken as at least `least`.
     pub fn elect_unweighted<R>(deltas: &[&[R]], weights: &[R], least: R, out: &mut [R]) {

@@ -9,6 +9,7 @@ pub mod across;
 pub mod combine;
 pub mod encode;
 pub mod finish;
+pub mod kept;
 pub mod narrow;
 pub mod philox;
 pub mod rank;
@@ -63,6 +64,8 @@ pub trait Real:
     fn is_finite(self) -> bool;
     /// Square root.
     fn sqrt(self) -> Self;
+    /// The next number below.
+    fn next_down(self) -> Self;
     /// The same number, and of zeros the same sign; NaN is the same as nothing.
     fn is_same(self, other: Self) -> bool;
     /// The bit pattern without the sign: in the order of the magnitudes.
@@ -105,6 +108,10 @@ macro_rules! real {
             #[inline(always)]
             fn sqrt(self) -> Self {
                 <$t>::sqrt(self)
+            }
+            #[inline(always)]
+            fn next_down(self) -> Self {
+                <$t>::next_down(self)
             }
             #[inline(always)]
             fn is_same(self, other: Self) -> bool {

@@ -42,36 +42,23 @@ impl Stream {
     }
 }
 
-impl Stream {
-    /// 16 bits more for element `e`: draws of a counter that no other draw has.
-    pub fn further(&self, e: u64) -> u16 {
-        let counter = [e as u32, (e >> 32) as u32, self.domain[0], !self.domain[1]];
-        (philox(counter, self.key)[0] >> 16) as u16
-    }
-}
-
 /// Blocks that are drawn side by side, in the lanes of vectors.
 const SIDE: usize = 16;
 /// Elements that they serve. Element e takes word e / 16 % 4 of block e / 64 · 16 + e % 16: neighbours in a vector
 /// are neighbours in memory, where words in block order would have to be transposed, at twice the cost of drawing.
 const GROUP: usize = 4 * SIDE;
 
-/// Draws of the elements of one group.
+/// Counters of the blocks, word by word.
+type Lanes = [[u64; SIDE]; 4];
+
+/// Turns counters into draws. Only the lower half of every lane counts.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // lanes side by side in all four arrays: what makes vectors of it
-fn group(stream: &Stream, index: u64, out: &mut [u32; GROUP]) {
-    // Only the lower half of every lane counts. Cutting it off where it is multiplied, and there alone, costs nothing:
-    // that is what the instruction does.
+fn rounds(c: &mut Lanes, key: [u32; 2]) {
+    // Cutting the upper half off where it is multiplied, and there alone, costs nothing: that is what the instruction
+    // does.
     const LOW: u64 = 0xFFFF_FFFF;
-    let mut c = [[0u64; SIDE]; 4];
-    for lane in 0..SIDE {
-        let block = index * SIDE as u64 + lane as u64;
-        c[0][lane] = block;
-        c[1][lane] = block >> 32;
-        c[2][lane] = u64::from(stream.domain[0]);
-        c[3][lane] = u64::from(stream.domain[1]);
-    }
-    let mut k = stream.key;
+    let mut k = key;
     for _ in 0..10 {
         for lane in 0..SIDE {
             let product0 = MULTIPLIER[0] * (c[0][lane] & LOW);
@@ -83,9 +70,43 @@ fn group(stream: &Stream, index: u64, out: &mut [u32; GROUP]) {
         }
         k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
     }
+}
+
+/// Draws of the elements of one group.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // lanes side by side in all four arrays: what makes vectors of it
+fn group(stream: &Stream, index: u64, out: &mut [u32; GROUP]) {
+    let mut c = [[0u64; SIDE]; 4];
+    for lane in 0..SIDE {
+        let block = index * SIDE as u64 + lane as u64;
+        c[0][lane] = block;
+        c[1][lane] = block >> 32;
+        c[2][lane] = u64::from(stream.domain[0]);
+        c[3][lane] = u64::from(stream.domain[1]);
+    }
+    rounds(&mut c, stream.key);
     for word in 0..4 {
         for lane in 0..SIDE {
             out[word * SIDE + lane] = c[word][lane] as u32;
+        }
+    }
+}
+
+kernel! {
+    /// 32 bits more for each of `elements`: draws of counters that no other draw has.
+    pub fn further(stream: &Stream, elements: &[u64], out: &mut [u32]) {
+        for (elements, out) in elements.chunks(SIDE).zip(out.chunks_mut(SIDE)) {
+            let mut c = [[0u64; SIDE]; 4];
+            for (lane, element) in elements.iter().enumerate() {
+                c[0][lane] = *element;
+                c[1][lane] = *element >> 32;
+            }
+            c[2].fill(u64::from(stream.domain[0]));
+            c[3].fill(u64::from(!stream.domain[1]));
+            rounds(&mut c, stream.key);
+            for (out, draw) in out.iter_mut().zip(c[0]) {
+                *out = draw as u32;
+            }
         }
     }
 }
@@ -115,44 +136,40 @@ kernel! {
     }
 }
 
+/// Elements that the bytes of a group's draws serve.
+const BYTES: usize = 4 * GROUP;
+
 kernel! {
-    /// Draws of 16 bits of the elements `first .. first + out.len()`: element e takes the lower half of the draw of
-    /// element e / 128 · 64 + e % 64, or the upper half if e % 128 is 64 or more.
-    pub fn fill_halves(stream: &Stream, first: u64, out: &mut [u16]) {
-        let (mut index, begun) = (first / HALVES as u64, (first % HALVES as u64) as usize);
+    /// Draws of 8 bits of the elements `first .. first + out.len()`: element e takes byte e % 4, the lowest first, of
+    /// the draw of element e / 4.
+    pub fn fill_bytes(stream: &Stream, first: u64, out: &mut [u8]) {
+        let (mut index, begun) = (first / BYTES as u64, (first % BYTES as u64) as usize);
         let mut rest = out;
-        let mut whole = [0; HALVES];
+        let mut whole = [0; BYTES];
         if begun > 0 {
-            let (head, tail) = rest.split_at_mut((HALVES - begun).min(rest.len()));
-            halves(stream, index, &mut whole);
+            let (head, tail) = rest.split_at_mut((BYTES - begun).min(rest.len()));
+            bytes(stream, index, &mut whole);
             head.copy_from_slice(&whole[begun..begun + head.len()]);
             index += 1;
             rest = tail;
         }
-        let (groups, tail) = rest.as_chunks_mut::<HALVES>();
+        let (groups, tail) = rest.as_chunks_mut::<BYTES>();
         for out in groups {
-            halves(stream, index, out);
+            bytes(stream, index, out);
             index += 1;
         }
         if !tail.is_empty() {
-            halves(stream, index, &mut whole);
+            bytes(stream, index, &mut whole);
             tail.copy_from_slice(&whole[..tail.len()]);
         }
     }
 }
 
-/// Elements that the halves of a group's draws serve.
-const HALVES: usize = 2 * GROUP;
-
 #[inline(always)]
-fn halves(stream: &Stream, index: u64, out: &mut [u16; HALVES]) {
+fn bytes(stream: &Stream, index: u64, out: &mut [u8; BYTES]) {
     let mut words = [0; GROUP];
     group(stream, index, &mut words);
-    let (lower, upper) = out.split_at_mut(GROUP);
-    for ((lower, upper), word) in lower.iter_mut().zip(upper).zip(&words) {
-        *lower = *word as u16;
-        *upper = (*word >> 16) as u16;
-    }
+    out.as_chunks_mut::<4>().0.iter_mut().zip(&words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
 }
 
 #[cfg(test)]
@@ -188,18 +205,31 @@ mod tests {
     }
 
     #[test]
-    fn halves_are_those_of_the_draws() {
+    fn bytes_are_those_of_the_draws() {
         let stream = Stream::new(7, "drop 0", "model.norm.weight");
-        let mut whole = vec![0; 640];
+        let mut whole = vec![0; 320];
         fill(Level::SCALAR, &stream, 0, &mut whole);
         for level in Level::available() {
-            for first in [0usize, 1, 63, 64, 127, 128, 200] {
-                let mut halves = vec![0; 1000 - first];
-                fill_halves(level, &stream, first as u64, &mut halves);
-                for (half, e) in halves.iter().zip(first..) {
-                    let word = whole[e / 128 * 64 + e % 64];
-                    assert_eq!(*half, (word >> (e / 64 % 2 * 16)) as u16);
+            for first in [0usize, 1, 63, 64, 255, 256, 300] {
+                let mut bytes = vec![0; 1000 - first];
+                fill_bytes(level, &stream, first as u64, &mut bytes);
+                for (byte, e) in bytes.iter().zip(first..) {
+                    assert_eq!(*byte, whole[e / 4].to_le_bytes()[e % 4]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn further_draws_are_of_other_counters() {
+        let stream = Stream::new(7, "drop 0", "model.norm.weight");
+        let elements: Vec<u64> = (0..37).map(|i| i * i * 0x1_0000_0007).collect();
+        for level in Level::available() {
+            let mut out = vec![0; elements.len()];
+            further(level, &stream, &elements, &mut out);
+            for (draw, e) in out.iter().zip(&elements) {
+                let counter = [*e as u32, (*e >> 32) as u32, stream.domain[0], !stream.domain[1]];
+                assert_eq!(*draw, philox(counter, stream.key)[0]);
             }
         }
     }

@@ -1,25 +1,5 @@
 //! Dropping elements of a difference in place, by magnitude or by draws, and what finds the magnitude to cut at.
 
-use super::TILE;
-
-kernel! {
-    /// Zero where |x| is not at least the threshold (the first `before` elements) or not above it (the others).
-    pub fn keep_largest<R>(threshold: R, before: usize, x: &mut [R]) {
-        let (head, tail) = x.split_at_mut(before);
-        head.iter_mut().for_each(|x| *x = if x.abs() >= threshold { *x } else { R::ZERO });
-        tail.iter_mut().for_each(|x| *x = if x.abs() > threshold { *x } else { R::ZERO });
-    }
-}
-
-kernel! {
-    /// Zero where |x| is at least the threshold (the first `before` elements) or above it (the others).
-    pub fn drop_largest<R>(threshold: R, before: usize, x: &mut [R]) {
-        let (head, tail) = x.split_at_mut(before);
-        head.iter_mut().for_each(|x| *x = if x.abs() >= threshold { R::ZERO } else { *x });
-        tail.iter_mut().for_each(|x| *x = if x.abs() > threshold { R::ZERO } else { *x });
-    }
-}
-
 kernel! {
     /// Zero where the score is not at least the threshold (the first `before` elements) or not above it (the others).
     pub fn keep_by_score<R>(threshold: R, before: usize, scores: &[R], x: &mut [R]) {
@@ -35,23 +15,50 @@ kernel! {
 
 kernel! {
     /// Sets bit i of `words` where draw i is below `limit`, and clears the others.
-    pub fn mark_below(draws: &[u16], limit: u32, words: &mut [u64]) {
+    pub fn mark_below(draws: &[u8], limit: u32, words: &mut [u64]) {
         // Compared in as many bits as a draw has; a limit of zero keeps none.
-        let last = (limit.max(1) - 1) as u16;
+        let last = (limit.max(1) - 1) as u8;
         let none = if limit == 0 { 0 } else { u64::MAX };
-        for (words, draws) in words.chunks_mut(TILE / 64).zip(draws.chunks(TILE)) {
-            // By way of bytes, eight of which a multiplication gathers: straight to bits there are no vectors.
-            let mut flags = [0u8; TILE];
-            flags.iter_mut().zip(draws).for_each(|(flag, draw)| *flag = u8::from(*draw <= last));
-            for (word, flags) in words.iter_mut().zip(flags.as_chunks::<64>().0) {
-                *word = 0;
-                for (i, eight) in flags.as_chunks::<8>().0.iter().enumerate() {
-                    *word |= (u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
-                }
-                *word &= none;
-            }
-        }
+        mark(draws, |draw| draw <= last, words);
+        words.iter_mut().for_each(|word| *word &= none);
     }
+}
+
+kernel! {
+    /// Sets bit i of `words` where draw i is `value`, and clears the others.
+    pub fn mark_equal(draws: &[u8], value: u8, words: &mut [u64]) {
+        mark(draws, |draw| draw == value, words);
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // both arrays side by side: what makes vectors of it
+fn mark(draws: &[u8], holds: impl Fn(u8) -> bool, words: &mut [u64]) {
+    let (whole, rest) = draws.as_chunks::<64>();
+    for (word, draws) in words.iter_mut().zip(whole) {
+        let mut flags = [0u8; 64];
+        for i in 0..64 {
+            flags[i] = u8::from(holds(draws[i]));
+        }
+        *word = gather(&flags);
+    }
+    if !rest.is_empty() {
+        let mut flags = [0u8; 64];
+        for i in 0..rest.len() {
+            flags[i] = u8::from(holds(rest[i]));
+        }
+        words[whole.len()] = gather(&flags);
+    }
+}
+
+/// A bit for every flag. Eight of them at a time, by a multiplication: straight to bits there are no vectors.
+#[inline(always)]
+fn gather(flags: &[u8; 64]) -> u64 {
+    let mut word = 0;
+    for (i, eight) in flags.as_chunks::<8>().0.iter().enumerate() {
+        word |= (u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+    }
+    word
 }
 
 /// One bit per element, in halves that fit a vector's lanes.
@@ -64,23 +71,6 @@ fn bits<T>(x: &[T; 64], holds: impl Fn(&T) -> bool) -> u64 {
         }
     }
     u64::from(halves[0]) | u64::from(halves[1]) << 32
-}
-
-kernel! {
-    /// Zero where bit `from + i` is not set.
-    pub fn keep_marked<R>(words: &[u64], from: usize, x: &mut [R]) {
-        let (mut at, shift) = (from / 64, from % 64);
-        for x in x.chunks_mut(64) {
-            let next = if shift > 0 { words.get(at + 1).map_or(0, |next| next << (64 - shift)) } else { 0 };
-            let word = words[at] >> shift | next;
-            at += 1;
-            for (half, x) in [word as u32, (word >> 32) as u32].into_iter().zip(x.chunks_mut(32)) {
-                for (i, x) in x.iter_mut().enumerate() {
-                    *x = if half & 1 << i != 0 { *x } else { R::ZERO };
-                }
-            }
-        }
-    }
 }
 
 /// Where the magnitudes of a tile lie beside a bracket.

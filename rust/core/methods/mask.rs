@@ -1,8 +1,5 @@
 //! One bit per element: what a random drop keeps, so that it need not be drawn again.
 
-use crate::kernels::trim::keep_marked;
-use crate::kernels::{Level, Real};
-
 /// The bits of a tensor's elements, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mask {
@@ -15,21 +12,31 @@ impl Mask {
     pub fn append(&mut self, words: &[u64], n: usize) {
         let shift = self.length % 64;
         self.length += n;
+        if shift == 0 {
+            self.words.extend_from_slice(words);
+            self.words.truncate(self.length.div_ceil(64));
+            return;
+        }
         for word in words {
             match self.words.last_mut() {
-                Some(last) if shift > 0 => {
+                Some(last) => {
                     *last |= word << shift;
                     self.words.push(word >> (64 - shift));
                 }
-                _ => self.words.push(*word),
+                None => self.words.push(*word),
             }
         }
         self.words.truncate(self.length.div_ceil(64));
     }
 
-    /// Sets to zero the elements, from `first` on, whose bit is not set.
-    pub fn keep<R: Real>(&self, level: Level, first: u64, x: &mut [R]) {
-        keep_marked(level, &self.words[(first / 64) as usize..], (first % 64) as usize, x);
+    /// The bits from element `first` on, as many as `words` has room for; zeros behind the end.
+    pub fn copy(&self, first: u64, words: &mut [u64]) {
+        let (at, shift) = ((first / 64) as usize, first % 64);
+        let word = |at: usize| self.words.get(at).copied().unwrap_or(0);
+        for (i, out) in words.iter_mut().enumerate() {
+            let next = if shift > 0 { word(at + i + 1) << (64 - shift) } else { 0 };
+            *out = word(at + i) >> shift | next;
+        }
     }
 }
 
@@ -48,12 +55,11 @@ mod tests {
                 mask.append(&words, n);
                 first += n;
             }
-            for level in Level::available() {
-                for from in [0, 1, 63, 64, 100, first - 1] {
-                    let mut x = vec![1f32; (first - from).min(300)];
-                    mask.keep(level, from as u64, &mut x);
-                    assert!(x.iter().enumerate().all(|(i, x)| (*x == 1.0) == bit(from + i)));
-                }
+            for from in [0, 1, 63, 64, 100, first - 1] {
+                let mut words = [u64::MAX; 5];
+                mask.copy(from as u64, &mut words);
+                let kept = |i: usize| words[i / 64] >> (i % 64) & 1 == 1;
+                assert!((0..320).all(|i| kept(i) == (from + i < first && bit(from + i))));
             }
         }
     }

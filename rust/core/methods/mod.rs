@@ -4,6 +4,7 @@ pub mod arcee_fusion;
 pub mod by_rank;
 pub mod coin;
 pub mod control;
+pub mod dropped;
 pub mod elementwise;
 pub mod gram;
 pub mod histogram;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::histogram::nth_largest;
 use super::terms::Buffers;
 use crate::error::Result;
-use crate::kernels::trim::{bracket, count_magnitude, drop_largest, keep_by_score, keep_largest, Counts};
+use crate::kernels::trim::{bracket, count_magnitude, keep_by_score, Counts};
 use crate::kernels::{Level, Real, TILE};
 use crate::op::Tile;
 use crate::tensor::{Crew, Tensor};
@@ -35,14 +35,36 @@ impl Cut {
         self.until.saturating_sub(first).min(n as u64) as usize
     }
 
-    /// Sets to zero what the cut, by magnitude, does not keep; `x` are the elements from `first` on.
-    pub fn keep<R: Real>(&self, level: Level, first: u64, x: &mut [R]) {
-        keep_largest(level, R::from_f64(self.threshold), self.before(first, x.len()), x);
+    /// The magnitude above which the elements `first .. first + n` are kept. Where it is not the same for all of them,
+    /// `odd` hears of those that it is too low for; `value` is element `i` of them.
+    pub fn above<R: Real>(
+        &self,
+        (first, n): (u64, usize),
+        value: impl Fn(usize) -> R,
+        mut odd: impl FnMut(usize),
+    ) -> R {
+        let (threshold, before) = (R::from_f64(self.threshold), self.before(first, n));
+        if before == 0 {
+            return threshold;
+        }
+        (before..n).filter(|i| value(*i).abs() == threshold).for_each(&mut odd);
+        threshold.next_down()
     }
 
-    /// Sets to zero what the cut keeps.
-    pub fn drop<R: Real>(&self, level: Level, first: u64, x: &mut [R]) {
-        drop_largest(level, R::from_f64(self.threshold), self.before(first, x.len()), x);
+    /// The magnitude above which they are dropped if those go that the cut keeps, as [`Cut::above`]; `odd` hears of
+    /// those that it is too high for.
+    pub fn up_to<R: Real>(
+        &self,
+        (first, n): (u64, usize),
+        value: impl Fn(usize) -> R,
+        mut odd: impl FnMut(usize),
+    ) -> R {
+        let (threshold, before) = (R::from_f64(self.threshold), self.before(first, n));
+        if before == n {
+            return threshold.next_down();
+        }
+        (0..before).filter(|i| value(*i).abs() == threshold).for_each(&mut odd);
+        threshold
     }
 
     /// Sets to zero what the cut does not keep by its score.
@@ -324,6 +346,24 @@ mod tests {
         };
         let scores = |tile: &Tile<'_, f32>| deltas(tile, std::iter::once((0, None)));
         largest(&tensor, Crew::Alone, &[counts.to_vec()], &scores).unwrap().swap_remove(0)
+    }
+
+    #[test]
+    fn a_cut_is_two_bounds_and_a_list() {
+        let x: Vec<f32> = (0..40).map(|i| ((i * 7 % 5) as f32 - 2.0) * 0.5).collect();
+        for (threshold, until) in [(-1.0, u64::MAX), (f64::INFINITY, 0), (0.5, 117), (0.5, 100), (1.0, 140), (0.0, 120)]
+        {
+            let cut = Cut { threshold, until };
+            let (mut low, mut high) = (Vec::new(), Vec::new());
+            let above = cut.above((100, 40), |i| x[i], |i| low.push(i));
+            let up_to = cut.up_to((100, 40), |i| x[i], |i| high.push(i));
+            for (i, x) in x.iter().enumerate() {
+                let size = f64::from(x.abs());
+                let kept = size > threshold || size == threshold && (i as u64) + 100 < until;
+                assert_eq!(x.abs() > above && !low.contains(&i), kept, "{cut:?} {i}");
+                assert_eq!(x.abs() <= up_to && !high.contains(&i), !kept, "{cut:?} {i}");
+            }
+        }
     }
 
     #[test]

@@ -6,24 +6,14 @@
 
 use serde::Deserialize;
 
-use super::by_rank;
-use super::coin::{chance, Coin};
-use super::mask::Mask;
-use super::ranks::ranks;
-use super::select::{largest, Cut};
-use super::terms::{cached, deltas, read_deltas, rows, Ends};
+use super::dropped::{measure, Found, Words, WORDS};
+use super::select::largest;
+use super::terms::{deltas, Buffers, Ends};
 use crate::error::{Error, Kind, Result};
-use crate::kernels::across::elect;
-use crate::kernels::combine::{add_scaled, multiply};
-use crate::kernels::philox::{fill, Stream};
-use crate::kernels::stats::{sum_abs, sum_abs_marked};
-use crate::kernels::trim::keep_marked;
-use crate::kernels::{Real, TILE};
+use crate::kernels::kept::{add_up, Kept, Sum};
+use crate::kernels::Real;
 use crate::op::{Computes, Method, State, Tile};
-use crate::tensor::{lock, Crew, Tensor, CHUNK};
-
-/// Most bytes of masks of one tensor; a larger one's draws are drawn again instead.
-const MASKS: u64 = 64 << 20;
+use crate::tensor::{Crew, Tensor};
 
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,17 +26,6 @@ pub enum Drop {
     Ranked,
     /// The largest and the smallest.
     Ends,
-}
-
-/// How what is left is added up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
-    /// Σ w·δ.
-    Plain,
-    /// Σ w·δ over those whose sign is that of Σ w·δ.
-    Elected,
-    /// Σ w·δ over how many are left.
-    Mean,
 }
 
 /// How what is left of a difference is scaled.
@@ -118,31 +97,6 @@ pub struct TrimmedMethod {
     pub sum: Sum,
 }
 
-/// What the look at the whole tensor found, per term.
-struct Found {
-    /// Of the elements kept by `keep`, those kept by `except` are dropped again.
-    keep: Cut,
-    except: Cut,
-    scale: f64,
-    /// What a random drop keeps, if that is known already.
-    mask: Option<Mask>,
-    /// What a random drop flips.
-    coin: Coin,
-}
-
-impl Found {
-    fn nothing(coin: Coin) -> Self {
-        Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None, coin }
-    }
-}
-
-/// What a pass over some elements finds out, per term: the L1 norms before and after, and the bits of the masks.
-#[derive(Default)]
-struct Part {
-    norms: Vec<(f64, f64)>,
-    words: Vec<Vec<u64>>,
-}
-
 impl Trimmed {
     /// Ranges of the parameters.
     ///
@@ -166,194 +120,55 @@ impl Trimmed {
 }
 
 impl TrimTerm {
-    fn ends(&self) -> Ends {
+    /// Where its difference comes from.
+    pub fn ends(&self) -> Ends {
         (self.model, self.reference)
     }
 
+    /// Its difference in a tile, with the bits of what is kept.
+    pub fn whole<'a, R: Real>(&self, tile: &'a Tile<'_, R>, words: &'a [u64]) -> Kept<'a, R> {
+        Kept::whole(tile.input(self.model), self.reference.map(|reference| tile.input(reference)), words)
+    }
+
+    /// Whether it is left as it is.
+    pub fn is_whole(&self) -> bool {
+        self.density >= 1.0
+    }
+
+    /// Whether a random drop leaves something of it and takes something.
+    pub fn draws(&self) -> bool {
+        self.density > 0.0 && !self.is_whole()
+    }
+
     /// Of being kept, by the rank in a row of `n` > 1 elements.
-    fn probability(&self, rank: usize, n: usize) -> f64 {
+    pub fn probability(&self, rank: usize, n: usize) -> f64 {
         (self.density - self.epsilon) + 2.0 * self.epsilon * (rank as f64 / (n - 1) as f64)
     }
 }
 
 impl TrimmedMethod {
-    fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+    /// Where the differences come from.
+    pub fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
         self.parameters.terms.iter().map(TrimTerm::ends)
     }
 
-    fn cuts_by_magnitude(&self) -> bool {
+    /// Whether what goes is found by magnitude.
+    pub fn cuts(&self) -> bool {
         matches!(self.drop, Drop::Smallest | Drop::Ends)
     }
 
-    /// Whether a term is left as it is.
-    fn whole(term: &TrimTerm) -> bool {
-        term.density >= 1.0
-    }
-
-    fn coin(tensor: &Tensor<'_>, term: &TrimTerm) -> Coin {
-        let stream = Stream::new(tensor.seed, &format!("drop {}", term.stream), tensor.name);
-        Coin::new(stream, term.density)
-    }
-
-    /// Whether a random drop leaves something of a term and takes something.
-    fn draws(term: &TrimTerm) -> bool {
-        term.density > 0.0 && !Self::whole(term)
-    }
-
-    /// Whether what is drawn is remembered from the look at the whole tensor.
-    fn remembers(&self, tensor: &Tensor<'_>) -> bool {
-        let rescale = self.parameters.rescale;
-        let looks = match self.drop {
-            Drop::Random => rescale == Rescale::L1,
-            Drop::Ranked => rescale != Rescale::Expectation,
-            Drop::Smallest | Drop::Ends => false,
-        };
-        let terms = self.parameters.terms.iter().filter(|term| Self::draws(term)).count() as u64;
-        looks && terms.saturating_mul(tensor.elements / 8) <= MASKS
-    }
-
-    /// Drops from `delta`, the difference of term `index`, what is to go.
-    fn trim<R: Real>(
-        &self,
-        tensor: &Tensor<'_>,
-        tile: &Tile<'_, R>,
-        index: usize,
-        found: &Found,
-        delta: &mut [R],
-    ) -> Result<()> {
-        let (term, level, n) = (&self.parameters.terms[index], tile.level, delta.len());
-        if Self::whole(term) {
-            return Ok(());
-        }
-        if term.density <= 0.0 {
-            delta.fill(R::ZERO);
-            return Ok(());
-        }
-        if let Some(mask) = &found.mask {
-            mask.keep(level, tile.first, delta);
-            return Ok(());
-        }
-        if self.cuts_by_magnitude() {
-            found.keep.keep(level, tile.first, delta);
-            if found.except != Cut::NONE {
-                found.except.drop(level, tile.first, delta);
+    /// How many of the largest of a term are kept at first, and how many of those go again.
+    fn counts(&self, term: &TrimTerm, n: u64) -> Vec<u64> {
+        let kept = (term.density * n as f64) as u64;
+        match (term.is_whole(), self.drop) {
+            (true, _) => vec![n],
+            (false, Drop::Ends) => {
+                // Fewer of the largest go where density asks for them.
+                let top = ((term.gamma * n as f64) as u64).min(n - kept);
+                vec![top + kept, top]
             }
-            return Ok(());
+            _ => vec![kept],
         }
-        if self.drop == Drop::Random {
-            let mut words = [0; TILE / 64];
-            found.coin.flip(level, tile.first, n, &mut words);
-            keep_marked(level, &words, 0, delta);
-            return Ok(());
-        }
-        let mut draws = [0; TILE];
-        let draws = &mut draws[..n];
-        fill(level, &found.coin.stream, tile.first, draws);
-        let probabilities = self.probabilities::<R>(tensor, index, tile.first, n)?;
-        let expected = self.parameters.rescale == Rescale::Expectation;
-        for ((x, draw), p) in delta.iter_mut().zip(draws).zip(probabilities) {
-            let kept = if expected { R::from_f64(x.to_f64() / p) } else { *x };
-            *x = if u64::from(*draw) < chance(p) { kept } else { R::ZERO };
-        }
-        Ok(())
-    }
-
-    /// Probabilities of being kept of the elements `first .. first + n`: from density − epsilon for the smallest of a
-    /// row to density + epsilon for the largest, linear in the rank; equal magnitudes by index.
-    fn probabilities<R: Real>(&self, tensor: &Tensor<'_>, index: usize, first: u64, n: usize) -> Result<Vec<f64>> {
-        let term = &self.parameters.terms[index];
-        let (_, length) = rows(tensor.shape);
-        let mut all = Vec::with_capacity(n);
-        while all.len() < n {
-            let element = first + all.len() as u64;
-            let (row, at) = (element / length, (element % length) as usize);
-            let take = (n - all.len()).min(length as usize - at);
-            let make = || {
-                let delta: Vec<R> = read_deltas(tensor, row * length..(row + 1) * length, term.ends())?;
-                let mut probabilities = vec![term.density; delta.len()];
-                if delta.len() > 1 {
-                    ranks(&delta, |i, rank| probabilities[i] = term.probability(rank, delta.len()));
-                }
-                Ok(probabilities)
-            };
-            cached((tensor.id, index, 0, row), make, |row| all.extend_from_slice(&row[at..at + take]))?;
-        }
-        Ok(all)
-    }
-
-    /// Norms and masks of a drop by rank, row by row.
-    fn ranked<R: Real>(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<Vec<(usize, Part)>> {
-        let terms = &self.parameters.terms;
-        let length = rows(tensor.shape).1;
-        let n = length as usize;
-        let limits = |term: &TrimTerm| match n {
-            1 => vec![chance(term.density)],
-            n => (0..n).map(|rank| chance(term.probability(rank, n))).collect::<Vec<u64>>(),
-        };
-        let limits: Vec<Vec<u64>> =
-            terms.iter().map(|term| if Self::draws(term) { limits(term) } else { Vec::new() }).collect();
-        let streams: Vec<Stream> = terms.iter().map(|term| Self::coin(tensor, term).stream).collect();
-        let parts = tensor.rows::<R, Part, _>(crew, length, |row, inputs| {
-            let tile = Tile { level: tensor.level, first: row * length, inputs };
-            let mut part = Part::default();
-            let mut draws = vec![0; n];
-            for (index, delta) in deltas(&tile, self.ends()).iter_mut().enumerate() {
-                let mut words = Vec::new();
-                if Self::draws(&terms[index]) {
-                    fill(tile.level, &streams[index], tile.first, &mut draws);
-                    words.resize(n.div_ceil(64), 0u64);
-                    by_rank::keep(tile.level, delta, &draws, &limits[index], &mut words);
-                    part.norms.push(sum_abs_marked(tile.level, delta, &words));
-                } else {
-                    let before = sum_abs(tile.level, delta);
-                    part.norms.push((before, if Self::whole(&terms[index]) { before } else { 0.0 }));
-                }
-                part.words.push(words);
-            }
-            part
-        })?;
-        Ok(parts.into_iter().map(|part| (n, part)).collect())
-    }
-
-    /// Norms, and masks of a drop at random where they are to be remembered, chunk by chunk.
-    fn measured<R: Real>(
-        &self,
-        tensor: &Tensor<'_>,
-        crew: Crew<'_>,
-        found: &[Found],
-        remembers: bool,
-    ) -> Result<Vec<(usize, Part)>> {
-        let terms = &self.parameters.terms;
-        let failed = std::sync::Mutex::new(None);
-        let parts = tensor.fold::<R, (usize, Part), _, _>(
-            crew,
-            |_| (0, Part { norms: vec![(0.0, 0.0); terms.len()], words: vec![Vec::new(); terms.len()] }),
-            |(n, part), tile| {
-                for (index, delta) in deltas(tile, self.ends()).iter_mut().enumerate() {
-                    let mut words = [0; TILE / 64];
-                    let norms = &mut part.norms[index];
-                    if self.drop == Drop::Random && Self::draws(&terms[index]) {
-                        found[index].coin.flip(tile.level, tile.first, delta.len(), &mut words);
-                        let (before, after) = sum_abs_marked(tile.level, delta, &words);
-                        *norms = (norms.0 + before, norms.1 + after);
-                    } else {
-                        norms.0 += sum_abs(tile.level, delta);
-                        if let Err(error) = self.trim(tensor, tile, index, &found[index], delta) {
-                            lock(&failed).get_or_insert(error);
-                        }
-                        norms.1 += sum_abs(tile.level, delta);
-                    }
-                    if remembers && Self::draws(&terms[index]) {
-                        let all = &mut part.words[index];
-                        all.reserve_exact((CHUNK as usize / 64).saturating_sub(all.len()));
-                        all.extend_from_slice(&words[..delta.len().div_ceil(64)]);
-                    }
-                }
-                *n += tile.inputs.first().map_or(0, Vec::len);
-            },
-        )?;
-        let failed = lock(&failed).take();
-        failed.map_or(Ok(parts), Err)
     }
 }
 
@@ -368,93 +183,68 @@ impl<R: Real> Method<R> for TrimmedMethod {
 
     fn prepares(&self) -> bool {
         let rescale = self.parameters.rescale;
-        let looks =
-            rescale == Rescale::L1 || self.cuts_by_magnitude() || self.drop == Drop::Ranked && rescale == Rescale::None;
-        looks && self.parameters.terms.iter().any(|term| !Self::whole(term))
+        let looks = rescale == Rescale::L1 || self.cuts() || self.drop == Drop::Ranked && rescale == Rescale::None;
+        looks && self.parameters.terms.iter().any(|term| !term.is_whole())
     }
 
     fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
-        let n = tensor.elements;
         let terms = &self.parameters.terms;
-        let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(Self::coin(tensor, term))).collect();
-        if self.cuts_by_magnitude() {
-            let counts: Vec<Vec<u64>> = terms
-                .iter()
-                .map(|term| {
-                    let kept = (term.density * n as f64) as u64;
-                    match (Self::whole(term), self.drop) {
-                        (true, _) => vec![n],
-                        (false, Drop::Ends) => {
-                            // Fewer of the largest go where density asks for them.
-                            let top = ((term.gamma * n as f64) as u64).min(n - kept);
-                            vec![top + kept, top]
-                        }
-                        _ => vec![kept],
-                    }
-                })
-                .collect();
+        let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(tensor, term)).collect();
+        if self.cuts() {
+            let counts: Vec<Vec<u64>> = terms.iter().map(|term| self.counts(term, tensor.elements)).collect();
             let scores = |tile: &Tile<'_, R>| deltas(tile, self.ends());
             for (found, cuts) in found.iter_mut().zip(largest(tensor, crew, &counts, &scores)?) {
-                found.keep = cuts[0];
-                found.except = cuts.get(1).copied().unwrap_or(Cut::NONE);
+                found.cut(&cuts);
             }
         }
-        let (remembers, rescales) = (self.remembers(tensor), self.parameters.rescale == Rescale::L1);
-        if !remembers && !rescales {
-            return Ok(Box::new(found));
-        }
-        let parts = if remembers && self.drop == Drop::Ranked {
-            self.ranked::<R>(tensor, crew)?
-        } else {
-            self.measured::<R>(tensor, crew, &found, remembers)?
-        };
-        for (index, found) in found.iter_mut().enumerate() {
-            let (before, after) = parts.iter().fold((0.0, 0.0), |(before, after), (_, part)| {
-                (before + part.norms[index].0, after + part.norms[index].1)
-            });
-            if rescales && before >= 1e-7 && after >= 1e-7 {
-                found.scale = before / after;
-            }
-            if remembers && Self::draws(&terms[index]) {
-                let mask = found.mask.get_or_insert_default();
-                parts.iter().for_each(|(n, part)| mask.append(&part.words[index], *n));
-            }
-        }
+        measure::<R>(self, tensor, crew, &mut found)?;
         Ok(Box::new(found))
     }
 
     fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        let found = state.downcast_ref::<Vec<Found>>();
-        let mut all = deltas(tile, self.ends());
-        let mut kept = vec![0u32; if self.sum == Sum::Mean { out.len() } else { 0 }];
-        for (index, (delta, term)) in all.iter_mut().zip(&self.parameters.terms).enumerate() {
-            let nothing = found.is_none().then(|| Found::nothing(Self::coin(tensor, term)));
-            let Some(found) = found.map(|found| &found[index]).or(nothing.as_ref()) else { continue };
-            self.trim(tensor, tile, index, found, delta)?;
-            let expected = self.parameters.rescale == Rescale::Expectation && self.drop == Drop::Random;
-            let factor =
-                if expected && !Self::whole(term) && term.density > 0.0 { 1.0 / term.density } else { found.scale };
-            if factor != 1.0 {
-                multiply(tile.level, R::from_f64(factor), delta);
+        let terms = &self.parameters.terms;
+        let made: Vec<Found>;
+        let found = match state.downcast_ref::<Vec<Found>>() {
+            Some(found) => found,
+            None => {
+                made = terms.iter().map(|term| Found::nothing(tensor, term)).collect();
+                &made
             }
-            kept.iter_mut().zip(delta.iter()).for_each(|(kept, x)| *kept += u32::from(*x != R::ZERO));
-        }
-        match self.sum {
-            Sum::Elected => {
-                let weights: Vec<R> = self.parameters.terms.iter().map(|term| R::from_f64(term.weight)).collect();
-                let all: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
-                elect(tile.level, &all, &weights, self.parameters.normalize, out);
-            }
-            Sum::Plain | Sum::Mean => {
-                out.fill(R::ZERO);
-                for (delta, term) in all.iter().zip(&self.parameters.terms) {
-                    add_scaled(tile.level, delta, R::from_f64(term.weight), out);
-                }
-                for (x, kept) in out.iter_mut().zip(&kept) {
-                    *x = *x / R::from_f64(f64::from((*kept).max(1)));
-                }
+        };
+        let (mut few, mut many): ([Words; 4], Vec<Words>);
+        let words = if terms.len() <= 4 {
+            few = [[0; WORDS]; 4];
+            &mut few[..terms.len()]
+        } else {
+            many = vec![[0; WORDS]; terms.len()];
+            &mut many[..]
+        };
+        // What is not only dropped but changed one by one needs room.
+        let mut changed: Vec<Option<Buffers<R>>> = Vec::new();
+        if self.drop == Drop::Ranked {
+            for (index, found) in found.iter().enumerate() {
+                changed.push(found.changed(self, tensor, tile, index)?);
             }
         }
+        let mut kept: Vec<Kept<'_, R>> = Vec::with_capacity(terms.len());
+        for (index, ((term, found), words)) in terms.iter().zip(found).zip(words).enumerate() {
+            let one = match changed.get(index).and_then(Option::as_ref) {
+                Some(changed) => {
+                    *words = [u64::MAX; WORDS];
+                    Kept::whole(&changed[0], None, words)
+                }
+                None => found.kept(self, tile, index, words),
+            };
+            let expected = self.parameters.rescale == Rescale::Expectation && self.drop == Drop::Random && term.draws();
+            let scale = if expected { 1.0 / term.density } else { found.scale };
+            let (factor, weight) = (R::from_f64(term.weight * scale), R::from_f64(term.weight));
+            kept.push(Kept { factor, weight, ..one });
+        }
+        let sum = match self.sum {
+            Sum::Elected if self.parameters.normalize => Sum::ElectedMean,
+            sum => sum,
+        };
+        add_up(tile.level, &kept, sum, out);
         Ok(())
     }
 }
