@@ -128,6 +128,18 @@ pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::new(crate::error::Kind::Engine, format!("cannot start {threads} threads: {e}")))
 }
 
+/// Runs `work` on the threads of the pool that are or become free until it returns, on one at least. May be called
+/// from a thread of the pool, while others are at something else.
+pub(crate) fn together(pool: &rayon::ThreadPool, work: impl Fn() + Sync) {
+    let work = &work;
+    pool.scope(|scope| {
+        for _ in 1..pool.current_num_threads() {
+            scope.spawn(move |_| work());
+        }
+        work();
+    });
+}
+
 /// Runs `each` for 0..n over the pool, in order, stopping at the first error.
 pub(crate) fn each(
     pool: &rayon::ThreadPool,
@@ -136,18 +148,28 @@ pub(crate) fn each(
     each: impl Fn(usize) -> Result<()> + Sync,
 ) -> Result<()> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    pool.broadcast(|_| loop {
+    together(pool, || one_by_one(&next, n, &failed, |index| control.check().and_then(|()| each(index))));
+    let failed = lock(&failed).take();
+    failed.map_or(Ok(()), Err)
+}
+
+/// Takes indices up to `n` until there are none or one has failed.
+fn one_by_one(
+    next: &AtomicUsize,
+    n: usize,
+    failed: &Mutex<Option<Error>>,
+    mut each: impl FnMut(usize) -> Result<()>,
+) {
+    loop {
         let index = next.fetch_add(1, Relaxed);
         if index >= n {
             return;
         }
-        if let Err(error) = control.check().and_then(|()| each(index)) {
-            lock(&failed).get_or_insert(error);
+        if let Err(error) = each(index) {
+            lock(failed).get_or_insert(error);
             next.store(n, Relaxed);
         }
-    });
-    let failed = lock(&failed).take();
-    failed.map_or(Ok(()), Err)
+    }
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.
@@ -191,98 +213,89 @@ impl Run<'_> {
             .filter(|shard| !self.shards.is_done(*shard))
             .flat_map(|shard| Block::all(shard, self.layout))
             .collect();
-        let mut from = 0;
-        while from < blocks.len() {
-            let to = self.group(&blocks, from);
-            self.prepare(&blocks[from..to])?;
-            self.blocks(&blocks[from..to])?;
+        let worker = |_| Mutex::new(Worker::new(self.level, self.plan.outputs.len()));
+        let workers: Vec<Mutex<Worker>> = (0..self.pool.current_num_threads()).map(worker).collect();
+        let groups = self.groups(&blocks);
+        self.round(&workers, &[], groups.first().copied().unwrap_or_default())?;
+        for (index, group) in groups.iter().enumerate() {
+            let next = groups.get(index + 1).copied().unwrap_or_default();
+            self.round(&workers, group, next)?;
             // A group may be too short for its inputs to have been let go of on the way.
-            if to < blocks.len() {
-                Block::joined(&blocks[from..to]).for_each(|done| done.drop_behind(self.layout, self.programs));
+            if !next.is_empty() {
+                Block::joined(group).for_each(|done| done.drop_behind(self.layout, self.programs));
             }
-            for job in blocks[from].jobs.start..blocks[to - 1].jobs.end {
-                let needed_later = blocks.get(to).is_some_and(|block| block.jobs.contains(&job));
-                if !needed_later {
+            for job in jobs(group) {
+                if !jobs(next).contains(&job) {
                     self.programs[job].forget();
                 }
             }
-            from = to;
         }
         Ok(())
     }
 
-    /// Where the group of blocks that starts at `from` ends.
-    fn group(&self, blocks: &[Block], from: usize) -> usize {
+    /// Blocks whose tensors are prepared together.
+    fn groups<'b>(&self, blocks: &'b [Block]) -> Vec<&'b [Block]> {
         if self.programs.iter().all(|program| !program.prepares()) {
-            return blocks.len();
+            return vec![blocks];
         }
-        let (mut to, mut cost, mut seen) = (from, 0, blocks[from].jobs.start);
-        while to < blocks.len() {
-            let unseen = blocks[to].jobs.start.max(seen)..blocks[to].jobs.end;
-            let more: u64 = unseen.clone().map(|job| self.programs[job].cost()).sum();
+        let (mut groups, mut from, mut cost, mut seen) = (Vec::new(), 0, 0, 0);
+        for (to, block) in blocks.iter().enumerate() {
+            let unseen = block.jobs.start.max(seen)..block.jobs.end.max(seen);
+            let more: u64 = self.programs[unseen].iter().map(Program::cost).sum();
             if more > 0 && to > from && cost + more > GROUP {
-                break;
+                groups.push(&blocks[from..to]);
+                (from, cost) = (to, 0);
             }
             cost += more;
-            seen = unseen.end.max(seen);
-            to += 1;
+            seen = seen.max(block.jobs.end);
         }
-        to
+        groups.push(&blocks[from..]);
+        groups
     }
 
-    /// Lets every tensor of these blocks that wants it look at itself: large ones one by one with all threads, the
-    /// others side by side.
-    fn prepare(&self, blocks: &[Block]) -> Result<()> {
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(()) };
-        let wanting: Vec<&Program<'_>> =
-            self.programs[first.jobs.start..last.jobs.end].iter().filter(|p| p.prepares() && !p.ready()).collect();
-        if wanting.is_empty() {
-            return Ok(());
-        }
-        let (large, mut small): (Vec<&Program<'_>>, Vec<&Program<'_>>) =
-            wanting.into_iter().partition(|program| program.is_large());
+    /// Writes the blocks of a group, and lets every tensor of the group that follows look at itself if it wants to:
+    /// whichever thread finds no block left goes on to that, so that none waits for the others but once.
+    fn round(&self, workers: &[Mutex<Worker>], blocks: &[Block], following: &[Block]) -> Result<()> {
+        let mut wanting: Vec<&Program<'_>> =
+            self.programs[jobs(following)].iter().filter(|p| p.prepares() && !p.ready()).collect();
         // The longest first: what is left over for one thread at the end is short.
-        small.sort_by_key(|program| std::cmp::Reverse(program.cost()));
-        for program in large {
-            self.control.check()?;
-            program.prepare(Crew::Pool(self.pool))?;
-        }
-        each(self.pool, self.control, small.len(), |i| small[i].prepare(Crew::Alone))?;
-        self.refuse_non_finite()
-    }
-
-    fn blocks(&self, blocks: &[Block]) -> Result<()> {
+        wanting.sort_by_key(|program| std::cmp::Reverse(program.cost()));
         let failed = Mutex::new(None);
-        let next = AtomicUsize::new(0);
-        let ahead = 2 * self.pool.current_num_threads();
-        self.pool.broadcast(|_| {
-            let mut worker = Worker::new(self.level, self.plan.outputs.len());
-            loop {
-                let index = next.fetch_add(1, Relaxed);
-                let Some(block) = blocks.get(index) else { return };
-                // Values that are not finite end the run, but only once their tensor has been counted to its end.
-                if !self.options.allow_non_finite && block.jobs.start > self.non_finite.first.load(Relaxed) {
-                    return;
-                }
-                if index.is_multiple_of(BEHIND) && index >= 2 * BEHIND {
-                    for done in Block::joined(&blocks[index - 2 * BEHIND..index - BEHIND]) {
-                        done.drop_behind(self.layout, self.programs);
-                    }
-                }
-                if let Some(later) = blocks.get(index + ahead) {
-                    later.advise(self.layout, self.programs);
-                }
-                let done = self.control.check().and_then(|()| self.block(&mut worker, block));
-                if let Err(error) = done {
-                    lock(&failed).get_or_insert(error);
-                    next.store(blocks.len(), Relaxed);
-                }
+        let (next, looked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        self.pool.broadcast(|context| {
+            let mut worker = lock(&workers[context.index()]);
+            one_by_one(&next, blocks.len(), &failed, |index| self.nth(&mut worker, blocks, index));
+            if lock(&failed).is_some() {
+                return;
             }
+            one_by_one(&looked, wanting.len(), &failed, |index| {
+                self.control.check()?;
+                let crew = if wanting[index].is_large() { Crew::Pool(self.pool) } else { Crew::Alone };
+                wanting[index].prepare(crew)
+            });
         });
         if let Some(error) = lock(&failed).take() {
             return Err(error);
         }
         self.refuse_non_finite()
+    }
+
+    fn nth(&self, worker: &mut Worker, blocks: &[Block], index: usize) -> Result<()> {
+        let block = &blocks[index];
+        // Values that are not finite end the run, but only once their tensor has been counted to its end.
+        if !self.options.allow_non_finite && block.jobs.start > self.non_finite.first.load(Relaxed) {
+            return Ok(());
+        }
+        if index.is_multiple_of(BEHIND) && index >= 2 * BEHIND {
+            for done in Block::joined(&blocks[index - 2 * BEHIND..index - BEHIND]) {
+                done.drop_behind(self.layout, self.programs);
+            }
+        }
+        if let Some(later) = blocks.get(index + 2 * self.pool.current_num_threads()) {
+            later.advise(self.layout, self.programs);
+        }
+        self.control.check()?;
+        self.block(worker, block)
     }
 
     fn block(&self, worker: &mut Worker, block: &Block) -> Result<()> {
@@ -441,4 +454,12 @@ impl Run<'_> {
 /// What the steps of one job's tiles need to know about an output.
 fn steps(plan: &Plan, states: &[ShardState]) -> Vec<Step> {
     states.iter().map(|state| Step { alpha: plan.outputs[state.output].alpha, output: state.output }).collect()
+}
+
+/// The jobs of neighbouring blocks.
+fn jobs(blocks: &[Block]) -> std::ops::Range<usize> {
+    match (blocks.first(), blocks.last()) {
+        (Some(first), Some(last)) => first.jobs.start..last.jobs.end.max(first.jobs.start),
+        _ => 0..0,
+    }
 }

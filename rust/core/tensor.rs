@@ -48,7 +48,7 @@ pub(crate) fn next_id() -> usize {
 pub enum Crew<'a> {
     /// The calling thread alone: passes over many small tensors run side by side instead.
     Alone,
-    /// All threads of the pool, chunk by chunk.
+    /// The threads of the pool that are free, chunk by chunk.
     Pool(&'a rayon::ThreadPool),
 }
 
@@ -94,9 +94,7 @@ impl Tensor<'_> {
             }
         };
         match crew {
-            Crew::Pool(pool) if chunks > 1 => {
-                pool.broadcast(|_| work());
-            }
+            Crew::Pool(pool) if chunks > 1 => crate::run::together(pool, work),
             _ => work(),
         }
         if let Some(error) = lock(&failed).take() {
