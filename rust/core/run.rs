@@ -154,12 +154,7 @@ pub(crate) fn each(
 }
 
 /// Takes indices up to `n` until there are none or one has failed.
-fn one_by_one(
-    next: &AtomicUsize,
-    n: usize,
-    failed: &Mutex<Option<Error>>,
-    mut each: impl FnMut(usize) -> Result<()>,
-) {
+fn one_by_one(next: &AtomicUsize, n: usize, failed: &Mutex<Option<Error>>, mut each: impl FnMut(usize) -> Result<()>) {
     loop {
         let index = next.fetch_add(1, Relaxed);
         if index >= n {

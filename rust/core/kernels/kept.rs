@@ -121,6 +121,8 @@ fn many<R: Real, const CUTS: bool>(
     word: u64,
     sums: &mut Norms,
 ) {
+    // In the compute type first, with as many lanes to a vector as it has.
+    let (mut sum, mut sum_kept) = ([R::ZERO; LANES], [R::ZERO; LANES]);
     for lane in 0..LANES {
         let (mut all, mut kept) = ([R::ZERO; 4], [R::ZERO; 4]);
         for i in 0..4 {
@@ -128,8 +130,12 @@ fn many<R: Real, const CUTS: bool>(
             all[i] = x.abs();
             kept[i] = term.keep::<CUTS>(x, (word >> (i * LANES)) as u32, lane).abs();
         }
-        sums.all[lane] += ((all[0] + all[1]) + (all[2] + all[3])).to_f64();
-        sums.kept[lane] += ((kept[0] + kept[1]) + (kept[2] + kept[3])).to_f64();
+        sum[lane] = (all[0] + all[1]) + (all[2] + all[3]);
+        sum_kept[lane] = (kept[0] + kept[1]) + (kept[2] + kept[3]);
+    }
+    for lane in 0..LANES {
+        sums.all[lane] += sum[lane].to_f64();
+        sums.kept[lane] += sum_kept[lane].to_f64();
     }
 }
 
