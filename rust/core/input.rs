@@ -212,10 +212,8 @@ impl Chunk<'_> {
     pub fn tile<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
         match self {
             Chunk::Dense { dtype, bytes } => {
-                let size = dtype.size();
-                let next = (at + out.len()) * size;
-                prefetch(&bytes[next..(next + out.len() * size).min(bytes.len())]);
-                widen(level, *dtype, &bytes[at * size..next], out)
+                self.ahead(at, out.len());
+                widen(level, *dtype, &bytes[at * dtype.size()..(at + out.len()) * dtype.size()], out)
             }
             Chunk::Sparse(chunk) => chunk.tile(level, at, R::ZERO, out),
             Chunk::Exact(chunk, _) => chunk.tile(level, at, out),
@@ -234,6 +232,15 @@ impl Chunk<'_> {
             }
         }
     }
+
+    /// Asks for the tile behind that of `n` elements from `at` on.
+    pub fn ahead(&self, at: usize, n: usize) {
+        if let Chunk::Dense { dtype, bytes } = self {
+            let next = (at + n) * dtype.size();
+            prefetch(&bytes[next.min(bytes.len())..(next + n * dtype.size()).min(bytes.len())]);
+        }
+    }
+
     /// The stored bytes of `n` elements from `at` on, where they are of this type.
     pub fn stored(&self, dtype: Dtype, at: usize, n: usize) -> Option<&[u8]> {
         match self {

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 
 use crate::control::Control;
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::input::{Input, Scratch};
+use crate::input::{Chunk, Input, Scratch};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::NonFinite;
 use crate::op::Tile;
@@ -37,6 +38,16 @@ pub struct Tensor<'a> {
     pub(crate) passes: AtomicUsize,
 }
 
+/// The inputs of one tile as they are stored.
+pub struct StoredTile<'a> {
+    /// CPU level for kernels.
+    pub level: Level,
+    /// Index in the tensor of the tile's first element.
+    pub first: u64,
+    /// The bytes of each input.
+    pub inputs: &'a [&'a [u8]],
+}
+
 /// A new [`Tensor::id`].
 pub(crate) fn next_id() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -65,25 +76,55 @@ impl Tensor<'_> {
         S: Fn(u64) -> A + Sync,
         E: Fn(&mut A, &Tile<'_, R>) + Sync,
     {
+        let tiles: Mutex<Vec<Vec<Vec<R>>>> = Mutex::new(Vec::new());
+        self.chunks(crew, start, |range, counts, opened, sum| {
+            let taken = lock(&tiles).pop();
+            let mut values = taken.unwrap_or_else(|| vec![Vec::with_capacity(TILE); opened.len()]);
+            for first in range.clone().step_by(TILE) {
+                let n = (range.end - first).min(TILE as u64) as usize;
+                for (index, (input, tile)) in opened.iter().zip(&mut values).enumerate() {
+                    tile.resize(n, R::ZERO);
+                    if !input.tile(self.level, (first - range.start) as usize, tile) && counts {
+                        self.non_finite.input(self.job, index, self.level, tile);
+                    }
+                }
+                each(sum, &Tile { level: self.level, first, inputs: &values });
+            }
+            lock(&tiles).push(values);
+        })
+    }
+
+    /// Every chunk of the tensor, with its inputs opened; `each` hears whether it is the first pass.
+    fn chunks<A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    where
+        A: Send,
+        S: Fn(u64) -> A + Sync,
+        E: Fn(std::ops::Range<u64>, bool, &[Chunk<'_>], &mut A) + Sync,
+    {
         let chunks = self.elements.div_ceil(CHUNK);
         let counts = self.passes.fetch_add(1, Relaxed) == 0;
         let next = AtomicU64::new(0);
         let done: Mutex<Vec<(u64, A)>> = Mutex::new(Vec::with_capacity(chunks as usize));
         let failed = Mutex::new(None);
+        let one = |chunk: u64, scratch: &mut [Scratch]| -> Result<A> {
+            self.control.check()?;
+            let mut sum = start(chunk);
+            let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.elements);
+            let mut opened = Vec::with_capacity(self.inputs.len());
+            for (input, scratch) in self.inputs.iter().zip(scratch) {
+                opened.push(input.open(range.clone(), scratch)?);
+            }
+            each(range, counts, &opened, &mut sum);
+            Ok(sum)
+        };
         let work = || {
             let mut scratch: Vec<Scratch> = self.inputs.iter().map(|_| Scratch::default()).collect();
-            let mut tiles: Vec<Vec<R>> = vec![Vec::with_capacity(TILE); self.inputs.len()];
             loop {
                 let chunk = next.fetch_add(1, Relaxed);
                 if chunk >= chunks {
                     return;
                 }
-                let made = self.control.check().and_then(|()| {
-                    let mut sum = start(chunk);
-                    self.chunk(chunk, counts, &mut scratch, &mut tiles, &mut sum, &each)?;
-                    Ok(sum)
-                });
-                match made {
+                match one(chunk, &mut scratch) {
                     Ok(sum) => lock(&done).push((chunk, sum)),
                     Err(error) => {
                         next.store(chunks, Relaxed);
@@ -103,6 +144,45 @@ impl Tensor<'_> {
         let mut done = std::mem::take(&mut *lock(&done));
         done.sort_unstable_by_key(|(chunk, _)| *chunk);
         Ok(done.into_iter().map(|(_, sum)| sum).collect())
+    }
+
+    /// [`Tensor::fold`] over the stored bytes of inputs that are all dense and of one type, without widening them; none
+    /// where they are not. `each` says whether all it has read, at least what it was not told to have been read
+    /// otherwise, is finite.
+    ///
+    /// # Errors
+    /// As [`Tensor::fold`].
+    pub fn fold_stored<R, A, S, E>(&self, crew: Crew<'_>, dtype: Dtype, start: S, each: E) -> Result<Option<Vec<A>>>
+    where
+        R: Real,
+        A: Send,
+        S: Fn(u64) -> A + Sync,
+        E: Fn(&mut A, &StoredTile<'_>) -> bool + Sync,
+    {
+        if !self.inputs.iter().all(|input| input.is_plain(dtype)) {
+            return Ok(None);
+        }
+        self.chunks(crew, start, |range, counts, opened, sum| {
+            let mut stored: Vec<&[u8]> = vec![&[]; opened.len()];
+            for first in range.clone().step_by(TILE) {
+                let n = (range.end - first).min(TILE as u64) as usize;
+                let at = (first - range.start) as usize;
+                for (bytes, chunk) in stored.iter_mut().zip(opened) {
+                    chunk.ahead(at, n);
+                    *bytes = chunk.stored(dtype, at, n).unwrap_or(&[]);
+                }
+                let finite = each(sum, &StoredTile { level: self.level, first, inputs: &stored });
+                if !finite && counts {
+                    let mut tile = vec![R::ZERO; n];
+                    for (index, chunk) in opened.iter().enumerate() {
+                        if !chunk.tile(self.level, at, &mut tile) {
+                            self.non_finite.input(self.job, index, self.level, &tile);
+                        }
+                    }
+                }
+            }
+        })
+        .map(Some)
     }
 
     /// One pass with an accumulator per thread: for counts, whose sum does not depend on the order. The accumulators may
@@ -242,35 +322,6 @@ impl Tensor<'_> {
         let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         made.sort_unstable_by_key(|(index, _)| *index);
         Ok(made.into_iter().flat_map(|(_, results)| results).collect())
-    }
-
-    fn chunk<R: Real, A>(
-        &self,
-        chunk: u64,
-        counts: bool,
-        scratch: &mut [Scratch],
-        tiles: &mut [Vec<R>],
-        sum: &mut A,
-        each: &impl Fn(&mut A, &Tile<'_, R>),
-    ) -> Result<()> {
-        let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.elements);
-        let mut opened = Vec::with_capacity(self.inputs.len());
-        for (input, scratch) in self.inputs.iter().zip(scratch) {
-            opened.push(input.open(range.clone(), scratch)?);
-        }
-        let mut first = range.start;
-        while first < range.end {
-            let n = (range.end - first).min(TILE as u64) as usize;
-            for (index, (input, tile)) in opened.iter().zip(tiles.iter_mut()).enumerate() {
-                tile.resize(n, R::ZERO);
-                if !input.tile(self.level, (first - range.start) as usize, tile) && counts {
-                    self.non_finite.input(self.job, index, self.level, tile);
-                }
-            }
-            each(sum, &Tile { level: self.level, first, inputs: tiles });
-            first += n as u64;
-        }
-        Ok(())
     }
 }
 

@@ -94,6 +94,50 @@ kernel! {
     }
 }
 
+kernel! {
+    /// The same of all elements and of those whose bit is set, from a model and what is subtracted as they are stored in
+    /// bf16; true if all of both is finite.
+    pub fn add_stored_norms(model: &[u8], reference: Option<&[u8]>, words: &[u64], sums: &mut Norms) -> bool {
+        let zeros = [[0u8; 2]; MANY];
+        let (models, model_rest) = model.as_chunks::<2>().0.as_chunks::<MANY>();
+        let (references, reference_rest) = reference.unwrap_or(&[]).as_chunks::<2>().0.as_chunks::<MANY>();
+        let mut most = [0u32; LANES];
+        for (at, model) in models.iter().enumerate() {
+            stored((model, references.get(at).unwrap_or(&zeros)), words[at], sums, &mut most);
+        }
+        if !model_rest.is_empty() {
+            let (mut model, mut reference) = (zeros, zeros);
+            model[..model_rest.len()].copy_from_slice(model_rest);
+            reference[..reference_rest.len()].copy_from_slice(reference_rest);
+            stored((&model, &reference), words[models.len()], sums, &mut most);
+        }
+        most.iter().all(|most| *most < 0x7F80)
+    }
+}
+
+type Pairs = [[u8; 2]; MANY];
+
+#[inline(always)]
+fn stored((model, reference): (&Pairs, &Pairs), word: u64, sums: &mut Norms, most: &mut [u32; LANES]) {
+    let (mut sum, mut sum_kept) = ([0f32; LANES], [0f32; LANES]);
+    for lane in 0..LANES {
+        let (mut all, mut kept) = ([0f32; 4], [0f32; 4]);
+        for i in 0..4 {
+            let x = u32::from(u16::from_le_bytes(model[i * LANES + lane]));
+            let y = u32::from(u16::from_le_bytes(reference[i * LANES + lane]));
+            most[lane] = most[lane].max(x & 0x7FFF).max(y & 0x7FFF);
+            all[i] = (f32::from_bits(x << 16) - f32::from_bits(y << 16)).abs();
+            kept[i] = if (word >> (i * LANES)) as u32 & 1 << lane != 0 { all[i] } else { 0.0 };
+        }
+        sum[lane] = (all[0] + all[1]) + (all[2] + all[3]);
+        sum_kept[lane] = (kept[0] + kept[1]) + (kept[2] + kept[3]);
+    }
+    for lane in 0..LANES {
+        sums.all[lane] += f64::from(sum[lane]);
+        sums.kept[lane] += f64::from(sum_kept[lane]);
+    }
+}
+
 /// Elements whose norms are added at once.
 const MANY: usize = 4 * LANES;
 
@@ -166,7 +210,7 @@ kernel! {
                         let delta = term.reference.map_or(term.model[i], |reference| term.model[i] - reference[i]);
                         *x = term.keep::<true>(delta, (term.words[i / 64] >> (i / 32 % 2 * 32)) as u32, i % 32);
                     }
-                    *out = one(&x, &factors, sum);
+                    *out = one(&x, &factors, sum, &[R::ONE; 8]);
                 }
             }
         }
@@ -179,6 +223,7 @@ fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum:
     let mut models = [&zeros; N];
     let mut references = [&zeros; N];
     let mut bits = [0u32; N];
+    let shares = shares(terms);
     let (whole, rest) = out.as_chunks_mut::<LANES>();
     let groups = whole.len();
     for (at, out) in whole.iter_mut().enumerate() {
@@ -190,7 +235,7 @@ fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum:
             };
             bits[k] = (terms[k].words[at / (64 / LANES)] >> (at % (64 / LANES) * LANES)) as u32;
         }
-        group::<R, N, CUTS>(terms, (&models, &references, &bits), sum, out);
+        group::<R, N, CUTS>(terms, (&models, &references, &bits), (sum, &shares), out);
     }
     if !rest.is_empty() {
         let mut padded = [[[R::ZERO; LANES]; N]; 2];
@@ -206,7 +251,7 @@ fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum:
             (models[k], references[k]) = (&padded[0][k], &padded[1][k]);
         }
         let mut last = zeros;
-        group::<R, N, CUTS>(terms, (&models, &references, &bits), sum, &mut last);
+        group::<R, N, CUTS>(terms, (&models, &references, &bits), (sum, &shares), &mut last);
         rest.copy_from_slice(&last[..rest.len()]);
     }
 }
@@ -215,7 +260,7 @@ fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum:
 fn group<R: Real, const N: usize, const CUTS: bool>(
     terms: &[Kept<'_, R>; N],
     (models, references, bits): (&[&[R; LANES]; N], &[&[R; LANES]; N], &[u32; N]),
-    sum: Sum,
+    (sum, shares): (Sum, &Shares<R>),
     out: &mut [R; LANES],
 ) {
     let mut factors = [(R::ZERO, R::ZERO); N];
@@ -229,7 +274,7 @@ fn group<R: Real, const N: usize, const CUTS: bool>(
                 for k in 0..N {
                     x[k] = terms[k].keep::<CUTS>(models[k][lane] - references[k][lane], bits[k], lane);
                 }
-                out[lane] = one(&x, &factors, $sum);
+                out[lane] = one(&x, &factors, $sum, shares);
             }
         };
     }
@@ -242,11 +287,27 @@ fn group<R: Real, const N: usize, const CUTS: bool>(
     }
 }
 
+/// What a sum is multiplied by instead of dividing it by weights, by which of at most three terms take part, a bit for
+/// each: a division for every element takes as long as all the rest.
+type Shares<R> = [R; 8];
+
+#[inline(always)]
+fn shares<R: Real>(terms: &[Kept<'_, R>]) -> Shares<R> {
+    let mut shares = [R::ONE; 8];
+    for (taken, share) in shares.iter_mut().enumerate().filter(|(taken, _)| *taken < 1 << terms.len().min(3)) {
+        let mut divisor = R::ZERO;
+        terms.iter().take(3).enumerate().for_each(|(k, term)| divisor += only(taken >> k & 1 == 1, term.weight));
+        *share = R::ONE / if divisor != R::ZERO { divisor } else { R::ONE };
+    }
+    shares
+}
+
 /// The sum for one element, of which `x` is kept and multiplied by `factors`, beside which stand the weights.
 #[inline(always)]
-fn one<R: Real>(x: &[R], factors: &[(R, R)], sum: Sum) -> R {
+fn one<R: Real>(x: &[R], factors: &[(R, R)], sum: Sum, shares: &Shares<R>) -> R {
+    let n = x.len();
     let mut total = factors[0].0 * x[0];
-    for k in 1..x.len() {
+    for k in 1..n {
         total += factors[k].0 * x[k];
     }
     if sum == Sum::Plain {
@@ -258,15 +319,28 @@ fn one<R: Real>(x: &[R], factors: &[(R, R)], sum: Sum) -> R {
         return total / if divisor > R::ONE { divisor } else { R::ONE };
     }
     let positive = total >= R::ZERO;
+    let agrees = |term: R| (positive & (term > R::ZERO)) | (!positive & (term < R::ZERO));
     let mut elected = R::ZERO;
-    for k in 0..x.len() {
+    for k in 0..n {
         let term = factors[k].0 * x[k];
-        let agrees = (positive & (term > R::ZERO)) | (!positive & (term < R::ZERO));
-        elected += only(agrees, term);
-        divisor += only(agrees, factors[k].1);
+        elected += only(agrees(term), term);
     }
     if sum == Sum::Elected {
         return elected;
+    }
+    if n <= 3 {
+        // The last term decides between the halves, and so on.
+        let mut shares = *shares;
+        for k in (0..n).rev() {
+            let taken = agrees(factors[k].0 * x[k]);
+            for i in 0..1 << k {
+                shares[i] = if taken { shares[i + (1 << k)] } else { shares[i] };
+            }
+        }
+        return elected * shares[0];
+    }
+    for k in 0..n {
+        divisor += only(agrees(factors[k].0 * x[k]), factors[k].1);
     }
     elected / if divisor != R::ZERO { divisor } else { R::ONE }
 }
@@ -337,9 +411,24 @@ mod tests {
                         Sum::ElectedMean => elected / if weights == 0.0 { 1.0 } else { weights },
                         Sum::Mean => total / many as f32,
                     };
-                    prop_assert_eq!(*out, want, "{} {} {:?}", level.name(), i, sum);
+                    prop_assert!((*out - want).abs() <= 1e-6 * want.abs(), "{} {} {:?}", level.name(), i, sum);
                 }
-                for term in &terms {
+                for (k, term) in terms.iter().enumerate() {
+                    let stored = |x: &[f32]| -> Vec<u8> {
+                        x.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()
+                    };
+                    let whole = Kept { words: &words[k], ..Kept::whole(term.model, term.reference, term.words) };
+                    let (mut plain, mut short) = (Norms::default(), Norms::default());
+                    add_norms(level, &whole, &mut plain);
+                    let (model, reference) = (stored(term.model), term.reference.map(stored));
+                    prop_assert!(add_stored_norms(level, &model, reference.as_deref(), &words[k], &mut short));
+                    prop_assert_eq!(plain.sums(), short.sums());
+                    if n > 0 {
+                        let mut infinite = model.clone();
+                        infinite[2 * n - 2..].copy_from_slice(&[0x80, 0xFF]);
+                        prop_assert!(!add_stored_norms(level, &infinite, None, &words[k], &mut short));
+                        prop_assert!(!add_stored_norms(level, &model, Some(&infinite), &words[k], &mut short));
+                    }
                     let mut norms = Norms::default();
                     add_norms(level, term, &mut norms);
                     add_norms(level, term, &mut norms);

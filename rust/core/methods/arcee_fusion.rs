@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::select::largest;
+use super::select::{largest, Each};
 use super::terms::{deltas, rows, Buffers, Ends};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Real;
@@ -77,7 +77,9 @@ impl<R: Real> Method<R> for ArceeFusion {
         // The element at place ⌊q·(n − 1)⌋ in ascending order is the last of the n − ⌊q·(n − 1)⌋ largest.
         let count = |q: f64| n - (q * (n - 1) as f64) as u64;
         let counts = vec![vec![count(0.25), count(0.5), count(0.75)]];
-        let scores = |tile: &Tile<'_, R>| self.importance(tile, length, &divergence);
+        let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
+            each(0, &self.importance(tile, length, &divergence)[0], None);
+        };
         let mut cuts = largest(tensor, crew, &counts, &scores)?.swap_remove(0);
         if cuts[0].threshold < 0.0 {
             // All are kept: the threshold is the smallest, which one element less than all also finds, or zero.

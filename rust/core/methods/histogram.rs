@@ -1,7 +1,7 @@
 //! The k-th largest score by histograms over the bit pattern, in whose order scores are: at most two passes for f32, four
 //! for f64. For the scores of which a sample says nothing; whatever they are, it comes to an end.
 
-use super::select::Scores;
+use super::select::{magnitudes, Scores};
 use crate::error::Result;
 use crate::kernels::Real;
 use crate::tensor::{Crew, Tensor};
@@ -28,11 +28,13 @@ pub fn nth_largest<R: Real>(
             crew,
             || vec![0; bins],
             |table, tile| {
-                for x in &scores(tile)[score] {
-                    let bits = x.magnitude_bits();
-                    let inside = bits >> unknown == prefix >> unknown;
-                    table[(bits >> shift) as usize & (bins - 1)] += u64::from(inside);
-                }
+                scores(tile, &mut |kind, x, y| {
+                    for x in magnitudes(x, y).filter(|_| kind == score) {
+                        let bits = x.magnitude_bits();
+                        let inside = bits >> unknown == prefix >> unknown;
+                        table[(bits >> shift) as usize & (bins - 1)] += u64::from(inside);
+                    }
+                });
             },
         )?;
         for bin in (0..bins).rev() {

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::select::{largest, Cut};
+use super::select::{largest, Cut, Each};
 use super::terms::{deltas, Buffers, Ends};
 use crate::error::Result;
 use crate::kernels::across::{elect_unweighted, variance};
@@ -72,7 +72,9 @@ impl<R: Real> Method<R> for Sce {
                 },
             )?;
             let k = (varying.iter().sum::<u64>() as f64 * self.select_topk) as u64;
-            let scores = |tile: &Tile<'_, R>| variances(tile.level, &deltas(tile, self.ends()));
+            let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
+                each(0, &variances(tile.level, &deltas(tile, self.ends()))[0], None);
+            };
             cut = largest(tensor, crew, &[vec![k]], &scores)?[0][0];
         }
         let n = self.terms.len();

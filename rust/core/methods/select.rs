@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use super::histogram::nth_largest;
-use super::terms::Buffers;
 use crate::error::Result;
-use crate::kernels::trim::{bracket, count_magnitude, keep_by_score, Counts};
+use crate::kernels::trim::{bracket, keep_by_score, Counts};
 use crate::kernels::{Level, Real, TILE};
 use crate::op::Tile;
 use crate::tensor::{Crew, Tensor};
@@ -73,8 +72,17 @@ impl Cut {
     }
 }
 
-/// Writes the scores of a tile, one buffer per kind; they count by magnitude.
-pub type Scores<'a, R> = dyn Fn(&Tile<'_, R>) -> Buffers<R> + Sync + 'a;
+/// Hands out the scores of a tile, one kind after the other: the magnitudes of differences.
+pub type Scores<'a, R> = dyn Fn(&Tile<'_, R>, &mut Each<'_, R>) + Sync + 'a;
+
+/// Gets the kind, the values, and what is subtracted from them.
+pub type Each<'a, R> = dyn FnMut(usize, &[R], Option<&[R]>) + 'a;
+
+/// Magnitudes, one by one.
+pub fn magnitudes<'a, R: Real>(values: &'a [R], subtrahends: Option<&'a [R]>) -> impl Iterator<Item = R> + 'a {
+    let one = move |(i, x): (usize, &R)| subtrahends.map_or(*x, |y| *x - y[i]).abs();
+    values.iter().enumerate().map(one)
+}
 
 /// Tensors up to this size are sorted out in one go.
 const SMALL: u64 = 1 << 14;
@@ -149,9 +157,7 @@ fn sort<R: Real>(
         Crew::Alone,
         |_| vec![Vec::new(); cuts.len()],
         |all, tile| {
-            for (all, scores) in all.iter_mut().zip(scores(tile).iter()) {
-                all.extend(scores.iter().map(|x| x.abs().to_f64()));
-            }
+            scores(tile, &mut |kind, x, y| all[kind].extend(magnitudes(x, y).map(R::to_f64)));
         },
     )?;
     for query in queries {
@@ -174,9 +180,10 @@ fn descending<R: Real>(a: &R, b: &R) -> std::cmp::Ordering {
 fn guess<R: Real>(tensor: &Tensor<'_>, crew: Crew<'_>, queries: &mut [Query<R>], scores: &Scores<'_, R>) -> Result<()> {
     let wanted = (tensor.elements / SHARE).clamp(SAMPLE.0, SAMPLE.1);
     let parts = tensor.sample::<R, Vec<Vec<R>>, _>(crew, wanted, PLACES, PIECE, |part, tile| {
-        let scores = scores(tile);
-        part.resize_with(scores.len(), Vec::new);
-        part.iter_mut().zip(scores.iter()).for_each(|(part, scores)| part.extend(scores.iter().map(|x| x.abs())));
+        scores(tile, &mut |kind, x, y| {
+            part.resize_with(part.len().max(kind + 1), Vec::new);
+            part[kind].extend(magnitudes(x, y));
+        });
     })?;
     let kinds = parts.first().map_or(0, Vec::len);
     let mut samples: Vec<Vec<R>> =
@@ -218,18 +225,20 @@ fn find<R: Real>(
         crew,
         |_| vec![(Vec::new(), Vec::new()); queries.len()],
         |chunk, tile| {
-            let scores = scores(tile);
-            for (((tiles, inside), query), listed) in chunk.iter_mut().zip(&queries).zip(&listed) {
-                if listed.load(Relaxed) > most {
-                    inside.clear();
-                    continue;
+            scores(tile, &mut |kind, x, y| {
+                let of = |((_, query), _): &((_, &Query<R>), _)| query.score == kind;
+                for (((tiles, inside), query), listed) in chunk.iter_mut().zip(&queries).zip(&listed).filter(of) {
+                    if listed.load(Relaxed) > most {
+                        inside.clear();
+                        continue;
+                    }
+                    let before = inside.len();
+                    let counts = bracket(tile.level, x, y, (query.low, query.high), inside);
+                    let seen = Seen { counts, listed: inside.len() - before };
+                    listed.fetch_add(seen.listed as u64, Relaxed);
+                    tiles.push(seen);
                 }
-                let before = inside.len();
-                let counts = bracket(tile.level, &scores[query.score], query.low, query.high, inside);
-                let seen = Seen { counts, listed: inside.len() - before };
-                listed.fetch_add(seen.listed as u64, Relaxed);
-                tiles.push(seen);
-            }
+            });
         },
     )?;
     let settled = side_by_side(crew, queries.len(), |index| {
@@ -307,17 +316,18 @@ fn nth_equal<R: Real>(
     let first = index as u64 * TILE as u64;
     let mut until = u64::MAX;
     tensor.one_tile::<R>(first, &mut |tile| {
-        let scores = &scores(tile)[score];
-        debug_assert_eq!(count_magnitude(tile.level, scores, value), equal[index]);
-        let equals = scores.iter().zip(first..).filter(|(x, _)| x.abs() == value);
-        until = equals.map(|(_, i)| i + 1).nth(left as usize - 1).unwrap_or(u64::MAX);
+        scores(tile, &mut |kind, x, y| {
+            if kind == score {
+                let equals = magnitudes(x, y).zip(first..).filter(|(x, _)| *x == value);
+                until = equals.map(|(_, i)| i + 1).nth(left as usize - 1).unwrap_or(u64::MAX);
+            }
+        });
     })?;
     Ok(until)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::terms::deltas;
     use super::*;
     use crate::control::Control;
     use crate::dtype::Dtype;
@@ -344,7 +354,7 @@ mod tests {
             non_finite: &NonFinite::default(),
             passes: std::sync::atomic::AtomicUsize::new(0),
         };
-        let scores = |tile: &Tile<'_, f32>| deltas(tile, std::iter::once((0, None)));
+        let scores = |tile: &Tile<'_, f32>, each: &mut Each<'_, f32>| each(0, tile.input(0), None);
         largest(&tensor, Crew::Alone, &[counts.to_vec()], &scores).unwrap().swap_remove(0)
     }
 

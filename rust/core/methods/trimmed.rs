@@ -7,8 +7,8 @@
 use serde::Deserialize;
 
 use super::dropped::{measure, Found, Words, WORDS};
-use super::select::largest;
-use super::terms::{deltas, Buffers, Ends};
+use super::select::{largest, Each};
+use super::terms::{Buffers, Ends};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::kept::{add_up, Kept, Sum};
 use crate::kernels::Real;
@@ -192,7 +192,11 @@ impl<R: Real> Method<R> for TrimmedMethod {
         let mut found: Vec<Found> = terms.iter().map(|term| Found::nothing(tensor, term)).collect();
         if self.cuts() {
             let counts: Vec<Vec<u64>> = terms.iter().map(|term| self.counts(term, tensor.elements)).collect();
-            let scores = |tile: &Tile<'_, R>| deltas(tile, self.ends());
+            let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
+                for (kind, (model, reference)) in self.ends().enumerate() {
+                    each(kind, tile.input(model), reference.map(|reference| tile.input(reference)));
+                }
+            };
             for (found, cuts) in found.iter_mut().zip(largest(tensor, crew, &counts, &scores)?) {
                 found.cut(&cuts);
             }
