@@ -364,7 +364,7 @@ impl Work<'_> {
         })?;
         let threads = self.pool.current_num_threads();
         let digest = shard.digest(threads, &|| self.control.is_cancelled())?;
-        shard.publish(&digest, json!({}))
+        shard.publish(&digest, &json!({}))
     }
 
     fn piece(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>) -> Result<()> {

@@ -26,6 +26,7 @@ pub mod output;
 pub mod plan;
 pub mod program;
 pub mod regular;
+mod report;
 pub mod run;
 pub mod sample;
 mod shards;

@@ -58,28 +58,45 @@ impl Survival {
         self.elements += other.elements;
     }
 
-    /// Norms, cosine and relative error. A number that does not exist (no step, NaN) is null.
-    pub fn report(&self) -> serde_json::Value {
+    /// Norms, cosine and relative error, under the tensor's name where they are one tensor's.
+    pub(crate) fn figures<'n>(&self, name: Option<&'n str>) -> Figures<'n> {
         let cosine = self.dot / (self.step.sqrt() * self.moved.sqrt());
-        serde_json::json!({
-            "step_norm": number(self.step.sqrt()),
-            "moved_norm": number(self.moved.sqrt()),
-            "cosine": number(if cosine > 1.0 { 1.0 } else { cosine }),
-            "relative_error": number((self.error / self.step).sqrt()),
-            "target_norm": number(self.target.sqrt()),
-            "changed": self.changed,
-            "rounded_away": self.lost,
-            "elements": self.elements,
-        })
+        Figures {
+            changed: self.changed,
+            cosine: number(if cosine > 1.0 { 1.0 } else { cosine }),
+            elements: self.elements,
+            moved_norm: number(self.moved.sqrt()),
+            name,
+            relative_error: number((self.error / self.step).sqrt()),
+            rounded_away: self.lost,
+            step_norm: number(self.step.sqrt()),
+            target_norm: number(self.target.sqrt()),
+        }
     }
 }
 
-/// Six significant digits: the sums may differ in the last bits where shards are cut elsewhere.
-pub(crate) fn number(x: f64) -> serde_json::Value {
+/// What a report says of a [`Survival`].
+#[derive(Serialize)]
+pub(crate) struct Figures<'n> {
+    changed: u64,
+    cosine: Option<f64>,
+    elements: u64,
+    moved_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'n str>,
+    relative_error: Option<f64>,
+    rounded_away: u64,
+    step_norm: Option<f64>,
+    target_norm: Option<f64>,
+}
+
+/// Six significant digits: the sums may differ in the last bits where shards are cut elsewhere. A number that does not
+/// exist (no step, NaN) is null.
+pub(crate) fn number(x: f64) -> Option<f64> {
     if !x.is_finite() {
-        return serde_json::Value::Null;
+        return None;
     }
-    format!("{x:.5e}").parse::<f64>().map_or(serde_json::Value::Null, serde_json::Value::from)
+    format!("{x:.5e}").parse().ok()
 }
 
 /// Values that are not finite, by job and by where they stand.

@@ -61,12 +61,8 @@ pub fn in_place(
     refuse(&plan, &non_finite, options.allow_non_finite)?;
     let mut total = Survival::default();
     sums.iter().for_each(|sum| total.merge(sum));
-    let rows = plan.jobs.iter().zip(&sums).map(|(job, sum)| {
-        let mut row = sum.report();
-        row["name"] = job.name.clone().into();
-        row
-    });
-    Ok(json!({"total": total.report(), "tensors": rows.collect::<Vec<_>>()}))
+    let rows: Vec<_> = plan.jobs.iter().zip(&sums).map(|(job, sum)| sum.figures(Some(&job.name))).collect();
+    Ok(json!({"total": total.figures(None), "tensors": rows}))
 }
 
 /// How to add in place.

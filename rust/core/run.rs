@@ -3,25 +3,23 @@
 //! The unit of work is one block of one output shard, 1 MiB at a multiple of 1 MiB: small enough to stay in the
 //! second-level cache until it is hashed and written, and aligned so that its BLAKE3 subtree can be computed alone.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 use std::time::Instant;
-
-use serde_json::{json, Value};
 
 use crate::block::{Block, Worker};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
-use crate::measure::{NonFinite, Place, Survival};
+use crate::measure::{NonFinite, Place};
 use crate::output::digest::BLOCK;
 use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
 use crate::output::shard::{copy_whole, Sharing};
 use crate::plan::{Layout, Output, Plan};
 use crate::program::{Program, Step};
+use crate::report::{Found, Journaled, Report, Written};
 use crate::shards::{ShardState, Shards};
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, Crew};
@@ -46,11 +44,11 @@ pub struct Options {
     pub folder: FolderOptions,
 }
 
-/// Runs `plan` into `out` and returns the report.
+/// Runs `plan` into `out` and returns the report as JSON.
 ///
 /// # Errors
 /// Whatever the sources, the arithmetic or the output folder refuse; finished shards stay and are kept by the next run.
-pub fn run(plan_json: &[u8], out: &Path, options: &Options, control: &Control) -> Result<Value> {
+pub fn run(plan_json: &[u8], out: &Path, options: &Options, control: &Control) -> Result<String> {
     run_with(plan_json, &[], out, options, control)
 }
 
@@ -64,7 +62,7 @@ pub fn run_with(
     out: &Path,
     options: &Options,
     control: &Control,
-) -> Result<Value> {
+) -> Result<String> {
     let started = Instant::now();
     let plan = Plan::parse(plan_json)?;
     let level = Level::chosen()?;
@@ -93,7 +91,7 @@ pub fn run_with(
     control.expect(run.expected_bytes());
     run.execute()?;
     sources.unchanged()?;
-    let report = run.report(started, threads, resumed);
+    let report = run.report(started, threads, resumed)?;
     for folder in folders {
         folder.close()?;
     }
@@ -317,35 +315,25 @@ impl Run<'_> {
         if !self.options.allow_non_finite && bad < jobs.end {
             return Ok(());
         }
-        let mut sums = state.survivals();
-        sums.sort_unstable_by_key(|(block, job, _)| (*job, *block));
-        let mut tensors: BTreeMap<usize, Survival> = BTreeMap::new();
-        for (_, job, sum) in &sums {
-            tensors.entry(*job).or_default().merge(sum);
-        }
-        let counts: Vec<Value> = self
-            .non_finite
-            .counts()
-            .into_iter()
+        let counts = self.non_finite.counts().into_iter();
+        let non_finite = counts
             .filter(|(job, place, _)| jobs.contains(job) && *place != Place::Output(usize::MAX))
-            .map(|(job, place, count)| json!([self.plan.jobs[job].name, self.describe(job, place), count]))
+            .map(|(job, place, count)| (self.plan.jobs[job].name.to_string(), self.describe(job, place), count))
             .collect();
-        let extra = json!({
-            "tensors": tensors.iter().map(|(job, sum)| json!([self.plan.jobs[*job].name, sum])).collect::<Vec<_>>(),
-            "non_finite": counts,
-        });
+        let found = state.found.get_or_init(|| Found { tensors: state.survivals(), non_finite });
+        let extra = Journaled { found, plan: self.plan };
         let digest = state.digest()?;
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.
         self.sources.unchanged()?;
         if let Some(file) = state.file() {
-            file.publish(&digest, extra.clone())?;
+            file.publish(&digest, &extra)?;
         }
         self.share(shard, state, &digest, &extra)
     }
 
     /// Gives a shard that no alpha changes to the outputs for which it was not computed: as the same file, where the
     /// file system can.
-    fn share(&self, shard: usize, from: &ShardState, digest: &str, extra: &Value) -> Result<()> {
+    fn share(&self, shard: usize, from: &ShardState, digest: &str, extra: &Journaled<'_>) -> Result<()> {
         let name = &self.layout.shards[shard].name;
         let source = self.folders[from.output].path().join(name);
         for state in self.shards.shared(shard) {
@@ -353,7 +341,7 @@ impl Run<'_> {
             let folder = &self.folders[state.output];
             // One thread: the others are busy with the blocks that follow.
             let (file, _) = copy_whole(folder, &source, name, Sharing::File, Some(digest), 1, &cancelled)?;
-            file.publish(digest, extra.clone())?;
+            file.publish(digest, extra)?;
         }
         Ok(())
     }
@@ -391,41 +379,8 @@ impl Run<'_> {
         bytes
     }
 
-    fn report(&self, started: Instant, threads: usize, resumed: usize) -> Value {
+    fn report(&self, started: Instant, threads: usize, resumed: usize) -> Result<String> {
         let (done, _) = self.control.progress();
-        let outputs: Vec<Value> = self
-            .plan
-            .outputs
-            .iter()
-            .zip(self.folders)
-            .map(|(output, folder)| {
-                let mut total = Survival::default();
-                let (mut tensors, mut shards, mut bad) = (Vec::new(), Vec::new(), Vec::new());
-                for shard in &self.layout.shards {
-                    let Some(record) = folder.record(&shard.name) else { continue };
-                    shards.push(json!({"name": shard.name, "size": record.size, "digest": record.digest}));
-                    let measured = record.extra.get("tensors").and_then(Value::as_array);
-                    for row in measured.into_iter().flatten() {
-                        let name = row.get(0).cloned().unwrap_or_default();
-                        let sum: Survival =
-                            row.get(1).and_then(|v| serde_json::from_value(v.clone()).ok()).unwrap_or_default();
-                        total.merge(&sum);
-                        let mut facts = sum.report();
-                        facts["name"] = name;
-                        tensors.push(facts);
-                    }
-                    let counts = record.extra.get("non_finite").and_then(Value::as_array);
-                    bad.extend(counts.into_iter().flatten().cloned());
-                }
-                json!({
-                    "folder": output.folder,
-                    "alpha": output.alpha,
-                    "shards": shards,
-                    "survival": {"total": total.report(), "tensors": tensors},
-                    "non_finite": bad,
-                })
-            })
-            .collect();
         let written: u64 = self
             .layout
             .shards
@@ -433,16 +388,22 @@ impl Run<'_> {
             .enumerate()
             .map(|(index, shard)| shard.size * self.shards.computed(index).len() as u64)
             .sum();
-        json!({
-            "seconds": started.elapsed().as_secs_f64(),
-            "bytes_read": done.saturating_sub(written),
-            "bytes_written": written,
-            "threads": threads,
-            "cpu_level": self.level.name(),
-            "plan": self.plan.digest,
-            "resumed_shards": resumed,
-            "outputs": outputs,
-        })
+        let outputs = self.plan.outputs.iter().zip(self.folders).enumerate();
+        let written_to = |(index, (output, folder))| {
+            let found = self.shards.found(index);
+            Written { output, folder, plan: self.plan, found }
+        };
+        Report {
+            bytes_read: done.saturating_sub(written),
+            bytes_written: written,
+            cpu_level: self.level.name(),
+            outputs: outputs.map(written_to).collect(),
+            plan: &self.plan.digest,
+            resumed_shards: resumed,
+            seconds: started.elapsed().as_secs_f64(),
+            threads,
+        }
+        .text()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::output::folder::OutputFolder;
 use crate::output::shard::ShardFile;
 use crate::plan::{Layout, Plan, Shard};
 use crate::program::{Arithmetic, Program};
+use crate::report::Found;
 use crate::tensor::lock;
 
 /// Per shard, the outputs in which it is still to be written.
@@ -32,6 +33,8 @@ pub(crate) struct ShardState {
     digest: FileDigest,
     left: AtomicUsize,
     survival: Mutex<Vec<(u64, usize, Survival)>>,
+    /// Once the shard is in place.
+    pub found: OnceLock<Found>,
 }
 
 impl Shards {
@@ -53,6 +56,7 @@ impl Shards {
                     digest: FileDigest::new(shard.size),
                     left: AtomicUsize::new(shard.size.div_ceil(BLOCK) as usize),
                     survival: Mutex::new(Vec::new()),
+                    found: OnceLock::new(),
                 };
                 missing.enumerate().map(state).collect()
             })
@@ -78,6 +82,12 @@ impl Shards {
     /// The outputs that are given the shard of the first.
     pub fn shared(&self, shard: usize) -> &[ShardState] {
         &self.states[shard][self.computed(shard).len()..]
+    }
+
+    /// What was found out about each shard of an output where it was written for that.
+    pub fn found(&self, output: usize) -> Vec<Option<&Found>> {
+        let states = self.states.iter().map(|states| states.iter().find(|state| state.output == output));
+        states.map(|state| state?.found.get()).collect()
     }
 
     /// Shards that an earlier run finished.
@@ -135,10 +145,17 @@ impl ShardState {
         self.digest.finish()
     }
 
-    /// What was measured in all blocks, by tensor and then by block.
-    pub fn survivals(&self) -> Vec<(u64, usize, Survival)> {
+    /// What was measured of each tensor, in their order: the sums of its blocks, added in the order of these.
+    pub fn survivals(&self) -> Vec<(usize, Survival)> {
         let mut sums = std::mem::take(&mut *lock(&self.survival));
         sums.sort_unstable_by_key(|(block, job, _)| (*job, *block));
-        sums
+        let mut tensors: Vec<(usize, Survival)> = Vec::with_capacity(sums.len());
+        for (_, job, sum) in &sums {
+            match tensors.last_mut().filter(|(last, _)| last == job) {
+                Some((_, tensor)) => tensor.merge(sum),
+                None => tensors.push((*job, *sum)),
+            }
+        }
+        tensors
     }
 }

@@ -105,10 +105,10 @@ fn a_shard_whose_flush_failed_is_written_again() {
     let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
     let shard = ShardFile::create(&folder, "model-0.safetensors", 2000).unwrap();
     shard.write_at(0, &job.weights["model-0.safetensors"]).unwrap();
-    let error = shard.publish("", serde_json::Value::Null).unwrap_err();
+    let error = shard.publish("", &serde_json::Value::Null).unwrap_err();
     assert!(error.message.starts_with("flushing `") && error.hint.unwrap().contains("write this file anew"));
     // The next flush would succeed, and mean nothing.
-    assert_eq!(shard.publish("", serde_json::Value::Null).unwrap_err().kind, Kind::Engine);
+    assert_eq!(shard.publish("", &serde_json::Value::Null).unwrap_err().kind, Kind::Engine);
     drop(shard);
     assert_eq!(names(&out), [".taskvec"]);
     job.shard(&folder, "model-0.safetensors").unwrap();

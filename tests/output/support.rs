@@ -90,7 +90,7 @@ impl Job {
         });
         match failed.into_inner() {
             Some(error) => Err(error),
-            None => shard.publish(&digest.finish()?, serde_json::json!({"norm": 0.1, "name": name})),
+            None => shard.publish(&digest.finish()?, &serde_json::json!({"norm": 0.1, "name": name})),
         }
     }
 

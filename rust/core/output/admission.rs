@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::FileType;
 
 use super::folder::{Options, Shared};
-use super::journal::{Journal, JournalRecord};
+use super::journal::{Journal, Records};
 use super::lock::Claim;
 use super::overlap::{Inputs, Stamp};
 use super::publish::write_in;
@@ -36,7 +36,7 @@ pub(super) struct Candidate {
     claim: Claim,
     start: Start,
     sizes: BTreeMap<String, u64>,
-    resumed: Option<(Journal, BTreeMap<String, JournalRecord>)>,
+    resumed: Option<(Journal, Records)>,
 }
 
 /// Decides by what is in a folder how the run begins there, or refuses.
@@ -140,7 +140,7 @@ impl Candidate {
     }
 
     /// Changes the folder: from here on it is ours.
-    pub(super) fn begin(self, inputs: &Inputs, plan: &[u8]) -> Result<(Shared, BTreeMap<String, JournalRecord>)> {
+    pub(super) fn begin(self, inputs: &Inputs, plan: &[u8]) -> Result<(Shared, Records)> {
         let going = self.going()?;
         let Candidate { mut claim, start, sizes, resumed } = self;
         let state = claim.state.clone();

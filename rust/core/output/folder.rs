@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
+
 use super::admission::{start_in, Candidate};
-use super::journal::{Journal, JournalRecord};
+use super::journal::{Journal, JournalRecord, Records};
 use super::lock::Claim;
 use super::overlap::{resolve, Inputs};
 use super::publish::finish_in;
@@ -52,7 +54,7 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct OutputFolder {
     shared: Arc<Shared>,
-    done: BTreeMap<String, JournalRecord>,
+    done: Records,
 }
 
 /// What the shards being written need of their folder.
@@ -61,27 +63,22 @@ pub(crate) struct Shared {
     pub(crate) claim: Claim,
     pub(crate) sizes: BTreeMap<String, u64>,
     journal: Mutex<Journal>,
-    published: Mutex<BTreeMap<String, JournalRecord>>,
+    published: Mutex<Records>,
 }
 
 impl Shared {
-    pub(super) fn new(
-        claim: Claim,
-        sizes: BTreeMap<String, u64>,
-        journal: Journal,
-        published: BTreeMap<String, JournalRecord>,
-    ) -> Shared {
+    pub(super) fn new(claim: Claim, sizes: BTreeMap<String, u64>, journal: Journal, published: Records) -> Shared {
         Shared { claim, sizes, journal: Mutex::new(journal), published: Mutex::new(published) }
     }
 
-    /// Enters a shard that is in place.
-    pub(crate) fn enter(&self, record: JournalRecord) -> Result<()> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner).append(&record)?;
-        self.published().insert(record.shard.clone(), record);
+    /// Enters a shard that is in place, with what a resumed run finds in [`JournalRecord::extra`].
+    pub(crate) fn enter(&self, record: JournalRecord, extra: &impl Serialize) -> Result<()> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).append(&record, extra)?;
+        self.published().insert(record.shard.clone(), Arc::new(record));
         Ok(())
     }
 
-    fn published(&self) -> MutexGuard<'_, BTreeMap<String, JournalRecord>> {
+    fn published(&self) -> MutexGuard<'_, Records> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,12 +146,12 @@ impl OutputFolder {
     }
 
     /// The shards that an earlier run left complete and that need no redoing, by name.
-    pub fn done(&self) -> &BTreeMap<String, JournalRecord> {
+    pub fn done(&self) -> &BTreeMap<String, Arc<JournalRecord>> {
         &self.done
     }
 
     /// What the journal says of a shard, whether an earlier run or this one published it.
-    pub fn record(&self, shard: &str) -> Option<JournalRecord> {
+    pub fn record(&self, shard: &str) -> Option<Arc<JournalRecord>> {
         self.shared.published().get(shard).cloned()
     }
 

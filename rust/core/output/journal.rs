@@ -6,8 +6,10 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::fault::Operation;
 use super::publish::write_in;
@@ -18,7 +20,7 @@ const NAME: &str = "journal.jsonl";
 const FORMAT: u32 = 1;
 
 /// A shard that is in place.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JournalRecord {
     /// Its file name.
@@ -27,8 +29,18 @@ pub struct JournalRecord {
     pub size: u64,
     /// BLAKE3 of the file in hexadecimal.
     pub digest: String,
-    /// What the run wants to know again when it goes on, such as the statistics of the shard's tensors.
-    pub extra: serde_json::Value,
+    /// What the run wanted to know again when it goes on, such as the statistics of the shard's tensors. None of a
+    /// shard of this very run, which knows it: for many tensors it is long.
+    pub extra: Option<Box<RawValue>>,
+}
+
+/// The line of a record.
+#[derive(Serialize)]
+struct Line<'a, E> {
+    shard: &'a str,
+    size: u64,
+    digest: &'a str,
+    extra: &'a E,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,6 +49,9 @@ struct Head {
     format: u32,
     plan: String,
 }
+
+/// Records by the shard's name.
+pub(crate) type Records = BTreeMap<String, Arc<JournalRecord>>;
 
 /// The open journal, at its end.
 #[derive(Debug)]
@@ -57,7 +72,7 @@ impl Journal {
 
     /// Opens the journal and returns the shards it lists. A line that was being written when the run died is cut off;
     /// any other damage is an error. A journal that is not there is begun anew: its shards are written again.
-    pub(crate) fn open(state: &Directory, plan: &str) -> Result<(Journal, BTreeMap<String, JournalRecord>)> {
+    pub(crate) fn open(state: &Directory, plan: &str) -> Result<(Journal, Records)> {
         let path = state.path().join(NAME);
         let bytes = match state.read(OsStr::new(NAME))? {
             Some(bytes) => bytes,
@@ -75,13 +90,14 @@ impl Journal {
         Ok((Journal { file, path, state: state.clone(), length, broken: false }, records))
     }
 
-    /// Adds a record; it is on the disk when this returns. After a failure that could not be undone the journal takes
+    /// Adds a record with what the run wants to know again; it is on the disk when this returns. After a failure that could not be undone the journal takes
     /// no more records in this run: what it holds stays valid, the shards after it are written again.
-    pub(crate) fn append(&mut self, record: &JournalRecord) -> Result<()> {
+    pub(crate) fn append(&mut self, record: &JournalRecord, extra: &impl Serialize) -> Result<()> {
         if self.broken {
             return Err(Error::broken_journal(&self.path));
         }
-        let line = line(record)?;
+        let JournalRecord { shard, size, digest, .. } = record;
+        let line = line(&Line { shard, size: *size, digest, extra })?;
         let written = self
             .state
             .fault(Operation::Write)
@@ -107,7 +123,7 @@ fn line<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 }
 
 /// The records and the length up to the end of the last whole line.
-fn parse(bytes: &[u8], plan: &str) -> std::result::Result<(BTreeMap<String, JournalRecord>, u64), String> {
+fn parse(bytes: &[u8], plan: &str) -> std::result::Result<(Records, u64), String> {
     let mut records = BTreeMap::new();
     let mut length = 0;
     for (number, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
@@ -124,7 +140,7 @@ fn parse(bytes: &[u8], plan: &str) -> std::result::Result<(BTreeMap<String, Jour
             let last = length + line.len() == bytes.len();
             match serde_json::from_slice::<JournalRecord>(line) {
                 Ok(record) if whole => {
-                    records.insert(record.shard.clone(), record);
+                    records.insert(record.shard.clone(), Arc::new(record));
                 }
                 _ if last => break,
                 Err(error) => return Err(format!("line {}: {error}", number + 1)),

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Advice, AtFlags, FallocateFlags, CWD};
 use rustix::io::Errno;
+use serde::Serialize;
 
 use super::digest::{each_block, FileDigest};
 use super::fault::Operation;
@@ -173,7 +174,7 @@ impl ShardFile {
     ///
     /// `digest` is that of the whole file in hexadecimal, `extra` what a resumed run finds in
     /// [`OutputFolder::done`].
-    pub fn publish(&self, digest: &str, extra: serde_json::Value) -> Result<()> {
+    pub fn publish(&self, digest: &str, extra: &impl Serialize) -> Result<()> {
         if self.failed.load(Ordering::Relaxed) || self.published.load(Ordering::Relaxed) {
             return Err(Error::engine(format!("`{}` cannot be published", self.path.display())));
         }
@@ -187,12 +188,8 @@ impl ShardFile {
         directory.rename(&self.part, OsStr::new(&self.name))?;
         self.published.store(true, Ordering::Relaxed);
         directory.sync()?;
-        self.shared.enter(JournalRecord {
-            shard: self.name.clone(),
-            size: self.size,
-            digest: digest.to_string(),
-            extra,
-        })
+        let (shard, digest) = (self.name.clone(), digest.to_string());
+        self.shared.enter(JournalRecord { shard, size: self.size, digest, extra: None }, extra)
     }
 
     fn checked<T>(&self, action: &str, outcome: io::Result<T>) -> Result<T> {
