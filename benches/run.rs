@@ -34,7 +34,7 @@ fn plan(folders: &[PathBuf], operation: &serde_json::Value) -> Vec<u8> {
         let files: Vec<_> = c.files.iter().map(|f| json!([f.name, f.size])).collect();
         json!({"kind": "checkpoint", "path": c.folder, "files": files, "fingerprint": c.fingerprint})
     };
-    let row = |name: &String| {
+    let row = |name: &str| {
         let shape = &opened[0].get(name).unwrap().shape;
         json!([name, "BF16", shape, 0, 0, [[0, name], [1, name], [2, name]]])
     };
@@ -42,7 +42,7 @@ fn plan(folders: &[PathBuf], operation: &serde_json::Value) -> Vec<u8> {
         "format": 1, "arithmetic": 1, "rounding": "nearest", "seed": 0,
         "sources": opened.iter().map(source).collect::<Vec<_>>(),
         "outputs": [{"folder": "", "alpha": 0.8}], "shards": ["model.safetensors"],
-        "operations": [operation], "tensors": opened[0].names.iter().map(row).collect::<Vec<_>>(),
+        "operations": [operation], "tensors": opened[0].names().map(row).collect::<Vec<_>>(),
     });
     serde_json::to_vec(&plan).unwrap()
 }

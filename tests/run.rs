@@ -70,7 +70,7 @@ fn models(root: &Path, shapes: &[(Dtype, u64)]) -> [PathBuf; 3] {
 
 fn plan(folders: &[PathBuf; 3], alphas: &[f64], shards: usize, change: impl Fn(&mut Value)) -> Vec<u8> {
     let opened = folders.each_ref().map(|folder| Checkpoint::open(folder).unwrap());
-    let names = &opened[0].names;
+    let names: Vec<&str> = opened[0].names().collect();
     let tensors: Vec<Value> = names
         .iter()
         .enumerate()
@@ -114,7 +114,7 @@ fn tensors(out: &Path) -> Vec<(String, Dtype, Vec<u8>)> {
     let mut all = Vec::new();
     for file in files {
         let one = Checkpoint::open_file(&file).unwrap();
-        all.extend(one.names.iter().map(|n| (n.clone(), one.get(n).unwrap().dtype, one.read(n).unwrap())));
+        all.extend(one.names().map(|n| (n.to_owned(), one.get(n).unwrap().dtype, one.read(n).unwrap())));
     }
     all
 }

@@ -1,7 +1,7 @@
 """The engine: headers, single tensors, runs and digests. No arithmetic happens on this side of the border."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, final
 
 import numpy as np
@@ -38,7 +38,7 @@ class Checkpoint:
     """An opened folder or file; headers only until a tensor is read."""
 
     def __new__(cls, path: _Path) -> Checkpoint: ...
-    def tensors(self) -> list[tuple[str, str, list[int], str, int, int]]:
+    def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], str, int, int]]:
         """(name, dtype, shape, file, offset in the file, bytes) of every tensor in file order."""
 
     def files(self) -> list[tuple[str, int]]:

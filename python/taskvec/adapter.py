@@ -133,7 +133,7 @@ def open_adapter(spec: str | os.PathLike[str]) -> Adapter:
     _check(config, folder)
     reader = _core.Checkpoint(str(folder / WEIGHTS))
     stored = {
-        name: TensorInfo(name, dtype, tuple(shape), nbytes, file)
+        name: TensorInfo(name, dtype, shape, nbytes, file)
         for name, dtype, shape, file, _, nbytes in reader.tensors()
     }
     factors = _factors(stored, config, folder)

@@ -2,11 +2,14 @@
 
 #![allow(clippy::type_complexity)] // signatures that Python sees
 
+use std::collections::hash_map::Entry;
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 use taskvec_core::checkpoint::Checkpoint as Opened;
+use taskvec_core::dtype::Dtype;
 use taskvec_core::error::{Error, Kind};
 use taskvec_core::header;
 use taskvec_core::sample;
@@ -14,7 +17,7 @@ use taskvec_core::sample;
 use crate::errors::raise;
 
 /// (name, dtype, shape, file, offset in the file, bytes)
-type Row = (String, &'static str, Vec<u64>, String, u64, u64);
+type Row<'py> = (&'py str, Py<PyString>, Py<PyTuple>, Py<PyString>, u64, Py<PyInt>);
 
 /// An opened checkpoint; headers only until a tensor is read.
 #[pyclass(frozen, module = "taskvec._core")]
@@ -30,17 +33,9 @@ impl Checkpoint {
         Ok(Checkpoint { opened })
     }
 
-    /// All tensors in file order.
-    fn tensors(&self) -> Vec<Row> {
-        self.opened
-            .names
-            .iter()
-            .map(|name| {
-                let tensor = &self.opened.table[name];
-                let file = self.opened.files[tensor.file].name.clone();
-                (name.clone(), tensor.dtype.name(), tensor.shape.clone(), file, tensor.offset, tensor.len)
-            })
-            .collect()
+    /// All tensors in file order, one at a time.
+    fn tensors(slf: Py<Self>) -> Tensors {
+        Tensors { checkpoint: slf, next: 0, kinds: HashMap::new(), files: HashMap::new() }
     }
 
     /// Weight files and their sizes.
@@ -71,6 +66,42 @@ impl Checkpoint {
         let values = py.detach(|| sample::sample(&self.opened, name, start, count)).map_err(|e| raise(py, &e))?;
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         Ok(PyBytes::new(py, &bytes))
+    }
+}
+
+/// Goes through the tensors of a checkpoint. What many of them have in common is one object: a row of each would
+/// otherwise be most of the memory that a checkpoint of a hundred thousand tensors takes.
+#[pyclass(module = "taskvec._core")]
+pub struct Tensors {
+    checkpoint: Py<Checkpoint>,
+    next: usize,
+    kinds: HashMap<(Dtype, Vec<u64>), (Py<PyString>, Py<PyTuple>, Py<PyInt>)>,
+    files: HashMap<usize, Py<PyString>>,
+}
+
+#[pymethods]
+impl Tensors {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&'py mut self, py: Python<'py>) -> PyResult<Option<Row<'py>>> {
+        let opened = &self.checkpoint.get().opened;
+        let Some((name, tensor)) = opened.nth(self.next) else { return Ok(None) };
+        self.next += 1;
+        let key = (tensor.dtype, tensor.shape.to_vec());
+        let (dtype, shape, bytes) = match self.kinds.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert((
+                PyString::new(py, tensor.dtype.name()).unbind(),
+                PyTuple::new(py, tensor.shape)?.unbind(),
+                tensor.len.into_pyobject(py)?.unbind(),
+            )),
+        };
+        let file = self.files.entry(tensor.file);
+        let file = file.or_insert_with(|| PyString::new(py, &opened.files[tensor.file].name).unbind());
+        let (dtype, shape, bytes) = (dtype.clone_ref(py), shape.clone_ref(py), bytes.clone_ref(py));
+        Ok(Some((name, dtype, shape, file.clone_ref(py), tensor.offset, bytes)))
     }
 }
 

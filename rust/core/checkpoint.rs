@@ -1,12 +1,11 @@
 //! A checkpoint: a folder's safetensors files as one table of tensors. Opening reads headers only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use crate::dtype::Dtype;
 use crate::error::{shown, Error, Kind, Result};
 use crate::header::{self, Header, Lie, PREFIX};
 use crate::kernels::widen::widen;
@@ -16,27 +15,15 @@ use crate::regular::{self, Stamp};
 
 mod discovery;
 mod index;
+mod table;
 
 use discovery::Found;
+use table::Table;
+pub use table::TensorRef;
 
 /// Headers read at a time: enough to keep a few threads busy, few enough that hostile ones (up to 100 MB each) do not
 /// fill the memory.
 const BATCH: usize = 16;
-
-/// Where one tensor is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorRef {
-    /// Element type.
-    pub dtype: Dtype,
-    /// Empty for a scalar.
-    pub shape: Vec<u64>,
-    /// Position in [`Checkpoint::files`].
-    pub file: usize,
-    /// First byte, counted from the start of the file.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u64,
-}
 
 /// One safetensors file.
 #[derive(Clone, Debug)]
@@ -62,16 +49,14 @@ pub struct Checkpoint {
     pub folder: PathBuf,
     /// In natural order of their names.
     pub files: Vec<SourceFile>,
-    /// Every tensor, by file, then by offset.
-    pub names: Vec<String>,
-    /// The same tensors by name.
-    pub table: HashMap<String, TensorRef>,
     /// BLAKE3, in hex, over the files' lengths and headers in order.
     pub fingerprint: String,
     /// All files' metadata; of a key in several, the first file's value.
     pub metadata: BTreeMap<String, String>,
     /// Safetensors files in the folder that are not part of the checkpoint.
     pub unlisted: Vec<String>,
+    /// Every tensor, by file, then by offset.
+    table: Table,
     mapped: Vec<OnceLock<Mapped>>,
 }
 
@@ -112,12 +97,13 @@ impl Checkpoint {
             mapped: names.iter().map(|_| OnceLock::new()).collect(),
             folder,
             files: Vec::with_capacity(names.len()),
-            names: Vec::new(),
-            table: HashMap::with_capacity(headers.iter().map(|(header, _)| header.tensors.len()).sum()),
+            table: Table::default(),
             fingerprint: digest.finalize().to_hex().to_string(),
             metadata: BTreeMap::new(),
             unlisted,
         };
+        let tensors = || headers.iter().flat_map(|(header, _)| &header.tensors);
+        checkpoint.table.reserve(tensors().count(), tensors().map(|tensor| tensor.name.len()).sum());
         for ((name, path), (header, stamp)) in names.into_iter().zip(paths).zip(headers) {
             checkpoint.add(name, path, header, stamp)?;
         }
@@ -133,17 +119,16 @@ impl Checkpoint {
         for tensor in header.tensors {
             let entry = TensorRef {
                 dtype: tensor.dtype,
-                shape: tensor.shape,
+                shape: &tensor.shape,
                 file,
                 offset: header.data_start + tensor.begin,
                 len: tensor.end - tensor.begin,
             };
-            if let Some(other) = self.table.insert(tensor.name.clone(), entry) {
-                let (tensor, first, second) = (shown(&tensor.name), shown(&self.files[other.file].name), shown(&name));
+            if let Err(other) = self.table.insert(&tensor.name, entry) {
+                let (tensor, first, second) = (shown(&tensor.name), shown(&self.files[other].name), shown(&name));
                 return Err(Error::new(Kind::Format, format!("tensor `{tensor}` is in both `{first}` and `{second}`"))
                     .at(&self.folder));
             }
-            self.names.push(tensor.name);
         }
         for (key, value) in &header.metadata {
             self.metadata.entry(key.clone()).or_insert_with(|| value.clone());
@@ -170,8 +155,8 @@ impl Checkpoint {
         // Where each of the index's files stands among those opened.
         let position = |file: &String| self.files.iter().position(|opened| opened.name == *file);
         let positions: Vec<Option<usize>> = listed.files.iter().map(position).collect();
-        for name in &self.names {
-            let actual = self.table[name].file;
+        for (name, tensor) in self.iter() {
+            let actual = tensor.file;
             let Some(file) = listed.tensors.get(name) else {
                 return wrong(format!(
                     "tensor `{}` of `{}` is not listed",
@@ -184,11 +169,11 @@ impl Checkpoint {
                 return wrong(format!("tensor `{}` is not in `{file}` but in `{actual}`", shown(name)));
             }
         }
-        if listed.tensors.len() == self.names.len() {
+        if listed.tensors.len() == self.table.len() {
             return Ok(());
         }
         // The least name: a map has no first one, and a message should not change from run to run.
-        let missing = listed.tensors.iter().filter(|(name, _)| !self.table.contains_key(*name)).min();
+        let missing = listed.tensors.iter().filter(|(name, _)| self.table.get(name).is_none()).min();
         missing.map_or(Ok(()), |(name, file)| {
             let file = shown(&listed.files[*file]);
             wrong(format!("tensor `{}` is not in `{file}` nor in another file", shown(name)))
@@ -199,15 +184,30 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `Kind::NotFound`.
-    pub fn get(&self, name: &str) -> Result<&TensorRef> {
+    pub fn get(&self, name: &str) -> Result<TensorRef<'_>> {
         self.table
             .get(name)
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder))
     }
 
+    /// A tensor by name, if there is one.
+    pub fn find(&self, name: &str) -> Option<TensorRef<'_>> {
+        self.table.get(name)
+    }
+
+    /// A tensor with its name, by its position among all.
+    pub fn nth(&self, position: usize) -> Option<(&str, TensorRef<'_>)> {
+        (position < self.table.len()).then(|| (self.table.name(position), self.table.at(position)))
+    }
+
     /// Every tensor with its name, by file, then by offset.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &TensorRef)> {
-        self.names.iter().map(|name| (name.as_str(), &self.table[name]))
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, TensorRef<'_>)> {
+        (0..self.table.len()).map(|position| (self.table.name(position), self.table.at(position)))
+    }
+
+    /// The names in the same order.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        (0..self.table.len()).map(|position| self.table.name(position))
     }
 
     /// A file, mapped on first use.

@@ -25,13 +25,20 @@ pub struct Input<'a> {
     pub elements: u64,
 }
 
+// A plan may have hundreds of thousands of inputs: what is rare and large is not kept in place.
 #[derive(Clone)]
 enum Storage<'a> {
     Dense { file: &'a Mapped, offset: u64, dtype: Dtype },
     Sparse(Arc<Sparse<'a>>),
-    Adapted { base: Option<(&'a Mapped, u64, Dtype)>, lora: Lora<'a> },
+    Adapted(Arc<Adapted<'a>>),
     Held { bytes: &'a [u8], dtype: Dtype },
     Own,
+}
+
+/// A stored tensor with an adapter's change on top, or that change alone.
+struct Adapted<'a> {
+    base: Option<(&'a Mapped, u64, Dtype)>,
+    lora: Lora<'a>,
 }
 
 /// Buffers for inputs that are not mapped.
@@ -85,7 +92,7 @@ impl<'a> Input<'a> {
     pub fn adapted(base: Option<(&'a Mapped, u64, Dtype)>, lora: Lora<'a>, elements: u64) -> Self {
         // Alone it leaves the compute type to the target.
         let dtype = base.map_or(Dtype::BF16, |(_, _, dtype)| dtype);
-        Input::of(Storage::Adapted { base, lora }, dtype, elements)
+        Input::of(Storage::Adapted(Arc::new(Adapted { base, lora })), dtype, elements)
     }
 
     /// A tensor that the embedding process holds.
@@ -132,7 +139,8 @@ impl<'a> Input<'a> {
                 Chunk::Dense { dtype: *dtype, bytes }
             }
             Storage::Sparse(sparse) => Chunk::Sparse(sparse.open(elements, places, values)?),
-            Storage::Adapted { base, lora } => {
+            Storage::Adapted(adapted) => {
+                let Adapted { base, lora } = &**adapted;
                 let base = match base {
                     Some((file, offset, dtype)) => {
                         Some((*dtype, file.read(bytes(*offset, *dtype, &elements), values)?))
@@ -163,7 +171,7 @@ impl<'a> Input<'a> {
                 file.read(offset + range.start..offset + range.end, &mut scratch.values).map(Some)
             }
             Storage::Held { bytes, .. } => Ok(Some(&bytes[range.start as usize..range.end as usize])),
-            Storage::Sparse(_) | Storage::Adapted { .. } | Storage::Own => Ok(None),
+            Storage::Sparse(_) | Storage::Adapted(_) | Storage::Own => Ok(None),
         }
     }
 
@@ -195,7 +203,8 @@ impl<'a> Input<'a> {
                 Storage::Dense { dtype, .. } | Storage::Held { dtype, .. } => elements * dtype.size() as u64,
                 Storage::Own => elements * self.dtype.size() as u64,
                 Storage::Sparse(sparse) => share(sparse.bytes()),
-                Storage::Adapted { base, lora } => {
+                Storage::Adapted(adapted) => {
+                    let Adapted { base, lora } = &**adapted;
                     share(lora.bytes()) + base.map_or(0, |(_, _, dtype)| elements * dtype.size() as u64)
                 }
             }

@@ -85,7 +85,7 @@ pub fn digests(data: &[&[u8]], threads: usize) -> Result<Vec<String>> {
 }
 
 /// The inputs of a job whose input 0 is what stands in its target.
-fn onto_itself<'a>(plan: &Plan, sources: &'a Sources<'_>, job: &Job) -> Result<Vec<Input<'a>>> {
+fn onto_itself<'a>(plan: &Plan, sources: &'a Sources<'_>, job: &Job) -> Result<Box<[Input<'a>]>> {
     let others = job.inputs[1..].iter();
     let opened = others
         .map(|(source, name)| sources.logical(&plan.sources, *source, name, &job.shape, job.elements))

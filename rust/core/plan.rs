@@ -2,6 +2,7 @@
 //! but itself; the run checks it against the sources.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -9,6 +10,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::header;
 use crate::op::Operation;
+
+mod rows;
 
 /// The plan format that this engine reads.
 pub const FORMAT: u32 = 1;
@@ -90,17 +93,17 @@ pub struct Output {
 #[derive(Clone, Debug)]
 pub struct Job {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its type in the output.
     pub dtype: Dtype,
     /// Its shape.
-    pub shape: Vec<u64>,
+    pub shape: Arc<[u64]>,
     /// Index of its shard.
     pub shard: usize,
     /// Index of its operation.
     pub operation: usize,
     /// (source, stored name) of each input.
-    pub inputs: Vec<(usize, String)>,
+    pub inputs: Box<[(usize, Arc<str>)]>,
     /// Elements.
     pub elements: u64,
 }
@@ -114,13 +117,11 @@ struct Document {
     outputs: Vec<Output>,
     shards: Vec<String>,
     operations: Vec<Operation>,
-    tensors: Vec<Row>,
+    #[serde(deserialize_with = "rows::jobs")]
+    tensors: Vec<Job>,
     rounding: RoundingName,
     seed: u64,
 }
-
-#[derive(Deserialize)]
-struct Row(String, String, Vec<u64>, usize, usize, Vec<(usize, String)>);
 
 #[derive(Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
@@ -167,28 +168,23 @@ impl Plan {
                 return Err(bad(format!("shard name `{}`", shard.escape_debug())));
             }
         }
-        let mut jobs = Vec::with_capacity(document.tensors.len());
-        for Row(name, dtype, shape, shard, operation, inputs) in document.tensors {
-            let dtype = Dtype::from_name(&dtype).ok_or_else(|| bad(format!("type `{}`", dtype.escape_debug())))?;
-            let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-            let elements = elements.filter(|n| n.checked_mul(dtype.size() as u64).is_some());
-            let elements = elements.ok_or_else(|| bad(format!("shape of `{}` overflows", name.escape_debug())))?;
-            let known = shard < document.shards.len()
-                && operation < document.operations.len()
+        let jobs = document.tensors;
+        for Job { name, shard, operation, inputs, .. } in &jobs {
+            let known = *shard < document.shards.len()
+                && *operation < document.operations.len()
                 && inputs.iter().all(|(source, _)| *source < document.sources.len());
             if !known {
                 return Err(bad(format!("`{}` refers to something that is not there", name.escape_debug())));
             }
-            document.operations[operation]
+            document.operations[*operation]
                 .check(inputs.len())
                 .map_err(|e| bad(format!("`{}`: {e}", name.escape_debug())))?;
-            jobs.push(Job { name, dtype, shape, shard, operation, inputs, elements });
         }
         if jobs.windows(2).any(|pair| pair[0].shard > pair[1].shard) {
             return Err(bad("tensors are not in the order of their shards"));
         }
         let mut seen = HashSet::with_capacity(jobs.len());
-        if let Some(twice) = jobs.iter().find(|job| !seen.insert(job.name.as_str())) {
+        if let Some(twice) = jobs.iter().find(|job| !seen.insert(&*job.name)) {
             return Err(bad(format!("`{}` is written twice", twice.name.escape_debug())));
         }
         Ok(Plan {
@@ -214,7 +210,7 @@ impl Plan {
                 next += 1;
             }
             let jobs = first..next;
-            let rows = self.jobs[jobs.clone()].iter().map(|job| (job.name.as_str(), job.dtype, job.shape.as_slice()));
+            let rows = self.jobs[jobs.clone()].iter().map(|job| (&*job.name, job.dtype, &*job.shape));
             let header = header::encode(rows, &[("format", "pt")], ALIGN);
             let mut at = header.len() as u64;
             for job in jobs.clone() {

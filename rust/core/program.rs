@@ -1,6 +1,7 @@
 //! One job made ready: its inputs, its method in the compute type that it needs, and what `prepare` found.
 
-use std::sync::RwLock;
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
 
 use crate::control::Control;
 use crate::dtype::Dtype;
@@ -20,11 +21,11 @@ pub struct Program<'a> {
     /// The job.
     pub job: &'a Job,
     /// What it reads.
-    pub inputs: Vec<Input<'a>>,
+    pub inputs: Box<[Input<'a>]>,
     /// How it computes.
     pub arithmetic: Arithmetic,
     id: usize,
-    state: RwLock<Option<std::sync::Arc<State>>>,
+    state: RwLock<Option<Arc<State>>>,
     level: Level,
     /// Seed of every random draw.
     pub(crate) seed: u64,
@@ -33,15 +34,16 @@ pub struct Program<'a> {
 }
 
 /// A method in its compute type.
+#[derive(Clone)]
 pub enum Arithmetic {
     /// The input's bytes as they are.
     Raw,
     /// The input's values in another type.
     Convert,
     /// f32: every input and the output has at most eight significant bits.
-    Narrow(Box<dyn Method<f32>>),
+    Narrow(Arc<dyn Method<f32>>),
     /// f64: everything else.
-    Wide(Box<dyn Method<f64>>),
+    Wide(Arc<dyn Method<f64>>),
 }
 
 /// One output of a tile.
@@ -65,8 +67,11 @@ impl<'a> Program<'a> {
         control: &'a Control,
         non_finite: &'a NonFinite,
     ) -> Result<Vec<Program<'a>>> {
+        let mut methods = Methods::default();
         let make = |(index, job): (usize, &'a Job)| {
-            Program::new(plan, index, sources.inputs(plan, job)?, level, control, non_finite)
+            let inputs = sources.inputs(plan, job)?;
+            let arithmetic = methods.arithmetic(plan, job, &inputs)?;
+            Ok(Program::with(plan, index, inputs, arithmetic, level, control, non_finite))
         };
         plan.jobs.iter().enumerate().map(make).collect()
     }
@@ -78,15 +83,26 @@ impl<'a> Program<'a> {
     pub fn new(
         plan: &'a Plan,
         index: usize,
-        inputs: Vec<Input<'a>>,
+        inputs: Box<[Input<'a>]>,
         level: Level,
         control: &'a Control,
         non_finite: &'a NonFinite,
     ) -> Result<Program<'a>> {
-        let job = &plan.jobs[index];
-        let arithmetic = arithmetic(&plan.operations[job.operation], &inputs, job)?;
-        let (id, state) = (next_id(), RwLock::new(None));
-        Ok(Program { index, job, inputs, arithmetic, id, state, level, seed: plan.seed, control, non_finite })
+        let arithmetic = Methods::default().arithmetic(plan, &plan.jobs[index], &inputs)?;
+        Ok(Program::with(plan, index, inputs, arithmetic, level, control, non_finite))
+    }
+
+    fn with(
+        plan: &'a Plan,
+        index: usize,
+        inputs: Box<[Input<'a>]>,
+        arithmetic: Arithmetic,
+        level: Level,
+        control: &'a Control,
+        non_finite: &'a NonFinite,
+    ) -> Program<'a> {
+        let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
+        Program { index, job, inputs, arithmetic, id, state, level, seed: plan.seed, control, non_finite }
     }
 
     /// The tensor as its method sees it.
@@ -137,7 +153,7 @@ impl<'a> Program<'a> {
             Arithmetic::Narrow(method) => method.prepare(&tensor, crew)?,
             Arithmetic::Wide(method) => method.prepare(&tensor, crew)?,
         };
-        self.set(Some(std::sync::Arc::new(made)));
+        self.set(Some(Arc::new(made)));
         Ok(())
     }
 
@@ -146,14 +162,14 @@ impl<'a> Program<'a> {
         self.set(None);
     }
 
-    fn set(&self, state: Option<std::sync::Arc<State>>) {
+    fn set(&self, state: Option<Arc<State>>) {
         *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
     }
 
     /// What `prepare` found.
-    pub fn state(&self) -> std::sync::Arc<State> {
+    pub fn state(&self) -> Arc<State> {
         let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        state.unwrap_or_else(|| std::sync::Arc::new(Box::new(()) as State))
+        state.unwrap_or_else(|| Arc::new(Box::new(()) as State))
     }
 
     /// Input bytes.
@@ -162,24 +178,39 @@ impl<'a> Program<'a> {
     }
 }
 
-fn arithmetic(operation: &Operation, inputs: &[Input<'_>], job: &Job) -> Result<Arithmetic> {
-    let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
-    if matches!(operation, Operation::Copy {}) {
-        if inputs[0].is_plain(job.dtype) {
-            return Ok(Arithmetic::Raw);
+/// The methods made so far, by operation and by whether they are narrow: a method keeps nothing of a tensor, so that all
+/// tensors of an operation can have one.
+#[derive(Default)]
+struct Methods {
+    made: HashMap<(usize, bool), Arithmetic>,
+}
+
+impl Methods {
+    fn arithmetic(&mut self, plan: &Plan, job: &Job, inputs: &[Input<'_>]) -> Result<Arithmetic> {
+        let operation = &plan.operations[job.operation];
+        let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
+        if matches!(operation, Operation::Copy {}) {
+            if inputs[0].is_plain(job.dtype) {
+                return Ok(Arithmetic::Raw);
+            }
+            return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
         }
-        return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
+        if !types().all(Dtype::is_float) {
+            return Err(not_float(job));
+        }
+        let narrow = types().all(Dtype::is_narrow);
+        if let Some(made) = self.made.get(&(job.operation, narrow)) {
+            return Ok(made.clone());
+        }
+        let method = if narrow {
+            operation.method::<f32>().map(|method| Arithmetic::Narrow(method.into()))
+        } else {
+            operation.method::<f64>().map(|method| Arithmetic::Wide(method.into()))
+        };
+        let method = method.ok_or_else(|| Error::new(Kind::Engine, "an operation without arithmetic"))?;
+        self.made.insert((job.operation, narrow), method.clone());
+        Ok(method)
     }
-    if !types().all(Dtype::is_float) {
-        return Err(not_float(job));
-    }
-    let narrow = types().all(Dtype::is_narrow);
-    let method = if narrow {
-        operation.method::<f32>().map(Arithmetic::Narrow)
-    } else {
-        operation.method::<f64>().map(Arithmetic::Wide)
-    };
-    method.ok_or_else(|| Error::new(Kind::Engine, "an operation without arithmetic"))
 }
 
 fn not_float(job: &Job) -> Error {

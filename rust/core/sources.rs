@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::Dtype;
@@ -62,9 +63,9 @@ impl<'m> Sources<'m> {
     ///
     /// # Errors
     /// A tensor that is not there, or whose size is not the output's.
-    pub fn inputs<'a>(&'a self, plan: &Plan, job: &Job) -> Result<Vec<Input<'a>>> {
+    pub fn inputs<'a>(&'a self, plan: &Plan, job: &Job) -> Result<Box<[Input<'a>]>> {
         let open =
-            |(source, name): &(usize, String)| self.logical(&plan.sources, *source, name, &job.shape, job.elements);
+            |(source, name): &(usize, Arc<str>)| self.logical(&plan.sources, *source, name, &job.shape, job.elements);
         job.inputs.iter().map(open).collect()
     }
 
@@ -110,7 +111,7 @@ impl<'m> Sources<'m> {
             let stored = checkpoint.get(name)?;
             let elements = stored.shape.iter().product();
             let (file, offset, dtype) = (&mapped[stored.file], stored.offset, stored.dtype);
-            Ok((Stored { file, offset, dtype, elements }, &stored.shape))
+            Ok((Stored { file, offset, dtype, elements }, stored.shape))
         };
         let lora = Lora::new(name, shape, factor(a)?, factor(b)?, *scale, *transposed)?;
         let base = match base {
@@ -135,13 +136,13 @@ impl<'m> Sources<'m> {
                 let (checkpoint, mapped) = &**store;
                 let stored = checkpoint.get(name)?;
                 let input = Input::stored(&mapped[stored.file], stored.offset, stored.dtype, elements);
-                (&stored.shape, checkpoint.folder.as_path(), input)
+                (stored.shape, checkpoint.folder.as_path(), input)
             }
             Opened::Held(memory) => {
                 let held = memory.get(name).ok_or_else(|| {
                     Error::new(Kind::NotFound, format!("no tensor `{}` is handed over", name.escape_debug()))
                 })?;
-                (&held.shape, Path::new("the state dict"), Input::held(held.bytes, held.dtype, elements))
+                (&held.shape[..], Path::new("the state dict"), Input::held(held.bytes, held.dtype, elements))
             }
         };
         if found != shape {
@@ -161,7 +162,7 @@ impl<'m> Sources<'m> {
         let origin = checkpoint.metadata.get(&format!("taskvec.origin.{name}"));
         let origin = origin.and_then(|name| Dtype::from_name(name)).unwrap_or(Dtype::BF16);
         let part = |suffix: &str| {
-            checkpoint.table.get(&format!("{name}.{suffix}")).map(|stored| Stored {
+            checkpoint.find(&format!("{name}.{suffix}")).map(|stored| Stored {
                 file: &mapped[stored.file],
                 offset: stored.offset,
                 dtype: stored.dtype,
