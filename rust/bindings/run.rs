@@ -9,6 +9,7 @@ use pyo3::types::PyBytes;
 use taskvec_core::compare::compare as side_by_side;
 use taskvec_core::evaluate::evaluate as evaluated;
 use taskvec_core::extract::extract as take_out;
+use taskvec_core::mapped::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
 use taskvec_core::run::{run_with as execute, Options};
 
@@ -37,8 +38,11 @@ pub fn run<'py>(
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory, allow_non_finite, folder };
+    // What planning has left behind, and then what the run has: each would stay while the other goes on.
+    py.detach(|| give_back(plan));
     let report = watch(py, progress, |control| execute(plan, &memories, &out, &options, control))?;
-    Ok(report.to_string())
+    py.detach(|| give_back(plan));
+    Ok(report)
 }
 
 /// Extracts donor − reference into a folder and returns the report as JSON text.

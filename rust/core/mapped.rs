@@ -29,7 +29,10 @@ use rustix::io::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::regular::{self, Stamp};
 
+mod freed;
 mod guard;
+
+pub use freed::give_back;
 
 /// Up to this many bytes a fault, which `guard` watches over, is cheaper than the call that prevents it: models of many
 /// small tensors are read by the thousand.
