@@ -6,6 +6,7 @@ import builtins
 import difflib
 import gc
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -189,14 +190,32 @@ def needed_files(repository: Repository, weights: Iterable[str]) -> list[str]:
     return [*(name for name in files if folder.is_needed(name)), *([index] if index else []), *weights]
 
 
+class _Table(dict[str, TensorInfo]):
+    """Tensors by name, in file order; can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+_latest: weakref.ref[_Table] | None = None
+
+
 def _tensors(reader: _core.Checkpoint) -> Mapping[str, TensorInfo]:
-    rows = reader.tensors()
-    return MappingProxyType(
-        {
-            name: TensorInfo(name, dtype, tuple(shape), nbytes, file)
-            for name, dtype, shape, file, _, nbytes in rows
-        }
-    )
+    """The table of a checkpoint. It has the entries of the one opened before where they are equal.
+
+    The models of a run are mostly of one architecture, and entries of its own for each of a hundred thousand
+    tensors take 30 MB.
+    """
+    global _latest
+    known: Mapping[str, TensorInfo] = (_latest and _latest()) or {}
+    table = _Table()
+    for name, dtype, shape, file, _, nbytes in reader.tensors():
+        facts = dtype, shape, nbytes, file
+        info = known.get(name)
+        if info is None or info[1:] != facts:
+            info = TensorInfo(name, *facts)
+        table[info.name] = info
+    _latest = weakref.ref(table)
+    return MappingProxyType(table)
 
 
 def _not_found(spec: str, path: Path) -> NotFoundError:
