@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taskvec import _core
 from taskvec.errors import FormatError, RecipeError
+from taskvec.plan_rows import encode
 from taskvec.settings import DTYPE_BYTES, FLOAT_DTYPES, TORCH_NAMES, format_alpha
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Plan:
         The planner calls this. ``config`` are the changes of config.json, by default those that follow from
         the types of the tensors; ``data`` the document's bytes where they are known.
         """
-        data = data or json.dumps(document, separators=(",", ":")).encode()
+        data = data or encode(document)
         return cls(
             json=data,
             digest=_core.blake3_hex(data),

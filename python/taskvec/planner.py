@@ -17,6 +17,7 @@ from taskvec.errors import RecipeError
 from taskvec.findings import finding, forced, in_order, listed
 from taskvec.layout import Sized, layout
 from taskvec.plan import ARITHMETIC, FORMAT, Plan, config_changes
+from taskvec.plan_rows import Rows
 from taskvec.selection import Selection, layer_of
 from taskvec.settings import DTYPE_BYTES, FLOAT_DTYPES, Settings, format_alpha, parse_alphas
 from taskvec.steps import Step
@@ -44,8 +45,7 @@ class Draft:
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
         self._operations: dict[str, int] = {}
-        self._tensors: list[list[Any]] = []
-        self._sized: list[Sized] = []
+        self._rows = Rows()
         self.base = base
         self.source(base, role)
 
@@ -82,8 +82,7 @@ class Draft:
         self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
     ) -> None:
         """Add an output tensor: its inputs are pairs of source and stored name."""
-        self._tensors.append([name, dtype, shape, 0, operation, inputs])
-        self._sized.append(Sized(name, math.prod(shape) * DTYPE_BYTES[dtype]))
+        self._rows.append(name, dtype, shape, operation, inputs)
 
     def finish(
         self,
@@ -101,9 +100,9 @@ class Draft:
         ``config`` are changes beside those of types, as :class:`Plan` has them; ``is_random`` says that an
         operation draws random numbers.
         """
-        shards, of = layout(self._sized, self.base.tensors, max_shard_size=settings.max_shard_size)
-        for tensor, shard in zip(self._tensors, of, strict=True):
-            tensor[3] = shard
+        sized = [Sized(name, math.prod(shape) * DTYPE_BYTES[dtype]) for name, dtype, shape, *_ in self._rows]
+        shards, self._rows.shards = layout(sized, self.base.tensors, max_shard_size=settings.max_shard_size)
+        del sized
         is_single = len(alphas) == 1
         document = {
             "format": FORMAT,
@@ -115,7 +114,7 @@ class Draft:
             ],
             "shards": shards,
             "operations": [json.loads(operation) for operation in self._operations],
-            "tensors": self._tensors,
+            "tensors": self._rows,
             "rounding": settings.rounding,
             # without random draws the seed changes nothing, and is no reason to begin again
             "seed": settings.seed if is_random or settings.rounding == "stochastic" else 0,

@@ -55,6 +55,8 @@ class Step(NamedTuple):
         """
         tie = compat.tie_decision(target, self.models)
         found = compat.counterparts(target, self.models, self.wanted.select(target), tie)
+        if self.reference is not None:
+            return found
         return {name: () if self._is_zero(names) else names for name, names in found.items()}
 
     @property

@@ -1,0 +1,71 @@
+"""The tensors of a plan in the making, and a plan as JSON: small also for a hundred thousand of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+# Rows that are written at a time: enough for one call to be worth it, few enough to hold as lists.
+BATCH = 1000
+
+
+class Rows:
+    """Tensors of a plan; goes over them as the plan has them: name, dtype, shape, shard, operation, inputs.
+
+    Each is held in two tuples, which take half of what the lists would.
+
+    Attributes
+    ----------
+    shards : sequence of int
+        The shard of each; all 0 while there are none.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, Sequence[int], int, tuple[Any, ...]]] = []
+        self.shards: Sequence[int] = ()
+
+    def append(
+        self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
+    ) -> None:
+        """Add a tensor: its inputs are pairs of source and stored name."""
+        flat = tuple(itertools.chain.from_iterable(inputs))
+        self._rows.append((name, dtype, shape, operation, flat))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[str, str, Sequence[int], int, int, list[tuple[int, str]]]]:
+        shards = self.shards or itertools.repeat(0)
+        for (name, dtype, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
+            yield name, dtype, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """The bytes of the engine's part of a plan, compact; ``tensors`` may be any iterable."""
+    out = io.BytesIO()
+    for number, (key, value) in enumerate(document.items()):
+        out.write(b"," if number else b"{")
+        out.write(_compact(key) + b":")
+        if key == "tensors":
+            _write_rows(out, iter(value))
+        else:
+            out.write(_compact(value))
+    out.write(b"}")
+    return out.getvalue()
+
+
+def _write_rows(out: io.BytesIO, rows: Iterator[Any]) -> None:
+    out.write(b"[")
+    is_first = True
+    while batch := list(itertools.islice(rows, BATCH)):
+        out.write(b"" if is_first else b",")
+        out.write(_compact(batch)[1:-1])
+        is_first = False
+    out.write(b"]")
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
