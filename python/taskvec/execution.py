@@ -181,8 +181,11 @@ def index(plan: Plan) -> bytes:
         "total_parameters": plan.parameters,
         "total_size": sum(shard.bytes for shard in plan.shards),
     }
-    weight_map = dict(sorted(plan.weight_map.items()))
-    return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2) + "\n").encode()
+    head = json.dumps({"metadata": metadata}, indent=2).removesuffix("\n}")
+    # with an indent, json makes several small strings for each tensor
+    rows = (f"    {json.dumps(name)}: {json.dumps(file)}" for name, file in sorted(plan.weight_map.items()))
+    weight_map = ",\n".join(rows)
+    return f'{head},\n  "weight_map": {{\n{weight_map}\n  }}\n}}\n'.encode()
 
 
 def _finished(plan: Plan, folders: Sequence[Path]) -> Report | None:

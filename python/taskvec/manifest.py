@@ -6,6 +6,7 @@ asked for alone: the same merge gives the same bytes there, on any machine and w
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
@@ -53,7 +54,6 @@ def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = No
     recipe = dict(plan.recipe)
     if "alpha" in recipe:
         recipe["alpha"] = output.alpha
-    rows = output.tensors.items()
     return {
         "schema": VERSION,
         "kind": plan.kind,
@@ -67,7 +67,7 @@ def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = No
         "survival": {
             "fields": list(Survival._fields),
             "total": list(output.survival) if output.survival else None,
-            "tensors": {name: list(row) for name, row in rows},
+            "tensors": output.tensors,
         },
         "non_finite": [list(row) for row in output.non_finite],
         **({"vector": dict(vector)} if vector else {}),
@@ -95,7 +95,10 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         **{key: facts[key] for key in ("findings", "survival", "non_finite", "vector") if key in facts},
         "run": dict(run),
     }
-    return (_dump(ordered, 3) + "\n").encode()
+    out = io.BytesIO()
+    _dump(out, ordered, 3)
+    out.write(b"\n")
+    return out.getvalue()
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -186,14 +189,24 @@ def _weight_file(checkpoint: Checkpoint | SavedVector | Adapter, name: str, size
     return entry
 
 
-def _dump(value: Any, depth: int, indent: str = "") -> str:
+def _dump(out: io.BytesIO, value: Any, depth: int, indent: bytes = b"") -> None:
     """JSON with its upper levels spread over lines: small for 100 000 tensors, and still readable."""
-    is_row = isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value)
-    if depth == 0 or not isinstance(value, (dict, list)) or not value or is_row:
-        return json.dumps(value, ensure_ascii=True)
-    deeper = indent + "  "
-    if isinstance(value, dict):
-        items = [f"{json.dumps(key)}: {_dump(item, depth - 1, deeper)}" for key, item in value.items()]
-        return f"{{\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}}}"
-    items = [_dump(item, 0) for item in value]
-    return f"[\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}]"
+    is_row = isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list)) for item in value)
+    if depth == 0 or not isinstance(value, (Mapping, list)) or not value or is_row:
+        out.write(json.dumps(value, ensure_ascii=True).encode())
+        return
+    deeper = indent + b"  "
+    before = b"\n" + deeper
+    out.write(b"{" if isinstance(value, Mapping) else b"[")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            out.write(before + json.dumps(key).encode() + b": ")
+            _dump(out, item, depth - 1, deeper)
+            before = b",\n" + deeper
+        out.write(b"\n" + indent + b"}")
+        return
+    for item in value:
+        out.write(before)
+        _dump(out, item, 0)
+        before = b",\n" + deeper
+    out.write(b"\n" + indent + b"]")
