@@ -205,7 +205,7 @@ def _judge(distances: Distances) -> list[Finding]:
         expected = f"‖target − reference‖ below {UNRELATED} of ‖reference‖"
         fix = "a vector carries over between models of one ancestor; measure what it does"
         findings.append(finding("unrelated-target", "target", expected, numbers, fix))
-    return findings or [finding("lineage", "lineage", "", numbers)]
+    return findings or [finding("lineage", "distances", "", numbers)]
 
 
 def _non_float(target: Checkpoint, others: Sequence[tuple[str, Checkpoint]]) -> list[Finding]:
