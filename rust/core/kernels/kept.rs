@@ -24,6 +24,11 @@ pub struct Kept<'a, R> {
     pub weight: R,
 }
 
+/// What tells whether an element is kept: its bit, that it is above `low`, or everything.
+const BITS: u8 = 0;
+const SIZE: u8 = 1;
+const BOTH: u8 = 2;
+
 /// How kept elements are added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
@@ -65,16 +70,24 @@ impl<'a, R: Real> Kept<'a, R> {
         Kept { model, reference, words, low, high, factor: R::ONE, weight: R::ONE }
     }
 
-    fn cuts(&self) -> bool {
-        self.low >= R::ZERO || self.high != R::from_f64(f64::INFINITY)
+    /// What tells which elements are kept.
+    fn by(&self) -> u8 {
+        let whole = self.words.iter().all(|word| *word == u64::MAX);
+        match (self.low >= R::ZERO, self.high == R::from_f64(f64::INFINITY), whole) {
+            (false, true, _) => BITS,
+            (true, true, true) => SIZE,
+            _ => BOTH,
+        }
     }
 
     /// Element `lane` of a group, or zero if it is dropped.
     #[inline(always)]
-    fn keep<const CUTS: bool>(&self, x: R, bits: u32, lane: usize) -> R {
+    fn keep<const BY: u8>(&self, x: R, bits: u32, lane: usize) -> R {
         // What is not a number is neither: it stays, to be found in the result.
-        let outside = CUTS & ((x.abs() <= self.low) | (x.abs() > self.high));
-        if (bits & 1 << lane != 0) & !outside {
+        let low = (BY != BITS) & (x.abs() <= self.low);
+        let high = (BY == BOTH) & (x.abs() > self.high);
+        let marked = (BY == SIZE) | (bits & 1 << lane != 0);
+        if marked & !low & !high {
             x
         } else {
             R::ZERO
@@ -86,46 +99,44 @@ kernel! {
     /// Adds the L1 norms of a tile. Four elements are added up in the compute type first, each two of them with one
     /// rounding; everything else in f64.
     pub fn add_norms<R>(term: &Kept<'_, R>, sums: &mut Norms) {
-        if term.cuts() {
-            norms::<R, true>(term, sums);
+        if term.by() == BITS {
+            norms::<R, BITS>(term, sums);
         } else {
-            norms::<R, false>(term, sums);
+            norms::<R, BOTH>(term, sums);
         }
     }
 }
 
 kernel! {
     /// The same of all elements and of those whose bit is set, from a model and what is subtracted as they are stored in
-    /// bf16; true if all of both is finite.
+    /// bf16. False if something of them, or of what was added before, may not be finite: then the sum is not either.
     pub fn add_stored_norms(model: &[u8], reference: Option<&[u8]>, words: &[u64], sums: &mut Norms) -> bool {
         let zeros = [[0u8; 2]; MANY];
         let (models, model_rest) = model.as_chunks::<2>().0.as_chunks::<MANY>();
         let (references, reference_rest) = reference.unwrap_or(&[]).as_chunks::<2>().0.as_chunks::<MANY>();
-        let mut most = [0u32; LANES];
         for (at, model) in models.iter().enumerate() {
-            stored((model, references.get(at).unwrap_or(&zeros)), words[at], sums, &mut most);
+            stored((model, references.get(at).unwrap_or(&zeros)), words[at], sums);
         }
         if !model_rest.is_empty() {
             let (mut model, mut reference) = (zeros, zeros);
             model[..model_rest.len()].copy_from_slice(model_rest);
             reference[..reference_rest.len()].copy_from_slice(reference_rest);
-            stored((&model, &reference), words[models.len()], sums, &mut most);
+            stored((&model, &reference), words[models.len()], sums);
         }
-        most.iter().all(|most| *most < 0x7F80)
+        sums.all.iter().all(|sum| sum.is_finite())
     }
 }
 
 type Pairs = [[u8; 2]; MANY];
 
 #[inline(always)]
-fn stored((model, reference): (&Pairs, &Pairs), word: u64, sums: &mut Norms, most: &mut [u32; LANES]) {
+fn stored((model, reference): (&Pairs, &Pairs), word: u64, sums: &mut Norms) {
     let (mut sum, mut sum_kept) = ([0f32; LANES], [0f32; LANES]);
     for lane in 0..LANES {
         let (mut all, mut kept) = ([0f32; 4], [0f32; 4]);
         for i in 0..4 {
             let x = u32::from(u16::from_le_bytes(model[i * LANES + lane]));
             let y = u32::from(u16::from_le_bytes(reference[i * LANES + lane]));
-            most[lane] = most[lane].max(x & 0x7FFF).max(y & 0x7FFF);
             all[i] = (f32::from_bits(x << 16) - f32::from_bits(y << 16)).abs();
             kept[i] = if (word >> (i * LANES)) as u32 & 1 << lane != 0 { all[i] } else { 0.0 };
         }
@@ -142,24 +153,24 @@ fn stored((model, reference): (&Pairs, &Pairs), word: u64, sums: &mut Norms, mos
 const MANY: usize = 4 * LANES;
 
 #[inline(always)]
-fn norms<R: Real, const CUTS: bool>(term: &Kept<'_, R>, sums: &mut Norms) {
+fn norms<R: Real, const BY: u8>(term: &Kept<'_, R>, sums: &mut Norms) {
     let zeros = [R::ZERO; MANY];
     let (models, model_rest) = term.model.as_chunks::<MANY>();
     let (references, reference_rest) = term.reference.unwrap_or(&[]).as_chunks::<MANY>();
     for (at, model) in models.iter().enumerate() {
         let reference = references.get(at).unwrap_or(&zeros);
-        many::<R, CUTS>(term, (model, reference), term.words[at], sums);
+        many::<R, BY>(term, (model, reference), term.words[at], sums);
     }
     if !model_rest.is_empty() {
         let (mut model, mut reference) = (zeros, zeros);
         model[..model_rest.len()].copy_from_slice(model_rest);
         reference[..reference_rest.len()].copy_from_slice(reference_rest);
-        many::<R, CUTS>(term, (&model, &reference), term.words[models.len()], sums);
+        many::<R, BY>(term, (&model, &reference), term.words[models.len()], sums);
     }
 }
 
 #[inline(always)]
-fn many<R: Real, const CUTS: bool>(
+fn many<R: Real, const BY: u8>(
     term: &Kept<'_, R>,
     (model, reference): (&[R; MANY], &[R; MANY]),
     word: u64,
@@ -172,7 +183,7 @@ fn many<R: Real, const CUTS: bool>(
         for i in 0..4 {
             let x = model[i * LANES + lane] - reference[i * LANES + lane];
             all[i] = x.abs();
-            kept[i] = term.keep::<CUTS>(x, (word >> (i * LANES)) as u32, lane).abs();
+            kept[i] = term.keep::<BY>(x, (word >> (i * LANES)) as u32, lane).abs();
         }
         sum[lane] = (all[0] + all[1]) + (all[2] + all[3]);
         sum_kept[lane] = (kept[0] + kept[1]) + (kept[2] + kept[3]);
@@ -186,12 +197,14 @@ fn many<R: Real, const CUTS: bool>(
 kernel! {
     /// Adds up what is kept of a tile.
     pub fn add_up<R>(terms: &[Kept<'_, R>], sum: Sum, out: &mut [R]) {
-        let cuts = terms.iter().any(Kept::cuts);
+        let by = terms.first().map_or(BITS, Kept::by);
+        let by = if terms.iter().all(|term| term.by() == by) { by } else { BOTH };
         macro_rules! of {
             ($n:literal) => {
                 match terms.first_chunk::<$n>() {
-                    Some(terms) if cuts => all::<R, $n, true>(terms, sum, out),
-                    Some(terms) => all::<R, $n, false>(terms, sum, out),
+                    Some(terms) if by == BITS => all::<R, $n, BITS>(terms, sum, out),
+                    Some(terms) if by == SIZE => all::<R, $n, SIZE>(terms, sum, out),
+                    Some(terms) => all::<R, $n, BOTH>(terms, sum, out),
                     None => {}
                 }
             };
@@ -208,7 +221,7 @@ kernel! {
                 for (i, out) in out.iter_mut().enumerate() {
                     for (x, term) in x.iter_mut().zip(terms) {
                         let delta = term.reference.map_or(term.model[i], |reference| term.model[i] - reference[i]);
-                        *x = term.keep::<true>(delta, (term.words[i / 64] >> (i / 32 % 2 * 32)) as u32, i % 32);
+                        *x = term.keep::<BOTH>(delta, (term.words[i / 64] >> (i / 32 % 2 * 32)) as u32, i % 32);
                     }
                     *out = one(&x, &factors, sum, &[R::ONE; 8]);
                 }
@@ -218,13 +231,13 @@ kernel! {
 }
 
 #[inline(always)]
-fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum: Sum, out: &mut [R]) {
-    let zeros = [R::ZERO; LANES];
+fn all<R: Real, const N: usize, const BY: u8>(terms: &[Kept<'_, R>; N], sum: Sum, out: &mut [R]) {
+    let zeros = [R::ZERO; MANY];
     let mut models = [&zeros; N];
     let mut references = [&zeros; N];
-    let mut bits = [0u32; N];
+    let mut words = [0u64; N];
     let shares = shares(terms);
-    let (whole, rest) = out.as_chunks_mut::<LANES>();
+    let (whole, rest) = out.as_chunks_mut::<MANY>();
     let groups = whole.len();
     for (at, out) in whole.iter_mut().enumerate() {
         for k in 0..N {
@@ -233,35 +246,35 @@ fn all<R: Real, const N: usize, const CUTS: bool>(terms: &[Kept<'_, R>; N], sum:
                 Some(reference) => &reference.as_chunks().0[at],
                 None => &zeros,
             };
-            bits[k] = (terms[k].words[at / (64 / LANES)] >> (at % (64 / LANES) * LANES)) as u32;
+            words[k] = terms[k].words[at];
         }
-        group::<R, N, CUTS>(terms, (&models, &references, &bits), (sum, &shares), out);
+        group::<R, N, BY>(terms, (&models, &references, &words), (sum, &shares), out);
     }
     if !rest.is_empty() {
-        let mut padded = [[[R::ZERO; LANES]; N]; 2];
+        let mut padded = [[[R::ZERO; MANY]; N]; 2];
         for k in 0..N {
-            let (model, reference) = (&terms[k].model[groups * LANES..], terms[k].reference);
+            let (model, reference) = (&terms[k].model[groups * MANY..], terms[k].reference);
             padded[0][k][..model.len()].copy_from_slice(model);
             if let Some(reference) = reference {
-                padded[1][k][..model.len()].copy_from_slice(&reference[groups * LANES..]);
+                padded[1][k][..model.len()].copy_from_slice(&reference[groups * MANY..]);
             }
-            bits[k] = (terms[k].words[groups / (64 / LANES)] >> (groups % (64 / LANES) * LANES)) as u32;
+            words[k] = terms[k].words[groups];
         }
         for k in 0..N {
             (models[k], references[k]) = (&padded[0][k], &padded[1][k]);
         }
         let mut last = zeros;
-        group::<R, N, CUTS>(terms, (&models, &references, &bits), (sum, &shares), &mut last);
+        group::<R, N, BY>(terms, (&models, &references, &words), (sum, &shares), &mut last);
         rest.copy_from_slice(&last[..rest.len()]);
     }
 }
 
 #[inline(always)]
-fn group<R: Real, const N: usize, const CUTS: bool>(
+fn group<R: Real, const N: usize, const BY: u8>(
     terms: &[Kept<'_, R>; N],
-    (models, references, bits): (&[&[R; LANES]; N], &[&[R; LANES]; N], &[u32; N]),
+    (models, references, words): (&[&[R; MANY]; N], &[&[R; MANY]; N], &[u64; N]),
     (sum, shares): (Sum, &Shares<R>),
-    out: &mut [R; LANES],
+    out: &mut [R; MANY],
 ) {
     let mut factors = [(R::ZERO, R::ZERO); N];
     for k in 0..N {
@@ -269,12 +282,19 @@ fn group<R: Real, const N: usize, const CUTS: bool>(
     }
     macro_rules! lanes {
         ($sum:expr) => {
-            for lane in 0..LANES {
-                let mut x = [R::ZERO; N];
+            for at in 0..MANY / LANES {
+                let mut bits = [0u32; N];
                 for k in 0..N {
-                    x[k] = terms[k].keep::<CUTS>(models[k][lane] - references[k][lane], bits[k], lane);
+                    bits[k] = (words[k] >> (at * LANES)) as u32;
                 }
-                out[lane] = one(&x, &factors, $sum, shares);
+                for lane in 0..LANES {
+                    let i = at * LANES + lane;
+                    let mut x = [R::ZERO; N];
+                    for k in 0..N {
+                        x[k] = terms[k].keep::<BY>(models[k][i] - references[k][i], bits[k], lane);
+                    }
+                    out[i] = one(&x, &factors, $sum, shares);
+                }
             }
         };
     }
@@ -368,7 +388,7 @@ mod tests {
             count in 1usize..6,
             n in 0usize..200,
             seed in any::<u64>(),
-            cuts in any::<bool>(),
+            cuts in 0usize..3,
             sum in prop_oneof![Just(Sum::Plain), Just(Sum::Elected), Just(Sum::ElectedMean), Just(Sum::Mean)],
         ) {
             let mut state = seed | 1;
@@ -381,12 +401,18 @@ mod tests {
             let mut list = |n: usize| -> Vec<f32> { (0..n).map(|_| (next() % 9) as f32 - 4.0).collect() };
             let models: Vec<Vec<f32>> = (0..count).map(|_| list(n)).collect();
             let references: Vec<Vec<f32>> = (0..count).map(|_| list(n)).collect();
-            let words: Vec<Vec<u64>> = (0..count).map(|_| (0..4).map(|_| next()).collect()).collect();
+            let words: Vec<Vec<u64>> = (0..count)
+                .map(|k| (0..4).map(|_| if cuts == 1 && k != 4 { u64::MAX } else { next() }).collect())
+                .collect();
             let factors: Vec<f32> = (0..count).map(|_| (next() % 7) as f32 / 3.0 - 1.0).collect();
             let terms: Vec<Kept<'_, f32>> = (0..count).map(|k| {
                 let reference = (k % 3 != 1).then_some(references[k].as_slice());
                 let whole = Kept::whole(&models[k], reference, &words[k]);
-                let (low, high) = if cuts { (1.0, [3.0, f32::INFINITY][k % 2]) } else { (whole.low, whole.high) };
+                let (low, high) = match cuts {
+                    0 => (whole.low, whole.high),
+                    1 => (1.0, f32::INFINITY),
+                    _ => (1.0, [3.0, f32::INFINITY][k % 2]),
+                };
                 Kept { low, high, factor: factors[k], weight: factors[k] + 0.5, ..whole }
             }).collect();
             let delta = |term: &Kept<'_, f32>, i: usize| term.model[i] - term.reference.map_or(0.0, |r| r[i]);
@@ -426,7 +452,7 @@ mod tests {
                     if n > 0 {
                         let mut infinite = model.clone();
                         infinite[2 * n - 2..].copy_from_slice(&[0x80, 0xFF]);
-                        prop_assert!(!add_stored_norms(level, &infinite, None, &words[k], &mut short));
+                        prop_assert!(!add_stored_norms(level, &infinite, None, &words[k], &mut short.clone()));
                         prop_assert!(!add_stored_norms(level, &model, Some(&infinite), &words[k], &mut short));
                     }
                     let mut norms = Norms::default();

@@ -1,7 +1,5 @@
 //! Dropping elements of a difference in place, by magnitude or by draws, and what finds the magnitude to cut at.
 
-use super::{Real, LANES};
-
 kernel! {
     /// Zero where the score is not at least the threshold (the first `before` elements) or not above it (the others).
     pub fn keep_by_score<R>(threshold: R, before: usize, scores: &[R], x: &mut [R]) {
@@ -75,53 +73,39 @@ pub struct Counts {
 }
 
 kernel! {
-    /// Counts |x − y| beside the bracket between two ends, and lists those within it that are at neither end; without
-    /// `y`, |x|.
-    pub fn bracket<R>(x: &[R], y: Option<&[R]>, ends: (R, R), inside: &mut Vec<R>) -> Counts {
+    /// Counts |x| beside the bracket between two ends, and lists those within it that are at neither end.
+    pub fn bracket<R>(x: &[R], ends: (R, R), inside: &mut Vec<R>) -> Counts {
         let (low, high) = ends;
-        let zeros = [R::ZERO; 64];
+        let (mut above, mut at_high, mut at_low) = (0u32, 0u32, 0u32);
+        for x in x {
+            let x = x.abs();
+            above += u32::from(x > high);
+            at_high += u32::from(x == high);
+            at_low += u32::from(x == low);
+        }
         let (whole, rest) = x.as_chunks::<64>();
-        let (subtrahends, subtrahends_rest) = y.unwrap_or(&[]).as_chunks::<64>();
-        let mut counts = [[0u32; LANES]; 3];
-        for (at, x) in whole.iter().enumerate() {
-            beside(x, subtrahends.get(at).unwrap_or(&zeros), (low, high), &mut counts, inside);
-        }
-        let mut sums = [0u64; 3];
-        for (sum, counts) in sums.iter_mut().zip(&counts) {
-            *sum = counts.iter().map(|count| u64::from(*count)).sum();
-        }
-        for (i, x) in rest.iter().enumerate() {
-            let x = subtrahends_rest.get(i).map_or(*x, |y| *x - *y).abs();
-            sums[0] += u64::from(x > high);
-            sums[1] += u64::from(x == high);
-            sums[2] += u64::from(x == low);
-            if x > low && x < high {
-                inside.push(x);
+        for x in whole {
+            let mut left = bits(x, |x| (x.abs() > low) & (x.abs() < high));
+            while left != 0 {
+                inside.push(x[left.trailing_zeros() as usize].abs());
+                left &= left - 1;
             }
         }
-        Counts { above: sums[0], at_high: sums[1], at_low: sums[2] }
+        inside.extend(rest.iter().map(|x| x.abs()).filter(|x| *x > low && *x < high));
+        Counts { above: u64::from(above), at_high: u64::from(at_high), at_low: u64::from(at_low) }
     }
 }
 
+/// One bit per element, in halves that fit a vector's lanes.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // lanes side by side in all arrays: what makes vectors of it
-fn beside<R: Real>(x: &[R; 64], y: &[R; 64], (low, high): (R, R), counts: &mut [[u32; LANES]; 3], inside: &mut Vec<R>) {
-    let (mut sizes, mut flags) = ([R::ZERO; 64], [0u8; 64]);
-    for lane in 0..LANES {
-        for i in 0..64 / LANES {
-            let size = (x[i * LANES + lane] - y[i * LANES + lane]).abs();
-            counts[0][lane] += u32::from(size > high);
-            counts[1][lane] += u32::from(size == high);
-            counts[2][lane] += u32::from(size == low);
-            sizes[i * LANES + lane] = size;
-            flags[i * LANES + lane] = u8::from((size > low) & (size < high));
+fn bits<T>(x: &[T; 64], holds: impl Fn(&T) -> bool) -> u64 {
+    let mut halves = [0u32; 2];
+    for (half, x) in halves.iter_mut().zip(x.chunks_exact(32)) {
+        for (i, x) in x.iter().enumerate() {
+            *half |= u32::from(holds(x)) << i;
         }
     }
-    let mut left = gather(&flags);
-    while left != 0 {
-        inside.push(sizes[left.trailing_zeros() as usize]);
-        left &= left - 1;
-    }
+    u64::from(halves[0]) | u64::from(halves[1]) << 32
 }
 
 kernel! {

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use super::histogram::nth_largest;
+use super::terms::Buffers;
 use crate::error::Result;
+use crate::kernels::combine::difference;
 use crate::kernels::trim::{bracket, keep_by_score, Counts};
 use crate::kernels::{Level, Real, TILE};
 use crate::op::Tile;
@@ -226,6 +228,8 @@ fn find<R: Real>(
         |_| vec![(Vec::new(), Vec::new()); queries.len()],
         |chunk, tile| {
             scores(tile, &mut |kind, x, y| {
+                let difference = y.map(|y| Buffers::one(x.len(), |out| difference(tile.level, x, y, out)));
+                let x = difference.as_ref().map_or(x, |difference| &difference[0]);
                 let of = |((_, query), _): &((_, &Query<R>), _)| query.score == kind;
                 for (((tiles, inside), query), listed) in chunk.iter_mut().zip(&queries).zip(&listed).filter(of) {
                     if listed.load(Relaxed) > most {
@@ -233,7 +237,7 @@ fn find<R: Real>(
                         continue;
                     }
                     let before = inside.len();
-                    let counts = bracket(tile.level, x, y, (query.low, query.high), inside);
+                    let counts = bracket(tile.level, x, (query.low, query.high), inside);
                     let seen = Seen { counts, listed: inside.len() - before };
                     listed.fetch_add(seen.listed as u64, Relaxed);
                     tiles.push(seen);
