@@ -338,7 +338,7 @@ def test_every_recipe_runs_in_the_engine(name: str, tmp_path: Path) -> None:
     merge = resolve(recipe, {ref: Facts(list(stored)) for ref in refs})
     plan = {
         "format": 1,
-        "arithmetic": 1,
+        "arithmetic": 2,
         "sources": [
             {
                 "kind": "checkpoint",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from taskvec.settings import Settings
 
 FORMAT = 1
-ARITHMETIC = 1
+ARITHMETIC = 2
 SCHEMA = 1
 
 Kind = Literal["checkpoint", "vector"]

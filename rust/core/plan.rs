@@ -16,7 +16,7 @@ mod rows;
 /// The plan format that this engine reads.
 pub const FORMAT: u32 = 1;
 /// Raised whenever the same plan would give other bytes.
-pub const ARITHMETIC: u32 = 1;
+pub const ARITHMETIC: u32 = 2;
 /// Data of every output shard starts at a multiple of this many bytes.
 const ALIGN: usize = 4096;
 
