@@ -154,3 +154,34 @@ def test_a_difference_beyond_the_range_is_refused(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / role, {"w": np.array([sign * 6e4])})
     with pytest.raises(tv.NonFiniteError, match="beyond the range of F16"):
         tv.extract(tmp_path / "d", tmp_path / "r", tmp_path / "vec", dtype="float16")
+
+
+def test_a_vector_with_exact_elements_counts_among_what_is_dropped(tmp_path: Path) -> None:
+    """Beside a model, in a method that rescales by norms: what a vector keeps beside its differences is no part of it."""
+    rng = np.random.default_rng(8)
+    name, count = "model.layers.0.mlp.up_proj.weight", 4000
+    base, model = (rng.standard_normal(count).astype(ml_dtypes.bfloat16) for _ in range(2))
+    reference = np.ones(count, ml_dtypes.bfloat16)
+    donor = reference * np.where(rng.random(count) < 0.5, 2, 4).astype(ml_dtypes.bfloat16)
+    reference[0] = 0.0
+    merged = []
+    for number, zero in enumerate((0.0, -0.0)):
+        donor[0] = zero
+        place = tmp_path / str(number)
+        roles = {"base": base, "model": model, "d": donor, "r": reference}
+        folders = {role: write_checkpoint(place / role, {name: array}) for role, array in roles.items()}
+        tv.extract(folders["d"], folders["r"], place / "vec")
+        rows = json.loads((place / "vec" / "taskvec.json").read_text())["vector"]["tensors"]
+        assert bool(rows[name].get("exact")) is (number == 1)
+        recipe = {
+            "merge_method": "dare_linear",
+            "base_model": str(folders["base"]),
+            "dtype": "bfloat16",
+            "models": [
+                {"model": str(folders["model"]), "parameters": {"weight": 0.5, "density": 0.5}},
+                {"vector": str(place / "vec"), "parameters": {"weight": 0.5, "density": 0.5}},
+            ],
+        }
+        tv.merge(recipe, out=place / "out")
+        merged.append(read_tensors(place / "out")[name])
+    assert np.array_equal(merged[0].view(np.uint16), merged[1].view(np.uint16))

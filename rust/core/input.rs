@@ -189,9 +189,10 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Whether it is stored as it is in `dtype`.
+    /// Whether it is stored as it is in `dtype`, and nothing beside.
     pub fn is_plain(&self, dtype: Dtype) -> bool {
-        matches!(&self.storage, Storage::Dense { dtype: stored, .. } | Storage::Held { dtype: stored, .. } if *stored == dtype)
+        self.exact.is_none()
+            && matches!(&self.storage, Storage::Dense { dtype: stored, .. } | Storage::Held { dtype: stored, .. } if *stored == dtype)
     }
 
     /// Bytes that reading `elements` takes; for a sparse input, its share of all.

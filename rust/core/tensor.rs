@@ -147,8 +147,7 @@ impl Tensor<'_> {
     }
 
     /// [`Tensor::fold`] over the stored bytes of inputs that are all dense and of one type, without widening them; none
-    /// where they are not. `each` says whether all it has read, at least what it was not told to have been read
-    /// otherwise, is finite.
+    /// where they are not. `each` reads all of them, and says false where something may not be finite.
     ///
     /// # Errors
     /// As [`Tensor::fold`].
@@ -169,7 +168,7 @@ impl Tensor<'_> {
                 let at = (first - range.start) as usize;
                 for (bytes, chunk) in stored.iter_mut().zip(opened) {
                     chunk.ahead(at, n);
-                    *bytes = chunk.stored(dtype, at, n).unwrap_or(&[]);
+                    *bytes = chunk.stored(dtype, at, n).expect("plain inputs are dense");
                 }
                 let finite = each(sum, &StoredTile { level: self.level, first, inputs: &stored });
                 if !finite && counts {
