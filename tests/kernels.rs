@@ -7,8 +7,9 @@ use taskvec_core::kernels::across::{elect_unweighted, largest_agreeing, overlap_
 use taskvec_core::kernels::combine::{
     add_difference, add_scaled, difference, keep_donor, odd, scale, scale_difference, step, step_again,
 };
-use taskvec_core::kernels::kept::{add_norms, add_up, Kept, Norms, Sum};
+use taskvec_core::kernels::kept::{add_up, Kept, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
+use taskvec_core::kernels::norms::{add_norms, Norms};
 use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums};
 use taskvec_core::kernels::trim::{bracket, keep_by_score, mark_below, mark_equal, Counts};
 use taskvec_core::kernels::widen::widen;

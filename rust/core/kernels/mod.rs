@@ -11,6 +11,7 @@ pub mod encode;
 pub mod finish;
 pub mod kept;
 pub mod narrow;
+pub mod norms;
 pub mod philox;
 pub mod rank;
 pub mod stats;

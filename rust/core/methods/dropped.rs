@@ -4,12 +4,13 @@ use super::by_rank;
 use super::coin::{chance, Coin};
 use super::mask::Mask;
 use super::ranks::ranks;
-use super::select::Cut;
+use super::select::{magnitudes, Cut};
 use super::terms::{cached, deltas, read_deltas, rows, Buffers};
 use super::trimmed::{Drop, Rescale, TrimTerm, TrimmedMethod};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::kept::{add_norms, add_stored_norms, Kept, Norms};
+use crate::kernels::kept::Kept;
+use crate::kernels::norms::{add_norms, add_stored_norms, Norms};
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::{Real, TILE};
 use crate::op::Tile;
@@ -72,11 +73,15 @@ impl Found {
         } else if method.drop == Drop::Random {
             self.coin.flip(tile.level, tile.first, n, words);
         } else if method.cuts() {
-            let value = |i: usize| reference.map_or(model[i], |reference| model[i] - reference[i]);
-            let mut odd = |i: usize| words[i / 64] &= !(1 << (i % 64));
-            let low = self.keep.above((tile.first, n), value, &mut odd);
-            let high = self.except.up_to((tile.first, n), value, &mut odd);
-            return Kept { low, high, ..Kept::whole(model, reference, words) };
+            let (above, up_to) = (self.keep.above(tile.first, n), self.except.above(tile.first, n));
+            if let (Some(low), Some(high)) = (above, up_to) {
+                return Kept { low, high, ..Kept::whole(model, reference, words) };
+            }
+            // One tile of a tensor, in which the last of equal ones stands: one by one.
+            for (i, (size, index)) in magnitudes(model, reference).zip(tile.first..).enumerate() {
+                let kept = self.keep.keeps(index, size) && !self.except.keeps(index, size) || !size.is_finite();
+                words[i / 64] &= !(u64::from(!kept) << (i % 64));
+            }
         }
         Kept::whole(model, reference, words)
     }

@@ -36,36 +36,20 @@ impl Cut {
         self.until.saturating_sub(first).min(n as u64) as usize
     }
 
-    /// The magnitude above which the elements `first .. first + n` are kept. Where it is not the same for all of them,
-    /// `odd` hears of those that it is too low for; `value` is element `i` of them.
-    pub fn above<R: Real>(
-        &self,
-        (first, n): (u64, usize),
-        value: impl Fn(usize) -> R,
-        mut odd: impl FnMut(usize),
-    ) -> R {
-        let (threshold, before) = (R::from_f64(self.threshold), self.before(first, n));
-        if before == 0 {
-            return threshold;
+    /// The magnitude above which the elements `first .. first + n` are kept; none where it is not the same for all.
+    pub fn above<R: Real>(&self, first: u64, n: usize) -> Option<R> {
+        let threshold = R::from_f64(self.threshold);
+        match self.before(first, n) {
+            0 => Some(threshold),
+            all if all == n => Some(threshold.next_down()),
+            _ => None,
         }
-        (before..n).filter(|i| value(*i).abs() == threshold).for_each(&mut odd);
-        threshold.next_down()
     }
 
-    /// The magnitude above which they are dropped if those go that the cut keeps, as [`Cut::above`]; `odd` hears of
-    /// those that it is too high for.
-    pub fn up_to<R: Real>(
-        &self,
-        (first, n): (u64, usize),
-        value: impl Fn(usize) -> R,
-        mut odd: impl FnMut(usize),
-    ) -> R {
-        let (threshold, before) = (R::from_f64(self.threshold), self.before(first, n));
-        if before == n {
-            return threshold.next_down();
-        }
-        (0..before).filter(|i| value(*i).abs() == threshold).for_each(&mut odd);
-        threshold
+    /// Whether the element `index` of that magnitude is kept.
+    pub fn keeps<R: Real>(&self, index: u64, magnitude: R) -> bool {
+        let threshold = R::from_f64(self.threshold);
+        magnitude > threshold || magnitude == threshold && index < self.until
     }
 
     /// Sets to zero what the cut does not keep by its score.
@@ -363,19 +347,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_is_two_bounds_and_a_list() {
-        let x: Vec<f32> = (0..40).map(|i| ((i * 7 % 5) as f32 - 2.0) * 0.5).collect();
+    fn a_cut_is_one_bound_where_it_is_not_in_the_midst() {
+        let x: Vec<f32> = (0..40).map(|i| (i * 7 % 5) as f32 * 0.5).collect();
         for (threshold, until) in [(-1.0, u64::MAX), (f64::INFINITY, 0), (0.5, 117), (0.5, 100), (1.0, 140), (0.0, 120)]
         {
             let cut = Cut { threshold, until };
-            let (mut low, mut high) = (Vec::new(), Vec::new());
-            let above = cut.above((100, 40), |i| x[i], |i| low.push(i));
-            let up_to = cut.up_to((100, 40), |i| x[i], |i| high.push(i));
-            for (i, x) in x.iter().enumerate() {
-                let size = f64::from(x.abs());
-                let kept = size > threshold || size == threshold && (i as u64) + 100 < until;
-                assert_eq!(x.abs() > above && !low.contains(&i), kept, "{cut:?} {i}");
-                assert_eq!(x.abs() <= up_to && !high.contains(&i), !kept, "{cut:?} {i}");
+            let above = cut.above::<f32>(100, 40);
+            assert_eq!(above.is_none(), (101..140).contains(&until));
+            for (x, index) in x.iter().zip(100..) {
+                let size = f64::from(*x);
+                let kept = size > threshold || size == threshold && index < until;
+                assert_eq!(cut.keeps(index, *x), kept);
+                assert!(above.is_none_or(|above| (*x > above) == kept), "{cut:?} {index}");
             }
         }
     }

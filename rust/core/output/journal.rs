@@ -90,8 +90,9 @@ impl Journal {
         Ok((Journal { file, path, state: state.clone(), length, broken: false }, records))
     }
 
-    /// Adds a record with what the run wants to know again; it is on the disk when this returns. After a failure that could not be undone the journal takes
-    /// no more records in this run: what it holds stays valid, the shards after it are written again.
+    /// Adds a record with what the run wants to know again; it is on the disk when this returns. After a failure that
+    /// could not be undone the journal takes no more records in this run: what it holds stays valid, the shards after it
+    /// are written again.
     pub(crate) fn append(&mut self, record: &JournalRecord, extra: &impl Serialize) -> Result<()> {
         if self.broken {
             return Err(Error::broken_journal(&self.path));
