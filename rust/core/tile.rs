@@ -11,6 +11,7 @@ use crate::kernels::finish::finish_bf16;
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
+use crate::kernels::through::{through_bf16, StoredTerm, TERMS};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::op::{Computes, Method, State, Term, Tile};
@@ -35,6 +36,12 @@ impl<'a> Place<'a> {
     pub fn new(program: &'a Program<'a>, non_finite: &'a NonFinite, stochastic: bool) -> Self {
         let draws = stochastic.then(|| Stream::new(program.seed, "round", &program.job.name));
         Place { program, tensor: program.tensor(), state: program.state(), non_finite, draws }
+    }
+
+    /// Whether these elements may be rounded and measured in one loop.
+    fn is_short(&self, span: Span) -> bool {
+        let job = &self.program.job;
+        span.counted && self.draws.is_none() && job.dtype == Dtype::BF16 && job.elements >= SHORT
     }
 }
 
@@ -68,6 +75,7 @@ pub(crate) struct Tiler {
     narrow: Tiles<f32>,
     wide: Tiles<f64>,
     draws: Vec<u32>,
+    sums: Vec<StepSums>,
 }
 
 /// Widened inputs and results of one tile.
@@ -98,7 +106,7 @@ impl<R: Real> Tiles<R> {
 impl Tiler {
     /// Buffers for tiles computed at `level`.
     pub fn new(level: Level) -> Self {
-        Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new() }
+        Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new(), sums: Vec::new() }
     }
 
     /// Whether the job's operation is a step from its target, which is measured.
@@ -127,6 +135,11 @@ impl Tiler {
         }
         match &place.program.arithmetic {
             Arithmetic::Narrow(method) => {
+                if let Some(terms) = method.sum_of() {
+                    if self.through(place, (terms, method.factor()), chunks, span, outputs) {
+                        return Ok(());
+                    }
+                }
                 let mut tiles = std::mem::take(&mut self.narrow);
                 let done = self.compute(place, Some(method.as_ref()), chunks, &mut tiles, span, outputs);
                 self.narrow = tiles;
@@ -135,6 +148,54 @@ impl Tiler {
             Arithmetic::Wide(method) => self.wide(place, Some(method.as_ref()), chunks, span, outputs),
             Arithmetic::Convert | Arithmetic::Raw => self.wide(place, None, chunks, span, outputs),
         }
+    }
+
+    /// A sum of differences that are all stored in bf16, without a tile between; false where that cannot be, with
+    /// anything in the outputs' bytes.
+    fn through(
+        &mut self,
+        place: &Place<'_>,
+        (terms, factor): (&[Term], f64),
+        chunks: &[Chunk<'_>],
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> bool {
+        let Span { at, n, .. } = span;
+        if !place.is_short(span) || terms.is_empty() || terms.len() > TERMS {
+            return false;
+        }
+        let stored = |index: usize| chunks[index].stored(Dtype::BF16, at, n);
+        let Some(target) = stored(0) else { return false };
+        let mut all = [StoredTerm { model: target, reference: None, weight: 0.0 }; TERMS];
+        for (slot, term) in all.iter_mut().zip(terms) {
+            let reference = term.reference.map(stored);
+            let (Some(model), false) = (stored(term.model), reference == Some(None)) else { return false };
+            *slot = StoredTerm { model, reference: reference.flatten(), weight: term.weight as f32 };
+        }
+        chunks.iter().for_each(|chunk| chunk.ahead(at, n));
+        self.sums.clear();
+        for output in &mut *outputs {
+            let alpha = output.alpha * factor;
+            let keeps = matches!(terms, [Term { weight: 1.0, reference: Some(_), .. }]) && alpha == 1.0;
+            self.sums.push(if alpha == 0.0 {
+                output.bytes.copy_from_slice(target);
+                StepSums::default()
+            } else {
+                let factors = (alpha, CANCELLED);
+                match through_bf16(self.level, target, &all[..terms.len()], factors, keeps, output.bytes) {
+                    Some(sums) => sums,
+                    None => return false,
+                }
+            });
+        }
+        // What becomes of nothing is known from any other α.
+        let moved = |(_, output): &(_, &Target<'_>)| output.alpha * factor != 0.0;
+        let Some((any, _)) = self.sums.iter().copied().zip(&*outputs).find(moved) else { return false };
+        for (output, sums) in outputs.iter_mut().zip(&self.sums) {
+            let sums = if output.alpha * factor == 0.0 { any.still(0.0) } else { *sums };
+            output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
+        }
+        true
     }
 
     fn wide(
@@ -182,11 +243,7 @@ impl Tiler {
         let sum = method.and_then(Method::sum_of);
         // What α = 0 leaves alone is copied as it is stored.
         let stored = (stepped && finite).then(|| chunks[0].stored(program.job.dtype, at, n)).flatten();
-        let short = R::IS_F32
-            && place.draws.is_none()
-            && program.job.dtype == Dtype::BF16
-            && counted
-            && program.job.elements >= SHORT;
+        let short = R::IS_F32 && place.is_short(span);
         // What does not depend on α is measured once.
         let mut first: Option<StepSums> = None;
         for output in outputs {
@@ -211,7 +268,7 @@ impl Tiler {
                 if short && elsewhere.is_none() {
                     let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
                     let steps = (&inputs[0][..], &delta[..]);
-                    if let Some(sums) = finish_bf16(level, steps, factors, donor, first.as_ref(), output.bytes) {
+                    if let Some(sums) = finish_bf16(level, steps, factors, donor, output.bytes) {
                         output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
                         first.get_or_insert(sums);
                         continue;

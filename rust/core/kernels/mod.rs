@@ -14,7 +14,9 @@ pub mod narrow;
 pub mod norms;
 pub mod philox;
 pub mod rank;
+mod rounded;
 pub mod stats;
+pub mod through;
 pub mod trim;
 pub mod widen;
 

@@ -47,19 +47,26 @@ macro_rules! each_lane {
     };
 }
 
-/// The lanes added up in one fixed order: halves onto each other. Not inlined: seeing the halves, the compiler sums in
-/// pairs of lanes what goes through whole vectors, at four times the cost.
-#[inline(never)]
+/// The lanes added up in one fixed order: halves onto each other.
 pub fn fold(lanes: &[f64; LANES]) -> f64 {
-    let mut lanes = *lanes;
+    fold_all(&[*lanes])[0]
+}
+
+/// The same of several sums. Not inlined: seeing the halves, the compiler sums in pairs of lanes what goes through whole
+/// vectors, at four times the cost.
+#[inline(never)]
+pub(super) fn fold_all<const N: usize>(sums: &[[f64; LANES]; N]) -> [f64; N] {
+    let mut sums = *sums;
     let mut width = LANES / 2;
     while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
+        for lanes in &mut sums {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
         }
         width /= 2;
     }
-    lanes[0]
+    sums.map(|lanes| lanes[0])
 }
 
 kernel! {
