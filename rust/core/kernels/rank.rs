@@ -1,5 +1,5 @@
 //! What dropping by rank does to a whole row at once: keys in the order of the magnitudes, coarse bins of them, and
-//! draws against two bounds.
+//! draws against two limits for each bin.
 
 /// The range of a row's keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,23 +50,55 @@ kernel! {
 }
 
 kernel! {
-    /// Bits of the draws below `low`, and of those from there to below `high`.
-    pub fn between(draws: &[u32], low: u64, high: u64, certain: &mut [u64], open: &mut [u64]) {
-        let last = |limit: u64| (limit.max(1) - 1) as u32;
-        let (low, some, high, any) = (last(low), u64::from(low > 0), last(high), u64::from(high > 0));
-        for ((draws, certain), open) in draws.chunks(64).zip(certain).zip(open) {
-            let (mut first, mut second) = ([0u32; 2], [0u32; 2]);
-            for ((draws, first), second) in draws.chunks(32).zip(&mut first).zip(&mut second) {
-                for (i, draw) in draws.iter().enumerate() {
-                    *first |= u32::from(*draw <= low) << i;
-                    *second |= u32::from(*draw <= high) << i;
-                }
-            }
-            let word = |halves: [u32; 2], is: u64| (u64::from(halves[0]) | u64::from(halves[1]) << 32) * is;
-            *certain = word(first, some);
-            *open = word(second, any) & !*certain;
+    /// How many bins before place `at` are the one there.
+    pub fn equal_before(bins: &[u16], at: usize) -> usize {
+        let bin = bins[at];
+        bins[..at].iter().map(|other| u32::from(*other == bin)).sum::<u32>() as usize
+    }
+}
+
+/// Two limits of a draw for every bin, of both the upper 16 bits.
+pub type Limits = [u32; 1 << 13];
+
+/// Limits that a draw of [`sort_out`] is held against: below `first` it is certainly in, from `last` on certainly out.
+pub fn limits(first: u64, last: u64) -> u32 {
+    let (first, last) = ((first >> 16).min(0xFFFF) as u32, (last.max(1) - 1) >> 16);
+    first | (last as u32) << 16
+}
+
+kernel! {
+    /// Bits of the draws that are certainly below what belongs to their bin, and of those that may be.
+    pub fn sort_out(draws: &[u32], bins: &[u16], limits: &Limits, certain: &mut [u64], perhaps: &mut [u64]) {
+        let (draws, draws_rest) = draws.as_chunks::<64>();
+        let (bins, bins_rest) = bins.as_chunks::<64>();
+        for (((draws, bins), certain), perhaps) in draws.iter().zip(bins).zip(&mut *certain).zip(&mut *perhaps) {
+            word(draws, bins, limits, (certain, perhaps));
+        }
+        if let (Some(certain), Some(perhaps)) = (certain.get_mut(draws.len()), perhaps.get_mut(draws.len())) {
+            let (mut last, mut last_bins) = ([u32::MAX; 64], [0; 64]);
+            last[..draws_rest.len()].copy_from_slice(draws_rest);
+            last_bins[..bins_rest.len()].copy_from_slice(bins_rest);
+            word(&last, &last_bins, limits, (certain, perhaps));
+            let there = (1 << draws_rest.len()) - 1;
+            (*certain, *perhaps) = (*certain & there, *perhaps & there);
         }
     }
+}
+
+#[inline(always)]
+fn word(draws: &[u32; 64], bins: &[u16; 64], limits: &Limits, (certain, perhaps): (&mut u64, &mut u64)) {
+    let (mut below, mut not_above) = ([0u32; 2], [0u32; 2]);
+    for half in 0..2 {
+        for i in 0..32 {
+            let limits = limits[usize::from(bins[half * 32 + i]) % limits.len()];
+            let draw = draws[half * 32 + i] >> 16;
+            below[half] |= u32::from(draw < limits & 0xFFFF) << i;
+            not_above[half] |= u32::from(draw <= limits >> 16) << i;
+        }
+    }
+    let word = |halves: [u32; 2]| u64::from(halves[0]) | u64::from(halves[1]) << 32;
+    *certain = word(below);
+    *perhaps = word(not_above) & !*certain;
 }
 
 #[cfg(test)]
@@ -88,19 +120,25 @@ mod tests {
                 (0..7).map(|i| rank(level, &x.map(|x| x.abs().to_bits()), i)).collect::<Vec<_>>(),
                 [0, 4, 6, 1, 5, 3, 2]
             );
+            assert_eq!((0..5).map(|i| equal_before(level, &[3, 3, 0, 3, 0], i)).collect::<Vec<_>>(), [0, 1, 0, 2, 1]);
             let mut places = [9; 4];
             bins(level, &[0, 3, 10, 27], 10, 3, &mut places);
             assert_eq!(places, [0, 1, 1, 3]);
-            for (low, high) in [(0, 0), (0, 1 << 32), (1 << 30, 3 << 30), (1 << 32, 1 << 32), (7, 7)] {
-                let (mut certain, mut open) = ([u64::MAX; 3], [u64::MAX; 3]);
-                between(level, &draws, low, high, &mut certain, &mut open);
-                for i in 0..192 {
-                    let draw = draws.get(i).map(|draw| u64::from(*draw));
-                    let bit = |words: &[u64]| words[i / 64] >> (i % 64) & 1 == 1;
-                    assert_eq!(bit(&certain), draw.is_some_and(|draw| draw < low));
-                    assert_eq!(bit(&open), draw.is_some_and(|draw| draw >= low && draw < high));
-                }
+            let ends = [(0, 0), (0, 1 << 32), (1 << 30, 3 << 30), (1 << 32, 1 << 32), (7, 7)];
+            let mut table = [0; 1 << 13];
+            ends.iter().zip(&mut table).for_each(|((first, last), slot)| *slot = limits(*first, *last));
+            let bins: Vec<u16> = (0..131).map(|i| i * 7 % 5).collect();
+            let (mut certain, mut perhaps) = ([u64::MAX; 3], [u64::MAX; 3]);
+            sort_out(level, &draws, &bins, &table, &mut certain, &mut perhaps);
+            let bit = |words: &[u64], i: usize| words[i / 64] >> (i % 64) & 1 == 1;
+            for (i, (draw, bin)) in draws.iter().zip(&bins).enumerate() {
+                let (first, last) = ends[usize::from(*bin)];
+                let (draw, near) = (u64::from(*draw), |limit: u64| u64::from(*draw).abs_diff(limit) <= 1 << 16);
+                assert!(bit(&certain, i) == (draw < first) || near(first) && bit(&perhaps, i), "{draw} {first}");
+                assert!(bit(&certain, i) || bit(&perhaps, i) == (draw < last) || near(last), "{draw} {last}");
+                assert!(bit(&certain, i) || bit(&perhaps, i) || draw >= last, "{draw} {last}");
             }
+            assert!((131..192).all(|i| !bit(&certain, i) && !bit(&perhaps, i)));
         }
     }
 }
