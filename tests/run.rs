@@ -341,6 +341,26 @@ fn a_plan_that_lies_is_refused_before_anything_is_written() {
     }
 }
 
+#[test]
+fn figures_that_nobody_has_written_are_a_damaged_journal() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = models(root.path(), &[(Dtype::BF16, 1000)]);
+    let (out, plan) = (root.path().join("out"), plan(&folders, &[0.5], 1, |_| {}));
+    let again = || run(&plan, &out, &Options::default(), &Control::default());
+    again().unwrap();
+    let journal = out.join(".taskvec/journal.jsonl");
+    let whole = std::fs::read_to_string(&journal).unwrap();
+    for (from, to) in [("\"tensors\":[", "\"tensors\":[7,"), ("\"tensors\":[", "\"tensors\":[[\"w\",{}],")] {
+        assert!(whole.contains(from));
+        std::fs::write(&journal, whole.replacen(from, to, 1)).unwrap();
+        let error = again().unwrap_err();
+        assert!(error.message.contains("is damaged: what is said of `"), "{error}");
+        assert_eq!(error.hint.as_deref(), Some("use --overwrite to begin again"));
+    }
+    std::fs::write(&journal, whole).unwrap();
+    assert_eq!(report(again())["resumed_shards"], 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]

@@ -31,6 +31,20 @@ struct Kept<'a> {
 #[derive(Serialize, Deserialize)]
 struct Measured<'a>(#[serde(borrow)] Cow<'a, str>, Survival);
 
+/// Whether what earlier runs have noted of the folder's shards can be read.
+///
+/// # Errors
+/// A journal that is damaged.
+pub(crate) fn check(folder: &OutputFolder) -> Result<()> {
+    for record in folder.done().values() {
+        let found = record.extra.as_ref().map(|extra| serde_json::from_str::<Kept<'_>>(extra.get()));
+        if let Some(Err(error)) = found {
+            return Err(folder.damaged(&format!("what is said of `{}`: {error}", record.shard)));
+        }
+    }
+    Ok(())
+}
+
 /// What the journal is given.
 pub(crate) struct Journaled<'a> {
     pub found: &'a Found,

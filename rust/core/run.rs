@@ -19,7 +19,7 @@ use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
 use crate::output::shard::{copy_whole, Sharing};
 use crate::plan::{Layout, Output, Plan};
 use crate::program::{Program, Step};
-use crate::report::{Found, Journaled, Report, Written};
+use crate::report::{self, Found, Journaled, Report, Written};
 use crate::shards::{ShardState, Shards};
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, Crew};
@@ -71,6 +71,7 @@ pub fn run_with(
     let non_finite = NonFinite::default();
     let programs = Program::all(&plan, &sources, level, control, &non_finite)?;
     let folders = admit(&plan, plan_json, out, &layout, &sources, options, control)?;
+    folders.iter().try_for_each(report::check)?;
     let threads = threads(&plan, options)?;
     let pool = pool(threads)?;
 

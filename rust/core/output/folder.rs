@@ -155,6 +155,12 @@ impl OutputFolder {
         self.shared.published().get(shard).cloned()
     }
 
+    /// The error for what the journal says and nobody has written.
+    pub(crate) fn damaged(&self, problem: &str) -> Error {
+        let journal = self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        Error::damaged_journal(journal.path(), problem)
+    }
+
     /// Ends the writing of weights: every shard must be in the journal. The state of the run stays until
     /// [`finish`](super::publish::finish).
     pub fn close(self) -> Result<()> {

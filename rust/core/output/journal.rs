@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,11 @@ impl Journal {
             cut.map_err(|error| Error::io("repairing", &path, &error))?;
         }
         Ok((Journal { file, path, state: state.clone(), length, broken: false }, records))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Adds a record with what the run wants to know again; it is on the disk when this returns. After a failure that
