@@ -141,7 +141,8 @@ def compare(
         report = _core.compare(
             plan, threads=threads or 0, progress=meter(progress, "compare"), memories=handed
         )
-        pairs |= {row["name"]: _pair(row) for row in json.loads(report)["tensors"]}
+        # each row becomes what it is for as soon as it is read
+        pairs.update(json.loads(report, object_hook=_named)["tensors"])
     return {name: pairs[name] for name in shapes}
 
 
@@ -193,6 +194,10 @@ def numbered(
                 documents.append(source_document(source))
         inputs.append(tuple(numbers[key] for key in keys))
     return documents, inputs, memories(sources)
+
+
+def _named(row: dict[str, Any]) -> tuple[str, Pair] | dict[str, Any]:
+    return (row["name"], _pair(row)) if "left_norm" in row else row
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:

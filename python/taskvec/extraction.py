@@ -155,7 +155,7 @@ def execute_extract(
         if name in reference.other_files:
             companions.copy(reference, name, out / REFERENCE)
             files.append(File(f"{REFERENCE}/{name}", *_core.digest_file(out / REFERENCE / name)))
-    vector = _vector(engine["tensors"], plan.recipe, reference.config, files)
+    vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
     facts = manifest.provenance(plan, written, vector)
     small = {CARD: vector_card(facts)}
     if len(shards) > 1:
@@ -188,13 +188,13 @@ def _dense_bytes(reference: Checkpoint, names: Iterable[str], dtype: str | None)
 
 
 def _vector(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[dict[str, Any]],
     recipe: Mapping[str, Any],
     config: Mapping[str, Any],
     files: Iterable[File],
 ) -> dict[str, Any]:
     """What the manifest says of the vector: totals, and each tensor's encoding and figures."""
-    tensors = {row["name"]: {key: value for key, value in row.items() if key != "name"} for row in rows}
+    tensors = {row.pop("name"): row for row in rows}
     values = tensors.values()
     norms = [row["norm"] for row in values if row["norm"] is not None]
     return {

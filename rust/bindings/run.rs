@@ -66,8 +66,10 @@ pub fn extract<'py>(
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory: None, allow_non_finite, folder };
+    py.detach(|| give_back(plan));
     let report = watch(py, progress, |control| take_out(plan, &memories, &out, &options, control))?;
-    Ok(report.to_string())
+    py.detach(|| give_back(plan));
+    Ok(report)
 }
 
 /// Compares two sides tensor by tensor and returns the figures as JSON text.
@@ -82,8 +84,10 @@ pub fn compare<'py>(
 ) -> PyResult<String> {
     let memories = Memories::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
+    py.detach(|| give_back(plan));
     let report = watch(py, progress, |control| side_by_side(plan, &memories, threads, control))?;
-    Ok(report.to_string())
+    py.detach(|| give_back(plan));
+    Ok(report)
 }
 
 /// The data of a plan of one output and one shard, its tensors one after the other.

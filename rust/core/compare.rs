@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use serde::Deserialize;
-use serde_json::{json, Value};
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::error::{Error, Kind, Result};
@@ -37,11 +36,11 @@ pub struct ComparePlan {
 /// (name, shape, inputs as (source, stored name))
 type Row = (String, Vec<u64>, Vec<(usize, String)>);
 
-/// Compares and returns one row of figures per tensor; `memories` as in [`crate::run::run_with`].
+/// Compares and returns one row of figures per tensor as JSON; `memories` as in [`crate::run::run_with`].
 ///
 /// # Errors
 /// Sources that cannot be read, a plan that does not fit them, or the run was cancelled.
-pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, control: &Control) -> Result<Value> {
+pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, control: &Control) -> Result<String> {
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
     let plan: ComparePlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
@@ -111,34 +110,61 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
     each(&pool, control, small.len(), |i| one(small[i], Crew::Alone))?;
     sources.unchanged()?;
     let bad_values = non_finite.counts();
-    let rows: Vec<Value> = (0..inputs.len())
-        .map(|index| {
-            let s = *lock(&sums[index]);
-            let count: u64 = bad_values.iter().filter(|(job, _, _)| *job == index).map(|(_, _, count)| count).sum();
-            json!({
-                "name": plan.tensors[index].0,
-                "elements": elements(&index),
-                "left_norm": number(s.left.sqrt()),
-                "right_norm": number(s.right.sqrt()),
-                "difference_norm": number(s.difference.sqrt()),
-                "dot": number(s.dot),
-                "largest": number(s.largest),
-                "changed": s.changed,
-                "left_nonzero": s.left_nonzero,
-                "right_nonzero": s.right_nonzero,
-                "both_nonzero": s.both_nonzero,
-                "same_sign": s.same_sign,
-                "non_finite": count,
-            })
-        })
-        .collect();
-    Ok(json!({
-        "seconds": started.elapsed().as_secs_f64(),
-        "bytes_read": control.progress().0,
-        "threads": pool.current_num_threads(),
-        "cpu_level": level.name(),
-        "tensors": rows,
-    }))
+    let mut counts = vec![0; inputs.len()];
+    bad_values.iter().for_each(|(job, _, count)| counts[*job] += count);
+    let rows = sums.iter().zip(counts).enumerate().map(|(index, (sums, non_finite))| {
+        let s = *lock(sums);
+        Compared {
+            name: &plan.tensors[index].0,
+            elements: elements(&index),
+            left_norm: number(s.left.sqrt()),
+            right_norm: number(s.right.sqrt()),
+            difference_norm: number(s.difference.sqrt()),
+            dot: number(s.dot),
+            largest: number(s.largest),
+            changed: s.changed,
+            left_nonzero: s.left_nonzero,
+            right_nonzero: s.right_nonzero,
+            both_nonzero: s.both_nonzero,
+            same_sign: s.same_sign,
+            non_finite,
+        }
+    });
+    let report = Report {
+        seconds: started.elapsed().as_secs_f64(),
+        bytes_read: control.progress().0,
+        threads: pool.current_num_threads(),
+        cpu_level: level.name(),
+        tensors: rows.collect(),
+    };
+    serde_json::to_string(&report).map_err(|error| Error::new(Kind::Engine, format!("the report: {error}")))
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    seconds: f64,
+    bytes_read: u64,
+    threads: usize,
+    cpu_level: &'a str,
+    tensors: Vec<Compared<'a>>,
+}
+
+/// The figures of one tensor.
+#[derive(Serialize)]
+struct Compared<'a> {
+    name: &'a str,
+    elements: u64,
+    left_norm: Option<f64>,
+    right_norm: Option<f64>,
+    difference_norm: Option<f64>,
+    dot: Option<f64>,
+    largest: Option<f64>,
+    changed: u64,
+    left_nonzero: u64,
+    right_nonzero: u64,
+    both_nonzero: u64,
+    same_sign: u64,
+    non_finite: u64,
 }
 
 thread_local! {

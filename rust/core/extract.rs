@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use serde::Deserialize;
-use serde_json::{json, Value};
+use serde_json::json;
 
 use crate::control::Control;
 use crate::dtype::Dtype;
@@ -30,6 +30,10 @@ use crate::plan::{Source, FORMAT};
 use crate::run::Options;
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
+
+mod report;
+
+use report::Report;
 
 /// Data of every file starts at a multiple of this many bytes.
 const ALIGN: usize = 4096;
@@ -89,7 +93,7 @@ struct File {
     places: Vec<Place>,
 }
 
-/// Extracts a vector into the folder `out` and returns the report; `memories` as in [`crate::run::run_with`].
+/// Extracts a vector into the folder `out` and returns the report as JSON; `memories` as in [`crate::run::run_with`].
 ///
 /// # Errors
 /// Whatever the sources or the output folder refuse.
@@ -99,7 +103,7 @@ pub fn extract(
     out: &Path,
     options: &Options,
     control: &Control,
-) -> Result<Value> {
+) -> Result<String> {
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
     let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
@@ -156,9 +160,20 @@ pub fn extract(
         }
     }
     sources.unchanged()?;
-    let report = report(&items, &files, &folder, started, resumed, &pool, level);
+    let report = Report {
+        seconds: started.elapsed().as_secs_f64(),
+        bytes_read: items.iter().map(Item::cost).sum(),
+        bytes_written: files.iter().map(|file| file.size).sum(),
+        threads: pool.current_num_threads(),
+        cpu_level: level.name(),
+        resumed_shards: resumed,
+        shards: report::shards(&files, &folder),
+        weight_map: report::WeightMap { items: &items, files: &files },
+        tensors: report::tensors(&items, &files),
+    };
+    let text = report.text()?;
     folder.close()?;
-    Ok(report)
+    Ok(text)
 }
 
 impl<'a> Item<'a> {
@@ -433,66 +448,4 @@ impl Work<'_> {
         }
         Ok(())
     }
-}
-
-#[allow(clippy::too_many_arguments)]
-fn report(
-    items: &[Item<'_>],
-    files: &[File],
-    folder: &OutputFolder,
-    started: Instant,
-    resumed: usize,
-    pool: &rayon::ThreadPool,
-    level: Level,
-) -> Value {
-    let mut file_of = vec![Value::Null; items.len()];
-    let mut weight_map = serde_json::Map::new();
-    for file in files {
-        for place in &file.places {
-            let item = &items[place.item];
-            file_of[place.item] = file.name.clone().into();
-            for (stored, _, _) in item.rows() {
-                weight_map.insert(stored, file.name.clone().into());
-            }
-        }
-    }
-    let tensors: Vec<Value> = items
-        .iter()
-        .zip(file_of)
-        .map(|(item, file)| {
-            let mut row = json!({
-                "name": item.name,
-                "shape": item.shape,
-                "origin": item.origin.name(),
-                "encoding": item.encoding.kept.name(),
-                "dtype": item.encoding.dtype.name(),
-                "bytes": item.bytes(),
-                "file": file,
-                "elements": item.elements,
-                "changed": item.total.changed,
-                "norm": crate::measure::number(item.total.square.sqrt()),
-                "largest": crate::measure::number(item.total.largest),
-            });
-            if item.total.lost > 0 {
-                row["exact"] = item.total.lost.into();
-            }
-            row
-        })
-        .collect();
-    let shards: Vec<Value> = files
-        .iter()
-        .filter_map(|file| folder.record(&file.name))
-        .map(|record| json!({"name": record.shard, "size": record.size, "digest": record.digest}))
-        .collect();
-    json!({
-        "seconds": started.elapsed().as_secs_f64(),
-        "bytes_read": items.iter().map(Item::cost).sum::<u64>(),
-        "bytes_written": files.iter().map(|file| file.size).sum::<u64>(),
-        "threads": pool.current_num_threads(),
-        "cpu_level": level.name(),
-        "resumed_shards": resumed,
-        "shards": shards,
-        "weight_map": weight_map,
-        "tensors": tensors,
-    })
 }
