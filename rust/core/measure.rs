@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::kernels::stats::StepSums;
@@ -16,14 +16,19 @@ use crate::tensor::lock;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Survival {
     /// Σ step².
+    #[serde(deserialize_with = "finite_or_null")]
     pub step: f64,
     /// Σ (out − target)².
+    #[serde(deserialize_with = "finite_or_null")]
     pub moved: f64,
     /// Σ step·(out − target).
+    #[serde(deserialize_with = "finite_or_null")]
     pub dot: f64,
     /// Σ ((out − target) − step)².
+    #[serde(deserialize_with = "finite_or_null")]
     pub error: f64,
     /// Σ target².
+    #[serde(deserialize_with = "finite_or_null")]
     pub target: f64,
     /// Elements with a step.
     pub changed: u64,
@@ -31,6 +36,11 @@ pub struct Survival {
     pub lost: u64,
     /// Elements measured.
     pub elements: u64,
+}
+
+/// A sum that is not finite is written as null, for JSON has nothing else.
+fn finite_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Survival {
