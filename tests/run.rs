@@ -264,6 +264,10 @@ fn values_that_are_not_finite_are_counted_and_refused_or_allowed() {
     let allowed = Options { allow_non_finite: true, ..Options::default() };
     let report = report(run(&json, &out, &allowed, &Control::default()));
     assert_eq!(report["outputs"][0]["non_finite"][0][2], json!(3));
+    // What is there is kept, with figures of which some do not exist.
+    let again = self::report(run(&json, &out, &allowed, &Control::default()));
+    assert_eq!(again["resumed_shards"], 1);
+    assert_eq!(again["outputs"], report["outputs"]);
 }
 
 #[test]

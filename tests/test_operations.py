@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from taskvec import _core
+from taskvec import _core, errors
 
 Arrays = Sequence[np.ndarray]
 SHAPES = {"matrix": (48, 75), "row": (1, 40), "vector": (513,), "one": (1,), "large": (300, 700)}
@@ -348,6 +348,38 @@ def test_ties_keeps_exactly_k_and_equal_ones_by_the_lower_index(
     got = run(tmp_path, 1, operation)["t"].astype(np.float64)
     delta = other.astype(np.float64) - base.astype(np.float64)
     np.testing.assert_array_equal(got, delta * top(abs(delta), int(density * n)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("n", "density"), [(4, 0.2), (100_000, 0.0)])
+def test_what_is_not_finite_is_found_where_nothing_is_kept(
+    value: float, n: int, density: float, tmp_path: Path
+) -> None:
+    other = coarse(n, 1)
+    other[2] = value
+    write(tmp_path, np.zeros(n, ml_dtypes.bfloat16), other)
+    operation = {"kind": "ties", "terms": [term(1, density=density)], "normalize": True}
+    with pytest.raises(errors.NonFiniteError, match="1 in input `t`"):
+        run(tmp_path, 1, operation)
+
+
+@pytest.mark.parametrize("rescaled", ["dare_ties", "ties"])
+def test_a_difference_beyond_the_range_does_not_undo_a_whole_tensor(rescaled: str, tmp_path: Path) -> None:
+    """Of finite numbers: it is dropped, or it ends the run, but its norm is one."""
+    base, other = np.full(4000, 0.5, ml_dtypes.bfloat16), np.full(4000, 0.75, ml_dtypes.bfloat16)
+    base[7], other[7] = -3e38, 3e38
+    write(tmp_path, base, other)
+    operation = {"kind": rescaled, "terms": [term(1, density=0.5)], "normalize": False, "rescale": "l1"}
+    outcomes = set()
+    for seed in range(8):
+        try:
+            got = run(tmp_path, 1, operation, seed=seed)["t"].astype(np.float64)
+        except errors.NonFiniteError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("dropped")
+            assert (got[:7] != 0.5).any()
+    assert outcomes == ({"refused", "dropped"} if rescaled == "dare_ties" else {"refused"})
 
 
 @pytest.mark.parametrize("n", [3, 50_000])

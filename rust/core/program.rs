@@ -1,6 +1,7 @@
 //! One job made ready: its inputs, its method in the compute type that it needs, and what `prepare` found.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
 use crate::control::Control;
@@ -26,6 +27,7 @@ pub struct Program<'a> {
     pub arithmetic: Arithmetic,
     id: usize,
     state: RwLock<Option<Arc<State>>>,
+    read: AtomicBool,
     level: Level,
     /// Seed of every random draw.
     pub(crate) seed: u64,
@@ -102,7 +104,8 @@ impl<'a> Program<'a> {
         non_finite: &'a NonFinite,
     ) -> Program<'a> {
         let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
-        Program { index, job, inputs, arithmetic, id, state, level, seed: plan.seed, control, non_finite }
+        let read = AtomicBool::new(false);
+        Program { index, job, inputs, arithmetic, id, state, read, level, seed: plan.seed, control, non_finite }
     }
 
     /// The tensor as its method sees it.
@@ -118,7 +121,7 @@ impl<'a> Program<'a> {
             level: self.level,
             control: self.control,
             non_finite: self.non_finite,
-            passes: std::sync::atomic::AtomicUsize::new(0),
+            passes: AtomicUsize::new(0),
         }
     }
 
@@ -137,6 +140,11 @@ impl<'a> Program<'a> {
         self.job.elements >= 8 * CHUNK
     }
 
+    /// Whether `prepare` has read all of the inputs: it may have found that there is nothing to look for.
+    pub fn has_read(&self) -> bool {
+        self.read.load(Relaxed)
+    }
+
     /// Whether `prepare` has been done.
     pub fn ready(&self) -> bool {
         self.state.read().is_ok_and(|state| state.is_some())
@@ -153,6 +161,7 @@ impl<'a> Program<'a> {
             Arithmetic::Narrow(method) => method.prepare(&tensor, crew)?,
             Arithmetic::Wide(method) => method.prepare(&tensor, crew)?,
         };
+        self.read.store(tensor.passes.load(Relaxed) > 0, Relaxed);
         self.set(Some(Arc::new(made)));
         Ok(())
     }

@@ -164,6 +164,11 @@ impl Tiler {
         if !place.is_short(span) || terms.is_empty() || terms.len() > TERMS {
             return false;
         }
+        // All inputs are to be read: what is not finite is to be found.
+        let named = |input| input == 0 || terms.iter().any(|t| t.model == input || t.reference == Some(input));
+        if !(0..chunks.len()).all(named) {
+            return false;
+        }
         let stored = |index: usize| chunks[index].stored(Dtype::BF16, at, n);
         let Some(target) = stored(0) else { return false };
         let mut all = [StoredTerm { model: target, reference: None, weight: 0.0 }; TERMS];
@@ -222,7 +227,7 @@ impl Tiler {
         outputs: &mut [Target<'_>],
     ) -> Result<()> {
         let (level, program, Span { at, n, counted, .. }) = (self.level, place.program, span);
-        let counts_inputs = counted && !program.prepares();
+        let counts_inputs = counted && !program.has_read();
         let mut finite = true;
         tiles.load(level, chunks, at, n, |index, tile| {
             finite = false;

@@ -7,7 +7,7 @@ use super::{Real, LANES};
 
 kernel! {
     /// `bytes = bf16(target + α · delta)`, and what became of the step. With `kept`, the donor and the reference, an
-    /// element whose target is the reference becomes the donor. None, with anything in `bytes`, where α is 0, a sum is
+    /// element whose target is the reference becomes the donor. None, with anything in `bytes`, where α is 0 or becomes it, a sum is
     /// below `share` of its target, a result is not finite, or squares are too large or too small for the compute type:
     /// that wants the long way.
     pub fn finish_bf16<R>(
@@ -34,10 +34,10 @@ fn all<R: Real, A: Asked>(
 ) -> Option<StepSums> {
     let n = target.len();
     let (delta, donor, reference) = (&delta[..n], &donor[..n], &reference[..n]);
-    if alpha == 0.0 {
+    let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
+    if factors.alpha == R::ZERO {
         return None;
     }
-    let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
     let (pairs, _) = bytes.as_chunks_mut::<2>();
     let (out, out_rest) = pairs.as_chunks_mut::<MANY>();
     let (t, t_rest) = target.as_chunks::<MANY>();

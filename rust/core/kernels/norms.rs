@@ -4,8 +4,8 @@ use super::kept::{Kept, BITS, BOTH, MANY};
 use super::stats::fold;
 use super::{Level, Real, LANES};
 
-/// L1 norms in lanes, of all elements and of those that are kept: a quarter of them, so that the sum of four does not
-/// overflow.
+/// L1 norms in lanes, of all elements and of those that are kept: of an eighth of each, so that neither a difference
+/// nor the sum of four overflows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Norms {
     all: [f64; LANES],
@@ -15,7 +15,7 @@ pub struct Norms {
 impl Norms {
     /// Of all elements, and of those kept.
     pub fn sums(&self) -> (f64, f64) {
-        (4.0 * fold(&self.all), 4.0 * fold(&self.kept))
+        (8.0 * fold(&self.all), 8.0 * fold(&self.kept))
     }
 
     /// Adds the norm of what is left where that is a tile of its own.
@@ -68,7 +68,7 @@ fn stored((model, reference): (&Pairs, &Pairs), word: u64, sums: &mut Norms) {
         for i in 0..4 {
             let x = u32::from(u16::from_le_bytes(model[i * LANES + lane]));
             let y = u32::from(u16::from_le_bytes(reference[i * LANES + lane]));
-            all[i] = 0.25 * (f32::from_bits(x << 16) - f32::from_bits(y << 16)).abs();
+            all[i] = (0.125 * f32::from_bits(x << 16) - 0.125 * f32::from_bits(y << 16)).abs();
             kept[i] = if (word >> (i * LANES)) as u32 & 1 << lane != 0 { all[i] } else { 0.0 };
         }
         sum[lane] = (all[0] + all[1]) + (all[2] + all[3]);
@@ -105,14 +105,15 @@ fn many<R: Real, const BY: u8>(
     sums: &mut Norms,
 ) {
     // In the compute type first, with as many lanes to a vector as it has.
-    let quarter = R::from_f64(0.25);
+    let eighth = R::from_f64(0.125);
     let (mut sum, mut sum_kept) = ([R::ZERO; LANES], [R::ZERO; LANES]);
     for lane in 0..LANES {
         let (mut all, mut kept) = ([R::ZERO; 4], [R::ZERO; 4]);
         for i in 0..4 {
-            let x = model[i * LANES + lane] - reference[i * LANES + lane];
-            all[i] = quarter * x.abs();
-            kept[i] = quarter * term.keep::<BY>(x, (word >> (i * LANES)) as u32, lane).abs();
+            let (x, y) = (model[i * LANES + lane], reference[i * LANES + lane]);
+            all[i] = (eighth * x - eighth * y).abs();
+            let keeps = term.keep::<BY>(x - y, (word >> (i * LANES)) as u32, lane) != R::ZERO;
+            kept[i] = if keeps { all[i] } else { R::ZERO };
         }
         sum[lane] = (all[0] + all[1]) + (all[2] + all[3]);
         sum_kept[lane] = (kept[0] + kept[1]) + (kept[2] + kept[3]);
@@ -137,6 +138,11 @@ mod tests {
             assert!(add_stored_norms(level, &stored(0x7F7F), None, &words, &mut short));
             let want = 100.0 * f64::from(large);
             assert_eq!((plain.sums(), short.sums()), ((want, want), (want, want)));
+            // A difference of finite numbers that is not itself.
+            let (mut plain, mut short) = (Norms::default(), Norms::default());
+            add_norms(level, &Kept::whole(&[large; 100], Some(&[-large; 100]), &words), &mut plain);
+            assert!(add_stored_norms(level, &stored(0x7F7F), Some(&stored(0xFF7F)), &words, &mut short));
+            assert_eq!((plain.sums(), short.sums()), ((2.0 * want, 2.0 * want), (2.0 * want, 2.0 * want)));
             assert!(!add_stored_norms(level, &stored(0x7F80), None, &words, &mut short));
             assert!(!add_stored_norms(level, &stored(0), Some(&stored(0x7FC0)), &words, &mut Norms::default()));
         }

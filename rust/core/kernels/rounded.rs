@@ -150,7 +150,7 @@ impl Lanes {
         };
         // No sum is zero but of zeros; errors are zero, or not far below what has moved.
         let exact = (sums.delta != 0.0 || sums.changed == 0)
-            && (sums.moved != 0.0 || sums.lost == sums.changed)
+            && (sums.moved != 0.0 || sums.lost == sums.changed && (sums.error != 0.0 || sums.changed == 0))
             && (sums.target != 0.0 || zeros());
         let squares = [sums.delta, sums.moved, sums.error, sums.target];
         let fit = squares.iter().all(|sum| *sum == 0.0 || (LEAST..f64::INFINITY).contains(sum));
@@ -193,6 +193,22 @@ mod tests {
                 let terms = [StoredTerm { model: &stored(&delta), reference: None, weight: 1.0 }];
                 let found = through_bf16(level, &stored(&target), &terms, (1.0, CANCELLED), false, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_tiny_alpha_is_left_to_the_long_way() {
+        let (target, delta) = ([0x8000u16, 0x3F80], [0x3C00u16, 0x3C00]);
+        let steps = (&values(&target)[..], &values(&delta)[..]);
+        let (from, model) = (stored(&target), stored(&delta));
+        let terms = [StoredTerm { model: &model, reference: None, weight: 1.0 }];
+        for level in Level::available() {
+            // Squares that are too small, and a factor that is.
+            for alpha in [1e-22, 1e-46] {
+                let mut bytes = [0; 4];
+                assert!(finish_bf16(level, steps, (alpha, CANCELLED), None, &mut bytes).is_none());
+                assert!(through_bf16(level, &from, &terms, (alpha, CANCELLED), false, &mut bytes).is_none());
             }
         }
     }

@@ -53,10 +53,10 @@ fn all<const N: usize, A: Asked>(
     (alpha, share): (f64, f64),
     bytes: &mut [u8],
 ) -> Option<StepSums> {
-    if alpha == 0.0 {
+    let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
+    if factors.alpha == 0.0 {
         return None;
     }
-    let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
     let zeros = [0u8; BYTES];
     let (mut models, mut references, mut weights) = ([&zeros; N], [&zeros; N], [0f32; N]);
     for k in 0..N {

@@ -79,7 +79,9 @@ impl Found {
             }
             // One tile of a tensor, in which the last of equal ones stands: one by one.
             for (i, (size, index)) in magnitudes(model, reference).zip(tile.first..).enumerate() {
-                let kept = self.keep.keeps(index, size) && !self.except.keeps(index, size) || !size.is_finite();
+                // What is not a number is in no order: it stays, to be found in the result.
+                let kept = self.keep.keeps(index, size) && !self.except.keeps(index, size)
+                    || size.partial_cmp(&size).is_none();
                 words[i / 64] &= !(u64::from(!kept) << (i % 64));
             }
         }
