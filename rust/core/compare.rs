@@ -17,6 +17,7 @@ use crate::measure::{number, NonFinite};
 use crate::methods::terms::weighted_sum;
 use crate::op::{check_terms, Term, Tile};
 use crate::plan::{Source, FORMAT};
+use crate::report::text;
 use crate::run::{each, pool};
 use crate::sources::{Memory, Sources};
 use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
@@ -137,7 +138,7 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
         cpu_level: level.name(),
         tensors: rows.collect(),
     };
-    serde_json::to_string(&report).map_err(|error| Error::new(Kind::Engine, format!("the report: {error}")))
+    text(&report)
 }
 
 #[derive(Serialize)]

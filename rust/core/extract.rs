@@ -171,7 +171,7 @@ pub fn extract(
         weight_map: report::WeightMap { items: &items, files: &files },
         tensors: report::tensors(&items, &files),
     };
-    let text = report.text()?;
+    let text = crate::report::text(&report)?;
     folder.close()?;
     Ok(text)
 }

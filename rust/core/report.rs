@@ -149,9 +149,10 @@ impl Serialize for Written<'_> {
     }
 }
 
-impl Report<'_> {
-    /// As JSON.
-    pub fn text(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|error| Error::engine(format!("the report: {error}")))
-    }
+/// A report as JSON.
+///
+/// # Errors
+/// None but a defect of the program.
+pub(crate) fn text(report: &impl Serialize) -> Result<String> {
+    serde_json::to_string(report).map_err(|error| Error::engine(format!("the report: {error}")))
 }

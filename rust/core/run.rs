@@ -394,7 +394,7 @@ impl Run<'_> {
             let found = self.shards.found(index);
             Written { output, folder, plan: self.plan, found }
         };
-        Report {
+        report::text(&Report {
             bytes_read: done.saturating_sub(written),
             bytes_written: written,
             cpu_level: self.level.name(),
@@ -403,8 +403,7 @@ impl Run<'_> {
             resumed_shards: resumed,
             seconds: started.elapsed().as_secs_f64(),
             threads,
-        }
-        .text()
+        })
     }
 }
 

@@ -4,7 +4,6 @@
 use serde::{Serialize, Serializer};
 
 use super::{File, Item};
-use crate::error::{Error, Kind, Result};
 use crate::measure::number;
 use crate::output::folder::OutputFolder;
 
@@ -88,11 +87,4 @@ pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'
         exact: Some(item.total.lost).filter(|lost| *lost > 0),
     };
     items.iter().zip(file_of).map(row).collect()
-}
-
-impl Report<'_> {
-    /// As JSON.
-    pub fn text(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|error| Error::new(Kind::Engine, format!("the report: {error}")))
-    }
 }

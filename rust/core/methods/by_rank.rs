@@ -14,6 +14,9 @@ use crate::kernels::{Level, Real};
 const SHORT: usize = 256;
 /// In longer rows counting what is before an element takes longer than counting along.
 const LONG: usize = 1 << 14;
+/// Where more elements than this are left open, the row is sorted: each takes a pass over the row, and one element far
+/// above the others, which then share a bin, leaves a third of them open.
+const OPEN: u32 = 512;
 /// Elements after which is written down how many of every bin have passed.
 const STEP: usize = 256;
 /// Octaves below the largest magnitude that are told apart; what is smaller shares a bin.
@@ -45,6 +48,10 @@ pub fn keep<R: Real>(level: Level, row: &[R], draws: &[u32], limits: &[u64], wor
         ROW.with(|buffers| buffers.borrow_mut().keep(level, row, draws, limits, words));
         return;
     }
+    sorted(row, draws, limits, words);
+}
+
+fn sorted<R: Real>(row: &[R], draws: &[u32], limits: &[u64], words: &mut [u64]) {
     words.fill(0);
     ranks(row, |i, rank| words[i / 64] |= u64::from(u64::from(draws[i]) < limits[rank]) << (i % 64));
 }
@@ -80,6 +87,10 @@ impl Row {
         }
         self.open.resize(words.len(), 0);
         sort_out(level, draws, &self.bins, table, words, &mut self.open);
+        if !is_exact && self.open.iter().map(|word| word.count_ones()).sum::<u32>() > OPEN {
+            sorted(row, draws, limits, words);
+            return;
+        }
         for (place, (word, open)) in words.iter_mut().zip(&self.open).enumerate() {
             for i in ones(*open) {
                 let at = place * 64 + i;
@@ -146,7 +157,8 @@ mod tests {
         let value = |i: usize| ((i * 7919 % 1009) as f32 - 500.0) * 1e-4;
         let wide = |i: usize| f32::from_bits((i as u32).wrapping_mul(0x9E37_79B9) >> 1 & 0x7F7F_FFFF);
         for n in [1usize, 2, 255, 256, 257, 896, 4864, 5000, LONG + 1] {
-            let rows: [Vec<f32>; 6] = [
+            let rows: [Vec<f32>; 7] = [
+                (0..n).map(|i| if i == n / 2 { 1e6 } else { value(i).exp() }).collect(),
                 vec![0.0; n],
                 vec![-2.5; n],
                 (0..n).map(value).collect(),
