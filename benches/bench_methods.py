@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from taskvec import _core, machine, synthetic
+from taskvec import _core, host
+from taskvec.selftest import synthetic
 
 TARGET, DONOR, REFERENCE = range(3)
 HALF = {"weight": 0.5}
@@ -168,9 +169,9 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 def record(folder: Path, rows: dict[str, dict[str, float]]) -> Path:
     """Write the table beside those of ``taskvec bench``."""
     facts = {
-        "cpu": machine.cpu_name(),
-        "cores": machine.cores(),
-        "memory_bytes": machine.memory_total(),
+        "cpu": host.cpu_name(),
+        "cores": host.cores(),
+        "memory_bytes": host.memory_total(),
         "python": platform.python_version(),
         "taskvec": _core.__version__,
     }

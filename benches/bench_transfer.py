@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from taskvec import _core, synthetic
+from taskvec import _core
+from taskvec.selftest import synthetic
 
 ROLES = ("instruct", "grpo", "sft")
 LINEAR = """merge_method: linear

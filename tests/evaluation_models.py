@@ -233,7 +233,7 @@ def merge_with_torch(experiment: Any, *, made: list[str] | None = None) -> Any:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from taskvec.evaluation.merging import Merged
+    from taskvec.evaluation.record import Merged
 
     def weights(folder: str) -> dict[str, Any]:
         return load_file(Path(folder) / "model.safetensors")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskvec.evaluation import statistics
+from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord, Sample, Score, TaskFacts
 

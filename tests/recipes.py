@@ -11,9 +11,9 @@ import pytest
 
 from models import qwen2_config, qwen2_shapes
 from taskvec.errors import RecipeError
-from taskvec.recipe_file import load
-from taskvec.resolve import resolve, sources
-from taskvec.resolved import Facts, ResolvedMerge
+from taskvec.recipe.expand import resolve, sources
+from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.load import load
 
 LAYERS = {"a": 5, "b": 5, "c": 5, "big": 8, "one": 1}
 

@@ -98,7 +98,7 @@ def test_saving_a_sum_of_vectors(sharded_trio: Trio, models: Models, tmp_path: P
     manifest = json.loads((tmp_path / "out" / "taskvec.json").read_text())
     assert manifest["recipe"]["verb"] == "combine"
     assert manifest["command"] is None
-    from taskvec.repeat import python
+    from taskvec.report.reproduce import python
 
     call = python(manifest["recipe"])
     assert call is not None
@@ -426,7 +426,7 @@ def test_an_interrupted_extraction_goes_on(tmp_path: Path) -> None:
 def test_a_saved_vector_says_where_it_came_from(sharded_trio: Trio, tmp_path: Path) -> None:
     import jsonschema
 
-    from taskvec.manifest import schema
+    from taskvec.files.manifest_schema import schema
 
     tv.extract(sharded_trio.donor, sharded_trio.reference, tmp_path / "vec", include="mlp")
     data = json.loads((tmp_path / "vec" / "taskvec.json").read_text())
@@ -474,11 +474,11 @@ def test_streamed_arrays_follow_the_settings(models: Models, tmp_path: Path) -> 
 
 
 def test_large_tensors_are_streamed_one_by_one(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskvec import streaming
+    from taskvec.run import evaluate as evaluation
 
     target, donor, reference = models
     whole = dict((target + (donor - reference)).items())
-    monkeypatch.setattr(streaming, "BATCH", 3000)
+    monkeypatch.setattr(evaluation, "BATCH", 3000)
     for name, array in (target + (donor - reference)).items():
         assert array.tobytes() == whole[name].tobytes()
 

@@ -81,7 +81,7 @@ def test_what_no_factor_changes_is_one_file(sharded_trio: Trio, tmp_path: Path) 
 
 def can_clone(root: Path) -> bool:
     """Whether files can share blocks here (reflinks), which small files prefer to second names."""
-    from taskvec.companions import share
+    from taskvec.run.publish import share
 
     (root / "a").write_bytes(b"1" * 8192)
     share(root / "a", root / "b")

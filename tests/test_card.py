@@ -11,8 +11,8 @@ import yaml
 
 import taskvec as tv
 from models import Trio
-from taskvec.card import card, escape, formula
-from taskvec.report import Survival
+from taskvec.report.card import card, escape, formula
+from taskvec.report.report import Survival
 
 HOSTILE = "evil](http://x)|<script>alert(1)</script>\n---\n# `` ``` ~~~ $x$ \x1b[31m*_&amp;"
 

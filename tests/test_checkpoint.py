@@ -22,9 +22,9 @@ from models import (
     write_trio,
     write_weights,
 )
-from taskvec.checkpoint import Checkpoint, TensorInfo
-from taskvec.checkpoint import open as open_checkpoint
 from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeError
+from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.resolve.open import open as open_checkpoint
 
 
 def test_single_file_folder(trio: Trio) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from command_line import PLAIN, invoke, on_terminal, spawn
 from models import Trio, edit_json
-from taskvec import cli
-from taskvec.cli import output
+from taskvec import cli, text
 from taskvec.errors import CompatibilityError, OutputError
+from taskvec.files.json import jsonable
 
 FAST_VERBS = [verb for verb in cli.VERBS if verb not in {"eval", "sweep"}]
 
@@ -314,8 +314,8 @@ def test_a_dry_run_writes_nothing(trio: Trio, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_names_from_files_cannot_move_the_cursor() -> None:
-    assert output.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
-    assert output.printable("模型.weight") == "模型.weight"
+    assert text.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert text.printable("模型.weight") == "模型.weight"
 
 
 @pytest.mark.parametrize("redirection", ["| head -c 1 >/dev/null", ">&-", "2>&-", ">/dev/full"])
@@ -499,7 +499,7 @@ def test_completion_knows_commands_and_choices() -> None:
      (999_950_000, "1.00 GB")],
 )  # fmt: skip
 def test_sizes(value: int, text: str) -> None:
-    assert output.size(value) == text
+    assert text.size(value) == text
 
 
 @pytest.mark.parametrize(
@@ -508,15 +508,15 @@ def test_sizes(value: int, text: str) -> None:
      (1e-9, "<0.001%"), (1 - 1e-9, ">99.999%")],
 )  # fmt: skip
 def test_shares_never_round_to_none_or_all(share: float, text: str) -> None:
-    assert output.percent(share) == text
+    assert text.percent(share) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.612, "0.61 s"), (12.34, "12.3 s"), (245, "4 min 05 s"), (7440, "2 h 04 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert output.duration(seconds) == text
+    assert text.duration(seconds) == text
 
 
 def test_json_has_no_nan() -> None:
-    assert output.jsonable({"a": [float("nan"), 1.5], "b": Path("x")}) == {"a": [None, 1.5], "b": "x"}
+    assert jsonable({"a": [float("nan"), 1.5], "b": Path("x")}) == {"a": [None, 1.5], "b": "x"}

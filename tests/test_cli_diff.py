@@ -13,8 +13,8 @@ import pytest
 import taskvec as tv
 from command_line import invoke
 from models import Trio, read_tensors
-from taskvec import heatmap
 from taskvec.errors import OutputError
+from taskvec.report import heatmap
 
 
 def test_diff_prints_modules_and_layers(trio: Trio, capsys: pytest.CaptureFixture[str]) -> None:

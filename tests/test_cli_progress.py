@@ -9,7 +9,7 @@ import pytest
 
 from command_line import on_terminal
 from taskvec.cli import progress
-from taskvec.cli.output import Console
+from taskvec.cli.console import Console
 from taskvec.progress import Progress
 
 LONG = """

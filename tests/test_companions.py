@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskvec as tv
-from taskvec import companions, jsonedit
+from taskvec.files import json_edit, names
+from taskvec.run import publish
 
 TEXT = """{
   "a": 1,
@@ -40,17 +41,17 @@ def test_any_value_of_any_object(
 ) -> None:
     text = json.dumps(data, indent=indent, ensure_ascii=is_ascii)
     for name in {*data, key}:
-        assert json.loads(jsonedit.replace(text, (name,), value)) == {**data, name: value}
-        assert list(json.loads(jsonedit.replace(text, (name,), value))) == list({**data, name: value})
+        assert json.loads(json_edit.replace(text, (name,), value)) == {**data, name: value}
+        assert list(json.loads(json_edit.replace(text, (name,), value))) == list({**data, name: value})
     for name, old in data.items():
-        assert jsonedit.replace(text, (name,), old) == text
+        assert json_edit.replace(text, (name,), old) == text
 
 
 def test_the_rest_stays_as_it_is() -> None:
-    assert jsonedit.replace(TEXT, ("torch_dtype",), "float32") == TEXT.replace(
+    assert json_edit.replace(TEXT, ("torch_dtype",), "float32") == TEXT.replace(
         '"torch_dtype": "bfloat16"', '"torch_dtype": "float32"'
     )
-    edited = companions.edited_config(TEXT, {"b_config.dtype": "float32", "new": [1]})
+    edited = publish.edited_config(TEXT, {"b_config.dtype": "float32", "new": [1]})
     assert edited == TEXT.replace('"dtype": "bfloat16"', '"dtype": "float32"', 1).replace(
         '"torch_dtype": "bfloat16"', '"torch_dtype": "bfloat16",\n  "new": [1]'
     )
@@ -58,11 +59,11 @@ def test_the_rest_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("{}", '{"t": false}'), ('{"a":1}', '{"a":1, "t": false}')])
 def test_a_key_is_added(text: str, expected: str) -> None:
-    assert jsonedit.replace(text, ("t",), False) == expected
+    assert json_edit.replace(text, ("t",), False) == expected
 
 
 def test_true_is_not_one() -> None:
-    assert jsonedit.replace('{"a": 1}', ("a",), True) == '{"a": true}'
+    assert json_edit.replace('{"a": 1}', ("a",), True) == '{"a": true}'
 
 
 @pytest.mark.parametrize(
@@ -73,20 +74,20 @@ def test_true_is_not_one() -> None:
     ],
 )  # fmt: skip
 def test_what_an_output_has_of_its_own(name: str, is_own: bool) -> None:
-    assert companions.is_own(name) == is_own
+    assert names.is_own(name) == is_own
 
 
 def test_a_file_is_shared_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * 10_000)
-    companions.share(source, tmp_path / "a" / "shared")
+    publish.share(source, tmp_path / "a" / "shared")
     assert (tmp_path / "a" / "shared").read_bytes() == source.read_bytes()
 
     def refuse(*_: object) -> None:
         raise OSError(18, "cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    companions.share(source, tmp_path / "b" / "shared")
+    publish.share(source, tmp_path / "b" / "shared")
     assert (tmp_path / "b" / "shared").read_bytes() == source.read_bytes()
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["shared"]
 
@@ -95,5 +96,5 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "source").write_text("x")
     with pytest.raises(tv.OutputError, match="place"):
-        companions.share(tmp_path / "source", tmp_path / "place")
+        publish.share(tmp_path / "source", tmp_path / "place")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "source"]

@@ -26,20 +26,15 @@ from models import (
     write_trio,
     write_weights,
 )
-from taskvec.checkpoint import Checkpoint, TensorInfo
-from taskvec.checkpoint import open as open_checkpoint
-from taskvec.compat import (
-    FINDINGS,
-    Finding,
-    check_models,
-    check_transfer,
-    counterparts,
-    enforce,
-    tie_decision,
-)
-from taskvec.compat_config import canonical
+from taskvec.compat.config import canonical
+from taskvec.compat.counterparts import counterparts
+from taskvec.compat.findings import FINDINGS, Finding, enforce
+from taskvec.compat.models import check_models, check_transfer
+from taskvec.compat.tied_heads import tie_decision
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
-from taskvec.selection import Selection
+from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.selection import Selection
+from taskvec.resolve.open import open as open_checkpoint
 
 EVERYTHING = Selection()
 

@@ -11,10 +11,11 @@ import pytest
 import taskvec as tv
 from command_line import invoke
 from models import Trio, read_tensors
-from taskvec import bench, machine
-from taskvec.demo import demo
+from taskvec import host
 from taskvec.errors import OutputError, RecipeError
-from taskvec.synthetic import SHAPES, Shape, write_checkpoint
+from taskvec.selftest import bench
+from taskvec.selftest.demo import demo
+from taskvec.selftest.synthetic import SHAPES, Shape, write_checkpoint
 
 TINY = Shape(layers=2, hidden=32, intermediate=64, vocabulary=320, heads=4, kv_heads=2)
 
@@ -163,6 +164,6 @@ def test_a_record_never_replaces_another(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_named(tmp_path: Path) -> None:
-    assert machine.cpu_name()
-    assert machine.cores() >= 1
-    assert machine.file_system(tmp_path)
+    assert host.cpu_name()
+    assert host.cores() >= 1
+    assert host.file_system(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 import taskvec as tv
 from models import Trio, read_tensors, write_trio
-from taskvec.difference import module_of
+from taskvec.models.tensor_names import module_of
 
 
 def wide(folder: Path) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ from lm_eval.models.huggingface import HFLM
 
 from evaluation_models import tiny
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.blocks import BlockedLM, is_out_of_memory
-from taskvec.evaluation.journal import Journal
+from taskvec.evaluation.backend.blocks import BlockedLM, is_out_of_memory
+from taskvec.evaluation.backend.journal import Journal
 
 
 def request(

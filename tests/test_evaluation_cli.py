@@ -15,8 +15,9 @@ import pytest
 
 from command_line import PLAIN, Outcome, invoke, on_terminal
 from evaluation_models import tiny
-from taskvec.cli import evaluation as cli_evaluation
-from taskvec.evaluation import harness, settings
+from taskvec.cli import eval_options as cli_evaluation
+from taskvec.evaluation import settings
+from taskvec.evaluation.backend import evaluate as backend
 
 
 def local(*tasks: str) -> list[object]:
@@ -155,7 +156,7 @@ def test_code_is_run_with_consent_alone(capsys, tmp_path):
 
 
 def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _name: None)
     for verb in (
         ["eval", "model", "--tasks", "a"],
         ["sweep", "--target", "t", "--vector", "v", "-o", tmp_path],

@@ -8,8 +8,7 @@ import pytest
 
 from evaluation_records import METRIC, experiment, outcomes, record
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.comparisons import (
+from taskvec.evaluation.analysis.compare import (
     Split,
     check_comparable,
     compare,
@@ -17,11 +16,12 @@ from taskvec.evaluation.comparisons import (
     planned_pairs,
     zero_checks,
 )
-from taskvec.evaluation.conclusions import choose_alpha, conclusion, gates
-from taskvec.evaluation.flips import MOST, flips
-from taskvec.evaluation.norms import norm_map
+from taskvec.evaluation.analysis.conclusions import choose_alpha, conclusion, gates
+from taskvec.evaluation.analysis.flips import MOST, flips
+from taskvec.evaluation.analysis.norms import norm_map
+from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord
-from taskvec.evaluation.report import Report, build_report
+from taskvec.evaluation.report.report import Report, build_report
 
 ALL = Split(0.0, 0)
 DIVIDED = Split(0.3, 1234)

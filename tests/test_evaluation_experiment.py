@@ -9,7 +9,7 @@ import pytest
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.evaluation.experiment import Experiment, experiment, load_experiment, recipes
 from taskvec.evaluation.settings import PAPER_TASKS, THINK
-from taskvec.evaluation.sweep import planned_arms
+from taskvec.evaluation.sweep.sweep import planned_arms
 
 WHOLE = """\
 target: org/target

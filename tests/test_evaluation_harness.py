@@ -15,14 +15,13 @@ import pytest
 
 from evaluation_models import tiny, word_problems, write_jsonl, write_model, write_task, write_tasks
 from taskvec.errors import EvaluationError, RecipeError
-from taskvec.evaluation import harness
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.defaults import primary_metric, task_defaults
-from taskvec.evaluation.harness import evaluate, evaluate_into, finished
+from taskvec.evaluation.backend import evaluate as backend
+from taskvec.evaluation.backend.evaluate import evaluate, evaluate_into, finished
 from taskvec.evaluation.record import ArmRecord, read_record, record_path
 from taskvec.evaluation.settings import PAPER_TASKS, Settings, paper_settings
-from taskvec.evaluation.tasks import PreparedTasks, find_tasks
-from taskvec.evaluation.think import with_think
+from taskvec.evaluation.tasks.defaults import primary_metric, task_defaults
+from taskvec.evaluation.tasks.prepare import PreparedTasks, find_tasks, with_think
 
 BASE = Arm("baseline", "baseline")
 
@@ -240,7 +239,7 @@ def test_documents_left_out_do_not_move_the_examples_of_others(tmp_path):
 
 
 def test_a_finished_arm_is_not_run_again(tmp_path):
-    out, weights = tmp_path / "out", harness.weights_digest(tiny().target)
+    out, weights = tmp_path / "out", backend.weights_digest(tiny().target)
     first = evaluate_into(out, tiny().target, settings(limit=4), BASE, weights)
     path = record_path(out, "baseline")
     stamp = path.stat().st_mtime_ns
@@ -303,7 +302,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypat
     monkeypatch.setattr(Settings, "block", property(lambda _self: 4))
     local = settings(batch_size=2)
     asked = []
-    from taskvec.evaluation import blocks
+    from taskvec.evaluation.backend import blocks
 
     ask = blocks.BlockedLM._ask
     monkeypatch.setattr(blocks.BlockedLM, "_ask", lambda self, *a: asked.append(len(a[1])) or ask(self, *a))
@@ -398,25 +397,25 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch):
 
 
 def test_a_backend_that_is_not_there_is_said(monkeypatch):
-    find = harness.importlib.util.find_spec
+    find = backend.importlib.util.find_spec
     monkeypatch.setattr(
-        harness.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name)
+        backend.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name)
     )
     with pytest.raises(EvaluationError, match="`vllm` is not installed"):
         evaluate(tiny().target, settings(limit=1, backend="vllm"))
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(EvaluationError, match="`lm_eval` is not installed") as error:
         evaluate("model", settings())
     assert error.value.hint == "pip install 'taskvec[eval]'"
 
 
 def test_an_old_lm_eval_is_refused(monkeypatch):
-    monkeypatch.setattr(harness.importlib.metadata, "version", lambda _name: "0.4.9")
+    monkeypatch.setattr(backend.importlib.metadata, "version", lambda _name: "0.4.9")
     with pytest.raises(EvaluationError, match=r"0\.4\.13"):
-        harness.require_extra()
+        backend.require_extra()
 
 
 def test_another_rank_is_told_so(monkeypatch):
@@ -479,9 +478,9 @@ def test_the_papers_tasks():
 
 def test_digests_of_models_hold_what_computes(tmp_path):
     folder = Path(shutil.copytree(tiny().target, tmp_path / "model"))
-    first = harness.weights_digest(folder)
+    first = backend.weights_digest(folder)
     (folder / "README.md").write_text("words")
     (folder / "taskvec.json").write_text("{}")
-    assert harness.weights_digest(folder) == first
+    assert backend.weights_digest(folder) == first
     (folder / "generation_config.json").write_text("{}")
-    assert harness.weights_digest(folder) != first
+    assert backend.weights_digest(folder) != first

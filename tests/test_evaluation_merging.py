@@ -15,10 +15,10 @@ from evaluation_models import tiny
 from models import read_tensors
 from taskvec.errors import CompatibilityError, EvaluationError
 from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.backend.evaluate import resolve
 from taskvec.evaluation.experiment import Experiment, experiment
-from taskvec.evaluation.harness import resolve
-from taskvec.evaluation.merging import UNFINISHED, Merger, arm_weights, transfer_command
-from taskvec.evaluation.scratch import Scratch, read_facts
+from taskvec.evaluation.sweep.merge import UNFINISHED, Merger, arm_weights, transfer_command
+from taskvec.evaluation.sweep.scratch import Scratch, read_facts
 
 
 def vector(alpha: float) -> Arm:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation_models import word_problems
-from taskvec.evaluation import arithmetic, perturb
+from taskvec.evaluation.tasks import numbers, perturb
 
 NATALIA = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
@@ -83,7 +83,7 @@ def test_what_cannot_be_followed_is_left_out(question, answer, why):
     found = perturb.numbers(question, answer, rng())
     if found is not None:  # what is changed all the same must be right
         new_question, new_answer, _, after = found
-        steps = arithmetic.equations(new_answer)
+        steps = numbers.equations(new_answer)
         assert steps, why
         assert steps[-1].result == Fraction(after), why
         assert new_question != question, why
@@ -115,7 +115,7 @@ def test_an_answer_with_thousands_is_read():
     ],
 )
 def test_expressions(text, value):
-    assert arithmetic.evaluate(text) == value
+    assert numbers.evaluate(text) == value
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_expressions(text, value):
 )
 def test_other_expressions_are_refused(text):
     with pytest.raises(ValueError):
-        arithmetic.evaluate(text)
+        numbers.evaluate(text)
 
 
 def test_division_by_zero_leaves_a_document_out():

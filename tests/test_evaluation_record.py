@@ -11,7 +11,7 @@ import pytest
 from evaluation_records import outcomes, record
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, arm_name, control_arms, plan_arms
-from taskvec.evaluation.journal import Journal, block_key
+from taskvec.evaluation.backend.journal import Journal, block_key
 from taskvec.evaluation.record import (
     digest_files,
     finite,

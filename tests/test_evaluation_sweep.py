@@ -16,15 +16,15 @@ import pytest
 
 from evaluation_models import merge_with_torch, tiny
 from taskvec.errors import EvaluationError, OutputError
-from taskvec.evaluation import workers
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.events import Event
 from taskvec.evaluation.experiment import Experiment, experiment
-from taskvec.evaluation.locking import locked
 from taskvec.evaluation.record import read_record
 from taskvec.evaluation.settings import Settings
-from taskvec.evaluation.solo import evaluate_model
-from taskvec.evaluation.sweep import model_bytes, run_sweep
+from taskvec.evaluation.sweep import workers
+from taskvec.evaluation.sweep.events import Event
+from taskvec.evaluation.sweep.scratch import locked
+from taskvec.evaluation.sweep.single import evaluate_model
+from taskvec.evaluation.sweep.sweep import model_bytes, run_sweep
 
 ARMS = [
     "baseline", "alpha=0", "alpha=0.5", "alpha=1", "donor", "reference", "sft", "baseline~typo",

@@ -24,10 +24,11 @@ from models import (
     write_checkpoint,
     write_trio,
 )
-from taskvec.checkpoint import open as open_checkpoint
 from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeError
-from taskvec.hub import Location, parse
 from taskvec.progress import Progress
+from taskvec.resolve.hub import parse
+from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.repository import Location
 
 COMMIT = Repo({}).commit
 

@@ -6,8 +6,17 @@ from typing import Any
 
 import pytest
 
-from taskvec.layer_config import Origin, edits, layer_count
-from taskvec.layers import Place, is_first, kind_of_stack, main_stack, modules, place_of, split_by, stacks
+from taskvec.models.tensor_names import (
+    Place,
+    is_first,
+    kind_of_stack,
+    main_stack,
+    modules,
+    place_of,
+    split_by,
+    stacks,
+)
+from taskvec.recipe.config_edits import Origin, edits, layer_count
 
 PLACES = {
     "model.layers.3.mlp.up_proj.weight": Place("model.layers.", 3, ".mlp.up_proj.weight"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models import DTYPES, Trio, read_tensors, write_trio, write_weights
-from taskvec.checkpoint import open as open_checkpoint
-from taskvec.lineage import BLOCKS, ELEMENTS, TENSORS, lineage, measure
+from taskvec.compat.lineage import BLOCKS, ELEMENTS, TENSORS, lineage, measure
+from taskvec.resolve.open import open as open_checkpoint
 
 
 def findings(target: Path, donor: Path, reference: Path) -> list[str]:

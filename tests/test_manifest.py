@@ -10,7 +10,8 @@ import pytest
 
 import taskvec as tv
 from models import Trio
-from taskvec import _core, manifest
+from taskvec import _core
+from taskvec.files import manifest_schema
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def read(folder: Path) -> dict:
 
 
 def test_follows_its_schema(out: Path, sharded_trio: Trio, tmp_path: Path) -> None:
-    schema = manifest.schema()
+    schema = manifest_schema.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(read(out), schema, cls=jsonschema.Draft202012Validator)
     tv.transfer(
@@ -91,7 +92,7 @@ def test_the_command_and_the_python_call_repeat_it(trio: Trio, tmp_path: Path, o
     import shlex
 
     from taskvec.cli import run as command_line
-    from taskvec.repeat import python
+    from taskvec.report.reproduce import python
 
     if "a b" in options.get("include", ()):
         options = {**options, "include": ["mlp|a b", "attn"], "exclude": "x'y"}

@@ -15,7 +15,7 @@ import torch
 
 import taskvec as tv
 from models import DTYPES, Trio, qwen2_config, random_tensors, read_tensors, tuned, write_checkpoint
-from taskvec import in_place
+from taskvec.run import in_place
 from test_transfer import ulps
 
 MIXED = {

@@ -16,7 +16,8 @@ import pytest
 
 import taskvec as tv
 from models import Trio, read_tensors, write_trio
-from taskvec import _core, execution
+from taskvec import _core
+from taskvec.run import execute as execution
 from test_transfer import same_files
 
 ROOT = Path(__file__).parent

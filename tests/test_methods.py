@@ -14,14 +14,14 @@ import yaml
 from models import DTYPES, write_weights
 from recipes import resolved
 from taskvec import _core
+from taskvec.cli.methods import explain, table
 from taskvec.errors import RecipeError
-from taskvec.method_texts import explain, table
-from taskvec.methods import METHODS, PARAMETERS, get, owners
-from taskvec.operations import COPY, Term, operation
-from taskvec.parameters import SettingError
-from taskvec.recipe_file import load
-from taskvec.resolve import resolve, sources
-from taskvec.resolved import Facts
+from taskvec.methods.catalogue import METHODS, PARAMETERS, get, owners
+from taskvec.methods.operation import COPY, Term, operation
+from taskvec.methods.values import SettingError
+from taskvec.recipe.expand import resolve, sources
+from taskvec.recipe.expanded import Facts
+from taskvec.recipe.load import load
 
 # mergekit 0.1.5's registry, read from it: per method the parameters of the merge and of each model with their
 # defaults ("!" is required), whether a base is needed, and fewest and most models beside it.

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import taskvec
 from command_line import invoke
-from taskvec.evaluation import harness
+from taskvec.evaluation.backend import evaluate as backend
 from taskvec.evaluation.miniature import build, data, demo, grpo, model, optimiser, tokenizer, training
 
 HASTY = build.Recipe(
@@ -141,7 +141,7 @@ def test_packed_texts_do_not_see_each_other():
 
 def _tokens(source: random.Random, prompt: int, answers: tuple[int, ...]):
     def draw(count: int) -> list[int]:
-        return [source.randrange(2, model.VOCABULARY) for _ in range(count)]
+        return [source.randrange(2, tokenizer.VOCABULARY) for _ in range(count)]
 
     return draw(prompt), [draw(count) for count in answers], [[1.0] * count for count in answers]
 
@@ -463,7 +463,7 @@ def test_options_that_make_no_sense_are_usage_errors(options, message, capsys, t
 
 
 def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _name: None)
     done = invoke(capsys, "demo", "--paper", tmp_path / "paper")
     assert done.code == 2
     assert done.err.splitlines() == [

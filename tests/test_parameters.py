@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskvec.method import Parameter
-from taskvec.parameters import SettingError, coerce, evaluate, lookup, parse
+from taskvec.methods.method import Parameter
+from taskvec.methods.values import SettingError, coerce, evaluate, lookup, parse
 
 NUMBER = Parameter("x", "float", "merge", 7.0, "")
 SHARE = Parameter("x", "float", "merge", 1.0, "", low=0.0, high=1.0)

@@ -20,10 +20,12 @@ from models import (
     write_checkpoint,
     write_trio,
 )
-from taskvec import planner
-from taskvec.checkpoint import TensorInfo
-from taskvec.layout import DEFAULT_SHARD_SIZE, Sized, layout
-from taskvec.plan import Plan, free_space
+from taskvec.host import free_space
+from taskvec.models.model import TensorInfo
+from taskvec.plan import delta
+from taskvec.plan import transfer as planning
+from taskvec.plan.layout import DEFAULT_SHARD_SIZE, Sized, layout
+from taskvec.plan.plan import Plan
 
 
 def document(plan: Plan) -> dict:
@@ -209,11 +211,11 @@ def test_config_names_the_new_type(trio: Trio) -> None:
 def test_steps_share_sources_and_operations(trio: Trio) -> None:
     target, donor, reference = map(tv.open, trio)
     everything = tv.Selection()
-    plan = planner.plan_steps(
+    plan = planning.plan_steps(
         target,
         [
-            planner.Step(0.5, donor, reference, everything),
-            planner.Step(-2.0, target, reference, tv.Selection(include=("mlp",))),
+            delta.Step(0.5, donor, reference, everything),
+            delta.Step(-2.0, target, reference, tv.Selection(include=("mlp",))),
         ],
     )
     data = document(plan)

@@ -15,7 +15,7 @@ import taskvec as tv
 from command_line import invoke
 from models import Trio, edit_json
 from taskvec import cli
-from taskvec.findings import FINDINGS
+from taskvec.compat.findings import FINDINGS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -11,8 +11,8 @@ import yaml
 from recipe_corpus import ACCEPTED, MISTAKES
 from recipes import LINEAR, SAME_AS_MERGEKIT, TIES, mistake
 from taskvec.errors import RecipeError
-from taskvec.model_ref import ModelRef
-from taskvec.recipe_file import RecipeFile, load
+from taskvec.recipe.load import RecipeFile, load
+from taskvec.recipe.model_ref import ModelRef
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from recipes import mistake
-from taskvec.model_ref import ModelRef
-from taskvec.recipe_file import RecipeFile, load
+from taskvec.recipe.load import RecipeFile, load
+from taskvec.recipe.model_ref import ModelRef
 
 
 def document(name: str | None, *models: str, method: str = "karcher") -> str:

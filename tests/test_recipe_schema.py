@@ -11,10 +11,10 @@ import yaml
 from command_line import invoke
 from recipe_corpus import ACCEPTED, MISTAKES
 from recipes import LINEAR, SAME_AS_MERGEKIT, SLICE
-from taskvec.chat_templates import TEMPLATES
-from taskvec.methods import METHODS
-from taskvec.recipe_file import load
-from taskvec.recipe_schema import schema
+from taskvec.methods.catalogue import METHODS
+from taskvec.recipe.chat_templates import TEMPLATES
+from taskvec.recipe.json_schema import schema
+from taskvec.recipe.load import load
 
 
 @pytest.fixture(scope="module")

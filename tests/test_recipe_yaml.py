@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from recipes import LINEAR, SAME_AS_MERGEKIT, SLICE, mistake
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.methods import METHODS
-from taskvec.recipe_file import load
-from taskvec.recipe_yaml import parse
+from taskvec.methods.catalogue import METHODS
+from taskvec.recipe.load import load
+from taskvec.recipe.parse import parse
 
 
 def plain(text: str) -> Any:

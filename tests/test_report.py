@@ -16,12 +16,13 @@ import jsonschema
 import pytest
 
 from evaluation_records import experiment, outcomes, record
+from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.comparisons import Split
-from taskvec.evaluation.figures import PALETTE
-from taskvec.evaluation.merging import Merged
-from taskvec.evaluation.report import Report, build_report, json_schema, write_report
-from taskvec.evaluation.words import arm_label, number, p_value
+from taskvec.evaluation.record import Merged
+from taskvec.evaluation.report.figures import PALETTE
+from taskvec.evaluation.report.labels import arm_label, number, p_value
+from taskvec.evaluation.report.report import Report, build_report, json_schema
+from taskvec.evaluation.report.write import write_report
 
 
 def merges(records) -> dict[str, Merged]:

@@ -13,10 +13,10 @@ import pytest
 from models import qwen2_config, qwen2_shapes
 from recipes import FACTS, SAME_AS_MERGEKIT, facts_of, resolved
 from taskvec.errors import RecipeError
-from taskvec.model_ref import ModelRef
-from taskvec.recipe_file import load
-from taskvec.resolve import resolve, sources
-from taskvec.resolved import Facts, ResolvedMerge
+from taskvec.recipe.expand import resolve, sources
+from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.load import load
+from taskvec.recipe.model_ref import ModelRef
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from models import qwen2_config, qwen2_shapes
 from taskvec.errors import RecipeError
-from taskvec.selection import Selection, is_vocabulary, layer_of
+from taskvec.models.selection import Selection
+from taskvec.models.tensor_names import is_vocabulary, layer_of
 
 NAMES = list(qwen2_shapes(qwen2_config(layers=12, tied=False)))
 

@@ -7,7 +7,8 @@ import pickle
 import pytest
 
 import taskvec as tv
-from taskvec.settings import TORCH_NAMES, format_alpha, parse_alphas, parse_dtype, parse_size
+from taskvec.dtypes import TORCH_NAMES, parse_dtype
+from taskvec.settings import format_alpha, parse_alphas, parse_size
 
 
 @pytest.mark.parametrize(

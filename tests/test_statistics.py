@@ -14,7 +14,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from taskvec.evaluation import statistics
+from taskvec.evaluation.analysis import statistics
 
 
 def binary(gained: int, lost: int, both: int, neither: int) -> tuple[list[float], list[float]]:

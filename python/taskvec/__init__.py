@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from taskvec.api import plan_transfer as plan_transfer
     from taskvec.api import transfer as transfer
     from taskvec.api import verify as verify
-    from taskvec.checkpoint import Checkpoint as Checkpoint
-    from taskvec.checkpoint import TensorInfo as TensorInfo
-    from taskvec.checkpoint import open as open
-    from taskvec.difference import Difference as Difference
+    from taskvec.compat.findings import Finding as Finding
     from taskvec.errors import CompatibilityError as CompatibilityError
     from taskvec.errors import EngineError as EngineError
     from taskvec.errors import Error as Error
@@ -37,46 +34,49 @@ if TYPE_CHECKING:
     from taskvec.errors import OutputError as OutputError
     from taskvec.errors import RecipeError as RecipeError
     from taskvec.errors import VerificationError as VerificationError
-    from taskvec.findings import Finding as Finding
-    from taskvec.in_place import Change as Change
-    from taskvec.inspection import Inspection as Inspection
-    from taskvec.merging import Merge as Merge
-    from taskvec.plan import Plan as Plan
+    from taskvec.lazy.merge import Merge as Merge
+    from taskvec.lazy.methods import arcee_fusion as arcee_fusion
+    from taskvec.lazy.methods import breadcrumbs as breadcrumbs
+    from taskvec.lazy.methods import breadcrumbs_ties as breadcrumbs_ties
+    from taskvec.lazy.methods import consensus as consensus
+    from taskvec.lazy.methods import dare_linear as dare_linear
+    from taskvec.lazy.methods import dare_ties as dare_ties
+    from taskvec.lazy.methods import della as della
+    from taskvec.lazy.methods import della_linear as della_linear
+    from taskvec.lazy.methods import emr as emr
+    from taskvec.lazy.methods import karcher as karcher
+    from taskvec.lazy.methods import linear as linear
+    from taskvec.lazy.methods import localize as localize
+    from taskvec.lazy.methods import model_stock as model_stock
+    from taskvec.lazy.methods import multislerp as multislerp
+    from taskvec.lazy.methods import nearswap as nearswap
+    from taskvec.lazy.methods import nuslerp as nuslerp
+    from taskvec.lazy.methods import passthrough as passthrough
+    from taskvec.lazy.methods import ram as ram
+    from taskvec.lazy.methods import ramplus_tl as ramplus_tl
+    from taskvec.lazy.methods import sce as sce
+    from taskvec.lazy.methods import slerp as slerp
+    from taskvec.lazy.methods import task_arithmetic as task_arithmetic
+    from taskvec.lazy.methods import ties as ties
+    from taskvec.lazy.recipe import RecipeMerge as RecipeMerge
+    from taskvec.lazy.recipe import merge as merge
+    from taskvec.lazy.recipe import open_recipe as open_recipe
+    from taskvec.lazy.vector import TaskVector as TaskVector
+    from taskvec.lazy.vector import load_vector as load_vector
+    from taskvec.models.model import Checkpoint as Checkpoint
+    from taskvec.models.model import TensorInfo as TensorInfo
+    from taskvec.models.selection import Selection as Selection
+    from taskvec.models.state_dict import from_state_dict as from_state_dict
+    from taskvec.plan.plan import Plan as Plan
     from taskvec.progress import Progress as Progress
-    from taskvec.recipe_methods import arcee_fusion as arcee_fusion
-    from taskvec.recipe_methods import breadcrumbs as breadcrumbs
-    from taskvec.recipe_methods import breadcrumbs_ties as breadcrumbs_ties
-    from taskvec.recipe_methods import consensus as consensus
-    from taskvec.recipe_methods import dare_linear as dare_linear
-    from taskvec.recipe_methods import dare_ties as dare_ties
-    from taskvec.recipe_methods import della as della
-    from taskvec.recipe_methods import della_linear as della_linear
-    from taskvec.recipe_methods import emr as emr
-    from taskvec.recipe_methods import karcher as karcher
-    from taskvec.recipe_methods import linear as linear
-    from taskvec.recipe_methods import localize as localize
-    from taskvec.recipe_methods import model_stock as model_stock
-    from taskvec.recipe_methods import multislerp as multislerp
-    from taskvec.recipe_methods import nearswap as nearswap
-    from taskvec.recipe_methods import nuslerp as nuslerp
-    from taskvec.recipe_methods import passthrough as passthrough
-    from taskvec.recipe_methods import ram as ram
-    from taskvec.recipe_methods import ramplus_tl as ramplus_tl
-    from taskvec.recipe_methods import sce as sce
-    from taskvec.recipe_methods import slerp as slerp
-    from taskvec.recipe_methods import task_arithmetic as task_arithmetic
-    from taskvec.recipe_methods import ties as ties
-    from taskvec.recipe_run import RecipeMerge as RecipeMerge
-    from taskvec.recipe_run import merge as merge
-    from taskvec.recipe_run import open_recipe as open_recipe
-    from taskvec.report import Report as Report
-    from taskvec.report import Survival as Survival
-    from taskvec.selection import Selection as Selection
+    from taskvec.report.difference import Difference as Difference
+    from taskvec.report.inspect import Inspection as Inspection
+    from taskvec.report.report import Report as Report
+    from taskvec.report.report import Survival as Survival
+    from taskvec.report.verify import Verification as Verification
+    from taskvec.resolve.open import open as open
+    from taskvec.run.in_place import Change as Change
     from taskvec.settings import Settings as Settings
-    from taskvec.state_dict import from_state_dict as from_state_dict
-    from taskvec.vector import TaskVector as TaskVector
-    from taskvec.vector import load_vector as load_vector
-    from taskvec.verification import Verification as Verification
 
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
 _MODULES = {
@@ -93,9 +93,10 @@ _MODULES = {
         "transfer",
         "verify",
     ),
-    "checkpoint": ("Checkpoint", "TensorInfo", "open"),
-    "findings": ("Finding",),
-    "difference": ("Difference",),
+    "models.model": ("Checkpoint", "TensorInfo"),
+    "resolve.open": ("open",),
+    "compat.findings": ("Finding",),
+    "report.difference": ("Difference",),
     "errors": (
         "CompatibilityError",
         "EngineError",
@@ -109,12 +110,12 @@ _MODULES = {
         "RecipeError",
         "VerificationError",
     ),
-    "in_place": ("Change",),
-    "inspection": ("Inspection",),
-    "merging": ("Merge",),
-    "plan": ("Plan",),
+    "run.in_place": ("Change",),
+    "report.inspect": ("Inspection",),
+    "lazy.merge": ("Merge",),
+    "plan.plan": ("Plan",),
     "progress": ("Progress",),
-    "recipe_methods": (
+    "lazy.methods": (
         "arcee_fusion",
         "breadcrumbs",
         "breadcrumbs_ties",
@@ -139,13 +140,13 @@ _MODULES = {
         "task_arithmetic",
         "ties",
     ),
-    "recipe_run": ("RecipeMerge", "merge", "open_recipe"),
-    "report": ("Report", "Survival"),
-    "selection": ("Selection",),
+    "lazy.recipe": ("RecipeMerge", "merge", "open_recipe"),
+    "report.report": ("Report", "Survival"),
+    "models.selection": ("Selection",),
     "settings": ("Settings",),
-    "state_dict": ("from_state_dict",),
-    "vector": ("TaskVector", "load_vector"),
-    "verification": ("Verification",),
+    "models.state_dict": ("from_state_dict",),
+    "lazy.vector": ("TaskVector", "load_vector"),
+    "report.verify": ("Verification",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -8,21 +8,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from taskvec.errors import RecipeError
-from taskvec.selection import Preset, Selection
+from taskvec.models.selection import Preset, Selection, both
+from taskvec.plan.checks import findings
+from taskvec.plan.delta import Step
 from taskvec.settings import Options, Settings, parse_alphas
-from taskvec.steps import Step, both
 
 if TYPE_CHECKING:
-    from taskvec.checkpoint import Checkpoint
-    from taskvec.difference import Difference
-    from taskvec.findings import Finding
-    from taskvec.inspection import Inspection
-    from taskvec.plan import Plan
-    from taskvec.planner import Control
+    from taskvec.compat.findings import Finding
+    from taskvec.lazy.vector import TaskVector
+    from taskvec.models.model import Checkpoint
+    from taskvec.plan.plan import Plan
+    from taskvec.plan.transfer import Control
     from taskvec.progress import Callback
-    from taskvec.report import Report
-    from taskvec.vector import TaskVector
-    from taskvec.verification import Verification
+    from taskvec.report.difference import Difference
+    from taskvec.report.inspect import Inspection
+    from taskvec.report.report import Report
+    from taskvec.report.verify import Verification
 
     Model = str | os.PathLike[str] | Checkpoint
 
@@ -45,10 +46,10 @@ def plan_transfer(
 
     Takes the arguments of :func:`transfer` but for the output folder.
     """
-    from taskvec import planner
-    from taskvec.checkpoint import open as open_checkpoint
+    from taskvec.plan import transfer as planning
+    from taskvec.resolve.open import open as open_checkpoint
 
-    return planner.plan_transfer(
+    return planning.plan_transfer(
         open_checkpoint(target),
         open_checkpoint(donor),
         open_checkpoint(reference),
@@ -135,8 +136,7 @@ def check(
     force: str | Iterable[str] = (),
 ) -> list[Finding]:
     """The findings of a transfer, errors first; nothing is raised for an error among them."""
-    from taskvec import planner
-    from taskvec.checkpoint import open as open_checkpoint
+    from taskvec.resolve.open import open as open_checkpoint
 
     step = Step(
         1.0,
@@ -145,7 +145,7 @@ def check(
         _selection(include, exclude, preset, layers),
     )
     force = (force,) if isinstance(force, str) else tuple(force)
-    return planner.findings(open_checkpoint(target), [step], force=force)
+    return findings(open_checkpoint(target), [step], force=force)
 
 
 def plan_extract(
@@ -160,8 +160,8 @@ def plan_extract(
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`extract` would do, from headers alone; takes its arguments but for ``out``."""
-    from taskvec.checkpoint import open as open_checkpoint
-    from taskvec.extraction import plan_extract
+    from taskvec.plan.extract import plan_extract
+    from taskvec.resolve.open import open as open_checkpoint
 
     return plan_extract(
         open_checkpoint(donor),
@@ -233,9 +233,9 @@ def plan_apply(
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`apply` would do, from headers alone; takes its arguments but for ``out``."""
-    from taskvec import planner
-    from taskvec.checkpoint import open as open_checkpoint
-    from taskvec.vector import TaskVector, load_vector
+    from taskvec.lazy.vector import TaskVector, load_vector
+    from taskvec.plan import transfer as planning
+    from taskvec.resolve.open import open as open_checkpoint
 
     if not vectors:
         raise RecipeError("no vector is given", "name at least one that `extract` or `save` wrote")
@@ -252,7 +252,7 @@ def plan_apply(
     selection = _selection(include, exclude, preset, layers)
     given = Settings.of(settings)
     force = [name for vector in opened for name in vector.force]
-    return planner.plan_steps(
+    return planning.plan_steps(
         open_checkpoint(target),
         [
             step._replace(weight=weight * step.weight, selection=both(step.selection, selection))
@@ -347,7 +347,7 @@ def diff(
     CompatibilityError
         They have nothing in common, or hold quantised weights.
     """
-    from taskvec.difference import diff
+    from taskvec.lazy.diff import diff
 
     selection = _selection(include, exclude, preset, layers)
     return diff(left, right, selection=selection, threads=threads, progress=progress)
@@ -355,7 +355,7 @@ def diff(
 
 def inspect(path: Model) -> Inspection:
     """What a checkpoint or a saved vector holds, from its headers alone."""
-    from taskvec.inspection import inspect
+    from taskvec.report.inspect import inspect
 
     return inspect(path)
 
@@ -364,7 +364,7 @@ def verify(
     path: str | os.PathLike[str], *, threads: int | None = None, progress: Callback | None = None
 ) -> Verification:
     """Compare every file of an output folder with the manifest's digest."""
-    from taskvec.verification import verify
+    from taskvec.report.verify import verify
 
     return verify(path, threads=threads, progress=progress)
 

@@ -9,55 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, get_args
 
+from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 
 Rounding = Literal["nearest", "stochastic"]
 
-# Safetensors name -> the name that PyTorch, and so config.json, has for it.
-TORCH_NAMES = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-FLOAT_DTYPES = frozenset(TORCH_NAMES)
-DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-_DTYPE_SYNONYMS = {
-    "fp16": "F16", "half": "F16", "fp32": "F32", "float": "F32", "fp64": "F64", "double": "F64",
-    "fp8_e4m3": "F8_E4M3", "float8_e4m3": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
-}  # fmt: skip
-_DTYPE_WORDS = {
-    **{name.lower(): name for name in TORCH_NAMES},
-    **{torch: name for name, torch in TORCH_NAMES.items()},
-    **_DTYPE_SYNONYMS,
-}
-
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
 _MAX_SEED = 2**64 - 1
 _MAX_SIZE = 2**63 - 1
-
-
-def parse_dtype(text: str) -> str:
-    """The safetensors name (``BF16``) of a float type written as PyTorch or safetensors write it.
-
-    Raises
-    ------
-    RecipeError
-        The word is no float type.
-    """
-    word = str(text).strip().lower().removeprefix("torch.")
-    if word in _DTYPE_WORDS:
-        return _DTYPE_WORDS[word]
-    near = difflib.get_close_matches(word, _DTYPE_WORDS, n=1)
-    raise RecipeError(
-        f"`{text}` is no float type",
-        f"did you mean `{near[0]}`?" if near else "choose one of bfloat16, float16, float32, float64",
-    )
 
 
 def parse_size(value: str | int) -> int:
@@ -225,3 +184,20 @@ class Settings:
                     f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
                 )
         return cls(**options)  # type: ignore[arg-type]
+
+
+def out_dtype(dtype: str, settings: Settings) -> str:
+    """The type in which a tensor of this type is written; only floats change theirs."""
+    return settings.out_dtype if settings.out_dtype and dtype in FLOAT_DTYPES else dtype
+
+
+def written(settings: Settings) -> dict[str, Any]:
+    """The settings that change what is written, without those that have their default."""
+    values = {
+        "out_dtype": settings.out_dtype,
+        "rounding": settings.rounding if settings.rounding != "nearest" else None,
+        "seed": settings.seed if settings.rounding == "stochastic" else None,
+        "max_shard_size": settings.max_shard_size,
+        "force": list(settings.force) or None,
+    }
+    return {name: value for name, value in values.items() if value is not None}

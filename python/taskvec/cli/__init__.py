@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, fail
+from taskvec.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, fail
 
 # verb -> the line that `taskvec --help` shows; kept here so that help imports no verb
 SECTIONS: dict[str, dict[str, str]] = {
@@ -98,7 +98,7 @@ class Group(click.Group):
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from .._core import __version__
+        from taskvec._core import __version__
 
         click.echo(f"taskvec {__version__}")
         ctx.exit()
@@ -198,7 +198,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _is_failed_check(error: Exception) -> bool:
-    from ..errors import CompatibilityError, NonFiniteError, VerificationError
+    from taskvec.errors import CompatibilityError, NonFiniteError, VerificationError
 
     return isinstance(error, (CompatibilityError, NonFiniteError, VerificationError))
 

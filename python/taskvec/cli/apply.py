@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from .job import braced, execute, plan_options
-from .options import (
+from taskvec.cli.console import Console
+from taskvec.cli.options import (
     alpha_option,
     control_option,
     layer_scale_option,
@@ -17,7 +17,7 @@ from .options import (
     talk_options,
     verb,
 )
-from .output import Console
+from taskvec.cli.run import braced, execute, plan_options
 
 EXAMPLES = """
 One vector, one strength:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import option, talk_options, verb
-from .output import Console, Page, amount, plural, printable, size
+from taskvec.cli.console import Console, Page
+from taskvec.cli.options import option, talk_options, verb
+from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:
-    from taskvec.bench import BenchResult, Measure
+    from taskvec.selftest.bench import BenchResult, Measure
 
 EXAMPLES = """
 Three checkpoints of 0.5 B parameters, made in memory:
@@ -69,7 +70,7 @@ def command(console: Console, scale: Any, record: str | None, **options: Any) ->
     The floor reads the same files and writes one of them, with no arithmetic. Rounds of both are interleaved,
     the first is discarded, and medians are printed.
     """
-    from taskvec.bench import bench
+    from taskvec.selftest.bench import bench
 
     result = bench(size=scale, progress=console.step, **options)
     path = result.record(record) if record is not None else None

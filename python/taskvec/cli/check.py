@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from .job import findings_record, findings_summary
-from .options import force_option, selection_options, talk_options, verb
-from .output import EXIT_FAILED, Console
+from taskvec.cli.console import EXIT_FAILED, Console
+from taskvec.cli.options import force_option, selection_options, talk_options, verb
+from taskvec.cli.run import findings_record, findings_summary
 
 EXAMPLES = """
 Target, donor and reference, in this order:

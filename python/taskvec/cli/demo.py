@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .job import findings_summary, write_survival
-from .options import option, talk_options, verb
-from .output import EXIT_FAILED, Console, Page, UsageError, amount, duration, plural, printable, size
+from taskvec.cli.console import EXIT_FAILED, Console, Page, UsageError
+from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.run import findings_summary, write_survival
+from taskvec.text import amount, duration, plural, printable, size
 
 if TYPE_CHECKING:
-    from taskvec.demo import DemoResult
+    from taskvec.selftest.demo import DemoResult
 
 EXAMPLES = """
 See the whole job run, in a temporary folder:
@@ -70,14 +71,14 @@ def command(console: Console, folder: str | None, paper: bool, **options: Any) -
     for name in idle:
         del options[name]
     if paper:
-        from .paper import run_paper
+        from taskvec.cli.paper import run_paper
 
         if options["seed"] is not None and options["pretrained"] is not None:
             raise UsageError(
                 "`--seed` goes with training", "leave it out: the archive's models have their own"
             )
         return run_paper(console, folder, **options)
-    from taskvec.demo import demo
+    from taskvec.selftest.demo import demo
 
     result = demo(folder, progress=console.step, **options)
     page = console.data()

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import option, selection_options, talk_options, threads_option, verb
-from .output import Console, Page, amount, percent, plural, printable
+from taskvec.cli.console import Console, Page
+from taskvec.cli.options import option, selection_options, talk_options, threads_option, verb
+from taskvec.text import amount, percent, plural, printable
 
 if TYPE_CHECKING:
-    from taskvec.comparison import Pair
-    from taskvec.difference import Difference
+    from taskvec.report.difference import Difference, Pair
 
 EXAMPLES = """
 What did GRPO change, and where?
@@ -65,7 +65,7 @@ def command(
     from taskvec.api import diff
 
     if png is not None:
-        from taskvec.heatmap import require_matplotlib
+        from taskvec.report.heatmap import require_matplotlib
 
         require_matplotlib()  # before the work, not after it
     with console.progress() as progress:
@@ -73,7 +73,7 @@ def command(
     page = console.data()
     write_result(page, result, every_tensor or console.verbose)
     if html is not None or png is not None:
-        from taskvec import heatmap
+        from taskvec.report import heatmap
 
         if html is not None:
             heatmap.write_html(result, html)

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from .evaluation import backend_options, count_or_share, show, task_options, watching
-from .options import option, talk_options, verb
-from .output import Console
+from taskvec.cli.console import Console
+from taskvec.cli.eval_options import backend_options, count_or_share, show, task_options, watching
+from taskvec.cli.options import option, talk_options, verb
 
 KINDS = ("baseline", "vector", "random", "permuted", "donor", "reference", "sft")
 
@@ -49,9 +49,9 @@ def command(console: Console, model: str, **options: Any) -> int:
     under the same settings is not run again; an interrupted one goes on where it stopped. A second model in
     the same OUT is compared with the first, document by document.
     """
-    from taskvec.evaluation.harness import arm_stem, require_extra
+    from taskvec.evaluation.backend.evaluate import arm_stem, require_extra
     from taskvec.evaluation.settings import PAPER_TASKS, Settings
-    from taskvec.evaluation.solo import evaluate_model
+    from taskvec.evaluation.sweep.single import evaluate_model
 
     require_extra()
     out = Path(options["out"] or f"eval-{options['name'] or arm_stem(model)}")

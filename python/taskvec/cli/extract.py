@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from .job import execute, plan_options
-from .options import (
+from taskvec.cli.console import Console
+from taskvec.cli.options import (
     force_option,
     option,
     out_option,
@@ -17,7 +17,7 @@ from .options import (
     threads_option,
     verb,
 )
-from .output import Console
+from taskvec.cli.run import execute, plan_options
 
 EXAMPLES = """
 What GRPO taught, as a folder of its own, without loss:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .job import write_vector
-from .options import option, talk_options, verb
-from .output import Console, Page, amount, plural, printable, size
+from taskvec.cli.console import Console, Page
+from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.run import write_vector
+from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:
-    from taskvec.inspection import Inspection
+    from taskvec.report.inspect import Inspection
 
 EXAMPLES = """
 A local folder, or one on the hub (headers and small files alone are fetched):

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from .job import execute, settings_of
-from .options import option, run_options, talk_options, verb
-from .output import Console, printable
+from taskvec.cli.console import Console
+from taskvec.cli.options import option, run_options, talk_options, verb
+from taskvec.cli.run import execute, settings_of
+from taskvec.text import printable
 
 EXAMPLES = """
 Run a recipe, mergekit's or your own:
@@ -45,7 +46,7 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
     line. Several documents with `name:` build on each other and are run in order; their results are removed
     at the end. What the recipe says of output type, rounding and seed goes before the options here.
     """
-    from taskvec.recipe_run import open_recipe
+    from taskvec.lazy.recipe import open_recipe
 
     merge = open_recipe(recipe, overrides=overrides, **settings_of(options))
     console.findings(merge.file.remarks)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .output import Console
+from taskvec.cli.console import Console
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,8 +79,6 @@ def together(*decorators: Callable[[Function], Function]) -> Callable[[Function]
 
 
 # --- values
-
-
 class Alphas(click.ParamType):
     """Numbers separated by commas; the option may also be given several times."""
 
@@ -113,8 +111,8 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        from ..errors import Error
-        from ..settings import parse_size
+        from taskvec.errors import Error
+        from taskvec.settings import parse_size
 
         try:
             return parse_size(str(value))
@@ -135,8 +133,6 @@ def split_names(_ctx: click.Context, _param: click.Parameter, values: Sequence[s
 
 
 # --- the options
-
-
 def alpha_option(help_text: str) -> Callable[[Function], Function]:
     """``--alpha``: one number or several."""
     return option(

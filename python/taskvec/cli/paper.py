@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .evaluation import show_conclusions, show_warnings, watching
-from .output import Console, Page, duration, printable
+from taskvec.cli.console import Console, Page
+from taskvec.cli.eval_options import show_conclusions, show_warnings, watching
+from taskvec.text import duration, printable
 
 if TYPE_CHECKING:
     from taskvec.evaluation.miniature.demo import Miniature
     from taskvec.evaluation.record import ArmRecord
-    from taskvec.evaluation.report import Report
+    from taskvec.evaluation.report.report import Report
 
 FOLDER = "taskvec-paper"
 MOST_JOBS = 4  # more processes wait for each other: the arms come in three portions
@@ -73,7 +74,7 @@ def write_result(page: Page, made: Miniature) -> None:
 
 def _table(page: Page, report: Report) -> None:
     """Arms down, the plain and the perturbed problems across."""
-    from taskvec.evaluation.words import arm_label, difference, metric_unit, number, p_value
+    from taskvec.evaluation.report.labels import arm_label, difference, metric_unit, number, p_value
 
     (task,) = report.tasks
     scale, unit = metric_unit(report, task)

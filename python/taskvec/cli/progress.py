@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .output import duration, size
+from taskvec.text import duration, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

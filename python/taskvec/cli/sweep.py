@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from .evaluation import backend_options, count_or_share, show, task_options, watching
-from .options import Size, alpha_option, option, selection_options, split_names, talk_options, verb
-from .output import Console
+from taskvec.cli.console import Console
+from taskvec.cli.eval_options import backend_options, count_or_share, show, task_options, watching
+from taskvec.cli.options import Size, alpha_option, option, selection_options, split_names, talk_options, verb
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -71,9 +71,9 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     is a sweep file (YAML) or the name of one that ships with taskvec; options go before what it says. The
     same command goes on after an interruption.
     """
+    from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
-    from taskvec.evaluation.harness import require_extra
-    from taskvec.evaluation.sweep import run_sweep
+    from taskvec.evaluation.sweep.sweep import run_sweep
 
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
@@ -150,7 +150,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(console: Console, experiment: Any) -> int:
-    from taskvec.evaluation.sweep import planned_arms
+    from taskvec.evaluation.sweep.sweep import planned_arms
 
     arms = planned_arms(experiment)
     page = console.data()

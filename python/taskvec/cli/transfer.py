@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .job import braced, execute, plan_options
-from .options import (
+from taskvec.cli.console import Console
+from taskvec.cli.options import (
     alpha_option,
     control_option,
     layer_scale_option,
@@ -16,7 +16,7 @@ from .options import (
     talk_options,
     verb,
 )
-from .output import Console
+from taskvec.cli.run import braced, execute, plan_options
 
 EXAMPLES = """
 Add the reasoning that GRPO taught one model to another:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from .options import option, talk_options, verb
-from .output import EXIT_FAILED, Console, Page, duration, plural, printable, size
+from taskvec.cli.console import EXIT_FAILED, Console, Page
+from taskvec.cli.options import option, talk_options, verb
+from taskvec.text import duration, plural, printable, size
 
 EXAMPLES = """
 Is the output what was written?

@@ -14,29 +14,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arms import Arm
-    from .experiment import Experiment, load_experiment
-    from .harness import evaluate
-    from .record import ArmRecord, read_record
-    from .report import Report, build_report, write_report
-    from .settings import Settings, paper_settings
-    from .solo import evaluate_model
-    from .sweep import run_sweep
+    from taskvec.evaluation.arms import Arm
+    from taskvec.evaluation.backend.evaluate import evaluate
+    from taskvec.evaluation.experiment import Experiment, load_experiment
+    from taskvec.evaluation.record import ArmRecord, read_record
+    from taskvec.evaluation.report.report import Report, build_report
+    from taskvec.evaluation.report.write import write_report
+    from taskvec.evaluation.settings import Settings, paper_settings
+    from taskvec.evaluation.sweep.single import evaluate_model
+    from taskvec.evaluation.sweep.sweep import run_sweep
 
 _HOMES = {
     "Arm": "arms",
     "ArmRecord": "record",
     "Experiment": "experiment",
-    "Report": "report",
+    "Report": "report.report",
     "Settings": "settings",
-    "build_report": "report",
-    "evaluate": "harness",
-    "evaluate_model": "solo",
+    "build_report": "report.report",
+    "evaluate": "backend.evaluate",
+    "evaluate_model": "sweep.single",
     "load_experiment": "experiment",
     "paper_settings": "settings",
     "read_record": "record",
-    "run_sweep": "sweep",
-    "write_report": "report",
+    "run_sweep": "sweep.sweep",
+    "write_report": "report.write",
 }
 
 __all__ = [

@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.recipe_document import Document, nearest
-from taskvec.recipe_yaml import read
+from taskvec.evaluation.settings import PAPER_TASKS, PERTURBATIONS, THINK, Backend, Settings
+from taskvec.recipe.document import Document
+from taskvec.recipe.parse import read
 from taskvec.settings import parse_alphas
-
-from .settings import PAPER_TASKS, PERTURBATIONS, THINK, Backend, Settings
+from taskvec.text import nearest
 
 SUFFIXES = (".yaml", ".yml")
 

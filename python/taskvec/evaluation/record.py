@@ -6,6 +6,7 @@ complete or was damaged later; a damaged one is an error that says so, never hal
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,8 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from taskvec.errors import EvaluationError
-
-from .arms import Arm, Kind
+from taskvec.evaluation.arms import Arm, Kind
 
 SCHEMA = 1
 
@@ -267,3 +267,32 @@ def setting_differences(one: ArmRecord, other: ArmRecord) -> list[str]:
             if getattr(here, field) != getattr(there, field)
         ]
     return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Merged:
+    """One merged model, and what the engine measured while it wrote it.
+
+    Attributes
+    ----------
+    folder : str
+        Where it lies.
+    survival : dict, optional
+        The engine's figures for the whole model; see `taskvec.Survival`.
+    norms : dict of str to float
+        L2 norm of the vector itself, per tensor.
+    findings : list of dict
+        Compatibility findings of the merge.
+    command : str
+        The command line that makes the same weights.
+    """
+
+    folder: str
+    survival: dict[str, Any] | None
+    norms: dict[str, float]
+    findings: list[dict[str, Any]]
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return finite(asdict(self))

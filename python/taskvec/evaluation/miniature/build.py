@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file
 
 from taskvec.errors import Error, FormatError, NotFoundError, OutputError
-from taskvec.evaluation.locking import locked
 from taskvec.evaluation.miniature import data, grpo, model, tokenizer
 from taskvec.evaluation.miniature.training import Progress, Stage, train
 from taskvec.evaluation.record import write_whole
-from taskvec.evaluation.workers import end_with_parent, start_undisturbed
+from taskvec.evaluation.sweep.scratch import locked
+from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 
 Role = Literal["base", "target", "reference", "donor"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskvec.evaluation.experiment import Evaluation, Experiment
-from taskvec.evaluation.sweep import run_sweep
+from taskvec.evaluation.sweep.sweep import run_sweep
 
 if TYPE_CHECKING:
-    from taskvec.evaluation.events import Event
     from taskvec.evaluation.miniature.build import MiniatureModels
-    from taskvec.evaluation.report import Report
+    from taskvec.evaluation.report.report import Report
+    from taskvec.evaluation.sweep.events import Event
 
 ALPHAS = (-1.0, 0.0, 0.5, 1.0, 1.5)
 PERTURBATIONS = ("typo", "distractor", "order")
@@ -82,7 +82,7 @@ def run(
     taskvec.Error
         The extra ``eval`` is missing, the folder belongs to another seed, the archive is none.
     """
-    from taskvec.evaluation.harness import require_extra
+    from taskvec.evaluation.backend.evaluate import require_extra
 
     require_extra()
     from taskvec.evaluation.miniature import build

@@ -1,0 +1,248 @@
+"""What the commands that write weights print: the plan before, the outcome after."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from taskvec.cli.console import Console, Page, finding_record
+from taskvec.text import amount, duration, percent, plural, printable, size
+
+if TYPE_CHECKING:
+    from taskvec.plan.plan import Plan
+    from taskvec.report.report import Output, Report, Survival
+
+SETTINGS = (
+    "out_dtype", "rounding", "seed", "threads", "max_memory", "max_shard_size", "force", "overwrite",
+    "resume", "rehash",
+)  # fmt: skip
+"""The options that a command passes on to the library as they are."""
+
+ENCODINGS = {
+    "dense": "dense",
+    "mask": "as mask and values",
+    "index": "as indices and values",
+    "zero": "left out (zero)",
+}
+
+
+def settings_of(options: Mapping[str, Any]) -> Any:
+    """The settings among a command's options."""
+    return {name: options[name] for name in SETTINGS if name in options}
+
+
+def plan_options(options: Mapping[str, Any]) -> Any:
+    """The options of a command that its plan function takes too."""
+    return {name: value for name, value in options.items() if name != "dry_run"}
+
+
+def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping[str, Any]) -> Report | None:
+    """Print the plan, run it unless ``--dry-run`` is given, print the outcome."""
+    threads = options["threads"]
+    if options["dry_run"]:
+        page = console.data()
+        write_plan(page, plan, title, out, threads)
+        console.findings(plan.findings, page)
+        page.line()
+        page.fact("dry run", "nothing was written")
+        console.show(page)
+        facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": _free(out)}
+        console.emit({"dry_run": True, "out": os.path.abspath(out), "plan": facts})
+        return None
+    page = console.talk()
+    write_plan(page, plan, title, out, threads)
+    console.say(page)
+    console.findings(plan.findings)
+    from taskvec.settings import Settings
+
+    with console.progress() as progress:
+        report = plan.run(out, settings=Settings.of(settings_of(options)), progress=progress)
+    page = console.talk()
+    write_outcome(page, report, verbose=console.verbose)
+    console.say(page)
+    known = set(plan.findings)
+    console.findings(finding for finding in report.findings if finding not in known)
+    console.show("\n".join(printable(output.folder) for output in report.outputs))
+    console.emit({"dry_run": False, "out": os.path.abspath(out), **report_record(report)})
+    return report
+
+
+def report_record(report: Report) -> dict[str, Any]:
+    """A run's report as the body of a JSON object."""
+    return {key: value for key, value in report.to_dict().items() if key != "schema"}
+
+
+def braced(alphas: Sequence[float]) -> str:
+    """One alpha as it is, several in braces."""
+    from taskvec.settings import format_alpha
+
+    words = ", ".join(map(format_alpha, alphas))
+    return words if len(alphas) == 1 else f"{{{words}}}"
+
+
+def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None) -> None:
+    """The plan in a few lines: what is read, what is computed, what is written where."""
+    page.line(page.paint(title, bold=True))
+    for source in plan.sources:
+        at = f" at {source.revision[:12]}" if source.revision else ""
+        fetch = f", {size(source.download)} to download" if source.download else ""
+        page.fact(source.role, f"{printable(source.spec)}{at} ({size(source.bytes_in)}{fetch})")
+    room = _room(out, plan.bytes_out)
+    if plan.kind == "vector":
+        page.fact("tensors", f"{plan.merged:,}")
+        page.fact("disk", f"reads {size(plan.bytes_in)}, writes about {size(plan.bytes_out)} if dense{room}")
+    else:
+        copied = f", {plan.copied:,} copied as they are" if plan.copied else ""
+        page.fact("tensors", f"{plan.merged:,} merged{copied}; {amount(plan.parameters)} parameters")
+        files = plural(len(plan.shards), "file")
+        where = f"in {files}" if len(plan.outputs) == 1 else f"in {len(plan.outputs)} outputs of {files}"
+        page.fact("disk", f"reads {size(plan.bytes_in)}, writes {size(plan.bytes_out)} {where}{room}")
+    page.fact("memory", f"{size(plan.memory(threads))} at most")
+    if plan.config:
+        page.fact("config", ", ".join(f"{key} = {json.dumps(value)}" for key, value in plan.config.items()))
+
+
+def _free(out: str) -> int | None:
+    from taskvec.host import free_space
+
+    try:
+        return free_space(out)
+    except OSError:
+        return None
+
+
+def _room(out: str, need: int) -> str:
+    free = _free(out)
+    if free is None:
+        return ""
+    return f"; {size(free)} free" + (" (too little)" if free < need else "")
+
+
+def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
+    """What was written, how fast, and what is left of the step."""
+    page.line()
+    outputs = report.outputs
+    total = sum(shard.size for output in outputs for shard in output.shards)
+    files = plural(sum(len(output.shards) for output in outputs), "file")
+    folder = outputs[0].folder if len(outputs) == 1 else os.path.dirname(outputs[0].folder)
+    resumed = f", {report.resumed_shards} of them by an earlier run" if report.resumed_shards else ""
+    page.fact("written", f"{printable(folder)} ({size(total)} in {files}{resumed})", fg="green", bold=True)
+    page.fact(
+        "speed",
+        f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
+        f"{plural(report.threads, 'thread')} ({report.cpu_level})",
+    )
+    measured = [output for output in outputs if output.survival is not None]
+    if len(measured) == 1 and measured[0].survival is not None:
+        write_survival(page, measured[0].survival)
+    elif measured:
+        write_survival_table(page, measured)
+    if report.vector is not None:
+        write_vector(page, report.vector, verbose=verbose)
+    if verbose:
+        for output in measured:
+            write_tensors(page, output)
+
+
+def write_survival(page: Page, survival: Survival) -> None:
+    """What became of the step, in one or two lines."""
+    for label, words in zip(("survival", ""), survival_words(survival), strict=False):
+        page.fact(label, words)
+
+
+def survival_words(survival: Survival) -> list[str]:
+    """What became of the step: what is left of it, and how close it is to the step asked for."""
+    changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements"
+    if not survival.step_norm:
+        return ["the step is zero: the merged tensors are the target's"]
+    if not survival.relative_error:
+        return [f"complete: {changed} change, each exactly as asked"]
+    lost = percent(survival.rounded_away_share)
+    error = percent(survival.relative_error)
+    return [
+        f"{changed} change; {lost} of these were rounded away",
+        f"step taken against step asked for: error {error}, cosine {_figure(survival.cosine)}",
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False) -> None:
+    """What a saved vector holds, and how it is stored."""
+    tensors = vector["tensors"]
+    share = percent(vector["changed"] / vector["elements"]) if vector["elements"] else "none"
+    page.fact(
+        "vector", f"{share} of {amount(vector['elements'])} elements changed, norm {vector['norm']:.4g}"
+    )
+    count = Counter(row["encoding"] for row in tensors.values())
+    page.fact(
+        "stored", ", ".join(f"{plural(many, 'tensor')} {ENCODINGS[how]}" for how, many in count.most_common())
+    )
+    if verbose:
+        page.line()
+        rows = (
+            (printable(name), row["encoding"], row["dtype"] or "-", f"{row['changed']:,}", size(row["bytes"]))
+            for name, row in tensors.items()
+        )
+        page.table(("tensor", "stored", "type", "changed", "size"), rows, right=(3, 4))
+
+
+def write_survival_table(page: Page, outputs: Sequence[Output]) -> None:
+    """One line for each alpha."""
+    from taskvec.settings import format_alpha
+
+    page.line()
+    rows = []
+    for output in outputs:
+        survival = output.survival
+        if survival is None:
+            continue
+        rows.append(
+            (
+                os.path.basename(output.folder) if output.alpha is None else format_alpha(output.alpha),
+                percent(survival.changed_share),
+                percent(survival.rounded_away_share) if survival.step_norm else "-",
+                _figure(survival.cosine) if survival.cosine is not None else "-",
+                percent(survival.relative_error) if survival.relative_error is not None else "-",
+            )
+        )
+    header = ("alpha", "changed", "rounded away", "cosine", "error")
+    page.table(header, rows, right=range(5))
+
+
+def write_tensors(page: Page, output: Output) -> None:
+    """Survival tensor by tensor, for ``--verbose``."""
+    page.line()
+    page.table(
+        ("tensor", "changed", "rounded away", "cosine", "step / target"),
+        (
+            (
+                printable(name),
+                percent(row.changed_share),
+                percent(row.rounded_away_share),
+                "" if row.cosine is None else f"{row.cosine:.4f}",
+                f"{row.step_norm / row.target_norm:.1e}" if row.step_norm and row.target_norm else "",
+            )
+            for name, row in output.tensors.items()
+        ),
+        right=range(1, 5),
+    )
+
+
+def findings_summary(findings: Iterable[Any]) -> str:
+    """How many findings there are of each level."""
+    counts = {"error": 0, "warning": 0, "note": 0}
+    for finding in findings:
+        counts[finding.level] = counts.get(finding.level, 0) + 1
+    said = [plural(count, level) for level, count in counts.items() if count]
+    return ", ".join(said) if said else "no findings"
+
+
+def findings_record(findings: Iterable[Any]) -> list[dict[str, Any]]:
+    """Findings as JSON."""
+    return [finding_record(finding) for finding in findings]

@@ -1,0 +1,209 @@
+"""Findings: what a compatibility check can say, how serious it is, and what forcing it means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from taskvec.errors import CompatibilityError, RecipeError
+from taskvec.text import listed
+
+Level = Literal["error", "warning", "note"]
+
+_RANK: dict[Level, int] = {"error": 0, "warning": 1, "note": 2}
+
+
+class Kind(NamedTuple):
+    """A sort of finding: its level, what it means, and what ``--force`` does (``None``: it cannot be
+    forced)."""
+
+    level: Level
+    meaning: str
+    forced: str | None = None
+
+
+_COPIED = "the target's bytes are kept for these tensors"
+_TARGETS = "the target's is kept"
+
+FINDINGS: dict[str, Kind] = {
+    # The models as a whole
+    "quantised": Kind("error", "selected tensors are stored quantised and are no plain numbers"),
+    "quantised-copied": Kind("note", "quantised tensors lie outside the selection and are copied"),
+    "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
+    "architecture": Kind(
+        "error", "the models are of different families", "tensors of equal names are combined all the same"
+    ),
+    "architecture-class": Kind("warning", "the same family with another class or head"),
+    "config-missing": Kind("warning", "a model has no config.json, so its function cannot be compared"),
+    "config-function": Kind("error", "a config key that changes the function differs", _TARGETS),
+    "config-context": Kind("warning", "the context length or the attention window differs"),
+    "config-other": Kind("note", "config keys differ that are not known to change the function"),
+    # Tensors
+    "tensor-missing": Kind("error", "selected tensors of the target are not in another model", _COPIED),
+    "tensor-unused": Kind("warning", "tensors of another model have no counterpart in the target"),
+    "shape": Kind("error", "tensors of equal names have different shapes", _COPIED),
+    "vocabulary-rows": Kind(
+        "error", "embeddings or heads have different numbers of rows", "the target's bytes are kept for them"
+    ),
+    "dtype": Kind("note", "the models are stored in different float types"),
+    "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
+    "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),
+    "non-float-differs": Kind("warning", "an integer or boolean tensor differs between the models"),
+    "tied-head": Kind("warning", "some models tie the output head to the embedding and others do not"),
+    "nothing-selected": Kind("error", "no tensor would be changed"),
+    "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
+    "files-left": Kind("note", "files of the target do not come along to the output"),
+    # Tokenizer
+    "tokenizer-missing": Kind(
+        "warning", "a model has no tokenizer.json, so its vocabulary cannot be compared"
+    ),
+    "tokenizer-vocabulary": Kind("error", "a token has another id", "rows are combined by their number"),
+    "tokenizer-merges": Kind(
+        "error", "the same text is cut into other tokens", "the target's tokenizer is kept"
+    ),
+    "tokenizer-pipeline": Kind("warning", "normaliser, pre-tokenizer or the like differ"),
+    "added-tokens": Kind(
+        "error", "an id stands for different added tokens", "rows are combined by their number"
+    ),
+    "added-tokens-extra": Kind("warning", "a model has added tokens that another has not"),
+    "special-tokens": Kind("warning", "begin or end tokens differ"),
+    "tokenizer-settings": Kind("note", "other settings of the tokenizer differ"),
+    "chat-template": Kind("note", "the chat templates differ; the target's is kept"),
+    # Lineage, from a sample of the weights
+    "lineage": Kind("note", "how far the models are from each other"),
+    "zero-vector": Kind("warning", "donor and reference are the same: the vector is zero"),
+    "swapped-roles": Kind("warning", "two of the models look exchanged"),
+    "unrelated-reference": Kind("warning", "the reference is as far from the donor as an unrelated model"),
+    "unrelated-target": Kind("warning", "the target shares no ancestor with donor and reference"),
+    # The recipe
+    "recipe-ignored": Kind("warning", "a value of the recipe has no effect"),
+    "recipe-layers": Kind("warning", "config.json cannot describe the new order of layers"),
+    "recipe-modules": Kind("note", "tensors are in no module of the recipe and are copied"),
+    "recipe-unused": Kind("warning", "a document of the recipe is used by no other"),
+    # From the engine, while it runs
+    "non-finite": Kind(
+        "error", "NaN or infinity in an input or in the output", "they are written and counted"
+    ),
+    "rounded-away": Kind("warning", "more than 5 % of the elements that were to change did not"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a compatibility check.
+
+    Attributes
+    ----------
+    level : {"error", "warning", "note"}
+        An error stops a run, unless it is forced.
+    id : str
+        Which sort; a key of ``FINDINGS``, and what ``--force`` takes.
+    subject : str
+        What it is about: roles of models, a config key, tensors.
+    expected, found : str
+        What the target (or base) has, and what the others have.
+    fix : str
+        The way out.
+    """
+
+    level: Level
+    id: str
+    subject: str
+    expected: str
+    found: str
+    fix: str = ""
+
+    @property
+    def message(self) -> str:
+        """Subject, found and expected as one sentence."""
+        expected = f", expected {self.expected}" if self.expected else ""
+        return f"{self.subject}: {self.found}{expected}"
+
+    def __str__(self) -> str:
+        return f"{self.level}[{self.id}]: {self.message}"
+
+
+def finding(
+    id: str,  # noqa: A002
+    subject: str,
+    expected: str,
+    found: str,
+    fix: str = "",
+    level: Level | None = None,
+) -> Finding:
+    """Make a finding of a known sort, at its level unless another one is given."""
+    return Finding(level or FINDINGS[id].level, id, subject, expected, found, fix)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then warnings, then notes; otherwise as they came."""
+    return sorted(findings, key=lambda each: _RANK[each.level])
+
+
+def check_names(force: Iterable[str]) -> frozenset[str]:
+    """The identifiers to force, as a set.
+
+    Raises
+    ------
+    RecipeError
+        One of them is unknown, or cannot be forced.
+    """
+    names = frozenset(force)
+    for name in sorted(names):
+        kind = FINDINGS.get(name)
+        if kind is None:
+            near = difflib.get_close_matches(name, FINDINGS, n=1)
+            known = ", ".join(known for known, kind in FINDINGS.items() if kind.forced)
+            hint = f"did you mean `{near[0]}`?" if near else f"what can be forced: {known}"
+            raise RecipeError(f"there is no finding `{name}` to force", hint)
+        if kind.level == "error" and kind.forced is None:
+            raise RecipeError(
+                f"finding `{name}` cannot be forced: {kind.meaning}", "follow the hint of the finding"
+            )
+    return names
+
+
+def forced(findings: Iterable[Finding], force: Iterable[str]) -> list[Finding]:
+    """The findings, those named in `force` downgraded to warnings that say what is done about them."""
+    names = check_names(force)
+    result = []
+    for each in findings:
+        if each.level == "error" and each.id in names:
+            each = replace(each, level="warning", fix=f"forced: {FINDINGS[each.id].forced}")
+        result.append(each)
+    return in_order(result)
+
+
+def enforce(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Finding]:
+    """Downgrade the findings named in `force`, and stop if an error remains.
+
+    Returns
+    -------
+    list of Finding
+        All of them, errors that were forced now as warnings.
+
+    Raises
+    ------
+    CompatibilityError
+        An error remains; ``findings`` has all of them.
+    RecipeError
+        `force` names a finding that does not exist or cannot be forced.
+    """
+    result = forced(findings, force)
+    errors = [each for each in result if each.level == "error"]
+    if not errors:
+        return result
+    names = list(dict.fromkeys(each.id for each in errors))
+    possible = [name for name in names if FINDINGS[name].forced]
+    if len(errors) == 1:
+        message, hint = errors[0].message, errors[0].fix
+    else:
+        message, hint = f"{len(errors)} findings are errors: {listed(names)}", "see each finding for its fix"
+    if possible:
+        options = " ".join(f"--force {name}" for name in possible)
+        hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
+    error = CompatibilityError(message, hint)
+    error.findings = tuple(result)
+    raise error

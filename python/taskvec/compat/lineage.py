@@ -1,0 +1,238 @@
+"""Who descends from whom: distances between three models, from a sample of their weights.
+
+A vector carries what a fine-tune learned only if the reference is what the donor was trained from. The
+config cannot say so, the weights can: fine-tunes of one ancestor differ by per cents, unrelated models by
+more than their own norm.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections.abc import Sequence
+from operator import mul, sub
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskvec.compat.counterparts import counterparts
+from taskvec.compat.findings import Finding, finding
+from taskvec.compat.tied_heads import tie_decision
+from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.text import listed, roles
+
+if TYPE_CHECKING:
+    from taskvec.models.model import Checkpoint
+
+# Tensors spread evenly over the model, and blocks spread evenly over each: about 50 kB of bf16 per model,
+# which is read in a few milliseconds, and enough elements to see the sparse step of an RL run.
+TENSORS = 24
+BLOCKS = 2
+ELEMENTS = 512
+# Where the sample shows no difference at all, this many elements per tensor are looked at before saying so.
+MORE_ELEMENTS = 1 << 16
+
+# Two independent tensors of equal norm are sqrt(2) apart; a fine-tune is below 0.1 from its parent, RL
+# below 0.01. 0.7 is a correlation of three quarters: too low for a descendant.
+UNRELATED = 0.7
+# Fine-tunes of one ancestor are about equally far from each other. A model that is this many times nearer
+# to a third one than to its supposed partner was probably given in the wrong place.
+SWAPPED = 4.0
+
+# Integer and boolean tensors (position numbers, masks) are small; only such are read for comparison.
+SMALL_TENSOR = 1 << 20
+SMALL_TENSORS = 64
+
+
+class Distances(NamedTuple):
+    """Root mean square over the sampled tensors of ‖a − b‖ / ‖reference‖."""
+
+    donor_reference: float
+    target_reference: float
+    donor_target: float
+    tensors: int
+    elements: int
+
+    def __str__(self) -> str:
+        return (
+            f"‖donor − reference‖ = {self.donor_reference:.2g}, "
+            f"‖target − reference‖ = {self.target_reference:.2g}, "
+            f"‖donor − target‖ = {self.donor_target:.2g} of ‖reference‖, from {self.tensors} tensors"
+        )
+
+
+def lineage(target: Checkpoint, donor: Checkpoint, reference: Checkpoint) -> list[Finding]:
+    """Say whether the three models look like target, donor and reference of one transfer.
+
+    Reads some tens of kilobytes of each model; call it when the headers are found to fit. Non-finite
+    elements are left out.
+
+    Returns
+    -------
+    list of Finding
+        Warnings with the numbers, or a note with them. Empty for models of which only the headers are here,
+        and for a donor that is the reference, which the headers have shown.
+    """
+    if target.path is None or donor.path is None or reference.path is None or same_files(donor, reference):
+        return []
+    findings = _non_float(target, [("donor", donor), ("reference", reference)])
+    distances = measure(target, donor, reference)
+    if distances is not None:
+        findings += _judge(distances)
+    return findings
+
+
+def same_files(one: Checkpoint, other: Checkpoint) -> str | None:
+    """What two checkpoints are, in words, where they are the same files."""
+    if one.repository and (one.repository, one.revision) == (other.repository, other.revision):
+        return f"`{one.repository}` at `{one.revision}`"
+    if one.path is None or other.path is None or one.file_sizes.keys() != other.file_sizes.keys():
+        return None
+    if all((one.path / file).samefile(other.path / file) for file in one.file_sizes):
+        return f"`{one.path}`"
+    return None
+
+
+def measure(target: Checkpoint, donor: Checkpoint, reference: Checkpoint) -> Distances | None:
+    """Distances of the three models; ``None`` where no tensor can be compared."""
+    others = [("donor", donor), ("reference", reference)]
+    tie = tie_decision(target, others)
+    # Vectors (norms, biases) are too small to tell; they are taken where there is nothing else.
+    wide = [info.name for info in target.tensors.values() if len(info.shape) > 1 and info.nbytes > 8]
+    everything = [info.name for info in target.tensors.values() if info.nbytes]
+    # Of a hundred thousand tensors, a few hundred are looked through first: mostly all have counterparts.
+    for candidates in (_spread(wide, 16 * TENSORS), wide, everything):
+        pairs = counterparts(target, others, candidates, tie)
+        if pairs:
+            break
+    else:
+        return None
+    chosen = _spread(list(pairs), TENSORS)
+    models = [target, donor, reference]
+    stored = [(name, *pairs[name]) for name in chosen]
+    distances = _distances(models, stored, BLOCKS, ELEMENTS)
+    if distances is not None and distances.donor_reference == 0:
+        equal = _equal_elements(donor, reference, stored)
+        distances = (
+            distances._replace(elements=equal) if equal else _distances(models, stored, 1, MORE_ELEMENTS)
+        )
+    return distances
+
+
+def _spread(names: list[str], most: int) -> list[str]:
+    """At most so many of the names, evenly spread."""
+    return names if len(names) <= most else [names[i * len(names) // most] for i in range(most)]
+
+
+def _equal_elements(donor: Checkpoint, reference: Checkpoint, stored: Sequence[tuple[str, ...]]) -> int:
+    """How many elements in a larger sample of donor and reference are all equal; 0 if one differs."""
+    total = 0
+    for _, theirs, others in stored:
+        count = min(MORE_ELEMENTS, _count(donor, theirs))
+        start = (_count(donor, theirs) - count) // 2
+        if donor.reader.sample(theirs, start, count) != reference.reader.sample(others, start, count):
+            return 0
+        total += count
+    return total
+
+
+def _count(checkpoint: Checkpoint, name: str) -> int:
+    return math.prod(checkpoint.tensors[name].shape)
+
+
+def _distances(
+    models: Sequence[Checkpoint], stored: Sequence[tuple[str, ...]], blocks: int, elements: int
+) -> Distances | None:
+    # 25 000 elements take 10 ms in plain Python; importing NumPy for them would take 100 ms or more.
+    squares, used, total = [0.0, 0.0, 0.0], 0, 0
+    for names in stored:
+        size = _count(models[0], names[0])
+        count = min(elements, size)
+        starts = sorted({(size - count) * (2 * block + 1) // (2 * blocks) for block in range(blocks)})
+        samples = (_sample(model, name, starts, count) for model, name in zip(models, names, strict=True))
+        rows = [row for row in zip(*samples, strict=True) if all(map(math.isfinite, row))]
+        if not rows:
+            continue
+        t, d, r = zip(*rows, strict=True)
+        norm = sum(map(mul, r, r))
+        if norm > 0:
+            for i, (x, y) in enumerate(((d, r), (t, r), (d, t))):
+                step = list(map(sub, x, y))
+                squares[i] += sum(map(mul, step, step)) / norm
+            used, total = used + 1, total + len(rows)
+    if not used:
+        return None
+    between = [math.sqrt(square / used) for square in squares]
+    return Distances(between[0], between[1], between[2], used, total)
+
+
+def _sample(checkpoint: Checkpoint, name: str, starts: Sequence[int], count: int) -> array[float]:
+    values = array("f")
+    for start in starts:
+        values.frombytes(checkpoint.reader.sample(name, start, count))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _judge(distances: Distances) -> list[Finding]:
+    dr, tr, dt = distances.donor_reference, distances.target_reference, distances.donor_target
+    numbers = str(distances)
+    if dr == 0:
+        return [
+            finding(
+                "zero-vector",
+                "donor and reference",
+                "a difference",
+                f"{distances.elements:,} sampled elements are equal",
+                "give the model that the donor was trained from as reference",
+            )
+        ]
+    findings = []
+    if dr > UNRELATED:
+        expected = f"‖donor − reference‖ below {UNRELATED} of ‖reference‖"
+        fix = "give the model that the donor was trained from as reference"
+        findings.append(finding("unrelated-reference", "reference", expected, numbers, fix))
+    elif dt * SWAPPED < dr:
+        fix = "the donor is nearest to the target: were target and reference exchanged?"
+        findings.append(
+            finding("swapped-roles", "target and reference", "donor and reference nearest", numbers, fix)
+        )
+    elif 0 < tr * SWAPPED < dr:
+        fix = "the reference is nearest to the target: were target and donor exchanged?"
+        findings.append(
+            finding("swapped-roles", "target and donor", "donor and reference nearest", numbers, fix)
+        )
+    elif tr > UNRELATED:
+        expected = f"‖target − reference‖ below {UNRELATED} of ‖reference‖"
+        fix = "a vector carries over between models of one ancestor; measure what it does"
+        findings.append(finding("unrelated-target", "target", expected, numbers, fix))
+    return findings or [finding("lineage", "distances", "", numbers)]
+
+
+def _non_float(target: Checkpoint, others: Sequence[tuple[str, Checkpoint]]) -> list[Finding]:
+    names = [
+        name
+        for name, info in target.tensors.items()
+        if info.dtype not in FLOAT_DTYPES and info.nbytes <= SMALL_TENSOR
+    ][:SMALL_TENSORS]
+    unlike: dict[str, list[str]] = {}
+    for role, other in others:
+        for name in names:
+            theirs = other.tensors.get(name)
+            if theirs is None or (theirs.dtype, theirs.shape) != target.tensors[name][1:3]:
+                continue
+            if other.reader.read(name) != target.reader.read(name):
+                unlike.setdefault(name, []).append(role)
+    if not unlike:
+        return []
+    who = list(dict.fromkeys(role for each in unlike.values() for role in each))
+    found = f"{listed(list(unlike))} differ"
+    return [
+        finding(
+            "non-float-differs",
+            f"integer tensors of {roles(who)}",
+            "the target's values",
+            found,
+            "the target's are kept",
+        )
+    ]

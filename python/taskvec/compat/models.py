@@ -1,0 +1,102 @@
+"""Do the models fit? Checkpoints in, findings out; from headers, config and tokenizer, before a weight is
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from taskvec.compat.config import check_config
+from taskvec.compat.findings import Finding, finding, forced, in_order
+from taskvec.compat.formats import check_formats
+from taskvec.compat.lineage import same_files
+from taskvec.compat.tensors import check_tensors
+from taskvec.compat.tied_heads import tie_decision
+from taskvec.compat.tokenizer import check_tokenizers
+from taskvec.models.selection import Selection
+from taskvec.models.tensor_names import is_vocabulary
+from taskvec.text import listed
+
+if TYPE_CHECKING:
+    from taskvec.models.model import Checkpoint
+
+_EVERYTHING = Selection()
+
+
+def check_transfer(
+    target: Checkpoint,
+    donor: Checkpoint,
+    reference: Checkpoint,
+    *,
+    selection: Selection = _EVERYTHING,
+    force: Iterable[str] = (),
+) -> list[Finding]:
+    """Compare donor and reference with the target, and say what a transfer between them would do.
+
+    Parameters
+    ----------
+    target, donor, reference : Checkpoint
+        Headers are enough.
+    selection : Selection
+        Only these tensors are compared.
+    force : iterable of str
+        Errors of these sorts become warnings that say what is done about them.
+
+    Returns
+    -------
+    list of Finding
+        Errors first. :func:`enforce` raises for those that remain.
+
+    Raises
+    ------
+    RecipeError
+        The selection matches nothing, or `force` names no finding that can be forced.
+    FormatError
+        A tokenizer file is damaged.
+    """
+    others = [("donor", donor), ("reference", reference)]
+    findings = check_models(others, target, role="target", selection=selection)
+    same = same_files(donor, reference)
+    if same:
+        findings.append(
+            finding(
+                "zero-vector",
+                "donor and reference",
+                "two models",
+                f"both are {same}",
+                "the result will be the target; give the model that the donor was trained from as reference",
+            )
+        )
+    return forced(findings, force)
+
+
+def check_models(
+    models: Sequence[tuple[str, Checkpoint]],
+    base: Checkpoint,
+    *,
+    role: str = "base",
+    selection: Selection = _EVERYTHING,
+) -> list[Finding]:
+    """Compare the models of a merge with its base: formats, config, tensors, heads, tokenizers, in that
+    order.
+
+    Parameters
+    ----------
+    models : sequence of (role, Checkpoint)
+        Role names appear in the findings.
+    base : Checkpoint
+        Whose names, shapes, config and tokenizer the output has.
+    role : str
+        What the base is called.
+    """
+    selected = selection.select(base.tensors)
+    tie = tie_decision(base, models, role)
+    findings = list(check_formats([(role, base), *models], selected))
+    findings += check_config(role, base.config, [(name, model.config) for name, model in models])
+    findings += check_tensors(role, base, models, selection, selected, tie)
+    with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))
+    findings += check_tokenizers(role, base, models, vocabulary_selected=with_rows)
+    if base.left_files:
+        what = f"{listed(base.left_files)} do not come along to the output"
+        findings.append(finding("files-left", f"files of the {role}", "", what))
+    return in_order(findings)

@@ -1,0 +1,324 @@
+"""Paired tests between arms: which documents, which pairs, corrected over the family."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.analysis import statistics
+from taskvec.evaluation.record import ArmRecord, Sample, setting_differences
+
+Part = Literal["development", "report", "all"]
+Keep = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One paired test between two arms on one task.
+
+    Attributes
+    ----------
+    difference, low, high : float
+        `arm` minus `against`, in the metric's units, with its 95 % interval.
+    p, p_holm : float
+        As tested, and corrected over all comparisons of the report.
+    verdict : str
+        ``better``, ``worse`` or ``no difference shown``, by `p_holm`.
+    n, gained, lost : int
+        Pairs, and pairs in which the arm is above or below the other.
+    detectable : float
+        The smallest difference that these pairs would have shown with a probability of 80 %.
+    detail : str
+        The verdict in plain words.
+    part : str
+        Which documents: ``report`` or ``development`` where they were divided, else ``all``.
+    """
+
+    arm: str
+    against: str
+    task: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    test: statistics.Test
+    verdict: statistics.Verdict
+    n: int
+    gained: int
+    lost: int
+    detectable: float
+    detail: str
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The division of every task's documents into a development and a report part.
+
+    A document's part follows from its hash and the seed alone, so it is the same in every arm and every run.
+    """
+
+    share: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise EvaluationError(f"development share {self.share} is not in [0, 1)")
+
+    def is_development(self, doc_hash: str) -> bool:
+        """Whether a document belongs to the development part."""
+        digest = hashlib.blake2b(f"{self.seed}:{doc_hash}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < self.share * 2**64
+
+    def keep(self, part: Part) -> Keep:
+        """The documents of a part; all of them where nothing was divided."""
+        if self.share == 0 or part == "all":
+            return lambda _doc_hash: True
+        return self.is_development if part == "development" else lambda doc: not self.is_development(doc)
+
+    def part(self, part: Part) -> Part:
+        """The name of a part, ``all`` where nothing was divided."""
+        return part if self.share else "all"
+
+
+def check_comparable(records: Sequence[ArmRecord]) -> None:
+    """Refuse arms that were not run under the same settings.
+
+    Raises
+    ------
+    EvaluationError
+        Two arms differ; the message names the setting.
+    """
+    if not records:
+        raise EvaluationError("there is no finished arm to report on")
+    repeated = [name for name, count in Counter(record.name for record in records).items() if count > 1]
+    if repeated:
+        raise EvaluationError(f"two arms are named `{repeated[0]}`")
+    first = records[0]
+    for other in records[1:]:
+        found = setting_differences(first, other)
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise EvaluationError(
+                f"arms `{first.name}` and `{other.name}` were run under different settings and cannot be "
+                f"compared: {found[0]}{more}",
+                "evaluate both under the same settings, or in output folders of their own",
+            )
+
+
+def pair(
+    one: Iterable[Sample], other: Iterable[Sample], metric: str, keep: Keep
+) -> tuple[list[float], list[float]]:
+    """The values of two arms on the documents that both have, pair by pair.
+
+    Documents are matched by hash; equal documents of one task are matched in their order.
+    """
+    left, right = _by_document(one, metric, keep), _by_document(other, metric, keep)
+    shared = [key for key in left if key in right]
+    return [left[key] for key in shared], [right[key] for key in shared]
+
+
+def _by_document(samples: Iterable[Sample], metric: str, keep: Keep) -> dict[tuple[str, str, int], float]:
+    seen: Counter[tuple[str, str]] = Counter()
+    values: dict[tuple[str, str, int], float] = {}
+    for sample in sorted(samples, key=lambda sample: (sample.subtask or "", sample.doc_id)):
+        key = (sample.subtask or "", sample.doc_hash)
+        if metric in sample.metrics and keep(sample.doc_hash):
+            values[(*key, seen[key])] = sample.metrics[metric]
+        seen[key] += 1
+    return values
+
+
+def compare(
+    pairs: Sequence[tuple[ArmRecord, ArmRecord]], split: Split, part: Part, *, seed: int
+) -> list[Comparison]:
+    """Test the first of each pair against the second on every task, with Holm's correction over them all.
+
+    Tasks without a metric per sample (a perplexity, say) are left out: there is nothing to pair.
+    """
+    tested = [
+        (arm, against, task, _test(arm, against, task, split, part, seed))
+        for arm, against in pairs
+        for task, facts in arm.tasks.items()
+        if facts.metric is not None and task in against.tasks
+    ]
+    corrected = statistics.holm([found.p for *_, found in tested])
+    return [
+        _comparison(arm, against, task, found, p_holm, len(tested), split.part(part))
+        for (arm, against, task, found), p_holm in zip(tested, corrected, strict=True)
+    ]
+
+
+def _test(
+    arm: ArmRecord, against: ArmRecord, task: str, split: Split, part: Part, seed: int
+) -> statistics.PairedTest:
+    metric = arm.tasks[task].metric
+    assert metric is not None
+    one, other = pair(arm.samples[task], against.samples[task], metric, split.keep(part))
+    if not one:
+        where = f" in the {part} part" if split.share else ""
+        raise EvaluationError(
+            f"arms `{arm.name}` and `{against.name}` share no document of task `{task}`{where}",
+            "raise --limit, or set the development share to 0" if split.share else None,
+        )
+    return statistics.paired(one, other, seed=seed)
+
+
+def _comparison(
+    arm: ArmRecord,
+    against: ArmRecord,
+    task: str,
+    found: statistics.PairedTest,
+    p_holm: float,
+    tests: int,
+    part: Part,
+) -> Comparison:
+    facts = arm.tasks[task]
+    assert facts.metric is not None
+    binary = found.test == "mcnemar"
+    detectable = statistics.detectable(
+        found.n,
+        discordant=(found.gained + found.lost) / found.n if binary else None,
+        spread=None if binary else found.spread,
+        tests=tests,
+    )
+    verdict = statistics.verdict(found.difference, p_holm, higher_is_better=facts.higher_is_better)
+    return Comparison(
+        arm=arm.name,
+        against=against.name,
+        task=task,
+        metric=facts.metric,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        p_holm=p_holm,
+        test=found.test,
+        verdict=verdict,
+        n=found.n,
+        gained=found.gained,
+        lost=found.lost,
+        detectable=detectable,
+        detail=_in_words(verdict, found, detectable, against.name),
+        part=part,
+    )
+
+
+def _in_words(
+    verdict: statistics.Verdict, found: statistics.PairedTest, detectable: float, against: str
+) -> str:
+    if found.test == "mcnemar":
+        seen, size = f"{100 * detectable:.1f} points", f"{100 * abs(found.difference):.1f} points"
+        low, high = f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"
+    else:
+        seen, size = f"{detectable:.3g}", f"{abs(found.difference):.3g}"
+        low, high = f"{found.low:+.3g}", f"{found.high:+.3g}"
+    if verdict == "no difference shown":
+        return (
+            f"no difference to {against} shown at n = {found.n:,}; one of {seen} would have been seen with a "
+            f"probability of 80 %"
+        )
+    return f"{verdict} than {against} by {size} (95 % interval {low} to {high})"
+
+
+def baselines(records: Sequence[ArmRecord]) -> dict[tuple[str | None, str | None], ArmRecord]:
+    """The baseline under each prompt."""
+    return {record.arm.condition: record for record in records if record.kind == "baseline"}
+
+
+def plain_arm(records: Sequence[ArmRecord], kind: str, think: str | None) -> ArmRecord | None:
+    """The unperturbed arm of a kind of which there is one."""
+    return next((r for r in records if r.kind == kind and r.arm.condition == (think, None)), None)
+
+
+def vector_arm(records: Sequence[ArmRecord], alpha: float | None, think: str | None) -> ArmRecord | None:
+    """The unperturbed vector arm of one alpha."""
+    return next(
+        (
+            r
+            for r in records
+            if r.kind == "vector"
+            and r.alpha == alpha
+            and alpha is not None
+            and r.arm.condition == (think, None)
+        ),
+        None,
+    )
+
+
+def planned_pairs(
+    records: Sequence[ArmRecord], alpha: float | None, think: str | None
+) -> list[tuple[ArmRecord, ArmRecord]]:
+    """Every pair of arms that a report tests.
+
+    - each arm against the baseline under its own prompt; with a request to reason also against the baseline
+      without one (the paper's comparison);
+    - the vector of the chosen `alpha` against each control, the donor against the reference;
+    - each perturbed arm against its clean self.
+    """
+    base = baselines(records)
+    plain = base.get((None, None))
+    pairs: list[tuple[ArmRecord, ArmRecord]] = []
+    for record in records:
+        baseline = base.get(record.arm.condition)
+        is_zero = record.kind == "vector" and record.alpha == 0  # not tested: checked sample for sample
+        if record.kind != "baseline" and baseline is not None and not is_zero:
+            pairs.append((record, baseline))
+        if (
+            record.think
+            and not record.perturb
+            and plain is not None
+            and record.kind in ("baseline", "vector")
+        ):
+            pairs.append((record, plain))
+        if record.perturb:
+            pairs += [(record, clean) for clean in records if _is_clean_twin(clean, record)]
+    chosen = vector_arm(records, alpha, think)
+    if chosen is not None:
+        pairs += [(chosen, r) for r in controls(records, think)]
+    donor, reference = (plain_arm(records, kind, think) for kind in ("donor", "reference"))
+    if donor is not None and reference is not None:
+        pairs.append((donor, reference))
+    return pairs
+
+
+def controls(records: Sequence[ArmRecord], think: str | None) -> list[ArmRecord]:
+    """Random and permuted vectors and the SFT vector."""
+    kinds = ("random", "permuted", "sft")
+    return [r for r in records if r.kind in kinds and r.arm.condition == (think, None)]
+
+
+def _is_clean_twin(record: ArmRecord, perturbed: ArmRecord) -> bool:
+    return record.arm.weights == perturbed.arm.weights and record.arm.condition == (perturbed.think, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sameness:
+    """Whether alpha = 0 gave the baseline's samples, one by one, as it must."""
+
+    arm: str
+    against: str
+    samples: int
+    different: int
+
+
+def zero_checks(records: Sequence[ArmRecord]) -> list[Sameness]:
+    """Compare every alpha = 0 arm with its baseline, output by output."""
+    base, found = baselines(records), []
+    for record in records:
+        baseline = base.get(record.arm.condition)
+        if record.kind != "vector" or record.alpha != 0 or baseline is None:
+            continue
+        count = different = 0
+        for task, samples in record.samples.items():
+            for one, other in zip(samples, baseline.samples[task], strict=True):
+                count += 1
+                different += (one.output, one.metrics) != (other.output, other.metrics)
+        found.append(Sameness(record.name, baseline.name, count, different))
+    return found

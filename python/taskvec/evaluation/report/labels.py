@@ -1,0 +1,87 @@
+"""How arms, scores and tests are written for a reader."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskvec.evaluation.analysis.statistics import is_binary
+from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.record import ArmRecord, Score, TaskFacts
+from taskvec.settings import format_alpha
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.analysis.compare import Comparison
+    from taskvec.evaluation.report.report import Report
+
+
+def arm_label(arm: Arm) -> str:
+    """An arm in words: ``+0.5 v, think``, ``random 2``."""
+    if arm.kind == "vector":
+        sign = "+" if arm.factor > 0 else "−" if arm.factor < 0 else ""
+        text = f"{sign}{format_alpha(abs(arm.factor))} v"
+        text = arm.stem if arm.alpha is None else text
+    elif arm.kind in ("random", "permuted"):
+        text = f"{arm.kind} {arm.seed}" if arm.seed is not None else arm.stem
+    elif arm.kind == "sft":
+        text = "SFT vector"
+    else:
+        text = arm.kind
+    notes = [note for note in ("think" if arm.think else None, arm.perturb) if note]
+    return ", ".join([text, *notes])
+
+
+def is_share(record: ArmRecord, task: str) -> bool:
+    """Whether the metric of a task is a share of right answers, to be written in per cent."""
+    facts: TaskFacts = record.tasks[task]
+    return facts.metric is not None and is_binary(
+        [s.metrics[facts.metric] for s in record.samples[task] if facts.metric in s.metrics]
+    )
+
+
+def metric_unit(report: Report, task: str) -> tuple[float, str]:
+    """The factor and the name of a task's unit."""
+    facts = report.records[0].tasks[task]
+    if all(is_share(record, task) for record in report.records if task in record.tasks):
+        return 100.0, f"{(facts.metric or '').split(',')[0]} (%)"
+    return 1.0, (facts.metric or "").split(",")[0]
+
+
+def number(value: float | None, scale: float, *, signed: bool = False) -> str:
+    """A score or difference: one decimal for per cent, four figures otherwise."""
+    if value is None:
+        return "–"
+    text = (
+        f"{scale * value:{'+' if signed else ''}.1f}"
+        if scale == 100
+        else f"{value:{'+' if signed else ''}.4g}"
+    )
+    return text.replace("-", "−")
+
+
+def with_interval(score: Score | None, scale: float) -> str:
+    """``61.3 [58.9, 63.6]``."""
+    if score is None or score.value is None:
+        return "–"
+    if score.low is None or score.high is None:
+        return number(score.value, scale)
+    return f"{number(score.value, scale)} [{number(score.low, scale)}, {number(score.high, scale)}]"
+
+
+def difference(comparison: Comparison | None, scale: float) -> str:
+    """``+3.1 [+1.2, +5.0]``."""
+    if comparison is None:
+        return "–"
+    low, high = (number(value, scale, signed=True) for value in (comparison.low, comparison.high))
+    return f"{number(comparison.difference, scale, signed=True)} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """``0.031``, ``< 0.001``, ``3e-08``."""
+    if p < 1e-4:
+        return f"{p:.0e}"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}"
+
+
+def task_file(task: str) -> str:
+    """A task's name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in task)

@@ -1,0 +1,146 @@
+"""The report as a page and as Markdown, from the templates beside this file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from taskvec.evaluation.analysis.compare import Comparison
+from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.record import ArmRecord
+from taskvec.evaluation.report.figures import PALETTE, Figure
+from taskvec.evaluation.report.labels import (
+    arm_label,
+    difference,
+    metric_unit,
+    number,
+    p_value,
+    task_file,
+    with_interval,
+)
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.report.report import Report
+
+
+def to_html(report: Report, figures: Mapping[str, Figure]) -> str:
+    """``report.html``: one file, its style, script and figures inside."""
+    return _environment(html=True).get_template("report.html.j2").render(_context(report, figures))
+
+
+def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
+    """``report.md``; its figures are the files in ``figures/``."""
+    return _environment(html=False).get_template("report.md.j2").render(_context(report, figures))
+
+
+def _environment(*, html: bool) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("taskvec.evaluation.report", "templates"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
+        quoted=lambda text: json.dumps(text, ensure_ascii=False),
+    )  # fmt: skip
+    return environment
+
+
+def _visible(text: str) -> str:
+    """Model output with its control characters made visible."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _plain(value: Any) -> str:
+    """A setting as a reader writes it."""
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    return str(value)
+
+
+def _cell(text: Any) -> str:
+    """A value inside a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
+    names = {record.name: record.arm for record in report.records}
+    return {
+        "report": report,
+        "figures": figures,
+        "palette": PALETTE,
+        "arms": arm_rows(report),
+        "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
+        "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
+        "flips": report.flips(),
+        "survival": [
+            (names[name], merged.survival) for name, merged in report.merges.items()
+            if merged.survival and names[name].alpha and names[name].condition == (report.think, None)
+        ],
+        "norms": report.norms(),
+        "paper": [
+            {**row, "difference": difference(row["here"], metric_unit(report, row["task"])[0])}
+            for row in report.paper()
+        ],
+        "findings": report.findings(),
+        "warnings": [(record.arm, text) for record in report.records for text in record.warnings],
+        "several_tasks": len(report.tasks) > 1,
+        "first": report.records[0],
+    }  # fmt: skip
+
+
+def arm_rows(report: Report) -> list[dict[str, Any]]:
+    """The table of arms: one row per task and arm, its numbers as text and as they are."""
+    return [
+        _arm_row(report, record, task)
+        for task in report.tasks
+        for record in report.records
+        if task in record.tasks
+    ]
+
+
+def _arm_row(report: Report, record: ArmRecord, task: str) -> dict[str, Any]:
+    scale, unit = metric_unit(report, task)
+    score, found = report.score(record, task), report.against_baseline(record, task)
+    lengths = report.output_tokens(record).get(task)
+    return {
+        "arm": record.arm,
+        "task": task,
+        "unit": unit,
+        "n": score.n if score else 0,
+        "value": score.value if score else None,
+        "score": with_interval(score, scale),
+        "comparison": found,
+        "difference": difference(found, scale) if record.kind != "baseline" else "",
+        "p_holm": p_value(found.p_holm) if found and record.kind != "baseline" else "",
+        "verdict": found.verdict if found and record.kind != "baseline" else "",
+        "tokens": lengths["mean"] if lengths else None,
+        "cut": lengths["cut"] if lengths else None,
+    }
+
+
+def _comparison_row(report: Report, item: Comparison, names: Mapping[str, Arm]) -> dict[str, Any]:
+    scale, _ = metric_unit(report, item.task)
+    return {
+        "item": item,
+        "arm": names[item.arm],
+        "against": names[item.against],
+        "difference": difference(item, scale),
+        "detectable": number(item.detectable, scale),
+    }
+
+
+def _scaled(report: Report, item: Comparison | None) -> str:
+    return difference(item, metric_unit(report, item.task)[0]) if item is not None else "–"

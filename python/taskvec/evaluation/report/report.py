@@ -1,0 +1,296 @@
+"""The report: finished arms compared, as data and as files.
+
+``report.json`` is documented by `json_schema`; ``report.html`` is one file that needs no network;
+``report.md`` says the same in text; ``figures/`` holds the figures as PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.analysis import statistics
+from taskvec.evaluation.analysis.compare import (
+    Comparison,
+    Sameness,
+    Split,
+    baselines,
+    check_comparable,
+    compare,
+    planned_pairs,
+    vector_arm,
+    zero_checks,
+)
+from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, choose_alpha, conclusion, gates
+from taskvec.evaluation.analysis.flips import Flip, flips
+from taskvec.evaluation.analysis.norms import NormMap, norm_map
+from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
+
+SCHEMA = 1
+
+# arXiv 2509.01363, Qwen2.5-1.5B-Instruct: points over the baseline
+PAPER_GAIN = {"gsm8k": 4.9, "humaneval": 4.3, "sciq": 1.7, "bbh": 12.3}
+PAPER_HARM = {"gsm8k": -11.8}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Arms and everything that was found by comparing them.
+
+    Attributes
+    ----------
+    records : tuple of ArmRecord
+        In the order in which they are shown.
+    split : Split
+        Development and report part; tests and scores are of the report part.
+    think : str, optional
+        The request to reason that every arm carries, where there is no arm without one.
+    choice : Choice, optional
+        The alpha of which claims are made.
+    comparisons : tuple of Comparison
+        The family of tests that Holm's correction is over.
+    merges : dict of str to Merged
+        What was measured when arms were merged, by arm.
+    commands : tuple of str
+        The commands that repeat the whole.
+    """
+
+    records: tuple[ArmRecord, ...]
+    split: Split
+    think: str | None
+    choice: Choice | None
+    gates: tuple[Gate, ...]
+    comparisons: tuple[Comparison, ...]
+    conclusions: tuple[Conclusion, ...]
+    checks: tuple[Sameness, ...]
+    merges: dict[str, Merged]
+    commands: tuple[str, ...]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the unperturbed arms."""
+        return list(self.records[0].tasks)
+
+    @property
+    def chosen(self) -> ArmRecord | None:
+        """The vector arm of which claims are made."""
+        return vector_arm(self.records, self.choice.alpha if self.choice else None, self.think)
+
+    def score(self, record: ArmRecord, task: str) -> Score | None:
+        """The score of the task's metric on the report part."""
+        metric = record.tasks[task].metric if task in record.tasks else None
+        return self.scores(record)[task].get(metric) if metric is not None else None
+
+    def scores(self, record: ArmRecord) -> dict[str, dict[str, Score]]:
+        """Every score on the report part; what is no mean over samples is of all documents."""
+        if not self.split.share:
+            return record.scores
+        keep = self.split.keep("report")
+        found: dict[str, dict[str, Score]] = {}
+        for task, scores in record.scores.items():
+            found[task] = {}
+            for metric, score in scores.items():
+                values = [
+                    sample.metrics[metric]
+                    for sample in record.samples[task]
+                    if metric in sample.metrics and keep(sample.doc_hash)
+                ]
+                if values:
+                    mean = math.fsum(values) / len(values)
+                    score = Score(mean, *statistics.interval(values), len(values))
+                found[task][metric] = score
+        return found
+
+    def against_baseline(self, record: ArmRecord, task: str) -> Comparison | None:
+        """The comparison of an arm with the baseline under its own prompt."""
+        baseline = baselines(self.records).get(record.arm.condition)
+        return self.comparison(record.name, baseline.name, task) if baseline is not None else None
+
+    def comparison(self, arm: str, against: str, task: str) -> Comparison | None:
+        """One comparison of the family."""
+        return next(
+            (c for c in self.comparisons if (c.arm, c.against, c.task) == (arm, against, task)),
+            None,
+        )
+
+    def flips(self) -> list[Flip]:
+        """Documents that the chosen vector turned right or wrong; without one, those of every other arm."""
+        base = baselines(self.records)
+        chosen, plain = self.chosen, base.get((self.think, None))
+        pairs = [(plain, chosen)] if plain is not None and chosen is not None else []
+        if not pairs and plain is not None:
+            pairs = [
+                (plain, record) for record in self.records if record.arm.condition == plain.arm.condition
+            ]
+        return [flip for one, other in pairs if one is not other for flip in flips(one, other, self.split)]
+
+    def norms(self) -> NormMap | None:
+        """The vector's norms by layer and module."""
+        for record in (*filter(None, [self.chosen]), *self.records):
+            merged = self.merges.get(record.name)
+            if merged is not None and merged.norms and record.kind == "vector":
+                return norm_map(merged.norms)
+        return None
+
+    def paper(self) -> list[dict[str, Any]]:
+        """The paper's figures beside the same comparison here, for tasks that it has."""
+        rows = []
+        baseline = baselines(self.records).get((None, None))
+        for task in self.tasks:
+            key = next((name for name in PAPER_GAIN if task.startswith(name)), None)
+            if key is None or baseline is None:
+                continue
+            for what, figures, wanted in (
+                ("+vector+think over baseline", PAPER_GAIN, (1.0, True)),
+                ("-vector over baseline", PAPER_HARM, (-1.0, False)),
+            ):
+                arm = next(
+                    (
+                        r
+                        for r in self.records
+                        if r.kind == "vector" and (r.alpha, r.think is not None) == wanted and not r.perturb
+                    ),
+                    None,
+                )
+                here = self.comparison(arm.name, baseline.name, task) if arm is not None else None
+                if key in figures and here is not None:
+                    rows.append({"task": task, "what": what, "paper": figures[key], "here": here})
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``report.json``; `json_schema` documents it."""
+        first = self.records[0]
+        norms = self.norms()
+        content = {
+            "schema": SCHEMA,
+            "settings": {
+                "evaluation": first.settings,
+                "versions": first.versions,
+                "think": self.think,
+                "development": asdict(self.split),
+                "tasks": {name: asdict(facts) for name, facts in first.tasks.items()},  # type: ignore[call-overload]
+            },
+            "arms": [self._arm(record) for record in self.records],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "tests": len(self.comparisons),
+            "alpha": asdict(self.choice) if self.choice else None,
+            "gate": [asdict(gate) for gate in self.gates],
+            "conclusions": [asdict(item) for item in self.conclusions],
+            "checks": [asdict(check) for check in self.checks],
+            "survival": {name: merged.survival for name, merged in self.merges.items() if merged.survival},
+            "norms": asdict(norms) if norms else None,
+            "findings": self.findings(),
+            "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
+            "commands": list(self.commands),
+        }
+        return finite(content)
+
+    def _arm(self, record: ArmRecord) -> dict[str, Any]:
+        merged = self.merges.get(record.name)
+        return {
+            "name": record.name,
+            "kind": record.kind,
+            "alpha": record.alpha,
+            "think": record.think,
+            "perturb": record.perturb,
+            "seed": record.seed,
+            "scores": {
+                task: {metric: asdict(score) for metric, score in scores.items()}  # type: ignore[call-overload]
+                for task, scores in self.scores(record).items()
+            },
+            "output_tokens": self.output_tokens(record),
+            "left_out": {task: facts.left_out for task, facts in record.tasks.items() if facts.left_out},
+            "batch_size": record.batch_size,
+            "seconds": record.seconds,
+            "model": record.model,
+            "command": merged.command if merged else None,
+            "warnings": record.warnings,
+        }
+
+    def output_tokens(self, record: ArmRecord) -> dict[str, dict[str, float]]:
+        """Mean length and share cut at the limit, on the report part."""
+        keep, found = self.split.keep("report"), {}
+        for task, samples in record.samples.items():
+            rows = [s for s in samples if s.tokens is not None and keep(s.doc_hash)]
+            if rows:
+                mean = math.fsum(s.tokens or 0.0 for s in rows) / len(rows)
+                found[task] = {"mean": mean, "cut": sum(bool(s.cut) for s in rows) / len(rows)}
+        return found
+
+    def findings(self) -> list[dict[str, Any]]:
+        """The compatibility findings of all merges, each once."""
+        found: dict[str, dict[str, Any]] = {}
+        for merged in self.merges.values():
+            for finding in merged.findings:
+                found.setdefault(json.dumps(finding, sort_keys=True, default=str), finding)
+        return list(found.values())
+
+
+def build_report(
+    records: Sequence[ArmRecord],
+    *,
+    split: Split | None = None,
+    think: str | None = None,
+    merges: Mapping[str, Merged] | None = None,
+    commands: Sequence[str] = (),
+) -> Report:
+    """Compare finished arms.
+
+    Parameters
+    ----------
+    records : sequence of ArmRecord
+        Arms that were run under the same settings.
+    split : Split, optional
+        The division into a development and a report part; by default all documents are reported on.
+    think : str, optional
+        The request to reason that every arm carries.
+    merges : mapping of str to Merged, optional
+        What was measured when arms were merged.
+    commands : sequence of str
+        What repeats the experiment.
+
+    Raises
+    ------
+    EvaluationError
+        The arms' settings differ (the message names the setting), or they share no document.
+    """
+    split = split or Split(0.0, 0)
+    check_comparable(records)
+    named: dict[tuple[str | None, str | None], str] = {}
+    for record in records:
+        if record.kind == "baseline":
+            other = named.setdefault(record.arm.condition, record.name)
+            if other != record.name:
+                raise EvaluationError(
+                    f"arms `{other}` and `{record.name}` both are baselines under the same prompt",
+                    "say what the other one is, such as --as vector",
+                )
+    seed = split.seed
+    choice = choose_alpha(records, split, think=think)
+    pairs = planned_pairs(records, choice.alpha if choice else None, think)
+    comparisons = compare(pairs, split, "report", seed=seed)
+    found_gates = gates(records, split, think=think, seed=seed)
+    vectors = [record for record in records if record.kind == "vector"]
+    conclusions = [conclusion(g.task, g, choice, records, comparisons, think=think) for g in found_gates]
+    return Report(
+        records=tuple(records),
+        split=split,
+        think=think,
+        choice=choice,
+        gates=tuple(found_gates) if vectors else (),
+        comparisons=tuple(comparisons),
+        conclusions=tuple(conclusions) if vectors else (),
+        checks=tuple(zero_checks(records)),
+        merges=dict(merges or {}),
+        commands=tuple(commands),
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of ``report.json``."""
+    return json.loads((Path(__file__).parent / "templates" / "report.schema.json").read_text())

@@ -1,0 +1,36 @@
+"""The report of a sweep on disk: JSON, HTML, Markdown and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.record import write_whole
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.report.report import Report
+
+
+def write_report(report: Report, out: Path) -> list[Path]:
+    """Write ``report.json``, ``report.md``, ``report.html`` and ``figures/*.png``; the paths written."""
+    from taskvec.evaluation.report.figures import draw
+    from taskvec.evaluation.report.render import to_html, to_markdown
+
+    figures = draw(report)
+    folder = out / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            (folder / f"{name}.png").write_bytes(figure.png)
+    except OSError as error:
+        raise EvaluationError(f"cannot write `{folder}`: {error.strerror or error}") from error
+    texts = {
+        "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": to_markdown(report, figures),
+        "report.html": to_html(report, figures),
+    }
+    for name, text in texts.items():
+        write_whole(out / name, text)
+    return [*(out / name for name in texts), *(folder / f"{name}.png" for name in figures)]

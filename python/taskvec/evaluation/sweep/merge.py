@@ -1,0 +1,172 @@
+"""Making the weights of arms: target + alpha * vector, its controls, and the SFT vector.
+
+The engine does the work; this names what each arm needs, in as few reads of the inputs as there are vectors:
+all alphas of one vector come from one pass.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.arms import MERGED, Arm
+from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.record import Merged, digest_json
+from taskvec.settings import format_alpha
+
+# arms whose weights are asked for, and the folder to make sub-folders in -> the merged model by `Arm.weights`
+MergeArms = Callable[[Sequence[Arm], Path], dict[str, Merged]]
+
+UNFINISHED = ".merging"
+
+
+class Merger:
+    """Merges the arms of an experiment with taskvec's own engine.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def __call__(self, arms: Sequence[Arm], folder: Path) -> dict[str, Merged]:
+        """Merge the weights of `arms` into sub-folders of `folder`."""
+        made: dict[str, Merged] = {}
+        vectors = list({arm.factor: arm for arm in arms if arm.kind == "vector"}.values())
+        if vectors:
+            made.update(self._write(vectors, folder))
+        for arm in {arm.weights: arm for arm in arms if arm.kind in MERGED - {"vector"}}.values():
+            made.update(self._write([arm], folder))
+        return made
+
+    def _write(self, arms: Sequence[Arm], folder: Path) -> dict[str, Merged]:
+        """Merge arms that differ in alpha alone, from one read of the inputs."""
+        part = folder / UNFINISHED  # an unfinished merge is never taken for an arm's weights
+        report = self._merge(arms, part)
+        made = {}
+        for arm, output in zip(arms, report.outputs, strict=True):
+            out = folder / arm.weights
+            Path(output.folder).replace(out)
+            made[arm.weights] = Merged(
+                folder=str(out),
+                survival=output.survival.to_dict() if output.survival else None,
+                norms=_vector_norms(output.tensors, arm.factor),
+                findings=[{**asdict(finding), "message": finding.message} for finding in report.findings],
+                command=transfer_command(self.experiment, arm),
+            )
+        if part.is_dir():
+            shutil.rmtree(part)
+        return made
+
+    def _merge(self, arms: Sequence[Arm], out: Path) -> Any:
+        import taskvec as tv
+
+        given = self.experiment
+        donor, reference = _difference(given, arms[0])
+        options: dict[str, Any] = {
+            "alpha": [arm.factor for arm in arms],
+            "include": given.merge.include,
+            "exclude": given.merge.exclude,
+            "preset": given.merge.preset,
+            "layers": given.merge.layers,
+            "out_dtype": given.merge.out_dtype,
+            "rounding": given.merge.rounding,
+            "force": tuple(given.merge.force),
+            "overwrite": True,
+        }
+        control = CONTROLS.get(arms[0].kind)
+        if control is not None:
+            options.update(control=control, seed=arms[0].seed or 0)
+        if donor is None or reference is None:
+            assert given.vector is not None
+            return tv.apply(given.target, given.vector, out=out, **options)
+        return tv.transfer(given.target, donor, reference, out, **options)
+
+
+CONTROLS: dict[str, str] = {"random": "random", "permuted": "permute"}
+
+
+def _difference(experiment: Experiment, arm: Arm) -> tuple[str | None, str | None]:
+    """The two models whose difference an arm's vector is; none of them for a saved vector."""
+    if arm.kind == "sft":
+        if experiment.reference is None or experiment.base is None:
+            raise EvaluationError("the SFT vector needs `reference` and `base`")
+        return experiment.reference, experiment.base
+    return (None, None) if experiment.vector is not None else (experiment.donor, experiment.reference)
+
+
+def _vector_norms(tensors: Mapping[str, Any], alpha: float) -> dict[str, float]:
+    """The norm of the vector itself per tensor, from the length of the step that was asked for."""
+    if alpha == 0:
+        return {}
+    return {name: row.step_norm / abs(alpha) for name, row in tensors.items() if row.step_norm is not None}
+
+
+def model_of(arm: Arm, experiment: Experiment) -> str:
+    """The model of an arm that needs no merge, as the experiment names it."""
+    model = {"baseline": experiment.target, "donor": experiment.donor, "reference": experiment.reference}[
+        arm.kind
+    ]
+    assert model is not None
+    return model
+
+
+def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) -> str:
+    """What identifies the weights of an arm, without merging it, from what identifies each model."""
+    if arm.kind not in MERGED:
+        return digests[model_of(arm, experiment)]
+    donor, reference = _difference(experiment, arm)
+    inputs = [experiment.target, *(filter(None, (donor, reference, None if donor else experiment.vector)))]
+    content = {
+        "inputs": [digests[model] for model in inputs],
+        "kind": arm.kind,
+        "alpha": arm.factor,
+        "seed": arm.seed,
+        "merge": experiment.merge.model_dump(mode="json"),
+    }
+    return f"merge:{digest_json(content)}"
+
+
+def transfer_command(experiment: Experiment, arm: Arm) -> str:
+    """The command line that makes the weights of an arm."""
+    donor, reference = _difference(experiment, arm)
+    if donor is None or reference is None:
+        words = ["taskvec", "apply", experiment.target, str(experiment.vector)]
+    else:
+        words = [
+            "taskvec",
+            "transfer",
+            "--target",
+            experiment.target,
+            "--donor",
+            donor,
+            "--reference",
+            reference,
+        ]
+    words += ["-o", "OUT", "--alpha", format_alpha(arm.factor)]
+    if arm.kind in CONTROLS:
+        words += ["--control", CONTROLS[arm.kind], "--seed", str(arm.seed or 0)]
+    given = experiment.merge
+    for option, values in (
+        ("--include", given.include),
+        ("--exclude", given.exclude),
+        ("--force", given.force),
+    ):
+        for value in values:
+            words += [option, value]
+    for option, value, default in (
+        ("--preset", given.preset, "full"),
+        ("--layers", given.layers, None),
+        ("--out-dtype", given.out_dtype, None),
+        ("--rounding", given.rounding, "nearest"),
+    ):
+        if value is not None and value != default:
+            words += [option, value]
+    return shlex.join(words)

@@ -1,0 +1,145 @@
+"""The scratch folder of a sweep: merged models in a byte budget, removed as soon as they are evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from taskvec.errors import EvaluationError, OutputError
+from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.record import Merged, write_whole
+from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
+
+SPARE = 0.5  # of the free space, where no budget is named
+
+
+class Scratch:
+    """Where merged models lie while they are needed.
+
+    Parameters
+    ----------
+    folder : Path
+        The scratch folder; only sub-folders that this class made are removed.
+    facts : Path
+        Where what the engine measured is kept after the weights are gone.
+    merge : callable
+        See `MergeArms`.
+    model_bytes : int
+        What one merged model takes.
+    budget : int, optional
+        Bytes that merged models may take together; half of the free space by default.
+    keep : bool
+        Leave merged models where they are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: Path,
+        merge: MergeArms,
+        *,
+        model_bytes: int,
+        budget: int | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.folder, self._facts, self._merge = folder, facts, merge
+        self._model_bytes, self._keep = max(1, model_bytes), keep
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        self._budget = budget if budget is not None else int(SPARE * free)
+        if self._model_bytes > self._budget:
+            where = "the scratch budget" if budget is not None else f"half of what is free under `{folder}`"
+            raise OutputError(
+                f"one merged model takes {self._model_bytes:,} bytes, {where} is {self._budget:,}",
+                "raise --scratch-budget, or name a --scratch folder on a larger disk",
+            )
+
+    @property
+    def capacity(self) -> int:
+        """How many merged models fit into the budget at once."""
+        return self._budget // self._model_bytes
+
+    def models(self, arms: Sequence[Arm], identities: dict[str, str]) -> dict[str, Path]:
+        """The folders of the weights of `arms`, merged now or left by a run that was killed.
+
+        Parameters
+        ----------
+        arms : sequence of Arm
+            At most `capacity` different weights.
+        identities : dict of str to str
+            What identifies the weights, by `Arm.weights`.
+        """
+        needed = list({arm.weights: arm for arm in arms}.values())
+        missing = [arm for arm in needed if not self._is_there(arm.weights, identities[arm.weights])]
+        for arm in missing:
+            self._drop(arm.weights)
+        if missing:
+            for name, merged in self._merge(missing, self.folder).items():
+                content = {"identity": identities[name], **merged.to_json()}
+                write_whole(self._facts / f"{name}.json", json.dumps(content, indent=1))
+        absent = [arm.weights for arm in needed if not (self.folder / arm.weights).is_dir()]
+        if absent:
+            raise EvaluationError(f"the merge did not make `{self.folder / absent[0]}`")
+        return {arm.weights: self.folder / arm.weights for arm in needed}
+
+    def release(self, name: str) -> None:
+        """The weights are not needed any more."""
+        if not self._keep:
+            self._drop(name)
+
+    def clear(self) -> None:
+        """Remove what is left of this and of earlier runs that were killed."""
+        if self._keep or not self.folder.is_dir():
+            return
+        for path in self.folder.iterdir():
+            if path.name == UNFINISHED or (self._facts / f"{path.name}.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _is_there(self, name: str, identity: str) -> bool:
+        return (self.folder / name).is_dir() and read_identity(self._facts / f"{name}.json") == identity
+
+    def _drop(self, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def read_identity(path: Path) -> str | None:
+    """What identifies the weights that a file of facts is about; None if it is absent or damaged."""
+    try:
+        return json.loads(path.read_text()).get("identity")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def read_facts(path: Path) -> Merged | None:
+    """What was measured when an arm was merged; None if that is not known."""
+    try:
+        content = json.loads(path.read_text())
+        content.pop("identity")
+        return Merged(**content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of an output folder; the lock ends with the process, however that ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise EvaluationError(f"cannot write into `{out}`: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EvaluationError(
+                f"another evaluation is writing into `{out}`",
+                "wait for it, or name another folder with -o",
+            ) from error
+        yield

@@ -1,0 +1,125 @@
+"""One model evaluated into an output folder, beside the arms that are there already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.arms import Arm, Kind, arm_name
+from taskvec.evaluation.backend.evaluate import (
+    arm_stem,
+    evaluate_into,
+    finished,
+    require_extra,
+    resolve,
+    settings_identity,
+    versions,
+)
+from taskvec.evaluation.record import ArmRecord, read_record
+from taskvec.evaluation.report.report import Report, build_report
+from taskvec.evaluation.report.write import write_report
+from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.sweep.events import Event, Progress
+from taskvec.evaluation.sweep.scratch import locked
+
+
+def evaluate_model(
+    model: str | os.PathLike[str],
+    settings: Settings,
+    out: Path,
+    *,
+    name: str | None = None,
+    kind: Kind = "baseline",
+    alpha: float | None = None,
+    think: str | None = None,
+    perturb: Sequence[str] = (),
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Report:
+    """Evaluate a model, and report on every arm of an output folder.
+
+    The first model of a folder is its baseline; a second one is compared with it. Arms that are done under
+    the same settings are not run again, and an interrupted one goes on where it stopped.
+
+    Parameters
+    ----------
+    model : path or str
+        A folder or a hub name.
+    settings : Settings
+    out : Path
+        Output folder.
+    name : str, optional
+        Of the arm; by default the model's own.
+    kind : str
+        What the model is in the experiment: ``baseline``, ``donor``, ``vector`` …
+    alpha : float, optional
+        The factor of a vector that is in the model.
+    think : str, optional
+        A request to reason, in every prompt.
+    perturb : sequence of str
+        Perturbations, each an arm of its own beside the clean one.
+    progress : callable, optional
+        Called with an `Event`.
+    command : str, optional
+        What the report says repeats it.
+
+    Raises
+    ------
+    EvaluationError
+        The arm could not be evaluated, or the folder holds arms of other settings (before anything is run).
+    """
+    require_extra()
+    from taskvec.evaluation.tasks.prepare import find_tasks
+
+    find_tasks(settings)
+    tell = progress or (lambda _event: None)
+    with locked(out):
+        folder, weights = resolve(model)
+        stem = name or arm_stem(model)
+        arms = [
+            Arm(arm_name(stem, think, kind_of), kind, alpha, think, kind_of) for kind_of in (None, *perturb)
+        ]
+        others = _others(out, {arm.name for arm in arms})
+        _check(settings, others)
+        records = []
+        for number, arm in enumerate(arms):
+            known = finished(out, settings, arm, weights)
+            tell(Event("known" if known else "start", arm.name, "", number, len(arms)))
+
+            def say(task: str, done: int, total: int, arm: str = arm.name) -> None:
+                tell(Event("progress", arm, task, done, total))
+
+            shown = os.fspath(model)
+            records.append(evaluate_into(out, folder, settings, arm, weights, progress=say, shown=shown))
+            tell(Event("done", arm.name, "", number + 1, len(arms)))
+        everything = sorted([*others, *records], key=lambda record: record.kind != "baseline")
+        conditions = {record.think for record in everything}
+        report = build_report(
+            everything,
+            think=think if None not in conditions else None,
+            commands=[command] if command else [],
+        )
+        write_report(report, out)
+        return report
+
+
+def _others(out: Path, names: set[str]) -> list[ArmRecord]:
+    """The arms of a folder that are not about to be evaluated."""
+    paths = sorted((out / "arms").glob("*.json"))
+    return [read_record(path) for path in paths if path.stem not in names and not path.name.startswith(".")]
+
+
+def _check(settings: Settings, others: Sequence[ArmRecord]) -> None:
+    """Refuse, before hours are spent, what the report would refuse afterwards."""
+    here, version = settings_identity(settings), versions(settings)
+    for record in others:
+        for ours, theirs in ((here, record.settings), (version, record.versions)):
+            for key in sorted({*ours, *theirs}):
+                if ours.get(key) != theirs.get(key):
+                    raise EvaluationError(
+                        f"arm `{record.name}` of the output folder was run under different settings: {key} "
+                        f"is {theirs.get(key)} there, {ours.get(key)} here",
+                        "use the same settings, or another folder with -o",
+                    )

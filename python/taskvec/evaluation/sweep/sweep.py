@@ -1,0 +1,284 @@
+"""The experiment from end to end: merge, evaluate, choose alpha, run the controls, report."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.analysis.compare import Split
+from taskvec.evaluation.analysis.conclusions import choose_alpha
+from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
+from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra, resolve
+from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.record import ArmRecord, record_path, write_whole
+from taskvec.evaluation.report.report import Report, build_report
+from taskvec.evaluation.report.write import write_report
+from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.sweep.events import Event, Progress
+from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
+from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
+from taskvec.evaluation.sweep.workers import Job, Pool
+
+
+def run_sweep(
+    experiment: Experiment,
+    out: Path,
+    *,
+    merge: MergeArms | None = None,
+    scratch: Path | None = None,
+    budget: int | None = None,
+    keep: bool = False,
+    devices: Sequence[str] = (),
+    jobs: int = 1,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run an experiment and write its report.
+
+    Arms that are done under the same settings are not run again; a run that was killed goes on with the same
+    call, within an arm at the block where it stopped.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    out : Path
+        Output folder: ``report.html``, ``report.json``, ``report.md``, ``figures/``, ``arms/``.
+    merge : callable, optional
+        Makes the weights of arms; by default taskvec's engine.
+    scratch : Path, optional
+        Where merged models lie meanwhile; by default ``OUT/scratch``.
+    budget : int, optional
+        Bytes that they may take together.
+    keep : bool
+        Leave merged models in the scratch folder.
+    devices : sequence of str
+        GPU numbers or torch devices: one worker process each. Without any, arms run in this process.
+    jobs : int
+        Worker processes, where `devices` are not named: they share the one device.
+    threads : int, optional
+        Torch threads of a worker on the CPU; by default the cores are divided among them.
+    progress : callable, optional
+        Called with an `Event`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    EvaluationError, taskvec.Error
+        An arm could not be merged or evaluated; finished arms are kept.
+    """
+    require_extra()
+    from taskvec.evaluation.tasks.prepare import find_tasks
+
+    out, settings = Path(out), experiment.settings()
+    workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
+    if workers:
+        # the kind of device is part of an arm's identity: this process has to name the workers' own
+        settings = replace(settings, device="cuda" if workers[0].isdigit() else workers[0])
+    with contextlib.ExitStack() as opened:
+        pool = opened.enter_context(Pool(workers, settings, out, threads)) if workers else None
+        if pool is not None and not all(record_path(out, a.name).exists() for a in planned_arms(experiment)):
+            pool.start()  # they get ready while this process does
+        find_tasks(settings)  # an unknown task is found before anything is merged
+        opened.enter_context(locked(out))
+        write_whole(out / "experiment.yaml", experiment.to_yaml())
+        runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
+        runner.scratch = Scratch(
+            scratch or out / "scratch",
+            out / "merges",
+            merge or Merger(experiment),
+            model_bytes=model_bytes(experiment.target),
+            budget=budget,
+            keep=keep,
+        )
+        report = _every_arm(experiment, out, runner)
+        write_report(report, out)
+        return report
+
+
+def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
+    """Run the arms, choose alpha, run the arms that wait for it, and compare."""
+    records = runner.run(planned_arms(experiment))
+    think = experiment.think if experiment.think_only else None
+    choice = choose_alpha(records, split(experiment), think=think)
+    if choice is not None:
+        records += runner.run(
+            control_arms(
+                alpha=choice.alpha,
+                random=experiment.controls.random,
+                permuted=experiment.controls.permuted,
+                think=experiment.think,
+                think_only=experiment.think_only,
+                perturb=experiment.perturb,
+            )
+        )
+    runner.scratch.clear()
+    merges = {
+        record.name: facts
+        for record in records
+        if record.kind in MERGED
+        and (facts := read_facts(out / "merges" / f"{record.arm.weights}.json")) is not None
+    }
+    return build_report(
+        records,
+        split=split(experiment),
+        think=think,
+        merges=merges,
+        commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
+    )
+
+
+def planned_arms(experiment: Experiment) -> list[Arm]:
+    """The arms that are known before any result."""
+    return plan_arms(
+        alphas=experiment.alphas,
+        donor=experiment.donor is not None,
+        reference=experiment.reference is not None,
+        base=experiment.base is not None,
+        think=experiment.think,
+        think_only=experiment.think_only,
+        perturb=experiment.perturb,
+    )
+
+
+def split(experiment: Experiment) -> Split:
+    """The division into a development and a report part; its seed is the evaluation's."""
+    return Split(experiment.development, experiment.evaluation.seed)
+
+
+LARGE = 100_000_000  # bytes of a model that must not wait for the garbage collector
+
+
+class _Runner:
+    """Evaluates arms, merging what they need in batches that fit into the scratch budget."""
+
+    scratch: Scratch
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Settings,
+        out: Path,
+        pool: Pool | None,
+        progress: Progress,
+    ) -> None:
+        self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
+        named = (getattr(experiment, role) for role in ("target", "donor", "reference", "base", "vector"))
+        self._models = {model: resolve(model) for model in dict.fromkeys(filter(None, named))}
+        self._digests = {model: weights for model, (_, weights) in self._models.items()}
+        self._pool = pool
+        # a collection takes most of a second in a process that knows lm-eval's tasks
+        self._large = model_bytes(experiment.target) > LARGE
+        self._done = self._known_of = 0
+
+    def run(self, arms: list[Arm]) -> list[ArmRecord]:
+        """The records of `arms`, in their order."""
+        self._known_of += len(arms)
+        self._tell("plan", ",".join(arm.name for arm in arms))
+        identities = {arm.weights: arm_weights(arm, self._experiment, self._digests) for arm in arms}
+        records: dict[str, ArmRecord] = {}
+        pending: list[Arm] = []
+        for arm in arms:
+            known = finished(self._out, self._settings, arm, identities[arm.weights])
+            if known is None:
+                pending.append(arm)
+            else:
+                records[arm.name] = known
+                self._done += 1
+                self._tell("known", arm.name)
+        jobs = [
+            Job(arm, self._models[model][0], identities[arm.weights], model)
+            for arm in pending
+            if arm.kind not in MERGED
+            for model in (model_of(arm, self._experiment),)
+        ]
+        batches = list(_batches([arm for arm in pending if arm.kind in MERGED], self.scratch.capacity))
+        for batch in batches or [[]]:
+            models: dict[str, Path] = {}
+            if batch:  # merged before the first job begins: models that do not fit are found early
+                self._tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
+                models = self.scratch.models(batch, identities)
+            jobs += [
+                Job(arm, str(models[arm.weights]), identities[arm.weights], f"merged: {arm.weights}")
+                for arm in batch
+            ]
+            try:
+                self._evaluate(jobs)
+            except EvaluationError:
+                for name in models:  # weights that could not be evaluated are made anew next time
+                    self.scratch.release(name)
+                raise
+            jobs = []
+        for arm in pending:
+            found = finished(self._out, self._settings, arm, identities[arm.weights])
+            if found is None:
+                raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
+            records[arm.name] = found
+        return [records[arm.name] for arm in arms]
+
+    def _evaluate(self, jobs: list[Job]) -> None:
+        """Evaluate arms, on the workers or in this process; merged weights go when no arm needs them."""
+        waiting = Counter(job.arm.weights for job in jobs)
+
+        def say(arm: Arm, task: str, done: int, total: int) -> None:
+            self._progress(Event("progress", arm.name, task, done, total))
+
+        def done(job: Job) -> None:
+            self._done += 1
+            self._tell("done", job.arm.name)
+            waiting[job.arm.weights] -= 1
+            if job.arm.kind in MERGED and not waiting[job.arm.weights]:
+                self.scratch.release(job.arm.weights)
+
+        if not jobs:
+            return
+        if self._pool is not None:
+            self._pool.run(jobs, say, done)
+            return
+        from taskvec.evaluation.backend.blocks import free_memory
+
+        for job in jobs:
+            self._tell("start", job.arm.name)
+            tell = functools.partial(say, job.arm)
+            evaluate_into(
+                self._out,
+                job.model,
+                self._settings,
+                job.arm,
+                job.weights,
+                progress=tell,
+                shown=job.shown,
+            )
+            if self._large:
+                free_memory()
+            done(job)
+
+    def _tell(self, kind: str, arm: str) -> None:
+        self._progress(Event(kind, arm, "", self._done, self._known_of))
+
+
+def _batches(arms: list[Arm], capacity: int) -> Iterator[list[Arm]]:
+    """Arms in batches of at most `capacity` different weights; all arms of one model are in one batch."""
+    by_weights: dict[str, list[Arm]] = {}
+    for arm in arms:
+        by_weights.setdefault(arm.weights, []).append(arm)
+    groups = list(by_weights.values())
+    for start in range(0, len(groups), max(1, capacity)):
+        yield [arm for group in groups[start : start + max(1, capacity)] for arm in group]
+
+
+def model_bytes(model: str) -> int:
+    """What a model's folder takes; for a hub model what its headers say."""
+    folder = Path(model)
+    if folder.is_dir():
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    import taskvec as tv
+
+    return tv.open(model).total_bytes

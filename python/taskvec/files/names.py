@@ -1,0 +1,14 @@
+"""The target's other files, which come along to an output byte for byte; config.json where a fact changed."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"
+CARD = "README.md"
+MANIFEST = "taskvec.json"
+STATE = ".taskvec"
+
+
+def is_own(name: str) -> bool:
+    """Whether an output has a file of its own by this name, so that the target's is not copied."""
+    first = name.split("/", 1)[0]
+    return name.lower() == CARD.lower() or name == MANIFEST or first == STATE

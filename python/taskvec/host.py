@@ -1,0 +1,88 @@
+"""Facts about this machine that a benchmark must name: processor, cores, memory, file system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it; the architecture where the system does not tell."""
+    if sys.platform == "linux":
+        match = re.search(
+            r"^(?:model name|Model|cpu model)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE
+        )
+        if match is not None:
+            return " ".join(match[1].split())
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_total() -> int | None:
+    """Bytes of physical memory."""
+    return _meminfo("MemTotal")
+
+
+def memory_available() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    return _meminfo("MemAvailable")
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds `path` (``tmpfs``, ``ext4`` …), or ``unknown``."""
+    best, kind = "", "unknown"
+    resolved = str(path.resolve())
+    for line in _read("/proc/self/mounts").splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        mount = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1])
+        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):  # a later mount on the same place hides the earlier one
+            best, kind = mount, fields[2]
+    return kind
+
+
+def _meminfo(name: str) -> int | None:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
+    return int(match[1]) * 1024 if match is not None else None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def free_space(out: str | os.PathLike[str]) -> int:
+    """Free bytes of the file system that `out` lies on, or will lie on."""
+    folder = Path(out).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,117 @@
+"""How far two checkpoints, or two task vectors, lie apart: per tensor, per layer and per kind of module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from taskvec.compat import models as compat
+from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.errors import CompatibilityError, RecipeError
+from taskvec.lazy.vector import TaskVector, load_vector
+from taskvec.models.model import Checkpoint
+from taskvec.models.selection import Selection
+from taskvec.report.difference import Difference
+from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.saved_vector import is_vector
+from taskvec.run.compare import Term, compare
+
+if TYPE_CHECKING:
+    from taskvec.progress import Callback
+
+# What keeps two checkpoints from being compared as numbers; everything else that differs is what is to be
+# seen.
+_STOPPING = ("quantised", "lora-adapter")
+
+
+def diff(
+    left: str | os.PathLike[str] | Checkpoint | TaskVector,
+    right: str | os.PathLike[str] | Checkpoint | TaskVector,
+    *,
+    selection: Selection | None = None,
+    threads: int | None = None,
+    progress: Callback | None = None,
+) -> Difference:
+    """Compare two checkpoints, or two vectors, in one streamed pass; see :func:`taskvec.diff`."""
+    selection = selection or Selection()
+    sides = [_opened(side) for side in (left, right)]
+    one, other = sides
+    if isinstance(one, TaskVector) and isinstance(other, TaskVector):
+        one, other = (vector.select_by(selection) for vector in (one, other))
+        shapes = {name: shape for name, shape in one.tensors.items() if other.tensors.get(name) == shape}
+        pairs = compare(one.terms(), other.terms(), shapes, threads=threads, progress=progress)
+        unmatched = _unmatched(one.tensors, other.tensors, shapes)
+        return Difference(_named(left, one), _named(right, other), "vectors", pairs, unmatched, ())
+    if isinstance(one, TaskVector) or isinstance(other, TaskVector):
+        raise RecipeError("a checkpoint and a task vector cannot be compared", "name two of one kind")
+    return _checkpoints(one, other, selection, threads, progress)
+
+
+def _named(side: object, opened: object) -> str:
+    """What the user wrote, or what was opened in words."""
+    return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(opened)
+
+
+def _opened(side: str | os.PathLike[str] | Checkpoint | TaskVector) -> Checkpoint | TaskVector:
+    if isinstance(side, (Checkpoint, TaskVector)):
+        return side
+    return load_vector(side) if is_vector(side) else open_checkpoint(side)
+
+
+def _checkpoints(
+    one: Checkpoint,
+    other: Checkpoint,
+    selection: Selection,
+    threads: int | None,
+    progress: Callback | None,
+) -> Difference:
+    found = compat.check_models([("right", other)], one, role="left", selection=selection)
+    stopping = [finding for finding in found if finding.level == "error" and finding.id in _STOPPING]
+    if stopping:
+        error = CompatibilityError(stopping[0].message, stopping[0].fix)
+        error.findings = tuple(found)
+        raise error
+    tables = [
+        {name: info for name, info in side.tensors.items() if selection.matches(name)}
+        for side in (one, other)
+    ]
+    shapes = {
+        name: info.shape
+        for name, info in tables[0].items()
+        if name in tables[1]
+        and tables[1][name].shape == info.shape
+        and {info.dtype, tables[1][name].dtype} <= FLOAT_DTYPES
+    }
+    if not shapes:
+        raise CompatibilityError(
+            f"`{one.spec}` and `{other.spec}` have no float tensor of one name and shape",
+            "give models of one architecture",
+        )
+    one, other = one.materialise(progress), other.materialise(progress)
+    names = {name: (name,) for name in shapes}
+    pairs = compare(
+        [Term(1.0, (one,), names)], [Term(1.0, (other,), names)], shapes, threads=threads, progress=progress
+    )
+    mine, theirs = ({name: info[1:3] for name, info in table.items()} for table in tables)
+    return Difference(
+        one.spec, other.spec, "checkpoints", pairs, _unmatched(mine, theirs, shapes), tuple(found)
+    )
+
+
+def _unmatched(one: Mapping[str, Any], other: Mapping[str, Any], compared: Iterable[str]) -> dict[str, str]:
+    """The tensors that were not compared, and why."""
+    compared = set(compared)
+    reasons = {}
+    for name in dict.fromkeys((*one, *other)):
+        if name in compared:
+            continue
+        if name not in other:
+            reasons[name] = "only in the left"
+        elif name not in one:
+            reasons[name] = "only in the right"
+        elif one[name] != other[name]:
+            reasons[name] = "of another shape or type"
+        else:
+            reasons[name] = "not of a float type"
+    return reasons

@@ -1,0 +1,180 @@
+"""Merges: a target and what is added to it, computed only when asked for."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Unpack
+
+from taskvec.compat.findings import enforce
+from taskvec.lazy.vector import TaskVector
+from taskvec.models.model import Checkpoint
+from taskvec.plan import transfer as planning
+from taskvec.plan.checks import check_step
+from taskvec.settings import Options, Settings, parse_alphas
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from taskvec.plan.plan import Plan
+    from taskvec.progress import Callback
+    from taskvec.report.report import Report
+
+
+class Merge:
+    """A target plus a task vector; immutable, and nothing is computed until it is asked for.
+
+    Made by ``target + vector`` or ``target - vector``; more vectors can be added.
+
+    Attributes
+    ----------
+    target : Checkpoint
+        Whose tensor names, order, config and tokenizer the result has.
+    vector : TaskVector
+        What is added to it.
+    """
+
+    __slots__ = ("_plan", "target", "vector")
+
+    def __init__(self, target: Checkpoint, vector: TaskVector) -> None:
+        self.target = target
+        self.vector = vector
+        self._plan: Plan | None = None
+
+    @classmethod
+    def of(cls, target: Checkpoint, vector: TaskVector) -> Merge:
+        """The merge of a target and a vector that has been compared with it.
+
+        Raises
+        ------
+        CompatibilityError
+            They do not fit each other; ``findings`` says where.
+        """
+        for step in vector.steps:
+            enforce(check_step(target, step, vector.force), vector.force)
+        return cls(target, vector)
+
+    def plan(
+        self, *, alphas: float | str | Sequence[float] | None = None, **settings: Unpack[Options]
+    ) -> Plan:
+        """What :meth:`save` would do, from headers alone.
+
+        Parameters
+        ----------
+        alphas : float or sequence of float, optional
+            Factors of the whole vector; several give one output folder each.
+        **settings
+            The fields of :class:`taskvec.Settings`.
+
+        Raises
+        ------
+        CompatibilityError
+            The models do not fit each other.
+        RecipeError
+            A setting cannot be honoured.
+        """
+        steps = list(self.vector.steps)
+        if alphas is None and len(steps) == 1:
+            # target + 0.8 * v is the transfer with alpha 0.8
+            alphas, steps = steps[0].weight, [steps[0]._replace(weight=1.0)]
+        return planning.plan_steps(
+            self.target,
+            steps,
+            settings=self._settings(settings),
+            alphas=parse_alphas(1.0 if alphas is None else alphas),
+        )
+
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        alphas: float | str | Sequence[float] | None = None,
+        progress: Callback | None = None,
+        **settings: Unpack[Options],
+    ) -> Report:
+        """Compute the merge and write it as a checkpoint, in one streamed pass.
+
+        Parameters
+        ----------
+        out : str or path
+            The output folder; several alphas write ``out/alpha=0.5`` and so on.
+        alphas : float or sequence of float, optional
+            Factors of the whole vector.
+        progress : callable, optional
+            Called with a :class:`taskvec.Progress`.
+        **settings
+            The fields of :class:`taskvec.Settings`.
+
+        Raises
+        ------
+        taskvec.Error
+            What does not fit, is missing, damaged or could not be written.
+        KeyboardInterrupt
+            Stopped; the same call goes on where it was.
+        """
+        return self.plan(alphas=alphas, **settings).run(
+            out, settings=self._settings(settings), progress=progress
+        )
+
+    def _settings(self, options: Options) -> Settings:
+        force = options.get("force", ())
+        force = (force,) if isinstance(force, str) else tuple(force)
+        return Settings.of({**options, "force": tuple(dict.fromkeys((*self.vector.force, *force)))})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One tensor of the result, computed now, with the bytes that :meth:`save` would write.
+
+        Raises
+        ------
+        NotFoundError
+            The target has no tensor of this name.
+        """
+        from taskvec.run.evaluate import of_plan
+
+        if name not in self.target:
+            return self.target[name]
+        if self._plan is None:
+            self._plan = self.plan()
+        ((_, array),) = of_plan(self._plan, [name])
+        return array
+
+    def items(self, **settings: Unpack[Options]) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of the result in file order, computed a few at a time, with the bytes of :meth:`save`.
+
+        Parameters
+        ----------
+        **settings
+            ``out_dtype``, ``rounding``, ``seed``, ``threads`` and ``force`` matter here.
+        """
+        from taskvec.run.evaluate import of_plan
+
+        given = self._settings(settings)
+        allowed = "non-finite" in given.force
+        return of_plan(self.plan(**settings), threads=given.threads, allow_non_finite=allowed)
+
+    def keys(self) -> Iterator[str]:
+        """The names of the tensors, in the target's file order."""
+        return iter(self.target)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.target)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.target
+
+    def __add__(self, other: object) -> Merge:
+        return Merge.of(self.target, self.vector + other) if isinstance(other, TaskVector) else NotImplemented
+
+    def __sub__(self, other: object) -> Merge:
+        return Merge.of(self.target, self.vector - other) if isinstance(other, TaskVector) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Merge({self.target.spec} + {self.vector}, tensors: {len(self):,})"
+
+    def _repr_html_(self) -> str:
+        target = html.escape(self.target.spec)
+        return f"<p>Merge: <code>{target}</code> plus</p>{self.vector._repr_html_()}"

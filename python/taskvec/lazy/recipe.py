@@ -1,0 +1,206 @@
+"""Recipes run: one document, or several in order with their results in a scratch folder beside the output."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from taskvec.errors import RecipeError
+from taskvec.models.model import Checkpoint
+from taskvec.plan.merge import plan_recipe
+from taskvec.recipe.load import RecipeFile, load
+from taskvec.resolve.open import open as open_checkpoint
+from taskvec.settings import Options, Settings
+
+if TYPE_CHECKING:
+    from taskvec.plan.plan import Plan
+    from taskvec.progress import Callback
+    from taskvec.recipe.model_ref import ModelRef
+    from taskvec.recipe.schema import Recipe
+    from taskvec.report.report import Report
+
+if TYPE_CHECKING:
+    from taskvec.plan.plan import Plan
+    from taskvec.progress import Callback
+    from taskvec.recipe.model_ref import ModelRef
+    from taskvec.recipe.schema import Recipe
+    from taskvec.report.report import Report
+
+    Recipes = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeMerge:
+    """A recipe, lazy: nothing is read but the recipe itself until it is planned or saved.
+
+    Attributes
+    ----------
+    file : RecipeFile
+        Its documents, the one that makes the output last.
+    settings : Settings
+    """
+
+    file: RecipeFile
+    settings: Settings
+
+    def plan(self) -> Plan:
+        """What would happen, from headers alone.
+
+        Raises
+        ------
+        RecipeError
+            The recipe has several documents: what a later one reads is not there yet.
+        """
+        if len(self.file.steps) > 1:
+            raise RecipeError(
+                f"`{self.file.source}` has {len(self.file.steps)} documents that build on each other: the "
+                "models of a later one are not there yet",
+                "plan the first document alone, or run the recipe",
+            )
+        return self._plan(self.file.final, Path())
+
+    def save(self, out: str | os.PathLike[str], *, progress: Callback | None = None) -> Report:
+        """Run every document; results of all but the last are removed when the last is done.
+
+        Parameters
+        ----------
+        out : str or path
+            The output folder.
+        progress : callable, optional
+            Called with a :class:`taskvec.Progress`.
+
+        Raises
+        ------
+        RecipeError, CompatibilityError, OutputError, FormatError, NonFiniteError
+            As :func:`taskvec.transfer`; the same call goes on where it was.
+        """
+        report = None
+        for plan, place in self.plans(out):
+            report = plan.run(place, settings=self.settings, progress=progress)
+        assert report is not None
+        self.clear(out)
+        return report
+
+    def plans(self, out: str | os.PathLike[str]) -> Iterator[tuple[Plan, Path]]:
+        """The plan of each document and where its result goes, the output last.
+
+        Each is made when it is asked for: by then those before it have to be run.
+        """
+        scratch = scratch_of(Path(out))
+        for step in self.file.steps[:-1]:
+            yield self._plan(step, scratch), scratch / str(step.name)
+        yield self._plan(self.file.final, scratch), Path(out)
+
+    def clear(self, out: str | os.PathLike[str]) -> None:
+        """Remove the results of earlier documents."""
+        if len(self.file.steps) > 1:
+            shutil.rmtree(scratch_of(Path(out)), ignore_errors=True)
+
+    def _plan(self, step: Recipe, scratch: Path) -> Plan:
+        def opening(ref: ModelRef) -> Checkpoint:
+            if self.file.step_of(ref) is not None:
+                return open_checkpoint(scratch / ref.path)
+            return ref.opened if isinstance(ref.opened, Checkpoint) else open_checkpoint(ref.spec)
+
+        record = {"verb": "merge", "recipe": list(self.file.documents)}
+        return plan_recipe(step, settings=self.settings, opening=opening, record=record)
+
+    def __repr__(self) -> str:
+        final = self.file.final
+        return f"RecipeMerge({self.file.source!r}, method: {final.merge_method})"
+
+
+def scratch_of(out: Path) -> Path:
+    """Where results of earlier documents go: beside the output, hidden, on the same file system."""
+    out = out.absolute()
+    return out.parent / f".{out.name}.steps"
+
+
+def open_recipe(
+    recipe: Recipes, *, overrides: Iterable[str] = (), **settings: Unpack[Options]
+) -> RecipeMerge:
+    """Read a recipe in mergekit's format and check what can be checked without its models.
+
+    Parameters
+    ----------
+    recipe : path, YAML text, mapping or list of mappings
+    overrides : iterable of str
+        ``models.1.parameters.weight=0.3``: values to replace.
+    **settings
+        Those of :class:`taskvec.Settings`; what the recipe says itself goes before them.
+
+    Raises
+    ------
+    RecipeError
+        It names the file, the line, the key, and the nearest valid word.
+    """
+    return RecipeMerge(load(recipe, overrides), Settings.of(settings))
+
+
+def merge(
+    recipe: Recipes,
+    out: str | os.PathLike[str],
+    *,
+    overrides: Iterable[str] = (),
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    """Run a recipe into a folder; see :func:`open_recipe` and :meth:`RecipeMerge.save`."""
+    return open_recipe(recipe, overrides=overrides, **settings).save(out, progress=progress)
+
+
+def by_method(
+    name: str,
+    models: Sequence[Any],
+    *,
+    base: Any = None,
+    dtype: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+) -> RecipeMerge:
+    """A merge by a method of the catalogue, as the recipe that says the same.
+
+    Parameters
+    ----------
+    name : str
+        The method.
+    models : sequence of str, path or Checkpoint
+    base : str, path or Checkpoint, optional
+    dtype : str, optional
+        Type of the output.
+    parameters : mapping
+        A list is one value per model, for parameters that each model has; anything else serves all.
+    """
+    from taskvec.methods.catalogue import get
+
+    method = get(name)
+    inputs: list[dict[str, Any]] = [{"model": _named(model)} for model in models]
+    shared: dict[str, Any] = {}
+    for key, value in (parameters or {}).items():
+        known = method.parameter(key)
+        is_own = known is not None and known.scope == "model"
+        if is_own and isinstance(value, list | tuple):
+            if len(value) != len(inputs):
+                raise RecipeError(
+                    f"`{key}` has {len(value)} values for {len(inputs)} models", "give one per model, or one"
+                )
+            for entry, own in zip(inputs, value, strict=True):
+                entry.setdefault("parameters", {})[key] = own
+        else:
+            shared[key] = value
+    document: dict[str, Any] = {"merge_method": name, "models": inputs}
+    if base is not None:
+        document["base_model"] = _named(base)
+    if shared:
+        document["parameters"] = shared
+    if dtype is not None:
+        document["dtype"] = dtype
+    return RecipeMerge(load(document), settings or Settings())
+
+
+def _named(model: Any) -> Any:
+    return os.fspath(model) if isinstance(model, os.PathLike) else model

@@ -1,0 +1,158 @@
+"""From a method and the values of its parameters for one tensor to the operation that the plan carries.
+
+An operation is ``{"kind": method, "terms": [...], ...}``. A term names its inputs by their position among
+the tensor's inputs: ``model``, and ``reference`` (what is subtracted from it) or ``None``; ``weight`` is its
+factor. Parameters per model stand in the terms, the others beside them. What Python can settle is settled
+here: weights that only have to be divided by their sum are, and a parameter that then means nothing is left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskvec.methods.method import Method
+from taskvec.methods.values import SettingError
+
+COPY: dict[str, Any] = {"kind": "copy"}
+
+# Parameters that stand in the operation under another name, or not at all.
+_NAMES: Mapping[str, str | None] = {
+    "nuslerp_row_wise": "row_wise",
+    "nuslerp_flatten": "flatten",
+    "int8_mask": None,
+    "rescale_norm": None,
+    "normalize_weights": None,
+    "scale": None,
+}
+# In a plain sum, normalize is nothing but smaller weights; elected signs make the divisor differ by element.
+_SUMS = frozenset({"task_arithmetic", "dare_linear", "della_linear", "breadcrumbs"})
+_EXPECTATION = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One model of a merge, as the operation sees it.
+
+    Parameters
+    ----------
+    model : int
+        Position among the tensor's inputs.
+    reference : int, optional
+        Position of what is subtracted from it.
+    parameters : mapping
+        Values of the parameters that each model has.
+    stream : int
+        Which random numbers it draws.
+    """
+
+    model: int
+    reference: int | None
+    parameters: Mapping[str, Any]
+    stream: int = 0
+
+
+def operation(
+    method: Method, terms: Sequence[Term], parameters: Mapping[str, Any], *, base: int | None = None
+) -> dict[str, Any]:
+    """The operation of one tensor.
+
+    Parameters
+    ----------
+    method : Method
+    terms : sequence of Term
+        In the order of the recipe, without the base.
+    parameters : mapping
+        Values of the parameters that the merge has one of.
+    base : int, optional
+        Position of the base among the inputs.
+
+    Returns
+    -------
+    dict
+        Plain data; ``{"kind": "copy"}`` where nothing changes.
+
+    Raises
+    ------
+    SettingError
+        Weights that sum to zero where they are divided by their sum, or density ± epsilon outside of 0 and 1.
+    """
+    if method.name == "passthrough":
+        scale = terms[0].parameters.get("scale")
+        if scale in (None, 1.0):
+            return dict(COPY)
+        return {"kind": "passthrough", "terms": [_term(terms[0], scale)]}
+    weights = [float(term.parameters.get("weight", 1.0)) for term in terms]
+    weights = _normalized(method, weights, parameters)
+    result: dict[str, Any] = {"kind": method.name}
+    result["terms"] = [
+        _term(term, weight, **_per_model(method, term)) for term, weight in zip(terms, weights, strict=True)
+    ]
+    if method.name == "slerp":
+        assert base is not None
+        result["terms"].insert(0, {"model": base, "reference": None, "weight": 1.0})
+    if method.base == "optional":
+        result["base"] = base
+    for parameter in method.parameters:
+        name = _NAMES.get(parameter.name, parameter.name)
+        if parameter.scope == "model" or parameter.ignored or name is None:
+            continue
+        if name == "normalize" and method.name in _SUMS:
+            continue
+        result[name] = parameters[parameter.name]
+    if "rescale" in result:
+        result["rescale"] = _rescaling(method, parameters)
+    return result
+
+
+def _term(term: Term, weight: float, **more: Any) -> dict[str, Any]:
+    return {"model": term.model, "reference": term.reference, "weight": weight, **more}
+
+
+def _per_model(method: Method, term: Term) -> dict[str, Any]:
+    values = {
+        p.name: term.parameters[p.name]
+        for p in method.parameters
+        if p.scope == "model" and p.name != "weight" and not p.ignored
+    }
+    if method.name in ("della", "della_linear"):
+        density, epsilon = values["density"], values["epsilon"]
+        if 0.0 < density < 1.0 and (density - epsilon < 0.0 or density + epsilon > 1.0):
+            raise SettingError(
+                f"density {density:g} ± epsilon {epsilon:g} leaves the range of probabilities, 0 to 1",
+                f"epsilon of at most {min(density, 1.0 - density):g} fits",
+            )
+    if method.random:
+        values["stream"] = term.stream
+    return values
+
+
+def _rescaling(method: Method, parameters: Mapping[str, Any]) -> str:
+    if not parameters["rescale"]:
+        return "none"
+    return parameters["rescale_norm"] if method.name in _EXPECTATION else "l1"
+
+
+def _normalized(method: Method, weights: list[float], parameters: Mapping[str, Any]) -> list[float]:
+    """The weights, divided by their sum where that is all that normalising means."""
+    is_sphere = method.name == "nuslerp"
+    wanted = parameters.get("normalize", parameters.get("normalize_weights", is_sphere))
+    if not wanted:
+        return weights
+    total = math.fsum(weights)
+    size = math.fsum(abs(weight) for weight in weights)
+    if size == 0.0 and method.step:
+        return weights
+    if abs(total) <= 1e-9 * size:
+        switch = next((p for p in ("normalize", "normalize_weights") if p in parameters), None)
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise SettingError(
+            f"the weights {listed} sum to zero, and are to be divided by their sum",
+            f"change a weight, or set `{switch}: false`" if switch else "change a weight",
+        )
+    if method.name in _SUMS or method.name == "multislerp":
+        return [weight / total for weight in weights]
+    return weights

@@ -1,0 +1,143 @@
+"""A task vector that was saved: the record of what its folder holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec import _core
+from taskvec.files.manifest import File
+from taskvec.files.names import CONFIG
+from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.selection import Selection
+
+if TYPE_CHECKING:
+    from taskvec.progress import Callback
+
+INDEX = "vector.safetensors.index.json"
+# What a target is compared with when the vector is applied.
+_COMPARED = (
+    CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SavedVector:
+    """A task vector on disk, by its headers and its manifest; made by :func:`open_vector`.
+
+    Attributes
+    ----------
+    spec : str
+        What the user wrote.
+    stored : Checkpoint
+        The safetensors files as they are.
+    manifest : dict
+        taskvec.json.
+    tensors : mapping of str to TensorInfo
+        The tensors of the vector: type of the values, shape, bytes on disk, file (empty where it is zero).
+    model : Checkpoint
+        The reference's config, tokenizer, names, shapes and types, without its weights.
+    zero : frozenset of str
+        The tensors that are zero.
+    selection : Selection
+        What was selected when it was extracted: the target's other tensors need no counterpart in it.
+    """
+
+    spec: str
+    stored: Checkpoint
+    manifest: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    model: Checkpoint
+    zero: frozenset[str]
+    selection: Selection
+
+    kind = "vector"
+
+    @property
+    def location(self) -> Path:
+        """The folder."""
+        return self.stored.location
+
+    path = location
+
+    @property
+    def repository(self) -> str | None:
+        """Its name on the hub."""
+        return self.stored.repository
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the hub."""
+        return self.stored.revision
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the reference."""
+        return self.model.config
+
+    @property
+    def fingerprint(self) -> str:
+        """BLAKE3 over the headers of its files."""
+        return self.stored.fingerprint
+
+    @property
+    def file_sizes(self) -> dict[str, int]:
+        """Its weight files and their sizes."""
+        return self.stored.file_sizes
+
+    @property
+    def download_bytes(self) -> int:
+        """Nothing is left to download."""
+        return 0
+
+    def materialise(self, progress: Callback | None = None) -> SavedVector:
+        """Itself: its files are here."""
+        del progress
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"SavedVector({self.spec!r}, tensors: {len(self.tensors):,}, bytes: {self.stored.total_bytes:,})"
+        )
+
+
+def fits(
+    rows: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any], files: Iterable[File]
+) -> dict[str, Any]:
+    """Fingerprints of what a vector fits: architecture (kind of model, names and shapes) and tokenizer.
+
+    Parameters
+    ----------
+    rows : mapping
+        The tensors as the manifest lists them.
+    config : mapping
+        config.json of the model that was subtracted.
+    files : iterable of File
+        The files of the vector, of which those in ``reference/`` count.
+    """
+    kind = [config.get("model_type"), config.get("architectures")]
+    shapes = [[name, list(row["shape"])] for name, row in sorted(rows.items())]
+    tokenizer = sorted((file.name, file.blake3) for file in files if file.name.startswith(f"{REFERENCE}/"))
+    tokenizer = [pair for pair in tokenizer if pair[0] != f"{REFERENCE}/{CONFIG}"]
+    return {
+        "architecture": _core.blake3_hex(json.dumps([kind, shapes]).encode()),
+        "tokenizer": _core.blake3_hex(json.dumps(tokenizer).encode()) if tokenizer else None,
+    }
+
+
+FORMAT = 1

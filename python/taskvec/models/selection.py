@@ -1,0 +1,199 @@
+"""Which tensors a run touches: regular expressions, presets and layer ranges over tensor names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from taskvec.errors import RecipeError
+from taskvec.models.tensor_names import is_vocabulary, layer_of
+
+Preset = Literal["full", "no-embed", "no-embed-norm"]
+_NORM = re.compile(r"(?:^|\.)(?:[^.]*norm[^.]*|ln_[^.]+)\.(?:weight|bias)$", re.IGNORECASE)
+
+_LAYER_RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+
+
+def _parse_layers(text: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for part in text.split(","):
+        match = _LAYER_RANGE.fullmatch(part)
+        if match is None:
+            raise RecipeError(
+                f"layers `{text}` has a part `{part.strip()}` that is neither a number nor a range",
+                "write layers as `8-20` or `0,3,5-7`",
+            )
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first:
+            raise RecipeError(
+                f"layers `{text}` has the range `{part.strip()}`, which ends before it starts",
+                f"write `{last}-{first}`",
+            )
+        ranges.append((first, last))
+    return tuple(ranges)
+
+
+def _compile(patterns: tuple[str, ...], option: str) -> tuple[re.Pattern[str], ...]:
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise RecipeError(
+                f"{option} `{pattern}` is not a regular expression: {error}",
+                "`.` matches any character and `\\.` a dot; quote the pattern to keep the shell off it",
+            ) from None
+    return tuple(compiled)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    r"""Which tensors a run touches; the others are the target's bytes.
+
+    A tensor is selected when the preset allows it, it lies in one of ``layers`` (if given), at least one of
+    ``include`` is found in its name (if given), and none of ``exclude`` is.
+
+    Parameters
+    ----------
+    include, exclude : tuple of str
+        Regular expressions, searched anywhere in the name: ``self_attn``, ``layers\.(3|4)\.``, ``bias$``.
+    preset : {"full", "no-embed", "no-embed-norm"}
+        ``no-embed`` leaves out the input embedding and the output head, ``no-embed-norm`` the norms as well.
+    layers : str, optional
+        Layer numbers and inclusive ranges: ``8-20``, ``0,3,5-7``. Tensors outside any layer are then left
+        out.
+
+    Raises
+    ------
+    RecipeError
+        A pattern is no regular expression, the preset is unknown, or the layers cannot be read.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    preset: Preset = "full"
+    layers: str | None = None
+    _include: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
+    _exclude: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
+    _layers: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for option in ("include", "exclude"):
+            value = getattr(self, option)
+            object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+        if self.preset not in get_args(Preset):
+            raise RecipeError(
+                f"preset `{self.preset}` is not known", f"choose one of {', '.join(get_args(Preset))}"
+            )
+        object.__setattr__(self, "_include", _compile(self.include, "include"))
+        object.__setattr__(self, "_exclude", _compile(self.exclude, "exclude"))
+        object.__setattr__(self, "_layers", _parse_layers(self.layers) if self.layers is not None else ())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every tensor is selected, whatever its name."""
+        return not (self.include or self.exclude or self._layers) and self.preset == "full"
+
+    def matches(self, name: str) -> bool:
+        """Whether the tensor of this name is selected."""
+        if self.preset != "full":
+            if is_vocabulary(name):
+                return False
+            if self.preset == "no-embed-norm" and _NORM.search(name):
+                return False
+        if self._layers:
+            layer = layer_of(name)
+            if layer is None or not any(first <= layer <= last for first, last in self._layers):
+                return False
+        if self._include and not any(pattern.search(name) for pattern in self._include):
+            return False
+        return not any(pattern.search(name) for pattern in self._exclude)
+
+    def select(self, names: Iterable[str]) -> list[str]:
+        """The selected names, in the order given.
+
+        Raises
+        ------
+        RecipeError
+            No name is selected.
+        """
+        names = list(names)
+        if self.is_full:
+            return names
+        selected = [name for name in names if self.matches(name)]
+        if not selected:
+            examples = ", ".join(f"`{name}`" for name in names[len(names) // 2 :][:3])
+            raise RecipeError(
+                f"the selection {self} matches none of {len(names)} tensors",
+                f"names look like {examples}" if examples else "the checkpoint has no tensors",
+            )
+        return selected
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """The parts of the selection that no name answers to, each as the user wrote it."""
+        names = list(names)
+        parts = [
+            f"{option} `{pattern.pattern}`"
+            for option, patterns in (("include", self._include), ("exclude", self._exclude))
+            for pattern in patterns
+            if not any(pattern.search(name) for name in names)
+        ]
+        if self._layers:
+            present = {layer_of(name) for name in names} - {None}
+            for first, last in self._layers:
+                if not any(first <= layer <= last for layer in present if layer is not None):
+                    parts.append(f"layers `{first}-{last}`" if last > first else f"layer `{first}`")
+        return parts
+
+    def __str__(self) -> str:
+        parts = [f"include `{pattern}`" for pattern in self.include]
+        parts += [f"exclude `{pattern}`" for pattern in self.exclude]
+        if self._layers:
+            parts.append(f"layers `{self.layers}`")
+        if self.preset != "full" or not parts:
+            parts.insert(0, f"preset `{self.preset}`")
+        return ", ".join(parts)
+
+
+def selection_recipe(selection: Selection) -> dict[str, Any]:
+    """The parts of a selection that are not the default, as a recipe has them."""
+    values = {name: getattr(selection, name) for name in ("include", "exclude", "preset", "layers")}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: value for name, value in values.items() if value and value != "full"}
+
+
+_STRICTNESS: tuple[Preset, ...] = ("full", "no-embed", "no-embed-norm")
+
+
+def both(first: Selection, second: Selection) -> Selection:
+    """What both select."""
+    if first.include and second.include:
+        # a name has to hold a match of each
+        ahead = [f"(?=.*(?:{'|'.join(part)}))" for part in (first.include, second.include)]
+        include: tuple[str, ...] = (f"(?s)^{''.join(ahead)}",)
+    else:
+        include = first.include or second.include
+    return replace(
+        first,
+        include=include,
+        exclude=(*first.exclude, *second.exclude),
+        preset=max(first.preset, second.preset, key=_STRICTNESS.index),
+        layers=_common_layers(first.layers, second.layers),
+    )
+
+
+def _common_layers(first: str | None, second: str | None) -> str | None:
+    if first is None or second is None:
+        return first if second is None else second
+    one, other = (
+        [tuple(map(int, part.split("-"))) for part in text.replace(" ", "").split(",")]
+        for text in (first, second)
+    )
+    ranges = [(max(a[0], b[0]), min(a[-1], b[-1])) for a in one for b in other]
+    common = ",".join(f"{low}-{high}" for low, high in ranges if low <= high)
+    if not common:
+        raise RecipeError(f"layers `{first}` and `{second}` have none in common")
+    return common

@@ -1,0 +1,46 @@
+"""A model as a source of a plan: its path, its name and its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.models.adapter import WEIGHTS, Adapter
+from taskvec.models.model import Checkpoint
+
+if TYPE_CHECKING:
+    from taskvec.models.saved_vector import SavedVector
+
+
+def source_path(checkpoint: Checkpoint | SavedVector) -> str:
+    """Where the engine finds a checkpoint: its folder, or its file if it was opened as a single one."""
+    folder = checkpoint.location
+    file = Path(checkpoint.spec).name
+    is_file = checkpoint.repository is None and file in checkpoint.file_sizes and not (folder / file).is_dir()
+    return str(folder / file) if is_file else str(folder)
+
+
+def source_document(source: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+    """A source as the engine's part of a plan has it."""
+    if isinstance(source, Adapter):
+        return {
+            "kind": "lora",
+            "path": str(source.path / WEIGHTS),
+            "files": [[name, size] for name, size in source.file_sizes.items()],
+            "fingerprint": source.fingerprint,
+            "base": source.base,
+            "factors": source.factors,
+        }
+    return {
+        "kind": source.kind,
+        "path": source_path(source),
+        "files": [[name, size] for name, size in source.file_sizes.items()],
+        "fingerprint": source.fingerprint,
+    }
+
+
+def pinned(checkpoint: Checkpoint | SavedVector) -> str:
+    """What names a checkpoint for good: a hub name with its commit, or what the user wrote."""
+    if checkpoint.repository and checkpoint.revision:
+        return f"hf://{checkpoint.repository}@{checkpoint.revision}"
+    return checkpoint.spec

@@ -1,0 +1,108 @@
+"""The plan that writes the difference of two models as a task vector."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+
+from taskvec import _core
+from taskvec.compat import models as compat
+from taskvec.compat.findings import enforce
+from taskvec.dtypes import DTYPE_BYTES, parse_dtype
+from taskvec.models.model import Checkpoint
+from taskvec.models.selection import Selection, selection_recipe
+from taskvec.models.source import pinned, source_document
+from taskvec.plan.delta import Step
+from taskvec.plan.layout import DEFAULT_SHARD_SIZE
+from taskvec.plan.plan import FORMAT, Output, Plan, Source
+from taskvec.settings import Settings
+
+
+def plan_extract(
+    donor: Checkpoint,
+    reference: Checkpoint,
+    *,
+    selection: Selection | None = None,
+    settings: Settings | None = None,
+    dtype: str | None = None,
+    force: Iterable[str] = (),
+) -> Plan:
+    """The plan of saving donor − reference.
+
+    Parameters
+    ----------
+    donor, reference : Checkpoint
+        Headers are enough.
+    selection : Selection, optional
+        The tensors that belong to the vector.
+    settings : Settings, optional
+        ``max_shard_size`` and ``force`` matter here.
+    dtype : str, optional
+        A float type for all values, which loses what it cannot hold; by default each tensor has the narrowest
+        type that holds all its values.
+    force : iterable of str
+        More findings to go on in spite of.
+
+    Raises
+    ------
+    CompatibilityError
+        The models do not fit each other.
+    RecipeError
+        The selection matches nothing, or a setting cannot be honoured.
+    """
+    selection, settings = selection or Selection(), settings or Settings()
+    dtype = parse_dtype(dtype) if dtype is not None else None
+    found = compat.check_models([("donor", donor)], reference, role="reference", selection=selection)
+    found = enforce(found, (*settings.force, *force))
+    selection.select(reference)
+    own = Step(1.0, donor, reference, selection).own()
+    models = [("donor", donor), ("reference", reference)]
+    document = {
+        "format": FORMAT,
+        "sources": [source_document(model) for _, model in models],
+        "tensors": [
+            (name, reference.tensors[name].shape, donor_name, name) for name, (donor_name, _) in own.items()
+        ],
+        "max_shard_size": settings.max_shard_size or DEFAULT_SHARD_SIZE,
+        "dtype": dtype,
+    }
+    data = json.dumps(document, separators=(",", ":")).encode()
+    recipe = {
+        "verb": "extract",
+        **{role: pinned(model) for role, model in models},
+        **selection_recipe(selection),
+        "dtype": dtype,
+        "max_shard_size": settings.max_shard_size,
+        "force": list(settings.force) or None,
+    }
+    bytes_in = [
+        sum(donor.tensors[names[0]].nbytes for names in own.values()),
+        sum(reference.tensors[name].nbytes for name in own),
+    ]
+    return Plan(
+        json=data,
+        digest=_core.blake3_hex(data),
+        kind="vector",
+        sources=tuple(
+            Source(role, model.spec, model.revision, count, model.download_bytes)
+            for (role, model), count in zip(models, bytes_in, strict=True)
+        ),
+        outputs=(Output("", 1.0),),
+        shards=(),
+        weight_map=dict.fromkeys(own, ""),
+        merged=len(own),
+        copied=0,
+        # if every element has changed and no difference needs a wider type; known only when it has been read
+        bytes_out=_dense_bytes(reference, own, dtype),
+        most_inputs=2,
+        findings=tuple(found),
+        config={},
+        recipe={key: value for key, value in recipe.items() if value is not None},
+        checkpoints=(donor, reference),
+    )
+
+
+def _dense_bytes(reference: Checkpoint, names: Iterable[str], dtype: str | None) -> int:
+    infos = [reference.tensors[name] for name in names]
+    return sum(math.prod(info.shape) * DTYPE_BYTES[dtype or info.dtype] for info in infos)

@@ -1,0 +1,84 @@
+"""Which output tensor goes into which weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from taskvec.models.model import TensorInfo
+
+# The size that transformers wrote for years.
+DEFAULT_SHARD_SIZE = 5_000_000_000
+SINGLE = "model.safetensors"
+
+
+class Sized(NamedTuple):
+    """An output tensor and the bytes of its data."""
+
+    name: str
+    nbytes: int
+
+
+class Layout(NamedTuple):
+    """File names, and for each tensor the index of its file; tensors keep their order."""
+
+    shards: list[str]
+    of: list[int]
+
+
+def layout(
+    tensors: Sequence[Sized], own: Mapping[str, TensorInfo], *, max_shard_size: int | None = None
+) -> Layout:
+    """Lay tensors out over weight files.
+
+    The target's own files and their names are kept, unless a size is asked for, or a wider type would make a
+    file larger than 5 GB and than the target's largest.
+
+    Parameters
+    ----------
+    tensors : sequence of Sized
+        In the target's own file order; tensors that the target has not come last.
+    own : mapping
+        The target's tensors.
+    max_shard_size : int, optional
+        Bytes of tensor data per file at most; a larger tensor has a file of its own.
+    """
+    if max_shard_size is not None:
+        return _fill(tensors, max_shard_size)
+    if own and not next(iter(own.values())).file:  # a target in memory has no files
+        return _fill(tensors, DEFAULT_SHARD_SIZE)
+    kept, sizes, own_sizes = _keep(tensors, own)
+    limit = max(DEFAULT_SHARD_SIZE, *own_sizes)
+    return kept if max(sizes) <= limit else _fill(tensors, limit)
+
+
+def _keep(tensors: Sequence[Sized], own: Mapping[str, TensorInfo]) -> tuple[Layout, list[int], list[int]]:
+    index: dict[str, int] = {}
+    of: list[int] = []
+    sizes: list[int] = []
+    own_sizes: list[int] = []
+    for name, nbytes in tensors:
+        stored = own.get(name)
+        if stored is not None and stored.file not in index:
+            index[stored.file] = len(index)
+            sizes.append(0)
+            own_sizes.append(0)
+        shard = len(index) - 1 if stored is None else index[stored.file]
+        of.append(shard)
+        sizes[shard] += nbytes
+        own_sizes[shard] += nbytes if stored is None else stored.nbytes
+    return Layout(list(index), of), sizes, own_sizes
+
+
+def _fill(tensors: Sequence[Sized], limit: int) -> Layout:
+    of: list[int] = []
+    shard = filled = 0
+    for _, nbytes in tensors:
+        if filled and filled + nbytes > limit:
+            shard, filled = shard + 1, 0
+        of.append(shard)
+        filled += nbytes
+    count = shard + 1
+    names = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    return Layout(names if count > 1 else [SINGLE], of)

@@ -1,0 +1,201 @@
+"""A merge recipe × the headers of its models → plan. Pure: no weight is read, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskvec.compat import models as compat
+from taskvec.compat.findings import Finding, enforce, finding, in_order
+from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
+from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.files.json import parse_object
+from taskvec.models.adapter import Adapter, open_adapter
+from taskvec.models.model import Checkpoint
+from taskvec.models.saved_vector import SavedVector
+from taskvec.plan.checks import refuse_conversion
+from taskvec.plan.draft import Draft
+from taskvec.plan.plan import Plan
+from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
+from taskvec.recipe.expand import resolve, sources
+from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.model_ref import ModelRef
+from taskvec.recipe.schema import Recipe
+from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.saved_vector import open_vector
+from taskvec.settings import Settings, out_dtype, written
+from taskvec.text import listed
+
+Model = Checkpoint | SavedVector
+Opened = Mapping[ModelRef, Model | Adapter]
+
+
+def plan_recipe(
+    recipe: Recipe,
+    *,
+    settings: Settings | None = None,
+    opening: Callable[[ModelRef], Checkpoint] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of one document of a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    settings : Settings, optional
+        What the recipe itself says of output type, rounding and seed goes before it.
+    opening : callable, optional
+        Opens a checkpoint; how results of earlier documents are found.
+    record : mapping, optional
+        What the manifest keeps as the recipe.
+
+    Raises
+    ------
+    RecipeError
+        The recipe does not fit its models' tensors.
+    CompatibilityError
+        The models do not fit each other.
+    """
+    settings = settings or Settings()
+    opened = {ref: _open(ref, opening or _checkpoint) for ref in sources(recipe)}
+    resolved = resolve(recipe, {ref: _facts(model) for ref, model in opened.items()})
+    settings = replace(
+        settings,
+        out_dtype=resolved.out_dtype or resolved.dtype or settings.out_dtype,
+        rounding=resolved.rounding or settings.rounding,  # type: ignore[arg-type]
+        seed=settings.seed if resolved.seed is None else resolved.seed,
+    )
+    donor = opened[resolved.models[resolved.donor]]
+    assert isinstance(donor, Checkpoint)
+    found = enforce(_findings(resolved, opened, donor, recipe), settings.force)
+    refuse_conversion(found, settings)
+    draft = Draft(donor, _role(resolved.donor, resolved))
+    numbers = [
+        _source(draft, ref, opened, _role(number, resolved)) for number, ref in enumerate(resolved.models)
+    ]
+    operations = [draft.operation(operation) for operation in resolved.operations]
+    copy = draft.operation({"kind": "copy"})
+    for tensor in resolved.tensors:
+        model, stored = tensor.template
+        template = _checkpoint_of(opened, resolved.models[model])
+        info = template.tensors[stored]
+        inputs = [(numbers[index], name) for index, name in tensor.inputs]
+        operation = operations[tensor.operation]
+        if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
+            inputs, operation = [(numbers[model], stored)], copy
+        draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
+    return draft.finish(
+        alphas=resolved.alphas,
+        settings=settings,
+        findings=found,
+        recipe={
+            **(record or {"verb": "merge", "recipe": [recipe.document.plain()]}),
+            "alpha": list(resolved.alphas),
+            **written(settings),
+            **({"seed": settings.seed} if resolved.method.random else {}),
+        },
+        config=resolved.config_edits,
+        files=_files(resolved, opened, donor, recipe),
+        is_random=resolved.method.random,
+    )
+
+
+def _checkpoint(ref: ModelRef) -> Checkpoint:
+    return ref.opened if isinstance(ref.opened, Checkpoint) else open_checkpoint(ref.spec)
+
+
+def _open(ref: ModelRef, opening: Callable[[ModelRef], Checkpoint]) -> Model | Adapter:
+    if ref.kind == "vector":
+        return ref.opened if isinstance(ref.opened, SavedVector) else open_vector(ref.spec)
+    if ref.kind == "adapter":
+        return open_adapter(ref.spec)
+    return opening(ref.plain)
+
+
+def _facts(model: Model | Adapter) -> Facts:
+    if isinstance(model, Adapter):
+        return Facts(model.factors.keys())
+    if isinstance(model, SavedVector):
+        return Facts([name for name in model.tensors if name not in model.zero])
+    return Facts(model.tensors.keys(), model.config)
+
+
+def _checkpoint_of(opened: Opened, ref: ModelRef) -> Checkpoint:
+    model = opened[ref]
+    assert isinstance(model, Checkpoint)
+    return model
+
+
+def _source(draft: Draft, ref: ModelRef, opened: Opened, role: str) -> int:
+    """The number of a model in the plan; a model with an adapter is the adapter on top of the model."""
+    model = opened[ref]
+    if isinstance(model, Adapter):
+        return draft.adapter(model, role, base=None)
+    number = draft.source(model, role)
+    if ref.adapter is None:
+        return number
+    return draft.adapter(open_adapter(ref.adapter), role, base=number)
+
+
+def _files(resolved: ResolvedMerge, opened: Opened, donor: Checkpoint, recipe: Recipe) -> dict[str, bytes]:
+    """Tokenizer files of another model than the donor, and the chat template that the recipe names."""
+    files: dict[str, bytes] = {}
+    chosen = _checkpoint_of(opened, resolved.models[resolved.tokenizer_from])
+    if chosen is not donor:
+        files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
+        if TEMPLATE in donor.other_files and TEMPLATE not in files and (own := template_of(chosen)):
+            files[TEMPLATE] = own.encode()  # the donor's file would go before what is in the settings
+    if resolved.chat_template is not None:
+        if SETTINGS in donor.other_files or SETTINGS in files:
+            text = files.get(SETTINGS) or donor.read_file(SETTINGS)
+            settings = parse_object(text, SETTINGS)
+            settings.pop("chat_template", None)
+            files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
+        files[TEMPLATE] = _template(resolved.chat_template, opened, recipe).encode()
+    return files
+
+
+def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
+    """The chat template that a recipe means: a known one by name, ``auto``, or the template itself."""
+    if chosen != "auto":
+        return TEMPLATES.get(chosen, chosen)
+    # What is only subtracted is no input. An adapter has its model's template.
+    inputs = dict.fromkeys(
+        ref.plain
+        for group in recipe.groups()
+        for ref in (group.base, *(source.ref for source in group.sources))
+        if ref is not None and ref.kind != "vector"
+    )
+    by_name = {ref.plain: model for ref, model in opened.items() if isinstance(model, Checkpoint)}
+    template = most_common(by_name[ref] for ref in inputs)
+    if template is None:
+        raise recipe.error(
+            ("chat_template",),
+            "`chat_template` is `auto`, and none of the models has a chat template",
+            f"name one ({', '.join(f'`{name}`' for name in TEMPLATES)}), or remove `chat_template`",
+        )
+    return template
+
+
+def _role(number: int, resolved: ResolvedMerge) -> str:
+    if resolved.base is None:
+        return f"model {number + 1}"
+    return f"model {number}" if number else "base"
+
+
+def _findings(resolved: ResolvedMerge, opened: Opened, donor: Checkpoint, recipe: Recipe) -> list[Finding]:
+    found = list(resolved.remarks)
+    others = [
+        (str(ref), model)
+        for ref, model in opened.items()
+        if isinstance(model, Checkpoint) and model is not donor
+    ]
+    has_slices = recipe.slices is not None or recipe.modules is not None
+    if not has_slices:
+        found += compat.check_models(others, donor, selection=recipe.selection)
+    for name, models in resolved.missing:
+        missing = listed([str(resolved.models[index]) for index in models])
+        found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))
+    return in_order(found)

@@ -1,0 +1,333 @@
+"""The plan: what a run reads, computes and writes. Plain data made from headers; the border to the engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from taskvec import _core
+from taskvec.dtypes import DTYPE_BYTES, FLOAT_DTYPES, TORCH_NAMES
+from taskvec.errors import FormatError, RecipeError
+from taskvec.host import _cores
+from taskvec.plan.rows import encode
+from taskvec.settings import format_alpha
+
+if TYPE_CHECKING:
+    from taskvec.compat.findings import Finding
+    from taskvec.models.adapter import Adapter
+    from taskvec.models.model import Checkpoint
+    from taskvec.models.saved_vector import SavedVector
+    from taskvec.progress import Callback
+    from taskvec.report.report import Report
+    from taskvec.settings import Settings
+
+FORMAT = 1
+ARITHMETIC = 2
+SCHEMA = 1
+
+Kind = Literal["checkpoint", "vector"]
+
+
+class Source(NamedTuple):
+    """A model that a plan reads: how much of it, and how much of that is still to be downloaded, in bytes."""
+
+    role: str
+    spec: str
+    revision: str | None
+    bytes_in: int
+    download: int
+
+
+class Output(NamedTuple):
+    """A folder that a plan writes, relative to the output folder, and its factor."""
+
+    folder: str
+    alpha: float
+
+
+class Shard(NamedTuple):
+    """A weight file that a plan writes into each output; the bytes are those of its tensors."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do; made by the planner, never changed.
+
+    Attributes
+    ----------
+    json : bytes
+        The engine's part: the same bytes for a dry run, a run, a resumed run, and on another machine that has
+        the sources at the same paths.
+    digest : str
+        BLAKE3 of these bytes.
+    kind : {"checkpoint", "vector"}
+        What is written.
+    sources, outputs, shards : tuple
+        What is read and written.
+    weight_map : mapping
+        Output tensor -> its shard, in file order.
+    merged, copied : int
+        Output tensors that are computed, and those that are the target's bytes (converted where ``out_dtype``
+        asks).
+    bytes_out : int
+        Tensor bytes written, all outputs together.
+    findings : tuple of Finding
+        What the compatibility check said; an error among them has been forced.
+    config : mapping
+        Keys of config.json that the output changes, and their values; nested ones as ``text_config.dtype``.
+    recipe : mapping
+        What was asked for, as the manifest records it.
+    checkpoints : tuple of Checkpoint, SavedVector or Adapter
+        The opened sources. The other files of the first come along to the outputs.
+    files : mapping of str to bytes
+        Files that the outputs have instead of the first source's.
+    """
+
+    json: bytes = field(repr=False)
+    digest: str
+    kind: Kind
+    sources: tuple[Source, ...]
+    outputs: tuple[Output, ...]
+    shards: tuple[Shard, ...]
+    weight_map: Mapping[str, str] = field(repr=False)
+    merged: int
+    copied: int
+    bytes_out: int
+    most_inputs: int
+    findings: tuple[Finding, ...]
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    checkpoints: tuple[Checkpoint | SavedVector | Adapter, ...] = field(repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def make(
+        cls,
+        document: Mapping[str, Any],
+        checkpoints: Sequence[Checkpoint | SavedVector | Adapter],
+        roles: Sequence[str],
+        *,
+        kind: Kind = "checkpoint",
+        findings: Sequence[Finding] = (),
+        recipe: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        data: bytes | None = None,
+    ) -> Plan:
+        """A plan from the engine's part as a dictionary, and its sources in the same order.
+
+        The planner calls this. ``config`` are the changes of config.json, by default those that follow from
+        the types of the tensors; ``data`` the document's bytes where they are known.
+        """
+        data = data or encode(document)
+        return cls(
+            json=data,
+            digest=_core.blake3_hex(data),
+            kind=kind,
+            findings=tuple(findings),
+            recipe=dict(recipe or {"verb": "plan"}),
+            checkpoints=tuple(checkpoints),
+            files=dict(files or {}),
+            config=dict(config_changes(document, checkpoints[0]) if config is None else config),
+            **_facts(document, checkpoints, roles),
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes, *, recipe: Mapping[str, Any] | None = None) -> Plan:
+        """A plan from the engine's part alone; opens its sources by their paths.
+
+        Parameters
+        ----------
+        data : bytes
+            ``plan.json`` of another plan.
+        recipe : mapping, optional
+            ``plan.recipe`` of that plan, for the manifest.
+
+        Raises
+        ------
+        RecipeError
+            The bytes are no plan of this version.
+        FormatError
+            A source is not what it was when the plan was made.
+        """
+        from taskvec.resolve.open import open as open_checkpoint
+        from taskvec.resolve.saved_vector import open_vector
+
+        try:
+            document = json.loads(data)
+            version = document["format"], document["arithmetic"]
+            fingerprints = [source["fingerprint"] for source in document["sources"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"the bytes are no plan: {error!r}", "make the plan anew") from None
+        if version != (FORMAT, ARITHMETIC):
+            raise RecipeError(
+                f"the plan has format and arithmetic {version}, expected {(FORMAT, ARITHMETIC)}",
+                "make the plan anew with this version",
+            )
+        if any(source["kind"] == "memory" for source in document["sources"]):
+            raise RecipeError(
+                "the plan reads tensors of the process that made it", "run it there, or save the models first"
+            )
+        checkpoints = [
+            open_vector(source["path"]) if source["kind"] == "vector" else open_checkpoint(source["path"])
+            for source in document["sources"]
+        ]
+        for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
+            if checkpoint.fingerprint != fingerprint:
+                raise FormatError(
+                    f"`{checkpoint.spec}` is not what it was when the plan was made", "make the plan anew"
+                )
+        roles = ["target", *["source"] * (len(checkpoints) - 1)]
+        return cls.make(document, checkpoints, roles, recipe=recipe, data=data)
+
+    @property
+    def tensors(self) -> int:
+        """Tensors of one output."""
+        return self.merged + self.copied
+
+    @property
+    def parameters(self) -> int:
+        """Elements of one output."""
+        return sum(shard.parameters for shard in self.shards)
+
+    @property
+    def bytes_in(self) -> int:
+        """Tensor bytes read, each once whatever the number of outputs."""
+        return sum(source.bytes_in for source in self.sources)
+
+    @property
+    def download(self) -> int:
+        """Bytes that a run would fetch from the hub first."""
+        return sum(source.download for source in self.sources)
+
+    def memory(self, threads: int | None = None) -> int:
+        """Anonymous memory of a run beside the interpreter's own, in bytes, at most.
+
+        A block of 1 MiB per thread for each input and output, and tiles; the engine bounds its threads by the
+        same formula where ``max_memory`` is given.
+        """
+        each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10)
+        return (16 << 20) + (threads or _cores()) * each
+
+    def run(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+        progress: Callback | None = None,
+    ) -> Report:
+        """Execute the plan; see :func:`taskvec.execution.execute`."""
+        from taskvec.run.execute import execute
+
+        return execute(self, out, settings=settings, progress=progress)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan's facts as plain data (``schema`` 1); the engine's part is ``json``."""
+        return {
+            "schema": SCHEMA,
+            "digest": self.digest,
+            "kind": self.kind,
+            "recipe": dict(self.recipe),
+            "sources": [source._asdict() for source in self.sources],
+            "outputs": [output._asdict() for output in self.outputs],
+            "shards": [shard._asdict() for shard in self.shards],
+            "tensors": self.tensors,
+            "merged": self.merged,
+            "copied": self.copied,
+            "parameters": self.parameters,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "download": self.download,
+            "memory": self.memory(),
+            "config": dict(self.config),
+            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        alphas = ", ".join(format_alpha(output.alpha) for output in self.outputs)
+        lines = [f"plan {self.digest[:16]}"]
+        lines += [f"  {source.role:<9} {source.spec} ({source.bytes_in:,} bytes)" for source in self.sources]
+        lines.append(f"  alpha     {alphas}")
+        lines.append(f"  tensors   {self.merged:,} merged, {self.copied:,} copied")
+        lines.append(f"  output    {len(self.shards)} weight files, {self.bytes_out:,} bytes in all")
+        lines += [f"  {finding.level}[{finding.id}]: {finding.message}" for finding in self.findings]
+        return "\n".join(lines)
+
+
+def config_changes(document: Mapping[str, Any], base: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+    """Keys of the base's config.json that name a float type, where the output has another one."""
+    tensors = base.tensors
+    converted = {
+        row[1]
+        for row in document["tensors"]
+        if row[1] in FLOAT_DTYPES and row[0] in tensors and tensors[row[0]].dtype != row[1]
+    }
+    if len(converted) != 1:
+        return {}
+    name = TORCH_NAMES[converted.pop()]
+    nested = [
+        (f"{key}.", value) for key, value in base.config.items() if key.endswith("_config") and "." not in key
+    ]
+    return {
+        f"{prefix}{key}": name
+        for prefix, config in [("", base.config), *nested]
+        if isinstance(config, dict)
+        for key in ("dtype", "torch_dtype")
+        if config.get(key) in TORCH_NAMES.values() and config[key] != name
+    }
+
+
+def _bytes(checkpoint: Checkpoint | SavedVector | Adapter, names: Sequence[str]) -> int:
+    """The bytes of these tensors; one that serves twice is read once."""
+    distinct = set(names)
+    if len(distinct) == len(checkpoint.tensors):
+        return sum(info.nbytes for info in checkpoint.tensors.values())
+    return sum(checkpoint.tensors[name].nbytes for name in distinct)
+
+
+def _facts(
+    document: Mapping[str, Any],
+    checkpoints: Sequence[Checkpoint | SavedVector | Adapter],
+    roles: Sequence[str],
+) -> dict[str, Any]:
+    copies = {index for index, operation in enumerate(document["operations"]) if operation["kind"] == "copy"}
+    names = document["shards"]
+    tensors, parameters, size = [0] * len(names), [0] * len(names), [0] * len(names)
+    used: list[list[str]] = [[] for _ in checkpoints]
+    weight_map: dict[str, str] = {}
+    copied = most_inputs = 0
+    for name, dtype, shape, shard, operation, inputs in document["tensors"]:
+        count = math.prod(shape)
+        weight_map[name] = names[shard]
+        tensors[shard] += 1
+        parameters[shard] += count
+        size[shard] += count * DTYPE_BYTES[dtype]
+        copied += operation in copies
+        most_inputs = max(most_inputs, len(inputs))
+        for source, stored in inputs:
+            used[source].append(stored)
+    sources = [
+        Source(
+            role, checkpoint.spec, checkpoint.revision, _bytes(checkpoint, names), checkpoint.download_bytes
+        )
+        for role, checkpoint, names in zip(roles, checkpoints, used, strict=True)
+    ]
+    return {
+        "sources": tuple(sources),
+        "outputs": tuple(Output(output["folder"], output["alpha"]) for output in document["outputs"]),
+        "shards": tuple(map(Shard, names, tensors, parameters, size)),
+        "weight_map": weight_map,
+        "merged": len(weight_map) - copied,
+        "copied": copied,
+        "most_inputs": most_inputs,
+        "bytes_out": sum(size) * len(document["outputs"]),
+    }

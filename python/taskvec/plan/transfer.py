@@ -1,0 +1,195 @@
+"""What the user asked for × headers → plan. Pure: no weight is read, and nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from taskvec.compat.findings import enforce
+from taskvec.compat.tied_heads import tie_decision
+from taskvec.errors import RecipeError
+from taskvec.models.model import Checkpoint
+from taskvec.models.selection import Selection, selection_recipe
+from taskvec.models.source import pinned
+from taskvec.models.tensor_names import layer_of
+from taskvec.plan.checks import findings, refuse_conversion
+from taskvec.plan.delta import Step
+from taskvec.plan.draft import Draft
+from taskvec.plan.plan import Plan
+from taskvec.settings import Settings, out_dtype, parse_alphas, written
+
+Control = Literal["random", "permute"]
+
+
+def plan_transfer(
+    target: Checkpoint,
+    donor: Checkpoint,
+    reference: Checkpoint,
+    *,
+    selection: Selection | None = None,
+    settings: Settings | None = None,
+    alphas: Sequence[float] = (1.0,),
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+) -> Plan:
+    """The plan of target + α·(donor − reference); see :func:`plan_steps`."""
+    step = Step(1.0, donor, reference, selection or Selection())
+    return plan_steps(
+        target, [step], settings=settings, alphas=alphas, layer_scale=layer_scale, control=control
+    )
+
+
+def plan_steps(
+    target: Checkpoint,
+    steps: Sequence[Step],
+    *,
+    settings: Settings | None = None,
+    alphas: Sequence[float] = (1.0,),
+    layer_scale: Sequence[float] | None = None,
+    control: Control | None = None,
+) -> Plan:
+    """The plan of target + α·Σ w·(donor − reference), in one pass.
+
+    Tensors outside the selection, tensors that are no floats, and those of which donor or reference lack the
+    counterpart are the target's; the findings name the latter. A control puts a random vector of the same
+    norms, or the vector's own values in another order, in the place of the vector: what it does to a model,
+    the vector does not do by what it carries.
+
+    Raises
+    ------
+    CompatibilityError
+        The checkpoints do not fit each other; ``findings`` says where.
+    RecipeError
+        The selection matches nothing, an alpha is not finite or given twice, ``force`` names no finding, or a
+        control is asked for of several steps.
+    """
+    settings, alphas = settings or Settings(), parse_alphas(alphas)
+    if control is not None and (control not in get_args(Control) or len(steps) != 1):
+        raise RecipeError(
+            f"control `{control}` of {len(steps)} vectors cannot be made",
+            "it is `random` or `permute`, of one vector",
+        )
+    found = enforce(findings(target, steps, force=settings.force), settings.force)
+    refuse_conversion(found, settings)
+    draft = Draft(target)
+    terms = [_Term(draft, target, step, number, len(steps)) for number, step in enumerate(steps, 1)]
+    factor = 1.0
+    if len(terms) == 1:
+        # one step has its weight in the final factor, which is rounded once with alpha
+        factor, terms[0].weight = terms[0].weight, 1.0
+    scales = layer_scales(target, layer_scale)
+    copy = draft.operation({"kind": "copy"})
+    dtypes = {dtype: out_dtype(dtype, settings) for dtype in target.dtypes}
+    known: dict[tuple[float, tuple[tuple[float, int], ...]], int] = {}
+    for name, info in target.tensors.items():
+        inputs, taken = [(0, name)], ()
+        for term in terms:
+            stored = term.stored.get(name)
+            if stored is not None:
+                # of a tensor in which a vector is zero there is nothing to read; it is measured all the same
+                inputs += zip(term.sources, stored, strict=bool(stored))
+                taken += ((term.weight, len(stored)),)
+        if control and not any(count for _, count in taken):
+            taken = ()
+        key = factor * scales.get(name, 1.0), taken
+        operation = known.get(key) if taken else copy
+        if operation is None:
+            made = task_arithmetic(taken, key[0])
+            made["kind"] = f"control_{control}" if control else made["kind"]
+            operation = known[key] = draft.operation(made)
+        draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
+    recipe = _recipe(target, steps, alphas, settings)
+    recipe |= {"layer_scale": list(layer_scale)} if layer_scale else {}
+    recipe |= {"control": control, "seed": settings.seed} if control else {}
+    return draft.finish(
+        alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
+    )
+
+
+class _Term:
+    """A step in a draft: its sources, and the stored names that serve for each target tensor."""
+
+    def __init__(self, draft: Draft, target: Checkpoint, step: Step, number: int, count: int) -> None:
+        suffix = f" {number}" if count > 1 else ""
+        self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
+        self.stored = step.stored(target)
+        self.weight = step.weight
+
+
+def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:
+    """The operation target + α·scale·Σ w·vector.
+
+    Parameters
+    ----------
+    terms : sequence of (float, int)
+        Weight and number of inputs of each vector: two for donor − reference, one for a saved vector, none
+        for one that is zero. The inputs are the target's tensor, then theirs in order.
+    scale : float
+        Final factor.
+    """
+    made, at = [], 1
+    for weight, inputs in terms:
+        if inputs:
+            made.append({"model": at, "reference": at + 1 if inputs == 2 else None, "weight": weight})
+        at += inputs
+    return {"kind": "task_arithmetic", "terms": made, "lambda": scale}
+
+
+def _recipe(
+    target: Checkpoint,
+    steps: Sequence[Step],
+    alphas: Sequence[float],
+    settings: Settings,
+) -> dict[str, Any]:
+    terms = [
+        {**{role: pinned(source) for role, source in step.sources}, **selection_recipe(step.selection)}
+        for step in steps
+    ]
+    head: dict[str, Any] = {"verb": "combine", "target": pinned(target)}
+    if len({step.selection for step in steps}) == 1 and all(step.reference is None for step in steps):
+        head |= {"verb": "apply", "vectors": [term["vector"] for term in terms]}
+        head |= {"weights": [step.weight for step in steps], **selection_recipe(steps[0].selection)}
+    elif len(steps) == 1 and steps[0].weight == 1.0:
+        head |= {"verb": "transfer", **terms[0]}
+    else:
+        head["terms"] = [{"weight": step.weight, **term} for step, term in zip(steps, terms, strict=True)]
+    return {**head, "alpha": list(alphas), **written(settings)}
+
+
+def layer_scales(target: Checkpoint, gradient: Sequence[float] | None) -> dict[str, float]:
+    """The factor of each tensor: the gradient spread evenly over the layers.
+
+    What comes before the layers in the file has the first value, what comes after them the last; a gradient
+    is a list of values between which is interpolated, as in a mergekit recipe.
+
+    Raises
+    ------
+    RecipeError
+        The gradient is empty or not finite, or the target has no layers.
+    """
+    if gradient is None:
+        return {}
+    if not gradient or not all(math.isfinite(value) for value in gradient):
+        raise RecipeError(
+            f"layer scale {list(gradient)} is no list of finite numbers", "write it as `0,0.5,1`"
+        )
+    layers = {name: layer_of(name) for name in target.tensors}
+    numbers = [layer for layer in layers.values() if layer is not None]
+    if not numbers:
+        raise RecipeError(f"`{target.spec}` has no numbered layers", "leave the layer scale away")
+    last = max(numbers)
+    embedding = tie_decision(target, []).base.embedding
+    scales = {}
+    for name, layer in layers.items():
+        position = (0.0 if name == embedding else 1.0) if layer is None else layer / last if last else 0.0
+        scales[name] = _interpolate(gradient, position)
+    return scales
+
+
+def _interpolate(gradient: Sequence[float], position: float) -> float:
+    at = position * (len(gradient) - 1)
+    below = min(int(at), len(gradient) - 1)
+    above = min(below + 1, len(gradient) - 1)
+    share = at - below
+    return (1 - share) * gradient[below] + share * gradient[above]

@@ -1,0 +1,114 @@
+"""What pydantic finds wrong with a recipe, in the recipe's own words and with its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import ValidationError
+
+from taskvec.errors import RecipeError
+from taskvec.methods.catalogue import PARAMETERS
+from taskvec.methods.values import SettingError
+from taskvec.recipe.document import Document, dotted
+from taskvec.recipe.format import keys_of
+from taskvec.text import Key, kind_of, nearest, shown
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "is_instance_of": "a value",
+}
+_INSTEAD = {
+    "lora": "write `model: MODEL+ADAPTER`",
+    "residual_weight": "remove it: mergekit reads it and does nothing with it",
+}
+
+
+def first_error(document: Document, form: type[Any], error: ValidationError) -> RecipeError:
+    """The error that stands first in the file, in the words of the recipe."""
+
+    def order(details: Any) -> tuple[int, int]:
+        # An unknown key explains a missing one, and a list whose entries are wrong also counts as empty.
+        rank = {"extra_forbidden": 0, "too_short": 2}.get(details["type"], 1)
+        line = document.place(_path(document, details["loc"]), key=rank == 0).rpartition(":")[2]
+        return rank, int(line) if line.isdigit() else 0
+
+    details = min(error.errors(include_url=False), key=order)
+    path = _path(document, details["loc"])
+    context = details.get("ctx", {})
+    kind, cause = details["type"], context.get("error")
+    where = f" in `{dotted(path[:-1])}`" if len(path) > 1 else ""
+    if kind == "extra_forbidden":
+        return _unknown_key(document, form, path)
+    if isinstance(cause, SettingError):
+        return document.error((*path, *cause.path), f"`{dotted(path)}`: {cause.message}", cause.hint)
+    if isinstance(cause, RecipeError):
+        return document.error(path, f"`{dotted(path)}`: {cause}", cause.hint)
+    key = shown(str(details["loc"][-1]) if details["loc"] else "")
+    if kind == "missing":
+        return document.error(path, f"`{key}` is missing{where}", _missing_hint(key))
+    found = kind_of(details["input"])
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "`")
+        near = nearest(str(details["input"]), [word for word in choices.split("`") if word.isprintable()])
+        return document.error(
+            path, f"`{dotted(path)}` is {choices}, found {found}", f"did you mean `{near}`?" if near else None
+        )
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return document.error(path, f"`{dotted(path)}` is out of range: {found}", details["msg"].lower())
+    if kind in ("too_short", "string_too_short"):
+        return document.error(path, f"`{dotted(path)}` is empty", "name at least one, or remove the key")
+    expected = _EXPECTED.get(kind, "another kind of value")
+    return document.error(path, f"`{dotted(path)}` is {expected}, found {found}")
+
+
+def _path(document: Document, location: tuple[Key, ...]) -> tuple[Key, ...]:
+    """A location of pydantic as a path of the document: without the names of union members."""
+    path: list[Key] = []
+    node = document.root
+    for number, step in enumerate(location):
+        below = node.below(step)
+        if below is not None:
+            node = below
+            path.append(step)
+        elif number == len(location) - 1 and isinstance(step, str) and isinstance(node.value, dict):
+            path.append(step)
+    return tuple(path)
+
+
+def _missing_hint(key: str) -> str | None:
+    return {
+        "merge_method": "`merge_method: linear`; `taskvec methods` lists them",
+        "layer_range": "every source of a slice has one: `layer_range: [0, 24]`",
+        "sources": "a slice lists its models under `sources`",
+    }.get(key)
+
+
+def _unknown_key(document: Document, form: type[Any], path: tuple[Key, ...]) -> RecipeError:
+    key, parent = str(path[-1]), path[:-1]
+    where = f" in `{dotted(parent)}`" if parent else ""
+    message = f"unknown key `{shown(key)}`{where}"
+    if key in _INSTEAD:
+        return document.error(path, message, _INSTEAD[key], key=True)
+    known = _keys_at(form, parent)
+    near = nearest(key, known)
+    parameter = nearest(key, PARAMETERS)
+    if near is None and parameter is not None and not parent:
+        meant = "it" if parameter == key else f"`{parameter}`"
+        return document.error(path, message, f"{meant} belongs under `parameters`", key=True)
+    hint = f"did you mean `{near}`?" if near else "known here: " + ", ".join(f"`{each}`" for each in known)
+    return document.error(path, message, hint, key=True)
+
+
+def _keys_at(form: type[Any], path: Sequence[Key]) -> list[str]:
+    """The keys that may stand at a path of the recipe."""
+    for step in path:
+        below = next((kind.form for each, kind in keys_of(form) if each.name == step), None)
+        form = below or form
+    return [each.name for each, _ in keys_of(form)]

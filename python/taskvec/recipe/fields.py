@@ -1,0 +1,181 @@
+"""The kinds of values that a recipe has: what is accepted, and what an editor's schema says of it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from taskvec.dtypes import parse_dtype
+from taskvec.methods.values import Setting, SettingError, parse
+from taskvec.models.selection import Preset
+from taskvec.recipe.chat_templates import TEMPLATES
+from taskvec.recipe.format import TEXT, Kind, one_of, optional, read_by, tuple_of
+from taskvec.recipe.model_ref import ModelRef, parse_model
+from taskvec.settings import Rounding, parse_alphas
+from taskvec.text import kind_of, nearest, shown
+
+CHAT_TEMPLATES = tuple(TEMPLATES)
+MAXIMUM_LAYERS = 100_000
+MAXIMUM_SEED = 2**64 - 1
+
+
+def _model(value: Any) -> ModelRef:
+    try:
+        return parse_model(value)
+    except ValueError as error:
+        raise SettingError(*error.args) from None
+
+
+def _vector(value: Any) -> ModelRef:
+    if isinstance(value, ModelRef):
+        return value
+    spec = value if isinstance(value, str) else getattr(value, "spec", None)
+    if not isinstance(spec, str) or not spec.strip():
+        raise SettingError(f"{kind_of(value)} where a saved vector belongs", "write the path of a `.vec`")
+    return ModelRef(spec, "vector", opened=None if isinstance(value, str) else value)
+
+
+def _dtype(value: Any) -> Any:
+    return value if value is None else parse_dtype(value)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise SettingError(
+            f"{kind_of(value)} where patterns belong", "write one regular expression or a list"
+        )
+    return tuple(items)
+
+
+def _alphas(value: Any) -> tuple[float, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float | str):
+            raise SettingError(
+                f"{kind_of(item)} where an alpha belongs", "write a number or a list: [0.5, 1]"
+            )
+    return parse_alphas(value)
+
+
+def _range(value: Any) -> tuple[int, int]:
+    hint = "write `[0, 24]`: the first layer, and the one after the last"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise SettingError(f"a layer range is two whole numbers, found {kind_of(value)}", hint)
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise SettingError(f"a layer is a whole number, found {kind_of(item)}", hint)
+    first, end = value
+    if not 0 <= first <= end:
+        raise SettingError(f"layer range [{shown(first)}, {shown(end)}] runs backwards or below zero", hint)
+    if end > MAXIMUM_LAYERS:
+        raise SettingError(
+            f"layer range [{shown(first)}, {shown(end)}] ends above {MAXIMUM_LAYERS} layers", hint
+        )
+    return first, end
+
+
+def _tokenizer_source(value: Any) -> Any:
+    if value == "union":
+        raise SettingError(
+            "a tokenizer of all vocabularies together (`union`) cannot be made yet",
+            "choose one model's: `base`, or the model itself; the vocabularies have to be equal",
+        )
+    return value if value in ("base", None) else _model(value)
+
+
+def _no_tokens(value: Any) -> None:
+    if value:
+        raise SettingError("embeddings of single tokens cannot be set yet", "remove `tokens`")
+
+
+def _no_padding(value: Any) -> None:
+    if value is not None:
+        raise SettingError("vocabularies cannot be padded yet", "remove `pad_to_multiple_of`")
+
+
+def _template(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("auto", *CHAT_TEMPLATES) and "{" not in value:
+        near = nearest(value, ("auto", *CHAT_TEMPLATES))
+        known = ", ".join(f"`{name}`" for name in ("auto", *CHAT_TEMPLATES))
+        raise SettingError(
+            f"`{shown(value)}` is neither a known chat template nor a Jinja template",
+            f"did you mean `{near}`?" if near else f"known are {known}",
+        )
+    return value
+
+
+def _name(value: Any) -> Any:
+    if value is None:
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise SettingError(f"the name of a document is text, found {kind_of(value)}")
+    if (
+        not value.isprintable()
+        or any(c in value for c in '/\\@+:*?"<>|')
+        or value.startswith(".")
+        or len(value) > 100
+    ):
+        raise SettingError(
+            f"`{shown(value)}` cannot name a document", "use letters, digits, `-`, `_` and dots, at most 100"
+        )
+    return value
+
+
+# Kinds for editors that `recipe_schema` defines.
+_MODEL = {"$ref": "#/$defs/ModelName"}
+_DTYPE = {"$ref": "#/$defs/DtypeName"}
+_PARAMETERS = {"$ref": "#/$defs/Parameters"}
+_NOTHING = {"type": "null"}
+
+_IS_MODEL = {"type": "is-instance", "cls": ModelRef}
+_IS_SETTING = {"type": "is-instance", "cls": Setting}
+_OPTIONAL_TEXT = optional(TEXT)
+
+MODEL = optional(read_by(_model, _IS_MODEL, _MODEL))
+VECTOR = optional(read_by(_vector, _IS_MODEL, {"minLength": 1, "type": "string"}))
+DTYPE = read_by(_dtype, _OPTIONAL_TEXT.core, _DTYPE)
+PATTERNS = read_by(
+    _words,
+    tuple_of(TEXT.core),
+    {"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]},
+)
+PARAMETERS = optional(
+    Kind(
+        {
+            "type": "dict",
+            "keys_schema": TEXT.core,
+            "values_schema": read_by(parse, _IS_SETTING, {}).core,
+        },
+        _PARAMETERS,
+    )
+)
+LAYER_RANGE = read_by(
+    _range,
+    {"type": "tuple", "items_schema": [{"type": "int"}, {"type": "int"}]},
+    {"items": {"minimum": 0, "type": "integer"}, "maxItems": 2, "minItems": 2, "type": "array"},
+)
+TOKENIZER_SOURCE = read_by(
+    _tokenizer_source, {"type": "any"}, {"anyOf": [{"const": "base"}, _MODEL, _NOTHING]}
+)
+NO_TOKENS = read_by(_no_tokens, {"type": "none"}, {"maxProperties": 0, "type": ["object", "null"]})
+NO_PADDING = read_by(_no_padding, {"type": "none"}, _NOTHING)
+CHAT_TEMPLATE = read_by(_template, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
+DOCUMENT_NAME = read_by(_name, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
+ALPHAS = read_by(
+    _alphas,
+    tuple_of({"type": "float"}),
+    {
+        "anyOf": [
+            {"type": ["number", "null"]},
+            {"items": {"type": "number"}, "minItems": 1, "type": "array"},
+        ]
+    },
+)
+PRESET = one_of(*get_args(Preset))
+ROUNDING = optional(one_of(*get_args(Rounding)))
+SEED = optional(
+    Kind(
+        {"type": "int", "ge": 0, "le": MAXIMUM_SEED},
+        {"maximum": MAXIMUM_SEED, "minimum": 0, "type": "integer"},
+    )
+)

@@ -1,0 +1,239 @@
+"""A whole recipe: one document, or several that build on each other and are run in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.errors import RecipeError
+from taskvec.recipe.document import Document, from_python
+from taskvec.recipe.model_ref import ModelRef, exists
+from taskvec.recipe.overrides import apply_overrides
+from taskvec.recipe.parse import parse, read
+from taskvec.recipe.schema import Recipe, from_document
+from taskvec.recipe.validate import check
+from taskvec.text import kind_of, nearest, shown
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """Documents in the order in which they are to be run; the last one makes the output.
+
+    Attributes
+    ----------
+    steps : tuple of Recipe
+    source : str
+        What the recipe is called: its file as the user wrote it, or ``recipe``.
+    text : str
+        YAML as it was written, or as the values given from Python are written.
+    documents : tuple of dict
+        The documents as plain data, overrides applied, in the order of the file: what a manifest keeps.
+    remarks : tuple of Finding
+        On documents that nothing uses.
+    """
+
+    steps: tuple[Recipe, ...]
+    source: str
+    text: str
+    documents: tuple[dict[str, Any], ...]
+    remarks: tuple[Finding, ...] = ()
+
+    @property
+    def final(self) -> Recipe:
+        """The document that makes the output."""
+        return self.steps[-1]
+
+    def step_of(self, ref: ModelRef) -> Recipe | None:
+        """The document that makes a model, if it is none on disk."""
+        if ref.kind != "checkpoint":
+            return None
+        return next((step for step in self.steps if step.name is not None and step.name == ref.path), None)
+
+
+def load(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    overrides: Iterable[str] = (),
+) -> RecipeFile:
+    """Read a recipe, and check all that can be checked without its models.
+
+    Parameters
+    ----------
+    recipe : path, text or mapping
+        A file; YAML text, which has a line break in it; a mapping; or a sequence of mappings, as several
+        documents.
+    overrides : iterable of str
+        ``models.1.parameters.weight=0.3``: values to replace.
+
+    Raises
+    ------
+    RecipeError
+        The recipe is not one; the message names the file and the line, the hint the way out.
+    NotFoundError
+        There is no such file.
+    """
+    if isinstance(recipe, str) and "\n" in recipe:
+        text, source = recipe, "recipe"
+        documents = parse(text, source)
+    elif isinstance(recipe, str | os.PathLike):
+        source = os.fspath(recipe)
+        text, documents = read(recipe)
+    else:
+        source = "recipe"
+        documents = _from_values(recipe)
+        text = ""
+    changed = apply_overrides(documents, overrides)
+    steps = [from_document(document) for document in changed]
+    for step in steps:
+        check(step)
+    ordered, remarks = _ordered(steps, source)
+    plain = tuple(_writable(document.plain()) for document in changed)
+    if not text:
+        text = yaml.safe_dump_all(plain, sort_keys=False, allow_unicode=True)
+    return RecipeFile(ordered, source, text, plain, remarks)
+
+
+def _from_values(recipe: Any) -> list[Document]:
+    if isinstance(recipe, Mapping):
+        return [from_python(recipe)]
+    if not isinstance(recipe, list | tuple) or not recipe:
+        raise RecipeError(
+            f"a recipe is a path, a mapping or a list of mappings, found {kind_of(recipe)}",
+            "start with {'merge_method': 'linear', 'models': [...]}",
+        )
+    if len(recipe) == 1:
+        return [from_python(recipe[0])]
+    return [from_python(each, f"recipe[{index}]") for index, each in enumerate(recipe)]
+
+
+def _writable(value: Any) -> Any:
+    """Plain data with checkpoints that were given as objects written as what they were opened from."""
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value.spec)
+
+
+# --- order ------------------------------------------------------------------------------------------------
+def _ordered(steps: Sequence[Recipe], source: str) -> tuple[tuple[Recipe, ...], tuple[Finding, ...]]:
+    """The documents that the output needs, each after those it uses."""
+    named = _named(steps)
+    seen: dict[str, str | None] = {}
+    uses = [_uses(step, named, seen) for step in steps]
+    order = _sorted(steps, uses)
+    final = _final(steps, uses, source)
+    needed: set[int] = set()
+    pending = [final]
+    while pending:
+        index = pending.pop()
+        if index not in needed:
+            needed.add(index)
+            pending.extend(uses[index])
+    unused = [
+        finding(
+            "recipe-unused",
+            step.document.place(("name",)),
+            "",
+            f"document `{shown(str(step.name))}` is used by no other and not run",
+            "remove it, or name it where its result belongs",
+        )
+        for index, step in enumerate(steps)
+        if index not in needed
+    ]
+    return tuple(steps[index] for index in order if index in needed), tuple(unused)
+
+
+def _named(steps: Sequence[Recipe]) -> dict[str, int]:
+    named: dict[str, int] = {}
+    without: Recipe | None = None
+    for index, step in enumerate(steps):
+        if step.name is None:
+            if without is not None:
+                raise step.error(
+                    (),
+                    f"a second document without a name, the first is at {without.document.place()}",
+                    "give all but the last one a `name:`",
+                )
+            without = step
+        elif step.name in named:
+            first = steps[named[step.name]].document.place(("name",))
+            raise step.error(
+                ("name",),
+                f"a second document named `{shown(step.name)}`, the first is at {first}",
+                "rename one",
+            )
+        else:
+            named[step.name] = index
+    return named
+
+
+def _uses(step: Recipe, named: Mapping[str, int], seen: dict[str, str | None]) -> list[int]:
+    """The documents that a document builds on; `seen` remembers which names are close to a document's."""
+    found: dict[int, None] = {}
+    for ref, path in step.models_named():
+        if ref.kind != "checkpoint":
+            continue
+        if ref.path in named:
+            if ref.path == step.name:
+                raise step.error(path, f"document `{shown(step.name)}` is made from itself", "name a model")
+            found[named[ref.path]] = None
+        elif named and "/" not in ref.path and ref.opened is None:
+            if ref.path not in seen:
+                seen[ref.path] = None if exists(ref.path) else nearest(ref.path, named)
+            near = seen[ref.path]
+            if near is not None:
+                raise step.error(
+                    path, f"there is no document or folder `{shown(ref.path)}`", f"did you mean `{near}`?"
+                )
+    return list(found)
+
+
+def _sorted(steps: Sequence[Recipe], uses: Sequence[Sequence[int]]) -> list[int]:
+    """Positions of the documents, each after those it uses; otherwise in the order of the file."""
+    order: list[int] = []
+    state = [0] * len(steps)
+    for start in range(len(steps)):
+        # The path from `start` down, each with the uses it has left to visit.
+        path = [(start, iter(uses[start]))] if state[start] == 0 else []
+        state[start] = state[start] or 1
+        while path:
+            index, rest = path[-1]
+            after = next(rest, None)
+            if after is None:
+                state[index] = 2
+                order.append(index)
+                path.pop()
+            elif state[after] == 1:
+                names = [steps[i].name for i, _ in path]
+                circle = [*names[names.index(steps[after].name) :], steps[after].name]
+                raise steps[after].error(
+                    ("name",),
+                    "documents are made from each other: "
+                    + " ← ".join(f"`{shown(str(n))}`" for n in circle[:6]),
+                    "one of them has to start from models that are there",
+                )
+            elif state[after] == 0:
+                state[after] = 1
+                path.append((after, iter(uses[after])))
+    return order
+
+
+def _final(steps: Sequence[Recipe], uses: Sequence[Sequence[int]], source: str) -> int:
+    """The document that makes the output: the one without a name, else the only one that no other uses."""
+    for index, step in enumerate(steps):
+        if step.name is None:
+            return index
+    used = {index for each in uses for index in each}
+    ends = [index for index in range(len(steps)) if index not in used]
+    if len(ends) == 1:
+        return ends[0]
+    names = ", ".join(f"`{shown(str(steps[index].name))}`" for index in ends[:6])
+    raise RecipeError(
+        f"{source}: which document makes the output? {names} are used by no other",
+        "leave out the `name:` of the last one",
+    )

@@ -1,0 +1,129 @@
+"""How a recipe names a model: a path, a hub id or an earlier document, with a revision and a LoRA adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from taskvec.text import kind_of, nearest, shown
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One source of tensors.
+
+    Parameters
+    ----------
+    spec : str
+        Path or hub id as the user wrote it, ``@revision`` included; the name of a document of the same
+        recipe; the path of a vector or of an adapter.
+    kind : {"checkpoint", "vector", "adapter"}
+        ``adapter``: what the adapter adds, without the model that it is made for.
+    adapter : str, optional
+        Of a checkpoint: a LoRA adapter to add to it.
+    made_for : str, optional
+        Of an adapter: the model whose tensors it adds to.
+    opened : object, optional
+        A checkpoint that the caller has open already (recipes given as dicts).
+    """
+
+    spec: str
+    kind: Literal["checkpoint", "vector", "adapter"] = "checkpoint"
+    adapter: str | None = None
+    made_for: str | None = None
+    opened: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def path(self) -> str:
+        """``spec`` without its revision."""
+        return self.spec.partition("@")[0] if not exists(self.spec) else self.spec
+
+    @property
+    def plain(self) -> ModelRef:
+        """The same checkpoint without the adapter."""
+        return ModelRef(self.spec, opened=self.opened)
+
+    def __str__(self) -> str:
+        return f"{self.spec}+{self.adapter}" if self.adapter else self.spec
+
+
+def exists(text: str) -> bool:
+    """Whether a file or folder of that name is there."""
+    try:
+        return os.path.exists(text)
+    except ValueError:
+        return False
+
+
+def parse_model(value: Any) -> ModelRef:
+    """The model that a plain value of a recipe names.
+
+    Forms: ``path``, ``org/name@revision``, ``path+adapter``, and mergekit's
+    ``{model: {path, revision}, lora: {path, revision}}``. A local folder that has a ``+`` or ``@`` in its
+    own name wins.
+
+    Raises
+    ------
+    ValueError
+        None of these; its arguments are the message and a hint.
+    """
+    if isinstance(value, ModelRef):
+        return value
+    if isinstance(value, str):
+        if not value.strip() or not value.isprintable():
+            raise ValueError(
+                f"`{shown(value)}` where a model belongs", "write a folder or a hub id, org/name"
+            )
+        if "+" not in value or exists(value):
+            _check_revision(value)
+            return ModelRef(value)
+        model, _, adapter = value.partition("+")
+        if "+" in adapter or not model or not adapter:
+            raise ValueError(
+                f"`{shown(value)}` is not of the form MODEL+ADAPTER", "one model takes one adapter"
+            )
+        _check_revision(model)
+        _check_revision(adapter)
+        return ModelRef(model, adapter=adapter)
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    spec = getattr(value, "spec", None)
+    if isinstance(spec, str):
+        return ModelRef(spec, opened=value)
+    raise ValueError(f"{kind_of(value)} where a model belongs", "write a folder or a hub id, org/name")
+
+
+def _check_revision(text: str) -> None:
+    if text.count("@") > 1 and not exists(text):
+        raise ValueError(f"`{shown(text)}` has more than one `@`", "write `org/name@revision`")
+
+
+def _from_mapping(value: Mapping[str, Any]) -> ModelRef:
+    for key in value:
+        if key not in ("model", "lora", "override_architecture"):
+            near = nearest(key, ("model", "lora"))
+            raise ValueError(
+                f"unknown key `{shown(key)}` in a model",
+                f"did you mean `{near}`?" if near else "the keys are `model` and `lora`",
+            )
+    if value.get("override_architecture") is not None:
+        raise ValueError(
+            "`override_architecture` cannot be honoured: no architecture tables are used, tensors go by name",
+            "remove it; the base model's config.json is the output's",
+        )
+    if "model" not in value:
+        raise ValueError("a model without `model`", "write `{model: {path: …}, lora: {path: …}}`")
+    lora = value.get("lora")
+    return ModelRef(_path(value["model"]), adapter=None if lora is None else _path(lora))
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and value["path"].strip():
+        revision = value.get("revision")
+        if set(value) <= {"path", "revision"} and isinstance(revision, str | None):
+            return value["path"] if revision is None else f"{value['path']}@{revision}"
+    raise ValueError("a model is `{path: …, revision: …}`, its revision optional")

@@ -1,0 +1,337 @@
+"""What a recipe may say: mergekit 0.1.5's format, and the additions of this package.
+
+The classes below are the format, key by key. What needs the method as well (which parameters, how many
+inputs) is checked in :mod:`taskvec.recipe_checks`. Every error names the file and the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from pydantic_core import SchemaValidator, ValidationError
+
+from taskvec.errors import RecipeError
+from taskvec.methods.values import Setting
+from taskvec.models.selection import Preset, Selection
+from taskvec.recipe.document import Document
+from taskvec.recipe.errors import first_error
+from taskvec.recipe.fields import (
+    ALPHAS,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES,
+    DOCUMENT_NAME,
+    DTYPE,
+    LAYER_RANGE,
+    MODEL,
+    NO_PADDING,
+    NO_TOKENS,
+    PARAMETERS,
+    PATTERNS,
+    PRESET,
+    ROUNDING,
+    SEED,
+    TOKENIZER_SOURCE,
+    VECTOR,
+)
+from taskvec.recipe.format import TEXT, by_name, key, made_of, mapping_of, optional, several
+from taskvec.recipe.model_ref import ModelRef
+from taskvec.settings import Rounding
+from taskvec.text import Key, shown
+
+Parameters = Mapping[str, Setting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A model to merge, or a saved vector."""
+
+    model: ModelRef | None = key(MODEL, "folder or hub id (org/name@revision), with +adapter")
+    vector: ModelRef | None = key(VECTOR, "a saved task vector, instead of a model")
+    relative_to: ModelRef | None = key(
+        MODEL, "take the difference of `model` from this model instead of the base: a transfer"
+    )
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this model")
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model or vector."""
+        ref = self.model or self.vector
+        assert ref is not None
+        return ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceInput(Input):
+    """A run of layers of one model."""
+
+    layer_range: tuple[int, int] = key(LAYER_RANGE, "first layer, and the one after the last", required=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSlice:
+    """Layers of the output, made from equally many layers of each source."""
+
+    sources: tuple[SliceInput, ...] = key(several(made_of(SliceInput)), required=True)
+    base_model: ModelRef | None = key(MODEL, "base of this slice alone")
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this slice")
+
+
+_MODELS = optional(several(made_of(Input)))
+_SLICES = optional(several(made_of(OutputSlice)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A part of a model with layers of its own: text decoder, vision tower, encoder …"""
+
+    models: tuple[Input, ...] | None = key(_MODELS)
+    slices: tuple[OutputSlice, ...] | None = key(_SLICES)
+    parameters: Parameters | None = key(PARAMETERS, "parameters of this module")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """Whose tokenizer the output has."""
+
+    source: ModelRef | Literal["base"] | None = key(TOKENIZER_SOURCE, "`base`, or one of the models")
+    tokens: None = key(NO_TOKENS)
+    pad_to_multiple_of: None = key(NO_PADDING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One document of a recipe."""
+
+    merge_method: str = key(TEXT, "see `taskvec methods`", required=True)
+    name: str | None = key(DOCUMENT_NAME, "what later documents call the result of this one")
+    base_model: ModelRef | None = key(MODEL, "what differences are taken from and added to")
+    models: tuple[Input, ...] | None = key(_MODELS, "whole models to merge")
+    slices: tuple[OutputSlice, ...] | None = key(_SLICES, "the output's layers, run by run")
+    modules: Mapping[str, Module] | None = key(
+        optional(by_name(made_of(Module))), "one merge per part of the model"
+    )
+    parameters: Parameters | None = key(PARAMETERS, "parameters of the merge, or of every model")
+    dtype: str | None = key(DTYPE, "type of the output, unless out_dtype says otherwise")
+    out_dtype: str | None = key(DTYPE, "type of the output")
+    tokenizer_source: ModelRef | Literal["base"] | None = key(
+        TOKENIZER_SOURCE, "whose tokenizer the output has"
+    )
+    tokenizer: Tokenizer | None = key(optional(made_of(Tokenizer)))
+    chat_template: str | None = key(CHAT_TEMPLATE, f"auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja template")
+    include: tuple[str, ...] = key(
+        PATTERNS, "merge only tensors in whose name one of these is found", default=()
+    )
+    exclude: tuple[str, ...] = key(
+        PATTERNS, "leave tensors alone in whose name one of these is found", default=()
+    )
+    preset: Preset = key(PRESET, "leave out embeddings and head, or the norms as well", default="full")
+    layers: str | None = key(optional(TEXT), "merge only these layers: `8-20`, `0,3,5-7`")
+    rounding: Rounding | None = key(ROUNDING, "how the result is rounded to its type")
+    seed: int | None = key(SEED, "seed of random methods and of stochastic rounding")
+    alpha: tuple[float, ...] | None = key(
+        ALPHAS, "factor of the merged step; a list makes one output per value"
+    )
+
+    document: Document = field(repr=False)
+    """Where it was written."""
+
+    @property
+    def selection(self) -> Selection:
+        """The tensors to merge; the others are the base's."""
+        return Selection(self.include, self.exclude, self.preset, self.layers)
+
+    @property
+    def tokenizer_from(self) -> ModelRef | Literal["base"] | None:
+        """Whose tokenizer is asked for."""
+        return self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
+
+    def groups(self) -> Iterator[Group]:
+        """Every set of models that is merged together, with the base added where the format implies it."""
+        top = Scope(self.parameters or {}, ("parameters",))
+        if self.modules is None:
+            yield from _groups(None, self.models, self.slices, self.base_model, (top,), ())
+            return
+        for name, module in self.modules.items():
+            scopes = (Scope(module.parameters or {}, ("modules", name, "parameters")), top)
+            yield from _groups(name, module.models, module.slices, self.base_model, scopes, ("modules", name))
+
+    def models_named(self) -> Iterator[tuple[ModelRef, tuple[Key, ...]]]:
+        """Every model that the recipe names, and where."""
+        if self.base_model is not None:
+            yield self.base_model, ("base_model",)
+        for group in self.groups():
+            for source in group.sources:
+                if source.path:
+                    kind = "model" if source.ref.kind == "checkpoint" else "vector"
+                    yield source.ref, (*source.path, kind)
+                    if source.relative_to is not None:
+                        yield source.relative_to, (*source.path, "relative_to")
+            if group.own_base and group.base is not None:
+                yield group.base, (*group.path, "base_model")
+        chosen = self.tokenizer_from
+        if isinstance(chosen, ModelRef):
+            where = ("tokenizer", "source") if self.tokenizer is not None else ("tokenizer_source",)
+            yield chosen, where
+
+    def error(
+        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
+    ) -> RecipeError:
+        """An error about the value at `path`, with its line."""
+        return self.document.error(path, message, hint, key=key)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Parameters that hold for all sources of a group, and where they are written."""
+
+    settings: Parameters
+    path: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input of a group."""
+
+    ref: ModelRef
+    relative_to: ModelRef | None
+    layers: tuple[int, int] | None
+    """Of a slice; ``None``: all layers."""
+    parameters: Parameters
+    path: tuple[Key, ...]
+    """Where it is written; empty for a base that the format adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sources that are merged with each other: all models, or those of one slice."""
+
+    module: str | None
+    sources: tuple[Source, ...]
+    base: ModelRef | None
+    own_base: bool
+    scopes: tuple[Scope, ...]
+    """The narrowest first."""
+    path: tuple[Key, ...]
+    is_slice: bool
+
+    def is_base(self, source: Source) -> bool:
+        """Whether a source is the base of this group."""
+        return source.ref == self.base and source.relative_to is None
+
+
+def _groups(
+    module: str | None,
+    models: Sequence[Input] | None,
+    slices: Sequence[OutputSlice] | None,
+    base: ModelRef | None,
+    scopes: tuple[Scope, ...],
+    path: tuple[Key, ...],
+) -> Iterator[Group]:
+    if models is not None:
+        sources = [
+            Source(entry.ref, entry.relative_to, None, entry.parameters or {}, (*path, "models", index))
+            for index, entry in enumerate(models)
+        ]
+        # A base that is not among the models is one more input, the last: so mergekit reads it.
+        if base is not None and not any(s.ref == base and s.relative_to is None for s in sources):
+            sources.append(Source(base, None, None, {}, ()))
+        yield Group(module, tuple(sources), base, False, scopes, (*path, "models"), False)
+    for number, part in enumerate(slices or ()):
+        here = (*path, "slices", number)
+        sources = [
+            Source(
+                entry.ref, entry.relative_to, entry.layer_range, entry.parameters or {}, (*here, "sources", i)
+            )
+            for i, entry in enumerate(part.sources)
+        ]
+        yield Group(
+            module,
+            tuple(sources),
+            part.base_model or base,
+            part.base_model is not None,
+            (Scope(part.parameters or {}, (*here, "parameters")), *scopes),
+            here,
+            True,
+        )
+
+
+def from_document(document: Document) -> Recipe:
+    """The recipe that a document holds; only its form is checked.
+
+    Raises
+    ------
+    RecipeError
+        An unknown key, a value of the wrong kind, or a key that is missing, with the line.
+    """
+    try:
+        values = _validator().validate_python(document.plain())
+    except ValidationError as error:
+        raise first_error(document, Recipe, error) from None
+    recipe = Recipe(**values, document=document)
+    _check_form(recipe)
+    return recipe
+
+
+@cache
+def _validator() -> SchemaValidator:
+    schema: Any = mapping_of(Recipe)
+    return SchemaValidator(schema)
+
+
+def _check_form(recipe: Recipe) -> None:
+    given = [key for key in ("models", "slices", "modules") if getattr(recipe, key) is not None]
+    if len(given) != 1:
+        raise recipe.error(
+            given[-1:],
+            f"{' and '.join(f'`{key}`' for key in given)} together" if given else "nothing to merge",
+            "a recipe has exactly one of `models`, `slices` and `modules`",
+            key=True,
+        )
+    for name, module in (recipe.modules or {}).items():
+        if (module.models is None) == (module.slices is None):
+            raise recipe.error(
+                ("modules", name),
+                f"module `{shown(name)}` has to have either `models` or `slices`",
+                "a module without layers is merged by `models`",
+                key=True,
+            )
+    if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
+        raise recipe.error(
+            ("tokenizer",), "`tokenizer` and `tokenizer_source` together", "keep one", key=True
+        )
+    if recipe.tokenizer is not None and recipe.tokenizer.source is None:
+        raise recipe.error(
+            ("tokenizer",),
+            "`tokenizer` without `source` means all vocabularies (`union`), which cannot be made yet",
+            "write `source: base`, or one of the models",
+            key=True,
+        )
+    for path, entry in _entries(recipe):
+        if (entry.model is None) == (entry.vector is None):
+            raise recipe.error(path, "an input is a `model` or a `vector`, exactly one of them")
+        if entry.vector is not None and entry.relative_to is not None:
+            raise recipe.error(
+                (*path, "relative_to"),
+                "a `vector` is a difference already",
+                "remove `relative_to`",
+                key=True,
+            )
+    try:
+        _ = recipe.selection
+    except RecipeError as error:
+        option = next((k for k in ("layers", "include", "exclude") if str(error).startswith(k)), "include")
+        raise recipe.error((option,), str(error)[:300], error.hint) from None
+
+
+def _entries(recipe: Recipe) -> Iterator[tuple[tuple[Key, ...], Input]]:
+    parts: list[tuple[tuple[Key, ...], Recipe | Module]] = [((), recipe)]
+    parts += [(("modules", name), module) for name, module in (recipe.modules or {}).items()]
+    for path, part in parts:
+        for index, entry in enumerate(part.models or ()):
+            yield (*path, "models", index), entry
+        for number, piece in enumerate(part.slices or ()):
+            for index, entry in enumerate(piece.sources):
+                yield (*path, "slices", number, "sources", index), entry

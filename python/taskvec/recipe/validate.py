@@ -1,0 +1,243 @@
+"""What can be said about a recipe once its method is known, and before any model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.errors import RecipeError
+from taskvec.methods.catalogue import METHODS, owners
+from taskvec.methods.method import Method, Parameter
+from taskvec.methods.values import Setting, SettingError, coerce
+from taskvec.recipe.document import dotted
+from taskvec.recipe.schema import Group, Recipe, Source
+from taskvec.text import Key, nearest, shown
+
+MAXIMUM_FILTERS = 256
+
+
+def check(recipe: Recipe) -> tuple[Method, list[Finding]]:
+    """The method of a recipe, and remarks on what has no effect in it.
+
+    Raises
+    ------
+    RecipeError
+        The method is unknown; a parameter is not one of it, stands where it has no effect, has a value out of
+        range, or is missing; the models are too few or too many, or the base is missing.
+    """
+    method = _method(recipe)
+    remarks: list[Finding] = []
+    if recipe.alpha is not None and not method.step:
+        raise recipe.error(
+            ("alpha",),
+            f"`alpha` scales a step from the base, and `{method.name}` makes none",
+            "remove `alpha`, or choose a method that adds to a base",
+            key=True,
+        )
+    checked: set[tuple[Key, ...]] = set()
+    filters: set[str] = set()
+    for group in recipe.groups():
+        _check_inputs(recipe, method, group)
+        for scope in group.scopes:
+            if scope.path not in checked:
+                checked.add(scope.path)
+                remarks += _check_settings(recipe, method, scope.settings, scope.path, filters)
+        for source in group.sources:
+            if source.parameters:
+                remarks += _check_source(recipe, method, group, source, filters)
+        _check_required(recipe, method, group)
+    if len(filters) > MAXIMUM_FILTERS:
+        raise recipe.error(
+            ("parameters",), f"{len(filters)} different filters, more than {MAXIMUM_FILTERS}", "use fewer"
+        )
+    return method, remarks
+
+
+def _method(recipe: Recipe) -> Method:
+    name = recipe.merge_method
+    if name in METHODS:
+        return METHODS[name]
+    near = nearest(name.lower().replace("-", "_"), METHODS)
+    raise recipe.error(
+        ("merge_method",),
+        f"unknown merge method `{shown(name)}`",
+        f"did you mean `{near}`?" if near else "`taskvec methods` lists them",
+    )
+
+
+# --- models -----------------------------------------------------------------------------------------------
+def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
+    _check_layers(recipe, group)
+    for source in group.sources:
+        _check_difference(recipe, method, source)
+    _check_twice(recipe, group)
+    is_used = method.base != "input"
+    has_base = any(group.is_base(source) for source in group.sources)
+    if method.base == "required" and group.base is None:
+        raise recipe.error(
+            ("merge_method",),
+            f"`{method.name}` needs a base model",
+            "add `base_model: …`, what the models were fine-tuned from"
+            if method.name != "slerp"
+            else "add `base_model: …`, the one of the two models that t = 0 stands for",
+        )
+    if is_used and group.base is not None and not has_base:
+        raise recipe.error(
+            group.path,
+            f"the base `{shown(str(group.base))}` is not among the sources of this slice",
+            "list it with the layers to which the step is added; it needs no parameters",
+        )
+    count = len(group.sources) - (has_base and is_used)
+    if count < method.least or (method.most is not None and count > method.most):
+        beside = "" if not is_used else " beside the base"
+        raise recipe.error(
+            group.path,
+            f"`{method.name}` takes {_counted(method)}{beside}, found {count}",
+            _count_hint(method, count, group),
+        )
+
+
+def _counted(method: Method) -> str:
+    return f"{method.models} model{'' if method.models == '1' else 's'}"
+
+
+def _count_hint(method: Method, count: int, group: Group) -> str | None:
+    if method.name == "passthrough" and count > 1:
+        implied = any(not source.path for source in group.sources)
+        return "remove `base_model`" if implied else "give each model a slice of its own"
+    if method.name == "slerp" and count > 1:
+        return "`multislerp` and `karcher` take more than two models"
+    return None
+
+
+def _check_layers(recipe: Recipe, group: Group) -> None:
+    lengths = [source.layers[1] - source.layers[0] for source in group.sources if source.layers is not None]
+    for index, length in enumerate(lengths):
+        if length != lengths[0]:
+            raise recipe.error(
+                (*group.path, "sources", index, "layer_range"),
+                f"{length} layers here, and {lengths[0]} in the first source of this slice",
+                "all sources of a slice have equally many layers",
+            )
+
+
+def _check_difference(recipe: Recipe, method: Method, source: Source) -> None:
+    difference = "vector" if source.ref.kind == "vector" else "relative_to"
+    if source.ref.kind != "vector" and source.relative_to is None:
+        return
+    if not method.step:
+        raise recipe.error(
+            (*source.path, difference),
+            f"`{difference}` is for methods that add to a base; `{method.name}` takes whole models",
+            "task_arithmetic adds them as they are",
+            key=True,
+        )
+    if source.relative_to == source.ref:
+        raise recipe.error(
+            (*source.path, "relative_to"),
+            f"`{shown(str(source.ref))}` relative to itself is a vector of zeros",
+            "name the model that it was trained from",
+        )
+
+
+def _check_twice(recipe: Recipe, group: Group) -> None:
+    seen: dict[tuple[object, object], Source] = {}
+    for source in group.sources:
+        first = seen.setdefault((source.ref, source.relative_to), source)
+        if first is not source:
+            raise recipe.error(
+                source.path,
+                f"`{shown(str(source.ref))}` is there twice, first at `{dotted(first.path)}`",
+                "name it once, with the sum of the weights",
+            )
+
+
+# --- parameters -------------------------------------------------------------------------------------------
+def _check_settings(
+    recipe: Recipe,
+    method: Method,
+    settings: Mapping[str, Setting],
+    path: Sequence[Key],
+    filters: set[str],
+) -> Iterator[Finding]:
+    for name, setting in settings.items():
+        parameter = _parameter(recipe, method, name, (*path, name))
+        filters.update(setting.filters)
+        is_default = True
+        for below, value in setting.leaves():
+            try:
+                is_default &= coerce(parameter, value) == parameter.default
+            except SettingError as error:
+                raise recipe.error((*path, name, *below), error.message, error.hint) from None
+        if parameter.ignored and not is_default:
+            yield _ignored(recipe, (*path, name), f"`{name}` has no effect in `{method.name}`")
+
+
+def _check_source(
+    recipe: Recipe, method: Method, group: Group, source: Source, filters: set[str]
+) -> Iterator[Finding]:
+    path = (*source.path, "parameters")
+    for name in source.parameters:
+        parameter = _parameter(recipe, method, name, (*path, name))
+        if parameter.scope == "merge":
+            raise recipe.error(
+                (*path, name),
+                f"`{name}` is one value for the whole merge, not one per model",
+                f"move it to the {'slice' if group.is_slice else 'recipe'}'s `parameters`",
+                key=True,
+            )
+    yield from _check_settings(recipe, method, source.parameters, path, filters)
+    if method.base != "input" and group.is_base(source):
+        names = " and ".join(f"`{name}`" for name in source.parameters)
+        yield _ignored(recipe, path, f"no effect of {names}: the difference of the base from itself is zero")
+
+
+def _ignored(recipe: Recipe, path: Sequence[Key], found: str) -> Finding:
+    return finding("recipe-ignored", recipe.document.place(path, key=True), "", found, "remove it")
+
+
+def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Parameter:
+    parameter = method.parameter(name)
+    if parameter is not None:
+        return parameter
+    near = nearest(name, [p.name for p in method.parameters])
+    if near is not None:
+        hint = f"did you mean `{near}`?"
+    elif elsewhere := owners(name):
+        hint = f"it belongs to {', '.join(f'`{each}`' for each in elsewhere[:4])}"
+    elif method.parameters:
+        hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"
+    else:
+        hint = "it has none"
+    raise recipe.error(path, f"`{shown(name)}` is no parameter of `{method.name}`", hint, key=True)
+
+
+def _check_required(recipe: Recipe, method: Method, group: Group) -> None:
+    for parameter in (p for p in method.parameters if p.required):
+        if any(parameter.name in scope.settings for scope in group.scopes):
+            continue
+        name = parameter.name
+        if parameter.scope == "merge":
+            raise recipe.error(
+                ("merge_method",),
+                f"`{method.name}` needs the parameter `{name}`",
+                f"add `parameters: {{{name}: 0.5}}`: {parameter.text}",
+            )
+        for source in group.sources:
+            if name in source.parameters or (method.base != "input" and group.is_base(source)):
+                continue
+            raise _without(recipe, method, source, name)
+
+
+def _without(recipe: Recipe, method: Method, source: Source, name: str) -> RecipeError:
+    if not source.path:
+        return recipe.error(
+            ("base_model",),
+            f"the base model is one more input of `{method.name}`, and has no `{name}`",
+            f"remove `base_model`, or list it among the models with its `{name}`",
+        )
+    return recipe.error(
+        source.path,
+        f"`{shown(str(source.ref))}` has no `{name}`, which `{method.name}` needs",
+        f"add `parameters: {{{name}: 1.0}}` to it, or `{name}` to the recipe's parameters",
+    )

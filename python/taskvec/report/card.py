@@ -1,0 +1,258 @@
+"""README.md of an output: a model card that names the models, the arithmetic and what survived of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taskvec.report import reproduce
+from taskvec.report.report import ROUNDED_AWAY_LIMIT, Survival
+from taskvec.settings import format_alpha
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
+
+_CITATION = """\
+@misc{zbeeb2025reasoning,
+  title         = {Reasoning Vectors: Transferring Chain-of-Thought Capabilities via Task Arithmetic},
+  author        = {Zbeeb, Mohammad and Hammoud, Hasan Abed Al Kader and Ghanem, Bernard},
+  year          = {2025},
+  eprint        = {2509.01363},
+  archivePrefix = {arXiv}
+}"""
+
+_CONTROLS = {
+    "random": "This is a control: instead of the vector, a random one of the same norm in each tensor.",
+    "permute": "This is a control: the values of the vector are shuffled within each tensor.",
+}
+_DECODE = """\
+import json, numpy as np, ml_dtypes
+from safetensors.numpy import load_file
+
+stored = load_file("FILE")  # of several files, the one that taskvec.json names for the tensor
+facts = json.load(open("taskvec.json"))["vector"]["tensors"]["NAME"]
+if facts["encoding"] == "dense":
+    vector = stored["NAME"]
+else:
+    vector = np.zeros(facts["elements"], stored["NAME.values"].dtype)
+    if facts["encoding"] == "mask":
+        places = np.unpackbits(stored["NAME.mask"], bitorder="little")[: facts["elements"]].astype(bool)
+    else:
+        places = stored["NAME.indices"]
+    vector[places] = stored["NAME.values"]
+vector = vector.reshape(facts["shape"])"""
+
+
+def card(facts: Mapping[str, Any]) -> bytes:
+    """The model card of an output.
+
+    Parameters
+    ----------
+    facts : mapping
+        What :func:`taskvec.manifest.provenance` says of it.
+
+    Returns
+    -------
+    bytes
+        Markdown with YAML front matter, UTF-8. Names from files and from the user are escaped.
+    """
+    recipe = facts["recipe"]
+    is_vector = recipe["verb"] in ("transfer", "apply", "combine")
+    return _text(
+        _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
+        f"# {_title(facts)}",
+        f"Made by arithmetic on weights, without training, with taskvec {facts['engine']['version']}:",
+        _fenced(formula(recipe), "text" if is_vector else "yaml"),
+        _CONTROLS.get(recipe.get("control", ""), ""),
+        _models(facts["sources"]),
+        _survival(facts["survival"]),
+        _findings(facts["findings"]),
+        *_ways(recipe),
+        "`taskvec verify` compares the files of this folder with the digests in `taskvec.json`, which also "
+        "has the figures of every tensor.",
+        *(_citation() if is_vector else ()),
+    )
+
+
+def vector_card(facts: Mapping[str, Any]) -> bytes:
+    """The README.md of a saved vector; takes and gives what :func:`card` does."""
+    vector, (donor, reference) = facts["vector"], facts["sources"]
+    changed = vector["changed"] / vector["elements"] if vector["elements"] else 0.0
+    figures = {
+        "elements": f"{vector['elements']:,}",
+        "elements that are not zero": f"{changed:.2%}",
+        "L2 norm": _figure(vector["norm"]),
+        "bytes of the values": f"{vector['bytes']:,}",
+        "type": f"{escape(vector['dtype'])}, with loss"
+        if vector["dtype"]
+        else "the narrowest exact one, tensor by tensor",
+    }
+    return _text(
+        _front_matter(facts, ["task-vector", "taskvec"]),
+        f"# Task vector {escape(_name(donor))} - {escape(_name(reference))}",
+        f"What the donor has learned since it was the reference, saved with taskvec "
+        f"{facts['engine']['version']}. It is no model: it is added to one that has the same tensors and the "
+        "same tokenizer as the reference.",
+        _models(facts["sources"]),
+        _table(figures),
+        "## How to use it",
+        _fenced("taskvec apply TARGET THIS_FOLDER -o OUT --alpha 1", "sh"),
+        "## How to read it without taskvec",
+        "A tensor `NAME` is stored as `NAME`, as `NAME.mask` and `NAME.values`, as `NAME.indices` and "
+        "`NAME.values`, or, if it is zero, not at all:",
+        _fenced(_DECODE, "python"),
+        "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold "
+        "the elements whose difference was rounded or lost the sign of a zero; the vector is whole without.",
+        _findings(facts["findings"]),
+        *_ways(facts["recipe"]),
+        *_citation(),
+    )
+
+
+def formula(recipe: Mapping[str, Any]) -> str:
+    """The arithmetic with its numbers; of a merge, its recipe as YAML (of which JSON is a part)."""
+    if recipe["verb"] == "transfer":
+        return f"target + {_factor(recipe['alpha'])} * (donor - reference)"
+    if recipe["verb"] == "apply":
+        names = (
+            ["vector"]
+            if len(recipe["vectors"]) == 1
+            else [f"vector {number}" for number in range(1, len(recipe["vectors"]) + 1)]
+        )
+        terms = list(zip(recipe["weights"], names, strict=True))
+    elif recipe["verb"] == "combine":
+        terms = [
+            (term["weight"], f"vector {n}" if "vector" in term else f"(donor {n} - reference {n})")
+            for n, term in enumerate(recipe["terms"], 1)
+        ]
+    else:
+        return "\n---\n".join(json.dumps(part, indent=2) for part in recipe.get("recipe", [recipe]))
+    if len(terms) == 1:
+        return f"target + {_factor(terms[0][0] * recipe['alpha'])} * {terms[0][1]}"
+    total = " + ".join(f"{_factor(weight)} * {name}" for weight, name in terms)
+    return (
+        f"target + {total}" if recipe["alpha"] == 1.0 else f"target + {_factor(recipe['alpha'])} * ({total})"
+    )
+
+
+def _text(*sections: str) -> bytes:
+    return ("\n\n".join(section for section in sections if section) + "\n").encode("utf-8", "replace")
+
+
+def _citation() -> list[str]:
+    return ["## Citation", _fenced(_CITATION, "bibtex")]
+
+
+def _ways(recipe: Mapping[str, Any]) -> list[str]:
+    ways = [(reproduce.command(recipe), "sh"), (reproduce.python(recipe), "python")]
+    blocks = [_fenced(way, language) for way, language in ways if way is not None]
+    if not blocks:
+        return []
+    saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] == "merge" else []
+    return ["## How to make it again", *saved, *blocks]
+
+
+def escape(name: str) -> str:
+    """A name from elsewhere as Markdown text: it is shown, and does nothing."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return _MARKDOWN.sub(r"\\\1", html.escape(visible, quote=False))
+
+
+def _factor(alpha: float) -> str:
+    text = format_alpha(alpha)
+    return f"({text})" if text.startswith("-") else text
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    recipe, base = facts["recipe"], escape(_name(facts["sources"][0]))
+    vectors = {
+        "transfer": 1,
+        "apply": len(recipe.get("vectors", ())),
+        "combine": len(recipe.get("terms", ())),
+    }
+    count = vectors.get(recipe["verb"])
+    if count is None:
+        return f"{base}, merged"
+    return f"{base} with {'a task vector' if count == 1 else 'task vectors'}"
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    """A hub name as it is; of a path only its last part, which says nothing of the machine it lay on."""
+    model = source["model"]
+    return source.get("repository") or model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or model
+
+
+def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
+    repositories = list(dict.fromkeys(s["repository"] for s in facts["sources"] if s.get("repository")))
+    lines = ["---"]
+    if repositories:
+        # JSON strings are YAML strings, whatever they hold.
+        lines += [
+            "base_model:",
+            *(f"- {json.dumps(name)}" for name in repositories),
+            "base_model_relation: merge",
+        ]
+    if facts["kind"] == "checkpoint":
+        lines.append("library_name: transformers")
+    lines += ["tags:", *(f"- {tag}" for tag in tags), "---"]
+    return "\n".join(lines)
+
+
+def _models(sources: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| role | model | revision | headers (BLAKE3) |", "|---|---|---|---|"]
+    for source in sources:
+        repository = source.get("repository")
+        name = escape(_name(source))
+        if repository:
+            name = f"[{name}](https://huggingface.co/{repository})"
+        revision = f"`{source['revision']}`" if source.get("revision") else "local"
+        rows.append(f"| {escape(source['role'])} | {name} | {revision} | `{source['fingerprint'][:16]}` |")
+    return "\n".join(rows)
+
+
+def _survival(survival: Mapping[str, Any]) -> str:
+    if survival["total"] is None:
+        return ""
+    row = Survival(*survival["total"])
+    if not row.step_norm:
+        return "## What survived rounding\n\nThe step is zero: the output has the target's weights."
+    figures = {
+        "elements in which the vector is not zero": f"{row.changed_share:.2%}",
+        "of these, rounded away": f"{row.rounded_away_share:.2%}",
+        "length of the step asked for": _figure(row.step_norm),
+        "length of the step taken": _figure(row.moved_norm),
+        "cosine of the two": _figure(row.cosine),
+        "relative error of the step": _figure(row.relative_error),
+    }
+    lines = ["## What survived rounding", "", _table(figures)]
+    if row.rounded_away_share > ROUNDED_AWAY_LIMIT:
+        lines += [
+            "",
+            "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more.",
+        ]
+    return "\n".join(lines)
+
+
+def _table(figures: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in figures.items())])
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+    told = [finding for finding in findings if finding["level"] != "note"]
+    if not told:
+        return ""
+    lines = [f"- {escape(finding['id'])}: {escape(finding['message'])}" for finding in told]
+    return "\n".join(["## Findings", "", *lines])
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block that nothing in the text can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,143 @@
+"""What a checkpoint holds, from its headers, config and manifest alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from taskvec.errors import FormatError, NotFoundError
+from taskvec.files.manifest import read
+from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.resolve.open import open as open_checkpoint
+
+SCHEMA = 1
+
+
+class WeightFile(NamedTuple):
+    """A weight file: its size on disk, and how many tensors and elements it holds."""
+
+    name: str
+    bytes: int
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The outcome of :func:`taskvec.inspect`.
+
+    Attributes
+    ----------
+    spec : str
+        What was asked for.
+    kind : {"checkpoint", "vector"}
+        What it is.
+    location : str
+        The folder; of a repository that is not downloaded, where the cache will have it.
+    repository, revision : str or None
+        Name and commit on the hub.
+    tensors : tuple of TensorInfo
+        In file order.
+    files : tuple of WeightFile
+        The weight files.
+    other_files : tuple of str
+        The files beside them.
+    parameters, bytes : int
+        Elements and bytes of all tensors.
+    dtypes : dict of str to int
+        Elements of each type.
+    config : dict
+        config.json.
+    manifest : dict or None
+        taskvec.json, if taskvec made this folder.
+    download : int
+        Bytes that a run would have to fetch.
+    """
+
+    spec: str
+    kind: str
+    location: str
+    repository: str | None
+    revision: str | None
+    tensors: tuple[TensorInfo, ...]
+    files: tuple[WeightFile, ...]
+    other_files: tuple[str, ...]
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    config: dict[str, Any]
+    manifest: dict[str, Any] | None
+    download: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; of the manifest, what made the folder."""
+        made = self.manifest or {}
+        return {
+            "schema": SCHEMA,
+            "spec": self.spec,
+            "kind": self.kind,
+            "location": self.location,
+            "repository": self.repository,
+            "revision": self.revision,
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "download": self.download,
+            "dtypes": self.dtypes,
+            "files": [file._asdict() for file in self.files],
+            "other_files": list(self.other_files),
+            "config": self.config,
+            "made": {key: made[key] for key in ("engine", "recipe", "command", "sources")} if made else None,
+            "tensors": [{**info._asdict(), "shape": list(info.shape)} for info in self.tensors],
+        }
+
+    def __str__(self) -> str:
+        types = ", ".join(f"{dtype} {count:,}" for dtype, count in self.dtypes.items())
+        lines = [
+            f"{self.spec}: {self.kind} of {self.parameters:,} parameters in {len(self.tensors):,} tensors",
+            f"  types  {types}",
+        ]
+        lines += [f"  file   {f.name}: {f.bytes:,} bytes, {f.tensors:,} tensors" for f in self.files]
+        return "\n".join(lines)
+
+
+def inspect(path: str | os.PathLike[str] | Checkpoint) -> Inspection:
+    """What a checkpoint holds, from its headers alone; see :func:`taskvec.inspect`."""
+    checkpoint = open_checkpoint(path)
+    made = _manifest(checkpoint)
+    count: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        count[info.file] += 1
+        elements[info.file] += math.prod(info.shape)
+    return Inspection(
+        spec=checkpoint.spec,
+        kind=str(made["kind"]) if made else "checkpoint",
+        location=str(checkpoint.location),
+        repository=checkpoint.repository,
+        revision=checkpoint.revision,
+        tensors=tuple(checkpoint.tensors.values()),
+        files=tuple(
+            WeightFile(name, size, count[name], elements[name])
+            for name, size in checkpoint.file_sizes.items()
+        ),
+        other_files=checkpoint.other_files,
+        parameters=checkpoint.total_parameters,
+        bytes=checkpoint.total_bytes,
+        dtypes=checkpoint.dtypes,
+        config=checkpoint.config,
+        manifest=made,
+        download=checkpoint.download_bytes,
+    )
+
+
+def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The manifest, if there is one that can be read; the weights can be looked at without it."""
+    if checkpoint.path is None:
+        return None
+    try:
+        return read(checkpoint.path)
+    except (NotFoundError, FormatError):
+        return None

@@ -1,0 +1,134 @@
+"""``taskvec.json``: what made a folder and what is in it; written last, so that its presence means complete.
+
+The members are documented by :func:`schema`. All of them but ``run`` depend on the inputs and on what was
+asked for alone: the same merge gives the same bytes there, on any machine and with any number of threads.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from taskvec import _core
+from taskvec.files.manifest import _HEX
+from taskvec.files.manifest_schema import VERSION
+from taskvec.plan.plan import ARITHMETIC
+from taskvec.report import reproduce
+from taskvec.report.report import Survival
+
+if TYPE_CHECKING:
+    from taskvec.files.manifest import File
+    from taskvec.models.adapter import Adapter
+    from taskvec.models.model import Checkpoint
+    from taskvec.models.saved_vector import SavedVector
+    from taskvec.plan.plan import Plan
+    from taskvec.report.report import Output
+
+
+def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a manifest says of how the output came about; the model card is written from it too.
+
+    ``vector`` describes a saved vector, of which there is no survival.
+    """
+    recipe = dict(plan.recipe)
+    if "alpha" in recipe:
+        recipe["alpha"] = output.alpha
+    return {
+        "schema": VERSION,
+        "kind": plan.kind,
+        "engine": {"name": "taskvec", "version": _core.__version__, "arithmetic": ARITHMETIC},
+        "recipe": recipe,
+        "sources": [
+            _source(source.role, checkpoint)
+            for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
+        ],
+        "findings": [{**asdict(finding), "message": finding.message} for finding in plan.findings],
+        "survival": {
+            "fields": list(Survival._fields),
+            "total": list(output.survival) if output.survival else None,
+            "tensors": output.tensors,
+        },
+        "non_finite": [list(row) for row in output.non_finite],
+        **({"vector": dict(vector)} if vector else {}),
+    }
+
+
+def run_facts(plan: Plan, engine: Mapping[str, Any], begin: float) -> dict[str, Any]:
+    """What is true of this run alone; ``begin`` is when it began, on the monotonic clock."""
+    return {
+        "plan": plan.digest,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin, 3),
+        "threads": engine["threads"],
+        "cpu_level": engine["cpu_level"],
+    }
+
+
+def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, Any]) -> bytes:
+    """The bytes of a manifest: its provenance, the files, and what is true of this run alone."""
+    ordered = {
+        **{key: facts[key] for key in ("schema", "kind", "engine", "recipe")},
+        "command": reproduce.command(facts["recipe"]),
+        "sources": facts["sources"],
+        "files": [file._asdict() for file in sorted(files)],
+        **{key: facts[key] for key in ("findings", "survival", "non_finite", "vector") if key in facts},
+        "run": dict(run),
+    }
+    out = io.BytesIO()
+    _dump(out, ordered, 3)
+    out.write(b"\n")
+    return out.getvalue()
+
+
+def rounded(value: float) -> float:
+    """Six significant digits, as the engine reports: sums may differ in the last bits."""
+    return float(f"{value:.5e}")
+
+
+def _source(role: str, checkpoint: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+    hub = {"repository": checkpoint.repository, "revision": checkpoint.revision}
+    return {
+        "role": role,
+        "model": checkpoint.spec,
+        **{key: value for key, value in hub.items() if value},
+        "fingerprint": checkpoint.fingerprint,
+        "files": [_weight_file(checkpoint, name, size) for name, size in checkpoint.file_sizes.items()],
+    }
+
+
+def _weight_file(checkpoint: Checkpoint | SavedVector | Adapter, name: str, size: int) -> dict[str, Any]:
+    """A weight file; one of the hub's cache is a link to a blob that is named by its SHA-256."""
+    entry: dict[str, Any] = {"name": name, "bytes": size}
+    if checkpoint.revision:
+        blob = (checkpoint.location / name).resolve().name
+        if _HEX.fullmatch(blob):
+            entry["sha256"] = blob
+    return entry
+
+
+def _dump(out: io.BytesIO, value: Any, depth: int, indent: bytes = b"") -> None:
+    """JSON with its upper levels spread over lines: small for 100 000 tensors, and still readable."""
+    is_row = isinstance(value, (list, tuple)) and not any(isinstance(item, (dict, list)) for item in value)
+    if depth == 0 or not isinstance(value, (Mapping, list)) or not value or is_row:
+        out.write(json.dumps(value, ensure_ascii=True).encode())
+        return
+    deeper = indent + b"  "
+    before = b"\n" + deeper
+    out.write(b"{" if isinstance(value, Mapping) else b"[")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            out.write(before + json.dumps(key).encode() + b": ")
+            _dump(out, item, depth - 1, deeper)
+            before = b",\n" + deeper
+        out.write(b"\n" + indent + b"}")
+        return
+    for item in value:
+        out.write(before)
+        _dump(out, item, 0)
+        before = b",\n" + deeper
+    out.write(b"\n" + indent + b"]")

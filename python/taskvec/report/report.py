@@ -1,0 +1,226 @@
+"""What a run measured, and what became of the step that it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from taskvec.compat.findings import Finding
+
+SCHEMA = 1
+ROUNDED_AWAY_LIMIT = 0.05
+
+
+class Survival(NamedTuple):
+    """What is left of α·v after rounding to the output type; norms are L2 over float64 sums.
+
+    ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
+    difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is
+    ``None``.
+    """
+
+    step_norm: float | None
+    moved_norm: float | None
+    cosine: float | None
+    relative_error: float | None
+    target_norm: float | None
+    changed: int
+    rounded_away: int
+    elements: int
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Survival:
+        """From the engine's report, or from a manifest."""
+        return cls(*(row[field] for field in cls._fields))
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the elements where the vector is not zero."""
+        return self.changed / self.elements if self.elements else 0.0
+
+    @property
+    def rounded_away_share(self) -> float:
+        """Share of those whose value in the output is the target's all the same."""
+        return self.rounded_away / self.changed if self.changed else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the two shares."""
+        return {
+            **self._asdict(),
+            "changed_share": self.changed_share,
+            "rounded_away_share": self.rounded_away_share,
+        }
+
+
+class Shard(NamedTuple):
+    """A weight file that was written: name, bytes, BLAKE3."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One folder that was written.
+
+    ``survival`` is that of the whole output, ``tensors`` has each merged tensor's; ``non_finite`` says in
+    which tensor and where how many values are NaN or infinite, if ``non-finite`` was forced.
+    """
+
+    folder: str
+    alpha: float | None
+    shards: tuple[Shard, ...]
+    survival: Survival | None
+    tensors: Mapping[str, Survival]
+    non_finite: tuple[tuple[str, str, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "folder": self.folder,
+            "alpha": self.alpha,
+            "shards": [shard._asdict() for shard in self.shards],
+            "survival": self.survival.to_dict() if self.survival else None,
+            "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
+            "non_finite": [list(row) for row in self.non_finite],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a run.
+
+    Attributes
+    ----------
+    outputs : tuple of Output
+        One per value of alpha, in the order asked for.
+    seconds : float
+        From the first byte read to the manifest written.
+    bytes_read, bytes_written : int
+        Weight bytes; each input counted once.
+    threads : int
+        Worker threads.
+    cpu_level : str
+        The instruction set that the kernels used.
+    resumed_shards : int
+        Shards that an earlier, unfinished run had written.
+    findings : tuple of Finding
+        Those of the plan, and those of this run.
+    plan : str
+        Digest of the plan.
+    vector : mapping or None
+        Of a vector that was saved: totals and, under ``tensors``, each tensor's encoding and figures.
+    """
+
+    outputs: tuple[Output, ...]
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    threads: int
+    cpu_level: str
+    resumed_shards: int
+    findings: tuple[Finding, ...]
+    plan: str
+    vector: Mapping[str, Any] | None = None
+
+    @property
+    def survival(self) -> Survival | None:
+        """That of the only output, or of the first."""
+        return self.outputs[0].survival if self.outputs else None
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes read and written over the time taken."""
+        return (self.bytes_read + self.bytes_written) / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the JSON of ``--json``."""
+        return {
+            "schema": SCHEMA,
+            "plan": self.plan,
+            "seconds": self.seconds,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "bytes_per_second": self.bytes_per_second,
+            "threads": self.threads,
+            "cpu_level": self.cpu_level,
+            "resumed_shards": self.resumed_shards,
+            "outputs": [output.to_dict() for output in self.outputs],
+            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "vector": dict(self.vector) if self.vector else None,
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for output in self.outputs:
+            lines.append(output.folder)
+            if output.survival is not None and output.survival.changed:
+                row = output.survival
+                lines.append(
+                    f"  {row.changed_share:.1%} of the elements differ in the vector, "
+                    f"{row.rounded_away_share:.1%} of those were rounded away"
+                )
+        lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
+        return "\n".join(lines)
+
+
+def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]:
+    """A warning for each output in which more than 5 % of the step was rounded away, with the ways out."""
+    from taskvec.compat.findings import finding
+
+    findings = []
+    for output in outputs:
+        row = output.survival
+        if row is None or not row.step_norm or row.rounded_away_share <= ROUNDED_AWAY_LIMIT:
+            continue
+        ways = (
+            ["`--out-dtype float32`"]
+            if rounding == "stochastic"
+            else ["`--out-dtype float32`", "`--rounding stochastic`"]
+        )
+        findings.append(
+            finding(
+                "rounded-away",
+                output.folder,
+                f"at most {ROUNDED_AWAY_LIMIT:.0%}",
+                f"{row.rounded_away_share:.1%} of the changed elements were rounded away",
+                f"use {', '.join(ways)} or a larger alpha",
+            )
+        )
+    return findings
+
+
+def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Output, ...]]:
+    """The engine's report: its own figures, and its outputs under `out`."""
+    data = json.loads(text, object_hook=_figures)
+    outputs = []
+    for entry in data.pop("outputs"):
+        survival = entry.get("survival") or {}
+        outputs.append(
+            Output(
+                folder=str(out / entry["folder"]) if entry["folder"] else str(out),
+                alpha=entry.get("alpha"),
+                shards=tuple(Shard(s["name"], s["size"], s["digest"]) for s in entry["shards"]),
+                survival=survival.get("total"),
+                tensors=dict(survival.get("tensors", ())),
+                non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
+            )
+        )
+    return data, tuple(outputs)
+
+
+def _figures(value: dict[str, Any]) -> Any:
+    """Survival figures as such, with their tensor's name if there is one.
+
+    At once and not when all are read: as dictionaries, those of a hundred thousand tensors are 60 MB.
+    """
+    if "step_norm" not in value:
+        return value
+    row = Survival.from_dict(value)
+    return (value["name"], row) if "name" in value else row

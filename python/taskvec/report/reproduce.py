@@ -1,0 +1,134 @@
+"""How a result is made again: command line and Python call, from the recipe in its manifest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from taskvec.dtypes import TORCH_NAMES
+from taskvec.settings import format_alpha
+
+# Members of a recipe -> the options of the command line that say the same; a list is given element by
+# element.
+_OPTIONS = {
+    "include": "--include",
+    "exclude": "--exclude",
+    "preset": "--preset",
+    "layers": "--layers",
+    "layer_scale": "--layer-scale",
+    "control": "--control",
+    "out_dtype": "--out-dtype",
+    "dtype": "--dtype",
+    "rounding": "--rounding",
+    "seed": "--seed",
+    "max_shard_size": "--max-shard-size",
+    "force": "--force",
+}
+_MODELS = ("target", "donor", "reference")
+
+# The recipe of a merge stands in the card itself, with its alphas; this is the name to save it under.
+_RECIPE = "recipe.yaml"
+
+
+def command(recipe: Mapping[str, Any]) -> str | None:
+    """The command line that makes the same into a folder OUT; ``None`` where there is none that says it."""
+    if _is_in_memory(recipe):
+        return None
+    words = ["taskvec", recipe["verb"]]
+    if recipe["verb"] == "merge":
+        return None if "recipe" not in recipe else shlex.join([*words, _RECIPE, "OUT", *_options(recipe)])
+    if recipe["verb"] == "transfer":
+        for model in _MODELS:
+            words += [f"--{model}", recipe[model]]
+    elif recipe["verb"] == "apply":
+        words += [recipe["target"], *recipe["vectors"]]
+    elif recipe["verb"] == "extract":
+        words += [recipe["donor"], recipe["reference"]]
+    else:
+        return None
+    words += ["-o", "OUT"]
+    alphas = _alphas(recipe)
+    if alphas is not None:
+        words.append(f"--alpha={','.join(map(format_alpha, alphas))}")
+    return shlex.join([*words, *_options(recipe)])
+
+
+def _options(recipe: Mapping[str, Any]) -> list[str]:
+    words = []
+    for member, option in _OPTIONS.items():
+        value = recipe.get(member)
+        if value is None:
+            continue
+        if member == "layer_scale":
+            words.append(f"{option}={','.join(map(format_alpha, value))}")
+        elif isinstance(value, (list, tuple)):
+            words += [word for item in value for word in (option, item)]
+        else:
+            words += [option, TORCH_NAMES.get(value, str(value))]
+    return words
+
+
+def python(recipe: Mapping[str, Any]) -> str | None:
+    """The Python lines that make the same into a folder OUT; ``None`` where there are none that say it."""
+    if _is_in_memory(recipe):
+        return None
+    settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
+    if recipe["verb"] == "merge" and "recipe" in recipe:
+        arguments = [repr(_RECIPE), "'OUT'", *(f"{name}={_value(value)}" for name, value in settings.items())]
+        return f"import taskvec as tv\n\ntv.merge({', '.join(arguments)})"
+    alphas = _alphas(recipe)
+    keywords = [f"{member}={_value(value)}" for member, value in settings.items()]
+    if alphas is not None:
+        keywords.insert(0, f"alpha={_value(alphas[0] if len(alphas) == 1 else alphas)}")
+    if recipe["verb"] == "transfer":
+        arguments = [*(repr(recipe[model]) for model in _MODELS), "'OUT'"]
+    elif recipe["verb"] == "apply":
+        arguments = [repr(recipe["target"]), *map(repr, recipe["vectors"]), "out='OUT'"]
+    elif recipe["verb"] == "extract":
+        arguments = [repr(recipe["donor"]), repr(recipe["reference"]), "'OUT'"]
+    elif recipe["verb"] == "combine":
+        merged = " + ".join([f"tv.open({recipe['target']!r})", *map(_term, recipe["terms"])])
+        keywords[0] = keywords[0].replace("alpha=", "alphas=")
+        return f"import taskvec as tv\n\nmerged = {merged}\nmerged.save('OUT', {', '.join(keywords)})"
+    else:
+        return None
+    return f"import taskvec as tv\n\ntv.{recipe['verb']}({', '.join([*arguments, *keywords])})"
+
+
+def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
+    """Whether a model was in memory, under a name like ``<state dict>``, and cannot be named again."""
+    models = [part.get(role) for part in (recipe, *recipe.get("terms", ())) for role in _MODELS]
+    return any(isinstance(model, str) and model.startswith("<") for model in models)
+
+
+def _alphas(recipe: Mapping[str, Any]) -> list[float] | None:
+    """What is given as alpha: the factors of the outputs, or one for each of several vectors."""
+    if "alpha" not in recipe:
+        return None
+    alpha = recipe["alpha"]
+    alphas = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
+    weights = recipe.get("weights", [1.0])
+    if len(weights) > 1:
+        return [weight * alphas[0] for weight in weights]
+    return [weights[0] * alpha for alpha in alphas]
+
+
+def _term(term: Mapping[str, Any]) -> str:
+    vector = (
+        f"tv.load_vector({term['vector']!r})"
+        if "vector" in term
+        else f"(tv.open({term['donor']!r}) - tv.open({term['reference']!r}))"
+    )
+    selection = {
+        key: value for key, value in term.items() if key in ("include", "exclude", "preset", "layers")
+    }
+    if selection:
+        vector += f".select({', '.join(f'{key}={_value(value)}' for key, value in selection.items())})"
+    return f"{format_alpha(term['weight'])} * {vector}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return format_alpha(value) if isinstance(value, float) else repr(value)

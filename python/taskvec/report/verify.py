@@ -1,0 +1,175 @@
+"""Holding an output folder against its manifest."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from taskvec import _core
+from taskvec.errors import NotFoundError, VerificationError
+from taskvec.files.manifest import File, files, read
+from taskvec.files.names import MANIFEST, STATE
+from taskvec.progress import Callback, Progress
+
+Status = Literal["ok", "missing", "truncated", "differs", "extra"]
+
+
+class FileCheck(NamedTuple):
+    """One file: what the manifest says of it and what was found; ``None`` where nothing was."""
+
+    name: str
+    status: Status
+    expected_bytes: int | None
+    found_bytes: int | None
+    expected_blake3: str | None
+    found_blake3: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of :func:`taskvec.verify`.
+
+    Attributes
+    ----------
+    folder : str
+        What was verified.
+    kind : str
+        ``checkpoint`` or ``vector``.
+    files : tuple of FileCheck
+        Every file of the manifest, then those that it does not list (``extra``, no failure).
+    seconds : float
+        Time taken.
+    """
+
+    folder: str
+    kind: str
+    files: tuple[FileCheck, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file of the manifest is there and has its digest."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[FileCheck, ...]:
+        """The files that are missing, truncated or different."""
+        return tuple(file for file in self.files if file.status not in ("ok", "extra"))
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Files that the manifest does not list."""
+        return tuple(file.name for file in self.files if file.status == "extra")
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [f"{file.status:<9}  {file.name}" for file in self.files]
+        verdict = "all files are as the manifest says" if self.ok else f"{len(self.problems)} files are not"
+        return "\n".join([*lines, verdict])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "schema": 1,
+            "folder": self.folder,
+            "kind": self.kind,
+            "ok": self.ok,
+            "seconds": self.seconds,
+            "files": [file._asdict() for file in self.files],
+        }
+
+
+def verify(
+    path: str | os.PathLike[str], *, threads: int | None = None, progress: Callback | None = None
+) -> Verification:
+    """Compare every file of an output folder with the digest in its manifest.
+
+    A folder that holds the outputs of several values of alpha is verified as a whole.
+
+    Parameters
+    ----------
+    path : str or path
+        A checkpoint or a task vector that taskvec wrote.
+    threads : int, optional
+        All cores by default.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such folder, or it has no manifest.
+    FormatError
+        The manifest is damaged.
+    VerificationError
+        The folder holds an unfinished run.
+    """
+    begin = time.monotonic()
+    folder = Path(path)
+    if not folder.is_dir():
+        raise NotFoundError(f"`{path}` is no folder", "name the folder that taskvec wrote")
+    parts = _parts(folder)
+    listed = [(prefix, file) for prefix, part in parts for file in files(part, folder / prefix)]
+    total, done = sum(file.bytes for _, file in listed), 0
+    checks = []
+    for prefix, file in listed:
+        checks.append(_check(folder / prefix, prefix, file, threads or 0))
+        done += file.bytes
+        if progress is not None:
+            progress(Progress("verify", done, total, time.monotonic() - begin))
+    known = {f"{prefix}{file.name}" for prefix, file in listed}
+    known |= {f"{prefix}{MANIFEST}" for prefix, _ in parts}
+    checks += [FileCheck(name, "extra", None, None, None, None) for name in _others(folder, known)]
+    return Verification(str(path), str(parts[0][1].get("kind")), tuple(checks), time.monotonic() - begin)
+
+
+def _parts(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The manifests of a folder, with the prefixes of their names: one, or one for each alpha."""
+    if not (folder / MANIFEST).exists():
+        if (folder / STATE).is_dir():
+            raise _unfinished(folder)
+        several = sorted(entry for entry in folder.glob("alpha=*") if entry.is_dir())
+        for entry in several:
+            if not (entry / MANIFEST).exists() and (entry / STATE).is_dir():
+                raise _unfinished(entry)
+        if several:
+            return [(f"{entry.name}/", read(entry)) for entry in several]
+    return [("", read(folder))]
+
+
+def _unfinished(folder: Path) -> VerificationError:
+    return VerificationError(
+        f"`{folder}` holds an unfinished run: it has no manifest yet",
+        "run the command that began it again; it goes on where it stopped",
+    )
+
+
+def _check(folder: Path, prefix: str, file: File, threads: int) -> FileCheck:
+    name, path = f"{prefix}{file.name}", folder / file.name
+    try:
+        status = os.stat(path)
+    except OSError:
+        return FileCheck(name, "missing", file.bytes, None, file.blake3, None)
+    if not stat.S_ISREG(status.st_mode):
+        return FileCheck(name, "differs", file.bytes, None, file.blake3, None)
+    if status.st_size != file.bytes:
+        verdict: Status = "truncated" if status.st_size < file.bytes else "differs"
+        return FileCheck(name, verdict, file.bytes, status.st_size, file.blake3, None)
+    size, digest = _core.digest_file(path, threads=threads)
+    verdict = "ok" if (size, digest) == (file.bytes, file.blake3) else "differs"
+    return FileCheck(name, verdict, file.bytes, size, file.blake3, digest)
+
+
+def _others(folder: Path, known: set[str]) -> list[str]:
+    others = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in (".git", ".cache", STATE))
+        relative = Path(root).relative_to(folder)
+        others += [(relative / name).as_posix() for name in sorted(names)]
+    return [name for name in others if name not in known]

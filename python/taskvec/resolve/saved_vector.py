@@ -1,0 +1,137 @@
+"""Task vectors on disk: a folder of safetensors whose manifest says where it came from and what it fits.
+
+Each tensor is stored in the smallest of three ways: ``T`` itself; ``T.mask`` (a bit for each element, the
+lowest bit of a byte first) and ``T.values``; or ``T.indices`` (flat and sorted) and ``T.values``. A tensor
+that is zero is not stored. Where a difference does not give its donor back (a negative zero, or numbers so
+far apart that their difference was rounded), ``T.exact.indices``, ``T.exact.donor`` and
+``T.exact.reference`` hold the element. ``reference/`` holds config and tokenizer of the model that was
+subtracted: what a target is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from taskvec import _core
+from taskvec.dtypes import DTYPE_BYTES
+from taskvec.errors import FormatError
+from taskvec.files.folder import list_folder
+from taskvec.files.json import read_object
+from taskvec.files.manifest import MAXIMUM_BYTES, files, read
+from taskvec.files.names import CONFIG, MANIFEST
+from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.saved_vector import REFERENCE, SavedVector, fits
+from taskvec.models.selection import Selection
+from taskvec.resolve import vector_manifest
+from taskvec.resolve.open import open as open_checkpoint
+
+if TYPE_CHECKING:
+    from taskvec.progress import Callback
+
+
+def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) -> SavedVector:
+    """Open a saved task vector by its headers and its manifest.
+
+    Parameters
+    ----------
+    spec : str or path
+        A folder that ``extract`` or ``save`` wrote, or its name on the hub.
+    progress : callable, optional
+        Told about the download of one on the hub.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing of that name, or it has no manifest.
+    FormatError
+        It is no task vector, or damaged.
+    """
+    stored = open_checkpoint(spec).materialise(progress)
+    data = read(stored.location)
+    if data.get("kind") != "vector":
+        raise FormatError(
+            f"`{spec}` is a {data.get('kind')}, expected a task vector",
+            "`taskvec extract` makes one of two models",
+        )
+    _hold_files(data, stored)
+    rows = vector_manifest.rows(data, stored)
+    model = _reference(os.fspath(spec), stored, rows)
+    listed = files(data, stored.location / MANIFEST)
+    if data["vector"].get("fits") != fits(rows, model.config, listed):
+        raise FormatError(
+            f"`vector.fits` in the manifest of `{spec}` is not what its tensors and its `{REFERENCE}/` say",
+            "`taskvec verify` names every file that has changed; extract or download the vector again",
+        )
+    tensors = {
+        name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
+        for name, row in rows.items()
+    }
+    return SavedVector(
+        spec=os.fspath(spec),
+        stored=stored,
+        manifest=data,
+        tensors=MappingProxyType(tensors),
+        model=model,
+        zero=frozenset(name for name, row in rows.items() if row["encoding"] == "zero"),
+        selection=_selection(data.get("recipe")),
+    )
+
+
+def is_vector(spec: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a saved vector, as far as its manifest says."""
+    try:
+        return read_object(Path(spec) / MANIFEST, maximum=MAXIMUM_BYTES).get("kind") == "vector"
+    except (OSError, ValueError):
+        return False
+
+
+def _selection(recipe: Any) -> Selection:
+    names = ("include", "exclude", "preset", "layers")
+    return Selection(**{name: recipe[name] for name in names if isinstance(recipe, dict) and name in recipe})
+
+
+def _hold_files(data: Mapping[str, Any], stored: Checkpoint) -> None:
+    """The listed files: weights by name and size, and what a target is compared with by digest."""
+    listed = {file.name: file for file in files(data, stored.location / MANIFEST)}
+    weights = {name: listed[name].bytes for name in listed if name.endswith(".safetensors")}
+    for name in sorted({*weights, *stored.file_sizes}):
+        if weights.get(name) != stored.file_sizes.get(name):
+            raise _altered(stored, name)
+    for name, file in listed.items():
+        if name.startswith(f"{REFERENCE}/"):
+            path = stored.location / name
+            if not path.is_file() or _core.digest_file(path) != (file.bytes, file.blake3):
+                raise _altered(stored, name)
+
+
+def _altered(stored: Checkpoint, name: str) -> FormatError:
+    return FormatError(
+        f"`{name}` of `{stored.spec}` is not the file that its manifest lists",
+        "`taskvec verify` names every file that has changed; extract or download the vector again",
+    )
+
+
+def _reference(spec: str, stored: Checkpoint, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+    folder = stored.location / REFERENCE
+    listing = list_folder(folder, ()) if folder.is_dir() else None
+    config = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    tensors = {
+        name: TensorInfo(
+            name, row["origin"], tuple(row["shape"]), math.prod(row["shape"]) * DTYPE_BYTES[row["origin"]], ""
+        )
+        for name, row in rows.items()
+    }
+    return Checkpoint(
+        spec=spec,
+        path=folder,
+        tensors=MappingProxyType(tensors),
+        config=config,
+        other_files=listing.other if listing else (),
+        file_sizes={},
+        fingerprint=stored.fingerprint,
+    )

@@ -1,0 +1,133 @@
+"""Results in memory, tensor by tensor: the engine computes what a run would write, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskvec import _core
+from taskvec.dtypes import DTYPE_BYTES, numpy_dtype
+from taskvec.models.model import Checkpoint
+from taskvec.models.state_dict import memories
+from taskvec.plan.plan import ARITHMETIC, FORMAT, Plan
+from taskvec.run.compare import Term, numbered
+
+if TYPE_CHECKING:
+    from taskvec.models.state_dict import Handed
+
+# Tensors that are computed in one call: enough to make the call worth it, few enough to hold.
+BATCH = 64 << 20
+
+
+def of_plan(
+    plan: Plan,
+    names: Iterable[str] | None = None,
+    *,
+    threads: int | None = None,
+    allow_non_finite: bool = False,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a plan's first output, in file order, with the bytes that a run would write.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of a checkpoint.
+    names : iterable of str, optional
+        Only these.
+    threads : int, optional
+        All cores by default.
+    allow_non_finite : bool
+        Go on where a value is NaN or infinite.
+
+    Raises
+    ------
+    HubError
+        The weights of a source have not been downloaded.
+    """
+    for checkpoint in plan.checkpoints:
+        if isinstance(checkpoint, Checkpoint):
+            _ = checkpoint.reader
+    document = json.loads(plan.json)
+    wanted = None if names is None else set(names)
+    rows = [row for row in document["tensors"] if wanted is None or row[0] in wanted]
+    document["outputs"] = [{"folder": "", "alpha": plan.outputs[0].alpha}]
+    yield from evaluated(document, rows, memories(plan.checkpoints), threads, allow_non_finite)
+
+
+def of_terms(
+    terms: Sequence[Term], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The sum of weighted differences, tensor by tensor: float32, float64 where something is stored so."""
+    sources, inputs, handed = numbered(terms)
+    operations: dict[str, int] = {}
+    rows: list[list[Any]] = []
+    for name, shape in shapes.items():
+        present = [number for number, term in enumerate(terms) if name in term.stored]
+        sides: list[dict[str, Any]] = []
+        pairs: list[tuple[int, str]] = []
+        types: set[str] = set()
+        for number in present:
+            term = terms[number]
+            signs = (term.weight, -term.weight)
+            for source, at, stored, weight in zip(
+                term.sources, inputs[number], term.stored[name], signs, strict=False
+            ):
+                sides.append({"model": len(pairs), "reference": None, "weight": weight})
+                pairs.append((at, stored))
+                types.add(source.tensors[stored].dtype)
+        if not pairs:
+            yield name, np.zeros(shape, np.float32)
+            continue
+        operation = operations.setdefault(json.dumps({"kind": "linear", "terms": sides}), len(operations))
+        rows.append([name, "F64" if "F64" in types else "F32", shape, 0, operation, pairs])
+    document = {
+        "format": FORMAT,
+        "arithmetic": ARITHMETIC,
+        "sources": sources,
+        "outputs": [{"folder": "", "alpha": 1.0}],
+        "operations": [json.loads(operation) for operation in operations],
+        "rounding": "nearest",
+        "seed": 0,
+    }
+    yield from evaluated(document, rows, handed)
+
+
+def evaluated(
+    document: Mapping[str, Any],
+    rows: Sequence[list[Any]],
+    handed: list[Handed],
+    threads: int | None = None,
+    allow_non_finite: bool = False,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a plan's rows, with what the engine is handed of its sources in memory."""
+    for batch in _batches(rows):
+        part = {
+            **document,
+            "shards": ["part.safetensors"],
+            "tensors": [[*row[:3], 0, *row[4:]] for row in batch],
+        }
+        plan = json.dumps(part, separators=(",", ":")).encode()
+        data = _core.evaluate(plan, threads=threads or 0, allow_non_finite=allow_non_finite, memories=handed)
+        at = 0
+        for name, dtype, shape, *_ in batch:
+            count = math.prod(shape)
+            yield name, np.frombuffer(data, numpy_dtype(dtype), count, at).reshape(shape)
+            at += count * DTYPE_BYTES[dtype]
+
+
+def _batches(rows: Sequence[list[Any]]) -> Iterator[list[list[Any]]]:
+    batch: list[list[Any]] = []
+    filled = 0
+    for row in rows:
+        size = math.prod(row[2]) * DTYPE_BYTES[row[1]]
+        if batch and filled + size > BATCH:
+            yield batch
+            batch, filled = [], 0
+        batch.append(row)
+        filled += size
+    if batch:
+        yield batch

@@ -1,0 +1,148 @@
+"""Plan → folders: the engine's pass, then everything that is left behind with the weights, the manifest last.
+
+The order is what makes a killed run safe. Weights get their names while config.json is missing, then come the
+other files, the card, config.json and the index, and at the end the manifest; only then does the state of the
+run go, which lets the same command go on until that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec import _core
+from taskvec.files.manifest import files, read
+from taskvec.files.names import MANIFEST, STATE
+from taskvec.models.model import Checkpoint
+from taskvec.models.state_dict import memories
+from taskvec.plan.checks import with_lineage
+from taskvec.plan.plan import Plan
+from taskvec.progress import Callback, meter
+from taskvec.report import manifest
+from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
+from taskvec.run.publish import _Publisher
+from taskvec.settings import Settings
+
+
+def execute(
+    plan: Plan,
+    out: str | os.PathLike[str],
+    *,
+    settings: Settings | None = None,
+    progress: Callback | None = None,
+) -> Report:
+    """Run a plan into a folder, or into one folder for each alpha below it.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    out : str or path
+        The output folder: new, empty, or holding an unfinished run of this plan.
+    settings : Settings, optional
+        ``threads``, ``max_memory``, ``overwrite``, ``resume``, ``rehash`` and ``force`` matter here.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Raises
+    ------
+    OutputError
+        The folder is not empty, touches an input, or the disk is full.
+    FormatError
+        An input is damaged, or changed while it was read.
+    NonFiniteError
+        NaN or infinity, unless ``non-finite`` is forced.
+    KeyboardInterrupt
+        Stopped; the same call goes on where it was.
+    """
+    settings = settings or Settings()
+    begin = time.monotonic()
+    out = Path(out)
+    if plan.kind == "vector":
+        from taskvec.run.extract import execute_extract
+
+        return execute_extract(plan, out, settings=settings, progress=progress, begin=begin)
+    checkpoints = [checkpoint.materialise(progress) for checkpoint in plan.checkpoints]
+    if plan.download:
+        plan = with_lineage(plan, checkpoints)
+    folders = [out / output.folder if output.folder else out for output in plan.outputs]
+    finished = _finished(plan, folders)
+    if finished is not None:
+        return finished
+    # an unfinished run cannot know whether tensors in memory are what they were
+    handed = memories(checkpoints)
+    engine, outputs = parse_engine_report(
+        _core.run(
+            plan.json,
+            out,
+            threads=settings.threads or 0,
+            max_memory=settings.max_memory,
+            progress=meter(progress, "merge"),
+            resume=settings.resume and not handed,
+            overwrite=settings.overwrite,
+            rehash=settings.rehash,
+            allow_non_finite="non-finite" in settings.force,
+            memories=handed,
+        ),
+        out,
+    )
+    base = checkpoints[0]
+    assert isinstance(base, Checkpoint)
+    publish = _Publisher(plan, base, settings, meter(progress, "publish"))
+    for folder, output in zip(folders, outputs, strict=True):
+        publish(folder, output, manifest.run_facts(plan, engine, begin))
+    for folder in folders:
+        _core.finish_folder(folder)
+    return Report(
+        outputs=outputs,
+        seconds=time.monotonic() - begin,
+        bytes_read=engine["bytes_read"],
+        bytes_written=engine["bytes_written"],
+        threads=engine["threads"],
+        cpu_level=engine["cpu_level"],
+        resumed_shards=engine["resumed_shards"],
+        findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
+        plan=plan.digest,
+    )
+
+
+def _finished(plan: Plan, folders: Sequence[Path]) -> Report | None:
+    """The report of a run over several folders that was killed between ending the first and ending the last.
+
+    All manifests are in place then, so that what is left is to remove the state of the others.
+    """
+    if len(folders) == 1:
+        return None
+    open_ones = [folder for folder in folders if (folder / STATE / "plan.json").exists()]
+    if not open_ones or len(open_ones) == len(folders):
+        return None
+    outputs, run = [], {}
+    for folder, planned in zip(folders, plan.outputs, strict=True):
+        if not (folder / MANIFEST).exists():
+            return None
+        data = read(folder)
+        run = data["run"]
+        if run.get("plan") != plan.digest:
+            return None
+        outputs.append(_output_of(data, folder, planned.alpha, {shard.name for shard in plan.shards}))
+    for folder in open_ones:
+        _core.finish_folder(folder)
+    shards = sum(len(output.shards) for output in outputs)
+    return Report(
+        tuple(outputs), 0.0, 0, 0, run["threads"], run["cpu_level"], shards, plan.findings, plan.digest
+    )
+
+
+def _output_of(data: dict[str, Any], folder: Path, alpha: float, weights: set[str]) -> Output:
+    survival = data["survival"]
+    return Output(
+        folder=str(folder),
+        alpha=alpha,
+        shards=tuple(Shard(*file) for file in files(data, folder) if file.name in weights),
+        survival=Survival(*survival["total"]) if survival["total"] else None,
+        tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
+        non_finite=tuple(map(tuple, data["non_finite"])),
+    )

@@ -1,0 +1,102 @@
+"""donor − reference as an artifact of its own: its plan, its run, and what is left behind with the values."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from taskvec import _core
+from taskvec.files.manifest import File
+from taskvec.files.names import CARD, MANIFEST
+from taskvec.models.model import Checkpoint
+from taskvec.models.saved_vector import _COMPARED, INDEX, REFERENCE, fits
+from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
+from taskvec.models.state_dict import memories
+from taskvec.plan.plan import Plan
+from taskvec.progress import Callback, meter
+from taskvec.report import manifest
+from taskvec.report.card import vector_card
+from taskvec.report.report import Output as Written
+from taskvec.report.report import Report, Shard
+from taskvec.run.publish import copy
+from taskvec.settings import Settings
+
+
+def execute_extract(
+    plan: Plan, out: Path, *, settings: Settings, progress: Callback | None, begin: float
+) -> Report:
+    """Run a plan of :func:`plan_extract`; see :func:`taskvec.execution.execute`."""
+    _, reference = (checkpoint.materialise(progress) for checkpoint in plan.checkpoints)
+    assert isinstance(reference, Checkpoint)
+    handed = memories(plan.checkpoints)
+    engine = json.loads(
+        _core.extract(
+            plan.json,
+            out,
+            threads=settings.threads or 0,
+            progress=meter(progress, "merge"),
+            resume=settings.resume and not handed,
+            overwrite=settings.overwrite,
+            rehash=settings.rehash,
+            allow_non_finite="non-finite" in settings.force,
+            memories=handed,
+        )
+    )
+    shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
+    written = Written(str(out), None, shards, None, {}, ())
+    files = [File(*shard) for shard in shards]
+    for name in _COMPARED:
+        if name in reference.other_files:
+            copy(reference, name, out / REFERENCE)
+            files.append(File(f"{REFERENCE}/{name}", *_core.digest_file(out / REFERENCE / name)))
+    vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
+    facts = manifest.provenance(plan, written, vector)
+    small = {CARD: vector_card(facts)}
+    if len(shards) > 1:
+        total = sum(row["bytes"] for row in vector["tensors"].values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(engine["weight_map"].items()))}
+        small[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+    for name, data in small.items():
+        _core.write_atomic(out / name, data)
+        files.append(File(name, len(data), _core.blake3_hex(data)))
+    run = manifest.run_facts(plan, engine, begin)
+    _core.write_atomic(out / MANIFEST, manifest.text(facts, files=files, run=run))
+    _core.finish_folder(out)
+    return Report(
+        outputs=(written,),
+        seconds=time.monotonic() - begin,
+        bytes_read=engine["bytes_read"],
+        bytes_written=engine["bytes_written"],
+        threads=engine["threads"],
+        cpu_level=engine["cpu_level"],
+        resumed_shards=engine["resumed_shards"],
+        findings=plan.findings,
+        plan=plan.digest,
+        vector=vector,
+    )
+
+
+def _vector(
+    rows: Iterable[dict[str, Any]],
+    recipe: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: Iterable[File],
+) -> dict[str, Any]:
+    """What the manifest says of the vector: totals, and each tensor's encoding and figures."""
+    tensors = {row.pop("name"): row for row in rows}
+    values = tensors.values()
+    norms = [row["norm"] for row in values if row["norm"] is not None]
+    return {
+        "format": VECTOR_FORMAT,
+        "dtype": recipe.get("dtype"),
+        "fits": fits(tensors, config, files),
+        "elements": sum(row["elements"] for row in values),
+        "changed": sum(row["changed"] for row in values),
+        "bytes": sum(row["bytes"] for row in values),
+        "norm": manifest.rounded(sum(norm * norm for norm in norms) ** 0.5),
+        "largest": max((row["largest"] or 0.0 for row in values), default=0.0),
+        "tensors": tensors,
+    }
