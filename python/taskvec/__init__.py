@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from taskvec.errors import OutputError as OutputError
     from taskvec.errors import RecipeError as RecipeError
     from taskvec.errors import VerificationError as VerificationError
+    from taskvec.lazy.checkpoint import Checkpoint as Checkpoint
+    from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
+    from taskvec.lazy.checkpoint import open as open
     from taskvec.lazy.merge import Merge as Merge
     from taskvec.lazy.methods import arcee_fusion as arcee_fusion
     from taskvec.lazy.methods import breadcrumbs as breadcrumbs
@@ -58,23 +61,20 @@ if TYPE_CHECKING:
     from taskvec.lazy.methods import slerp as slerp
     from taskvec.lazy.methods import task_arithmetic as task_arithmetic
     from taskvec.lazy.methods import ties as ties
+    from taskvec.lazy.plan import Plan as Plan
     from taskvec.lazy.recipe import RecipeMerge as RecipeMerge
     from taskvec.lazy.recipe import merge as merge
     from taskvec.lazy.recipe import open_recipe as open_recipe
     from taskvec.lazy.vector import TaskVector as TaskVector
     from taskvec.lazy.vector import load_vector as load_vector
-    from taskvec.models.model import Checkpoint as Checkpoint
     from taskvec.models.model import TensorInfo as TensorInfo
     from taskvec.models.selection import Selection as Selection
-    from taskvec.models.state_dict import from_state_dict as from_state_dict
-    from taskvec.plan.plan import Plan as Plan
     from taskvec.progress import Progress as Progress
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
     from taskvec.report.report import Report as Report
     from taskvec.report.report import Survival as Survival
     from taskvec.report.verify import Verification as Verification
-    from taskvec.resolve.open import open as open
     from taskvec.run.in_place import Change as Change
     from taskvec.settings import Settings as Settings
 
@@ -93,8 +93,8 @@ _MODULES = {
         "transfer",
         "verify",
     ),
-    "models.model": ("Checkpoint", "TensorInfo"),
-    "resolve.open": ("open",),
+    "lazy.checkpoint": ("Checkpoint", "from_state_dict", "open"),
+    "models.model": ("TensorInfo",),
     "compat.findings": ("Finding",),
     "report.difference": ("Difference",),
     "errors": (
@@ -113,7 +113,7 @@ _MODULES = {
     "run.in_place": ("Change",),
     "report.inspect": ("Inspection",),
     "lazy.merge": ("Merge",),
-    "plan.plan": ("Plan",),
+    "lazy.plan": ("Plan",),
     "progress": ("Progress",),
     "lazy.methods": (
         "arcee_fusion",
@@ -144,7 +144,6 @@ _MODULES = {
     "report.report": ("Report", "Survival"),
     "models.selection": ("Selection",),
     "settings": ("Settings",),
-    "models.state_dict": ("from_state_dict",),
     "lazy.vector": ("TaskVector", "load_vector"),
     "report.verify": ("Verification",),
 }

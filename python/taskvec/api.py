@@ -15,9 +15,9 @@ from taskvec.settings import Options, Settings, parse_alphas
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
+    from taskvec.lazy.checkpoint import Checkpoint
+    from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
-    from taskvec.models.model import Checkpoint
-    from taskvec.plan.plan import Plan
     from taskvec.plan.transfer import Control
     from taskvec.progress import Callback
     from taskvec.report.difference import Difference
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from taskvec.report.report import Report
     from taskvec.report.verify import Verification
 
-    Model = str | os.PathLike[str] | Checkpoint
+    ModelLike = str | os.PathLike[str] | Checkpoint
 
 
 def plan_transfer(
-    target: Model,
-    donor: Model,
-    reference: Model,
+    target: ModelLike,
+    donor: ModelLike,
+    reference: ModelLike,
     *,
     alpha: float | str | Sequence[float] = 1.0,
     include: str | Iterable[str] = (),
@@ -46,25 +46,27 @@ def plan_transfer(
 
     Takes the arguments of :func:`transfer` but for the output folder.
     """
+    from taskvec.lazy.plan import Plan
     from taskvec.plan import transfer as planning
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.resolve.open import open as open_model
 
-    return planning.plan_transfer(
-        open_checkpoint(target),
-        open_checkpoint(donor),
-        open_checkpoint(reference),
+    record = planning.plan_transfer(
+        open_model(target),
+        open_model(donor),
+        open_model(reference),
         selection=_selection(include, exclude, preset, layers),
         settings=Settings.of(settings),
         alphas=parse_alphas(alpha),
         layer_scale=layer_scale,
         control=control,
     )
+    return Plan.of(record)
 
 
 def transfer(
-    target: Model,
-    donor: Model,
-    reference: Model,
+    target: ModelLike,
+    donor: ModelLike,
+    reference: ModelLike,
     out: str | os.PathLike[str],
     *,
     alpha: float | str | Sequence[float] = 1.0,
@@ -125,9 +127,9 @@ def transfer(
 
 
 def check(
-    target: Model,
-    donor: Model,
-    reference: Model,
+    target: ModelLike,
+    donor: ModelLike,
+    reference: ModelLike,
     *,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -136,21 +138,21 @@ def check(
     force: str | Iterable[str] = (),
 ) -> list[Finding]:
     """The findings of a transfer, errors first; nothing is raised for an error among them."""
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.resolve.open import open as open_model
 
     step = Step(
         1.0,
-        open_checkpoint(donor),
-        open_checkpoint(reference),
+        open_model(donor),
+        open_model(reference),
         _selection(include, exclude, preset, layers),
     )
     force = (force,) if isinstance(force, str) else tuple(force)
-    return findings(open_checkpoint(target), [step], force=force)
+    return findings(open_model(target), [step], force=force)
 
 
 def plan_extract(
-    donor: Model,
-    reference: Model,
+    donor: ModelLike,
+    reference: ModelLike,
     *,
     dtype: str | None = None,
     include: str | Iterable[str] = (),
@@ -160,21 +162,23 @@ def plan_extract(
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`extract` would do, from headers alone; takes its arguments but for ``out``."""
-    from taskvec.plan.extract import plan_extract
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.lazy.plan import Plan
+    from taskvec.plan import extract as planning
+    from taskvec.resolve.open import open as open_model
 
-    return plan_extract(
-        open_checkpoint(donor),
-        open_checkpoint(reference),
+    record = planning.plan_extract(
+        open_model(donor),
+        open_model(reference),
         selection=_selection(include, exclude, preset, layers),
         settings=Settings.of(settings),
         dtype=dtype,
     )
+    return Plan.of(record)
 
 
 def extract(
-    donor: Model,
-    reference: Model,
+    donor: ModelLike,
+    reference: ModelLike,
     out: str | os.PathLike[str],
     *,
     dtype: str | None = None,
@@ -221,7 +225,7 @@ def extract(
 
 
 def plan_apply(
-    target: Model,
+    target: ModelLike,
     *vectors: str | os.PathLike[str] | TaskVector,
     alpha: float | str | Sequence[float] = 1.0,
     include: str | Iterable[str] = (),
@@ -233,9 +237,10 @@ def plan_apply(
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`apply` would do, from headers alone; takes its arguments but for ``out``."""
+    from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector, load_vector
     from taskvec.plan import transfer as planning
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.resolve.open import open as open_model
 
     if not vectors:
         raise RecipeError("no vector is given", "name at least one that `extract` or `save` wrote")
@@ -252,8 +257,8 @@ def plan_apply(
     selection = _selection(include, exclude, preset, layers)
     given = Settings.of(settings)
     force = [name for vector in opened for name in vector.force]
-    return planning.plan_steps(
-        open_checkpoint(target),
+    record = planning.plan_steps(
+        open_model(target),
         [
             step._replace(weight=weight * step.weight, selection=both(step.selection, selection))
             for vector, weight in zip(opened, weights, strict=True)
@@ -264,10 +269,11 @@ def plan_apply(
         layer_scale=layer_scale,
         control=control,
     )
+    return Plan.of(record)
 
 
 def apply(
-    target: Model,
+    target: ModelLike,
     *vectors: str | os.PathLike[str] | TaskVector,
     out: str | os.PathLike[str],
     alpha: float | str | Sequence[float] = 1.0,
@@ -313,8 +319,8 @@ def apply(
 
 
 def diff(
-    left: Model | TaskVector,
-    right: Model | TaskVector,
+    left: ModelLike | TaskVector,
+    right: ModelLike | TaskVector,
     *,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -353,7 +359,7 @@ def diff(
     return diff(left, right, selection=selection, threads=threads, progress=progress)
 
 
-def inspect(path: Model) -> Inspection:
+def inspect(path: ModelLike) -> Inspection:
     """What a checkpoint or a saved vector holds, from its headers alone."""
     from taskvec.report.inspect import inspect
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
+from taskvec.cli.job import braced, execute, plan_options
 from taskvec.cli.options import (
     alpha_option,
     control_option,
@@ -17,7 +18,6 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
-from taskvec.cli.run import braced, execute, plan_options
 
 EXAMPLES = """
 One vector, one strength:

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import EXIT_FAILED, Console
+from taskvec.cli.job import findings_record, findings_summary
 from taskvec.cli.options import force_option, selection_options, talk_options, verb
-from taskvec.cli.run import findings_record, findings_summary
 
 EXAMPLES = """
 Target, donor and reference, in this order:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
+from taskvec.cli.job import execute, plan_options
 from taskvec.cli.options import (
     force_option,
     option,
@@ -17,7 +18,6 @@ from taskvec.cli.options import (
     threads_option,
     verb,
 )
-from taskvec.cli.run import execute, plan_options
 
 EXAMPLES = """
 What GRPO taught, as a folder of its own, without loss:

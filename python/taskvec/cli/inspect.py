@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.console import Console, Page
+from taskvec.cli.job import write_vector
 from taskvec.cli.options import option, talk_options, verb
-from taskvec.cli.run import write_vector
 from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
+from taskvec.cli.job import execute, settings_of
 from taskvec.cli.options import option, run_options, talk_options, verb
-from taskvec.cli.run import execute, settings_of
 from taskvec.text import printable
 
 EXAMPLES = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec.cli.console import Console
+from taskvec.cli.job import braced, execute, plan_options
 from taskvec.cli.options import (
     alpha_option,
     control_option,
@@ -16,7 +17,6 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
-from taskvec.cli.run import braced, execute, plan_options
 
 EXAMPLES = """
 Add the reasoning that GRPO taught one model to another:

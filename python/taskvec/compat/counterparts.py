@@ -9,13 +9,13 @@ from taskvec.compat.tied_heads import TieDecision
 from taskvec.dtypes import FLOAT_DTYPES
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
-Others = Sequence[tuple[str, "Checkpoint"]]
+Others = Sequence[tuple[str, "Model"]]
 
 
 def counterparts(
-    base: Checkpoint, others: Others, selected: Sequence[str], tie: TieDecision
+    base: Model, others: Others, selected: Sequence[str], tie: TieDecision
 ) -> dict[str, tuple[str, ...]]:
     """The stored names that each selected tensor is combined with, one per other model.
 
@@ -26,7 +26,7 @@ def counterparts(
 
 
 def _counterparts(
-    base: Checkpoint, others: Others, selected: Sequence[str], tie: TieDecision
+    base: Model, others: Others, selected: Sequence[str], tie: TieDecision
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     tables = [(checkpoint.tensors.get, tie.substitutes.get(role)) for role, checkpoint in others]
     own = base.tensors.get

@@ -9,7 +9,7 @@ from taskvec.compat.findings import Finding, finding
 from taskvec.text import listed
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 # Companion tensors of a quantised weight: suffix -> (format, what the weight itself is called after the
 # stem).
@@ -52,7 +52,7 @@ _METHODS = {
 }
 
 
-def quantisation(checkpoint: Checkpoint) -> str | None:
+def quantisation(checkpoint: Model) -> str | None:
     """The name of the quantised format that the config declares, ``None`` where it declares none."""
     config = checkpoint.config
     inner = config.get("text_config")
@@ -64,7 +64,7 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+def quantised_tensors(checkpoint: Model) -> dict[str, str]:
     """Tensors that belong to a quantised weight, and the format that their names show."""
     found: dict[str, str] = {}
     tensors = checkpoint.tensors
@@ -81,7 +81,7 @@ def quantised_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def check_formats(models: Sequence[tuple[str, Checkpoint]], selected: Sequence[str]) -> Iterator[Finding]:
+def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) -> Iterator[Finding]:
     """Quantised weights among the selected tensors, and adapters in place of models.
 
     `selected` are names of the first model's tensors. Where the config declares a format that the names do
@@ -118,7 +118,7 @@ def check_formats(models: Sequence[tuple[str, Checkpoint]], selected: Sequence[s
             )
 
 
-def is_adapter(checkpoint: Checkpoint) -> bool:
+def is_adapter(checkpoint: Model) -> bool:
     """Whether a checkpoint is a LoRA adapter: an adapter_config.json, or nothing but its factors."""
     if "adapter_config.json" in checkpoint.other_files and not checkpoint.config:
         return True

@@ -21,7 +21,7 @@ from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.text import listed, roles
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 # Tensors spread evenly over the model, and blocks spread evenly over each: about 50 kB of bf16 per model,
 # which is read in a few milliseconds, and enough elements to see the sparse step of an RL run.
@@ -60,7 +60,7 @@ class Distances(NamedTuple):
         )
 
 
-def lineage(target: Checkpoint, donor: Checkpoint, reference: Checkpoint) -> list[Finding]:
+def lineage(target: Model, donor: Model, reference: Model) -> list[Finding]:
     """Say whether the three models look like target, donor and reference of one transfer.
 
     Reads some tens of kilobytes of each model; call it when the headers are found to fit. Non-finite
@@ -81,7 +81,7 @@ def lineage(target: Checkpoint, donor: Checkpoint, reference: Checkpoint) -> lis
     return findings
 
 
-def same_files(one: Checkpoint, other: Checkpoint) -> str | None:
+def same_files(one: Model, other: Model) -> str | None:
     """What two checkpoints are, in words, where they are the same files."""
     if one.repository and (one.repository, one.revision) == (other.repository, other.revision):
         return f"`{one.repository}` at `{one.revision}`"
@@ -92,7 +92,7 @@ def same_files(one: Checkpoint, other: Checkpoint) -> str | None:
     return None
 
 
-def measure(target: Checkpoint, donor: Checkpoint, reference: Checkpoint) -> Distances | None:
+def measure(target: Model, donor: Model, reference: Model) -> Distances | None:
     """Distances of the three models; ``None`` where no tensor can be compared."""
     others = [("donor", donor), ("reference", reference)]
     tie = tie_decision(target, others)
@@ -123,7 +123,7 @@ def _spread(names: list[str], most: int) -> list[str]:
     return names if len(names) <= most else [names[i * len(names) // most] for i in range(most)]
 
 
-def _equal_elements(donor: Checkpoint, reference: Checkpoint, stored: Sequence[tuple[str, ...]]) -> int:
+def _equal_elements(donor: Model, reference: Model, stored: Sequence[tuple[str, ...]]) -> int:
     """How many elements in a larger sample of donor and reference are all equal; 0 if one differs."""
     total = 0
     for _, theirs, others in stored:
@@ -135,12 +135,12 @@ def _equal_elements(donor: Checkpoint, reference: Checkpoint, stored: Sequence[t
     return total
 
 
-def _count(checkpoint: Checkpoint, name: str) -> int:
+def _count(checkpoint: Model, name: str) -> int:
     return math.prod(checkpoint.tensors[name].shape)
 
 
 def _distances(
-    models: Sequence[Checkpoint], stored: Sequence[tuple[str, ...]], blocks: int, elements: int
+    models: Sequence[Model], stored: Sequence[tuple[str, ...]], blocks: int, elements: int
 ) -> Distances | None:
     # 25 000 elements take 10 ms in plain Python; importing NumPy for them would take 100 ms or more.
     squares, used, total = [0.0, 0.0, 0.0], 0, 0
@@ -165,7 +165,7 @@ def _distances(
     return Distances(between[0], between[1], between[2], used, total)
 
 
-def _sample(checkpoint: Checkpoint, name: str, starts: Sequence[int], count: int) -> array[float]:
+def _sample(checkpoint: Model, name: str, starts: Sequence[int], count: int) -> array[float]:
     values = array("f")
     for start in starts:
         values.frombytes(checkpoint.reader.sample(name, start, count))
@@ -209,7 +209,7 @@ def _judge(distances: Distances) -> list[Finding]:
     return findings or [finding("lineage", "distances", "", numbers)]
 
 
-def _non_float(target: Checkpoint, others: Sequence[tuple[str, Checkpoint]]) -> list[Finding]:
+def _non_float(target: Model, others: Sequence[tuple[str, Model]]) -> list[Finding]:
     names = [
         name
         for name, info in target.tensors.items()

@@ -18,15 +18,15 @@ from taskvec.models.tensor_names import is_vocabulary
 from taskvec.text import listed
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 _EVERYTHING = Selection()
 
 
 def check_transfer(
-    target: Checkpoint,
-    donor: Checkpoint,
-    reference: Checkpoint,
+    target: Model,
+    donor: Model,
+    reference: Model,
     *,
     selection: Selection = _EVERYTHING,
     force: Iterable[str] = (),
@@ -35,7 +35,7 @@ def check_transfer(
 
     Parameters
     ----------
-    target, donor, reference : Checkpoint
+    target, donor, reference : Model
         Headers are enough.
     selection : Selection
         Only these tensors are compared.
@@ -71,8 +71,8 @@ def check_transfer(
 
 
 def check_models(
-    models: Sequence[tuple[str, Checkpoint]],
-    base: Checkpoint,
+    models: Sequence[tuple[str, Model]],
+    base: Model,
     *,
     role: str = "base",
     selection: Selection = _EVERYTHING,
@@ -82,9 +82,9 @@ def check_models(
 
     Parameters
     ----------
-    models : sequence of (role, Checkpoint)
+    models : sequence of (role, Model)
         Role names appear in the findings.
-    base : Checkpoint
+    base : Model
         Whose names, shapes, config and tokenizer the output has.
     role : str
         What the base is called.

@@ -16,7 +16,7 @@ from taskvec.text import listed, roles
 
 if TYPE_CHECKING:
     from taskvec.compat.counterparts import Others
-    from taskvec.models.model import Checkpoint, TensorInfo
+    from taskvec.models.model import Model, TensorInfo
 
 # The same weights under other names: (what one model has, what another has).
 _ALIASES = (
@@ -36,7 +36,7 @@ _FUSED_EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 
 def check_tensors(
     role: str,
-    base: Checkpoint,
+    base: Model,
     others: Others,
     selection: Selection,
     selected: Sequence[str],
@@ -73,7 +73,7 @@ def _concerns_head(selected: Sequence[str], tie: TieDecision) -> bool:
 
 def _check_names(
     role: str,
-    base: Checkpoint,
+    base: Model,
     others: Others,
     selection: Selection,
     selected: Sequence[str],
@@ -132,7 +132,7 @@ def _alias_hint(names: Sequence[str], table: Mapping[str, TensorInfo]) -> str:
 
 
 def _check_pairs(
-    role: str, base: Checkpoint, others: Others, selected: Sequence[str], tie: TieDecision
+    role: str, base: Model, others: Others, selected: Sequence[str], tie: TieDecision
 ) -> Iterator[Finding]:
     shapes: dict[tuple[bool, tuple[tuple[str, str, str], ...]], list[str]] = {}
     kinds: dict[tuple[str, ...], list[str]] = {}
@@ -194,12 +194,12 @@ def _shape_finding(
     return finding("shape", subject, f"{mine} as in the {role}", theirs, fix)
 
 
-def _check_dtypes(role: str, base: Checkpoint, others: Others) -> Iterator[Finding]:
+def _check_dtypes(role: str, base: Model, others: Others) -> Iterator[Finding]:
     used = {name: _floats(checkpoint) for name, checkpoint in [(role, base), *others]}
     if len(set(used.values())) > 1:
         found = "; ".join(f"{name} {kinds}" for name, kinds in used.items())
         yield finding("dtype", "element types", "", f"{found}; the output has the {role}'s")
 
 
-def _floats(checkpoint: Checkpoint) -> str:
+def _floats(checkpoint: Model) -> str:
     return ", ".join(sorted({info.dtype for info in checkpoint.tensors.values()} & FLOAT_DTYPES))

@@ -16,7 +16,7 @@ from taskvec.models.tensor_names import layer_of
 from taskvec.text import roles
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 State = Literal["tied", "untied", "double", "none"]
 
@@ -65,7 +65,7 @@ class TieDecision:
     finding: Finding | None
 
 
-def head_of(checkpoint: Checkpoint) -> Head:
+def head_of(checkpoint: Model) -> Head:
     """Find the embedding and the head of a model from its names and its tie flag."""
     return _head(checkpoint, *_vocabulary_names(checkpoint.tensors))
 
@@ -82,7 +82,7 @@ def _vocabulary_names(names: Iterable[str]) -> tuple[str | None, str | None]:
     return embedding, head
 
 
-def _head(checkpoint: Checkpoint, embedding: str | None, head: str | None) -> Head:
+def _head(checkpoint: Model, embedding: str | None, head: str | None) -> Head:
     flag = _tie_flag(checkpoint)
     if embedding is None or (head is None and flag is False):
         return Head("none", embedding, head)
@@ -91,7 +91,7 @@ def _head(checkpoint: Checkpoint, embedding: str | None, head: str | None) -> He
     return Head("double" if flag else "untied", embedding, head)
 
 
-def _tie_flag(checkpoint: Checkpoint) -> bool | None:
+def _tie_flag(checkpoint: Model) -> bool | None:
     config = checkpoint.config
     inner = config.get("text_config")
     for source in (config, inner if isinstance(inner, dict) else {}):
@@ -100,9 +100,7 @@ def _tie_flag(checkpoint: Checkpoint) -> bool | None:
     return None
 
 
-def tie_decision(
-    base: Checkpoint, others: Sequence[tuple[str, Checkpoint]], role: str = "target"
-) -> TieDecision:
+def tie_decision(base: Model, others: Sequence[tuple[str, Model]], role: str = "target") -> TieDecision:
     """Decide once, for all models of a run, what serves as embedding and head.
 
     ====================  ==============================================================================
@@ -115,9 +113,9 @@ def tie_decision(
 
     Parameters
     ----------
-    base : Checkpoint
+    base : Model
         The target of a transfer, the base of a merge.
-    others : sequence of (role, Checkpoint)
+    others : sequence of (role, Model)
         The donor and the reference, or the models of a merge.
     role : str
         What the base is called in the finding.

@@ -13,7 +13,7 @@ from taskvec.files.json import parse_object
 from taskvec.text import roles
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -69,7 +69,7 @@ class _Tokenizer:
 
 
 def check_tokenizers(
-    role: str, base: Checkpoint, others: Sequence[tuple[str, Checkpoint]], *, vocabulary_selected: bool = True
+    role: str, base: Model, others: Sequence[tuple[str, Model]], *, vocabulary_selected: bool = True
 ) -> list[Finding]:
     """Compare the tokenizers of `others` with the base's.
 
@@ -90,7 +90,7 @@ def check_tokenizers(
     return findings
 
 
-def _read(checkpoint: Checkpoint) -> _Tokenizer:
+def _read(checkpoint: Model) -> _Tokenizer:
     raw = {}
     for name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, *_OPAQUE):
         if name in checkpoint.other_files and not (name in _OPAQUE and TOKENIZER in raw):

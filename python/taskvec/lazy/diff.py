@@ -10,12 +10,14 @@ from taskvec.compat import models as compat
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.lazy.vector import TaskVector, load_vector
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.selection import Selection
+from taskvec.plan.delta import Term
 from taskvec.report.difference import Difference
-from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.open import open as open_model
+from taskvec.resolve.remote import materialised
 from taskvec.resolve.saved_vector import is_vector
-from taskvec.run.compare import Term, compare
+from taskvec.run.compare import compare
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -26,8 +28,8 @@ _STOPPING = ("quantised", "lora-adapter")
 
 
 def diff(
-    left: str | os.PathLike[str] | Checkpoint | TaskVector,
-    right: str | os.PathLike[str] | Checkpoint | TaskVector,
+    left: str | os.PathLike[str] | Model | TaskVector,
+    right: str | os.PathLike[str] | Model | TaskVector,
     *,
     selection: Selection | None = None,
     threads: int | None = None,
@@ -53,15 +55,15 @@ def _named(side: object, opened: object) -> str:
     return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(opened)
 
 
-def _opened(side: str | os.PathLike[str] | Checkpoint | TaskVector) -> Checkpoint | TaskVector:
-    if isinstance(side, (Checkpoint, TaskVector)):
+def _opened(side: str | os.PathLike[str] | Model | TaskVector) -> Model | TaskVector:
+    if isinstance(side, (Model, TaskVector)):
         return side
-    return load_vector(side) if is_vector(side) else open_checkpoint(side)
+    return load_vector(side) if is_vector(side) else open_model(side)
 
 
 def _checkpoints(
-    one: Checkpoint,
-    other: Checkpoint,
+    one: Model,
+    other: Model,
     selection: Selection,
     threads: int | None,
     progress: Callback | None,
@@ -88,7 +90,7 @@ def _checkpoints(
             f"`{one.spec}` and `{other.spec}` have no float tensor of one name and shape",
             "give models of one architecture",
         )
-    one, other = one.materialise(progress), other.materialise(progress)
+    one, other = materialised(one, progress), materialised(other, progress)
     names = {name: (name,) for name in shapes}
     pairs = compare(
         [Term(1.0, (one,), names)], [Term(1.0, (other,), names)], shapes, threads=threads, progress=progress

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from taskvec.compat.findings import enforce
-from taskvec.lazy.vector import TaskVector
-from taskvec.models.model import Checkpoint
+from taskvec.lazy.plan import Plan
+from taskvec.models.model import Model
 from taskvec.plan import transfer as planning
 from taskvec.plan.checks import check_step
+from taskvec.plan.delta import Delta
 from taskvec.settings import Options, Settings, parse_alphas
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from taskvec.plan.plan import Plan
     from taskvec.progress import Callback
     from taskvec.report.report import Report
 
@@ -29,7 +29,7 @@ class Merge:
 
     Attributes
     ----------
-    target : Checkpoint
+    target : Model
         Whose tensor names, order, config and tokenizer the result has.
     vector : TaskVector
         What is added to it.
@@ -37,13 +37,13 @@ class Merge:
 
     __slots__ = ("_plan", "target", "vector")
 
-    def __init__(self, target: Checkpoint, vector: TaskVector) -> None:
+    def __init__(self, target: Model, vector: Delta) -> None:
         self.target = target
         self.vector = vector
         self._plan: Plan | None = None
 
     @classmethod
-    def of(cls, target: Checkpoint, vector: TaskVector) -> Merge:
+    def of(cls, target: Model, vector: Delta) -> Merge:
         """The merge of a target and a vector that has been compared with it.
 
         Raises
@@ -78,12 +78,13 @@ class Merge:
         if alphas is None and len(steps) == 1:
             # target + 0.8 * v is the transfer with alpha 0.8
             alphas, steps = steps[0].weight, [steps[0]._replace(weight=1.0)]
-        return planning.plan_steps(
+        record = planning.plan_steps(
             self.target,
             steps,
             settings=self._settings(settings),
             alphas=parse_alphas(1.0 if alphas is None else alphas),
         )
+        return Plan.of(record)
 
     def save(
         self,
@@ -132,8 +133,7 @@ class Merge:
         """
         from taskvec.run.evaluate import of_plan
 
-        if name not in self.target:
-            return self.target[name]
+        self.target.info(name)
         if self._plan is None:
             self._plan = self.plan()
         ((_, array),) = of_plan(self._plan, [name])
@@ -155,26 +155,20 @@ class Merge:
 
     def keys(self) -> Iterator[str]:
         """The names of the tensors, in the target's file order."""
-        return iter(self.target)
+        return iter(self.target.tensors)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.target)
+        return iter(self.target.tensors)
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.target.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.target
-
-    def __add__(self, other: object) -> Merge:
-        return Merge.of(self.target, self.vector + other) if isinstance(other, TaskVector) else NotImplemented
-
-    def __sub__(self, other: object) -> Merge:
-        return Merge.of(self.target, self.vector - other) if isinstance(other, TaskVector) else NotImplemented
+        return name in self.target.tensors
 
     def __repr__(self) -> str:
         return f"Merge({self.target.spec} + {self.vector}, tensors: {len(self):,})"
 
     def _repr_html_(self) -> str:
         target = html.escape(self.target.spec)
-        return f"<p>Merge: <code>{target}</code> plus</p>{self.vector._repr_html_()}"
+        return f"<p>Merge: <code>{target}</code> plus</p>{self.vector.table()}"

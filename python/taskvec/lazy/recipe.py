@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.errors import RecipeError
-from taskvec.models.model import Checkpoint
+from taskvec.lazy.plan import Plan
+from taskvec.models.model import Model
 from taskvec.plan.merge import plan_recipe
 from taskvec.recipe.load import RecipeFile, load
-from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.open import open as open_model
 from taskvec.settings import Options, Settings
 
 if TYPE_CHECKING:
-    from taskvec.plan.plan import Plan
-    from taskvec.progress import Callback
-    from taskvec.recipe.model_ref import ModelRef
-    from taskvec.recipe.schema import Recipe
-    from taskvec.report.report import Report
-
-if TYPE_CHECKING:
-    from taskvec.plan.plan import Plan
     from taskvec.progress import Callback
     from taskvec.recipe.model_ref import ModelRef
     from taskvec.recipe.schema import Recipe
@@ -101,13 +94,13 @@ class RecipeMerge:
             shutil.rmtree(scratch_of(Path(out)), ignore_errors=True)
 
     def _plan(self, step: Recipe, scratch: Path) -> Plan:
-        def opening(ref: ModelRef) -> Checkpoint:
+        def opening(ref: ModelRef) -> Model:
             if self.file.step_of(ref) is not None:
-                return open_checkpoint(scratch / ref.path)
-            return ref.opened if isinstance(ref.opened, Checkpoint) else open_checkpoint(ref.spec)
+                return open_model(scratch / ref.path)
+            return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
         record = {"verb": "merge", "recipe": list(self.file.documents)}
-        return plan_recipe(step, settings=self.settings, opening=opening, record=record)
+        return Plan.of(plan_recipe(step, settings=self.settings, opening=opening, record=record))
 
     def __repr__(self) -> str:
         final = self.file.final
@@ -168,8 +161,8 @@ def by_method(
     ----------
     name : str
         The method.
-    models : sequence of str, path or Checkpoint
-    base : str, path or Checkpoint, optional
+    models : sequence of str, path or Model
+    base : str, path or Model, optional
     dtype : str, optional
         Type of the output.
     parameters : mapping

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, Unpack
 
 from taskvec.compat import models as compat
 from taskvec.compat.findings import enforce
 from taskvec.errors import CompatibilityError, NotFoundError, RecipeError
-from taskvec.models.model import Checkpoint
+from taskvec.lazy.merge import Merge
+from taskvec.lazy.plan import Plan
+from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
-from taskvec.plan.delta import Step
+from taskvec.plan.delta import Delta, Step
 from taskvec.report.difference import Pair
-from taskvec.run.compare import Term, compare
-from taskvec.settings import Options, Rounding, Settings, format_alpha
+from taskvec.run.compare import compare
+from taskvec.settings import Options, Rounding, Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from taskvec.lazy.merge import Merge
-    from taskvec.plan.plan import Plan
     from taskvec.progress import Callback
     from taskvec.report.report import Report
     from taskvec.run.in_place import Change, Kept
@@ -50,40 +48,25 @@ class Stats(NamedTuple):
     tensors: dict[str, TensorStats]
 
 
-class TaskVector:
+class TaskVector(Delta):
     """A weighted sum of differences of checkpoints; immutable, and nothing is computed until it is asked for.
 
     Made by ``donor - reference``. ``-v``, ``0.5 * v``, ``v / 2``, ``v + w``, ``v - w`` and ``sum(vectors)``
     are vectors, ``target + v`` and ``target - v`` are a :class:`taskvec.Merge`. Models that do not fit each
-    other raise at the operator.
-
-    Attributes
-    ----------
-    steps : tuple of Step
-        Weight, donor, reference and selection of each difference.
-    force : tuple of str
-        Findings that are warnings instead of errors, here and in what is made of this vector.
-    tensors : mapping of str to tuple of int
-        Names and shapes, in the first reference's file order.
+    other raise at the operator. Its attributes are those of :class:`taskvec.plan.delta.Delta`.
     """
 
-    __slots__ = ("_kept", "force", "steps", "tensors")
+    __slots__ = ("_kept",)
 
     def __init__(self, steps: Iterable[Step], force: Iterable[str] = ()) -> None:
-        self.steps = tuple(steps)
-        self.force = tuple(force)
+        super().__init__(steps, force)
         self._kept: list[Kept] = []
-        shapes: dict[str, tuple[int, ...]] = {}
-        for step in self.steps:
-            for name in step.own():
-                shapes.setdefault(name, step.base.tensors[name].shape)
-        self.tensors: Mapping[str, tuple[int, ...]] = MappingProxyType(shapes)
 
     @classmethod
     def difference(
         cls,
-        donor: Checkpoint,
-        reference: Checkpoint,
+        donor: Model,
+        reference: Model,
         *,
         selection: Selection | None = None,
         force: str | Iterable[str] = (),
@@ -92,7 +75,7 @@ class TaskVector:
 
         Parameters
         ----------
-        donor, reference : Checkpoint
+        donor, reference : Model
             Headers are enough.
         selection : Selection, optional
             The tensors that belong to the vector; the others count as zero.
@@ -184,7 +167,7 @@ class TaskVector:
                 "save the differences, and give their weights when they are applied",
             )
         (_, donor), (_, reference) = step.models
-        return plan_extract(
+        record = plan_extract(
             donor,
             reference,
             selection=step.selection,
@@ -192,6 +175,7 @@ class TaskVector:
             dtype=dtype,
             force=self.force,
         )
+        return Plan.of(record)
 
     def apply_(
         self,
@@ -340,13 +324,6 @@ class TaskVector:
         shapes = {**self.tensors, **other.tensors}
         return compare(self.terms(), other.terms(), shapes, progress=progress)
 
-    def terms(self) -> list[Term]:
-        """What :func:`taskvec.comparison.compare` measures."""
-        return [
-            Term(step.weight, tuple(source for _, source in step.sources), step.nonzero())
-            for step in self.steps
-        ]
-
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor of the vector, computed now: float32, or float64 where something is stored so.
 
@@ -416,33 +393,24 @@ class TaskVector:
         return self + -other if isinstance(other, TaskVector) else NotImplemented
 
     def __radd__(self, other: object) -> Any:
-        if isinstance(other, Checkpoint):
-            return self._added_to(other)
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else self._added_to(other)
 
     def __rsub__(self, other: object) -> Merge:
-        return (-self)._added_to(other) if isinstance(other, Checkpoint) else NotImplemented
+        return (-self)._added_to(other)
 
-    def _added_to(self, target: Checkpoint) -> Merge:
-        from taskvec.lazy.merge import Merge
-
-        return Merge.of(target, self)
-
-    def __str__(self) -> str:
-        return " + ".join(f"{format_alpha(step.weight)} * {step}" for step in self.steps)
+    def _added_to(self, other: object) -> Merge:
+        """A model plus this vector, or a merge with one vector more."""
+        if isinstance(other, Merge):
+            vector = other.vector if isinstance(other.vector, TaskVector) else TaskVector(other.vector.steps)
+            return Merge.of(other.target, vector + self)
+        return Merge.of(other, self) if isinstance(other, Model) else NotImplemented
 
     def __repr__(self) -> str:
         elements = sum(math.prod(shape) for shape in self.tensors.values())
         return f"TaskVector({self}, tensors: {len(self.tensors):,}, elements: {elements:,})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{format_alpha(step.weight)}</td><td>{html.escape(str(step))}</td>"
-            f"<td>{html.escape(str(step.selection))}</td></tr>"
-            for step in self.steps
-        )
-        head = "<tr><th>weight</th><th>vector</th><th>selection</th></tr>"
-        return f"<table><caption>TaskVector of {len(self.tensors):,} tensors</caption>{head}{rows}</table>"
+        return self.table()
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskvec import _core
+from taskvec._core import Checkpoint as Reader
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files.json import read_object
-from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.model import Model, TensorInfo
 
 if TYPE_CHECKING:
-    from taskvec.progress import Callback
+    pass
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -84,12 +84,7 @@ class Adapter:
         """Nothing is left to download."""
         return 0
 
-    def materialise(self, progress: Callback | None = None) -> Adapter:
-        """Itself: its files are here."""
-        del progress
-        return self
-
-    def on_top_of(self, model: Checkpoint, number: int) -> Adapter:
+    def on_top_of(self, model: Model, number: int) -> Adapter:
         """The adapter with its model, which is source `number` of a plan.
 
         Raises
@@ -132,7 +127,7 @@ def open_adapter(spec: str | os.PathLike[str]) -> Adapter:
             )
     config = read_object(folder / CONFIG)
     _check(config, folder)
-    reader = _core.Checkpoint(str(folder / WEIGHTS))
+    reader = Reader(str(folder / WEIGHTS))
     stored = {
         name: TensorInfo(name, dtype, shape, nbytes, file)
         for name, dtype, shape, file, _, nbytes in reader.tensors()

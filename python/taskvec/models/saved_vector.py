@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec import _core
+from taskvec._core import blake3_hex
 from taskvec.files.manifest import File
 from taskvec.files.names import CONFIG
-from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.model import Model, TensorInfo
 from taskvec.models.selection import Selection
 
 if TYPE_CHECKING:
-    from taskvec.progress import Callback
+    pass
 
 INDEX = "vector.safetensors.index.json"
 # What a target is compared with when the vector is applied.
@@ -44,13 +44,13 @@ class SavedVector:
     ----------
     spec : str
         What the user wrote.
-    stored : Checkpoint
+    stored : Model
         The safetensors files as they are.
     manifest : dict
         taskvec.json.
     tensors : mapping of str to TensorInfo
         The tensors of the vector: type of the values, shape, bytes on disk, file (empty where it is zero).
-    model : Checkpoint
+    model : Model
         The reference's config, tokenizer, names, shapes and types, without its weights.
     zero : frozenset of str
         The tensors that are zero.
@@ -59,10 +59,10 @@ class SavedVector:
     """
 
     spec: str
-    stored: Checkpoint
+    stored: Model
     manifest: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
-    model: Checkpoint
+    model: Model
     zero: frozenset[str]
     selection: Selection
 
@@ -105,11 +105,6 @@ class SavedVector:
         """Nothing is left to download."""
         return 0
 
-    def materialise(self, progress: Callback | None = None) -> SavedVector:
-        """Itself: its files are here."""
-        del progress
-        return self
-
     def __repr__(self) -> str:
         return (
             f"SavedVector({self.spec!r}, tensors: {len(self.tensors):,}, bytes: {self.stored.total_bytes:,})"
@@ -135,8 +130,8 @@ def fits(
     tokenizer = sorted((file.name, file.blake3) for file in files if file.name.startswith(f"{REFERENCE}/"))
     tokenizer = [pair for pair in tokenizer if pair[0] != f"{REFERENCE}/{CONFIG}"]
     return {
-        "architecture": _core.blake3_hex(json.dumps([kind, shapes]).encode()),
-        "tokenizer": _core.blake3_hex(json.dumps(tokenizer).encode()) if tokenizer else None,
+        "architecture": blake3_hex(json.dumps([kind, shapes]).encode()),
+        "tokenizer": blake3_hex(json.dumps(tokenizer).encode()) if tokenizer else None,
     }
 
 

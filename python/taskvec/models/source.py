@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.models.adapter import WEIGHTS, Adapter
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 
 if TYPE_CHECKING:
     from taskvec.models.saved_vector import SavedVector
 
 
-def source_path(checkpoint: Checkpoint | SavedVector) -> str:
+def source_path(checkpoint: Model | SavedVector) -> str:
     """Where the engine finds a checkpoint: its folder, or its file if it was opened as a single one."""
     folder = checkpoint.location
     file = Path(checkpoint.spec).name
@@ -20,7 +20,7 @@ def source_path(checkpoint: Checkpoint | SavedVector) -> str:
     return str(folder / file) if is_file else str(folder)
 
 
-def source_document(source: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
     """A source as the engine's part of a plan has it."""
     if isinstance(source, Adapter):
         return {
@@ -39,7 +39,7 @@ def source_document(source: Checkpoint | SavedVector | Adapter) -> dict[str, Any
     }
 
 
-def pinned(checkpoint: Checkpoint | SavedVector) -> str:
+def pinned(checkpoint: Model | SavedVector) -> str:
     """What names a checkpoint for good: a hub name with its commit, or what the user wrote."""
     if checkpoint.repository and checkpoint.revision:
         return f"hf://{checkpoint.repository}@{checkpoint.revision}"

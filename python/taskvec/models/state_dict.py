@@ -5,23 +5,19 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from taskvec import _core
+from taskvec._core import blake3_hex
 from taskvec.dtypes import TORCH_NAMES
 from taskvec.errors import FormatError
-from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.model import Model, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Handed = list[tuple[str, str, tuple[int, ...], np.ndarray]]
+    Buffer = list[tuple[str, str, tuple[int, ...], np.ndarray]]
 
 _NAMES = {
     **{torch: name for name, torch in TORCH_NAMES.items()},
@@ -33,105 +29,68 @@ _NUMBER = itertools.count(1)
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class StateDict(Checkpoint):
-    """Tensors that the calling process holds, as a checkpoint; made by :func:`from_state_dict`.
+class Buffers:
+    """The weights of a model that lie in this process.
 
     Attributes
     ----------
-    held : mapping of str to ndarray
+    arrays : mapping of str to ndarray
         The bytes of each tensor, where they lie.
     number : int
         Tells state dicts apart.
     """
 
-    held: Mapping[str, np.ndarray] = field(default_factory=dict)
-    number: int = 0
+    arrays: Mapping[str, np.ndarray]
+    number: int
 
-    kind = "memory"
-
-    @property
-    def location(self) -> Path:
-        """What messages call it."""
-        return Path(f"{self.spec} #{self.number}")
-
-    @property
-    def reader(self) -> Any:
-        """Itself: its weights are here."""
-        return self
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor as an array that shares its memory."""
-        if name not in self.tensors:
-            return Checkpoint.__getitem__(self, name)
-        from taskvec.dtypes import numpy_dtype
-
-        info = self.tensors[name]
-        array = self.held[name].view(numpy_dtype(info.dtype)).reshape(info.shape)
-        array.flags.writeable = False
-        return array
-
-
-def from_state_dict(
-    tensors: Mapping[str, Any], *, config: Mapping[str, Any] | None = None, name: str = "state dict"
-) -> StateDict:
-    """Use tensors that are in memory as a checkpoint; nothing is copied.
-
-    Parameters
-    ----------
-    tensors : mapping of str to ndarray or Tensor
-        NumPy arrays (bfloat16 and float8 through ml_dtypes) or torch tensors on the CPU, contiguous. They
-        must not change while something is computed from them.
-    config : mapping, optional
-        What config.json would say; without it, only names and shapes are compared with other models.
-    name : str
-        What messages call it.
-
-    Returns
-    -------
-    Checkpoint
-        For ``donor - reference`` and ``target + vector``, beside checkpoints on disk.
-
-    Raises
-    ------
-    FormatError
-        A tensor is not on the CPU, not contiguous, or of a type that safetensors lacks.
-    """
-    infos: dict[str, TensorInfo] = {}
-    held: dict[str, np.ndarray] = {}
-    for key, tensor in tensors.items():
-        dtype, shape = dtype_of(key, tensor), tuple(tensor.shape)
-        held[key] = bytes_of(key, tensor)
-        infos[key] = TensorInfo(key, dtype, shape, held[key].nbytes, "")
-    return state_dict(infos, held, config, name)
+    def read(self, name: str) -> np.ndarray:
+        """The bytes of one tensor; shared, not copied."""
+        return self.arrays[name]
 
 
 def state_dict(
+    tensors: Mapping[str, Any], config: Mapping[str, Any] | None = None, name: str = "state dict"
+) -> Model:
+    """The record of tensors in memory; see :func:`taskvec.from_state_dict`, which adds the operators."""
+    infos: dict[str, TensorInfo] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for key, tensor in tensors.items():
+        dtype, shape = dtype_of(key, tensor), tuple(tensor.shape)
+        arrays[key] = bytes_of(key, tensor)
+        infos[key] = TensorInfo(key, dtype, shape, arrays[key].nbytes, "")
+    return in_memory(infos, arrays, config, name)
+
+
+def in_memory(
     infos: Mapping[str, TensorInfo],
-    held: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     config: Mapping[str, Any] | None = None,
     name: str = "state dict",
-) -> StateDict:
-    """A state dict of known tensors."""
+) -> Model:
+    """The record of tensors whose types and bytes are known."""
     header = "\n".join(f"{info.name}\0{info.dtype}\0{info.shape}" for info in infos.values())
-    return StateDict(
+    return Model(
         spec=f"<{name}>",
         path=None,
         tensors=MappingProxyType(dict(infos)),
         config=dict(config or {}),
         other_files=(),
         file_sizes={},
-        fingerprint=_core.blake3_hex(header.encode()),
-        held=MappingProxyType(dict(held)),
-        number=next(_NUMBER),
+        fingerprint=blake3_hex(header.encode()),
+        weights=Buffers(MappingProxyType(dict(arrays)), next(_NUMBER)),
+        kind="memory",
     )
 
 
-def memories(sources: Iterable[object]) -> list[Handed]:
-    """What the engine is handed for those of a plan's sources that are state dicts."""
+def buffers(sources: Iterable[object]) -> list[Buffer]:
+    """The tensors of those of a plan's sources that are in memory, as the engine takes them."""
     return [
-        [(info.name, info.dtype, info.shape, source.held[info.name]) for info in source.tensors.values()]
+        [
+            (info.name, info.dtype, info.shape, source.weights.read(info.name))
+            for info in source.tensors.values()
+        ]
         for source in sources
-        if isinstance(source, StateDict)
+        if isinstance(source, Model) and source.kind == "memory"
     ]
 
 

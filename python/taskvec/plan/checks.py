@@ -11,9 +11,9 @@ from taskvec.compat.findings import finding, forced, in_order
 from taskvec.compat.lineage import lineage
 from taskvec.errors import RecipeError
 from taskvec.files.names import CARD, is_own
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.plan.delta import Step
-from taskvec.plan.plan import Plan
+from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings
 from taskvec.text import listed
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
 
 
-def findings(target: Checkpoint, steps: Sequence[Step], *, force: Iterable[str] = ()) -> list[Finding]:
+def findings(target: Model, steps: Sequence[Step], *, force: Iterable[str] = ()) -> list[Finding]:
     """Everything that is to be said about adding steps to a target, errors first.
 
     The lineage is looked at (a sample of the weights) only where the headers give no error and the weights
@@ -42,12 +42,12 @@ def findings(target: Checkpoint, steps: Sequence[Step], *, force: Iterable[str] 
     return in_order(found)
 
 
-def with_lineage(plan: Plan, checkpoints: Sequence[object]) -> Plan:
+def with_lineage(plan: PlanRecord, checkpoints: Sequence[object]) -> PlanRecord:
     """The plan with what a sample of the weights says; for one that was made when they were not here yet.
 
     Parameters
     ----------
-    plan : Plan
+    plan : PlanRecord
         Made from headers.
     checkpoints : sequence
         Its sources in their order, downloaded.
@@ -60,13 +60,13 @@ def with_lineage(plan: Plan, checkpoints: Sequence[object]) -> Plan:
     found = list(plan.findings)
     for role in [role for role in by_role if role.startswith("donor")]:
         roles = ("target", role, role.replace("donor", "reference"))
-        models = [model for model in map(by_role.get, roles) if isinstance(model, Checkpoint)]
+        models = [model for model in map(by_role.get, roles) if isinstance(model, Model)]
         if len(models) == 3:
             found += [each for each in lineage(*models) if each not in found]
     return replace(plan, findings=tuple(in_order(found)))
 
 
-def check_step(target: Checkpoint, step: Step, force: Iterable[str] = ()) -> list[Finding]:
+def check_step(target: Model, step: Step, force: Iterable[str] = ()) -> list[Finding]:
     """What headers, config and tokenizer say about adding a step to a target."""
     if step.reference is None:
         said = compat.check_models(step.models, target, role="target", selection=step.wanted)

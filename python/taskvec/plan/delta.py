@@ -1,13 +1,17 @@
-"""What is added to a target: weighted differences of two models, and task vectors that were saved."""
+"""Deltas: weighted sums of differences of two models, and of task vectors that were saved."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.tied_heads import tie_decision
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.selection import Selection, both
+from taskvec.settings import format_alpha
 
 if TYPE_CHECKING:
     from taskvec.models.saved_vector import SavedVector
@@ -17,43 +21,43 @@ class Step(NamedTuple):
     """A weighted difference on the tensors that are selected; the reference of a saved vector is ``None``."""
 
     weight: float
-    donor: Checkpoint | SavedVector
-    reference: Checkpoint | None
+    donor: Model | SavedVector
+    reference: Model | None
     selection: Selection
 
     @property
-    def base(self) -> Checkpoint:
+    def base(self) -> Model:
         """The model in whose names the difference is, with its config and tokenizer."""
         return self.reference if self.reference is not None else self.vector.model
 
     @property
     def vector(self) -> SavedVector:
         """The saved vector that this step is."""
-        assert not isinstance(self.donor, Checkpoint)
+        assert not isinstance(self.donor, Model)
         return self.donor
 
     @property
-    def models(self) -> list[tuple[str, Checkpoint]]:
+    def models(self) -> list[tuple[str, Model]]:
         """The models, with their roles, that a target is compared with."""
         if self.reference is None:
             return [("vector", self.vector.model)]
-        assert isinstance(self.donor, Checkpoint)
+        assert isinstance(self.donor, Model)
         return [("donor", self.donor), ("reference", self.reference)]
 
     @property
-    def sources(self) -> list[tuple[str, Checkpoint | SavedVector]]:
+    def sources(self) -> list[tuple[str, Model | SavedVector]]:
         """What is read, with the role of each."""
         if self.reference is None:
             return [("vector", self.donor)]
         return [("donor", self.donor), ("reference", self.reference)]
 
-    def stored(self, target: Checkpoint) -> dict[str, tuple[str, ...]]:
+    def stored(self, target: Model) -> dict[str, tuple[str, ...]]:
         """For each of the target's tensors that takes this step: the stored name in each of the sources.
 
         A tensor in which a saved vector is zero takes it too, with no stored name.
         """
         tie = tie_decision(target, self.models)
-        found = counterparts(target, self.models, self.wanted.select(target), tie)
+        found = counterparts(target, self.models, self.wanted.select(target.tensors), tie)
         if self.reference is not None:
             return found
         return {name: () if self._is_zero(names) else names for name, names in found.items()}
@@ -84,3 +88,59 @@ class Step(NamedTuple):
         if self.reference is None:
             return self.donor.spec
         return f"({self.donor.spec} - {self.reference.spec})"
+
+
+class Term(NamedTuple):
+    """A part of a sum as the engine reads it: a weight times a source, or times the difference of two.
+
+    ``stored`` has the stored name in each source for every tensor that the part has.
+    """
+
+    weight: float
+    sources: tuple[Model | SavedVector, ...]
+    stored: Mapping[str, tuple[str, ...]]
+
+
+class Delta:
+    """A weighted sum of steps; immutable, and nothing is computed.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+        Weight, donor, reference and selection of each difference.
+    force : tuple of str
+        Findings that are warnings instead of errors, here and in what is made of this vector.
+    tensors : mapping of str to tuple of int
+        Names and shapes, in the first reference's file order.
+    """
+
+    __slots__ = ("force", "steps", "tensors")
+
+    def __init__(self, steps: Iterable[Step], force: Iterable[str] = ()) -> None:
+        self.steps = tuple(steps)
+        self.force = tuple(force)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for step in self.steps:
+            for name in step.own():
+                shapes.setdefault(name, step.base.tensors[name].shape)
+        self.tensors: Mapping[str, tuple[int, ...]] = MappingProxyType(shapes)
+
+    def terms(self) -> list[Term]:
+        """The sum as the engine reads it."""
+        return [
+            Term(step.weight, tuple(source for _, source in step.sources), step.nonzero())
+            for step in self.steps
+        ]
+
+    def __str__(self) -> str:
+        return " + ".join(f"{format_alpha(step.weight)} * {step}" for step in self.steps)
+
+    def table(self) -> str:
+        """The steps as an HTML table, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{format_alpha(step.weight)}</td><td>{html.escape(str(step))}</td>"
+            f"<td>{html.escape(str(step.selection))}</td></tr>"
+            for step in self.steps
+        )
+        head = "<tr><th>weight</th><th>vector</th><th>selection</th></tr>"
+        return f"<table><caption>TaskVector of {len(self.tensors):,} tensors</caption>{head}{rows}</table>"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.dtypes import DTYPE_BYTES
 from taskvec.models.adapter import Adapter
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
 from taskvec.plan.layout import Sized, layout
-from taskvec.plan.plan import ARITHMETIC, FORMAT, Plan, config_changes
+from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, config_changes
 from taskvec.plan.rows import Rows
 from taskvec.settings import Settings, format_alpha
 
@@ -26,14 +26,14 @@ class Draft:
 
     Parameters
     ----------
-    base : Checkpoint
+    base : Model
         The first source: the output has its tensor order, its weight files, and its other files.
     role : str
         What the base is called.
     """
 
-    def __init__(self, base: Checkpoint, role: str = "target") -> None:
-        self.checkpoints: list[Checkpoint | SavedVector | Adapter] = []
+    def __init__(self, base: Model, role: str = "target") -> None:
+        self.checkpoints: list[Model | SavedVector | Adapter] = []
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
         self._operations: dict[str, int] = {}
@@ -41,7 +41,7 @@ class Draft:
         self.base = base
         self.source(base, role)
 
-    def source(self, checkpoint: Checkpoint | SavedVector, role: str) -> int:
+    def source(self, checkpoint: Model | SavedVector, role: str) -> int:
         """The number of a source; one that plays two roles is one source."""
         key = source_path(checkpoint), checkpoint.fingerprint
         number = self._sources.setdefault(key, len(self._sources))
@@ -59,9 +59,7 @@ class Draft:
         if number == len(self.checkpoints):
             model = None if base is None else self.checkpoints[base]
             self.checkpoints.append(
-                adapter.on_top_of(model, base)
-                if isinstance(model, Checkpoint) and base is not None
-                else adapter
+                adapter.on_top_of(model, base) if isinstance(model, Model) and base is not None else adapter
             )
             self.roles.append(role)
         return number
@@ -86,7 +84,7 @@ class Draft:
         config: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
         is_random: bool = False,
-    ) -> Plan:
+    ) -> PlanRecord:
         """Lay the tensors out over weight files and make the plan.
 
         ``config`` are changes beside those of types, as :class:`Plan` has them; ``is_random`` says that an
@@ -112,7 +110,7 @@ class Draft:
             "seed": settings.seed if is_random or settings.rounding == "stochastic" else 0,
         }
         changes = config_changes(document, self.base) if settings.out_dtype else {}
-        return Plan.make(
+        return PlanRecord.make(
             document,
             self.checkpoints,
             self.roles,

@@ -6,33 +6,33 @@ import json
 import math
 from collections.abc import Iterable
 
-from taskvec import _core
+from taskvec._core import blake3_hex
 from taskvec.compat import models as compat
 from taskvec.compat.findings import enforce
 from taskvec.dtypes import DTYPE_BYTES, parse_dtype
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned, source_document
 from taskvec.plan.delta import Step
 from taskvec.plan.layout import DEFAULT_SHARD_SIZE
-from taskvec.plan.plan import FORMAT, Output, Plan, Source
+from taskvec.plan.plan import FORMAT, Output, PlanRecord, Source
 from taskvec.settings import Settings
 
 
 def plan_extract(
-    donor: Checkpoint,
-    reference: Checkpoint,
+    donor: Model,
+    reference: Model,
     *,
     selection: Selection | None = None,
     settings: Settings | None = None,
     dtype: str | None = None,
     force: Iterable[str] = (),
-) -> Plan:
+) -> PlanRecord:
     """The plan of saving donor − reference.
 
     Parameters
     ----------
-    donor, reference : Checkpoint
+    donor, reference : Model
         Headers are enough.
     selection : Selection, optional
         The tensors that belong to the vector.
@@ -55,7 +55,7 @@ def plan_extract(
     dtype = parse_dtype(dtype) if dtype is not None else None
     found = compat.check_models([("donor", donor)], reference, role="reference", selection=selection)
     found = enforce(found, (*settings.force, *force))
-    selection.select(reference)
+    selection.select(reference.tensors)
     own = Step(1.0, donor, reference, selection).own()
     models = [("donor", donor), ("reference", reference)]
     document = {
@@ -80,9 +80,9 @@ def plan_extract(
         sum(donor.tensors[names[0]].nbytes for names in own.values()),
         sum(reference.tensors[name].nbytes for name in own),
     ]
-    return Plan(
+    return PlanRecord(
         json=data,
-        digest=_core.blake3_hex(data),
+        digest=blake3_hex(data),
         kind="vector",
         sources=tuple(
             Source(role, model.spec, model.revision, count, model.download_bytes)
@@ -103,6 +103,6 @@ def plan_extract(
     )
 
 
-def _dense_bytes(reference: Checkpoint, names: Iterable[str], dtype: str | None) -> int:
+def _dense_bytes(reference: Model, names: Iterable[str], dtype: str | None) -> int:
     infos = [reference.tensors[name] for name in names]
     return sum(math.prod(info.shape) * DTYPE_BYTES[dtype or info.dtype] for info in infos)

@@ -13,32 +13,32 @@ from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
 from taskvec.models.adapter import Adapter, open_adapter
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
-from taskvec.plan.plan import Plan
+from taskvec.plan.plan import PlanRecord
 from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
 from taskvec.recipe.expand import resolve, sources
 from taskvec.recipe.expanded import Facts, ResolvedMerge
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Recipe
-from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
 from taskvec.settings import Settings, out_dtype, written
 from taskvec.text import listed
 
-Model = Checkpoint | SavedVector
-Opened = Mapping[ModelRef, Model | Adapter]
+Readable = Model | SavedVector
+Opened = Mapping[ModelRef, Readable | Adapter]
 
 
 def plan_recipe(
     recipe: Recipe,
     *,
     settings: Settings | None = None,
-    opening: Callable[[ModelRef], Checkpoint] | None = None,
+    opening: Callable[[ModelRef], Model] | None = None,
     record: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> PlanRecord:
     """The plan of one document of a recipe.
 
     Parameters
@@ -68,7 +68,7 @@ def plan_recipe(
         seed=settings.seed if resolved.seed is None else resolved.seed,
     )
     donor = opened[resolved.models[resolved.donor]]
-    assert isinstance(donor, Checkpoint)
+    assert isinstance(donor, Model)
     found = enforce(_findings(resolved, opened, donor, recipe), settings.force)
     refuse_conversion(found, settings)
     draft = Draft(donor, _role(resolved.donor, resolved))
@@ -102,11 +102,11 @@ def plan_recipe(
     )
 
 
-def _checkpoint(ref: ModelRef) -> Checkpoint:
-    return ref.opened if isinstance(ref.opened, Checkpoint) else open_checkpoint(ref.spec)
+def _checkpoint(ref: ModelRef) -> Model:
+    return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
 
-def _open(ref: ModelRef, opening: Callable[[ModelRef], Checkpoint]) -> Model | Adapter:
+def _open(ref: ModelRef, opening: Callable[[ModelRef], Model]) -> Readable | Adapter:
     if ref.kind == "vector":
         return ref.opened if isinstance(ref.opened, SavedVector) else open_vector(ref.spec)
     if ref.kind == "adapter":
@@ -114,7 +114,7 @@ def _open(ref: ModelRef, opening: Callable[[ModelRef], Checkpoint]) -> Model | A
     return opening(ref.plain)
 
 
-def _facts(model: Model | Adapter) -> Facts:
+def _facts(model: Readable | Adapter) -> Facts:
     if isinstance(model, Adapter):
         return Facts(model.factors.keys())
     if isinstance(model, SavedVector):
@@ -122,9 +122,9 @@ def _facts(model: Model | Adapter) -> Facts:
     return Facts(model.tensors.keys(), model.config)
 
 
-def _checkpoint_of(opened: Opened, ref: ModelRef) -> Checkpoint:
+def _checkpoint_of(opened: Opened, ref: ModelRef) -> Model:
     model = opened[ref]
-    assert isinstance(model, Checkpoint)
+    assert isinstance(model, Model)
     return model
 
 
@@ -139,7 +139,7 @@ def _source(draft: Draft, ref: ModelRef, opened: Opened, role: str) -> int:
     return draft.adapter(open_adapter(ref.adapter), role, base=number)
 
 
-def _files(resolved: ResolvedMerge, opened: Opened, donor: Checkpoint, recipe: Recipe) -> dict[str, bytes]:
+def _files(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> dict[str, bytes]:
     """Tokenizer files of another model than the donor, and the chat template that the recipe names."""
     files: dict[str, bytes] = {}
     chosen = _checkpoint_of(opened, resolved.models[resolved.tokenizer_from])
@@ -168,7 +168,7 @@ def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
         for ref in (group.base, *(source.ref for source in group.sources))
         if ref is not None and ref.kind != "vector"
     )
-    by_name = {ref.plain: model for ref, model in opened.items() if isinstance(model, Checkpoint)}
+    by_name = {ref.plain: model for ref, model in opened.items() if isinstance(model, Model)}
     template = most_common(by_name[ref] for ref in inputs)
     if template is None:
         raise recipe.error(
@@ -185,12 +185,10 @@ def _role(number: int, resolved: ResolvedMerge) -> str:
     return f"model {number}" if number else "base"
 
 
-def _findings(resolved: ResolvedMerge, opened: Opened, donor: Checkpoint, recipe: Recipe) -> list[Finding]:
+def _findings(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> list[Finding]:
     found = list(resolved.remarks)
     others = [
-        (str(ref), model)
-        for ref, model in opened.items()
-        if isinstance(model, Checkpoint) and model is not donor
+        (str(ref), model) for ref, model in opened.items() if isinstance(model, Model) and model is not donor
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if not has_slices:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from taskvec import _core
+from taskvec._core import blake3_hex
 from taskvec.dtypes import DTYPE_BYTES, FLOAT_DTYPES, TORCH_NAMES
-from taskvec.errors import FormatError, RecipeError
-from taskvec.host import _cores
+from taskvec.host import cores
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.models.adapter import Adapter
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
     from taskvec.models.saved_vector import SavedVector
-    from taskvec.progress import Callback
-    from taskvec.report.report import Report
-    from taskvec.settings import Settings
 
 FORMAT = 1
 ARITHMETIC = 2
@@ -59,8 +53,8 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will do; made by the planner, never changed.
+class PlanRecord:
+    """What a run will do, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
 
     Attributes
     ----------
@@ -86,7 +80,7 @@ class Plan:
         Keys of config.json that the output changes, and their values; nested ones as ``text_config.dtype``.
     recipe : mapping
         What was asked for, as the manifest records it.
-    checkpoints : tuple of Checkpoint, SavedVector or Adapter
+    checkpoints : tuple of Model, SavedVector or Adapter
         The opened sources. The other files of the first come along to the outputs.
     files : mapping of str to bytes
         Files that the outputs have instead of the first source's.
@@ -106,14 +100,14 @@ class Plan:
     findings: tuple[Finding, ...]
     config: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    checkpoints: tuple[Checkpoint | SavedVector | Adapter, ...] = field(repr=False)
+    checkpoints: tuple[Model | SavedVector | Adapter, ...] = field(repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
     def make(
         cls,
         document: Mapping[str, Any],
-        checkpoints: Sequence[Checkpoint | SavedVector | Adapter],
+        checkpoints: Sequence[Model | SavedVector | Adapter],
         roles: Sequence[str],
         *,
         kind: Kind = "checkpoint",
@@ -122,7 +116,7 @@ class Plan:
         config: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
         data: bytes | None = None,
-    ) -> Plan:
+    ) -> Self:
         """A plan from the engine's part as a dictionary, and its sources in the same order.
 
         The planner calls this. ``config`` are the changes of config.json, by default those that follow from
@@ -131,7 +125,7 @@ class Plan:
         data = data or encode(document)
         return cls(
             json=data,
-            digest=_core.blake3_hex(data),
+            digest=blake3_hex(data),
             kind=kind,
             findings=tuple(findings),
             recipe=dict(recipe or {"verb": "plan"}),
@@ -140,54 +134,6 @@ class Plan:
             config=dict(config_changes(document, checkpoints[0]) if config is None else config),
             **_facts(document, checkpoints, roles),
         )
-
-    @classmethod
-    def from_json(cls, data: bytes, *, recipe: Mapping[str, Any] | None = None) -> Plan:
-        """A plan from the engine's part alone; opens its sources by their paths.
-
-        Parameters
-        ----------
-        data : bytes
-            ``plan.json`` of another plan.
-        recipe : mapping, optional
-            ``plan.recipe`` of that plan, for the manifest.
-
-        Raises
-        ------
-        RecipeError
-            The bytes are no plan of this version.
-        FormatError
-            A source is not what it was when the plan was made.
-        """
-        from taskvec.resolve.open import open as open_checkpoint
-        from taskvec.resolve.saved_vector import open_vector
-
-        try:
-            document = json.loads(data)
-            version = document["format"], document["arithmetic"]
-            fingerprints = [source["fingerprint"] for source in document["sources"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"the bytes are no plan: {error!r}", "make the plan anew") from None
-        if version != (FORMAT, ARITHMETIC):
-            raise RecipeError(
-                f"the plan has format and arithmetic {version}, expected {(FORMAT, ARITHMETIC)}",
-                "make the plan anew with this version",
-            )
-        if any(source["kind"] == "memory" for source in document["sources"]):
-            raise RecipeError(
-                "the plan reads tensors of the process that made it", "run it there, or save the models first"
-            )
-        checkpoints = [
-            open_vector(source["path"]) if source["kind"] == "vector" else open_checkpoint(source["path"])
-            for source in document["sources"]
-        ]
-        for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
-            if checkpoint.fingerprint != fingerprint:
-                raise FormatError(
-                    f"`{checkpoint.spec}` is not what it was when the plan was made", "make the plan anew"
-                )
-        roles = ["target", *["source"] * (len(checkpoints) - 1)]
-        return cls.make(document, checkpoints, roles, recipe=recipe, data=data)
 
     @property
     def tensors(self) -> int:
@@ -216,19 +162,7 @@ class Plan:
         same formula where ``max_memory`` is given.
         """
         each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10)
-        return (16 << 20) + (threads or _cores()) * each
-
-    def run(
-        self,
-        out: str | os.PathLike[str],
-        *,
-        settings: Settings | None = None,
-        progress: Callback | None = None,
-    ) -> Report:
-        """Execute the plan; see :func:`taskvec.execution.execute`."""
-        from taskvec.run.execute import execute
-
-        return execute(self, out, settings=settings, progress=progress)
+        return (16 << 20) + (threads or cores()) * each
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's facts as plain data (``schema`` 1); the engine's part is ``json``."""
@@ -263,7 +197,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def config_changes(document: Mapping[str, Any], base: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+def config_changes(document: Mapping[str, Any], base: Model | SavedVector | Adapter) -> dict[str, Any]:
     """Keys of the base's config.json that name a float type, where the output has another one."""
     tensors = base.tensors
     converted = {
@@ -286,7 +220,7 @@ def config_changes(document: Mapping[str, Any], base: Checkpoint | SavedVector |
     }
 
 
-def _bytes(checkpoint: Checkpoint | SavedVector | Adapter, names: Sequence[str]) -> int:
+def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> int:
     """The bytes of these tensors; one that serves twice is read once."""
     distinct = set(names)
     if len(distinct) == len(checkpoint.tensors):
@@ -296,7 +230,7 @@ def _bytes(checkpoint: Checkpoint | SavedVector | Adapter, names: Sequence[str])
 
 def _facts(
     document: Mapping[str, Any],
-    checkpoints: Sequence[Checkpoint | SavedVector | Adapter],
+    checkpoints: Sequence[Model | SavedVector | Adapter],
     roles: Sequence[str],
 ) -> dict[str, Any]:
     copies = {index for index, operation in enumerate(document["operations"]) if operation["kind"] == "copy"}

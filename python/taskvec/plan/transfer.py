@@ -9,30 +9,30 @@ from typing import Any, Literal, get_args
 from taskvec.compat.findings import enforce
 from taskvec.compat.tied_heads import tie_decision
 from taskvec.errors import RecipeError
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned
 from taskvec.models.tensor_names import layer_of
 from taskvec.plan.checks import findings, refuse_conversion
 from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
-from taskvec.plan.plan import Plan
+from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 
 Control = Literal["random", "permute"]
 
 
 def plan_transfer(
-    target: Checkpoint,
-    donor: Checkpoint,
-    reference: Checkpoint,
+    target: Model,
+    donor: Model,
+    reference: Model,
     *,
     selection: Selection | None = None,
     settings: Settings | None = None,
     alphas: Sequence[float] = (1.0,),
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
-) -> Plan:
+) -> PlanRecord:
     """The plan of target + α·(donor − reference); see :func:`plan_steps`."""
     step = Step(1.0, donor, reference, selection or Selection())
     return plan_steps(
@@ -41,14 +41,14 @@ def plan_transfer(
 
 
 def plan_steps(
-    target: Checkpoint,
+    target: Model,
     steps: Sequence[Step],
     *,
     settings: Settings | None = None,
     alphas: Sequence[float] = (1.0,),
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
-) -> Plan:
+) -> PlanRecord:
     """The plan of target + α·Σ w·(donor − reference), in one pass.
 
     Tensors outside the selection, tensors that are no floats, and those of which donor or reference lack the
@@ -110,7 +110,7 @@ def plan_steps(
 class _Term:
     """A step in a draft: its sources, and the stored names that serve for each target tensor."""
 
-    def __init__(self, draft: Draft, target: Checkpoint, step: Step, number: int, count: int) -> None:
+    def __init__(self, draft: Draft, target: Model, step: Step, number: int, count: int) -> None:
         suffix = f" {number}" if count > 1 else ""
         self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
         self.stored = step.stored(target)
@@ -137,7 +137,7 @@ def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[st
 
 
 def _recipe(
-    target: Checkpoint,
+    target: Model,
     steps: Sequence[Step],
     alphas: Sequence[float],
     settings: Settings,
@@ -157,7 +157,7 @@ def _recipe(
     return {**head, "alpha": list(alphas), **written(settings)}
 
 
-def layer_scales(target: Checkpoint, gradient: Sequence[float] | None) -> dict[str, float]:
+def layer_scales(target: Model, gradient: Sequence[float] | None) -> dict[str, float]:
     """The factor of each tensor: the gradient spread evenly over the layers.
 
     What comes before the layers in the file has the first value, what comes after them the last; a gradient

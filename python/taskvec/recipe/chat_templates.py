@@ -14,7 +14,7 @@ from taskvec.compat.tokenizer import SETTINGS, TEMPLATE
 from taskvec.files.json import parse_object
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 _GENERATION = "{% if add_generation_prompt %}"
 
@@ -64,7 +64,7 @@ TEMPLATES: Mapping[str, str] = {
 """Jinja by the name that a recipe uses."""
 
 
-def template_of(model: Checkpoint) -> str | None:
+def template_of(model: Model) -> str | None:
     """A checkpoint's chat template, from its own file or the tokenizer's settings; of several the default."""
     if TEMPLATE in model.other_files:
         return model.read_file(TEMPLATE).decode("utf-8", "replace").strip() or None
@@ -79,7 +79,7 @@ def template_of(model: Checkpoint) -> str | None:
     return found.strip() or None if isinstance(found, str) else None
 
 
-def most_common(models: Iterable[Checkpoint]) -> str | None:
+def most_common(models: Iterable[Model]) -> str | None:
     """The chat template that most of the models have, of equally many the first; ``None`` if none has one."""
     counted = Counter(filter(None, map(template_of, models)))
     return counted.most_common(1)[0][0] if counted else None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files.manifest import read
-from taskvec.models.model import Checkpoint, TensorInfo
-from taskvec.resolve.open import open as open_checkpoint
+from taskvec.models.model import Model, TensorInfo
+from taskvec.resolve.open import open as open_model
 
 SCHEMA = 1
 
@@ -103,9 +103,9 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(path: str | os.PathLike[str] | Checkpoint) -> Inspection:
+def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
     """What a checkpoint holds, from its headers alone; see :func:`taskvec.inspect`."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     made = _manifest(checkpoint)
     count: Counter[str] = Counter()
     elements: Counter[str] = Counter()
@@ -133,7 +133,7 @@ def inspect(path: str | os.PathLike[str] | Checkpoint) -> Inspection:
     )
 
 
-def _manifest(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _manifest(checkpoint: Model) -> dict[str, Any] | None:
     """The manifest, if there is one that can be read; the weights can be looked at without it."""
     if checkpoint.path is None:
         return None

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from taskvec import _core
+from taskvec._core import __version__
 from taskvec.files.manifest import _HEX
 from taskvec.files.manifest_schema import VERSION
 from taskvec.plan.plan import ARITHMETIC
@@ -24,13 +24,13 @@ from taskvec.report.report import Survival
 if TYPE_CHECKING:
     from taskvec.files.manifest import File
     from taskvec.models.adapter import Adapter
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
     from taskvec.models.saved_vector import SavedVector
-    from taskvec.plan.plan import Plan
+    from taskvec.plan.plan import PlanRecord
     from taskvec.report.report import Output
 
 
-def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a manifest says of how the output came about; the model card is written from it too.
 
     ``vector`` describes a saved vector, of which there is no survival.
@@ -41,7 +41,7 @@ def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = No
     return {
         "schema": VERSION,
         "kind": plan.kind,
-        "engine": {"name": "taskvec", "version": _core.__version__, "arithmetic": ARITHMETIC},
+        "engine": {"name": "taskvec", "version": __version__, "arithmetic": ARITHMETIC},
         "recipe": recipe,
         "sources": [
             _source(source.role, checkpoint)
@@ -58,7 +58,7 @@ def provenance(plan: Plan, output: Output, vector: Mapping[str, Any] | None = No
     }
 
 
-def run_facts(plan: Plan, engine: Mapping[str, Any], begin: float) -> dict[str, Any]:
+def run_facts(plan: PlanRecord, engine: Mapping[str, Any], begin: float) -> dict[str, Any]:
     """What is true of this run alone; ``begin`` is when it began, on the monotonic clock."""
     return {
         "plan": plan.digest,
@@ -90,7 +90,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.5e}")
 
 
-def _source(role: str, checkpoint: Checkpoint | SavedVector | Adapter) -> dict[str, Any]:
+def _source(role: str, checkpoint: Model | SavedVector | Adapter) -> dict[str, Any]:
     hub = {"repository": checkpoint.repository, "revision": checkpoint.revision}
     return {
         "role": role,
@@ -101,7 +101,7 @@ def _source(role: str, checkpoint: Checkpoint | SavedVector | Adapter) -> dict[s
     }
 
 
-def _weight_file(checkpoint: Checkpoint | SavedVector | Adapter, name: str, size: int) -> dict[str, Any]:
+def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int) -> dict[str, Any]:
     """A weight file; one of the hub's cache is a link to a blob that is named by its SHA-256."""
     entry: dict[str, Any] = {"name": name, "bytes": size}
     if checkpoint.revision:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from taskvec import _core
+from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
 from taskvec.files.manifest import File, files, read
 from taskvec.files.names import MANIFEST, STATE
@@ -161,7 +161,7 @@ def _check(folder: Path, prefix: str, file: File, threads: int) -> FileCheck:
     if status.st_size != file.bytes:
         verdict: Status = "truncated" if status.st_size < file.bytes else "differs"
         return FileCheck(name, verdict, file.bytes, status.st_size, file.blake3, None)
-    size, digest = _core.digest_file(path, threads=threads)
+    size, digest = digest_file(path, threads=threads)
     verdict = "ok" if (size, digest) == (file.bytes, file.blake3) else "differs"
     return FileCheck(name, verdict, file.bytes, size, file.blake3, digest)
 

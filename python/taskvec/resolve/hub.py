@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from taskvec import _core
+from taskvec._core import Checkpoint as Reader
 from taskvec.errors import Error, HubError, RecipeError
 from taskvec.resolve.hub_errors import explained, is_unreachable
 from taskvec.resolve.repository import COMMIT, Location, RemoteFile, Repository
@@ -108,7 +108,7 @@ def is_complete(snapshot: Path) -> bool:
     if not (snapshot / "config.json").is_file():
         return False
     try:
-        _core.Checkpoint(str(snapshot))
+        Reader(str(snapshot))
     except Error:
         return False
     return True

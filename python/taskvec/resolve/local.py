@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from taskvec import _core
+from taskvec._core import Checkpoint as Reader
 from taskvec.files import folder
 from taskvec.files.json import read_object
-from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.model import Model, TensorInfo
 
 CONFIG = "config.json"
 # A config is a few kB; the largest published, with a quantisation table per layer, is under 1 MB.
@@ -33,16 +33,16 @@ def _cached_snapshot(path: Path) -> Path | None:
     return None
 
 
-def open_folder(spec: str, path: Path) -> Checkpoint:
+def open_folder(spec: str, path: Path) -> Model:
     """Open a local folder."""
-    return _make(spec, path.absolute(), _core.Checkpoint(str(path)))
+    return _make(spec, path.absolute(), Reader(str(path)))
 
 
-def _make(spec: str, path: Path, reader: _core.Checkpoint) -> Checkpoint:
+def _make(spec: str, path: Path, reader: Reader) -> Model:
     sizes = dict(reader.files())
     listing = folder.list_folder(path, sizes)
     config = read_object(path / CONFIG, maximum=MAXIMUM_CONFIG) if os.path.lexists(path / CONFIG) else {}
-    return Checkpoint(
+    return Model(
         spec=spec,
         path=path,
         tensors=_tensors(reader),
@@ -51,7 +51,7 @@ def _make(spec: str, path: Path, reader: _core.Checkpoint) -> Checkpoint:
         left_files=listing.left,
         file_sizes=sizes,
         fingerprint=reader.fingerprint,
-        _reader=reader,
+        weights=reader,
     )
 
 
@@ -64,7 +64,7 @@ class _Table(dict[str, TensorInfo]):
 _latest: weakref.ref[_Table] | None = None
 
 
-def _tensors(reader: _core.Checkpoint) -> Mapping[str, TensorInfo]:
+def _tensors(reader: Reader) -> Mapping[str, TensorInfo]:
     """The table of a checkpoint. It has the entries of the one opened before where they are equal.
 
     The models of a run are mostly of one architecture, and entries of its own for each of a hundred thousand

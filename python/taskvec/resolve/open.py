@@ -1,4 +1,4 @@
-"""Opening: a folder, a file or a name on the hub becomes a :class:`~taskvec.checkpoint.Checkpoint`."""
+"""Opening: a folder, a file or an address becomes a :class:`~taskvec.models.model.Model`."""
 
 from __future__ import annotations
 
@@ -8,28 +8,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from taskvec import _core
+from taskvec._core import Checkpoint as Reader
 from taskvec.errors import HubError, NotFoundError, RecipeError
 from taskvec.files import folder
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.resolve.local import _cached_snapshot, _make, _tensors, open_folder
 from taskvec.resolve.remote import _open_repository
 
 
-def open_named(spec: str | os.PathLike[str], revision: str | None) -> Checkpoint:
-    """What :func:`taskvec.open` does for a name."""
-    # The table of a hundred thousand tensors is as many small objects, none of them in a cycle: the collector
-    # would walk through them again and again, and take as long as the opening itself.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _open_named(spec, revision)
-    finally:
-        if is_collecting:
-            gc.enable()
-
-
-def _open_named(spec: str | os.PathLike[str], revision: str | None) -> Checkpoint:
+def _open_named(spec: str | os.PathLike[str], revision: str | None) -> Model:
     text = os.fspath(spec)
     path = Path(text).expanduser()
     is_remote = isinstance(spec, str) and text.startswith(("hf://", "https://"))
@@ -61,15 +48,15 @@ def _open_named(spec: str | os.PathLike[str], revision: str | None) -> Checkpoin
         raise
 
 
-def _open_path(spec: str, path: Path) -> Checkpoint:
+def _open_path(spec: str, path: Path) -> Model:
     if path.is_dir():
         snapshot = _cached_snapshot(path)
         opened = open_folder(spec, snapshot or path)
         return replace(opened, revision=snapshot.name) if snapshot else opened
-    reader = _core.Checkpoint(str(path))
+    reader = Reader(str(path))
     if path.name.endswith(folder.INDEX_SUFFIX):
         return _make(spec, path.parent.absolute(), reader)
-    return Checkpoint(
+    return Model(
         spec=spec,
         path=path.parent.absolute(),
         tensors=_tensors(reader),
@@ -77,7 +64,7 @@ def _open_path(spec: str, path: Path) -> Checkpoint:
         other_files=(),
         file_sizes=dict(reader.files()),
         fingerprint=reader.fingerprint,
-        _reader=reader,
+        weights=reader,
     )
 
 
@@ -107,26 +94,16 @@ def _near(path: Path) -> Path | None:
     return None
 
 
-def open(spec: str | os.PathLike[str] | Checkpoint, *, revision: str | None = None) -> Checkpoint:  # noqa: A001
-    """Open a checkpoint by its headers; no weights are read or downloaded.
-
-    Parameters
-    ----------
-    spec : str or path or Checkpoint
-        A folder or a single ``.safetensors`` file; ``org/name`` or ``org/name@revision`` on the hub, unless a
-        folder of that name exists; ``hf://org/name@revision``, which always means the hub.
-    revision : str, optional
-        A branch, tag or commit of a repository.
-
-    Raises
-    ------
-    NotFoundError
-        Nothing of that name, locally or on the hub.
-    FormatError
-        The files are damaged, or not safetensors.
-    HubError
-        The hub cannot be reached, or refuses.
-    """
-    if isinstance(spec, Checkpoint):
+def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Model:  # noqa: A001
+    """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators."""
+    if isinstance(spec, Model):
         return spec
-    return open_named(spec, revision)
+    # The table of a hundred thousand tensors is as many small objects, none of them in a cycle: the collector
+    # would walk through them again and again, and take as long as the opening itself.
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _open_named(spec, revision)
+    finally:
+        if is_collecting:
+            gc.enable()

@@ -17,18 +17,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from taskvec import _core
+from taskvec._core import digest_file
 from taskvec.dtypes import DTYPE_BYTES
 from taskvec.errors import FormatError
 from taskvec.files.folder import list_folder
 from taskvec.files.json import read_object
 from taskvec.files.manifest import MAXIMUM_BYTES, files, read
 from taskvec.files.names import CONFIG, MANIFEST
-from taskvec.models.model import Checkpoint, TensorInfo
+from taskvec.models.model import Model, TensorInfo
 from taskvec.models.saved_vector import REFERENCE, SavedVector, fits
 from taskvec.models.selection import Selection
 from taskvec.resolve import vector_manifest
-from taskvec.resolve.open import open as open_checkpoint
+from taskvec.resolve.open import open as open_model
+from taskvec.resolve.remote import materialised
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -51,7 +52,7 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     FormatError
         It is no task vector, or damaged.
     """
-    stored = open_checkpoint(spec).materialise(progress)
+    stored = materialised(open_model(spec), progress)
     data = read(stored.location)
     if data.get("kind") != "vector":
         raise FormatError(
@@ -95,7 +96,7 @@ def _selection(recipe: Any) -> Selection:
     return Selection(**{name: recipe[name] for name in names if isinstance(recipe, dict) and name in recipe})
 
 
-def _hold_files(data: Mapping[str, Any], stored: Checkpoint) -> None:
+def _hold_files(data: Mapping[str, Any], stored: Model) -> None:
     """The listed files: weights by name and size, and what a target is compared with by digest."""
     listed = {file.name: file for file in files(data, stored.location / MANIFEST)}
     weights = {name: listed[name].bytes for name in listed if name.endswith(".safetensors")}
@@ -105,18 +106,18 @@ def _hold_files(data: Mapping[str, Any], stored: Checkpoint) -> None:
     for name, file in listed.items():
         if name.startswith(f"{REFERENCE}/"):
             path = stored.location / name
-            if not path.is_file() or _core.digest_file(path) != (file.bytes, file.blake3):
+            if not path.is_file() or digest_file(path) != (file.bytes, file.blake3):
                 raise _altered(stored, name)
 
 
-def _altered(stored: Checkpoint, name: str) -> FormatError:
+def _altered(stored: Model, name: str) -> FormatError:
     return FormatError(
         f"`{name}` of `{stored.spec}` is not the file that its manifest lists",
         "`taskvec verify` names every file that has changed; extract or download the vector again",
     )
 
 
-def _reference(spec: str, stored: Checkpoint, rows: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+def _reference(spec: str, stored: Model, rows: Mapping[str, Mapping[str, Any]]) -> Model:
     folder = stored.location / REFERENCE
     listing = list_folder(folder, ()) if folder.is_dir() else None
     config = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
@@ -126,7 +127,7 @@ def _reference(spec: str, stored: Checkpoint, rows: Mapping[str, Mapping[str, An
         )
         for name, row in rows.items()
     }
-    return Checkpoint(
+    return Model(
         spec=spec,
         path=folder,
         tensors=MappingProxyType(tensors),

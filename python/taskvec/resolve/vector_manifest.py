@@ -11,7 +11,7 @@ from taskvec.errors import FormatError
 from taskvec.models.saved_vector import FORMAT
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
 # What is stored of a tensor, by its encoding.
 _PARTS = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
@@ -20,14 +20,14 @@ _INDEX_DTYPES = frozenset({"I32", "I64"})
 _AGAIN = "download or extract it again; `taskvec verify` names the files that have changed"
 
 
-def rows(data: Mapping[str, Any], stored: Checkpoint) -> dict[str, dict[str, Any]]:
+def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
     """The tensors that a manifest lists.
 
     Parameters
     ----------
     data : mapping
         taskvec.json.
-    stored : Checkpoint
+    stored : Model
         The safetensors files beside it.
 
     Raises
@@ -146,9 +146,7 @@ def _expected(row: Mapping[str, Any]) -> dict[str, tuple[frozenset[str], list[in
     return {part: shapes[part] for part in parts}
 
 
-def _hold(
-    stored: Checkpoint, name: str, row: Mapping[str, Any], dtypes: frozenset[str], shape: list[int]
-) -> None:
+def _hold(stored: Model, name: str, row: Mapping[str, Any], dtypes: frozenset[str], shape: list[int]) -> None:
     """One stored tensor against its description."""
     info = stored.tensors.get(name)
     if info is None:
@@ -160,7 +158,7 @@ def _hold(
         raise _contradiction(stored, name, f"in `{info.file}`", f"`{row['file']}`")
 
 
-def _hold_bytes(stored: Checkpoint, name: str, row: Mapping[str, Any]) -> None:
+def _hold_bytes(stored: Model, name: str, row: Mapping[str, Any]) -> None:
     found = sum(stored.tensors[f"{name}{part}"].nbytes for part in _expected(row))
     if found != row["bytes"]:
         raise _contradiction(stored, name, f"{found} bytes", f"{row['bytes']}")
@@ -169,5 +167,5 @@ def _hold_bytes(stored: Checkpoint, name: str, row: Mapping[str, Any]) -> None:
         raise _contradiction(stored, name, f"of models of {origin}", row["origin"])
 
 
-def _contradiction(stored: Checkpoint, name: str, found: str, said: str) -> FormatError:
+def _contradiction(stored: Model, name: str, found: str, said: str) -> FormatError:
     return FormatError(f"`{name}` of `{stored.spec}` is {found}, its manifest says {said}", _AGAIN)

@@ -6,27 +6,18 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from taskvec import _core
+from taskvec._core import compare as engine_compare
 from taskvec.models.source import source_document, source_path
-from taskvec.models.state_dict import memories
+from taskvec.models.state_dict import buffers
+from taskvec.plan.delta import Term
 from taskvec.plan.plan import FORMAT
 from taskvec.progress import Callback, meter
 from taskvec.report.difference import Pair
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
-    from taskvec.models.saved_vector import SavedVector
-    from taskvec.models.state_dict import Handed
-
-
-class Term(NamedTuple):
-    """A part of one side: a weight times a source, or times the difference of two, with the stored names."""
-
-    weight: float
-    sources: tuple[Checkpoint | SavedVector, ...]
-    stored: Mapping[str, tuple[str, ...]]
+    from taskvec.models.state_dict import Buffer
 
 
 def compare(
@@ -60,9 +51,9 @@ def compare(
             pairs |= {name: Pair.total(())._replace(elements=math.prod(shapes[name])) for name in names}
             continue
         chosen = [terms[number] for number in present]
-        plan, handed = _plan(chosen, sum(n < len(left) for n in present), names, shapes)
-        report = _core.compare(
-            plan, threads=threads or 0, progress=meter(progress, "compare"), memories=handed
+        plan, held = _plan(chosen, sum(n < len(left) for n in present), names, shapes)
+        report = engine_compare(
+            plan, threads=threads or 0, progress=meter(progress, "compare"), memories=held
         )
         # each row becomes what it is for as soon as it is read
         pairs.update(json.loads(report, object_hook=_named)["tensors"])
@@ -71,9 +62,9 @@ def compare(
 
 def _plan(
     terms: Sequence[Term], left: int, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[bytes, list[Handed]]:
-    """The engine's part, and the tensors that it is handed: the first `left` terms are the left side."""
-    sources, numbers, handed = numbered(terms)
+) -> tuple[bytes, list[Buffer]]:
+    """The engine's part, and the tensors that it is held: the first `left` terms are the left side."""
+    sources, numbers, held = numbered(terms)
     inputs = [number for each in numbers for number in each]
     sides: list[dict[str, Any]] = []
     at = 0
@@ -96,14 +87,14 @@ def _plan(
         "left": sides[:left],
         "right": sides[left:],
     }
-    return json.dumps(document, separators=(",", ":")).encode(), handed
+    return json.dumps(document, separators=(",", ":")).encode(), held
 
 
 def numbered(
     terms: Sequence[Term],
-) -> tuple[list[dict[str, Any]], list[tuple[int, ...]], list[Handed]]:
+) -> tuple[list[dict[str, Any]], list[tuple[int, ...]], list[Buffer]]:
     """The sources of some terms as a plan has them, each once; for each term the numbers of its own; and what
-    the engine is handed of those in memory."""
+    the engine is held of those in memory."""
     numbers: dict[tuple[str, str], int] = {}
     sources: list[object] = []
     documents: list[dict[str, Any]] = []
@@ -116,7 +107,7 @@ def numbered(
                 sources.append(source)
                 documents.append(source_document(source))
         inputs.append(tuple(numbers[key] for key in keys))
-    return documents, inputs, memories(sources)
+    return documents, inputs, buffers(sources)
 
 
 def _named(row: dict[str, Any]) -> tuple[str, Pair] | dict[str, Any]:

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taskvec import _core
+from taskvec._core import evaluate
 from taskvec.dtypes import DTYPE_BYTES, numpy_dtype
-from taskvec.models.model import Checkpoint
-from taskvec.models.state_dict import memories
-from taskvec.plan.plan import ARITHMETIC, FORMAT, Plan
-from taskvec.run.compare import Term, numbered
+from taskvec.models.model import Model
+from taskvec.models.state_dict import buffers
+from taskvec.plan.delta import Term
+from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
+from taskvec.run.compare import numbered
 
 if TYPE_CHECKING:
-    from taskvec.models.state_dict import Handed
+    from taskvec.models.state_dict import Buffer
 
 # Tensors that are computed in one call: enough to make the call worth it, few enough to hold.
 BATCH = 64 << 20
 
 
 def of_plan(
-    plan: Plan,
+    plan: PlanRecord,
     names: Iterable[str] | None = None,
     *,
     threads: int | None = None,
@@ -34,7 +35,7 @@ def of_plan(
 
     Parameters
     ----------
-    plan : Plan
+    plan : PlanRecord
         Of a checkpoint.
     names : iterable of str, optional
         Only these.
@@ -49,20 +50,20 @@ def of_plan(
         The weights of a source have not been downloaded.
     """
     for checkpoint in plan.checkpoints:
-        if isinstance(checkpoint, Checkpoint):
+        if isinstance(checkpoint, Model):
             _ = checkpoint.reader
     document = json.loads(plan.json)
     wanted = None if names is None else set(names)
     rows = [row for row in document["tensors"] if wanted is None or row[0] in wanted]
     document["outputs"] = [{"folder": "", "alpha": plan.outputs[0].alpha}]
-    yield from evaluated(document, rows, memories(plan.checkpoints), threads, allow_non_finite)
+    yield from evaluated(document, rows, buffers(plan.checkpoints), threads, allow_non_finite)
 
 
 def of_terms(
     terms: Sequence[Term], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The sum of weighted differences, tensor by tensor: float32, float64 where something is stored so."""
-    sources, inputs, handed = numbered(terms)
+    sources, inputs, held = numbered(terms)
     operations: dict[str, int] = {}
     rows: list[list[Any]] = []
     for name, shape in shapes.items():
@@ -93,17 +94,17 @@ def of_terms(
         "rounding": "nearest",
         "seed": 0,
     }
-    yield from evaluated(document, rows, handed)
+    yield from evaluated(document, rows, held)
 
 
 def evaluated(
     document: Mapping[str, Any],
     rows: Sequence[list[Any]],
-    handed: list[Handed],
+    held: list[Buffer],
     threads: int | None = None,
     allow_non_finite: bool = False,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a plan's rows, with what the engine is handed of its sources in memory."""
+    """The tensors of a plan's rows, with what the engine is held of its sources in memory."""
     for batch in _batches(rows):
         part = {
             **document,
@@ -111,7 +112,7 @@ def evaluated(
             "tensors": [[*row[:3], 0, *row[4:]] for row in batch],
         }
         plan = json.dumps(part, separators=(",", ":")).encode()
-        data = _core.evaluate(plan, threads=threads or 0, allow_non_finite=allow_non_finite, memories=handed)
+        data = evaluate(plan, threads=threads or 0, allow_non_finite=allow_non_finite, memories=held)
         at = 0
         for name, dtype, shape, *_ in batch:
             count = math.prod(shape)

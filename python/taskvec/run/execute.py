@@ -1,4 +1,4 @@
-"""Plan → folders: the engine's pass, then everything that is left behind with the weights, the manifest last.
+"""A plan → folders: the engine's pass, then everything that is left behind with them, the manifest last.
 
 The order is what makes a killed run safe. Weights get their names while config.json is missing, then come the
 other files, the card, config.json and the index, and at the end the manifest; only then does the state of the
@@ -13,22 +13,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taskvec import _core
+from taskvec._core import finish_folder
+from taskvec._core import run as engine_run
 from taskvec.files.manifest import files, read
 from taskvec.files.names import MANIFEST, STATE
-from taskvec.models.model import Checkpoint
-from taskvec.models.state_dict import memories
+from taskvec.models.model import Model
+from taskvec.models.state_dict import buffers
 from taskvec.plan.checks import with_lineage
-from taskvec.plan.plan import Plan
+from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
 from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
+from taskvec.resolve.remote import materialised
 from taskvec.run.publish import _Publisher
 from taskvec.settings import Settings
 
 
 def execute(
-    plan: Plan,
+    plan: PlanRecord,
     out: str | os.PathLike[str],
     *,
     settings: Settings | None = None,
@@ -38,7 +40,7 @@ def execute(
 
     Parameters
     ----------
-    plan : Plan
+    plan : PlanRecord
         What to do.
     out : str or path
         The output folder: new, empty, or holding an unfinished run of this plan.
@@ -65,7 +67,7 @@ def execute(
         from taskvec.run.extract import execute_extract
 
         return execute_extract(plan, out, settings=settings, progress=progress, begin=begin)
-    checkpoints = [checkpoint.materialise(progress) for checkpoint in plan.checkpoints]
+    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
     if plan.download:
         plan = with_lineage(plan, checkpoints)
     folders = [out / output.folder if output.folder else out for output in plan.outputs]
@@ -73,29 +75,29 @@ def execute(
     if finished is not None:
         return finished
     # an unfinished run cannot know whether tensors in memory are what they were
-    handed = memories(checkpoints)
+    held = buffers(checkpoints)
     engine, outputs = parse_engine_report(
-        _core.run(
+        engine_run(
             plan.json,
             out,
             threads=settings.threads or 0,
             max_memory=settings.max_memory,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not handed,
+            resume=settings.resume and not held,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=handed,
+            memories=held,
         ),
         out,
     )
     base = checkpoints[0]
-    assert isinstance(base, Checkpoint)
+    assert isinstance(base, Model)
     publish = _Publisher(plan, base, settings, meter(progress, "publish"))
     for folder, output in zip(folders, outputs, strict=True):
         publish(folder, output, manifest.run_facts(plan, engine, begin))
     for folder in folders:
-        _core.finish_folder(folder)
+        finish_folder(folder)
     return Report(
         outputs=outputs,
         seconds=time.monotonic() - begin,
@@ -109,7 +111,7 @@ def execute(
     )
 
 
-def _finished(plan: Plan, folders: Sequence[Path]) -> Report | None:
+def _finished(plan: PlanRecord, folders: Sequence[Path]) -> Report | None:
     """The report of a run over several folders that was killed between ending the first and ending the last.
 
     All manifests are in place then, so that what is left is to remove the state of the others.
@@ -129,7 +131,7 @@ def _finished(plan: Plan, folders: Sequence[Path]) -> Report | None:
             return None
         outputs.append(_output_of(data, folder, planned.alpha, {shard.name for shard in plan.shards}))
     for folder in open_ones:
-        _core.finish_folder(folder)
+        finish_folder(folder)
     shards = sum(len(output.shards) for output in outputs)
     return Report(
         tuple(outputs), 0.0, 0, 0, run["threads"], run["cpu_level"], shards, plan.findings, plan.digest

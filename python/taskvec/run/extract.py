@@ -8,41 +8,42 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec import _core
+from taskvec._core import blake3_hex, digest_file, extract, finish_folder, write_atomic
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
-from taskvec.models.model import Checkpoint
+from taskvec.models.model import Model
 from taskvec.models.saved_vector import _COMPARED, INDEX, REFERENCE, fits
 from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
-from taskvec.models.state_dict import memories
-from taskvec.plan.plan import Plan
+from taskvec.models.state_dict import buffers
+from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
 from taskvec.report.card import vector_card
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard
+from taskvec.resolve.remote import materialised
 from taskvec.run.publish import copy
 from taskvec.settings import Settings
 
 
 def execute_extract(
-    plan: Plan, out: Path, *, settings: Settings, progress: Callback | None, begin: float
+    plan: PlanRecord, out: Path, *, settings: Settings, progress: Callback | None, begin: float
 ) -> Report:
     """Run a plan of :func:`plan_extract`; see :func:`taskvec.execution.execute`."""
-    _, reference = (checkpoint.materialise(progress) for checkpoint in plan.checkpoints)
-    assert isinstance(reference, Checkpoint)
-    handed = memories(plan.checkpoints)
+    _, reference = (materialised(checkpoint, progress) for checkpoint in plan.checkpoints)
+    assert isinstance(reference, Model)
+    held = buffers(plan.checkpoints)
     engine = json.loads(
-        _core.extract(
+        extract(
             plan.json,
             out,
             threads=settings.threads or 0,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not handed,
+            resume=settings.resume and not held,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=handed,
+            memories=held,
         )
     )
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
@@ -51,7 +52,7 @@ def execute_extract(
     for name in _COMPARED:
         if name in reference.other_files:
             copy(reference, name, out / REFERENCE)
-            files.append(File(f"{REFERENCE}/{name}", *_core.digest_file(out / REFERENCE / name)))
+            files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))
     vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
     facts = manifest.provenance(plan, written, vector)
     small = {CARD: vector_card(facts)}
@@ -60,11 +61,11 @@ def execute_extract(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(engine["weight_map"].items()))}
         small[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
     for name, data in small.items():
-        _core.write_atomic(out / name, data)
-        files.append(File(name, len(data), _core.blake3_hex(data)))
+        write_atomic(out / name, data)
+        files.append(File(name, len(data), blake3_hex(data)))
     run = manifest.run_facts(plan, engine, begin)
-    _core.write_atomic(out / MANIFEST, manifest.text(facts, files=files, run=run))
-    _core.finish_folder(out)
+    write_atomic(out / MANIFEST, manifest.text(facts, files=files, run=run))
+    finish_folder(out)
     return Report(
         outputs=(written,),
         seconds=time.monotonic() - begin,

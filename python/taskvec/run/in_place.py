@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskvec import _core
+from taskvec._core import digest_arrays, in_place
 from taskvec.dtypes import DTYPE_BYTES
 from taskvec.errors import FormatError, NonFiniteError, RecipeError
-from taskvec.models.model import TensorInfo
-from taskvec.models.state_dict import StateDict, address, bytes_of, dtype_of, is_torch, memories, state_dict
+from taskvec.models.model import Model, TensorInfo
+from taskvec.models.state_dict import address, buffers, bytes_of, dtype_of, in_memory, is_torch
 from taskvec.plan import transfer as planning
 from taskvec.plan.delta import Step
 from taskvec.progress import Callback, meter
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from taskvec.compat.findings import Finding
-    from taskvec.plan.plan import Plan
+    from taskvec.plan.plan import PlanRecord
 
 NARROW = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
 
@@ -107,7 +107,7 @@ def change(
     """
     tensors, config = _of_model(model)
     live = _live(tensors, {name for step in steps for name in step.own()})
-    target = state_dict(
+    target = in_memory(
         {name: each.info for name, each in live.items()}, {}, config, name="the model in memory"
     )
     plan = planning.plan_steps(target, steps, settings=settings, alphas=[alpha])
@@ -169,7 +169,7 @@ class _Job:
     """A planned change: the engine does it on the CPU, torch elsewhere."""
 
     def __init__(
-        self, plan: Plan, document: Mapping[str, Any], live: Mapping[str, Live], settings: Settings
+        self, plan: PlanRecord, document: Mapping[str, Any], live: Mapping[str, Live], settings: Settings
     ) -> None:
         self.plan = plan
         self.document = document
@@ -184,13 +184,13 @@ class _Job:
             "shards": ["part.safetensors"],
             "tensors": [[*row[:3], 0, *row[4:]] for row in rows],
         }
-        # what stands in the targets is source 0, of which nothing is handed over
-        handed = [[], *memories(self.plan.checkpoints[1:])]
+        # what stands in the targets is source 0, of which nothing is held over
+        held = [[], *buffers(self.plan.checkpoints[1:])]
         try:
-            figures = _core.in_place(
+            figures = in_place(
                 json.dumps(part, separators=(",", ":")).encode(),
                 [data for row in rows if (data := self.live[row[0]].data) is not None],
-                memories=handed,
+                memories=held,
                 threads=self.settings.threads or 0,
                 write=write,
                 allow_non_finite="non-finite" in self.settings.force,
@@ -238,9 +238,9 @@ class _Job:
             is_narrow = {row[1], *sources} <= NARROW
             sums.append([row[0], "F32" if is_narrow else "F64", row[2], 0, len(operations) - 1, row[5][1:]])
         document = {**self.document, "operations": operations, "rounding": "nearest"}
-        handed = [[], *memories(self.plan.checkpoints[1:])]
+        held = [[], *buffers(self.plan.checkpoints[1:])]
         allowed = "non-finite" in self.settings.force
-        made = evaluated(document, sums, handed, self.settings.threads, allowed)
+        made = evaluated(document, sums, held, self.settings.threads, allowed)
         return (array for _, array in made)
 
 
@@ -324,8 +324,8 @@ def _refuse_overlaps(live: Mapping[str, Live], sources: Iterable[object]) -> Non
     read = [
         (*address(data), None)
         for source in sources
-        if isinstance(source, StateDict)
-        for data in source.held.values()
+        if isinstance(source, Model) and source.kind == "memory"
+        for data in source.weights.arrays.values()
         if data.nbytes
     ]
     spans = sorted([*changed, *read], key=lambda span: span[:2])
@@ -359,7 +359,7 @@ def _write_back(live: Iterable[Live]) -> None:
 def _state(live: Mapping[str, Live], settings: Settings) -> dict[str, object]:
     """What tells whether tensors have been changed: a digest, or torch's own count of changes."""
     data = {name: each.data for name, each in live.items() if each.data is not None}
-    digests = _core.digest_arrays(list(data.values()), threads=settings.threads or 0)
+    digests = digest_arrays(list(data.values()), threads=settings.threads or 0)
     state: dict[str, object] = dict(zip(data, digests, strict=True))
     return state | {name: each.tensor._version for name, each in live.items() if each.data is None}
 

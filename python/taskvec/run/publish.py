@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec import _core
+from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.errors import OutputError
 from taskvec.files import json_edit
 from taskvec.files.folder import INDEX, SINGLE, index_of
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, CONFIG, MANIFEST, is_own
-from taskvec.models.model import Checkpoint
-from taskvec.plan.plan import Plan
+from taskvec.models.model import Model
+from taskvec.plan.plan import PlanRecord
 from taskvec.report import manifest
 from taskvec.report.card import card
 from taskvec.report.report import Output
@@ -26,7 +26,7 @@ from taskvec.settings import Settings
 _FICLONE = 0x40049409  # <linux/fs.h>: share all extents of a file
 
 
-def companions(base: Checkpoint) -> list[str]:
+def companions(base: Model) -> list[str]:
     """The files of `base` that come along unchanged, as relative POSIX names.
 
     Its model card, its config.json and what an earlier run of taskvec left beside it are none of them.
@@ -34,7 +34,7 @@ def companions(base: Checkpoint) -> list[str]:
     return [name for name in base.other_files if name != CONFIG and not is_own(name)]
 
 
-def copy(base: Checkpoint, name: str, out: Path) -> None:
+def copy(base: Model, name: str, out: Path) -> None:
     """Copy one file; its blocks are shared where the file system can."""
     place = out / name
     with _writing(place) as part:
@@ -114,8 +114,8 @@ class _Publisher:
 
     def __init__(
         self,
-        plan: Plan,
-        base: Checkpoint,
+        plan: PlanRecord,
+        base: Model,
         settings: Settings,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -147,14 +147,14 @@ class _Publisher:
             share(first, folder / name)
             return file
         copy(self.base, name, folder)
-        size, digest = _core.digest_file(folder / name, threads=self.threads)
+        size, digest = digest_file(folder / name, threads=self.threads)
         self.copied[name] = folder / name, File(name, size, digest)
         return self.copied[name][1]
 
     def _write(self, folder: Path, name: str, data: bytes) -> File:
-        _core.write_atomic(folder / name, data)
+        write_atomic(folder / name, data)
         self._tell()
-        return File(name, len(data), _core.blake3_hex(data))
+        return File(name, len(data), blake3_hex(data))
 
     def _index_name(self) -> str:
         """The target's own where its weight files keep their names."""
@@ -174,7 +174,7 @@ class _Publisher:
             self.progress(self.done, (len(self.names) + len(self.plan.files) + 4) * len(self.plan.outputs))
 
 
-def index(plan: Plan) -> bytes:
+def index(plan: PlanRecord) -> bytes:
     """The index of sharded weights, as transformers writes it."""
     metadata = {
         "total_parameters": plan.parameters,

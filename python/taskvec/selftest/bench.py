@@ -26,12 +26,9 @@ from taskvec import host
 from taskvec.errors import NotFoundError, OutputError, RecipeError
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
+    from taskvec.models.model import Model
 
-if TYPE_CHECKING:
-    from taskvec.models.model import Checkpoint
-
-    Model = str | os.PathLike[str] | Checkpoint
+    ModelLike = str | os.PathLike[str] | Model
 
 Size = Literal["0.1b", "0.5b", "1.5b"]
 
@@ -137,10 +134,10 @@ class BenchResult:
 
 
 def bench(
-    target: Model | None = None,
+    target: ModelLike | None = None,
     *,
-    donor: Model | None = None,
-    reference: Model | None = None,
+    donor: ModelLike | None = None,
+    reference: ModelLike | None = None,
     size: Size = "0.5b",
     directory: str | os.PathLike[str] | None = None,
     threads: int | None = None,
@@ -187,10 +184,10 @@ def bench(
         return _measure(folder, given, "given" if target is not None else size, threads, runs, say)
 
 
-def _open(models: list[Any]) -> list[Checkpoint]:
-    from taskvec.resolve.open import open as open_checkpoint
+def _open(models: list[Any]) -> list[Model]:
+    from taskvec.resolve.open import open as open_model
 
-    opened = [open_checkpoint(model) for model in models]
+    opened = [open_model(model) for model in models]
     for checkpoint in opened:
         if checkpoint.path is None:
             raise NotFoundError(
@@ -254,7 +251,7 @@ def _make(folder: Path, size: Size, say: Callable[[str], object]) -> list[Any]:
     return members
 
 
-def _triples(opened: list[Checkpoint]) -> list[list[str | os.PathLike[str]]]:
+def _triples(opened: list[Model]) -> list[list[str | os.PathLike[str]]]:
     """Weight files of target, donor and reference to read side by side, the largest first.
 
     Where the three are sharded alike, these are all files; else as much of them as runs side by side.
@@ -273,7 +270,8 @@ def _shortest(files: list[str | os.PathLike[str]]) -> int:
 def _measure(
     folder: Path, models: list[Any], size: str, threads: int | None, runs: int, say: Callable[[str], object]
 ) -> BenchResult:
-    from taskvec import _core
+    from taskvec._core import __version__, memcpy_rate
+    from taskvec._core import floor as engine_floor
     from taskvec.api import transfer
 
     opened = _open(models)
@@ -288,13 +286,13 @@ def _measure(
         say(f"round {round_number} of {runs}" if round_number else "warming up")
         floor = 0.0
         for files in triples:
-            floor += _core.floor(files, str(folder / "floor"), threads=workers)
+            floor += engine_floor(files, str(folder / "floor"), threads=workers)
             (folder / "floor").unlink()
         begun = time.perf_counter()
         report = transfer(target, donor, reference, folder / "out", alpha=ALPHA, threads=workers)
         seconds = time.perf_counter() - begun
         shutil.rmtree(folder / "out")
-        copy = _core.memcpy_rate(MEMCPY_BYTES, threads=workers)
+        copy = memcpy_rate(MEMCPY_BYTES, threads=workers)
         bytes_read, bytes_written, level = report.bytes_read, report.bytes_written, report.cpu_level
         if round_number:
             transfers.append(seconds)
@@ -312,12 +310,12 @@ def _measure(
             "file_system": host.file_system(folder),
             "system": f"{platform.system()} {platform.release()}",
             "python": platform.python_version(),
-            "taskvec": _core.__version__,
+            "taskvec": __version__,
         },
         workload={
             "size": size,
             "parameters": opened[0].total_parameters,
-            "tensors": len(opened[0]),
+            "tensors": len(opened[0].tensors),
             "alpha": ALPHA,
             "bytes_read": bytes_read,
             "bytes_written": bytes_written,

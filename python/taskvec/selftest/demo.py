@@ -153,7 +153,7 @@ def _run(
     home: Path, kept: bool, threads: int | None, say: Callable[[str], object], begun: float
 ) -> DemoResult:
     from taskvec.api import check, transfer, verify
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.lazy.checkpoint import open as open_checkpoint
     from taskvec.selftest.synthetic import SHAPES, write_checkpoint
 
     shape = SHAPES["demo"]
@@ -191,7 +191,7 @@ def _compare(merged: Path, target: Path, donor: Path, reference: Path) -> tuple[
     import ml_dtypes
     import numpy as np
 
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.lazy.checkpoint import open as open_checkpoint
 
     result, *inputs = map(open_checkpoint, (merged, target, donor, reference))
     equal = 0

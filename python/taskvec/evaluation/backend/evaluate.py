@@ -84,9 +84,10 @@ def resolve(model: str | os.PathLike[str]) -> tuple[str, str]:
     path = Path(model)
     if path.exists():
         return os.fspath(model), weights_digest(path)
-    from taskvec.resolve.open import open as open_checkpoint
+    from taskvec.resolve.open import open as open_model
+    from taskvec.resolve.remote import materialised
 
-    checkpoint = open_checkpoint(os.fspath(model)).materialise()
+    checkpoint = materialised(open_model(os.fspath(model)))
     return os.fspath(checkpoint.location), f"hub:{checkpoint.spec}@{checkpoint.revision}"
 
 

@@ -12,7 +12,7 @@ from taskvec.cli.console import Console, Page, finding_record
 from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
-    from taskvec.plan.plan import Plan
+    from taskvec.lazy.plan import Plan
     from taskvec.report.report import Output, Report, Survival
 
 SETTINGS = (

@@ -1,0 +1,179 @@
+"""Checkpoints as the user holds them: the record of a model, read like a mapping, with operators."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from taskvec.lazy.vector import TaskVector
+from taskvec.models.model import Model
+from taskvec.models.state_dict import state_dict
+from taskvec.resolve import open as opening
+from taskvec.resolve.remote import materialised
+from taskvec.text import amount, size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from taskvec.progress import Callback
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Checkpoint(Model):
+    """A checkpoint's headers, config and file list; made by :func:`open`, never changed.
+
+    ``checkpoint[name]`` reads one tensor, ``checkpoint.items()`` streams them all, ``donor - reference`` is a
+    :class:`taskvec.TaskVector` and ``target + vector`` a :class:`taskvec.Merge`, both lazy. Its attributes
+    are those of :class:`taskvec.models.model.Model`.
+    """
+
+    @classmethod
+    def of(cls, model: Model) -> Checkpoint:
+        """The same model with the operators; itself if it has them."""
+        if isinstance(model, Checkpoint):
+            return model
+        return cls(**{field.name: getattr(model, field.name) for field in fields(Model)})
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def keys(self) -> Iterator[str]:
+        """The tensor names in file order."""
+        return iter(self.tensors)
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Reads the tensors one after the other."""
+        return ((name, self[name]) for name in self.tensors)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads one tensor; one of a state dict shares its memory.
+
+        Returns
+        -------
+        ndarray
+            Of the stored dtype and shape, read-only; BF16 and F8 through ml_dtypes.
+
+        Raises
+        ------
+        NotFoundError
+            There is no tensor of this name.
+        HubError
+            The weights have not been downloaded.
+        """
+        info = self.info(name)
+        import numpy as np  # a run of whole checkpoints never needs it, and importing it takes 100 ms
+
+        from taskvec.dtypes import numpy_dtype
+
+        data = self.reader.read(name)
+        array = data.view() if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+        array.flags.writeable = False
+        return array.view(numpy_dtype(info.dtype)).reshape(info.shape)
+
+    def materialise(self, progress: Callback | None = None) -> Checkpoint:
+        """Downloads what a run needs and is not here yet: weights in use, config, tokenizer and the like.
+
+        Returns
+        -------
+        Checkpoint
+            With a ``path``; this one itself where everything is local already.
+
+        Raises
+        ------
+        HubError
+            The download failed, or its headers are not those seen before.
+        """
+        return Checkpoint.of(materialised(self, progress))
+
+    def __sub__(self, other: object) -> TaskVector:
+        if not isinstance(other, Model):
+            return NotImplemented
+        return TaskVector.difference(self, other)
+
+    def _facts(self) -> dict[str, str]:
+        facts = {
+            "tensors": f"{len(self.tensors):,}",
+            "parameters": amount(self.total_parameters),
+            "dtype": ", ".join(self.dtypes) or "none",
+            "size": size(self.total_bytes),
+            "files": str(len(self.file_sizes)),
+        }
+        if self.config.get("architectures"):
+            facts = {"architecture": ", ".join(map(str, self.config["architectures"])), **facts}
+        if self.revision:
+            facts["revision"] = self.revision
+        if self.download_bytes:
+            facts["to download"] = size(self.download_bytes)
+        return facts
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        facts.pop("revision", None)
+        return f"Checkpoint({self.spec!r}, {', '.join(f'{key}: {value}' for key, value in facts.items())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
+            for key, value in self._facts().items()
+        )
+        return f"<table><caption>Checkpoint <code>{html.escape(self.spec)}</code></caption>{rows}</table>"
+
+
+def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Checkpoint:  # noqa: A001
+    """Open a checkpoint by its headers; no weights are read or downloaded.
+
+    Parameters
+    ----------
+    spec : str or path or Checkpoint
+        A folder or a single ``.safetensors`` file; ``org/name`` or ``org/name@revision`` on the hub, unless a
+        folder of that name exists; ``hf://org/name@revision``, which always means the hub.
+    revision : str, optional
+        A branch, tag or commit of a repository.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing of that name, locally or on the hub.
+    FormatError
+        The files are damaged, or not safetensors.
+    HubError
+        The hub cannot be reached, or refuses.
+    """
+    return Checkpoint.of(opening.open(spec, revision=revision))
+
+
+def from_state_dict(
+    tensors: Mapping[str, Any], *, config: Mapping[str, Any] | None = None, name: str = "state dict"
+) -> Checkpoint:
+    """Use tensors that are in memory as a checkpoint; nothing is copied.
+
+    Parameters
+    ----------
+    tensors : mapping of str to ndarray or Tensor
+        NumPy arrays (bfloat16 and float8 through ml_dtypes) or torch tensors on the CPU, contiguous. They
+        must not change while something is computed from them.
+    config : mapping, optional
+        What config.json would say; without it, only names and shapes are compared with other models.
+    name : str
+        What messages call it.
+
+    Returns
+    -------
+    Checkpoint
+        For ``donor - reference`` and ``target + vector``, together with checkpoints on disk.
+
+    Raises
+    ------
+    FormatError
+        A tensor is not on the CPU, not contiguous, or of a type that safetensors lacks.
+    """
+    return Checkpoint.of(state_dict(tensors, config, name))

@@ -1,0 +1,85 @@
+"""Plans as the user holds them: the record of what a run will do, which can be run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import FormatError, RecipeError
+from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
+from taskvec.resolve.open import open as open_model
+from taskvec.resolve.saved_vector import open_vector
+from taskvec.run.execute import execute
+
+if TYPE_CHECKING:
+    from taskvec.progress import Callback
+    from taskvec.report.report import Report
+    from taskvec.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(PlanRecord):
+    """What a run will do; its attributes are those of :class:`taskvec.plan.plan.PlanRecord`."""
+
+    @classmethod
+    def of(cls, record: PlanRecord) -> Plan:
+        """The same plan, to be run."""
+        return cls(**{field.name: getattr(record, field.name) for field in fields(PlanRecord)})
+
+    @classmethod
+    def from_json(cls, data: bytes, *, recipe: Mapping[str, Any] | None = None) -> Plan:
+        """A plan from the engine's part alone; opens its sources by their paths.
+
+        Parameters
+        ----------
+        data : bytes
+            ``plan.json`` of another plan.
+        recipe : mapping, optional
+            ``plan.recipe`` of that plan, for the manifest.
+
+        Raises
+        ------
+        RecipeError
+            The bytes are no plan of this version.
+        FormatError
+            A source is not what it was when the plan was made.
+        """
+        try:
+            document = json.loads(data)
+            version = document["format"], document["arithmetic"]
+            fingerprints = [source["fingerprint"] for source in document["sources"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"the bytes are no plan: {error!r}", "make the plan anew") from None
+        if version != (FORMAT, ARITHMETIC):
+            raise RecipeError(
+                f"the plan has format and arithmetic {version}, expected {(FORMAT, ARITHMETIC)}",
+                "make the plan anew with this version",
+            )
+        if any(source["kind"] == "memory" for source in document["sources"]):
+            raise RecipeError(
+                "the plan reads tensors of the process that made it", "run it there, or save the models first"
+            )
+        checkpoints = [
+            open_vector(source["path"]) if source["kind"] == "vector" else open_model(source["path"])
+            for source in document["sources"]
+        ]
+        for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
+            if checkpoint.fingerprint != fingerprint:
+                raise FormatError(
+                    f"`{checkpoint.spec}` is not what it was when the plan was made", "make the plan anew"
+                )
+        roles = ["target", *["source"] * (len(checkpoints) - 1)]
+        return cls.make(document, checkpoints, roles, recipe=recipe, data=data)
+
+    def run(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        settings: Settings | None = None,
+        progress: Callback | None = None,
+    ) -> Report:
+        """Execute the plan; see :func:`taskvec.run.execute.execute`."""
+        return execute(self, out, settings=settings, progress=progress)
