@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models import Trio, write_trio
+from support.models import Trio, write_trio
 
 # huggingface_hub reads these once, at import: set before any test can import it.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import taskvec as tv
-from command_line import invoke
-from models import Trio, edit_json
+from support.command_line import invoke
+from support.models import Trio, edit_json
 from taskvec import cli
 from taskvec.compat.findings import FINDINGS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

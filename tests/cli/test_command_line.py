@@ -1,0 +1,522 @@
+"""The command line: parsing, help, errors, exit codes, streams and start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from support.command_line import PLAIN, invoke, on_terminal, spawn
+from support.models import Trio, edit_json
+from taskvec import cli, text
+from taskvec.errors import CompatibilityError, OutputError
+from taskvec.files.json import jsonable
+
+FAST_VERBS = [verb for verb in cli.VERBS if verb not in {"eval", "sweep"}]
+
+
+def transfer(trio: Trio, out: Path, *options: object) -> list[object]:
+    """The command that merges the three models into `out`."""
+    models = ["--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
+    return ["transfer", *models, "-o", out, *options]
+
+
+# --- help
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "--help")
+    assert done.code == 0
+    for section, verbs in cli.SECTIONS.items():
+        assert f"{section}:" in done.out
+        for verb in verbs:
+            assert re.search(rf"^  {verb} ", done.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_command_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, verb, "--help")
+    assert done.code == 0
+    assert done.err == ""
+    assert f"Usage: taskvec {verb}" in done.out
+    for option in ("--json", "--quiet", "--verbose"):
+        assert option in done.out
+
+
+@pytest.mark.parametrize("verb", FAST_VERBS)
+def test_help_gives_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, verb, "--help")
+    assert f"  taskvec {verb}" in done.out.partition("Examples:")[2]
+
+
+@pytest.mark.parametrize("verb", ["transfer", "extract", "apply", "merge"])
+def test_options_mean_the_same_everywhere(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = invoke(capsys, verb, "--help").out
+    for option in ("--threads", "--max-shard-size", "--dry-run", "--force", "--overwrite", "--no-resume"):
+        assert option in text
+    if verb != "merge":  # whose recipe has them
+        for option in ("--include", "--exclude", "--preset", "--layers"):
+            assert option in text
+
+
+def test_help_explains_each_option() -> None:
+    for verb in FAST_VERBS:
+        command = cli.cli.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert getattr(parameter, "help", None), (verb, parameter.name)
+
+
+def test_no_command_shows_help_and_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Usage: taskvec" in done.err
+
+
+# --- errors
+
+
+def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "tranfer")
+    assert done.code == 2
+    assert done.err == "error: no such command `tranfer`\n  hint: did you mean `taskvec transfer`?\n"
+
+
+def test_an_unknown_command_points_at_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hint: `taskvec --help` lists the commands" in invoke(capsys, "xyzzy").err
+
+
+def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "transfer", "--tagret", "x")
+    assert done.code == 2
+    assert done.err == "error: no such option `--tagret`\n  hint: did you mean `--target`?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["transfer"], "error: missing option `--target`"),
+        (["check", "one"], "error: missing argument `DONOR`"),
+        (["transfer", "--target"], "error: option `--target` requires an argument"),
+        (["check", "a", "b", "c", "d"], "error: got unexpected extra argument (d)"),
+        (["check", "a", "b", "c", "--preset", "half"], "error: `--preset`: `half` is not one of"),
+        (["transfer", "--alpha", "much"], "error: `--alpha`: `much` is not a number"),
+        (["transfer", "--alpha", "1,inf"], "error: `--alpha`: `inf` is not finite"),
+        (["transfer", "--max-memory", "5 apples"], "error: `--max-memory`: `5 apples` is no size"),
+    ],
+)
+def test_usage_errors_are_in_our_words(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith(message)
+    assert "  hint: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_negative_first_alpha_is_a_value(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, *transfer(trio, tmp_path / "out", "--alpha", "-1,0.5", "--dry-run", "--json"))
+    assert done.code == 0, done.err
+    outputs = json.loads(done.out)["plan"]["outputs"]
+    assert [entry["alpha"] for entry in outputs] == [-1.0, 0.5]
+    assert [entry["folder"] for entry in outputs] == ["alpha=-1", "alpha=0.5"]
+
+
+def test_a_missing_folder_is_an_error_with_a_way_out(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, "check", tmp_path / "absent", trio.donor, trio.reference)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert "absent" in done.err
+    assert "  hint: " in done.err
+
+
+def test_errors_are_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "inspect", tmp_path / "absent", "--json")
+    record = json.loads(done.out)
+    assert record["schema"] == 1
+    assert record["command"] == "inspect"
+    assert record["error"]["exit_code"] == done.code == 2
+    assert record["error"]["type"] == "NotFoundError"
+    assert record["error"]["message"] in done.err
+    assert record["error"]["hint"]
+
+
+def test_usage_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(invoke(capsys, "transfer", "--json").out)
+    assert record["error"]["type"] == "UsageError"
+
+
+def test_incompatible_checkpoints_exit_with_one(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(trio.donor / "config.json", rope_theta=10000.0)
+    common = transfer(trio, tmp_path / "out")
+    done = invoke(capsys, *common, "--json")
+    assert done.code == 1
+    record = json.loads(done.out)["error"]
+    assert record["type"] == "CompatibilityError"
+    names = [finding["id"] for finding in record["findings"] if finding["level"] == "error"]
+    assert names
+    assert f"error[{names[0]}]: " in done.err
+    assert not (tmp_path / "out").exists()
+    forced = invoke(capsys, *common, "--force", ",".join(names))
+    assert forced.code == 0, forced.err
+    assert f"warning[{names[0]}]: " in forced.err
+
+
+def test_check_exits_with_one_where_something_does_not_fit(
+    trio: Trio, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(capsys, "check", *trio).code == 0
+    edit_json(trio.donor / "config.json", rope_theta=10000.0)
+    done = invoke(capsys, "check", *trio)
+    assert done.code == 1
+    assert "error[" in done.out
+    assert "  hint: " in done.out
+    assert done.err == ""
+    record = json.loads(invoke(capsys, "check", *trio, "--json").out)
+    assert record["ok"] is False
+    assert {"level", "id", "subject", "expected", "found", "fix", "message"} <= set(record["findings"][0])
+
+
+class UnexpectedError(Exception):
+    pass
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fall(*_: object, **__: object) -> None:
+        raise UnexpectedError("the floor gave way")
+
+    monkeypatch.setattr("taskvec.api.check", fall)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_defect_is_one_line_and_says_how_to_see_more(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "check", "a", "b", "c")
+    assert done.code == 2
+    assert done.err.startswith("error: internal error: UnexpectedError: the floor gave way\n  hint: ")
+    assert "--verbose" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("broken")
+def test_verbose_shows_the_traceback_of_a_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "check", "a", "b", "c", "--verbose")
+    assert done.code == 2
+    assert "Traceback (most recent call last)" in done.err
+    assert "error: internal error" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CompatibilityError("they do not fit"), 1),
+        (OutputError("the disk is full", "make room"), 2),
+        (PermissionError(13, "Permission denied", "/some/file"), 2),
+        (MemoryError(), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fall(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("taskvec.api.check", fall)
+    done = invoke(capsys, "check", "a", "b", "c")
+    assert done.code == code
+    assert "error: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taskvec.api.plan_transfer", interrupt)
+    done = invoke(capsys, "transfer", "--target", "a", "--donor", "b", "--reference", "c", "-o", "out")
+    assert done.code == 130
+    assert done.err.strip().endswith(
+        "error: interrupted\n  hint: run the same command again to go on where it stopped"
+    )
+
+
+# --- streams
+
+
+def test_results_go_to_stdout_and_talk_to_stderr(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    done = invoke(capsys, *transfer(trio, out))
+    assert done.code == 0, done.err
+    assert done.out == f"{out}\n"
+    assert "target + 1 * (donor - reference)" in done.err
+    assert "written" in done.err
+    assert "survival" in done.err
+
+
+def test_several_alphas_print_one_path_each(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    done = invoke(capsys, *transfer(trio, out, "--alpha", "0.5", "--alpha", "-1"))
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [f"{out}/alpha=0.5", f"{out}/alpha=-1"]
+    assert "rounded away" in done.err
+
+
+def test_quiet_says_nothing(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, *transfer(trio, tmp_path / "out", "--quiet"))
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out == f"{tmp_path / 'out'}\n"
+
+
+def test_json_is_one_object_of_schema_one(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = invoke(capsys, *transfer(trio, tmp_path / "out", "--json"))
+    record = json.loads(done.out)
+    assert record["schema"] == 1
+    assert record["command"] == "transfer"
+    assert record["dry_run"] is False
+    assert record["out"] == str(tmp_path / "out")
+    assert record["outputs"][0]["shards"][0]["digest"]
+    assert record["outputs"][0]["survival"]["changed_share"] > 0
+
+
+def test_a_dry_run_writes_nothing(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, *transfer(trio, tmp_path / "out", "--dry-run"))
+    assert done.code == 0
+    assert "nothing was written" in done.out
+    assert done.err == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_from_files_cannot_move_the_cursor() -> None:
+    assert text.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert text.printable("模型.weight") == "模型.weight"
+
+
+@pytest.mark.parametrize("redirection", ["| head -c 1 >/dev/null", ">&-", "2>&-", ">/dev/full"])
+def test_a_stream_that_is_gone_is_no_traceback(redirection: str) -> None:
+    command = f"{sys.executable} -m taskvec --help {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.returncode == (2 if "full" in redirection else 0)
+
+
+def test_colour_is_for_terminals_that_want_it(trio: Trio) -> None:
+    edit_json(trio.donor / "config.json", rope_theta=10000.0)
+    arguments = ["check", *trio]
+    environment = {"TERM": "xterm-256color", "COLUMNS": "80"}
+    assert "\x1b[" in on_terminal(arguments, environment=environment).out
+    assert "\x1b[" not in on_terminal(arguments, environment={**environment, "NO_COLOR": "1"}).out
+    assert "\x1b[" not in spawn(arguments, environment=environment).out
+
+
+def test_a_terminal_gets_lines_that_fit(trio: Trio, tmp_path: Path) -> None:
+    done = on_terminal(
+        transfer(trio, tmp_path / "out", "--alpha", "0.3"), environment={"TERM": "xterm", **PLAIN}
+    )
+    assert done.code == 0, done.out
+    for line in done.out.splitlines():
+        assert len(line) <= 80 or str(tmp_path) in line
+
+
+# --- Ctrl-C
+
+SLOW = """
+import sys, time
+import taskvec.api
+def slow(*_, **__):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        {after}
+taskvec.api.check = slow
+sys.argv = ["taskvec", "check", "a", "b", "c"]
+from taskvec.cli import main
+main()
+"""
+
+
+def start_slow(after: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(after=after)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_ctrl_c_ends_in_order_within_a_second() -> None:
+    process = start_slow("pass")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert time.monotonic() - begun < 1
+    assert process.returncode == 130
+    assert "error: interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    process = start_slow("print('cleaning', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "cleaning\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert time.monotonic() - begun < 1
+    assert process.returncode in (130, -signal.SIGINT)
+
+
+# --- start-up
+
+HEAVY = {"numpy", "rich", "pydantic", "huggingface_hub", "yaml", "torch", "ml_dtypes"}
+
+
+def imported(arguments: list[str]) -> set[str]:
+    """The top-level modules that a command imports."""
+    code = (
+        "import sys, io, contextlib\n"
+        "from taskvec import cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        f"    code = cli.run({arguments!r})\n"
+        "print(code, *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    code_text, *names = done.stdout.split()
+    assert code_text == "0", done.stderr
+    return set(names)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["transfer", "--help"]])
+def test_nothing_heavy_is_imported_to_start(arguments: list[str]) -> None:
+    assert not imported(arguments) & HEAVY
+
+
+def test_a_local_transfer_imports_nothing_heavy(trio: Trio, tmp_path: Path) -> None:
+    arguments = [str(word) for word in transfer(trio, tmp_path / "out")]
+    assert not imported(arguments) & HEAVY
+
+
+def test_a_merge_imports_the_validator_alone(trio: Trio, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {trio.target}\n"
+        f"models: [{{model: {trio.donor}, parameters: {{weight: 0.5}}}}]\n"
+    )
+    assert imported(["merge", str(recipe), str(tmp_path / "out")]) & HEAVY == {"yaml"}
+
+
+def test_version_starts_fast() -> None:
+    def fastest(command: list[str]) -> float:
+        """Seconds of processor time, so that a busy machine does not count."""
+        times = []
+        for _ in range(7):
+            before = os.times()
+            subprocess.run(command, check=True, capture_output=True)
+            after = os.times()
+            user = after.children_user - before.children_user
+            times.append(user + after.children_system - before.children_system)
+        return min(times)
+
+    bare = fastest([sys.executable, "-c", "pass"])
+    version = fastest([sys.executable, "-m", "taskvec", "--version"])
+    assert version - bare < 0.15
+
+
+def test_the_version_is_that_of_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    from taskvec import _core
+
+    done = invoke(capsys, "--version")
+    assert done.out == f"taskvec {_core.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_as_click_gives_it(shell: str) -> None:
+    command = [sys.executable, "-c", "from taskvec.cli import main; main()"]
+    environment = {**os.environ, "_TASKVEC_COMPLETE": f"{shell}_source"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+    assert done.returncode == 0
+    assert "_TASKVEC_COMPLETE" in done.stdout
+
+
+def test_completion_knows_commands_and_choices() -> None:
+    def complete(words: str, position: int) -> list[str]:
+        environment = {
+            **os.environ,
+            "_TASKVEC_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(position),
+        }
+        command = [sys.executable, "-c", "from taskvec.cli import main; main()"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=30, check=True
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("taskvec in", 1) == ["inspect"]
+    assert complete("taskvec transfer --preset ", 3) == ["full", "no-embed", "no-embed-norm"]
+
+
+# --- figures in words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (988_097_536, "988 MB"), (2_964_000_000, "2.96 GB"),
+     (999_950_000, "1.00 GB")],
+)  # fmt: skip
+def test_sizes(value: int, text: str) -> None:
+    assert text.size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0%"), (1, "100%"), (0.148, "14.8%"), (0.9999, "99.99%"), (0.00001, "0.001%"),
+     (1e-9, "<0.001%"), (1 - 1e-9, ">99.999%")],
+)  # fmt: skip
+def test_shares_never_round_to_none_or_all(share: float, text: str) -> None:
+    assert text.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.612, "0.61 s"), (12.34, "12.3 s"), (245, "4 min 05 s"), (7440, "2 h 04 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert text.duration(seconds) == text
+
+
+def test_json_has_no_nan() -> None:
+    assert jsonable({"a": [float("nan"), 1.5], "b": Path("x")}) == {"a": [None, 1.5], "b": "x"}

@@ -1,0 +1,101 @@
+"""The progress bar: on a terminal only, throttled, with rate and time left."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from support.command_line import on_terminal
+from taskvec.cli import progress
+from taskvec.cli.console import Console
+from taskvec.progress import Progress
+
+LONG = """
+import sys, time
+import taskvec.api
+from taskvec.progress import Progress
+
+class Result:
+    ok, files, problems, seconds = True, (), (), 0.0
+    def to_dict(self): return {}
+
+def verify(path, *, threads=None, progress=None):
+    if progress is None:
+        print("no bar")
+        return Result()
+    for step in range(20):
+        progress(Progress("merge", step * 10**8, 2 * 10**9, step / 10))
+        time.sleep(0.1)
+    progress(Progress("publish", 3, 7, 0.1))
+    return Result()
+
+taskvec.api.verify = verify
+from taskvec import cli
+sys.exit(cli.run(["verify", "out", *sys.argv[1:]]))
+"""
+
+
+def run_long(*options: str, term: str = "xterm") -> str:
+    environment = {"TERM": term, "COLUMNS": "90", "NO_COLOR": "1"}
+    return on_terminal([*options], environment=environment, program=["-c", LONG]).out
+
+
+def test_a_terminal_sees_amount_rate_and_time_left() -> None:
+    seen = run_long()
+    assert "merging" in seen
+    assert re.search(r"\d GB of 2\.00 GB  \d\.\d\d GB/s  \d\.\d+ s left", seen), seen[-400:]
+    assert "ok: 0 files" in seen
+
+
+@pytest.mark.parametrize(("options", "term"), [(("--quiet",), "xterm"), ((), "dumb")])
+def test_no_bar_where_nobody_wants_one(options: tuple[str, ...], term: str) -> None:
+    seen = run_long(*options, term=term)
+    assert "no bar" in seen
+    assert "merging" not in seen
+
+
+def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with Console("transfer").progress() as callback:
+        assert callback is None
+
+
+def test_a_short_job_never_imports_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    with progress.Bar() as bar:
+        for step in range(1000):
+            bar(Progress("merge", step, 1000, 0.0))
+    assert "rich" not in sys.modules
+
+
+def test_updates_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    drawn: list[int] = []
+
+    class Screen:
+        def add_task(self, *_: object, **__: object) -> int:
+            return 0
+
+        def update(self, _task: int, *, completed: int, **__: object) -> None:
+            drawn.append(completed)
+
+        def stop(self) -> None:
+            pass
+
+    bar = progress.Bar()
+    monkeypatch.setattr(bar, "_start", Screen)
+    for step in range(1000):  # ten seconds, a hundred reports a second
+        clock[0] = step / 100
+        bar(Progress("merge", step, 1000, clock[0]))
+    assert 80 <= len(drawn) <= 100
+
+
+def test_nothing_done_says_nothing() -> None:
+    bar = progress.Bar()
+    assert bar._words(0, 100, 1.0) == ""
+    bar._phase = "publish"
+    assert bar._words(3, 7, 1.0) == "3 of 7 files"

@@ -1,0 +1,209 @@
+"""The model as lm-eval sees it: blocks, memory, and the length of answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+
+from support.evaluation_models import tiny
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.backend.blocks import BlockedLM, is_out_of_memory
+from taskvec.evaluation.backend.journal import Journal
+
+
+def request(
+    prompt: str, doc_id: int, *, task: str = "t", until: tuple[str, ...] = (), length: int = 8
+) -> Instance:
+    arguments = (prompt, {"until": list(until), "max_gen_toks": length, "do_sample": False})
+    return Instance("generate_until", {}, arguments, 0, (task, doc_id, 1))
+
+
+class Echo:
+    """A model that answers with its prompt, counts its calls, and runs out of memory above a batch size."""
+
+    def __init__(self, fits: int = 1000) -> None:
+        self.batch_size_per_gpu, self.fits = 8, fits
+        self.asked: list[list[str]] = []
+        self.max_length, self.device, self.rank, self.world_size = 10_000, "cuda:0", 0, 1
+        self.tokenizer = SimpleNamespace(encode=lambda text, **_: list(text))
+        self.cache_hook = CacheHook(None)
+
+    @property
+    def batch_size(self) -> int:
+        return self.batch_size_per_gpu
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        assert disable_tqdm
+        if self.batch_size > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.asked.append([request.args[0] for request in requests])
+        return [request.args[0].upper() for request in requests]
+
+    def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        return [(-1.0 * len(request.args[1]), True) for request in requests]
+
+
+def blocked(inner: Any, block: int = 4, **more: Any) -> BlockedLM:
+    return BlockedLM(inner, block=block, seed=1, **more)
+
+
+def test_requests_go_by_task_in_blocks():
+    model = Echo()
+    requests = [request(f"a{i}", i, task="a") for i in range(6)]
+    requests += [request(f"b{i}", i, task="b") for i in range(2)]
+    mixed = requests[::2] + requests[1::2]
+    told: list[tuple[str, int, int]] = []
+    lm = blocked(model, progress=lambda *step: told.append(step))
+    assert lm.generate_until(mixed) == [r.args[0].upper() for r in mixed]
+    assert [len(batch) for batch in model.asked] == [4, 2, 2]
+    assert told == [("a", 0, 6), ("a", 4, 6), ("a", 6, 6), ("b", 0, 2), ("b", 2, 2)]
+    assert lm.loglikelihood([Instance("loglikelihood", {}, ("x", "yy"), 0, ("a", 0, 1))]) == [(-2.0, True)]
+
+
+def test_finished_blocks_are_not_asked_again(tmp_path):
+    requests = [request(f"a{i}", i) for i in range(10)]
+    first = Echo()
+    whole = blocked(first, journal=Journal(tmp_path / "j", "id"))
+    answers = whole.generate_until(requests)
+    lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    (tmp_path / "j").write_bytes(b"".join(lines[:3]))  # identity and two of three blocks
+    second = Echo()
+    resumed = blocked(second, journal=Journal(tmp_path / "j", "id"))
+    assert resumed.generate_until(requests) == answers
+    assert second.asked == [["a8", "a9"]]
+    assert resumed.lengths == whole.lengths
+
+
+def test_equal_blocks_of_one_run_are_kept_apart(tmp_path):
+    model = Echo()
+    lm = blocked(model, block=1, journal=Journal(tmp_path / "j", "id"))
+    lm.generate_until([request("same", 0), request("same", 1), request("same", 2)])
+    assert len(model.asked) == 3
+    again = Echo()
+    blocked(again, block=1, journal=Journal(tmp_path / "j", "id")).generate_until([request("same", 0)] * 3)
+    assert again.asked == []
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    model = Echo(fits=2)
+    lm = blocked(model)
+    assert lm.generate_until([request("a", 0)]) == ["A"]
+    assert lm.batch_size == 2
+    assert len(lm.warnings) == 2
+    assert "went on with 2" in lm.warnings[-1]
+
+
+def test_memory_that_never_suffices_is_an_error():
+    with pytest.raises(EvaluationError, match="out of memory on cuda:0 at batch size 1") as error:
+        blocked(Echo(fits=0)).generate_until([request("a", 0)])
+    assert "smaller model" in (error.value.hint or "")
+
+
+def test_other_errors_are_not_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_prompts_that_do_not_fit_are_counted():
+    model = Echo()
+    model.max_length = 20
+    lm = blocked(model)
+    lm.generate_until([request("x" * 12, 0), request("x" * 13, 1), request("x" * 30, 2)])
+    assert lm.truncated_prompts == 2
+
+
+def test_lengths_without_the_models_tokens_are_counted_in_the_text():
+    lm = blocked(Echo())
+    lm.generate_until([request("abc", 0), request("abcdefgh", 1)])
+    assert [lm.lengths[("t", i)][0].tokens for i in (0, 1)] == [3, 8]
+    assert [lm.lengths[("t", i)][0].cut for i in (0, 1)] == [False, True]
+
+
+def test_lengths_of_vllm_are_its_own():
+    class Completions(Echo):
+        """Answers as lm-eval's vLLM class does: through `_model_generate` and the hook."""
+
+        def _model_generate(self, **_: Any) -> Any:
+            return [
+                SimpleNamespace(
+                    outputs=[
+                        SimpleNamespace(
+                            text=text, token_ids=[1] * count, finish_reason="length" if count == 8 else "stop"
+                        )
+                    ]
+                )
+                for text, count in (("one", 5), ("two", 8))
+            ]
+
+        def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
+            found = []
+            outputs = self._model_generate(requests=[r.args[0] for r in requests], generate=True)
+            for output, asked in zip(outputs, requests, strict=True):
+                found.append(output.outputs[0].text)
+                self.cache_hook.add_partial("generate_until", asked.args, output.outputs[0].text)
+            return found
+
+    lm = blocked(Completions())
+    assert lm.generate_until([request("a", 0), request("b", 1)]) == ["one", "two"]
+    found = [lm.lengths[("t", i)][0] for i in (0, 1)]
+    assert [(length.tokens, length.cut) for length in found] == [(5, False), (8, True)]
+
+
+@pytest.fixture(scope="module")
+def model() -> HFLM:
+    return HFLM(pretrained=str(tiny().target), device="cpu", batch_size=3)
+
+
+def greedy(model: HFLM, prompt: str, count: int) -> list[int]:
+    """New tokens by the plainest loop there is."""
+    tokens = model.tok_encode(prompt)
+    new: list[int] = []
+    with torch.no_grad():
+        while len(new) < count:
+            token = int(model.model(torch.tensor([tokens + new])).logits[0, -1].argmax())
+            new.append(token)
+            if token == model.eot_token_id:
+                break
+    return new
+
+
+def test_lengths_are_those_of_a_greedy_loop(model):
+    prompts = [f"Question {i}: how many? Answer:" for i in range(7)]
+    lm = blocked(model, block=100)
+    texts = lm.generate_until([request(p, i, length=10) for i, p in enumerate(prompts)])
+    for i, prompt in enumerate(prompts):
+        tokens = greedy(model, prompt, 10)
+        ended = tokens[-1] == model.eot_token_id
+        length = lm.lengths[("t", i)][0]
+        assert length.tokens == len(tokens) - ended
+        assert length.cut is not ended
+        assert model.tok_decode(tokens[: len(tokens) - ended]) == texts[i]
+
+
+def test_a_stop_string_ends_the_count(model):
+    prompt = "Question: how many? Answer:"
+    tokens = greedy(model, prompt, 12)
+    pieces = [model.tok_decode(tokens[: i + 1]) for i in range(len(tokens))]
+    stop = model.tok_decode([tokens[6]])
+    first = next(i for i, piece in enumerate(pieces) if stop in piece)
+    lm = blocked(model)
+    (text,) = lm.generate_until([request(prompt, 0, until=(stop,), length=12)])
+    length = lm.lengths[("t", 0)][0]
+    assert stop not in text
+    assert not length.cut
+    assert length.tokens in (first, first + 1)
+
+
+def test_the_model_is_left_as_it_was(model):
+    hook = model.cache_hook
+    blocked(model).generate_until([request("a", 0)])
+    assert model.cache_hook is hook
+    assert "_model_generate" not in vars(model)
