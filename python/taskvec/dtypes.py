@@ -1,30 +1,59 @@
-"""Element types: from the name in a safetensors header to NumPy's, ml_dtypes filling in what NumPy lacks."""
+"""Element types: one table of what safetensors, NumPy and PyTorch call them, and of their bytes."""
 
 from __future__ import annotations
 
 import difflib
 from functools import cache
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.errors import RecipeError
 
-_NUMPY = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ElementType(NamedTuple):
+    """What is known of one element type.
+
+    ``numpy`` is the name in NumPy, or in ml_dtypes where ``is_extension``; ``words`` are other names that a
+    user may write for a float type.
+    """
+
+    bytes: int
+    numpy: str
+    is_float: bool = False
+    is_extension: bool = False
+    words: tuple[str, ...] = ()
+
+
+TYPES = {
+    "BOOL": ElementType(1, "bool"),
+    "U8": ElementType(1, "uint8"),
+    "I8": ElementType(1, "int8"),
+    "U16": ElementType(2, "uint16"),
+    "I16": ElementType(2, "int16"),
+    "U32": ElementType(4, "uint32"),
+    "I32": ElementType(4, "int32"),
+    "U64": ElementType(8, "uint64"),
+    "I64": ElementType(8, "int64"),
+    "C64": ElementType(8, "complex64"),
+    "BF16": ElementType(2, "bfloat16", is_float=True, is_extension=True),
+    "F16": ElementType(2, "float16", is_float=True, words=("fp16", "half")),
+    "F32": ElementType(4, "float32", is_float=True, words=("fp32", "float")),
+    "F64": ElementType(8, "float64", is_float=True, words=("fp64", "double")),
+    "F8_E4M3": ElementType(1, "float8_e4m3fn", True, True, ("fp8_e4m3", "float8_e4m3")),
+    "F8_E5M2": ElementType(1, "float8_e5m2", True, True, ("fp8_e5m2",)),
 }
-_ML_DTYPES = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+# Safetensors name -> the name that PyTorch, and so config.json, has for it.
+TORCH_NAMES = {name: kind.numpy for name, kind in TYPES.items() if kind.is_float}
+FLOAT_DTYPES = frozenset(TORCH_NAMES)
+DTYPE_BYTES = {name: kind.bytes for name, kind in TYPES.items()}
+_WORDS = {
+    word: name
+    for name, kind in TYPES.items()
+    if kind.is_float
+    for word in (name.lower(), kind.numpy, *kind.words)
+}
 
 
 @cache
@@ -36,36 +65,14 @@ def numpy_dtype(name: str) -> np.dtype:
     KeyError
         There is no such name.
     """
-    if name in _ML_DTYPES:
+    import numpy as np  # 100 ms, which a run over whole checkpoints never needs
+
+    kind = TYPES[name]
+    if kind.is_extension:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[name]))
-    return np.dtype(_NUMPY[name])
-
-
-# Safetensors name -> the name that PyTorch, and so config.json, has for it.
-TORCH_NAMES = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-FLOAT_DTYPES = frozenset(TORCH_NAMES)
-DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-_DTYPE_SYNONYMS = {
-    "fp16": "F16", "half": "F16", "fp32": "F32", "float": "F32", "fp64": "F64", "double": "F64",
-    "fp8_e4m3": "F8_E4M3", "float8_e4m3": "F8_E4M3", "fp8_e5m2": "F8_E5M2",
-}  # fmt: skip
-_DTYPE_WORDS = {
-    **{name.lower(): name for name in TORCH_NAMES},
-    **{torch: name for name, torch in TORCH_NAMES.items()},
-    **_DTYPE_SYNONYMS,
-}
+        return np.dtype(getattr(ml_dtypes, kind.numpy))
+    return np.dtype(kind.numpy)
 
 
 def parse_dtype(text: str) -> str:
@@ -74,13 +81,13 @@ def parse_dtype(text: str) -> str:
     Raises
     ------
     RecipeError
-        The word is no float type.
+        The word is not a float type.
     """
     word = str(text).strip().lower().removeprefix("torch.")
-    if word in _DTYPE_WORDS:
-        return _DTYPE_WORDS[word]
-    near = difflib.get_close_matches(word, _DTYPE_WORDS, n=1)
+    if word in _WORDS:
+        return _WORDS[word]
+    near = difflib.get_close_matches(word, _WORDS, n=1)
     raise RecipeError(
-        f"`{text}` is no float type",
+        f"`{text}` is not a float type",
         f"did you mean `{near[0]}`?" if near else "choose one of bfloat16, float16, float32, float64",
     )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +17,8 @@ def cpu_name() -> str:
         if match is not None:
             return " ".join(match[1].split())
     if sys.platform == "darwin":
+        import subprocess
+
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         try:
             return subprocess.run(
@@ -27,6 +26,8 @@ def cpu_name() -> str:
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             pass
+    import platform
+
     return platform.processor() or platform.machine()
 
 
@@ -79,4 +80,6 @@ def free_space(out: str | os.PathLike[str]) -> int:
     folder = Path(out).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    import shutil
+
     return shutil.disk_usage(folder).free

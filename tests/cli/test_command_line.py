@@ -15,9 +15,10 @@ import pytest
 
 from support.command_line import PLAIN, invoke, on_terminal, spawn
 from support.models import Trio, edit_json
-from taskvec import cli, text
+from taskvec import cli
 from taskvec.errors import CompatibilityError, OutputError
 from taskvec.files.json import jsonable
+from taskvec.text import duration, percent, printable, size
 
 FAST_VERBS = [verb for verb in cli.VERBS if verb not in {"eval", "sweep"}]
 
@@ -314,8 +315,8 @@ def test_a_dry_run_writes_nothing(trio: Trio, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_names_from_files_cannot_move_the_cursor() -> None:
-    assert text.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
-    assert text.printable("模型.weight") == "模型.weight"
+    assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert printable("模型.weight") == "模型.weight"
 
 
 @pytest.mark.parametrize("redirection", ["| head -c 1 >/dev/null", ">&-", "2>&-", ">/dev/full"])
@@ -499,7 +500,7 @@ def test_completion_knows_commands_and_choices() -> None:
      (999_950_000, "1.00 GB")],
 )  # fmt: skip
 def test_sizes(value: int, text: str) -> None:
-    assert text.size(value) == text
+    assert size(value) == text
 
 
 @pytest.mark.parametrize(
@@ -508,14 +509,14 @@ def test_sizes(value: int, text: str) -> None:
      (1e-9, "<0.001%"), (1 - 1e-9, ">99.999%")],
 )  # fmt: skip
 def test_shares_never_round_to_none_or_all(share: float, text: str) -> None:
-    assert text.percent(share) == text
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.612, "0.61 s"), (12.34, "12.3 s"), (245, "4 min 05 s"), (7440, "2 h 04 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert text.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_json_has_no_nan() -> None:
