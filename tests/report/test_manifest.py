@@ -91,7 +91,7 @@ def test_is_the_same_but_for_the_run(out: Path, sharded_trio: Trio, tmp_path: Pa
 def test_the_command_and_the_python_call_repeat_it(trio: Trio, tmp_path: Path, options: dict) -> None:
     import shlex
 
-    from taskvec.cli import job as command_line
+    from taskvec.cli import run as command_line
     from taskvec.report.reproduce import python
 
     if "a b" in options.get("include", ()):

@@ -24,9 +24,9 @@ from support.models import (
     write_trio,
 )
 from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeError
+from taskvec.lazy.checkpoint import open as open_checkpoint
 from taskvec.progress import Progress
 from taskvec.resolve.hub import parse
-from taskvec.resolve.open import open as open_checkpoint
 from taskvec.resolve.repository import Location
 
 COMMIT = Repo({}).commit

@@ -24,8 +24,8 @@ from support.models import (
 )
 from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeError
 from taskvec.lazy.checkpoint import Checkpoint
+from taskvec.lazy.checkpoint import open as open_checkpoint
 from taskvec.models.model import TensorInfo
-from taskvec.resolve.open import open as open_checkpoint
 
 
 def test_single_file_folder(trio: Trio) -> None:
@@ -290,9 +290,9 @@ def test_reprs(trio: Trio) -> None:
         str(trio.target),
         "Qwen2ForCausalLM",
         "tensors: 26",
-        "parameters: 21,792",
+        "parameters: 21.8 k",
         "BF16",
-        "43.58 kB",
+        "43.6 kB",
     ):
         assert part in text
     page = checkpoint._repr_html_()

@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 import taskvec as tv
-from support.hub_server import (
-    Hub,
-    Repo,
-    hub,  # noqa: F401
-)
+from support.hub_server import Hub, Repo
 from support.models import Trio, write_trio
 from support.oracle import same_files
 
@@ -20,7 +16,7 @@ REPOSITORIES = ("org/target", "org/donor", "org/reference")
 
 
 @pytest.fixture
-def remote(hub: Hub, tmp_path: Path) -> Trio:  # noqa: F811
+def remote(hub: Hub, tmp_path: Path) -> Trio:
     """Three repositories, and the folders that they were made from."""
     trio = write_trio(tmp_path / "source", shards=(2, 3, 1), hidden=128, intermediate=512, vocabulary=400)
     for name, folder in zip(REPOSITORIES, trio, strict=True):
@@ -28,7 +24,7 @@ def remote(hub: Hub, tmp_path: Path) -> Trio:  # noqa: F811
     return trio
 
 
-def test_a_plan_fetches_headers_alone(remote: Trio, hub: Hub) -> None:  # noqa: F811
+def test_a_plan_fetches_headers_alone(remote: Trio, hub: Hub) -> None:
     plan = tv.plan_transfer(*REPOSITORIES, alpha=0.5)
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in remote]
     assert hub.weight_bytes_sent() < sum(sizes) / 2
@@ -59,7 +55,7 @@ def test_a_run_downloads_and_records_them(remote: Trio, tmp_path: Path) -> None:
     assert tv.verify(tmp_path / "out").ok
 
 
-def test_the_recorded_command_pins_the_commits(remote: Trio, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_the_recorded_command_pins_the_commits(remote: Trio, hub: Hub, tmp_path: Path) -> None:
     import shlex
 
     from taskvec.cli import run
@@ -73,7 +69,7 @@ def test_the_recorded_command_pins_the_commits(remote: Trio, hub: Hub, tmp_path:
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_vector_on_the_hub(remote: Trio, hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_a_vector_on_the_hub(remote: Trio, hub: Hub, tmp_path: Path) -> None:
     tv.extract(remote.donor, remote.reference, tmp_path / "vec", max_shard_size=100_000)
     hub.repos["org/vector"] = Repo.from_folder(tmp_path / "vec")
     tv.apply(remote.target, "org/vector", out=tmp_path / "out", alpha=0.5)

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pytest
-
 
 @dataclass
 class Repo:
@@ -279,19 +277,3 @@ def running_hub(**repos: Repo) -> Iterator[Hub]:
     with Hub() as hub:
         hub.repos.update({name.replace("__", "/"): repo for name, repo in repos.items()})
         yield hub
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of our own in place of the public one, with an empty cache."""
-    from huggingface_hub import constants
-
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.chdir(tmp_path)
-        yield server

@@ -176,7 +176,7 @@ class Model:
             There is no such file.
         """
         if name not in self.other_files:
-            raise NotFoundError(f"`{self.spec}` does not have a file `{name}`")
+            raise NotFoundError(f"`{self.spec}` has no file `{name}`")
         if self.path is not None:
             return read_bytes(self.path / name)
         assert self.remote is not None

@@ -150,13 +150,13 @@ def main_stack(counts: Mapping[str, int]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_LAYER = re.compile(r"^.*?(?:layers?|h|blocks?)\.\d+\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def module_of(name: str) -> str:
     """The kind of module that a tensor belongs to: its name without layer, numbers and ``.weight``."""
-    inner = _LAYER.sub("", name, count=1) if layer_of(name) is not None else name.removeprefix("model.")
+    match = _LAYER.search(name)
+    inner = name[match.end() :] if match and layer_of(name) is not None else name.removeprefix("model.")
     return _NUMBER.sub("*", inner).removesuffix(".weight")
 
 
@@ -173,7 +173,6 @@ _VOCABULARY_ENDINGS = tuple(
     f"{word}.{kind}" for word in (*_VOCABULARY_WORDS, "output") for kind in ("weight", "bias")
 )
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 # Towers that read pictures or sound number their own blocks; "layer 8" means the language model's.
 _TOWER = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder|audio_tower|audio_model)\.")
 
