@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use taskvec_core::floor as machine;
+use taskvec_core::throughput as machine;
 
 use crate::watch::watch;
 
@@ -11,7 +11,7 @@ use crate::watch::watch;
 #[pyfunction]
 #[pyo3(signature = (inputs, output, *, threads=0))]
 pub fn floor(py: Python<'_>, inputs: Vec<PathBuf>, output: PathBuf, threads: usize) -> PyResult<f64> {
-    watch(py, None, |control| machine::floor(&inputs, &output, threads, control))
+    watch(py, None, |monitor| machine::floor(&inputs, &output, threads, monitor))
 }
 
 /// Bytes per second of copying `size` bytes from memory to memory with `threads` threads.

@@ -6,14 +6,11 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use taskvec_core::compare::compare as side_by_side;
-use taskvec_core::evaluate::evaluate as evaluated;
-use taskvec_core::extract::extract as take_out;
-use taskvec_core::mapped::give_back;
+use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
-use taskvec_core::run::{run_with as execute, Options};
+use taskvec_core::run::Options;
 
-use crate::memory::{Handed, Memories};
+use crate::in_place::{Arrays, Borrowed};
 use crate::watch::watch;
 
 /// Runs a plan into a folder and returns the report as JSON text.
@@ -32,15 +29,15 @@ pub fn run<'py>(
     overwrite: bool,
     rehash: bool,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory, allow_non_finite, folder };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| execute(plan, &memories, &out, &options, control))?;
+    let report = watch(py, progress, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -60,14 +57,15 @@ pub fn extract<'py>(
     overwrite: bool,
     rehash: bool,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory: None, allow_non_finite, folder };
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| take_out(plan, &memories, &out, &options, control))?;
+    let report =
+        watch(py, progress, |monitor| taskvec_core::extract::extract(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -80,12 +78,12 @@ pub fn compare<'py>(
     plan: &[u8],
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| side_by_side(plan, &memories, threads, control))?;
+    let report = watch(py, progress, |monitor| taskvec_core::compare::compare(plan, &memories, threads, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -98,10 +96,12 @@ pub fn evaluate<'py>(
     plan: &[u8],
     threads: usize,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
-    let data = watch(py, None, |control| evaluated(plan, &memories, threads, allow_non_finite, control))?;
+    let data = watch(py, None, |monitor| {
+        taskvec_core::evaluate::evaluate(plan, &memories, threads, allow_non_finite, monitor)
+    })?;
     Ok(PyBytes::new(py, &data))
 }

@@ -12,24 +12,26 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::control::Control;
 use crate::dtype::Dtype;
-use crate::encoding::{Encoding, Kept};
 use crate::error::{Error, Kind, Result};
-use crate::exact;
 use crate::header;
-use crate::input::{Input, Scratch};
 use crate::kernels::combine::difference;
 use crate::kernels::encode::{compact, facts, lost, lost_places, Facts};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 use crate::measure::NonFinite;
+use crate::monitor::Monitor;
 use crate::output::folder::OutputFolder;
 use crate::output::shard::ShardFile;
-use crate::plan::{Source, FORMAT};
+use crate::plan::FORMAT;
 use crate::run::Options;
-use crate::sources::{Memory, Sources};
-use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
+use crate::storage::encoding::{Encoding, Form};
+use crate::storage::exact_elements;
+use crate::storage::input::{Input, Scratch};
+use crate::storage::source::Source;
+use crate::storage::sources::{Buffers, Sources};
+use crate::tensor::{next_id, Tensor, CHUNK};
+use crate::threads::{lock, Threads};
 
 mod report;
 
@@ -73,7 +75,7 @@ struct Place {
     /// Offset in its file of places and of values.
     places: u64,
     values: u64,
-    /// Of what is stored beside them, in the order of [`exact::PARTS`].
+    /// Of what is stored beside them, in the order of [`exact_elements::PARTS`].
     exact: [u64; 3],
 }
 
@@ -99,10 +101,10 @@ struct File {
 /// Whatever the sources or the output folder refuse.
 pub fn extract(
     plan_json: &[u8],
-    memories: &[Memory<'_>],
+    memories: &[Buffers<'_>],
     out: &Path,
     options: &Options,
-    control: &Control,
+    monitor: &Monitor,
 ) -> Result<String> {
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
@@ -119,7 +121,7 @@ pub fn extract(
     };
     let level = Level::chosen()?;
     let sources = Sources::of(&plan.sources, memories)?;
-    let pool = crate::run::pool(options.threads)?;
+    let pool = crate::threads::pool(options.threads)?;
     let non_finite = NonFinite::default();
     let mut items = Vec::with_capacity(plan.tensors.len());
     for (name, shape, donor, reference) in &plan.tensors {
@@ -128,9 +130,9 @@ pub fn extract(
     let paths = sources.paths();
     let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
     OutputFolder::foresee(out, &inputs, plan_json, &options.folder)?;
-    control.expect(2 * items.iter().map(Item::cost).sum::<u64>());
+    monitor.expect(2 * items.iter().map(Item::cost).sum::<u64>());
 
-    let work = Work { level, control, pool: &pool, lossy };
+    let work = Work { level, monitor, pool: &pool, lossy };
     work.measure(&mut items, &non_finite)?;
     let counted = |job: usize, place| {
         let name = items[job].name.escape_debug();
@@ -171,7 +173,7 @@ pub fn extract(
         weight_map: report::WeightMap { items: &items, files: &files },
         tensors: report::tensors(&items, &files),
     };
-    let text = crate::report::text(&report)?;
+    let text = crate::run::report::text(&report)?;
     folder.close()?;
     Ok(text)
 }
@@ -199,7 +201,7 @@ impl<'a> Item<'a> {
         self.origin == Dtype::BF16
     }
 
-    /// Types of what is stored beside the differences, in the order of [`exact::PARTS`].
+    /// Types of what is stored beside the differences, in the order of [`exact_elements::PARTS`].
     fn exact_types(&self) -> [Dtype; 3] {
         [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype]
     }
@@ -207,7 +209,7 @@ impl<'a> Item<'a> {
     /// The stored tensors.
     fn rows(&self) -> Vec<(String, Dtype, Vec<u64>)> {
         let mut rows = self.encoding.rows(self.name, self.shape, self.elements, self.total.changed);
-        rows.extend(exact::rows(self.name, self.exact_types(), self.total.lost));
+        rows.extend(exact_elements::rows(self.name, self.exact_types(), self.total.lost));
         rows
     }
 
@@ -234,7 +236,7 @@ impl<'a> Item<'a> {
 fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
-    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.kept != Kept::Zero) {
+    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.form != Form::Zero) {
         let more = item.bytes();
         if size > 0 && size + more > limit.max(1) {
             groups.push(Vec::new());
@@ -288,7 +290,7 @@ thread_local! {
 /// What both passes share.
 struct Work<'a> {
     level: Level,
-    control: &'a Control,
+    monitor: &'a Monitor,
     pool: &'a rayon::ThreadPool,
     lossy: Option<Dtype>,
 }
@@ -299,7 +301,7 @@ impl Work<'_> {
         let found: Vec<Mutex<Vec<Facts>>> = items.iter().map(|_| Mutex::new(Vec::new())).collect();
         let (large, small): (Vec<usize>, Vec<usize>) =
             (0..items.len()).partition(|index| items[*index].elements >= 8 * CHUNK);
-        let one = |index: usize, crew: Crew<'_>| -> Result<()> {
+        let one = |index: usize, threads: Threads<'_>| -> Result<()> {
             let item = &items[index];
             let tensor = Tensor {
                 id: next_id(),
@@ -310,12 +312,12 @@ impl Work<'_> {
                 inputs: &item.inputs,
                 seed: 0,
                 level: self.level,
-                control: self.control,
+                monitor: self.monitor,
                 non_finite,
                 passes: AtomicUsize::new(0),
             };
             let chunks = tensor.fold::<f64, Facts, _, _>(
-                crew,
+                threads,
                 |_| Facts::default(),
                 |sum, tile| {
                     let (donor, reference) = (tile.input(0), tile.input(1));
@@ -332,14 +334,14 @@ impl Work<'_> {
                     });
                 },
             )?;
-            self.control.advance(item.cost());
+            self.monitor.advance(item.cost());
             *lock(&found[index]) = chunks;
             Ok(())
         };
         for index in large {
-            one(index, Crew::Pool(self.pool))?;
+            one(index, Threads::Pool(self.pool))?;
         }
-        crate::run::each(self.pool, self.control, small.len(), |i| one(small[i], Crew::Alone))?;
+        crate::threads::each(self.pool, self.monitor, small.len(), |i| one(small[i], Threads::Alone))?;
         for (item, chunks) in items.iter_mut().zip(found) {
             item.chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             item.chunks.iter().for_each(|chunk| item.total.merge(chunk));
@@ -373,12 +375,12 @@ impl Work<'_> {
                 })
             })
             .collect();
-        crate::run::each(self.pool, self.control, pieces.len(), |i| {
+        crate::threads::each(self.pool, self.monitor, pieces.len(), |i| {
             let piece = &pieces[i];
             self.piece(&shard, piece, &items[piece.place.item])
         })?;
         let threads = self.pool.current_num_threads();
-        let digest = shard.digest(threads, &|| self.control.is_cancelled())?;
+        let digest = shard.digest(threads, &|| self.monitor.is_cancelled())?;
         shard.publish(&digest, &json!({}))
     }
 
@@ -390,7 +392,7 @@ impl Work<'_> {
         let (mut donor_scratch, mut reference_scratch) = (Scratch::default(), Scratch::default());
         let donor = item.inputs[0].open(range.clone(), &mut donor_scratch)?;
         let reference = item.inputs[1].open(range.clone(), &mut reference_scratch)?;
-        let (is_dense, size) = (encoding.kept == Kept::Dense, encoding.dtype.size());
+        let (is_dense, size) = (encoding.form == Form::Dense, encoding.dtype.size());
         let mut bytes = Vec::with_capacity(if is_dense { n } else { facts.changed as usize } * size);
         let mut places = Vec::with_capacity(if is_dense { 0 } else { facts.changed as usize });
         let mut beside = Vec::new();
@@ -425,7 +427,7 @@ impl Work<'_> {
         shard.write_behind(offset..offset + bytes.len() as u64)?;
         item.inputs.iter().for_each(|input| input.behind(range.clone()));
         let elements = range.end - range.start;
-        self.control.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
+        self.monitor.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 use crate::kernels::stats::StepSums;
 use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, Real};
-use crate::tensor::lock;
+use crate::threads::lock;
 
 /// Sums over one output tensor, as the journal keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

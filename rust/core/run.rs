@@ -8,21 +8,28 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::block::{Block, Worker};
-use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
+use crate::monitor::Monitor;
 use crate::output::digest::BLOCK;
 use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
 use crate::output::shard::{copy_whole, Sharing};
-use crate::plan::{Layout, Output, Plan};
-use crate::program::{Program, Step};
-use crate::report::{self, Found, Journaled, Report, Written};
-use crate::shards::{ShardState, Shards};
-use crate::sources::{Memory, Sources};
-use crate::tensor::{lock, Crew};
+use crate::plan::layout::Layout;
+use crate::plan::{Output, Plan};
+use crate::storage::sources::{Buffers, Sources};
+use crate::threads::{lock, one_by_one, pool, Threads};
+
+pub mod block;
+pub mod program;
+pub(crate) mod report;
+mod shards;
+pub(crate) mod tile;
+
+use block::{Block, Worker};
+use program::{Program, Step};
+use report::{Found, Journaled, Report, Written};
+use shards::{ShardState, Shards};
 
 /// Input bytes of tensors that are prepared together before their blocks are written: large enough to keep every
 /// thread busy, small enough that the pages, on some machines the cache, still hold them for the second pass.
@@ -48,8 +55,8 @@ pub struct Options {
 ///
 /// # Errors
 /// Whatever the sources, the arithmetic or the output folder refuse; finished shards stay and are kept by the next run.
-pub fn run(plan_json: &[u8], out: &Path, options: &Options, control: &Control) -> Result<String> {
-    run_with(plan_json, &[], out, options, control)
+pub fn run(plan_json: &[u8], out: &Path, options: &Options, monitor: &Monitor) -> Result<String> {
+    run_with(plan_json, &[], out, options, monitor)
 }
 
 /// Runs `plan` with what the embedding process holds for its sources of kind memory.
@@ -58,10 +65,10 @@ pub fn run(plan_json: &[u8], out: &Path, options: &Options, control: &Control) -
 /// As [`run`].
 pub fn run_with(
     plan_json: &[u8],
-    memories: &[Memory<'_>],
+    memories: &[Buffers<'_>],
     out: &Path,
     options: &Options,
-    control: &Control,
+    monitor: &Monitor,
 ) -> Result<String> {
     let started = Instant::now();
     let plan = Plan::parse(plan_json)?;
@@ -69,8 +76,8 @@ pub fn run_with(
     let layout = plan.layout();
     let sources = Sources::of(&plan.sources, memories)?;
     let non_finite = NonFinite::default();
-    let programs = Program::all(&plan, &sources, level, control, &non_finite)?;
-    let folders = admit(&plan, plan_json, out, &layout, &sources, options, control)?;
+    let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
+    let folders = admit(&plan, plan_json, out, &layout, &sources, options, monitor)?;
     folders.iter().try_for_each(report::check)?;
     let threads = threads(&plan, options)?;
     let pool = pool(threads)?;
@@ -82,14 +89,14 @@ pub fn run_with(
         programs: &programs,
         folders: &folders,
         level,
-        control,
+        monitor,
         non_finite: &non_finite,
         options,
         pool: &pool,
         shards: Shards::new(&plan, &layout, &folders, &programs),
     };
     let resumed = run.shards.kept();
-    control.expect(run.expected_bytes());
+    monitor.expect(run.expected_bytes());
     run.execute()?;
     sources.unchanged()?;
     let report = run.report(started, threads, resumed)?;
@@ -106,7 +113,7 @@ fn admit(
     layout: &Layout,
     sources: &Sources<'_>,
     options: &Options,
-    control: &Control,
+    monitor: &Monitor,
 ) -> Result<Vec<OutputFolder>> {
     let sizes: Vec<(String, u64)> = layout.shards.iter().map(|shard| (shard.name.clone(), shard.size)).collect();
     let inputs: Vec<PathBuf> = sources.paths();
@@ -114,56 +121,7 @@ fn admit(
     let place = |output: &Output| if output.folder.is_empty() { out.to_path_buf() } else { out.join(&output.folder) };
     let paths: Vec<PathBuf> = plan.outputs.iter().map(place).collect();
     let requests: Vec<Request<'_>> = paths.iter().map(|path| Request { path, shards: &sizes }).collect();
-    OutputFolder::admit_all(&requests, &inputs, json, &options.folder, &|| control.is_cancelled())
-}
-
-/// A pool whose threads compute as IEEE says, whatever the embedding process has set; 0 is a thread per core.
-pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("taskvec-{i}"))
-        .start_handler(|_| std::mem::forget(ControlRegister::ieee()))
-        .build()
-        .map_err(|e| Error::new(crate::error::Kind::Engine, format!("cannot start {threads} threads: {e}")))
-}
-
-/// Runs `work` on the threads of the pool that are or become free until it returns, on one at least. May be called
-/// from a thread of the pool, while others are at something else.
-pub(crate) fn together(pool: &rayon::ThreadPool, work: impl Fn() + Sync) {
-    let work = &work;
-    pool.scope(|scope| {
-        for _ in 1..pool.current_num_threads() {
-            scope.spawn(move |_| work());
-        }
-        work();
-    });
-}
-
-/// Runs `each` for 0..n over the pool, in order, stopping at the first error.
-pub(crate) fn each(
-    pool: &rayon::ThreadPool,
-    control: &Control,
-    n: usize,
-    each: impl Fn(usize) -> Result<()> + Sync,
-) -> Result<()> {
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
-    together(pool, || one_by_one(&next, n, &failed, |index| control.check().and_then(|()| each(index))));
-    let failed = lock(&failed).take();
-    failed.map_or(Ok(()), Err)
-}
-
-/// Takes indices up to `n` until there are none or one has failed.
-fn one_by_one(next: &AtomicUsize, n: usize, failed: &Mutex<Option<Error>>, mut each: impl FnMut(usize) -> Result<()>) {
-    loop {
-        let index = next.fetch_add(1, Relaxed);
-        if index >= n {
-            return;
-        }
-        if let Err(error) = each(index) {
-            lock(failed).get_or_insert(error);
-            next.store(n, Relaxed);
-        }
-    }
+    OutputFolder::admit_all(&requests, &inputs, json, &options.folder, &|| monitor.is_cancelled())
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.
@@ -194,7 +152,7 @@ struct Run<'a> {
     programs: &'a [Program<'a>],
     folders: &'a [OutputFolder],
     level: Level,
-    control: &'a Control,
+    monitor: &'a Monitor,
     non_finite: &'a NonFinite,
     options: &'a Options,
     pool: &'a rayon::ThreadPool,
@@ -263,9 +221,9 @@ impl Run<'_> {
                 return;
             }
             one_by_one(&looked, wanting.len(), &failed, |index| {
-                self.control.check()?;
-                let crew = if wanting[index].is_large() { Crew::Pool(self.pool) } else { Crew::Alone };
-                wanting[index].prepare(crew)
+                self.monitor.check()?;
+                let threads = if wanting[index].is_large() { Threads::Pool(self.pool) } else { Threads::Alone };
+                wanting[index].prepare(threads)
             });
         });
         if let Some(error) = lock(&failed).take() {
@@ -288,7 +246,7 @@ impl Run<'_> {
         if let Some(later) = blocks.get(index + 2 * self.pool.current_num_threads()) {
             later.advise(self.layout, self.programs);
         }
-        self.control.check()?;
+        self.monitor.check()?;
         self.block(worker, block)
     }
 
@@ -305,7 +263,7 @@ impl Run<'_> {
                 self.publish(block.shard, state)?;
             }
         }
-        self.control.advance(read + (block.end - block.start) * states.len() as u64);
+        self.monitor.advance(read + (block.end - block.start) * states.len() as u64);
         Ok(())
     }
 
@@ -338,7 +296,7 @@ impl Run<'_> {
         let name = &self.layout.shards[shard].name;
         let source = self.folders[from.output].path().join(name);
         for state in self.shards.shared(shard) {
-            let cancelled = || self.control.is_cancelled();
+            let cancelled = || self.monitor.is_cancelled();
             let folder = &self.folders[state.output];
             // One thread: the others are busy with the blocks that follow.
             let (file, _) = copy_whole(folder, &source, name, Sharing::File, Some(digest), 1, &cancelled)?;
@@ -381,7 +339,7 @@ impl Run<'_> {
     }
 
     fn report(&self, started: Instant, threads: usize, resumed: usize) -> Result<String> {
-        let (done, _) = self.control.progress();
+        let (done, _) = self.monitor.progress();
         let written: u64 = self
             .layout
             .shards

@@ -9,8 +9,8 @@ use std::result::Result as Parsed;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::regular;
 use crate::header::LIMIT;
-use crate::regular;
 
 /// Which file holds which tensor. A hundred thousand tensors share a few hundred file names.
 #[derive(Debug, Default)]

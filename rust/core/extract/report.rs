@@ -76,7 +76,7 @@ pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'
         name: item.name,
         shape: item.shape,
         origin: item.origin.name(),
-        encoding: item.encoding.kept.name(),
+        encoding: item.encoding.form.name(),
         dtype: item.encoding.dtype.name(),
         bytes: item.bytes(),
         file,

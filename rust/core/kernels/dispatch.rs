@@ -99,15 +99,15 @@ macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$R:ident>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(unsafe_code, clippy::too_many_arguments)]
-        $vis fn $name $(<$R: $crate::kernels::Real>)? (level: $crate::kernels::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$R: $crate::kernels::real::Real>)? (level: $crate::kernels::dispatch::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,bmi1,bmi2")]
-            fn avx2 $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2 $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
-            fn avx512 $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512 $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match level.0 {
                 // SAFETY: such a level is only made after the CPU was asked for exactly these features.
                 #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! What a difference needs to be stored without loss.
 
 use super::combine::CANCELLED;
-use super::{Real, LANES};
+use super::real::{Real, LANES};
 
 /// Facts about the differences of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq)]

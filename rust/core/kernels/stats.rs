@@ -1,6 +1,6 @@
 //! Sums over a tile, in fixed lanes, for survival and difference statistics.
 
-use super::{Real, LANES};
+use super::real::{Real, LANES};
 
 /// Sums of one tile: what a step was meant to do to the target, and what it did after rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,8 @@
 //! Each function says whether it saw a value that is not finite, from an integer maximum over the bit patterns that
 //! costs next to nothing beside the conversion.
 
-use super::{Level, Real};
+use super::dispatch::Level;
+use super::real::Real;
 use crate::dtype::Dtype;
 
 /// Widens `bytes` (elements of `dtype`, little endian, any alignment) into `out`; true if all were finite.

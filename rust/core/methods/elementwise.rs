@@ -3,19 +3,20 @@
 
 use serde::Deserialize;
 
-use super::terms::{deltas, Ends};
+use super::difference::{deltas, Pair};
 use crate::error::{Error, Kind, Result};
-use crate::kernels::across::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
 use crate::kernels::combine::scale;
+use crate::kernels::elementwise::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
 use crate::kernels::Real;
-use crate::op::{check_terms, Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::methods::method::{check_terms, Computes, Method, State, Term};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 fn one() -> f64 {
     1.0
 }
 
-fn ends(terms: &[Term]) -> impl Iterator<Item = Ends> + '_ {
+fn pairs(terms: &[Term]) -> impl Iterator<Item = Pair> + '_ {
     terms.iter().map(|term| (term.model, term.reference))
 }
 
@@ -101,14 +102,14 @@ impl<R: Real> Method<R> for ElementwiseMethod {
     }
 
     /// RAM+: the factor of what each model alone changed, from how much of it others changed too.
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let p = &self.parameters;
         let (n, epsilon) = (p.terms.len(), R::from_f64(p.epsilon));
         let counts = tensor.tally::<R, Vec<(u64, u64)>, _, _>(
-            crew,
+            threads,
             || vec![(0, 0); n],
             |counts, tile| {
-                let all = deltas(tile, ends(&p.terms));
+                let all = deltas(tile, pairs(&p.terms));
                 let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
                 let mut models = vec![R::ZERO; all[0].len()];
                 touched(tile.level, &slices, epsilon, &mut models);
@@ -132,7 +133,7 @@ impl<R: Real> Method<R> for ElementwiseMethod {
             scale(tile.level, tile.input(p.terms[0].model), R::from_f64(p.terms[0].weight), out);
             return Ok(());
         }
-        let all = deltas(tile, ends(&p.terms));
+        let all = deltas(tile, pairs(&p.terms));
         let weights: Vec<R> = p.terms.iter().map(|term| R::from_f64(term.weight)).collect();
         let factors = state.downcast_ref::<Vec<f64>>();
         let factors: Vec<R> =

@@ -6,13 +6,14 @@
 
 use serde::Deserialize;
 
-use super::terms::{deltas, rows, views, Ends};
+use super::difference::{deltas, rows, views, Pair};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::stats::add_pairs;
 use crate::kernels::Real;
-use crate::op::{check_terms, Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::methods::method::{check_terms, Computes, Method, State, Term};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 /// Parameters of all five; each uses its own.
 #[derive(Clone, Debug, Deserialize)]
@@ -132,7 +133,7 @@ impl Gram {
 }
 
 impl GramMethod {
-    fn ends(&self) -> impl Iterator<Item = Ends> + Clone + '_ {
+    fn pairs(&self) -> impl Iterator<Item = Pair> + Clone + '_ {
         self.parameters.terms.iter().map(|term| (term.model, term.reference))
     }
 
@@ -148,16 +149,22 @@ impl GramMethod {
     }
 
     /// The inner products of each group.
-    fn products<R: Real>(&self, tensor: &Tensor<'_>, crew: Crew<'_>, groups: Groups, length: u64) -> Result<Vec<f64>> {
+    fn products<R: Real>(
+        &self,
+        tensor: &Tensor<'_>,
+        threads: Threads<'_>,
+        groups: Groups,
+        length: u64,
+    ) -> Result<Vec<f64>> {
         let n = self.parameters.terms.len();
         let size = n * (n + 1) / 2;
         match groups {
             Groups::Whole => {
                 let chunks = tensor.fold::<R, Vec<f64>, _, _>(
-                    crew,
+                    threads,
                     |_| vec![0.0; size],
                     |sums, tile| {
-                        add_pairs(tile.level, &views(tile, self.ends(), &mut None), sums);
+                        add_pairs(tile.level, &views(tile, self.pairs(), &mut None), sums);
                     },
                 )?;
                 Ok((0..size).map(|k| chunks.iter().map(|sums| sums[k]).sum()).collect())
@@ -166,17 +173,17 @@ impl GramMethod {
                 let each = |_, inputs: &[Vec<R>]| {
                     let tile = Tile { level: tensor.level, first: 0, inputs };
                     let mut sums = vec![0.0; size];
-                    add_pairs(tensor.level, &views(&tile, self.ends(), &mut None), &mut sums);
+                    add_pairs(tensor.level, &views(&tile, self.pairs(), &mut None), &mut sums);
                     sums
                 };
-                Ok(tensor.rows::<R, _, _>(crew, length, each)?.into_iter().flatten().collect())
+                Ok(tensor.rows::<R, _, _>(threads, length, each)?.into_iter().flatten().collect())
             }
             Groups::Columns => {
                 let chunks = tensor.fold::<R, Vec<f64>, _, _>(
-                    crew,
+                    threads,
                     |_| vec![0.0; size * length as usize],
                     |sums, tile| {
-                        let all = deltas(tile, self.ends());
+                        let all = deltas(tile, self.pairs());
                         #[allow(clippy::needless_range_loop)] // an index into several rows at once
                         for e in 0..tile.inputs.first().map_or(0, Vec::len) {
                             let at = ((tile.first + e as u64) % length) as usize * size;
@@ -332,10 +339,10 @@ impl<R: Real> Method<R> for GramMethod {
         true
     }
 
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let groups = self.groups(tensor);
         let length = rows(tensor.shape).1.max(1);
-        let products = self.products::<R>(tensor, crew, groups, length)?;
+        let products = self.products::<R>(tensor, threads, groups, length)?;
         let n = self.parameters.terms.len();
         let mut values = Vec::with_capacity(products.len() / (n * (n + 1) / 2) * n);
         for group in products.chunks(n * (n + 1) / 2) {
@@ -349,7 +356,7 @@ impl<R: Real> Method<R> for GramMethod {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
         let mut own = None;
-        let all = views(tile, self.ends(), &mut own);
+        let all = views(tile, self.pairs(), &mut own);
         let n = all.len();
         match found.groups {
             Groups::Whole => {

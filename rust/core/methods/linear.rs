@@ -5,8 +5,8 @@ use serde::Deserialize;
 use crate::error::Result;
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::Real;
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::Tensor;
+use crate::methods::method::{Computes, Method, State, Term};
+use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]

@@ -3,11 +3,11 @@
 
 use serde::Deserialize;
 
-use super::terms::weighted_sum;
+use super::difference::weighted_sum;
 use crate::error::Result;
 use crate::kernels::Real;
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::Tensor;
+use crate::methods::method::{Computes, Method, State, Term};
+use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]

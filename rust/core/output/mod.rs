@@ -16,6 +16,7 @@ mod lock;
 mod overlap;
 pub mod publish;
 pub mod shard;
+mod shared;
 mod space;
 mod system;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
-use super::Job;
+use super::job::Job;
 use crate::dtype::Dtype;
 
 /// For `deserialize_with`.
@@ -125,16 +125,16 @@ impl<'de> Visitor<'de> for Inputs<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut inputs = Vec::new();
-        while let Some(input) = seq.next_element_seed(Pair(Name(Some(self.0))))? {
+        while let Some(input) = seq.next_element_seed(NamedInput(Name(Some(self.0))))? {
             inputs.push(input);
         }
         Ok(inputs.into())
     }
 }
 
-struct Pair<'n>(Name<'n>);
+struct NamedInput<'n>(Name<'n>);
 
-impl<'de> DeserializeSeed<'de> for Pair<'_> {
+impl<'de> DeserializeSeed<'de> for NamedInput<'_> {
     type Value = (usize, Arc<str>);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -142,7 +142,7 @@ impl<'de> DeserializeSeed<'de> for Pair<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Pair<'_> {
+impl<'de> Visitor<'de> for NamedInput<'_> {
     type Value = (usize, Arc<str>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

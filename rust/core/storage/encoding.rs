@@ -1,0 +1,122 @@
+//! The three ways to store a difference: dense, bit mask and values, sorted flat indices and values.
+
+use crate::dtype::Dtype;
+use crate::kernels::encode::Facts;
+
+/// Which elements are kept, and how their places are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Nothing differs: nothing is stored.
+    Zero,
+    /// Every element.
+    Dense,
+    /// Elements that are not zero, and a bit per element.
+    Mask,
+    /// Elements that are not zero, and their indices.
+    Index,
+}
+
+impl Form {
+    /// As the manifest names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Zero => "zero",
+            Form::Dense => "dense",
+            Form::Mask => "mask",
+            Form::Index => "index",
+        }
+    }
+}
+
+/// How one tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// What is kept.
+    pub form: Form,
+    /// Type of the values.
+    pub dtype: Dtype,
+    /// Type of the indices.
+    pub index: Dtype,
+}
+
+impl Encoding {
+    /// Of a tensor without differences.
+    pub fn zero() -> Self {
+        Encoding { form: Form::Zero, dtype: Dtype::BF16, index: Dtype::I32 }
+    }
+
+    /// The smallest encoding in the narrowest exact type, or in the type asked for. A tensor that only has elements
+    /// beside the differences ([`crate::storage::exact_elements`]) is an empty list of them.
+    pub fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
+        let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
+        let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);
+        let index = if elements <= 1 << 31 { Dtype::I32 } else { Dtype::I64 };
+        if facts.changed == 0 && facts.lost == 0 {
+            return Encoding::zero();
+        }
+        let with = |form| Encoding { form, dtype: asked.unwrap_or(narrowest), index };
+        // In this order where sizes are equal.
+        [Form::Dense, Form::Mask, Form::Index]
+            .map(with)
+            .into_iter()
+            .min_by_key(|encoding| encoding.bytes(elements, facts.changed))
+            .unwrap_or_else(Encoding::zero)
+    }
+
+    /// Bytes of the places.
+    pub fn places_bytes(&self, elements: u64, changed: u64) -> u64 {
+        match self.form {
+            Form::Zero | Form::Dense => 0,
+            Form::Mask => elements.div_ceil(8),
+            Form::Index => changed * self.index.size() as u64,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self, elements: u64, changed: u64) -> u64 {
+        let values = match self.form {
+            Form::Zero => 0,
+            Form::Dense => elements,
+            Form::Mask | Form::Index => changed,
+        };
+        self.places_bytes(elements, changed) + values * self.dtype.size() as u64
+    }
+
+    /// The stored tensors: places before values.
+    pub fn rows(&self, name: &str, shape: &[u64], elements: u64, changed: u64) -> Vec<(String, Dtype, Vec<u64>)> {
+        let values = (format!("{name}.values"), self.dtype, vec![changed]);
+        match self.form {
+            Form::Zero => vec![],
+            Form::Dense => vec![(name.to_owned(), self.dtype, shape.to_vec())],
+            Form::Mask => vec![(format!("{name}.mask"), Dtype::U8, vec![elements.div_ceil(8)]), values],
+            Form::Index => vec![(format!("{name}.indices"), self.index, vec![changed]), values],
+        }
+    }
+
+    /// The places of one chunk as stored, and where they go, counted from the first byte of the places: `places` are
+    /// counted from element `first` (a multiple of 8), `n` is the chunk's length, `rank` the values before it.
+    pub fn places(&self, places: &[u32], first: u64, n: usize, rank: u64) -> (Vec<u8>, u64) {
+        match self.form {
+            Form::Zero | Form::Dense => (Vec::new(), 0),
+            Form::Mask => {
+                let mut mask = vec![0u8; n.div_ceil(8)];
+                for place in places {
+                    mask[*place as usize / 8] |= 1 << (place % 8);
+                }
+                (mask, first / 8)
+            }
+            Form::Index => {
+                let indices = places.iter().map(|place| first + u64::from(*place));
+                (self.index_bytes(indices), rank * self.index.size() as u64)
+            }
+        }
+    }
+
+    /// Indices as stored.
+    pub fn index_bytes(&self, indices: impl Iterator<Item = u64>) -> Vec<u8> {
+        match self.index {
+            Dtype::I32 => indices.flat_map(|index| (index as i32).to_le_bytes()).collect(),
+            _ => indices.flat_map(|index| index.to_le_bytes()).collect(),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Where a plan reads from, as the plan has it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// A checkpoint, a saved vector or an adapter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// What it is.
+    pub kind: SourceKind,
+    /// The folder, or a single file.
+    pub path: String,
+    /// Weight files and their sizes, in order.
+    pub files: Vec<(String, u64)>,
+    /// BLAKE3 over the headers of those files.
+    pub fingerprint: String,
+    /// Of an adapter: the source that it is added to; without one its tensors are its changes alone.
+    #[serde(default)]
+    pub base: Option<usize>,
+    /// Of an adapter: the factors of each weight that it changes.
+    #[serde(default)]
+    pub factors: BTreeMap<String, Factors>,
+}
+
+/// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Factors(pub String, pub String, pub f64, pub bool);
+
+/// How the tensors of a source are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// One stored tensor per logical tensor.
+    Checkpoint,
+    /// A saved task vector: dense, index or mask.
+    Vector,
+    /// A LoRA adapter: A and B factors.
+    Lora,
+    /// Tensors that the embedding process holds and hands over with the plan.
+    Memory,
+}

@@ -1,0 +1,353 @@
+//! Tensors of which only the elements that are not zero are stored: a bit mask or a sorted list of flat indices says
+//! where they go.
+//!
+//! What is stored is checked as a whole before a run begins, and that pass leaves a directory behind: how many values
+//! come before every [`STEP`]-th element. From it any range can be read alone.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::file::mapped::Mapped;
+use crate::kernels::widen::widen;
+use crate::kernels::{Level, Real, TILE};
+
+/// Elements between two entries of the directory.
+const STEP: u64 = 1 << 16;
+/// Bytes looked at together while checking.
+const PIECE: u64 = 1 << 20;
+
+/// A stored run of elements.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    /// The file that holds it.
+    pub file: &'a Mapped,
+    /// Where it begins.
+    pub offset: u64,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Elements.
+    pub elements: u64,
+}
+
+impl Stored<'_> {
+    pub(crate) fn range(&self, elements: Range<u64>) -> Range<u64> {
+        let size = self.dtype.size() as u64;
+        self.offset + elements.start * size..self.offset + elements.end * size
+    }
+}
+
+/// How the places of the values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// One bit per element, the lowest bit of a byte first.
+    Mask,
+    /// Flat indices, sorted, I32 or I64.
+    Index,
+}
+
+/// A tensor with few values.
+pub struct Sparse<'a> {
+    /// The values that are not zero, in element order.
+    pub values: Stored<'a>,
+    places: Stored<'a>,
+    kind: Places,
+    /// Values before element `i · STEP`.
+    ranks: Vec<u64>,
+}
+
+/// A range of a sparse tensor whose bytes are in memory.
+pub struct SparseChunk<'a> {
+    kind: Places,
+    places: &'a [u8],
+    index_type: Dtype,
+    /// First element of the chunk; for a mask, its first bit lies `skip` bits into `places`.
+    first: u64,
+    skip: usize,
+    values: &'a [u8],
+    dtype: Dtype,
+    /// Where the last tile ended: (element in the chunk, values used).
+    cursor: Cell<(usize, usize)>,
+}
+
+impl<'a> Sparse<'a> {
+    /// Checks what is stored for a tensor of `elements` and builds the directory.
+    ///
+    /// # Errors
+    /// `Kind::Format` naming `name` and what is wrong: a mask of another length or population, indices that are not
+    /// sorted, occur twice or lie outside.
+    pub fn check(
+        name: &str,
+        elements: u64,
+        kind: Places,
+        places: Stored<'a>,
+        values: Stored<'a>,
+    ) -> Result<Sparse<'a>> {
+        let wrong = |what: String| {
+            let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+            error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
+        };
+        if !values.dtype.is_float() {
+            return Err(wrong(format!("values are {}, not of a floating-point type", values.dtype)));
+        }
+        let mut sparse = Sparse { values, places, kind, ranks: Vec::with_capacity((elements / STEP + 2) as usize) };
+        let found = match kind {
+            Places::Mask => {
+                if places.dtype != Dtype::U8 || places.elements != elements.div_ceil(8) {
+                    let (found, dtype) = (places.elements, places.dtype);
+                    return Err(wrong(format!(
+                        "a mask of {found} {dtype}, expected {} U8 for {elements} elements",
+                        elements.div_ceil(8)
+                    )));
+                }
+                sparse.count_mask(elements).and_then(|(count, beyond)| match beyond {
+                    true => Err(wrong(format!("the mask has bits beyond the last of {elements} elements"))),
+                    false => Ok(count),
+                })?
+            }
+            Places::Index => {
+                if !matches!(places.dtype, Dtype::I32 | Dtype::I64) {
+                    return Err(wrong(format!("indices are {}, expected I32 or I64", places.dtype)));
+                }
+                sparse.count_index(elements, &wrong)?
+            }
+        };
+        if found != values.elements {
+            let what = if kind == Places::Mask { "bits in the mask" } else { "indices" };
+            return Err(wrong(format!("{found} {what}, but {} values", values.elements)));
+        }
+        Ok(sparse)
+    }
+
+    /// Bytes stored.
+    pub fn bytes(&self) -> u64 {
+        self.values.elements * self.values.dtype.size() as u64 + self.places_bytes()
+    }
+
+    /// Bytes of the places.
+    pub fn places_bytes(&self) -> u64 {
+        self.places.elements * self.places.dtype.size() as u64
+    }
+
+    fn count_mask(&mut self, elements: u64) -> Result<(u64, bool)> {
+        let mut scratch = Vec::new();
+        let (mut count, mut last) = (0u64, 0u8);
+        let mut at = 0;
+        while at < self.places.elements {
+            let range = at..(at + PIECE).min(self.places.elements);
+            let bytes = self.places.file.read(self.places.range(range.clone()), &mut scratch)?;
+            for step in bytes.chunks((STEP / 8) as usize) {
+                self.ranks.push(count);
+                count += ones(step);
+                last = step.last().copied().unwrap_or(0);
+            }
+            self.places.file.drop_behind(self.places.range(range.clone()));
+            at = range.end;
+        }
+        self.ranks.push(count);
+        let used = elements % 8;
+        Ok((count, used > 0 && last >> used != 0))
+    }
+
+    fn count_index(&mut self, elements: u64, wrong: &dyn Fn(String) -> Error) -> Result<u64> {
+        let mut scratch = Vec::new();
+        let (mut at, mut previous) = (0u64, None::<u64>);
+        let size = self.places.dtype.size() as u64;
+        while at < self.places.elements {
+            let range = at..(at + PIECE / size).min(self.places.elements);
+            let bytes = self.places.file.read(self.places.range(range.clone()), &mut scratch)?;
+            for (i, raw) in bytes.chunks_exact(size as usize).enumerate() {
+                let signed = integer(raw);
+                let index = u64::try_from(signed).ok().filter(|index| *index < elements);
+                let index = index.ok_or_else(|| wrong(format!("index {signed} of {elements} elements")))?;
+                if previous.is_some_and(|previous| previous >= index) {
+                    return Err(wrong(format!("index {index} does not come after the one before it")));
+                }
+                while self.ranks.len() as u64 * STEP <= index {
+                    self.ranks.push(at + i as u64);
+                }
+                previous = Some(index);
+            }
+            at = range.end;
+        }
+        while self.ranks.len() as u64 * STEP < elements {
+            self.ranks.push(self.places.elements);
+        }
+        // The entry that ends the last step, whole or not.
+        self.ranks.push(self.places.elements);
+        Ok(self.places.elements)
+    }
+
+    /// Brings `elements` into memory; the buffers are for files that are not mapped.
+    ///
+    /// # Errors
+    /// Where the file was truncated or cannot be read.
+    pub fn open<'s>(
+        &'s self,
+        elements: Range<u64>,
+        places: &'s mut Vec<u8>,
+        values: &'s mut Vec<u8>,
+    ) -> Result<SparseChunk<'s>> {
+        // The entry at or before the range, and the one at or behind it, bound the values that can be in it.
+        let low = (elements.start / STEP) as usize;
+        let high = (elements.end.div_ceil(STEP) as usize).min(self.ranks.len() - 1);
+        let (mut from, mut to) = (self.ranks[low], self.ranks[high]);
+        let (mut skip, stored);
+        match self.kind {
+            Places::Mask => {
+                let start = low as u64 * STEP / 8;
+                let bytes = self.places.file.read(self.places.range(start..elements.end.div_ceil(8)), places)?;
+                skip = (elements.start - low as u64 * STEP) as usize;
+                from += ones_before(bytes, skip);
+                to = to.min(from + ones_before(&bytes[skip / 8..], bytes.len() * 8 - skip / 8 * 8));
+                stored = &bytes[skip / 8..];
+                skip %= 8;
+            }
+            Places::Index => {
+                let bytes = self.places.file.read(self.places.range(from..to), places)?;
+                let size = self.places.dtype.size();
+                let count = bytes.len() / size;
+                let index = |i: usize| integer(&bytes[i * size..(i + 1) * size]) as u64;
+                let first = partition(count, |i| index(i) < elements.start);
+                let last = partition(count, |i| index(i) < elements.end);
+                (from, to) = (from + first as u64, from + last as u64);
+                stored = &bytes[first * size..last * size];
+                skip = 0;
+            }
+        }
+        let values = self.values.file.read(self.values.range(from..to), values)?;
+        Ok(SparseChunk {
+            kind: self.kind,
+            places: stored,
+            index_type: self.places.dtype,
+            first: elements.start,
+            skip,
+            values,
+            dtype: self.values.dtype,
+            cursor: Cell::new((0, 0)),
+        })
+    }
+}
+
+impl SparseChunk<'_> {
+    /// Whether it holds no value.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Expands `out.len()` elements from element `at` of this chunk on, `other` where no value is stored; true if all
+    /// values are finite.
+    pub fn tile<R: Real>(&self, level: Level, at: usize, other: R, out: &mut [R]) -> bool {
+        out.fill(other);
+        let (element, rank) = self.cursor.get();
+        let from = if element == at { rank } else { self.rank(at) };
+        let mut places = [0u16; TILE];
+        let count = match self.kind {
+            Places::Mask => self.masked(at, out.len(), &mut places),
+            Places::Index => self.indexed(at, out.len(), from, &mut places),
+        };
+        self.cursor.set((at + out.len(), from + count));
+        let size = self.dtype.size();
+        let mut values = [R::ZERO; TILE];
+        let finite = widen(level, self.dtype, &self.values[from * size..(from + count) * size], &mut values[..count]);
+        for (place, value) in places[..count].iter().zip(&values[..count]) {
+            out[usize::from(*place)] = *value;
+        }
+        finite
+    }
+
+    /// Places within the tile of the bits that are set.
+    fn masked(&self, at: usize, n: usize, places: &mut [u16; TILE]) -> usize {
+        let mut count = 0;
+        let mut element = 0;
+        while element < n {
+            let bit = self.skip + at + element;
+            let (byte, low) = (bit / 8, bit % 8);
+            let mut word = [0u8; 8];
+            let take = (self.places.len() - byte).min(8);
+            word[..take].copy_from_slice(&self.places[byte..byte + take]);
+            let width = (64 - low).min(n - element);
+            let mut bits = u64::from_le_bytes(word) >> low;
+            if width < 64 {
+                bits &= (1 << width) - 1;
+            }
+            while bits != 0 {
+                places[count] = (element + bits.trailing_zeros() as usize) as u16;
+                count += 1;
+                bits &= bits - 1;
+            }
+            element += width;
+        }
+        count
+    }
+
+    fn indexed(&self, at: usize, n: usize, from: usize, places: &mut [u16; TILE]) -> usize {
+        let size = self.index_type.size();
+        let start = self.first + at as u64;
+        let mut count = 0;
+        for raw in self.places[from * size..].chunks_exact(size) {
+            let place = integer(raw) as u64 - start;
+            if place >= n as u64 {
+                break;
+            }
+            places[count] = place as u16;
+            count += 1;
+        }
+        count
+    }
+
+    /// Values before element `at` of the chunk.
+    fn rank(&self, at: usize) -> usize {
+        match self.kind {
+            Places::Mask => {
+                let skipped = ones_before(self.places, self.skip);
+                (ones_before(self.places, self.skip + at) - skipped) as usize
+            }
+            Places::Index => {
+                let size = self.index_type.size();
+                let index = |i: usize| integer(&self.places[i * size..(i + 1) * size]) as u64;
+                partition(self.places.len() / size, |i| index(i) < self.first + at as u64)
+            }
+        }
+    }
+}
+
+/// How many of `0..count` come before the first that is not `before`.
+fn partition(count: usize, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+fn ones(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let whole: u64 = words.iter().map(|word| u64::from(u64::from_le_bytes(*word).count_ones())).sum();
+    whole + rest.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>()
+}
+
+/// Bits set among the first `bits`.
+fn ones_before(bytes: &[u8], bits: usize) -> u64 {
+    let whole = ones(&bytes[..bits / 8]);
+    let rest = match bits % 8 {
+        0 => 0,
+        used => (bytes[bits / 8] & ((1 << used) - 1)).count_ones(),
+    };
+    whole + u64::from(rest)
+}
+
+/// A little-endian I32 or I64.
+fn integer(raw: &[u8]) -> i64 {
+    match *raw {
+        [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => -1,
+    }
+}
