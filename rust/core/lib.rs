@@ -1,17 +1,15 @@
 //! The engine of taskvec: reads safetensors checkpoints through memory maps, computes on them tile by tile and
 //! writes the result safely. It knows nothing of Python, recipes, model families or the network.
 //!
-//! The rooms stand in the order in which they may use each other: each uses those above it, and `tests/rooms.rs` holds
-//! that.
+//! The rooms stand in the order in which they may use each other: each uses those above it and none below, which
+//! `tests/test_rooms_rust.py` holds.
 #![deny(unsafe_code)]
 
 pub mod error;
 
 pub mod dtype;
-
 pub mod file;
 pub mod header;
-
 pub mod kernels;
 
 pub mod checkpoint;
@@ -20,17 +18,13 @@ pub mod monitor;
 pub mod threads;
 
 pub mod measure;
-
 pub mod storage;
-
 pub mod tensor;
 
 pub mod methods;
-
 pub mod plan;
 
 pub mod output;
-
 pub mod run;
 
 pub mod compare;

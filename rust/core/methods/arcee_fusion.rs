@@ -4,11 +4,11 @@
 use serde::Deserialize;
 
 use super::difference::{deltas, rows, Loan, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use super::quantile::cut::Each;
 use super::quantile::select::largest;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Real;
-use crate::methods::method::{Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
 
@@ -59,6 +59,19 @@ impl ArceeFusion {
             *x = R::from_f64(x.to_f64().abs() * rows[row as usize].max(0.0));
         }
         scores
+    }
+}
+
+impl Parameters for ArceeFusion {
+    type Name = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, 1)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
     }
 }
 

@@ -4,11 +4,11 @@
 use serde::Deserialize;
 
 use super::difference::{cached, deltas, read_deltas, Pair};
-use crate::error::Result;
+use super::method::{Computes, Method, Parameters, State};
+use crate::error::{Error, Kind, Result};
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::dot;
 use crate::kernels::Real;
-use crate::methods::method::{Computes, Method, State};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
 
@@ -30,7 +30,7 @@ pub struct ControlTerm {
 /// Parameters of both.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Control {
+pub struct ControlVector {
     /// One vector.
     pub terms: Vec<ControlTerm>,
     /// Final factor.
@@ -42,13 +42,22 @@ fn one() -> f64 {
     1.0
 }
 
+/// How a control is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// Of Gaussian draws.
+    Drawn,
+    /// Of the vector's own elements in another order.
+    Permuted,
+}
+
 /// The parameters with their kind.
 #[derive(Clone, Debug)]
 pub struct ControlMethod {
     /// Parameters.
-    pub parameters: Control,
-    /// Permute instead of drawing.
-    pub permute: bool,
+    pub parameters: ControlVector,
+    /// How it is made.
+    pub made: Made,
 }
 
 /// Elements that are shuffled together, and elements that stay neighbours until then: a group is made of blocks from
@@ -56,18 +65,20 @@ pub struct ControlMethod {
 const GROUP: u64 = 1 << 16;
 const BLOCK: u64 = 1 << 10;
 
-impl Control {
-    /// One term, in range.
-    ///
-    /// # Errors
-    /// `Kind::Plan`.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for ControlVector {
+    type Name = Made;
+
+    fn check(&self, _name: Made, inputs: usize) -> Result<()> {
         match self.terms[..] {
             [term] if term.model < inputs && term.reference.is_none_or(|r| r < inputs) && term.weight.is_finite() => {
                 Ok(())
             }
-            _ => Err(crate::error::Error::new(crate::error::Kind::Plan, "a control is made of one vector")),
+            _ => Err(Error::new(Kind::Plan, "a control is made of one vector")),
         }
+    }
+
+    fn method<R: Real>(&self, name: Made) -> Box<dyn Method<R>> {
+        Box::new(ControlMethod { parameters: self.clone(), made: name })
     }
 }
 
@@ -185,7 +196,7 @@ impl<R: Real> Method<R> for ControlMethod {
     }
 
     fn prepares(&self) -> bool {
-        !self.permute
+        self.made == Made::Drawn
     }
 
     fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
@@ -205,7 +216,7 @@ impl<R: Real> Method<R> for ControlMethod {
     }
 
     fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        if !self.permute {
+        if self.made == Made::Drawn {
             let scale = R::from_f64(state.downcast_ref::<f64>().copied().unwrap_or(0.0));
             self.gaussian(tensor, tile, out);
             out.iter_mut().for_each(|x| *x = *x * scale);

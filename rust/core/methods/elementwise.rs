@@ -4,11 +4,11 @@
 use serde::Deserialize;
 
 use super::difference::{deltas, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::scale;
 use crate::kernels::elementwise::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
 use crate::kernels::Real;
-use crate::methods::method::{check_terms, Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
 
@@ -70,17 +70,21 @@ pub struct ElementwiseMethod {
     pub rule: Rule,
 }
 
-impl Elementwise {
-    /// Positions and numbers.
-    ///
-    /// # Errors
-    /// `Kind::Plan` naming what does not fit.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for Elementwise {
+    type Name = Rule;
+
+    fn check(&self, name: Rule, inputs: usize) -> Result<()> {
+        let most = if matches!(name, Rule::NearSwap | Rule::Scale) { 1 } else { usize::MAX };
+        check_count(&self.terms, 1, most)?;
         let numbers = [self.lambda, self.tall_lambda, self.epsilon, self.r, self.alpha, self.t];
         if self.terms.is_empty() || numbers.iter().any(|x| !x.is_finite()) {
             return Err(Error::new(Kind::Plan, format!("parameters out of range: {self:?}")));
         }
         check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, name: Rule) -> Box<dyn Method<R>> {
+        Box::new(ElementwiseMethod { parameters: self.clone(), rule: name })
     }
 }
 

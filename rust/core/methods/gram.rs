@@ -7,11 +7,11 @@
 use serde::Deserialize;
 
 use super::difference::{deltas, rows, views, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::stats::add_pairs;
 use crate::kernels::Real;
-use crate::methods::method::{check_terms, Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
 
@@ -118,17 +118,25 @@ impl Products<'_> {
     }
 }
 
-impl Gram {
-    /// Positions and numbers.
-    ///
-    /// # Errors
-    /// `Kind::Plan` naming what does not fit.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for Gram {
+    type Name = Shape;
+
+    fn check(&self, name: Shape, inputs: usize) -> Result<()> {
+        let (least, most) = match name {
+            Shape::Slerp | Shape::NuSlerp => (2, 2),
+            Shape::ModelStock => (2, usize::MAX),
+            Shape::MultiSlerp | Shape::Karcher => (1, usize::MAX),
+        };
+        check_count(&self.terms, least, most)?;
         let numbers = [self.t, self.eps, self.tol];
         if self.terms.is_empty() || self.base.is_some_and(|base| base != 0) || numbers.iter().any(|x| !x.is_finite()) {
             return Err(Error::new(Kind::Plan, format!("parameters out of range: {self:?}")));
         }
         check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, name: Shape) -> Box<dyn Method<R>> {
+        Box::new(GramMethod { parameters: self.clone(), shape: name })
     }
 }
 

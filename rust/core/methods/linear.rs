@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::Real;
-use crate::methods::method::{Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
@@ -17,6 +17,19 @@ pub struct Linear {
     /// Divide by the sum of the weights.
     #[serde(default)]
     pub normalize: bool,
+}
+
+impl Parameters for Linear {
+    type Name = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, usize::MAX)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for Linear {

@@ -34,6 +34,21 @@ pub enum Computes {
     Value,
 }
 
+/// The parameters of a method, as a plan has them.
+pub trait Parameters {
+    /// What the method's name says beside them: several methods may have the same parameters.
+    type Name;
+
+    /// Whether the method can be done with that many inputs.
+    ///
+    /// # Errors
+    /// `Kind::Plan` naming the parameter that does not fit.
+    fn check(&self, name: Self::Name, inputs: usize) -> Result<()>;
+
+    /// The method for compute type `R`.
+    fn method<R: Real>(&self, name: Self::Name) -> Box<dyn Method<R>>;
+}
+
 /// An operation on tiles of compute type `R`.
 pub trait Method<R: Real>: Send + Sync {
     /// What [`Method::tile`] computes.
@@ -85,4 +100,15 @@ pub fn check_terms(terms: &[Term], inputs: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// As many models as the method takes.
+///
+/// # Errors
+/// `Kind::Plan` naming the count.
+pub fn check_count<T>(terms: &[T], least: usize, most: usize) -> Result<()> {
+    if (least..=most).contains(&terms.len()) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Plan, format!("{} models, expected {least} to {most}", terms.len())))
 }

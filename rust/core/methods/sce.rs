@@ -4,6 +4,7 @@
 use serde::Deserialize;
 
 use super::difference::{deltas, Loan, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use super::quantile::cut::{Cut, Each};
 use super::quantile::select::largest;
 use crate::error::Result;
@@ -11,7 +12,6 @@ use crate::kernels::elementwise::{elect_unweighted, variance};
 use crate::kernels::stats::dot;
 use crate::kernels::threshold::count_nonzero;
 use crate::kernels::{Level, Real};
-use crate::methods::method::{Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
 
@@ -51,6 +51,19 @@ fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Loan<R> {
 fn select<R: Real>(cut: &Cut, tile: &Tile<'_, R>, all: &mut [Vec<R>]) {
     let scores = variances(tile.level, all);
     all.iter_mut().for_each(|delta| cut.keep_by(tile.level, tile.first, &scores[0], delta));
+}
+
+impl Parameters for Sce {
+    type Name = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, usize::MAX)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for Sce {

@@ -4,9 +4,9 @@
 use serde::Deserialize;
 
 use super::difference::weighted_sum;
+use super::method::{check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
 use crate::kernels::Real;
-use crate::methods::method::{Computes, Method, State, Term};
 use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
@@ -22,6 +22,18 @@ pub struct TaskArithmetic {
 
 fn one() -> f64 {
     1.0
+}
+
+impl Parameters for TaskArithmetic {
+    type Name = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for TaskArithmetic {

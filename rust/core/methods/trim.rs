@@ -22,9 +22,9 @@ pub mod parameters;
 mod ranks;
 
 use dropped::{measure, Found, Words, WORDS};
-use parameters::{Drop, Rescale, TrimmedMethod};
+use parameters::{Drop, Rescale, TrimMethod};
 
-impl<R: Real> Method<R> for TrimmedMethod {
+impl<R: Real> Method<R> for TrimMethod {
     fn computes(&self) -> Computes {
         Computes::Step
     }

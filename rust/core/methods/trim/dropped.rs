@@ -3,7 +3,7 @@
 use super::by_rank;
 use super::coin::{chance, Coin};
 use super::mask::Mask;
-use super::parameters::{Drop, Rescale, TrimTerm, TrimmedMethod};
+use super::parameters::{Drop, Rescale, TrimMethod, TrimTerm};
 use super::ranks::ranks;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -55,7 +55,7 @@ impl Found {
     /// What is kept of term `index`; `words` gets the bits.
     pub fn kept<'a, R: Real>(
         &self,
-        method: &TrimmedMethod,
+        method: &TrimMethod,
         tile: &'a Tile<'_, R>,
         index: usize,
         words: &'a mut Words,
@@ -95,7 +95,7 @@ impl Found {
     /// Unreadable input.
     pub fn changed<R: Real>(
         &self,
-        method: &TrimmedMethod,
+        method: &TrimMethod,
         tensor: &Tensor<'_>,
         tile: &Tile<'_, R>,
         index: usize,
@@ -159,7 +159,7 @@ struct Part {
 /// # Errors
 /// Unreadable input.
 pub fn measure<R: Real>(
-    method: &TrimmedMethod,
+    method: &TrimMethod,
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
     found: &mut [Found],
@@ -192,7 +192,7 @@ pub fn measure<R: Real>(
 }
 
 /// Whether what is drawn is remembered from the look at the whole tensor.
-fn remembers(method: &TrimmedMethod, tensor: &Tensor<'_>) -> bool {
+fn remembers(method: &TrimMethod, tensor: &Tensor<'_>) -> bool {
     let looks = match method.drop {
         Drop::Random => method.parameters.rescale == Rescale::L1,
         Drop::Ranked => method.parameters.rescale != Rescale::Expectation,
@@ -204,7 +204,7 @@ fn remembers(method: &TrimmedMethod, tensor: &Tensor<'_>) -> bool {
 
 /// Row by row, with the masks of a drop by rank.
 fn ranked<R: Real>(
-    method: &TrimmedMethod,
+    method: &TrimMethod,
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
     found: &[Found],
@@ -237,7 +237,7 @@ fn ranked<R: Real>(
 
 /// Chunk by chunk, with the masks of a drop at random where they are to be remembered.
 fn by_chunk<R: Real>(
-    method: &TrimmedMethod,
+    method: &TrimMethod,
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
     found: &[Found],

@@ -6,6 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::kernels::masked_sum::{Masked, Sum};
 use crate::kernels::Real;
 use crate::methods::difference::Pair;
+use crate::methods::method::{Method, Parameters};
 use crate::tensor::Tile;
 
 /// Which elements are dropped.
@@ -65,7 +66,7 @@ fn one() -> f64 {
 /// Parameters as the plan has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Trimmed {
+pub struct Trim {
     /// The models, in order.
     pub terms: Vec<TrimTerm>,
     /// Divide by the weights of those that agree.
@@ -81,21 +82,19 @@ pub struct Trimmed {
 
 /// The parameters with the two ways that the method's name stands for.
 #[derive(Clone, Debug)]
-pub struct TrimmedMethod {
+pub struct TrimMethod {
     /// Parameters.
-    pub parameters: Trimmed,
+    pub parameters: Trim,
     /// What is dropped.
     pub drop: Drop,
     /// How the rest is added up.
     pub sum: Sum,
 }
 
-impl Trimmed {
-    /// Ranges of the parameters.
-    ///
-    /// # Errors
-    /// `Kind::Plan` naming the parameter.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for Trim {
+    type Name = (Drop, Sum);
+
+    fn check(&self, _name: (Drop, Sum), inputs: usize) -> Result<()> {
         for term in &self.terms {
             let share = |x: f64| (0.0..=1.0).contains(&x);
             let fine = term.model < inputs
@@ -109,6 +108,11 @@ impl Trimmed {
             }
         }
         Ok(())
+    }
+
+    fn method<R: Real>(&self, name: (Drop, Sum)) -> Box<dyn Method<R>> {
+        let (drop, sum) = name;
+        Box::new(TrimMethod { parameters: self.clone(), drop, sum })
     }
 }
 
@@ -139,7 +143,7 @@ impl TrimTerm {
     }
 }
 
-impl TrimmedMethod {
+impl TrimMethod {
     /// Where the differences come from.
     pub fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
         self.parameters.terms.iter().map(TrimTerm::pairs)
