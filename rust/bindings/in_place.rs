@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::error::{Error, Kind};
 use taskvec_core::in_place::{digests, in_place as add, InPlace};
-use taskvec_core::storage::sources::{Buffer, Buffers};
+use taskvec_core::storage::source::{Buffer, Buffers};
 
 use crate::errors::raise;
 use crate::watch::watch;

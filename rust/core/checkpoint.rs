@@ -185,9 +185,12 @@ impl Checkpoint {
     /// # Errors
     /// `Kind::NotFound`.
     pub fn get(&self, name: &str) -> Result<TensorRef<'_>> {
-        self.table
-            .get(name)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder))
+        self.table.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The error for a name that no tensor has.
+    pub(crate) fn missing(&self, name: &str) -> Error {
+        Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder)
     }
 
     /// A tensor by name, if there is one.

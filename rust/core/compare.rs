@@ -18,8 +18,9 @@ use crate::monitor::Monitor;
 use crate::plan::FORMAT;
 use crate::run::report::text;
 use crate::storage::input::Input;
+use crate::storage::source::Buffers;
 use crate::storage::source::Source;
-use crate::storage::sources::{Buffers, Sources};
+use crate::storage::sources::Sources;
 use crate::tensor::Tile;
 use crate::tensor::{next_id, Tensor, CHUNK};
 use crate::threads::{each, pool};
@@ -61,7 +62,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
         let elements: u64 = shape.iter().product();
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),
-            Some(_) => sources.logical(&plan.sources, *source, stored, shape, elements),
+            Some(_) => sources.input(&plan.sources, (*source, stored), shape, elements),
         };
         inputs.push(from.iter().map(open).collect::<Result<_>>()?);
     }
@@ -102,7 +103,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
         let mut total = PairSums::default();
         chunks.iter().for_each(|chunk| total.merge(chunk));
         *lock(&sums[index]) = total;
-        inputs[index].iter().for_each(|input| input.behind(0..tensor.elements));
+        inputs[index].iter().for_each(|input| input.storage().behind(0..tensor.elements));
         monitor.advance(cost(index));
         Ok(())
     };

@@ -9,7 +9,8 @@ use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::run::block::{Block, Worker};
 use crate::run::program::{Program, Step};
-use crate::storage::sources::{Buffers, Sources};
+use crate::storage::source::Buffers;
+use crate::storage::sources::Sources;
 use crate::threads::{each, pool};
 use crate::threads::{lock, Threads};
 

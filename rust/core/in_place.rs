@@ -14,8 +14,11 @@ use crate::plan::job::Job;
 use crate::plan::Plan;
 use crate::run::program::Program;
 use crate::run::tile::{Place, Span, Target, Tiler};
-use crate::storage::input::{Chunk, Input, Scratch};
-use crate::storage::sources::{Buffers, Sources};
+use crate::storage::chunk::{Chunk, Scratch};
+use crate::storage::input::Input;
+use crate::storage::source::Buffers;
+use crate::storage::sources::Sources;
+use crate::storage::Storage;
 use crate::threads::lock;
 use crate::threads::pool;
 
@@ -89,13 +92,13 @@ pub fn digests(data: &[&[u8]], threads: usize) -> Result<Vec<String>> {
 fn onto_itself<'a>(plan: &Plan, sources: &'a Sources<'_>, job: &Job) -> Result<Box<[Input<'a>]>> {
     let others = job.inputs[1..].iter();
     let opened = others
-        .map(|(source, name)| sources.logical(&plan.sources, *source, name, &job.shape, job.elements))
+        .map(|(source, name)| sources.input(&plan.sources, (*source, name), &job.shape, job.elements))
         .collect::<Result<Vec<_>>>()?;
-    Ok([Input::own(job.dtype, job.elements)].into_iter().chain(opened).collect())
+    Ok([Input::target(job.target())].into_iter().chain(opened).collect())
 }
 
 fn check_length(job: &Job, bytes: &[u8]) -> Result<()> {
-    let expected = job.elements * job.dtype.size() as u64;
+    let expected = job.target().bytes(&(0..job.elements));
     if bytes.len() as u64 == expected {
         return Ok(());
     }
@@ -202,11 +205,9 @@ impl Work<'_> {
             (piece.bytes, &mut spare[..tile])
         };
         let mut chunks = Vec::with_capacity(program.inputs.len());
-        for (input, scratch) in program.inputs.iter().zip(scratch) {
-            chunks.push(match input.is_own() {
-                true => Chunk::Dense { dtype, bytes: own },
-                false => input.open(elements.clone(), scratch)?,
-            });
+        chunks.push(Chunk::Plain { dtype, bytes: own });
+        for (input, scratch) in program.inputs.iter().zip(scratch).skip(1) {
+            chunks.push(input.open(elements.clone(), scratch)?);
         }
         let place = Place::new(program, self.non_finite, self.plan.stochastic);
         for at in (0..n).step_by(TILE) {
@@ -222,7 +223,7 @@ impl Work<'_> {
                 &mut [Target { alpha, output: 0, bytes, survival: write.then_some(&mut survival) }],
             )?;
         }
-        program.inputs.iter().for_each(|input| input.behind(elements.clone()));
+        program.inputs.iter().for_each(|input| input.storage().behind(elements.clone()));
         self.monitor.advance(program.inputs.iter().map(|input| input.cost(n as u64)).sum());
         Ok(survival)
     }

@@ -17,7 +17,8 @@ use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
 use crate::output::shard::{copy_whole, Sharing};
 use crate::plan::layout::Layout;
 use crate::plan::{Output, Plan};
-use crate::storage::sources::{Buffers, Sources};
+use crate::storage::source::Buffers;
+use crate::storage::sources::Sources;
 use crate::threads::{lock, one_by_one, pool, Threads};
 
 pub mod block;

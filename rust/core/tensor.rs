@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::NonFinite;
 use crate::monitor::Monitor;
-use crate::storage::input::{Chunk, Input, Scratch};
+use crate::storage::chunk::{Chunk, Scratch};
+use crate::storage::input::Input;
 use crate::threads::{each as each_of, lock, together, Threads};
 
 /// Elements of one chunk of a pass: sums are kept per chunk and added in index order, whatever the thread count.

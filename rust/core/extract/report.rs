@@ -3,7 +3,8 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{File, Item};
+use super::files::File;
+use super::item::Item;
 use crate::measure::number;
 use crate::output::folder::OutputFolder;
 

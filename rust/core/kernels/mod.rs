@@ -20,4 +20,4 @@ pub mod threshold;
 pub mod widen;
 
 pub use dispatch::Level;
-pub use real::{Real, LANES, TILE};
+pub use real::{Floats, Real, LANES, TILE};

@@ -51,13 +51,23 @@ pub trait Real:
     fn is_same(self, other: Self) -> bool;
     /// The bit pattern without the sign: in the order of the magnitudes.
     fn magnitude_bits(self) -> u64;
+    /// The same slice, its compute type named: for what is called through a table.
+    fn floats(slice: &mut [Self]) -> Floats<'_>;
     /// This thread's buffers that nothing uses: allocating and zeroing them for every tile would cost as much as the
     /// arithmetic.
     fn spare<T>(then: impl FnOnce(&mut Vec<Vec<Self>>) -> T) -> T;
 }
 
+/// A slice of either compute type.
+pub enum Floats<'a> {
+    /// Narrow.
+    F32(&'a mut [f32]),
+    /// Wide.
+    F64(&'a mut [f64]),
+}
+
 macro_rules! real {
-    ($t:ty, $narrow:expr, $mask:expr) => {
+    ($t:ty, $floats:path, $narrow:expr, $mask:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -103,6 +113,10 @@ macro_rules! real {
             fn magnitude_bits(self) -> u64 {
                 u64::from(self.to_bits() & $mask)
             }
+            #[inline(always)]
+            fn floats(slice: &mut [Self]) -> Floats<'_> {
+                $floats(slice)
+            }
             fn spare<T>(then: impl FnOnce(&mut Vec<Vec<Self>>) -> T) -> T {
                 thread_local! {
                     static SPARE: RefCell<Vec<Vec<$t>>> = const { RefCell::new(Vec::new()) };
@@ -112,5 +126,5 @@ macro_rules! real {
         }
     };
 }
-real!(f32, true, 0x7FFF_FFFF);
-real!(f64, false, 0x7FFF_FFFF_FFFF_FFFF);
+real!(f32, Floats::F32, true, 0x7FFF_FFFF);
+real!(f64, Floats::F64, false, 0x7FFF_FFFF_FFFF_FFFF);

@@ -114,7 +114,7 @@ pub fn read_deltas<R: Real>(tensor: &Tensor<'_>, range: std::ops::Range<u64>, pa
 }
 
 fn read<R: Real>(tensor: &Tensor<'_>, level: Level, range: std::ops::Range<u64>, input: usize) -> Result<Vec<R>> {
-    let mut scratch = crate::storage::input::Scratch::default();
+    let mut scratch = crate::storage::chunk::Scratch::default();
     let mut out = vec![R::ZERO; (range.end - range.start) as usize];
     let chunk = tensor.inputs[input].open(range, &mut scratch)?;
     for (index, tile) in out.chunks_mut(TILE).enumerate() {

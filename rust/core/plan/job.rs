@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::dtype::Dtype;
+use crate::storage::target::Target;
 
 /// One output tensor.
 #[derive(Clone, Debug)]
@@ -21,4 +22,11 @@ pub struct Job {
     pub inputs: Box<[(usize, Arc<str>)]>,
     /// Elements.
     pub elements: u64,
+}
+
+impl Job {
+    /// How it is stored in the output.
+    pub fn target(&self) -> Target {
+        Target { dtype: self.dtype, elements: self.elements }
+    }
 }

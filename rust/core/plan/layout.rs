@@ -2,6 +2,7 @@
 
 use super::job::Job;
 use crate::header;
+use crate::storage::Storage;
 
 /// Data of every output shard starts at a multiple of this many bytes.
 pub(crate) const ALIGN: usize = 4096;
@@ -44,7 +45,7 @@ impl Layout {
             let mut at = header.len() as u64;
             for job in first..next {
                 offsets[job] = at;
-                at += jobs[job].elements * jobs[job].dtype.size() as u64;
+                at += jobs[job].target().bytes(&(0..jobs[job].elements));
             }
             shards.push(Shard { name: name.clone(), header, size: at, jobs: first..next });
         }

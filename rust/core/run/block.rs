@@ -10,7 +10,9 @@ use crate::plan::layout::Layout;
 use crate::plan::Plan;
 use crate::run::program::{Arithmetic, Program, Step};
 use crate::run::tile::{Place, Span, Target, Tiler};
-use crate::storage::input::Scratch;
+use crate::storage::chunk::Scratch;
+use crate::storage::input::Input;
+use crate::storage::Storage;
 
 /// Room on either side of a block for the rest of an element that a block boundary cuts.
 const SLACK: usize = 8;
@@ -58,31 +60,26 @@ impl Block {
 
     /// The elements of `job` that this block holds, cut ones included.
     fn elements(&self, job: usize, layout: &Layout, program: &Program<'_>) -> Range<u64> {
-        let (size, offset) = (program.job.dtype.size() as u64, layout.offsets[job]);
-        let end = offset + program.job.elements * size;
+        let (target, offset) = (program.job.target(), layout.offsets[job]);
+        let end = offset + target.bytes(&(0..target.elements));
         let (from, to) = (self.start.max(offset), self.end.min(end));
         if from >= to {
             return 0..0;
         }
-        (from - offset) / size..(to - offset).div_ceil(size)
+        target.elements_in(from - offset..to - offset)
     }
 
     /// Asks for the inputs of this block ahead of time.
     pub fn advise(&self, layout: &Layout, programs: &[Program<'_>]) {
-        self.each_input(layout, programs, |input, elements| input.ahead(elements));
+        self.each_input(layout, programs, |input, elements| input.storage().ahead(elements));
     }
 
     /// Lets go of the inputs of this block.
     pub fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>]) {
-        self.each_input(layout, programs, |input, elements| input.behind(elements));
+        self.each_input(layout, programs, |input, elements| input.storage().behind(elements));
     }
 
-    fn each_input(
-        &self,
-        layout: &Layout,
-        programs: &[Program<'_>],
-        each: impl Fn(&crate::storage::input::Input<'_>, Range<u64>),
-    ) {
+    fn each_input(&self, layout: &Layout, programs: &[Program<'_>], each: impl Fn(&Input<'_>, Range<u64>)) {
         for job in self.jobs.clone() {
             let elements = self.elements(job, layout, &programs[job]);
             // Small tensors are not worth a system call.
@@ -164,23 +161,24 @@ impl Worker {
             if elements.is_empty() {
                 continue;
             }
-            let (size, offset) = (program.job.dtype.size() as u64, layout.offsets[index]);
-            let owned = elements.start.max(block.start.saturating_sub(offset).div_ceil(size));
-            let at = (SLACK as u64 + offset + elements.start * size - block.start) as usize;
+            let (target, offset) = (program.job.target(), layout.offsets[index]);
+            let owned = elements.start.max(target.first_from(block.start.saturating_sub(offset)));
+            let at = (SLACK as u64 + offset + target.bytes(&(0..elements.start)) - block.start) as usize;
             read += program.inputs.iter().map(|input| input.cost(elements.end - owned)).sum::<u64>();
             let part = Part { elements, owned, at, steps };
             match &program.arithmetic {
-                Arithmetic::Raw => self.copy(program, &part, size)?,
+                Arithmetic::Raw => self.copy(program, &part)?,
                 _ => self.calculate(&Place::new(program, non_finite, plan.stochastic), &part)?,
             }
         }
         Ok(read)
     }
 
-    fn copy(&mut self, program: &Program<'_>, part: &Part<'_>, size: u64) -> Result<()> {
+    fn copy(&mut self, program: &Program<'_>, part: &Part<'_>) -> Result<()> {
         self.scratch.resize_with(self.scratch.len().max(1), Scratch::default);
-        let range = part.elements.start * size..part.elements.end * size;
-        if let Some(bytes) = program.inputs[0].raw(range, &mut self.scratch[0])? {
+        let n = (part.elements.end - part.elements.start) as usize;
+        let chunk = program.inputs[0].open(part.elements.clone(), &mut self.scratch[0])?;
+        if let Some(bytes) = chunk.stored(program.job.dtype, 0, n) {
             for buffer in &mut self.buffers[..part.steps.len()] {
                 buffer[part.at..part.at + bytes.len()].copy_from_slice(bytes);
             }
@@ -208,7 +206,8 @@ impl Worker {
                 measured.push((program.index, Survival::default()));
             }
         }
-        let size = program.job.dtype.size();
+        let target = program.job.target();
+        let size = target.bytes(&(0..1)) as usize;
         let mut first = part.elements.start;
         while first < part.elements.end {
             // An element that the block boundary cuts makes a tile of its own, which is not measured.

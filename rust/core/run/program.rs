@@ -75,7 +75,7 @@ impl<'a> Program<'a> {
         let mut methods = Methods::default();
         let make = |(index, job): (usize, &'a Job)| {
             let open = |(source, name): &(usize, Arc<str>)| {
-                sources.logical(&plan.sources, *source, name, &job.shape, job.elements)
+                sources.input(&plan.sources, (*source, name), &job.shape, job.elements)
             };
             let inputs: Box<[Input<'a>]> = job.inputs.iter().map(open).collect::<Result<_>>()?;
             let arithmetic = methods.arithmetic(plan, job, &inputs)?;

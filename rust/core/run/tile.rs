@@ -8,14 +8,15 @@ use crate::error::Result;
 use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm, CANCELLED};
 use crate::kernels::fused::stored::{step_stored_bf16, StoredTerm, TERMS};
 use crate::kernels::fused::tiles::step_tiles_bf16;
-use crate::kernels::narrow::{narrow, Rounding};
+use crate::kernels::narrow::Rounding;
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
 use crate::run::program::{Arithmetic, Program};
-use crate::storage::input::Chunk;
+use crate::storage::chunk::Chunk;
+use crate::storage::Storage;
 use crate::tensor::Tensor;
 use crate::tensor::Tile;
 
@@ -248,7 +249,8 @@ impl Tiler {
         }
         let sum = method.and_then(Method::sum_of);
         // What α = 0 leaves alone is copied as it is stored.
-        let stored = (stepped && finite).then(|| chunks[0].stored(program.job.dtype, at, n)).flatten();
+        let target = program.job.target();
+        let stored = (stepped && finite).then(|| chunks[0].stored(target.dtype, at, n)).flatten();
         let short = R::IS_F32 && place.is_short(span);
         // What does not depend on α is measured once.
         let mut first: Option<StepSums> = None;
@@ -292,7 +294,7 @@ impl Tiler {
                 }
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
-            let finite = narrow(level, program.job.dtype, out, rounding, output.bytes);
+            let finite = target.encode(level, R::floats(out), rounding, output.bytes)?;
             if !counted {
                 continue;
             }

@@ -1,7 +1,9 @@
 //! The three ways to store a difference: dense, bit mask and values, sorted flat indices and values.
 
 use crate::dtype::Dtype;
-use crate::kernels::encode::Facts;
+use crate::kernels::encode::{compact, Facts};
+use crate::kernels::narrow::{narrow, Rounding};
+use crate::kernels::{Level, TILE};
 
 /// Which elements are kept, and how their places are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,30 +95,75 @@ impl Encoding {
         }
     }
 
-    /// The places of one chunk as stored, and where they go, counted from the first byte of the places: `places` are
-    /// counted from element `first` (a multiple of 8), `n` is the chunk's length, `rank` the values before it.
-    pub fn places(&self, places: &[u32], first: u64, n: usize, rank: u64) -> (Vec<u8>, u64) {
-        match self.form {
-            Form::Zero | Form::Dense => (Vec::new(), 0),
+    /// What is stored of one chunk of `n` elements, of which `changed` are not zero; to be filled tile by tile.
+    pub fn chunk(&self, n: usize, changed: u64) -> ChunkWriter<'_> {
+        let (values, places) = match self.form {
+            Form::Dense => (n, 0),
+            Form::Zero | Form::Mask | Form::Index => (changed as usize, changed as usize),
+        };
+        let (values, places) = (Vec::with_capacity(values * self.dtype.size()), Vec::with_capacity(places));
+        ChunkWriter { encoding: self, n, values, places, here: [0; TILE] }
+    }
+}
+
+/// One chunk of differences on its way to the file.
+pub struct ChunkWriter<'e> {
+    encoding: &'e Encoding,
+    n: usize,
+    values: Vec<u8>,
+    /// Counted from the chunk's first element.
+    places: Vec<u32>,
+    /// Those of one tile, counted from its first element.
+    here: [u32; TILE],
+}
+
+impl ChunkWriter<'_> {
+    /// Takes in the tile of differences that begins with element `at` of the chunk, and leaves anything in it.
+    pub fn tile(&mut self, level: Level, at: usize, delta: &mut [f64]) {
+        let Encoding { form, dtype, .. } = *self.encoding;
+        let count = if form == Form::Dense {
+            delta.len()
+        } else {
+            let count = compact(delta, &mut self.here);
+            self.places.extend(self.here[..count].iter().map(|place| at as u32 + place));
+            count
+        };
+        let end = self.values.len();
+        self.values.resize(end + count * dtype.size(), 0);
+        narrow(level, dtype, &mut delta[..count], Rounding::Nearest, &mut self.values[end..]);
+    }
+
+    /// The values as stored, and where they go, counted from the first byte of all: the chunk begins with element
+    /// `first`, `rank` values come before it.
+    pub fn values(&self, first: u64, rank: u64) -> (&[u8], u64) {
+        let before = if self.encoding.form == Form::Dense { first } else { rank };
+        (&self.values, before * self.encoding.dtype.size() as u64)
+    }
+
+    /// The places in the same way, where there are any; `first` is a multiple of 8.
+    pub fn places(&self, first: u64, rank: u64) -> Option<(Vec<u8>, u64)> {
+        match self.encoding.form {
+            Form::Zero | Form::Dense => None,
             Form::Mask => {
-                let mut mask = vec![0u8; n.div_ceil(8)];
-                for place in places {
+                let mut mask = vec![0u8; self.n.div_ceil(8)];
+                for place in &self.places {
                     mask[*place as usize / 8] |= 1 << (place % 8);
                 }
-                (mask, first / 8)
+                Some((mask, first / 8))
             }
             Form::Index => {
-                let indices = places.iter().map(|place| first + u64::from(*place));
-                (self.index_bytes(indices), rank * self.index.size() as u64)
+                let (index, places) = (self.encoding.index, self.places.iter());
+                let indices = places.map(|place| first + u64::from(*place));
+                Some((index_bytes(index, indices), rank * index.size() as u64))
             }
         }
     }
+}
 
-    /// Indices as stored.
-    pub fn index_bytes(&self, indices: impl Iterator<Item = u64>) -> Vec<u8> {
-        match self.index {
-            Dtype::I32 => indices.flat_map(|index| (index as i32).to_le_bytes()).collect(),
-            _ => indices.flat_map(|index| index.to_le_bytes()).collect(),
-        }
+/// Indices as stored.
+pub(super) fn index_bytes(dtype: Dtype, indices: impl Iterator<Item = u64>) -> Vec<u8> {
+    match dtype {
+        Dtype::I32 => indices.flat_map(|index| (index as i32).to_le_bytes()).collect(),
+        _ => indices.flat_map(|index| index.to_le_bytes()).collect(),
     }
 }

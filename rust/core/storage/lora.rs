@@ -3,19 +3,24 @@
 
 use std::ops::Range;
 
+use super::chunk::{Chunk, Scratch, Tiles};
+use super::part::Part;
+use super::source::{Factors, SourceKind};
+use super::wanted::Wanted;
+use super::Storage;
+use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::add_scaled;
 use crate::kernels::widen::widen;
-use crate::kernels::{Level, Real, TILE};
-use crate::storage::sparse::Stored;
+use crate::kernels::{Floats, Level, Real, TILE};
 
 /// The two factors of one weight.
 #[derive(Clone, Copy)]
 pub struct Lora<'a> {
     /// A, of shape [rank, inputs].
-    a: Stored<'a>,
+    a: Part<'a>,
     /// B, of shape [outputs, rank].
-    b: Stored<'a>,
+    b: Part<'a>,
     rank: usize,
     /// Length of the weight's last dimension.
     columns: usize,
@@ -40,8 +45,8 @@ impl<'a> Lora<'a> {
     pub fn new(
         name: &str,
         shape: &[u64],
-        a: (Stored<'a>, &[u64]),
-        b: (Stored<'a>, &[u64]),
+        a: (Part<'a>, &[u64]),
+        b: (Part<'a>, &[u64]),
         scale: f64,
         transposed: bool,
     ) -> Result<Lora<'a>> {
@@ -64,26 +69,98 @@ impl<'a> Lora<'a> {
         let (rank, columns) = (b_shape[1] as usize, columns as usize);
         Ok(Lora { a, b, rank, columns, scale, transposed })
     }
+}
 
-    /// Bytes of both factors.
-    pub fn bytes(&self) -> u64 {
-        [self.a, self.b].iter().map(|stored| stored.elements * stored.dtype.size() as u64).sum()
+/// A weight with an adapter's change on top, or that change alone.
+struct Adapted<'a> {
+    lora: Lora<'a>,
+    base: Option<Box<dyn Storage + 'a>>,
+    elements: u64,
+}
+
+struct AdaptedChunk<'a> {
+    lora: LoraChunk<'a>,
+    base: Option<Chunk<'a>>,
+}
+
+/// Of a tensor of an adapter: where its factors are, if it has any of this tensor. None where the source is none.
+///
+/// # Errors
+/// `Kind::Plan` where it is added to something that is not a checkpoint.
+pub fn factors<'w>(wanted: &Wanted<'w, '_>) -> Result<Option<Option<&'w Factors>>> {
+    if wanted.source.kind != SourceKind::Lora {
+        return Ok(None);
+    }
+    wanted.base()?;
+    Ok(Some(wanted.source.factors.get(wanted.name)))
+}
+
+/// The change that these factors make, on top of `base` or alone.
+///
+/// # Errors
+/// Factors that are not there, or do not make up a weight of that shape.
+pub fn over<'a>(
+    wanted: &Wanted<'_, 'a>,
+    factors: Option<&Factors>,
+    base: Option<Box<dyn Storage + 'a>>,
+) -> Result<Box<dyn Storage + 'a>> {
+    let Wanted { name, shape, elements, opened, .. } = *wanted;
+    let Some(Factors(a, b, scale, transposed)) = factors else {
+        return Err(Error::new(Kind::Plan, format!("the adapter has no factors of `{}`", name.escape_debug())));
+    };
+    let lora = Lora::new(name, shape, opened.get(a)?, opened.get(b)?, *scale, *transposed)?;
+    Ok(Box::new(Adapted { lora, base, elements }))
+}
+
+impl Storage for Adapted<'_> {
+    fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = self.base.as_ref().map_or_else(Vec::new, |base| base.parts());
+        parts.extend([self.lora.a, self.lora.b]);
+        parts
     }
 
-    /// Brings both factors into memory for `elements` of the weight.
-    ///
-    /// # Errors
-    /// Where the file was truncated or cannot be read.
-    pub fn open<'s>(
-        &'s self,
-        elements: Range<u64>,
-        a_scratch: &'s mut Vec<u8>,
-        b_scratch: &'s mut Vec<u8>,
-    ) -> Result<LoraChunk<'s>> {
-        let all = |stored: &Stored<'_>| stored.range(0..stored.elements);
-        let a = self.a.file.read(all(&self.a), a_scratch)?;
-        let b = self.b.file.read(all(&self.b), b_scratch)?;
-        Ok(LoraChunk { lora: self, a, b, first: elements.start })
+    fn elements(&self) -> u64 {
+        self.elements
+    }
+
+    fn dtype(&self) -> Dtype {
+        // Alone it leaves the compute type to the target.
+        self.base.as_ref().map_or(Dtype::BF16, |base| base.dtype())
+    }
+
+    fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
+        let ([a, b, ..], under) = scratch.layers();
+        let Lora { a: first, b: second, .. } = &self.lora;
+        let lora = LoraChunk {
+            lora: &self.lora,
+            a: first.read(0..first.elements, a)?,
+            b: second.read(0..second.elements, b)?,
+            first: elements.start,
+        };
+        let base = self.base.as_ref().map(|base| base.open(elements, under)).transpose()?;
+        Ok(Chunk::Tiles(Box::new(AdaptedChunk { lora, base })))
+    }
+}
+
+impl AdaptedChunk<'_> {
+    fn compute<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+        let finite = match &self.base {
+            Some(base) => base.tile(level, at, out),
+            None => {
+                out.fill(R::ZERO);
+                true
+            }
+        };
+        self.lora.add(level, at, out) && finite
+    }
+}
+
+impl Tiles for AdaptedChunk<'_> {
+    fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool {
+        match out {
+            Floats::F32(out) => self.compute(level, at, out),
+            Floats::F64(out) => self.compute(level, at, out),
+        }
     }
 }
 
@@ -121,12 +198,12 @@ impl LoraChunk<'_> {
     }
 }
 
-fn run<R: Real>(level: Level, stored: &Stored<'_>, bytes: &[u8], from: usize, out: &mut [R]) -> bool {
+fn run<R: Real>(level: Level, stored: &Part<'_>, bytes: &[u8], from: usize, out: &mut [R]) -> bool {
     let size = stored.dtype.size();
     widen(level, stored.dtype, &bytes[from * size..(from + out.len()) * size], out)
 }
 
-fn strided<R: Real>(level: Level, stored: &Stored<'_>, bytes: &[u8], from: usize, step: usize, out: &mut [R]) -> bool {
+fn strided<R: Real>(level: Level, stored: &Part<'_>, bytes: &[u8], from: usize, step: usize, out: &mut [R]) -> bool {
     let mut finite = true;
     for (i, slot) in out.iter_mut().enumerate() {
         finite &= run(level, stored, bytes, from + i * step, std::slice::from_mut(slot));
@@ -134,7 +211,7 @@ fn strided<R: Real>(level: Level, stored: &Stored<'_>, bytes: &[u8], from: usize
     finite
 }
 
-fn one<R: Real>(level: Level, stored: &Stored<'_>, bytes: &[u8], at: usize) -> R {
+fn one<R: Real>(level: Level, stored: &Part<'_>, bytes: &[u8], at: usize) -> R {
     let mut value = [R::ZERO];
     run(level, stored, bytes, at, &mut value);
     value[0]

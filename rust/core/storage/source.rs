@@ -1,8 +1,10 @@
-//! Where a plan reads from, as the plan has it.
+//! Where a plan reads from: what the plan says of it, and what the embedding process holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
+
+use crate::dtype::Dtype;
 
 /// A checkpoint, a saved vector or an adapter.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,3 +43,17 @@ pub enum SourceKind {
     /// Tensors that the embedding process holds and hands over with the plan.
     Memory,
 }
+
+/// A tensor that the embedding process holds.
+#[derive(Clone, Debug)]
+pub struct Buffer<'a> {
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its elements in row-major order, little-endian.
+    pub bytes: &'a [u8],
+}
+
+/// The tensors of a source of kind [`SourceKind::Memory`], by name.
+pub type Buffers<'a> = HashMap<String, Buffer<'a>>;

@@ -7,36 +7,20 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::chunk::{Chunk, Scratch, Tiles};
+use super::part::Part;
+use super::source::SourceKind;
+use super::wanted::Wanted;
+use super::Storage;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::file::mapped::Mapped;
 use crate::kernels::widen::widen;
-use crate::kernels::{Level, Real, TILE};
+use crate::kernels::{Floats, Level, Real, TILE};
 
 /// Elements between two entries of the directory.
 const STEP: u64 = 1 << 16;
 /// Bytes looked at together while checking.
 const PIECE: u64 = 1 << 20;
-
-/// A stored run of elements.
-#[derive(Clone, Copy)]
-pub struct Stored<'a> {
-    /// The file that holds it.
-    pub file: &'a Mapped,
-    /// Where it begins.
-    pub offset: u64,
-    /// Its element type.
-    pub dtype: Dtype,
-    /// Elements.
-    pub elements: u64,
-}
-
-impl Stored<'_> {
-    pub(crate) fn range(&self, elements: Range<u64>) -> Range<u64> {
-        let size = self.dtype.size() as u64;
-        self.offset + elements.start * size..self.offset + elements.end * size
-    }
-}
 
 /// How the places of the values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +34,9 @@ pub enum Places {
 /// A tensor with few values.
 pub struct Sparse<'a> {
     /// The values that are not zero, in element order.
-    pub values: Stored<'a>,
-    places: Stored<'a>,
+    values: Part<'a>,
+    places: Part<'a>,
+    elements: u64,
     kind: Places,
     /// Values before element `i · STEP`.
     ranks: Vec<u64>,
@@ -67,6 +52,8 @@ pub struct SparseChunk<'a> {
     skip: usize,
     values: &'a [u8],
     dtype: Dtype,
+    /// What stands where no value is stored.
+    otherwise: f64,
     /// Where the last tile ended: (element in the chunk, values used).
     cursor: Cell<(usize, usize)>,
 }
@@ -77,13 +64,7 @@ impl<'a> Sparse<'a> {
     /// # Errors
     /// `Kind::Format` naming `name` and what is wrong: a mask of another length or population, indices that are not
     /// sorted, occur twice or lie outside.
-    pub fn check(
-        name: &str,
-        elements: u64,
-        kind: Places,
-        places: Stored<'a>,
-        values: Stored<'a>,
-    ) -> Result<Sparse<'a>> {
+    pub fn check(name: &str, elements: u64, kind: Places, places: Part<'a>, values: Part<'a>) -> Result<Sparse<'a>> {
         let wrong = |what: String| {
             let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
             error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
@@ -91,7 +72,8 @@ impl<'a> Sparse<'a> {
         if !values.dtype.is_float() {
             return Err(wrong(format!("values are {}, not of a floating-point type", values.dtype)));
         }
-        let mut sparse = Sparse { values, places, kind, ranks: Vec::with_capacity((elements / STEP + 2) as usize) };
+        let mut sparse =
+            Sparse { values, places, elements, kind, ranks: Vec::with_capacity((elements / STEP + 2) as usize) };
         let found = match kind {
             Places::Mask => {
                 if places.dtype != Dtype::U8 || places.elements != elements.div_ceil(8) {
@@ -120,29 +102,19 @@ impl<'a> Sparse<'a> {
         Ok(sparse)
     }
 
-    /// Bytes stored.
-    pub fn bytes(&self) -> u64 {
-        self.values.elements * self.values.dtype.size() as u64 + self.places_bytes()
-    }
-
-    /// Bytes of the places.
-    pub fn places_bytes(&self) -> u64 {
-        self.places.elements * self.places.dtype.size() as u64
-    }
-
     fn count_mask(&mut self, elements: u64) -> Result<(u64, bool)> {
         let mut scratch = Vec::new();
         let (mut count, mut last) = (0u64, 0u8);
         let mut at = 0;
         while at < self.places.elements {
             let range = at..(at + PIECE).min(self.places.elements);
-            let bytes = self.places.file.read(self.places.range(range.clone()), &mut scratch)?;
+            let bytes = self.places.read(range.clone(), &mut scratch)?;
             for step in bytes.chunks((STEP / 8) as usize) {
                 self.ranks.push(count);
                 count += ones(step);
                 last = step.last().copied().unwrap_or(0);
             }
-            self.places.file.drop_behind(self.places.range(range.clone()));
+            self.places.behind(range.clone());
             at = range.end;
         }
         self.ranks.push(count);
@@ -156,7 +128,7 @@ impl<'a> Sparse<'a> {
         let size = self.places.dtype.size() as u64;
         while at < self.places.elements {
             let range = at..(at + PIECE / size).min(self.places.elements);
-            let bytes = self.places.file.read(self.places.range(range.clone()), &mut scratch)?;
+            let bytes = self.places.read(range.clone(), &mut scratch)?;
             for (i, raw) in bytes.chunks_exact(size as usize).enumerate() {
                 let signed = integer(raw);
                 let index = u64::try_from(signed).ok().filter(|index| *index < elements);
@@ -179,13 +151,15 @@ impl<'a> Sparse<'a> {
         Ok(self.places.elements)
     }
 
-    /// Brings `elements` into memory; the buffers are for files that are not mapped.
+    /// Brings `elements` into memory, `otherwise` where no value is stored; the buffers are for files that are not
+    /// mapped.
     ///
     /// # Errors
     /// Where the file was truncated or cannot be read.
-    pub fn open<'s>(
+    pub fn range<'s>(
         &'s self,
         elements: Range<u64>,
+        otherwise: f64,
         places: &'s mut Vec<u8>,
         values: &'s mut Vec<u8>,
     ) -> Result<SparseChunk<'s>> {
@@ -197,7 +171,7 @@ impl<'a> Sparse<'a> {
         match self.kind {
             Places::Mask => {
                 let start = low as u64 * STEP / 8;
-                let bytes = self.places.file.read(self.places.range(start..elements.end.div_ceil(8)), places)?;
+                let bytes = self.places.read(start..elements.end.div_ceil(8), places)?;
                 skip = (elements.start - low as u64 * STEP) as usize;
                 from += ones_before(bytes, skip);
                 to = to.min(from + ones_before(&bytes[skip / 8..], bytes.len() * 8 - skip / 8 * 8));
@@ -205,7 +179,7 @@ impl<'a> Sparse<'a> {
                 skip %= 8;
             }
             Places::Index => {
-                let bytes = self.places.file.read(self.places.range(from..to), places)?;
+                let bytes = self.places.read(from..to, places)?;
                 let size = self.places.dtype.size();
                 let count = bytes.len() / size;
                 let index = |i: usize| integer(&bytes[i * size..(i + 1) * size]) as u64;
@@ -216,7 +190,7 @@ impl<'a> Sparse<'a> {
                 skip = 0;
             }
         }
-        let values = self.values.file.read(self.values.range(from..to), values)?;
+        let values = self.values.read(from..to, values)?;
         Ok(SparseChunk {
             kind: self.kind,
             places: stored,
@@ -225,8 +199,51 @@ impl<'a> Sparse<'a> {
             skip,
             values,
             dtype: self.values.dtype,
+            otherwise,
             cursor: Cell::new((0, 0)),
         })
+    }
+}
+
+/// A tensor of a saved vector of which only the elements that are not zero are stored, if it is one.
+///
+/// # Errors
+/// As [`Sparse::check`].
+pub fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>> {
+    if wanted.source.kind != SourceKind::Vector {
+        return Ok(None);
+    }
+    let places = wanted.part("mask").map(|mask| (Places::Mask, mask));
+    let places = places.or_else(|| wanted.part("indices").map(|indices| (Places::Index, indices)));
+    let (Some((kind, places)), Some(values)) = (places, wanted.part("values")) else { return Ok(None) };
+    Ok(Some(Box::new(Sparse::check(wanted.name, wanted.elements, kind, places, values)?)))
+}
+
+impl Storage for Sparse<'_> {
+    fn parts(&self) -> Vec<Part<'_>> {
+        vec![self.places, self.values]
+    }
+
+    fn elements(&self) -> u64 {
+        self.elements
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.values.dtype
+    }
+
+    fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
+        let [places, values, ..] = &mut scratch.parts;
+        Ok(Chunk::Tiles(Box::new(self.range(elements, 0.0, places, values)?)))
+    }
+}
+
+impl Tiles for SparseChunk<'_> {
+    fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool {
+        match out {
+            Floats::F32(out) => self.expand(level, at, out),
+            Floats::F64(out) => self.expand(level, at, out),
+        }
     }
 }
 
@@ -236,10 +253,9 @@ impl SparseChunk<'_> {
         self.values.is_empty()
     }
 
-    /// Expands `out.len()` elements from element `at` of this chunk on, `other` where no value is stored; true if all
-    /// values are finite.
-    pub fn tile<R: Real>(&self, level: Level, at: usize, other: R, out: &mut [R]) -> bool {
-        out.fill(other);
+    /// Expands `out.len()` elements from element `at` of this chunk on; true if all values are finite.
+    fn expand<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+        out.fill(R::from_f64(self.otherwise));
         let (element, rank) = self.cursor.get();
         let from = if element == at { rank } else { self.rank(at) };
         let mut places = [0u16; TILE];

@@ -276,7 +276,9 @@ mod tests {
     use crate::kernels::Level;
     use crate::measure::NonFinite;
     use crate::monitor::Monitor;
+    use crate::storage::dense::Dense;
     use crate::storage::input::Input;
+    use crate::storage::part::Part;
     use crate::tensor::Tile;
 
     /// The cuts of |x|, found in a file of f32.
@@ -291,7 +293,7 @@ mod tests {
             name: "t",
             shape: &[elements],
             elements,
-            inputs: &[Input::stored(&mapped, 0, Dtype::F32, elements)],
+            inputs: &[Input::dense(Dense(Part { file: &mapped, offset: 0, elements, dtype: Dtype::F32 }))],
             seed: 0,
             level: *Level::available().last().unwrap(),
             monitor: &Monitor::default(),
