@@ -8,7 +8,8 @@ use taskvec_core::kernels::combine::{
 };
 use taskvec_core::kernels::elementwise::{elect_unweighted, largest_agreeing, overlap_mean, variance};
 use taskvec_core::kernels::l1_norms::{add_norms, Norms};
-use taskvec_core::kernels::masked_sum::{add_up, Masked, Sum};
+use taskvec_core::kernels::masked::Masked;
+use taskvec_core::kernels::masked_sum::{add_up, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
 use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums};
 use taskvec_core::kernels::threshold::{bracket, keep_by_score, mark_below, mark_equal, Counts};

@@ -62,10 +62,7 @@ pub fn evaluate(
     let describe = |job: usize, place: Place| {
         let job = &plan.jobs[job];
         match place {
-            Place::Input(index) => {
-                let (source, name) = &job.inputs[index];
-                format!("input `{}` of `{}`", name.escape_debug(), plan.sources[*source].path)
-            }
+            Place::Input(index) => plan.input_name(job, index),
             Place::Output(_) => format!("output `{}`", job.name.escape_debug()),
         }
     };

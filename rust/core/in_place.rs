@@ -109,10 +109,7 @@ fn refuse(plan: &Plan, non_finite: &NonFinite, allowed: bool) -> Result<()> {
     let describe = |job: usize, place: Where| {
         let job = &plan.jobs[job];
         match place {
-            Where::Input(index) => {
-                let (source, name) = &job.inputs[index];
-                format!("input `{}` of `{}`", name.escape_debug(), plan.sources[*source].path)
-            }
+            Where::Input(index) => plan.input_name(job, index),
             Where::Output(_) => format!("the result for `{}`", job.name.escape_debug()),
         }
     };

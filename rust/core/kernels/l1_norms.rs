@@ -1,7 +1,7 @@
 //! L1 norms of a difference before and after a drop.
 
 use super::dispatch::Level;
-use super::masked_sum::{Masked, BITS, BOTH, MANY};
+use super::masked::{Masked, BITS, BOTH, MANY};
 use super::real::{Real, LANES};
 use super::stats::fold;
 

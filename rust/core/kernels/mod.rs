@@ -10,6 +10,7 @@ pub mod elementwise;
 pub mod encode;
 pub mod fused;
 pub mod l1_norms;
+pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
 pub mod philox;

@@ -7,29 +7,24 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::chunk::{Chunk, Scratch, Tiles};
+use super::chunk::{Chunk, Scratch};
 use super::part::Part;
 use super::source::SourceKind;
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::kernels::widen::widen;
-use crate::kernels::{Floats, Level, Real, TILE};
+
+pub(super) mod chunk;
+pub(super) mod places;
+
+use chunk::SparseChunk;
+use places::{integer, ones, ones_before, partition, Places};
 
 /// Elements between two entries of the directory.
 const STEP: u64 = 1 << 16;
 /// Bytes looked at together while checking.
 const PIECE: u64 = 1 << 20;
-
-/// How the places of the values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Places {
-    /// One bit per element, the lowest bit of a byte first.
-    Mask,
-    /// Flat indices, sorted, I32 or I64.
-    Index,
-}
 
 /// A tensor with few values.
 pub struct Sparse<'a> {
@@ -40,22 +35,6 @@ pub struct Sparse<'a> {
     kind: Places,
     /// Values before element `i · STEP`.
     ranks: Vec<u64>,
-}
-
-/// A range of a sparse tensor whose bytes are in memory.
-pub struct SparseChunk<'a> {
-    kind: Places,
-    places: &'a [u8],
-    index_type: Dtype,
-    /// First element of the chunk; for a mask, its first bit lies `skip` bits into `places`.
-    first: u64,
-    skip: usize,
-    values: &'a [u8],
-    dtype: Dtype,
-    /// What stands where no value is stored.
-    otherwise: f64,
-    /// Where the last tile ended: (element in the chunk, values used).
-    cursor: Cell<(usize, usize)>,
 }
 
 impl<'a> Sparse<'a> {
@@ -235,135 +214,5 @@ impl Storage for Sparse<'_> {
     fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
         let [places, values, ..] = &mut scratch.parts;
         Ok(Chunk::Tiles(Box::new(self.range(elements, 0.0, places, values)?)))
-    }
-}
-
-impl Tiles for SparseChunk<'_> {
-    fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool {
-        match out {
-            Floats::F32(out) => self.expand(level, at, out),
-            Floats::F64(out) => self.expand(level, at, out),
-        }
-    }
-}
-
-impl SparseChunk<'_> {
-    /// Whether it holds no value.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// Expands `out.len()` elements from element `at` of this chunk on; true if all values are finite.
-    fn expand<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
-        out.fill(R::from_f64(self.otherwise));
-        let (element, rank) = self.cursor.get();
-        let from = if element == at { rank } else { self.rank(at) };
-        let mut places = [0u16; TILE];
-        let count = match self.kind {
-            Places::Mask => self.masked(at, out.len(), &mut places),
-            Places::Index => self.indexed(at, out.len(), from, &mut places),
-        };
-        self.cursor.set((at + out.len(), from + count));
-        let size = self.dtype.size();
-        let mut values = [R::ZERO; TILE];
-        let finite = widen(level, self.dtype, &self.values[from * size..(from + count) * size], &mut values[..count]);
-        for (place, value) in places[..count].iter().zip(&values[..count]) {
-            out[usize::from(*place)] = *value;
-        }
-        finite
-    }
-
-    /// Places within the tile of the bits that are set.
-    fn masked(&self, at: usize, n: usize, places: &mut [u16; TILE]) -> usize {
-        let mut count = 0;
-        let mut element = 0;
-        while element < n {
-            let bit = self.skip + at + element;
-            let (byte, low) = (bit / 8, bit % 8);
-            let mut word = [0u8; 8];
-            let take = (self.places.len() - byte).min(8);
-            word[..take].copy_from_slice(&self.places[byte..byte + take]);
-            let width = (64 - low).min(n - element);
-            let mut bits = u64::from_le_bytes(word) >> low;
-            if width < 64 {
-                bits &= (1 << width) - 1;
-            }
-            while bits != 0 {
-                places[count] = (element + bits.trailing_zeros() as usize) as u16;
-                count += 1;
-                bits &= bits - 1;
-            }
-            element += width;
-        }
-        count
-    }
-
-    fn indexed(&self, at: usize, n: usize, from: usize, places: &mut [u16; TILE]) -> usize {
-        let size = self.index_type.size();
-        let start = self.first + at as u64;
-        let mut count = 0;
-        for raw in self.places[from * size..].chunks_exact(size) {
-            let place = integer(raw) as u64 - start;
-            if place >= n as u64 {
-                break;
-            }
-            places[count] = place as u16;
-            count += 1;
-        }
-        count
-    }
-
-    /// Values before element `at` of the chunk.
-    fn rank(&self, at: usize) -> usize {
-        match self.kind {
-            Places::Mask => {
-                let skipped = ones_before(self.places, self.skip);
-                (ones_before(self.places, self.skip + at) - skipped) as usize
-            }
-            Places::Index => {
-                let size = self.index_type.size();
-                let index = |i: usize| integer(&self.places[i * size..(i + 1) * size]) as u64;
-                partition(self.places.len() / size, |i| index(i) < self.first + at as u64)
-            }
-        }
-    }
-}
-
-/// How many of `0..count` come before the first that is not `before`.
-fn partition(count: usize, before: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if before(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low
-}
-
-fn ones(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let whole: u64 = words.iter().map(|word| u64::from(u64::from_le_bytes(*word).count_ones())).sum();
-    whole + rest.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>()
-}
-
-/// Bits set among the first `bits`.
-fn ones_before(bytes: &[u8], bits: usize) -> u64 {
-    let whole = ones(&bytes[..bits / 8]);
-    let rest = match bits % 8 {
-        0 => 0,
-        used => (bytes[bits / 8] & ((1 << used) - 1)).count_ones(),
-    };
-    whole + u64::from(rest)
-}
-
-/// A little-endian I32 or I64.
-fn integer(raw: &[u8]) -> i64 {
-    match *raw {
-        [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
-        [a, b, c, d, e, f, g, h] => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => -1,
     }
 }

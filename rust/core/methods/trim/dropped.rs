@@ -8,7 +8,7 @@ use super::ranks::ranks;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::l1_norms::{add_norms, add_stored_norms, Norms};
-use crate::kernels::masked_sum::Masked;
+use crate::kernels::masked::Masked;
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::{Real, TILE};
 use crate::methods::difference::{cached, deltas, read_deltas, rows, Loan};

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::kernels::masked_sum::{Masked, Sum};
+use crate::kernels::masked::Masked;
+use crate::kernels::masked_sum::Sum;
 use crate::kernels::Real;
 use crate::methods::difference::Pair;
 use crate::methods::method::{Method, Parameters};
