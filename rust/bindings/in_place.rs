@@ -15,16 +15,16 @@ use crate::errors::raise;
 use crate::watch::watch;
 
 /// The tensors of a state dict: name, type, shape, bytes.
-pub type Arrays<'py> = Vec<(String, String, Vec<u64>, Bound<'py, PyArray1<u8>>)>;
+pub(crate) type Arrays<'py> = Vec<(String, String, Vec<u64>, Bound<'py, PyArray1<u8>>)>;
 
 /// State dicts, borrowed for the length of a call.
-pub struct Borrowed<'py> {
+pub(crate) struct Borrowed<'py> {
     dicts: Vec<Vec<(String, Dtype, Vec<u64>, PyReadonlyArray1<'py, u8>)>>,
 }
 
 impl<'py> Borrowed<'py> {
     /// Borrows every array; none of them may be changed meanwhile.
-    pub fn borrow(py: Python<'py>, dicts: Vec<Arrays<'py>>) -> PyResult<Self> {
+    pub(crate) fn borrow(py: Python<'py>, dicts: Vec<Arrays<'py>>) -> PyResult<Self> {
         let tensor = |(name, dtype, shape, array): (String, String, Vec<u64>, Bound<'py, PyArray1<u8>>)| {
             let dtype = Dtype::from_name(&dtype).ok_or_else(|| refused(py, &name, "has an unknown type"))?;
             let array = array.try_readonly().map_err(|_| refused(py, &name, "is being changed"))?;
@@ -35,7 +35,7 @@ impl<'py> Borrowed<'py> {
     }
 
     /// The same as the engine takes them.
-    pub fn tensors(&self, py: Python<'_>) -> PyResult<Vec<Buffers<'_>>> {
+    pub(crate) fn tensors(&self, py: Python<'_>) -> PyResult<Vec<Buffers<'_>>> {
         let mut buffers = Vec::with_capacity(self.dicts.len());
         for dict in &self.dicts {
             let mut named = HashMap::with_capacity(dict.len());
@@ -59,7 +59,7 @@ fn refused(py: Python<'_>, name: &str, what: &str) -> PyErr {
 #[pyo3(signature = (plan, targets, *, memories=Vec::new(), threads=0, write=true, allow_non_finite=false,
                     progress=None))]
 #[allow(clippy::too_many_arguments)]
-pub fn in_place<'py>(
+pub(crate) fn in_place<'py>(
     py: Python<'py>,
     plan: &[u8],
     targets: Vec<Bound<'py, PyArray1<u8>>>,
@@ -87,7 +87,7 @@ pub fn in_place<'py>(
 /// BLAKE3 of the bytes of each array, in hexadecimal.
 #[pyfunction]
 #[pyo3(signature = (arrays, *, threads=0))]
-pub fn digest_arrays<'py>(
+pub(crate) fn digest_arrays<'py>(
     py: Python<'py>,
     arrays: Vec<Bound<'py, PyArray1<u8>>>,
     threads: usize,

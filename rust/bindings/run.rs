@@ -18,7 +18,7 @@ use crate::watch::watch;
 #[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, resume=true, overwrite=false,
                     rehash=false, allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
-pub fn run<'py>(
+pub(crate) fn run<'py>(
     py: Python<'py>,
     plan: &[u8],
     out: PathBuf,
@@ -47,7 +47,7 @@ pub fn run<'py>(
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, resume=true, overwrite=false, rehash=false,
                     allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
-pub fn extract<'py>(
+pub(crate) fn extract<'py>(
     py: Python<'py>,
     plan: &[u8],
     out: PathBuf,
@@ -73,7 +73,7 @@ pub fn extract<'py>(
 /// Compares two sides tensor by tensor and returns the figures as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, *, threads=0, progress=None, memories=Vec::new()))]
-pub fn compare<'py>(
+pub(crate) fn compare<'py>(
     py: Python<'py>,
     plan: &[u8],
     threads: usize,
@@ -91,7 +91,7 @@ pub fn compare<'py>(
 /// The data of a plan of one output and one shard, its tensors one after the other.
 #[pyfunction]
 #[pyo3(signature = (plan, *, threads=0, allow_non_finite=false, memories=Vec::new()))]
-pub fn evaluate<'py>(
+pub(crate) fn evaluate<'py>(
     py: Python<'py>,
     plan: &[u8],
     threads: usize,

@@ -14,7 +14,7 @@ use crate::errors::{panicked, raise};
 const EVERY: Duration = Duration::from_millis(50);
 
 /// Runs `work` without the GIL. A signal or a failing callback cancels it; it has always ended when this returns.
-pub fn watch<T: Send>(
+pub(crate) fn watch<T: Send>(
     py: Python<'_>,
     progress: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce(&Monitor) -> Result<T> + Send,

@@ -39,7 +39,7 @@ pub struct SourceFile {
     /// The file's `__metadata__`.
     pub metadata: BTreeMap<String, String>,
     /// What the file was when its header was read.
-    pub stamp: Stamp,
+    pub(crate) stamp: Stamp,
 }
 
 /// The tensors of a model, wherever they are stored.

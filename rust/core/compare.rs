@@ -29,7 +29,7 @@ use crate::threads::{lock, Threads};
 /// What to compare.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ComparePlan {
+pub(crate) struct ComparePlan {
     format: u32,
     sources: Vec<Source>,
     tensors: Vec<Row>,

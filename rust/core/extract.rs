@@ -36,7 +36,7 @@ use report::Report;
 /// What to extract.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ExtractPlan {
+pub(crate) struct ExtractPlan {
     format: u32,
     /// Donor and reference.
     sources: Vec<Source>,

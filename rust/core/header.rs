@@ -13,7 +13,8 @@ mod entry;
 mod error;
 mod json;
 
-pub use entry::{TensorEntry, PREFIX};
+pub use entry::TensorEntry;
+pub(crate) use entry::PREFIX;
 pub use error::Lie;
 
 /// Most bytes that the JSON may have; the limit that every reader of the format shares.
@@ -57,7 +58,7 @@ pub fn parse(json: &[u8], file_len: u64) -> Result<Header> {
 ///
 /// # Errors
 /// The first lie found.
-pub fn checked(json: &[u8], file_len: u64) -> std::result::Result<Header, Lie> {
+pub(crate) fn checked(json: &[u8], file_len: u64) -> std::result::Result<Header, Lie> {
     let length = json.len() as u64;
     if length > LIMIT {
         return Err(Lie::LengthOverLimit { length });

@@ -15,14 +15,14 @@ pub mod kernels;
 pub mod checkpoint;
 
 pub mod monitor;
-pub mod threads;
+mod threads;
 
-pub mod measure;
+mod measure;
 pub mod storage;
-pub mod tensor;
+mod tensor;
 
-pub mod methods;
-pub mod plan;
+mod methods;
+mod plan;
 
 pub mod output;
 pub mod run;

@@ -22,7 +22,7 @@ impl Monitor {
     ///
     /// # Errors
     /// `Kind::Interrupted`.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.is_cancelled() {
             Err(Error::interrupted())
         } else {

@@ -9,21 +9,21 @@ use crate::error::{Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;
 
-pub mod job;
-pub mod layout;
+pub(crate) mod job;
+pub(crate) mod layout;
 mod rows;
 
 use job::Job;
 use layout::Layout;
 
 /// The plan format that this engine reads.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Raised whenever the same plan would give other bytes.
-pub const ARITHMETIC: u32 = 2;
+pub(crate) const ARITHMETIC: u32 = 2;
 
 /// A parsed plan.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// BLAKE3 of the plan's bytes, in hexadecimal.
     pub digest: String,
     /// Where inputs are read from.
@@ -45,7 +45,7 @@ pub struct Plan {
 /// One output folder.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Output {
+pub(crate) struct Output {
     /// Name below the output folder; empty for that folder itself.
     pub folder: String,
     /// Factor of every step.
@@ -83,7 +83,7 @@ impl Plan {
     ///
     /// # Errors
     /// `Kind::Plan` for anything that is not a plan of this format, or that contradicts itself.
-    pub fn parse(json: &[u8]) -> Result<Plan> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Plan> {
         let document: Document = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
         if document.format != FORMAT || document.arithmetic != ARITHMETIC {
             return Err(bad(format!(
@@ -144,12 +144,12 @@ impl Plan {
     }
 
     /// Where every byte of every shard goes.
-    pub fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         Layout::new(&self.shards, &self.jobs)
     }
 
     /// Input `index` of a job, for a message.
-    pub fn input_name(&self, job: &Job, index: usize) -> String {
+    pub(crate) fn input_name(&self, job: &Job, index: usize) -> String {
         let (source, name) = &job.inputs[index];
         format!("input `{}` of `{}`", name.escape_debug(), self.sources[*source].path)
     }

@@ -18,8 +18,8 @@ use crate::storage::source::Buffers;
 use crate::storage::sources::Sources;
 use crate::threads::pool;
 
-pub mod block;
-pub mod program;
+pub(crate) mod block;
+pub(crate) mod program;
 pub(crate) mod report;
 mod rounds;
 mod shards;

@@ -13,10 +13,10 @@ use crate::storage::input::Input;
 use crate::threads::{each as each_of, lock, together, Threads};
 
 /// Elements of one chunk of a pass: sums are kept per chunk and added in index order, whatever the thread count.
-pub const CHUNK: u64 = 1 << 18;
+pub(crate) const CHUNK: u64 = 1 << 18;
 
 /// One tensor of a run.
-pub struct Tensor<'a> {
+pub(crate) struct Tensor<'a> {
     /// Unique in this process: what is remembered between tiles is remembered under it.
     pub id: usize,
     /// Index of its job in the plan.
@@ -40,7 +40,7 @@ pub struct Tensor<'a> {
 }
 
 /// The inputs of one tile as they are stored.
-pub struct StoredTile<'a> {
+pub(crate) struct StoredTile<'a> {
     /// CPU level for kernels.
     pub level: Level,
     /// Index in the tensor of the tile's first element.
@@ -50,7 +50,7 @@ pub struct StoredTile<'a> {
 }
 
 /// The inputs of one tile, widened.
-pub struct Tile<'a, R> {
+pub(crate) struct Tile<'a, R> {
     /// CPU level for kernels.
     pub level: Level,
     /// Index in the tensor of the tile's first element.
@@ -61,7 +61,7 @@ pub struct Tile<'a, R> {
 
 impl<R: Real> Tile<'_, R> {
     /// Input `index` of this tile.
-    pub fn input(&self, index: usize) -> &[R] {
+    pub(crate) fn input(&self, index: usize) -> &[R] {
         &self.inputs[index]
     }
 }
@@ -78,7 +78,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn fold<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
+    pub(crate) fn fold<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,
@@ -160,7 +160,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// As [`Tensor::fold`].
-    pub fn fold_stored<R, A, S, E>(
+    pub(crate) fn fold_stored<R, A, S, E>(
         &self,
         threads: Threads<'_>,
         dtype: Dtype,
@@ -204,7 +204,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// As [`Tensor::fold`].
-    pub fn tally<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
+    pub(crate) fn tally<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,
@@ -230,7 +230,14 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn sample<R, A, E>(&self, threads: Threads<'_>, count: u64, places: u64, piece: u64, each: E) -> Result<Vec<A>>
+    pub(crate) fn sample<R, A, E>(
+        &self,
+        threads: Threads<'_>,
+        count: u64,
+        places: u64,
+        piece: u64,
+        each: E,
+    ) -> Result<Vec<A>>
     where
         R: Real,
         A: Send + Default,
@@ -261,7 +268,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input.
-    pub fn one_tile<R: Real>(&self, first: u64, each: &mut dyn FnMut(&Tile<'_, R>)) -> Result<()> {
+    pub(crate) fn one_tile<R: Real>(&self, first: u64, each: &mut dyn FnMut(&Tile<'_, R>)) -> Result<()> {
         let range = first..(first + TILE as u64).min(self.elements);
         self.pieces(range, TILE as u64, TILE as u64, each)
     }
@@ -294,7 +301,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn rows<R, A, E>(&self, threads: Threads<'_>, length: u64, each: E) -> Result<Vec<A>>
+    pub(crate) fn rows<R, A, E>(&self, threads: Threads<'_>, length: u64, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,

@@ -9,7 +9,7 @@ use crate::monitor::Monitor;
 
 /// Who does a pass.
 #[derive(Clone, Copy)]
-pub enum Threads<'a> {
+pub(crate) enum Threads<'a> {
     /// The calling thread alone: passes over many small tensors run side by side instead.
     Alone,
     /// The threads of the pool that are free, chunk by chunk.

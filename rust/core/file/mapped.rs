@@ -69,10 +69,11 @@ impl Mapped {
         Ok(Mapped { path: path.to_owned(), stamp, source })
     }
 
-    /// Keeps `path` open for reading and maps nothing.
+    /// Keeps `path` open for reading and maps nothing, as on a network file system: for tests of that.
     ///
     /// # Errors
     /// As [`regular::open`].
+    #[doc(hidden)]
     pub fn open_unmapped(path: &Path) -> Result<Mapped> {
         let (file, stamp) = regular::open(path)?;
         Ok(Mapped { path: path.to_owned(), stamp, source: Source::File(file) })
@@ -94,7 +95,7 @@ impl Mapped {
     }
 
     /// What it was when it was opened.
-    pub fn stamp(&self) -> &Stamp {
+    pub(crate) fn stamp(&self) -> &Stamp {
         &self.stamp
     }
 
@@ -134,7 +135,7 @@ impl Mapped {
     ///
     /// # Errors
     /// As [`Mapped::read`].
-    pub fn populate(&self, range: Range<u64>) -> Result<()> {
+    pub(crate) fn populate(&self, range: Range<u64>) -> Result<()> {
         let at = self.within(&range)?;
         let Source::Memory { map, watch, .. } = &self.source else { return Ok(()) };
         if watch.lost() {

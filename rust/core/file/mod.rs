@@ -2,4 +2,4 @@
 
 pub mod heap;
 pub mod mapped;
-pub mod regular;
+pub(crate) mod regular;

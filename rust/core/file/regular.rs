@@ -11,7 +11,7 @@ use crate::error::{shown, Error, Kind, Result};
 
 /// What tells a file from another, and from itself after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub(crate) struct Stamp {
     /// Bytes.
     pub size: u64,
     /// Seconds and nanoseconds of the last change of its contents.
@@ -33,7 +33,7 @@ impl Stamp {
     ///
     /// # Errors
     /// `Kind::Format` saying what changed.
-    pub fn check(&self, path: &Path) -> Result<()> {
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let now = fs::metadata(path).map_err(|error| Error::io("looking again at", path, &error))?;
         self.same(&Stamp::new(&now), path)
     }
@@ -42,7 +42,7 @@ impl Stamp {
     ///
     /// # Errors
     /// `Kind::Format` saying what changed.
-    pub fn same(&self, now: &Stamp, path: &Path) -> Result<()> {
+    pub(crate) fn same(&self, now: &Stamp, path: &Path) -> Result<()> {
         let what = if now.identity != self.identity {
             "was replaced by another file while it was being read".into()
         } else if now.size != self.size {
@@ -62,7 +62,7 @@ impl Stamp {
 ///
 /// # Errors
 /// `Kind::NotFound`, `Kind::Format` where it is not a regular file, or what the system says.
-pub fn open(path: &Path) -> Result<(File, Stamp)> {
+pub(crate) fn open(path: &Path) -> Result<(File, Stamp)> {
     let failed = |error: std::io::Error| Error::io("opening", path, &error);
     regular(&fs::metadata(path).map_err(failed)?, path)?;
     // Between that look and this call the path may have come to lead elsewhere; so it must not block either.
@@ -96,7 +96,7 @@ fn regular(metadata: &Metadata, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::Format` where the file ends too early, or what the system says.
-pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
+pub(crate) fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
     file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => truncated(path, offset + buffer.len() as u64),
         _ => Error::io("reading", path, &error),

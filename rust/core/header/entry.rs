@@ -3,7 +3,7 @@
 use crate::dtype::Dtype;
 
 /// Bytes of the length that precedes the JSON.
-pub const PREFIX: usize = 8;
+pub(crate) const PREFIX: usize = 8;
 
 /// The key that names no tensor.
 pub(super) const METADATA: &str = "__metadata__";

@@ -125,7 +125,7 @@ macro_rules! kernel {
 /// Asks for `bytes` to be brought into the second-level cache. Tiles of several inputs are read in turn, page by page,
 /// which hides their order from the CPU's own prefetcher.
 #[inline]
-pub fn prefetch(bytes: &[u8]) {
+pub(crate) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
         // SAFETY: a hint that reads nothing; the address lies within `bytes` besides.
@@ -136,7 +136,7 @@ pub fn prefetch(bytes: &[u8]) {
 }
 
 /// Restores the floating-point control register when dropped.
-pub struct ControlRegister {
+pub(crate) struct ControlRegister {
     #[cfg(target_arch = "x86_64")]
     saved: u32,
     #[cfg(target_arch = "aarch64")]
@@ -146,7 +146,7 @@ pub struct ControlRegister {
 impl ControlRegister {
     /// Sets the IEEE defaults (round to nearest, subnormals kept, exceptions masked) for this thread: the embedding
     /// process may have switched on flush-to-zero, which new threads inherit.
-    pub fn ieee() -> Self {
+    pub(crate) fn ieee() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let mut saved: u32 = 0;

@@ -81,7 +81,7 @@ kernel! {
 
 kernel! {
     /// Consensus: Σ w·δ where at least `k` models' δ outweighs `share` of what the sum is without it, else zero.
-    pub fn consensus<R>(deltas: &[&[R]], weights: &[R], share: R, k: R, out: &mut [R]) {
+    pub(crate) fn consensus<R>(deltas: &[&[R]], weights: &[R], share: R, k: R, out: &mut [R]) {
         across!(deltas, weights, out, |x, weights| {
             let (mut sum, mut count) = (R::ZERO, R::ZERO);
             for (delta, weight) in x.iter().zip(weights.iter()) {
@@ -140,7 +140,7 @@ kernel! {
 
 kernel! {
     /// Elements of δ above `epsilon`: those that others touched too, and those that it alone did.
-    pub fn shared_and_own<R>(delta: &[R], touched: &[R], epsilon: R) -> (u64, u64) {
+    pub(crate) fn shared_and_own<R>(delta: &[R], touched: &[R], epsilon: R) -> (u64, u64) {
         let (mut shared, mut own) = (0u32, 0u32);
         for (delta, touched) in delta.iter().zip(touched) {
             let counts = u32::from(delta.abs() > epsilon);

@@ -20,7 +20,7 @@ impl Norms {
     }
 
     /// Adds the norm of what is left where that is a tile of its own.
-    pub fn keep<R: Real>(&mut self, level: Level, left: &Masked<'_, R>) {
+    pub(crate) fn keep<R: Real>(&mut self, level: Level, left: &Masked<'_, R>) {
         let mut norms = Norms::default();
         add_norms(level, left, &mut norms);
         self.kept.iter_mut().zip(norms.all).for_each(|(sum, more)| *sum += more);
@@ -42,7 +42,7 @@ kernel! {
 kernel! {
     /// The same of all elements and of those whose bit is set, from a model and what is subtracted as they are stored in
     /// bf16. False if something of them, or of what was added before, may not be finite: then the sum is not either.
-    pub fn add_stored_norms(model: &[u8], reference: Option<&[u8]>, words: &[u64], sums: &mut Norms) -> bool {
+    pub(crate) fn add_stored_norms(model: &[u8], reference: Option<&[u8]>, words: &[u64], sums: &mut Norms) -> bool {
         let zeros = [[0u8; 2]; MANY];
         let (models, model_rest) = model.as_chunks::<2>().0.as_chunks::<MANY>();
         let (references, reference_rest) = reference.unwrap_or(&[]).as_chunks::<2>().0.as_chunks::<MANY>();

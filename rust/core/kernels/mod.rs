@@ -1,24 +1,24 @@
 //! Arithmetic on tiles, written once and instantiated per CPU level by `dispatch.rs`.
 //!
 //! Nothing here reassociates: elementwise bodies are plain IEEE operations without contraction, and sums run in
-//! [`LANES`] fixed lanes that are added in a fixed order, so every level gives the same bits.
+//! `LANES` fixed lanes that are added in a fixed order, so every level gives the same bits.
 
 #[macro_use]
-pub mod dispatch;
+pub(crate) mod dispatch;
 pub mod combine;
 pub mod elementwise;
-pub mod encode;
-pub mod fused;
+pub(crate) mod encode;
+pub(crate) mod fused;
 pub mod l1_norms;
 pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
 pub mod philox;
-pub mod rank;
+pub(crate) mod rank;
 mod real;
 pub mod stats;
 pub mod threshold;
 pub mod widen;
 
 pub use dispatch::Level;
-pub use real::{Floats, Real, LANES, TILE};
+pub use real::{Floats, Real, TILE};

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 pub const TILE: usize = 512;
 
 /// Lanes of every floating-point sum; element `i` of a tile goes to lane `i % LANES`.
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// The two compute types.
 pub trait Real:

@@ -112,7 +112,7 @@ fn bits<T>(x: &[T; 64], holds: impl Fn(&T) -> bool) -> u64 {
 
 kernel! {
     /// How many x are not zero.
-    pub fn count_nonzero<R>(x: &[R]) -> u64 {
+    pub(crate) fn count_nonzero<R>(x: &[R]) -> u64 {
         x.iter().map(|x| u32::from(*x != R::ZERO)).sum::<u32>().into()
     }
 }

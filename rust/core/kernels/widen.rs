@@ -133,7 +133,7 @@ const fn eighth(exponent_bits: u32, mantissa_bits: u32, only_nan: bool) -> [f32;
 
 kernel! {
     /// How many values are NaN or infinite.
-    pub fn count_non_finite<R>(values: &[R]) -> u64 {
+    pub(crate) fn count_non_finite<R>(values: &[R]) -> u64 {
         values.iter().map(|x| u64::from(!x.is_finite())).sum()
     }
 }

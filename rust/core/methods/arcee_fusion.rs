@@ -15,7 +15,7 @@ use crate::threads::Threads;
 /// Parameters of the operation: one model against the base.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ArceeFusion {
+pub(crate) struct ArceeFusion {
     /// The model.
     pub terms: Vec<Term>,
 }

@@ -15,7 +15,7 @@ use crate::threads::Threads;
 /// The vector that the control is made of.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ControlTerm {
+pub(crate) struct ControlTerm {
     /// Position of the donor, or of the vector.
     pub model: usize,
     /// Position of the reference.
@@ -30,7 +30,7 @@ pub struct ControlTerm {
 /// Parameters of both.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ControlVector {
+pub(crate) struct ControlVector {
     /// One vector.
     pub terms: Vec<ControlTerm>,
     /// Final factor.
@@ -44,7 +44,7 @@ fn one() -> f64 {
 
 /// How a control is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Made {
+pub(crate) enum Made {
     /// Of Gaussian draws.
     Drawn,
     /// Of the vector's own elements in another order.
@@ -53,7 +53,7 @@ pub enum Made {
 
 /// The parameters with their kind.
 #[derive(Clone, Debug)]
-pub struct ControlMethod {
+pub(crate) struct ControlMethod {
     /// Parameters.
     pub parameters: ControlVector,
     /// How it is made.

@@ -9,11 +9,11 @@ use crate::methods::method::Term;
 use crate::tensor::{Tensor, Tile};
 
 /// Where a difference comes from: position of the model and of what is subtracted from it.
-pub type Pair = (usize, Option<usize>);
+pub(crate) type Pair = (usize, Option<usize>);
 
 /// Loan on loan from their thread, which gets them back.
 #[derive(Debug)]
-pub struct Loan<R: Real>(Vec<Vec<R>>);
+pub(crate) struct Loan<R: Real>(Vec<Vec<R>>);
 
 impl<R: Real> std::ops::Deref for Loan<R> {
     type Target = [Vec<R>];
@@ -38,7 +38,7 @@ impl<R: Real> Drop for Loan<R> {
 }
 
 /// The differences of a tile, one buffer each.
-pub fn deltas<R: Real>(tile: &Tile<'_, R>, pairs: impl Iterator<Item = Pair>) -> Loan<R> {
+pub(crate) fn deltas<R: Real>(tile: &Tile<'_, R>, pairs: impl Iterator<Item = Pair>) -> Loan<R> {
     let one = |(model, reference): Pair| {
         let mut out = buffer(tile.input(model).len());
         match reference {
@@ -51,7 +51,7 @@ pub fn deltas<R: Real>(tile: &Tile<'_, R>, pairs: impl Iterator<Item = Pair>) ->
 }
 
 /// The same without copying what is a vector already; `own` holds the others.
-pub fn views<'a, R: Real>(
+pub(crate) fn views<'a, R: Real>(
     tile: &'a Tile<'_, R>,
     pairs: impl Iterator<Item = Pair> + Clone,
     own: &'a mut Option<Loan<R>>,
@@ -74,7 +74,7 @@ fn buffer<R: Real>(n: usize) -> Vec<R> {
 
 impl<R: Real> Loan<R> {
     /// One of `n` elements, written by `fill`.
-    pub fn one(n: usize, fill: impl FnOnce(&mut [R])) -> Self {
+    pub(crate) fn one(n: usize, fill: impl FnOnce(&mut [R])) -> Self {
         let mut out = buffer(n);
         fill(&mut out);
         Loan(vec![out])
@@ -82,7 +82,7 @@ impl<R: Real> Loan<R> {
 }
 
 /// Σ w·(model − reference) of a tile, in order; a model without a reference is a difference already.
-pub fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mut [R]) {
+pub(crate) fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mut [R]) {
     let level = tile.level;
     if terms.is_empty() {
         out.fill(R::ZERO);
@@ -103,7 +103,7 @@ pub fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mut [R]) 
 ///
 /// # Errors
 /// Unreadable input.
-pub fn read_deltas<R: Real>(tensor: &Tensor<'_>, range: std::ops::Range<u64>, pairs: Pair) -> Result<Vec<R>> {
+pub(crate) fn read_deltas<R: Real>(tensor: &Tensor<'_>, range: std::ops::Range<u64>, pairs: Pair) -> Result<Vec<R>> {
     let mut out = read(tensor, tensor.level, range.clone(), pairs.0)?;
     if let Some(reference) = pairs.1 {
         let subtrahend: Vec<R> = read(tensor, tensor.level, range, reference)?;
@@ -124,7 +124,7 @@ fn read<R: Real>(tensor: &Tensor<'_>, level: Level, range: std::ops::Range<u64>,
 }
 
 /// Rows and their length: the last dimension; a tensor of one dimension is one row.
-pub fn rows(shape: &[u64]) -> (u64, u64) {
+pub(crate) fn rows(shape: &[u64]) -> (u64, u64) {
     match shape {
         [.., last] if shape.len() >= 2 => (shape[..shape.len() - 1].iter().product(), *last),
         _ => (1, shape.iter().product()),
@@ -132,7 +132,7 @@ pub fn rows(shape: &[u64]) -> (u64, u64) {
 }
 
 /// Name of a cached value: run, job, term, group.
-pub type Key = (usize, usize, usize, u64);
+pub(crate) type Key = (usize, usize, usize, u64);
 
 thread_local! {
     static CACHE: RefCell<Vec<(Key, Vec<f64>)>> = const { RefCell::new(Vec::new()) };
@@ -145,7 +145,11 @@ const KEPT: usize = 8;
 ///
 /// # Errors
 /// Those of `make`.
-pub fn cached<T>(key: Key, make: impl FnOnce() -> Result<Vec<f64>>, then: impl FnOnce(&[f64]) -> T) -> Result<T> {
+pub(crate) fn cached<T>(
+    key: Key,
+    make: impl FnOnce() -> Result<Vec<f64>>,
+    then: impl FnOnce(&[f64]) -> T,
+) -> Result<T> {
     CACHE.with(|cache| {
         let mut cache = cache.borrow_mut();
         if let Some(index) = cache.iter().position(|(known, _)| *known == key) {

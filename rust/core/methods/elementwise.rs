@@ -23,7 +23,7 @@ fn pairs(terms: &[Term]) -> impl Iterator<Item = Pair> + '_ {
 /// Parameters; each method uses its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Elementwise {
+pub(crate) struct Elementwise {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Final factor.
@@ -52,7 +52,7 @@ pub struct Elementwise {
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Rule {
+pub(crate) enum Rule {
     Consensus,
     Emr,
     Ram,
@@ -63,7 +63,7 @@ pub enum Rule {
 
 /// The parameters with their method.
 #[derive(Clone, Debug)]
-pub struct ElementwiseMethod {
+pub(crate) struct ElementwiseMethod {
     /// Parameters.
     pub parameters: Elementwise,
     /// Which of them.

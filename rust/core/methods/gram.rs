@@ -18,7 +18,7 @@ use crate::threads::Threads;
 /// Parameters of all five; each uses its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Gram {
+pub(crate) struct Gram {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Position of the base, if the result is a step from it.
@@ -58,7 +58,7 @@ fn tiny() -> f64 {
 /// Which of the five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Shape {
+pub(crate) enum Shape {
     Slerp,
     NuSlerp,
     MultiSlerp,
@@ -68,7 +68,7 @@ pub enum Shape {
 
 /// The parameters with their method.
 #[derive(Clone, Debug)]
-pub struct GramMethod {
+pub(crate) struct GramMethod {
     /// Parameters.
     pub parameters: Gram,
     /// Which of the five.

@@ -11,7 +11,7 @@ use crate::tensor::{Tensor, Tile};
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Linear {
+pub(crate) struct Linear {
     /// Inputs and weights; references do not occur.
     pub terms: Vec<Term>,
     /// Divide by the sum of the weights.

@@ -13,7 +13,7 @@ use crate::threads::Threads;
 /// A difference of two inputs, or one input that is a vector already.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Term {
+pub(crate) struct Term {
     /// Position among the tensor's inputs.
     pub model: usize,
     /// Position of what is subtracted from it.
@@ -23,11 +23,11 @@ pub struct Term {
 }
 
 /// What `prepare` found out about a tensor.
-pub type State = Box<dyn Any + Send + Sync>;
+pub(crate) type State = Box<dyn Any + Send + Sync>;
 
 /// What `tile` computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Computes {
+pub(crate) enum Computes {
     /// A step Δ from input 0, the target: out = target + α·factor·Δ.
     Step,
     /// The output itself.
@@ -35,7 +35,7 @@ pub enum Computes {
 }
 
 /// The parameters of a method, as a plan has them.
-pub trait Parameters {
+pub(crate) trait Parameters {
     /// What the method's name says beside them: several methods may have the same parameters.
     type Name;
 
@@ -50,7 +50,7 @@ pub trait Parameters {
 }
 
 /// An operation on tiles of compute type `R`.
-pub trait Method<R: Real>: Send + Sync {
+pub(crate) trait Method<R: Real>: Send + Sync {
     /// What [`Method::tile`] computes.
     fn computes(&self) -> Computes;
 
@@ -89,7 +89,7 @@ pub trait Method<R: Real>: Send + Sync {
 ///
 /// # Errors
 /// `Kind::Plan` naming the position or the weight.
-pub fn check_terms(terms: &[Term], inputs: usize) -> Result<()> {
+pub(crate) fn check_terms(terms: &[Term], inputs: usize) -> Result<()> {
     for term in terms {
         let out_of_range = [Some(term.model), term.reference].into_iter().flatten().find(|i| *i >= inputs);
         if let Some(index) = out_of_range {
@@ -106,7 +106,7 @@ pub fn check_terms(terms: &[Term], inputs: usize) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::Plan` naming the count.
-pub fn check_count<T>(terms: &[T], least: usize, most: usize) -> Result<()> {
+pub(crate) fn check_count<T>(terms: &[T], least: usize, most: usize) -> Result<()> {
     if (least..=most).contains(&terms.len()) {
         return Ok(());
     }

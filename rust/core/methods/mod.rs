@@ -1,14 +1,14 @@
 //! Merge methods.
 
-pub mod arcee_fusion;
-pub mod control_vector;
-pub mod difference;
-pub mod elementwise;
-pub mod gram;
-pub mod linear;
-pub mod method;
-pub mod operation;
-pub mod quantile;
-pub mod sce;
-pub mod task_arithmetic;
-pub mod trim;
+pub(crate) mod arcee_fusion;
+pub(crate) mod control_vector;
+pub(crate) mod difference;
+pub(crate) mod elementwise;
+pub(crate) mod gram;
+pub(crate) mod linear;
+pub(crate) mod method;
+pub(crate) mod operation;
+pub(crate) mod quantile;
+pub(crate) mod sce;
+pub(crate) mod task_arithmetic;
+pub(crate) mod trim;

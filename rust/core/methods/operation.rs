@@ -21,7 +21,7 @@ macro_rules! operations {
         #[derive(Clone, Debug, Deserialize)]
         #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
         #[allow(missing_docs)]
-        pub enum Operation {
+        pub(crate) enum Operation {
             /// The first input's bytes, converted only where the output has another type.
             Copy {},
             $($kind($parameters),)*
@@ -29,7 +29,7 @@ macro_rules! operations {
 
         impl Operation {
             /// The method for compute type `R`; none for a copy.
-            pub fn method<R: Real>(&self) -> Option<Box<dyn Method<R>>> {
+            pub(crate) fn method<R: Real>(&self) -> Option<Box<dyn Method<R>>> {
                 match self {
                     Operation::Copy {} => None,
                     $(Operation::$kind(parameters) => Some(parameters.method($name)),)*
@@ -40,7 +40,7 @@ macro_rules! operations {
             ///
             /// # Errors
             /// `Kind::Plan` naming what does not fit.
-            pub fn check(&self, inputs: usize) -> Result<()> {
+            pub(crate) fn check(&self, inputs: usize) -> Result<()> {
                 match self {
                     _ if inputs == 0 => Err(Error::new(Kind::Plan, "no inputs")),
                     Operation::Copy {} if inputs == 1 => Ok(()),

@@ -18,7 +18,7 @@ use crate::threads::Threads;
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sce {
+pub(crate) struct Sce {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Share of the positions of non-zero variance that is kept.

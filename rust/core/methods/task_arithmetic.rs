@@ -12,7 +12,7 @@ use crate::tensor::{Tensor, Tile};
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TaskArithmetic {
+pub(crate) struct TaskArithmetic {
     /// What is added, in input order.
     pub terms: Vec<Term>,
     /// Final factor.

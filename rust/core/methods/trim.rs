@@ -19,7 +19,7 @@ mod by_rank;
 mod coin;
 mod dropped;
 mod mask;
-pub mod parameters;
+pub(crate) mod parameters;
 mod ranks;
 
 use dropped::{measure, Found, Words, WORDS};

@@ -92,7 +92,7 @@ impl OutputFolder {
 
     /// Refuses what [`OutputFolder::admit`] would refuse for what is in the folder or where it lies: for a run that
     /// finds out its sizes first, which takes a while.
-    pub fn foresee(path: &Path, inputs: &[&Path], plan: &[u8], options: &Options) -> Result<()> {
+    pub(crate) fn foresee(path: &Path, inputs: &[&Path], plan: &[u8], options: &Options) -> Result<()> {
         look_at(path, &Inputs::examine(inputs)?, plan, options).map(drop)
     }
 

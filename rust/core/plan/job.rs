@@ -7,7 +7,7 @@ use crate::storage::target::Target;
 
 /// One output tensor.
 #[derive(Clone, Debug)]
-pub struct Job {
+pub(crate) struct Job {
     /// Its name.
     pub name: Arc<str>,
     /// Its type in the output.
@@ -26,7 +26,7 @@ pub struct Job {
 
 impl Job {
     /// How it is stored in the output.
-    pub fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         Target { dtype: self.dtype, elements: self.elements }
     }
 }

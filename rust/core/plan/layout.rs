@@ -9,7 +9,7 @@ pub(crate) const ALIGN: usize = 4096;
 
 /// The byte layout of the output.
 #[derive(Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Shards in order.
     pub shards: Vec<Shard>,
     /// Offset in its file of each job's first byte.
@@ -18,7 +18,7 @@ pub struct Layout {
 
 /// One output file.
 #[derive(Debug)]
-pub struct Shard {
+pub(crate) struct Shard {
     /// File name.
     pub name: String,
     /// Length prefix, JSON and padding.
@@ -31,7 +31,7 @@ pub struct Shard {
 
 impl Layout {
     /// Where every byte of every shard goes; `jobs` are in the order of their shards.
-    pub fn new(names: &[String], jobs: &[Job]) -> Layout {
+    pub(crate) fn new(names: &[String], jobs: &[Job]) -> Layout {
         let mut offsets = vec![0u64; jobs.len()];
         let mut shards = Vec::with_capacity(names.len());
         let mut next = 0;

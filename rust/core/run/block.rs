@@ -19,7 +19,7 @@ const SLACK: usize = 8;
 
 /// A range of an output file.
 #[derive(Clone, Debug)]
-pub struct Block {
+pub(crate) struct Block {
     /// Index of the shard.
     pub shard: usize,
     /// Index in the file.
@@ -34,7 +34,7 @@ pub struct Block {
 
 impl Block {
     /// All blocks of a shard, in order.
-    pub fn all(shard: usize, layout: &Layout) -> Vec<Block> {
+    pub(crate) fn all(shard: usize, layout: &Layout) -> Vec<Block> {
         let file = &layout.shards[shard];
         let mut job = file.jobs.start;
         (0..file.size.div_ceil(BLOCK))
@@ -51,7 +51,7 @@ impl Block {
     }
 
     /// Neighbours of one shard as one.
-    pub fn joined(blocks: &[Block]) -> impl Iterator<Item = Block> + '_ {
+    pub(crate) fn joined(blocks: &[Block]) -> impl Iterator<Item = Block> + '_ {
         blocks.chunk_by(|a, b| a.shard == b.shard && a.end == b.start).filter_map(|run| {
             let (first, last) = (run.first()?, run.last()?);
             Some(Block { end: last.end, jobs: first.jobs.start..last.jobs.end, ..first.clone() })
@@ -70,12 +70,12 @@ impl Block {
     }
 
     /// Asks for the inputs of this block ahead of time.
-    pub fn advise(&self, layout: &Layout, programs: &[Program<'_>]) {
+    pub(crate) fn advise(&self, layout: &Layout, programs: &[Program<'_>]) {
         self.each_input(layout, programs, |input, elements| input.storage().ahead(elements));
     }
 
     /// Lets go of the inputs of this block.
-    pub fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>]) {
+    pub(crate) fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>]) {
         self.each_input(layout, programs, |input, elements| input.storage().behind(elements));
     }
 
@@ -91,7 +91,7 @@ impl Block {
 }
 
 /// One thread's buffers, reused from block to block.
-pub struct Worker {
+pub(crate) struct Worker {
     /// One per output: slack, block, slack.
     buffers: Vec<Vec<u8>>,
     length: usize,
@@ -112,7 +112,7 @@ struct Part<'a> {
 
 impl Worker {
     /// Buffers for `outputs` outputs.
-    pub fn new(level: Level, outputs: usize) -> Self {
+    pub(crate) fn new(level: Level, outputs: usize) -> Self {
         Worker {
             buffers: (0..outputs).map(|_| vec![0; SLACK + BLOCK as usize + SLACK]).collect(),
             length: 0,
@@ -123,12 +123,12 @@ impl Worker {
     }
 
     /// The block's bytes for output `slot`.
-    pub fn bytes(&self, slot: usize) -> &[u8] {
+    pub(crate) fn bytes(&self, slot: usize) -> &[u8] {
         &self.buffers[slot][SLACK..SLACK + self.length]
     }
 
     /// What was measured in the block for output `slot`.
-    pub fn measured(&self, slot: usize) -> &[(usize, Survival)] {
+    pub(crate) fn measured(&self, slot: usize) -> &[(usize, Survival)] {
         &self.measured[slot]
     }
 

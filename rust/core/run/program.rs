@@ -19,7 +19,7 @@ use crate::tensor::{next_id, Tensor, CHUNK};
 use crate::threads::Threads;
 
 /// One job made ready.
-pub struct Program<'a> {
+pub(crate) struct Program<'a> {
     /// Index in the plan.
     pub index: usize,
     /// The job.
@@ -40,7 +40,7 @@ pub struct Program<'a> {
 
 /// A method in its compute type.
 #[derive(Clone)]
-pub enum Arithmetic {
+pub(crate) enum Arithmetic {
     /// The input's bytes as they are.
     Raw,
     /// The input's values in another type.
@@ -53,7 +53,7 @@ pub enum Arithmetic {
 
 /// One output of a tile.
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub(crate) struct Step {
     /// Its α.
     pub alpha: f64,
     /// Its index in the plan.
@@ -65,7 +65,7 @@ impl<'a> Program<'a> {
     ///
     /// # Errors
     /// Inputs that are missing or do not fit.
-    pub fn all(
+    pub(crate) fn all(
         plan: &'a Plan,
         sources: &'a Sources<'_>,
         level: Level,
@@ -88,7 +88,7 @@ impl<'a> Program<'a> {
     ///
     /// # Errors
     /// Inputs that the operation is not defined on.
-    pub fn new(
+    pub(crate) fn new(
         plan: &'a Plan,
         index: usize,
         inputs: Box<[Input<'a>]>,
@@ -115,7 +115,7 @@ impl<'a> Program<'a> {
     }
 
     /// The tensor as its method sees it.
-    pub fn tensor(&self) -> Tensor<'_> {
+    pub(crate) fn tensor(&self) -> Tensor<'_> {
         Tensor {
             id: self.id,
             job: self.index,
@@ -132,7 +132,7 @@ impl<'a> Program<'a> {
     }
 
     /// Whether the method has to see the whole tensor first.
-    pub fn prepares(&self) -> bool {
+    pub(crate) fn prepares(&self) -> bool {
         self.job.elements > 0
             && match &self.arithmetic {
                 Arithmetic::Raw | Arithmetic::Convert => false,
@@ -142,17 +142,17 @@ impl<'a> Program<'a> {
     }
 
     /// Whether it is worth all threads.
-    pub fn is_large(&self) -> bool {
+    pub(crate) fn is_large(&self) -> bool {
         self.job.elements >= 8 * CHUNK
     }
 
     /// Whether `prepare` has read all of the inputs: it may have found that there is nothing to look for.
-    pub fn has_read(&self) -> bool {
+    pub(crate) fn has_read(&self) -> bool {
         self.read.load(Relaxed)
     }
 
     /// Whether `prepare` has been done.
-    pub fn ready(&self) -> bool {
+    pub(crate) fn ready(&self) -> bool {
         self.state.read().is_ok_and(|state| state.is_some())
     }
 
@@ -160,7 +160,7 @@ impl<'a> Program<'a> {
     ///
     /// # Errors
     /// As [`Method::prepare`].
-    pub fn prepare(&self, threads: Threads<'_>) -> Result<()> {
+    pub(crate) fn prepare(&self, threads: Threads<'_>) -> Result<()> {
         let tensor = self.tensor();
         let made = match &self.arithmetic {
             Arithmetic::Raw | Arithmetic::Convert => return Ok(()),
@@ -173,7 +173,7 @@ impl<'a> Program<'a> {
     }
 
     /// Drops what `prepare` found: all blocks are done.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.set(None);
     }
 
@@ -182,13 +182,13 @@ impl<'a> Program<'a> {
     }
 
     /// What `prepare` found.
-    pub fn state(&self) -> Arc<State> {
+    pub(crate) fn state(&self) -> Arc<State> {
         let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         state.unwrap_or_else(|| Arc::new(Box::new(()) as State))
     }
 
     /// Input bytes.
-    pub fn cost(&self) -> u64 {
+    pub(crate) fn cost(&self) -> u64 {
         self.inputs.iter().map(|input| input.cost(self.job.elements)).sum()
     }
 }

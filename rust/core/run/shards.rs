@@ -40,7 +40,7 @@ pub(crate) struct ShardState {
 
 impl Shards {
     /// What `folders` lack.
-    pub fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder], programs: &[Program<'_>]) -> Self {
+    pub(super) fn new(plan: &Plan, layout: &Layout, folders: &[OutputFolder], programs: &[Program<'_>]) -> Self {
         let is_raw = |program: &Program<'_>| matches!(program.arithmetic, Arithmetic::Raw);
         let untouched = layout.shards.iter().map(|shard| programs[shard.jobs.clone()].iter().all(is_raw)).collect();
         let states = layout
@@ -66,12 +66,12 @@ impl Shards {
     }
 
     /// Whether nothing of a shard is to be written.
-    pub fn is_done(&self, shard: usize) -> bool {
+    pub(super) fn is_done(&self, shard: usize) -> bool {
         self.states[shard].is_empty()
     }
 
     /// The outputs for which a shard is computed.
-    pub fn computed(&self, shard: usize) -> &[ShardState] {
+    pub(super) fn computed(&self, shard: usize) -> &[ShardState] {
         let states = &self.states[shard];
         if self.untouched[shard] {
             &states[..states.len().min(1)]
@@ -81,18 +81,18 @@ impl Shards {
     }
 
     /// The outputs that are given the shard of the first.
-    pub fn shared(&self, shard: usize) -> &[ShardState] {
+    pub(super) fn shared(&self, shard: usize) -> &[ShardState] {
         &self.states[shard][self.computed(shard).len()..]
     }
 
     /// What was found out about each shard of an output where it was written for that.
-    pub fn found(&self, output: usize) -> Vec<Option<&Found>> {
+    pub(super) fn found(&self, output: usize) -> Vec<Option<&Found>> {
         let states = self.states.iter().map(|states| states.iter().find(|state| state.output == output));
         states.map(|state| state?.found.get()).collect()
     }
 
     /// Shards that an earlier run finished.
-    pub fn kept(&self) -> usize {
+    pub(super) fn kept(&self) -> usize {
         self.all - self.states.iter().map(Vec::len).sum::<usize>()
     }
 }
@@ -102,7 +102,7 @@ impl ShardState {
     ///
     /// # Errors
     /// Those of the output folder.
-    pub fn open(&self, shard: &Shard, folders: &[OutputFolder]) -> Result<()> {
+    pub(super) fn open(&self, shard: &Shard, folders: &[OutputFolder]) -> Result<()> {
         if self.file.get().is_some() {
             return Ok(());
         }
@@ -116,12 +116,12 @@ impl ShardState {
     }
 
     /// The file, once it is open.
-    pub fn file(&self) -> Option<&ShardFile> {
+    pub(super) fn file(&self) -> Option<&ShardFile> {
         self.file.get()
     }
 
     /// Takes in what the worker found out about a block that it has computed.
-    pub fn measured(&self, block: &Block, worker: &Worker) {
+    pub(super) fn measured(&self, block: &Block, worker: &Worker) {
         self.digest.leaf(block.index, worker.bytes(self.slot));
         let rows = worker.measured(self.slot).iter().map(|(job, survival)| (block.index, *job, *survival));
         lock(&self.survival).extend(rows);
@@ -131,7 +131,7 @@ impl ShardState {
     ///
     /// # Errors
     /// Those of the output folder.
-    pub fn write(&self, block: &Block, worker: &Worker) -> Result<bool> {
+    pub(super) fn write(&self, block: &Block, worker: &Worker) -> Result<bool> {
         let file = self.file.get().ok_or_else(Error::interrupted)?;
         file.write_at(block.start, worker.bytes(self.slot))?;
         file.write_behind(block.start..block.end)?;
@@ -142,12 +142,12 @@ impl ShardState {
     ///
     /// # Errors
     /// `Kind::Engine` where one is missing.
-    pub fn digest(&self) -> Result<String> {
+    pub(super) fn digest(&self) -> Result<String> {
         self.digest.finish()
     }
 
     /// What was measured of each tensor, in their order: the sums of its blocks, added in the order of these.
-    pub fn survivals(&self) -> Vec<(usize, Survival)> {
+    pub(super) fn survivals(&self) -> Vec<(usize, Survival)> {
         let mut sums = std::mem::take(&mut *lock(&self.survival));
         sums.sort_unstable_by_key(|(block, job, _)| (*job, *block));
         let mut tensors: Vec<(usize, Survival)> = Vec::with_capacity(sums.len());

@@ -35,7 +35,7 @@ pub(crate) struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// A job whose `prepare` is done.
-    pub fn new(program: &'a Program<'a>, non_finite: &'a NonFinite, stochastic: bool) -> Self {
+    pub(crate) fn new(program: &'a Program<'a>, non_finite: &'a NonFinite, stochastic: bool) -> Self {
         let draws = stochastic.then(|| Stream::new(program.seed, "round", &program.job.name));
         Place { program, tensor: program.tensor(), state: program.state(), non_finite, draws }
     }
@@ -107,12 +107,12 @@ impl<R: Real> Tiles<R> {
 
 impl Tiler {
     /// Buffers for tiles computed at `level`.
-    pub fn new(level: Level) -> Self {
+    pub(crate) fn new(level: Level) -> Self {
         Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new(), sums: Vec::new() }
     }
 
     /// Whether the job's operation is a step from its target, which is measured.
-    pub fn steps(program: &Program<'_>) -> bool {
+    pub(crate) fn steps(program: &Program<'_>) -> bool {
         match &program.arithmetic {
             Arithmetic::Narrow(method) => method.computes() == Computes::Step,
             Arithmetic::Wide(method) => method.computes() == Computes::Step,
@@ -124,7 +124,7 @@ impl Tiler {
     ///
     /// # Errors
     /// Unreadable input.
-    pub fn tile(
+    pub(crate) fn tile(
         &mut self,
         place: &Place<'_>,
         chunks: &[Chunk<'_>],

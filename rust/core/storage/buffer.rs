@@ -15,7 +15,7 @@ impl<'a> Buffer<'a> {
     ///
     /// # Errors
     /// It is not there, or has another shape.
-    pub fn find(wanted: &Wanted<'_, 'a>) -> Result<Option<&'a Self>> {
+    pub(crate) fn find(wanted: &Wanted<'_, 'a>) -> Result<Option<&'a Self>> {
         let Some(buffers) = wanted.opened.buffers() else { return Ok(None) };
         let buffer = buffers.get(wanted.name).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("no tensor `{}` is handed over", wanted.name.escape_debug()))

@@ -8,7 +8,7 @@ use crate::kernels::{Floats, Level, Real, TILE};
 
 /// Buffers for the parts of an input that are not mapped, reused from chunk to chunk.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// One for each part that the storage reads itself.
     pub parts: [Vec<u8>; 4],
     under: Option<Box<Scratch>>,
@@ -16,13 +16,13 @@ pub struct Scratch {
 
 impl Scratch {
     /// The buffers of a storage that lies over another one, and those of that other one.
-    pub fn layers(&mut self) -> (&mut [Vec<u8>; 4], &mut Scratch) {
+    pub(crate) fn layers(&mut self) -> (&mut [Vec<u8>; 4], &mut Scratch) {
         (&mut self.parts, self.under.get_or_insert_default())
     }
 }
 
 /// A range of elements whose bytes are in memory.
-pub enum Chunk<'a> {
+pub(crate) enum Chunk<'a> {
     /// Every element as a number by itself: apart from the others, because most tensors are stored so.
     Plain {
         /// Their type.
@@ -35,7 +35,7 @@ pub enum Chunk<'a> {
 }
 
 /// A range of elements that are not plain numbers.
-pub trait Tiles {
+pub(crate) trait Tiles {
     /// Computes the elements from element `at` of this range on; true if all are finite.
     fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool;
 
@@ -46,7 +46,7 @@ pub trait Tiles {
 }
 
 /// Donor and reference of those elements of a saved vector that reference + δ does not give back.
-pub struct Exact<'a> {
+pub(crate) struct Exact<'a> {
     /// The donor; zero elsewhere.
     pub donor: &'a dyn Tiles,
     /// The reference; NaN elsewhere, which is the same as no target.
@@ -56,7 +56,7 @@ pub struct Exact<'a> {
 impl Exact<'_> {
     /// Puts the donor into `out` where the target is the reference; `at` is the place of the first element in the
     /// chunk.
-    pub fn keep<R: Real>(&self, level: Level, at: usize, target: &[R], out: &mut [R]) {
+    pub(crate) fn keep<R: Real>(&self, level: Level, at: usize, target: &[R], out: &mut [R]) {
         let (mut donor, mut reference) = ([R::ZERO; TILE], [R::ZERO; TILE]);
         let (donor, reference) = (&mut donor[..out.len()], &mut reference[..out.len()]);
         self.donor.tile(level, at, R::floats(donor));
@@ -67,7 +67,7 @@ impl Exact<'_> {
 
 impl Chunk<'_> {
     /// Widens `out.len()` elements from element `at` of this chunk on; true if all are finite.
-    pub fn tile<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+    pub(crate) fn tile<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
         match self {
             Chunk::Plain { dtype, bytes } => {
                 self.ahead(at, out.len());
@@ -78,7 +78,7 @@ impl Chunk<'_> {
     }
 
     /// Asks for the tile behind that of `n` elements from `at` on.
-    pub fn ahead(&self, at: usize, n: usize) {
+    pub(crate) fn ahead(&self, at: usize, n: usize) {
         if let Chunk::Plain { dtype, bytes } = self {
             let next = (at + n) * dtype.size();
             prefetch(&bytes[next.min(bytes.len())..(next + n * dtype.size()).min(bytes.len())]);
@@ -86,7 +86,7 @@ impl Chunk<'_> {
     }
 
     /// The stored bytes of `n` elements from `at` on, where they are plain numbers of this type.
-    pub fn stored(&self, dtype: Dtype, at: usize, n: usize) -> Option<&[u8]> {
+    pub(crate) fn stored(&self, dtype: Dtype, at: usize, n: usize) -> Option<&[u8]> {
         match self {
             Chunk::Plain { dtype: stored, bytes } if *stored == dtype => {
                 Some(&bytes[at * dtype.size()..(at + n) * dtype.size()])
@@ -96,7 +96,7 @@ impl Chunk<'_> {
     }
 
     /// What is stored beside the differences of a saved vector, if there is anything.
-    pub fn exact(&self) -> Option<Exact<'_>> {
+    pub(crate) fn exact(&self) -> Option<Exact<'_>> {
         match self {
             Chunk::Plain { .. } => None,
             Chunk::Tiles(tiles) => tiles.exact(),

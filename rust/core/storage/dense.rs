@@ -10,14 +10,14 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// A tensor stored as it is.
-pub struct Dense<'a>(pub Part<'a>);
+pub(crate) struct Dense<'a>(pub Part<'a>);
 
 impl<'a> Dense<'a> {
     /// The tensor under its own name.
     ///
     /// # Errors
     /// It is not there, or has another shape.
-    pub fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
+    pub(crate) fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         let (part, shape) = wanted.tensor()?;
         wanted.check_shape(shape)?;
         Ok(Dense(part))

@@ -7,7 +7,7 @@ use crate::kernels::{Level, TILE};
 
 /// Which elements are kept, and how their places are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Nothing differs: nothing is stored.
     Zero,
     /// Every element.
@@ -20,7 +20,7 @@ pub enum Form {
 
 impl Form {
     /// As the manifest names it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Form::Zero => "zero",
             Form::Dense => "dense",
@@ -32,7 +32,7 @@ impl Form {
 
 /// How one tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encoding {
+pub(crate) struct Encoding {
     /// What is kept.
     pub form: Form,
     /// Type of the values.
@@ -43,13 +43,13 @@ pub struct Encoding {
 
 impl Encoding {
     /// Of a tensor without differences.
-    pub fn zero() -> Self {
+    pub(crate) fn zero() -> Self {
         Encoding { form: Form::Zero, dtype: Dtype::BF16, index: Dtype::I32 }
     }
 
     /// The smallest encoding in the narrowest exact type, or in the type asked for. A tensor that only has elements
     /// beside the differences ([`crate::storage::exact_elements`]) is an empty list of them.
-    pub fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
+    pub(crate) fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
         let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
         let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);
         let index = if elements <= 1 << 31 { Dtype::I32 } else { Dtype::I64 };
@@ -66,7 +66,7 @@ impl Encoding {
     }
 
     /// Bytes of the places.
-    pub fn places_bytes(&self, elements: u64, changed: u64) -> u64 {
+    pub(crate) fn places_bytes(&self, elements: u64, changed: u64) -> u64 {
         match self.form {
             Form::Zero | Form::Dense => 0,
             Form::Mask => elements.div_ceil(8),
@@ -75,7 +75,7 @@ impl Encoding {
     }
 
     /// Bytes in all.
-    pub fn bytes(&self, elements: u64, changed: u64) -> u64 {
+    pub(crate) fn bytes(&self, elements: u64, changed: u64) -> u64 {
         let values = match self.form {
             Form::Zero => 0,
             Form::Dense => elements,
@@ -85,7 +85,13 @@ impl Encoding {
     }
 
     /// The stored tensors: places before values.
-    pub fn rows(&self, name: &str, shape: &[u64], elements: u64, changed: u64) -> Vec<(String, Dtype, Vec<u64>)> {
+    pub(crate) fn rows(
+        &self,
+        name: &str,
+        shape: &[u64],
+        elements: u64,
+        changed: u64,
+    ) -> Vec<(String, Dtype, Vec<u64>)> {
         let values = (format!("{name}.values"), self.dtype, vec![changed]);
         match self.form {
             Form::Zero => vec![],
@@ -96,7 +102,7 @@ impl Encoding {
     }
 
     /// What is stored of one chunk of `n` elements, of which `changed` are not zero; to be filled tile by tile.
-    pub fn chunk(&self, n: usize, changed: u64) -> ChunkWriter<'_> {
+    pub(crate) fn chunk(&self, n: usize, changed: u64) -> ChunkWriter<'_> {
         let (values, places) = match self.form {
             Form::Dense => (n, 0),
             Form::Zero | Form::Mask | Form::Index => (changed as usize, changed as usize),
@@ -107,7 +113,7 @@ impl Encoding {
 }
 
 /// One chunk of differences on its way to the file.
-pub struct ChunkWriter<'e> {
+pub(crate) struct ChunkWriter<'e> {
     encoding: &'e Encoding,
     n: usize,
     values: Vec<u8>,
@@ -119,7 +125,7 @@ pub struct ChunkWriter<'e> {
 
 impl ChunkWriter<'_> {
     /// Takes in the tile of differences that begins with element `at` of the chunk, and leaves anything in it.
-    pub fn tile(&mut self, level: Level, at: usize, delta: &mut [f64]) {
+    pub(crate) fn tile(&mut self, level: Level, at: usize, delta: &mut [f64]) {
         let Encoding { form, dtype, .. } = *self.encoding;
         let count = if form == Form::Dense {
             delta.len()
@@ -135,13 +141,13 @@ impl ChunkWriter<'_> {
 
     /// The values as stored, and where they go, counted from the first byte of all: the chunk begins with element
     /// `first`, `rank` values come before it.
-    pub fn values(&self, first: u64, rank: u64) -> (&[u8], u64) {
+    pub(crate) fn values(&self, first: u64, rank: u64) -> (&[u8], u64) {
         let before = if self.encoding.form == Form::Dense { first } else { rank };
         (&self.values, before * self.encoding.dtype.size() as u64)
     }
 
     /// The places in the same way, where there are any; `first` is a multiple of 8.
-    pub fn places(&self, first: u64, rank: u64) -> Option<(Vec<u8>, u64)> {
+    pub(crate) fn places(&self, first: u64, rank: u64) -> Option<(Vec<u8>, u64)> {
         match self.encoding.form {
             Form::Zero | Form::Dense => None,
             Form::Mask => {

@@ -22,10 +22,10 @@ use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Floats, Level};
 
 /// What the names of the stored tensors end in: indices, donor, reference.
-pub const PARTS: [&str; 3] = ["exact.indices", "exact.donor", "exact.reference"];
+pub(crate) const PARTS: [&str; 3] = ["exact.indices", "exact.donor", "exact.reference"];
 
 /// Donor and reference of some elements of a tensor.
-pub struct Elements<'a> {
+pub(crate) struct Elements<'a> {
     donor: Sparse<'a>,
     reference: Sparse<'a>,
 }
@@ -46,7 +46,7 @@ struct OverChunk<'a> {
 ///
 /// # Errors
 /// As [`Sparse::check`].
-pub fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Elements<'a>>> {
+pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Elements<'a>>> {
     if wanted.source.kind != SourceKind::Vector {
         return Ok(None);
     }
@@ -60,7 +60,7 @@ pub fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Elements<'a>>> {
 
 impl<'a> Elements<'a> {
     /// Differences of which these elements are not given back.
-    pub fn over(self, differences: Box<dyn Storage + 'a>) -> Box<dyn Storage + 'a> {
+    pub(crate) fn over(self, differences: Box<dyn Storage + 'a>) -> Box<dyn Storage + 'a> {
         Box::new(Over { differences, elements: self })
     }
 }
@@ -117,14 +117,14 @@ impl Tiles for OverChunk<'_> {
 
 /// How such elements are written: the types of [`PARTS`].
 #[derive(Clone, Copy)]
-pub struct Written {
+pub(crate) struct Written {
     /// In their order.
     pub types: [Dtype; 3],
 }
 
 impl Written {
     /// The stored tensors of a tensor with `count` such elements: name, type and shape.
-    pub fn rows(&self, name: &str, count: u64) -> Vec<(String, Dtype, Vec<u64>)> {
+    pub(crate) fn rows(&self, name: &str, count: u64) -> Vec<(String, Dtype, Vec<u64>)> {
         if count == 0 {
             return Vec::new();
         }
@@ -132,12 +132,12 @@ impl Written {
     }
 
     /// Bytes of `count` of them.
-    pub fn bytes(&self, count: u64) -> u64 {
+    pub(crate) fn bytes(&self, count: u64) -> u64 {
         self.types.iter().map(|dtype| count * dtype.size() as u64).sum()
     }
 
     /// Where each part of `count` of them begins, from `at` on.
-    pub fn offsets(&self, at: u64, count: u64) -> [u64; 3] {
+    pub(crate) fn offsets(&self, at: u64, count: u64) -> [u64; 3] {
         let mut next = at;
         self.types.map(|dtype| {
             let offset = next;
@@ -148,7 +148,7 @@ impl Written {
 
     /// Index, donor and reference of some elements as stored, each with where it goes: the parts begin at `offsets`,
     /// `before` elements come before these.
-    pub fn encode(
+    pub(crate) fn encode(
         &self,
         level: Level,
         rows: &[(u64, f64, f64)],

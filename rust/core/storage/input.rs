@@ -20,7 +20,7 @@ const COMPOSED: &[Find] = &[
 ];
 
 /// A tensor in its storage.
-pub struct Input<'a> {
+pub(crate) struct Input<'a> {
     stored: Stored<'a>,
     /// The element type that decides the compute type: the stored one, or that of a vector's origin.
     pub dtype: Dtype,
@@ -41,7 +41,7 @@ impl<'a> Input<'a> {
     ///
     /// # Errors
     /// It is not there, has another shape, or is damaged.
-    pub fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
+    pub(crate) fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         let stored = match lora::factors(wanted)? {
             None => Stored::find(wanted)?,
             Some(factors) => {
@@ -63,17 +63,18 @@ impl<'a> Input<'a> {
     }
 
     /// A stored tensor, every element as a number by itself.
-    pub fn dense(dense: Dense<'a>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn dense(dense: Dense<'a>) -> Self {
         Input { dtype: dense.dtype(), stored: Stored::Dense(dense) }
     }
 
     /// What stands where the result goes.
-    pub fn target(target: Target) -> Self {
+    pub(crate) fn target(target: Target) -> Self {
         Input { dtype: target.dtype, stored: Stored::Target(target) }
     }
 
     /// How it is stored.
-    pub fn storage(&self) -> &(dyn Storage + 'a) {
+    pub(crate) fn storage(&self) -> &(dyn Storage + 'a) {
         self.stored.storage()
     }
 
@@ -81,17 +82,17 @@ impl<'a> Input<'a> {
     ///
     /// # Errors
     /// Where a file was truncated or cannot be read.
-    pub fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
+    pub(crate) fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
         self.storage().open(elements, scratch)
     }
 
     /// Whether it is plain numbers of this type; see [`Storage::plain`].
-    pub fn is_plain(&self, dtype: Dtype) -> bool {
+    pub(crate) fn is_plain(&self, dtype: Dtype) -> bool {
         self.storage().plain() == Some(dtype)
     }
 
     /// Bytes that `count` elements take; see [`Storage::bytes`].
-    pub fn cost(&self, count: u64) -> u64 {
+    pub(crate) fn cost(&self, count: u64) -> u64 {
         self.storage().bytes(&(0..count))
     }
 }

@@ -16,7 +16,7 @@ use crate::kernels::{Floats, Level, Real, TILE};
 
 /// The two factors of one weight.
 #[derive(Clone, Copy)]
-pub struct Lora<'a> {
+pub(crate) struct Lora<'a> {
     /// A, of shape [rank, inputs].
     a: Part<'a>,
     /// B, of shape [outputs, rank].
@@ -30,7 +30,7 @@ pub struct Lora<'a> {
 }
 
 /// The factors' bytes, in memory.
-pub struct LoraChunk<'a> {
+pub(crate) struct LoraChunk<'a> {
     lora: &'a Lora<'a>,
     a: &'a [u8],
     b: &'a [u8],
@@ -42,7 +42,7 @@ impl<'a> Lora<'a> {
     ///
     /// # Errors
     /// `Kind::Format` where their shapes or types do not make up that weight.
-    pub fn new(
+    pub(crate) fn new(
         name: &str,
         shape: &[u64],
         a: (Part<'a>, &[u64]),
@@ -87,7 +87,7 @@ struct AdaptedChunk<'a> {
 ///
 /// # Errors
 /// `Kind::Plan` where it is added to something that is not a checkpoint.
-pub fn factors<'w>(wanted: &Wanted<'w, '_>) -> Result<Option<Option<&'w Factors>>> {
+pub(crate) fn factors<'w>(wanted: &Wanted<'w, '_>) -> Result<Option<Option<&'w Factors>>> {
     if wanted.source.kind != SourceKind::Lora {
         return Ok(None);
     }
@@ -99,7 +99,7 @@ pub fn factors<'w>(wanted: &Wanted<'w, '_>) -> Result<Option<Option<&'w Factors>
 ///
 /// # Errors
 /// Factors that are not there, or do not make up a weight of that shape.
-pub fn over<'a>(
+pub(crate) fn over<'a>(
     wanted: &Wanted<'_, 'a>,
     factors: Option<&Factors>,
     base: Option<Box<dyn Storage + 'a>>,
@@ -166,7 +166,7 @@ impl Tiles for AdaptedChunk<'_> {
 
 impl LoraChunk<'_> {
     /// Adds scale·B·A of the elements from `at` of this chunk on to `out`; true if all factors are finite.
-    pub fn add<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+    pub(crate) fn add<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
         let Lora { rank, columns, scale, transposed, .. } = *self.lora;
         let mut finite = true;
         let mut done = 0;

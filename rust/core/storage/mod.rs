@@ -10,26 +10,26 @@ use crate::error::{Error, Kind, Result};
 use crate::kernels::narrow::Rounding;
 use crate::kernels::{Floats, Level};
 
-pub mod buffer;
-pub mod chunk;
-pub mod dense;
-pub mod encoding;
-pub mod exact_elements;
-pub mod input;
-pub mod lora;
-pub mod opened;
-pub mod part;
+pub(crate) mod buffer;
+pub(crate) mod chunk;
+pub(crate) mod dense;
+pub(crate) mod encoding;
+pub(crate) mod exact_elements;
+pub(crate) mod input;
+pub(crate) mod lora;
+pub(crate) mod opened;
+pub(crate) mod part;
 pub mod source;
-pub mod sources;
-pub mod sparse;
-pub mod target;
-pub mod wanted;
+pub(crate) mod sources;
+pub(crate) mod sparse;
+pub(crate) mod target;
+pub(crate) mod wanted;
 
 use chunk::{Chunk, Scratch};
 use part::Part;
 
 /// One logical tensor in its storage.
-pub trait Storage: Send + Sync {
+pub(crate) trait Storage: Send + Sync {
     /// The stored tensors that it is made of, where it lies in files.
     fn parts(&self) -> Vec<Part<'_>>;
 

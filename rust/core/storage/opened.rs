@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::file::mapped::Mapped;
 
 /// A source whose tensors can be read.
-pub enum Opened<'m> {
+pub(crate) enum Opened<'m> {
     /// In files: headers, and the files' maps.
     Files(Box<(Checkpoint, Vec<Mapped>)>),
     /// In the embedding process.
@@ -21,7 +21,7 @@ impl<'m> Opened<'m> {
     ///
     /// # Errors
     /// It cannot be opened, or is not the one that the plan was made for.
-    pub fn files(source: &Source) -> Result<Self> {
+    pub(crate) fn files(source: &Source) -> Result<Self> {
         let path = Path::new(&source.path);
         let checkpoint = match source.kind {
             SourceKind::Lora => Checkpoint::open_file(path)?,
@@ -39,7 +39,7 @@ impl<'m> Opened<'m> {
     }
 
     /// What the embedding process holds, where that is the source.
-    pub fn buffers(&self) -> Option<&'m Buffers<'m>> {
+    pub(crate) fn buffers(&self) -> Option<&'m Buffers<'m>> {
         match self {
             Opened::Files(_) => None,
             Opened::Buffers(buffers) => Some(buffers),
@@ -47,7 +47,7 @@ impl<'m> Opened<'m> {
     }
 
     /// Headers and maps, where the source lies in files.
-    pub fn stored(&self) -> Option<(&Checkpoint, &[Mapped])> {
+    pub(crate) fn stored(&self) -> Option<(&Checkpoint, &[Mapped])> {
         match self {
             Opened::Files(files) => Some((&files.0, &files.1)),
             Opened::Buffers(_) => None,
@@ -55,7 +55,7 @@ impl<'m> Opened<'m> {
     }
 
     /// A stored tensor and its shape, if there is one of that name.
-    pub fn find(&self, name: &str) -> Option<(Part<'_>, &[u64])> {
+    pub(crate) fn find(&self, name: &str) -> Option<(Part<'_>, &[u64])> {
         let (checkpoint, mapped) = self.stored()?;
         let found = checkpoint.find(name)?;
         let (file, elements) = (&mapped[found.file], found.shape.iter().product());
@@ -66,7 +66,7 @@ impl<'m> Opened<'m> {
     ///
     /// # Errors
     /// `Kind::NotFound`.
-    pub fn get(&self, name: &str) -> Result<(Part<'_>, &[u64])> {
+    pub(crate) fn get(&self, name: &str) -> Result<(Part<'_>, &[u64])> {
         if let Some(found) = self.find(name) {
             return Ok(found);
         }

@@ -8,7 +8,7 @@ use crate::file::mapped::Mapped;
 
 /// A stored run of elements.
 #[derive(Clone, Copy, Debug)]
-pub struct Part<'a> {
+pub(crate) struct Part<'a> {
     /// The file that holds it.
     pub file: &'a Mapped,
     /// Where it begins.
@@ -27,7 +27,7 @@ impl<'a> Part<'a> {
     }
 
     /// Bytes in all.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.elements * self.dtype.size() as u64
     }
 
@@ -35,7 +35,7 @@ impl<'a> Part<'a> {
     ///
     /// # Errors
     /// Where the file was truncated or cannot be read.
-    pub fn read<'s>(&self, elements: Range<u64>, buffer: &'s mut Vec<u8>) -> Result<&'s [u8]>
+    pub(crate) fn read<'s>(&self, elements: Range<u64>, buffer: &'s mut Vec<u8>) -> Result<&'s [u8]>
     where
         'a: 's,
     {
@@ -43,12 +43,12 @@ impl<'a> Part<'a> {
     }
 
     /// Says that `elements` will be wanted soon.
-    pub fn ahead(&self, elements: Range<u64>) {
+    pub(crate) fn ahead(&self, elements: Range<u64>) {
         self.file.advise_ahead(self.range(elements));
     }
 
     /// Says that `elements` are done with.
-    pub fn behind(&self, elements: Range<u64>) {
+    pub(crate) fn behind(&self, elements: Range<u64>) {
         self.file.drop_behind(self.range(elements));
     }
 }

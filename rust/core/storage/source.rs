@@ -9,13 +9,14 @@ use crate::dtype::Dtype;
 /// A checkpoint, a saved vector or an adapter.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Source {
+pub(crate) struct Source {
     /// What it is.
     pub kind: SourceKind,
     /// The folder, or a single file.
     pub path: String,
-    /// Weight files and their sizes, in order.
-    pub files: Vec<(String, u64)>,
+    /// Weight files and their sizes, in order: for who reads a plan; here the fingerprint stands for them.
+    #[allow(dead_code)]
+    files: Vec<(String, u64)>,
     /// BLAKE3 over the headers of those files.
     pub fingerprint: String,
     /// Of an adapter: the source that it is added to; without one its tensors are its changes alone.
@@ -28,12 +29,12 @@ pub struct Source {
 
 /// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Factors(pub String, pub String, pub f64, pub bool);
+pub(crate) struct Factors(pub String, pub String, pub f64, pub bool);
 
 /// How the tensors of a source are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SourceKind {
+pub(crate) enum SourceKind {
     /// One stored tensor per logical tensor.
     Checkpoint,
     /// A saved task vector: dense, index or mask.

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::file::mapped::Mapped;
 
 /// Every source of a plan: open files, and what the embedding process holds.
-pub struct Sources<'m> {
+pub(crate) struct Sources<'m> {
     opened: Vec<Opened<'m>>,
 }
 
@@ -22,7 +22,7 @@ impl<'m> Sources<'m> {
     /// # Errors
     /// A source that cannot be opened, or is not the one that the plan was made for; too few or too many buffers,
     /// or bytes in one of them that do not fit their shape.
-    pub fn of(sources: &[Source], buffers: &'m [Buffers<'m>]) -> Result<Sources<'m>> {
+    pub(crate) fn of(sources: &[Source], buffers: &'m [Buffers<'m>]) -> Result<Sources<'m>> {
         let expected = sources.iter().filter(|source| source.kind == SourceKind::Memory).count();
         if buffers.len() != expected {
             let message = format!("{} state dicts are handed over, the plan has {expected}", buffers.len());
@@ -40,7 +40,7 @@ impl<'m> Sources<'m> {
     ///
     /// # Errors
     /// It is not there, has another shape, or is damaged.
-    pub fn input<'a>(
+    pub(crate) fn input<'a>(
         &'a self,
         sources: &[Source],
         (source, name): (usize, &str),
@@ -52,7 +52,7 @@ impl<'m> Sources<'m> {
     }
 
     /// Folders that the inputs lie in.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.stored().map(|(checkpoint, _)| checkpoint.folder.clone()).collect()
     }
 
@@ -60,7 +60,7 @@ impl<'m> Sources<'m> {
     ///
     /// # Errors
     /// `Kind::Format` naming the file that did.
-    pub fn unchanged(&self) -> Result<()> {
+    pub(crate) fn unchanged(&self) -> Result<()> {
         self.stored().flat_map(|(_, mapped)| mapped).try_for_each(Mapped::unchanged)
     }
 

@@ -27,7 +27,7 @@ const STEP: u64 = 1 << 16;
 const PIECE: u64 = 1 << 20;
 
 /// A tensor with few values.
-pub struct Sparse<'a> {
+pub(crate) struct Sparse<'a> {
     /// The values that are not zero, in element order.
     values: Part<'a>,
     places: Part<'a>,
@@ -43,7 +43,13 @@ impl<'a> Sparse<'a> {
     /// # Errors
     /// `Kind::Format` naming `name` and what is wrong: a mask of another length or population, indices that are not
     /// sorted, occur twice or lie outside.
-    pub fn check(name: &str, elements: u64, kind: Places, places: Part<'a>, values: Part<'a>) -> Result<Sparse<'a>> {
+    pub(crate) fn check(
+        name: &str,
+        elements: u64,
+        kind: Places,
+        places: Part<'a>,
+        values: Part<'a>,
+    ) -> Result<Sparse<'a>> {
         let wrong = |what: String| {
             let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
             error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
@@ -135,7 +141,7 @@ impl<'a> Sparse<'a> {
     ///
     /// # Errors
     /// Where the file was truncated or cannot be read.
-    pub fn range<'s>(
+    pub(crate) fn range<'s>(
         &'s self,
         elements: Range<u64>,
         otherwise: f64,
@@ -188,7 +194,7 @@ impl<'a> Sparse<'a> {
 ///
 /// # Errors
 /// As [`Sparse::check`].
-pub fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>> {
+pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>> {
     if wanted.source.kind != SourceKind::Vector {
         return Ok(None);
     }

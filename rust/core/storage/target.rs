@@ -13,7 +13,7 @@ use crate::kernels::{Floats, Level};
 /// What is written, every element as a number by itself. As an input it is what stands there before: whoever writes it
 /// reads it.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub(crate) struct Target {
     /// Its element type.
     pub dtype: Dtype,
     /// Elements.
@@ -22,13 +22,13 @@ pub struct Target {
 
 impl Target {
     /// The elements of which `bytes`, counted from the first, hold at least a part.
-    pub fn elements_in(&self, bytes: Range<u64>) -> Range<u64> {
+    pub(crate) fn elements_in(&self, bytes: Range<u64>) -> Range<u64> {
         let size = self.dtype.size() as u64;
         bytes.start / size..bytes.end.div_ceil(size)
     }
 
     /// The first element that begins at this byte or behind it.
-    pub fn first_from(&self, byte: u64) -> u64 {
+    pub(crate) fn first_from(&self, byte: u64) -> u64 {
         byte.div_ceil(self.dtype.size() as u64)
     }
 }

@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 
 /// A tensor that a plan names. Every storage looks here whether it is the one that holds it.
-pub struct Wanted<'w, 'a> {
+pub(crate) struct Wanted<'w, 'a> {
     /// Its name.
     pub name: &'w str,
     /// Its shape in the output.
@@ -31,7 +31,7 @@ impl<'w, 'a> Wanted<'w, 'a> {
     ///
     /// # Errors
     /// `Kind::Plan` where it is added to something that is not a checkpoint.
-    pub fn base(&self) -> Result<Option<Wanted<'w, 'a>>> {
+    pub(crate) fn base(&self) -> Result<Option<Wanted<'w, 'a>>> {
         let Some(base) = self.source.base else { return Ok(None) };
         match (self.sources.get(base), self.all.get(base)) {
             (Some(source), Some(opened)) if source.kind == SourceKind::Checkpoint => {
@@ -45,17 +45,17 @@ impl<'w, 'a> Wanted<'w, 'a> {
     ///
     /// # Errors
     /// `Kind::NotFound`.
-    pub fn tensor(&self) -> Result<(Part<'a>, &'a [u64])> {
+    pub(crate) fn tensor(&self) -> Result<(Part<'a>, &'a [u64])> {
         self.opened.get(self.name)
     }
 
     /// The stored tensor of that name and an ending.
-    pub fn part(&self, suffix: &str) -> Option<Part<'a>> {
+    pub(crate) fn part(&self, suffix: &str) -> Option<Part<'a>> {
         self.opened.find(&format!("{}.{suffix}", self.name)).map(|(part, _)| part)
     }
 
     /// The type of the models that a saved vector was made of: it is computed with as their difference.
-    pub fn origin(&self) -> Option<Dtype> {
+    pub(crate) fn origin(&self) -> Option<Dtype> {
         if self.source.kind != SourceKind::Vector {
             return None;
         }
@@ -68,7 +68,7 @@ impl<'w, 'a> Wanted<'w, 'a> {
     ///
     /// # Errors
     /// `Kind::Plan` naming both.
-    pub fn check_shape(&self, found: &[u64]) -> Result<()> {
+    pub(crate) fn check_shape(&self, found: &[u64]) -> Result<()> {
         if found == self.shape {
             return Ok(());
         }

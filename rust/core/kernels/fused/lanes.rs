@@ -47,7 +47,7 @@ pub(super) struct Factors<R> {
 }
 
 impl<R: Real> Factors<R> {
-    pub fn new(alpha: f64, share: f64) -> Self {
+    pub(super) fn new(alpha: f64, share: f64) -> Self {
         Factors { alpha: R::from_f64(alpha), share: R::from_f64(share), one: std::hint::black_box(1) }
     }
 }
@@ -68,7 +68,7 @@ pub(super) struct Group<R> {
 impl<R: Real> Group<R> {
     /// The bits of one result as f32, of which the upper half is to be stored.
     #[inline(always)]
-    pub fn element<A: Asked>(
+    pub(super) fn element<A: Asked>(
         &mut self,
         lane: usize,
         (t, d): (R, R),
@@ -113,7 +113,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     #[inline(always)]
-    pub fn add<R: Real>(&mut self, group: &Group<R>) {
+    pub(super) fn add<R: Real>(&mut self, group: &Group<R>) {
         for (sums, squares) in self.squares.iter_mut().zip(&group.squares) {
             for lane in 0..LANES {
                 sums[lane] += squares[lane].to_f64();
@@ -130,7 +130,7 @@ impl Lanes {
     /// The sums; none where a sum was too small, a result is not finite, or squares are too large or too small for the
     /// compute type. `zeros` says whether all targets are zero.
     #[inline(always)]
-    pub fn sums(&self, alpha: f64, zeros: impl FnOnce() -> bool) -> Option<StepSums> {
+    pub(super) fn sums(&self, alpha: f64, zeros: impl FnOnce() -> bool) -> Option<StepSums> {
         let odd = self.odd.iter().fold(0, |any, odd| any | odd);
         let most = self.most.iter().fold(0, |most, x| most.max(*x));
         if odd != 0 || most >= INFINITE {

@@ -1,5 +1,5 @@
 //! A whole step in one loop: differences, sum, rounding to bf16 and what is measured of it, without a tile between.
 
 mod lanes;
-pub mod stored;
-pub mod tiles;
+pub(crate) mod stored;
+pub(crate) mod tiles;

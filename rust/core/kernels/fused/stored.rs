@@ -8,7 +8,7 @@ use crate::kernels::stats::StepSums;
 
 /// weight · (model − reference), as it is stored in bf16.
 #[derive(Clone, Copy, Debug)]
-pub struct StoredTerm<'a> {
+pub(crate) struct StoredTerm<'a> {
     /// The model, or the difference itself.
     pub model: &'a [u8],
     /// What is subtracted from it.
@@ -18,14 +18,14 @@ pub struct StoredTerm<'a> {
 }
 
 /// Most terms of such a step.
-pub const TERMS: usize = 3;
+pub(crate) const TERMS: usize = 3;
 
 kernel! {
     /// `bytes = bf16(target + α · Σ terms)`, and what became of the step, as
     /// [`step_tiles_bf16`](super::finish::step_tiles_bf16) says it. With `keeps`, an element whose target is the reference of
     /// the first term becomes its model. None also where an input is not finite or there are no terms or more than
     /// [`TERMS`].
-    pub fn step_stored_bf16(
+    pub(crate) fn step_stored_bf16(
         target: &[u8],
         terms: &[StoredTerm<'_>],
         factors: (f64, f64),

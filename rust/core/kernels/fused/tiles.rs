@@ -10,7 +10,7 @@ kernel! {
     /// element whose target is the reference becomes the donor. None, with anything in `bytes`, where α is 0 or becomes it, a sum is
     /// below `share` of its target, a result is not finite, or squares are too large or too small for the compute type:
     /// that wants the long way.
-    pub fn step_tiles_bf16<R>(
+    pub(crate) fn step_tiles_bf16<R>(
         steps: (&[R], &[R]),
         factors: (f64, f64),
         kept: Option<(&[R], &[R])>,

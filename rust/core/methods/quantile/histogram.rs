@@ -14,7 +14,7 @@ const WIDTH: u32 = 16;
 ///
 /// # Errors
 /// Unreadable input.
-pub fn nth_largest<R: Real>(
+pub(super) fn nth_largest<R: Real>(
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
     (score, k): (usize, u64),

@@ -1,5 +1,5 @@
 //! The k largest of a tensor's scores, exactly.
 
-pub mod cut;
+pub(crate) mod cut;
 mod histogram;
-pub mod select;
+pub(crate) mod select;

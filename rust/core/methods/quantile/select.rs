@@ -42,7 +42,7 @@ struct Query<R> {
 ///
 /// # Errors
 /// Unreadable input.
-pub fn largest<R: Real>(
+pub(crate) fn largest<R: Real>(
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
     counts: &[Vec<u64>],

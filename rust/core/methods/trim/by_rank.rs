@@ -43,7 +43,7 @@ thread_local! {
 
 /// Sets the bits of `words` where `draws[i]` is below `limits[rank of row[i]]`, and clears the others; ranks are by
 /// magnitude, from the smallest, equal ones by index. The limits do not fall.
-pub fn keep<R: Real>(level: Level, row: &[R], draws: &[u32], limits: &[u64], words: &mut [u64]) {
+pub(super) fn keep<R: Real>(level: Level, row: &[R], draws: &[u32], limits: &[u64], words: &mut [u64]) {
     if R::IS_F32 && row.len() >= SHORT {
         ROW.with(|buffers| buffers.borrow_mut().keep(level, row, draws, limits, words));
         return;

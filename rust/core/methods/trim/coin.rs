@@ -7,14 +7,14 @@ use crate::kernels::{Level, TILE};
 
 /// A coin and where its draws come from.
 #[derive(Clone, Copy, Debug)]
-pub struct Coin {
+pub(super) struct Coin {
     /// The draws.
     pub stream: Stream,
     limit: u64,
 }
 
 /// A probability as a bound on 32-bit draws.
-pub fn chance(p: f64) -> u64 {
+pub(super) fn chance(p: f64) -> u64 {
     (p * 4_294_967_296.0) as u64
 }
 
@@ -25,13 +25,13 @@ const PLANES: u32 = 4;
 
 impl Coin {
     /// Heads with probability `p`, 0 < p < 1.
-    pub fn new(stream: Stream, p: f64) -> Self {
+    pub(super) fn new(stream: Stream, p: f64) -> Self {
         Coin { stream, limit: chance(p) }
     }
 
     /// Sets the bits of `words` for heads of the elements `first .. first + n`, and clears the others up to there; what
     /// is behind in the last word is anything.
-    pub fn flip(&self, level: Level, first: u64, n: usize, words: &mut [u64]) {
+    pub(super) fn flip(&self, level: Level, first: u64, n: usize, words: &mut [u64]) {
         let shift = first % TOGETHER;
         let needed = n.div_ceil(64);
         if shift == 0 {

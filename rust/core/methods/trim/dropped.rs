@@ -21,13 +21,13 @@ use crate::threads::{lock, Threads};
 const MASKS: u64 = 64 << 20;
 
 /// Words of one tile's bits.
-pub const WORDS: usize = TILE / 64;
+pub(super) const WORDS: usize = TILE / 64;
 
 /// A bit for every element of a tile.
-pub type Words = [u64; WORDS];
+pub(super) type Words = [u64; WORDS];
 
 /// What the look at the whole tensor found out about one term.
-pub struct Found {
+pub(super) struct Found {
     /// Of the elements kept by `keep`, those kept by `except` are dropped again.
     keep: Cut,
     except: Cut,
@@ -41,19 +41,19 @@ pub struct Found {
 
 impl Found {
     /// Where there was nothing to find out.
-    pub fn nothing(tensor: &Tensor<'_>, term: &TrimTerm) -> Self {
+    pub(super) fn nothing(tensor: &Tensor<'_>, term: &TrimTerm) -> Self {
         let stream = Stream::new(tensor.seed, &format!("drop {}", term.stream), tensor.name);
         Found { keep: Cut::ALL, except: Cut::NONE, scale: 1.0, mask: None, coin: Coin::new(stream, term.density) }
     }
 
     /// Takes the cuts of a drop by magnitude.
-    pub fn cut(&mut self, cuts: &[Cut]) {
+    pub(super) fn cut(&mut self, cuts: &[Cut]) {
         self.keep = cuts[0];
         self.except = cuts.get(1).copied().unwrap_or(Cut::NONE);
     }
 
     /// What is kept of term `index`; `words` gets the bits.
-    pub fn kept<'a, R: Real>(
+    pub(super) fn kept<'a, R: Real>(
         &self,
         method: &TrimMethod,
         tile: &'a Tile<'_, R>,
@@ -93,7 +93,7 @@ impl Found {
     ///
     /// # Errors
     /// Unreadable input.
-    pub fn changed<R: Real>(
+    pub(super) fn changed<R: Real>(
         &self,
         method: &TrimMethod,
         tensor: &Tensor<'_>,
@@ -158,7 +158,7 @@ struct Part {
 ///
 /// # Errors
 /// Unreadable input.
-pub fn measure<R: Real>(
+pub(super) fn measure<R: Real>(
     method: &TrimMethod,
     tensor: &Tensor<'_>,
     threads: Threads<'_>,

@@ -2,14 +2,14 @@
 
 /// The bits of a tensor's elements, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Mask {
+pub(super) struct Mask {
     words: Vec<u64>,
     length: usize,
 }
 
 impl Mask {
     /// Adds the first `n` bits of `words`; those behind them in the last word are zero.
-    pub fn append(&mut self, words: &[u64], n: usize) {
+    pub(super) fn append(&mut self, words: &[u64], n: usize) {
         let shift = self.length % 64;
         self.length += n;
         if shift == 0 {
@@ -30,7 +30,7 @@ impl Mask {
     }
 
     /// The bits from element `first` on, as many as `words` has room for; zeros behind the end.
-    pub fn copy(&self, first: u64, words: &mut [u64]) {
+    pub(super) fn copy(&self, first: u64, words: &mut [u64]) {
         let (at, shift) = ((first / 64) as usize, first % 64);
         let word = |at: usize| self.words.get(at).copied().unwrap_or(0);
         for (i, out) in words.iter_mut().enumerate() {

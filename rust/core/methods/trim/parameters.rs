@@ -12,7 +12,7 @@ use crate::tensor::Tile;
 
 /// Which elements are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
+pub(crate) enum Drop {
     /// The smallest in magnitude.
     Smallest,
     /// Any, with the same probability.
@@ -26,7 +26,7 @@ pub enum Drop {
 /// How what is left of a difference is scaled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Rescale {
+pub(crate) enum Rescale {
     /// Not at all.
     #[default]
     None,
@@ -39,7 +39,7 @@ pub enum Rescale {
 /// One model.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TrimTerm {
+pub(crate) struct TrimTerm {
     /// Position among the inputs.
     pub model: usize,
     /// Position of what is subtracted.
@@ -67,7 +67,7 @@ fn one() -> f64 {
 /// Parameters as the plan has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Trim {
+pub(crate) struct Trim {
     /// The models, in order.
     pub terms: Vec<TrimTerm>,
     /// Divide by the weights of those that agree.
@@ -83,7 +83,7 @@ pub struct Trim {
 
 /// The parameters with the two ways that the method's name stands for.
 #[derive(Clone, Debug)]
-pub struct TrimMethod {
+pub(crate) struct TrimMethod {
     /// Parameters.
     pub parameters: Trim,
     /// What is dropped.
@@ -119,44 +119,44 @@ impl Parameters for Trim {
 
 impl TrimTerm {
     /// Where its difference comes from.
-    pub fn pairs(&self) -> Pair {
+    pub(crate) fn pairs(&self) -> Pair {
         (self.model, self.reference)
     }
 
     /// Its difference in a tile, with the bits of what is kept.
-    pub fn whole<'a, R: Real>(&self, tile: &'a Tile<'_, R>, words: &'a [u64]) -> Masked<'a, R> {
+    pub(crate) fn whole<'a, R: Real>(&self, tile: &'a Tile<'_, R>, words: &'a [u64]) -> Masked<'a, R> {
         Masked::whole(tile.input(self.model), self.reference.map(|reference| tile.input(reference)), words)
     }
 
     /// Whether it is left as it is.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.density >= 1.0
     }
 
     /// Whether a random drop leaves something of it and takes something.
-    pub fn draws(&self) -> bool {
+    pub(crate) fn draws(&self) -> bool {
         self.density > 0.0 && !self.is_whole()
     }
 
     /// Of being kept, by the rank in a row of `n` > 1 elements.
-    pub fn probability(&self, rank: usize, n: usize) -> f64 {
+    pub(crate) fn probability(&self, rank: usize, n: usize) -> f64 {
         (self.density - self.epsilon) + 2.0 * self.epsilon * (rank as f64 / (n - 1) as f64)
     }
 }
 
 impl TrimMethod {
     /// Where the differences come from.
-    pub fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
         self.parameters.terms.iter().map(TrimTerm::pairs)
     }
 
     /// Whether what goes is found by magnitude.
-    pub fn cuts(&self) -> bool {
+    pub(crate) fn cuts(&self) -> bool {
         matches!(self.drop, Drop::Smallest | Drop::Outliers)
     }
 
     /// How many of the largest of a term are kept at first, and how many of those go again.
-    pub fn counts(&self, term: &TrimTerm, n: u64) -> Vec<u64> {
+    pub(crate) fn counts(&self, term: &TrimTerm, n: u64) -> Vec<u64> {
         let kept = (term.density * n as f64) as u64;
         match (term.is_whole(), self.drop) {
             (true, _) => vec![n],

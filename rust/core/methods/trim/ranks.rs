@@ -25,7 +25,7 @@ thread_local! {
 }
 
 /// Calls `each` with every element's index and its rank, in no particular order.
-pub fn ranks<R: Real>(row: &[R], each: impl FnMut(usize, usize)) {
+pub(super) fn ranks<R: Real>(row: &[R], each: impl FnMut(usize, usize)) {
     RANKER.with(|ranker| ranker.borrow_mut().ranks(row, each));
 }
 

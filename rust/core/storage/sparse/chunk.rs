@@ -9,7 +9,7 @@ use crate::kernels::{Floats, Level, Real, TILE};
 use crate::storage::chunk::Tiles;
 
 /// A range of a sparse tensor whose bytes are in memory.
-pub struct SparseChunk<'a> {
+pub(crate) struct SparseChunk<'a> {
     pub(super) kind: Places,
     pub(super) places: &'a [u8],
     pub(super) index_type: Dtype,
@@ -35,7 +35,7 @@ impl Tiles for SparseChunk<'_> {
 
 impl SparseChunk<'_> {
     /// Whether it holds no value.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 

@@ -2,7 +2,7 @@
 
 /// How the places of the values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Places {
+pub(crate) enum Places {
     /// One bit per element, the lowest bit of a byte first.
     Mask,
     /// Flat indices, sorted, I32 or I64.
