@@ -358,7 +358,7 @@ fn figures_that_nobody_has_written_are_a_damaged_journal() {
         assert!(whole.contains(from));
         std::fs::write(&journal, whole.replacen(from, to, 1)).unwrap();
         let error = again().unwrap_err();
-        assert!(error.message.contains("is damaged: what is said of `"), "{error}");
+        assert!(error.message.contains("is damaged: the entry of `"), "{error}");
         assert_eq!(error.hint.as_deref(), Some("use --overwrite to begin again"));
     }
     std::fs::write(&journal, whole).unwrap();

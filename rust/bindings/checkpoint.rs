@@ -40,7 +40,7 @@ impl Checkpoint {
         self.opened.files.iter().map(|file| (file.name.clone(), file.size)).collect()
     }
 
-    /// What the headers say beside their tensors, all files together.
+    /// The metadata of the headers, all files together.
     #[getter]
     fn metadata(&self) -> std::collections::HashMap<String, String> {
         self.opened.metadata.clone().into_iter().collect()

@@ -102,7 +102,7 @@ fn check_length(job: &Job, bytes: &[u8]) -> Result<()> {
     if bytes.len() as u64 == expected {
         return Ok(());
     }
-    Err(unusable(format!("`{}` takes {expected} bytes, {} are handed over", job.name.escape_debug(), bytes.len())))
+    Err(unusable(format!("`{}` takes {expected} bytes, {} are given", job.name.escape_debug(), bytes.len())))
 }
 
 fn refuse(plan: &Plan, non_finite: &NonFinite, allowed: bool) -> Result<()> {

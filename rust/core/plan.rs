@@ -90,7 +90,7 @@ impl Plan {
                 "format {} and arithmetic {}, expected {FORMAT} and {ARITHMETIC}",
                 document.format, document.arithmetic
             ))
-            .hint("make the plan anew with this version"));
+            .hint("make the plan again with this version"));
         }
         if document.outputs.is_empty() {
             return Err(bad("no outputs"));

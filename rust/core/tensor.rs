@@ -309,7 +309,7 @@ impl Tensor<'_> {
     {
         let count = self.elements.checked_div(length).unwrap_or(0);
         let counts = self.passes.fetch_add(1, Relaxed) == 0;
-        // Rows are handed out in batches of about a chunk.
+        // Rows are taken in batches of about a chunk.
         let batch = (CHUNK / length.max(1)).max(1);
         let made: Mutex<Vec<(u64, Vec<A>)>> = Mutex::new(Vec::new());
         let one = |index: usize| -> Result<()> {

@@ -175,7 +175,7 @@ impl Error {
         let made = Error::io("flushing", path, error);
         match made.hint {
             Some(_) => made,
-            None => made.hint("the disk may be failing; run the same command again to write this file anew"),
+            None => made.hint("the disk may be failing; run the same command again to write this file again"),
         }
     }
 

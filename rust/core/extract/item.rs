@@ -29,7 +29,7 @@ pub(super) struct Place {
     /// Offset in its file of places and of values.
     pub(super) places: u64,
     pub(super) values: u64,
-    /// Of what is stored beside them, in the order of [`exact_elements::PARTS`].
+    /// Of the elements that they do not give back, in the order of [`exact_elements::PARTS`].
     pub(super) exact: [u64; 3],
 }
 

@@ -26,7 +26,7 @@ use crate::threads::{each, lock, Threads};
 struct Piece<'a> {
     place: &'a Place,
     chunk: u64,
-    /// Values before it, and elements before it that are stored beside them.
+    /// Values before it, and elements before it that the differences do not give back.
     rank: u64,
     lost: u64,
 }

@@ -42,7 +42,7 @@ pub(super) struct Row<'a> {
     changed: u64,
     norm: Option<f64>,
     largest: Option<f64>,
-    /// Elements stored beside the differences.
+    /// Elements that the differences do not give back.
     #[serde(skip_serializing_if = "Option::is_none")]
     exact: Option<u64>,
 }

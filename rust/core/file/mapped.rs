@@ -11,7 +11,7 @@
 //! 3. Bytes may change without a page getting lost (a write in place; a truncation within the last page, which reads as
 //!    zeros). [`Mapped::unchanged`] sees that by size and time of the last change.
 //!
-//! So the contract: bytes handed out are what the file held only if [`Mapped::unchanged`] succeeds *after* they were
+//! So the contract: the bytes that it gives are what the file held only if [`Mapped::unchanged`] succeeds *after* they were
 //! used. Whoever publishes something computed from them calls it first.
 //!
 //! Where mapping is a bad idea (network file systems, on which a lost server means a signal or an endless wait) or is
@@ -174,7 +174,7 @@ impl Mapped {
     }
 
     /// Says that `range` will not be read again: its whole pages leave this process, not the page cache, whose owner is
-    /// the system. Reading them again is allowed and faults them in anew.
+    /// the system. Reading them again is allowed and faults them in again.
     pub fn drop_behind(&self, range: Range<u64>) {
         let (Ok(at), Source::Memory { map, .. }) = (self.within(&range), &self.source) else { return };
         let page = rustix::param::page_size();

@@ -9,9 +9,9 @@ use crate::error::{shown, Error, Kind};
 pub enum Lie {
     #[error("the file has {file_len} bytes, too few for the 8 of a header length")]
     NoPrefix { file_len: u64 },
-    #[error("the header is said to have {length} bytes, the format's limit is 100000000")]
+    #[error("the length of the header is given as {length} bytes, the format's limit is 100000000")]
     LengthOverLimit { length: u64 },
-    #[error("the header is said to have {length} bytes, the file has {file_len}")]
+    #[error("the length of the header is given as {length} bytes, the file has {file_len}")]
     LengthBeyondFile { length: u64, file_len: u64 },
     #[error("the header starts with {}, not with `{{`", first(.found))]
     NoBrace { found: Option<u8> },

@@ -128,7 +128,7 @@ macro_rules! kernel {
 pub(crate) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
-        // SAFETY: a hint that reads nothing; the address lies within `bytes` besides.
+        // SAFETY: a hint that reads nothing; and the address lies within `bytes`.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]

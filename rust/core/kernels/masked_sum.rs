@@ -145,7 +145,7 @@ fn shares<R: Real>(terms: &[Masked<'_, R>]) -> Shares<R> {
     shares
 }
 
-/// The sum for one element, of which `x` is kept and multiplied by `factors`, beside which stand the weights.
+/// The sum for one element, of which `x` is kept and multiplied by the first of its `factors`; the second is its weight.
 #[inline(always)]
 fn one<R: Real>(x: &[R], factors: &[(R, R)], sum: Sum, shares: &Shares<R>) -> R {
     let n = x.len();

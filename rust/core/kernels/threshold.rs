@@ -61,7 +61,7 @@ fn gather(flags: &[u8; 64]) -> u64 {
     word
 }
 
-/// Where the magnitudes of a tile lie beside a bracket.
+/// How many magnitudes of a tile lie where in relation to a bracket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Above it.
@@ -73,7 +73,7 @@ pub struct Counts {
 }
 
 kernel! {
-    /// Counts |x| beside the bracket between two ends, and lists those within it that are at neither end.
+    /// Counts |x| in relation to the bracket between two ends, and lists those within it that are at neither end.
     pub fn bracket<R>(x: &[R], ends: (R, R), inside: &mut Vec<R>) -> Counts {
         let (low, high) = ends;
         let (mut above, mut at_high, mut at_low) = (0u32, 0u32, 0u32);

@@ -1,7 +1,7 @@
 //! Stored bytes → compute type. Every conversion is exact; NaN payloads are kept where the wider type has them.
 //!
 //! Each function says whether it saw a value that is not finite, from an integer maximum over the bit patterns that
-//! costs next to nothing beside the conversion.
+//! costs next to nothing compared with the conversion.
 
 use super::dispatch::Level;
 use super::real::Real;

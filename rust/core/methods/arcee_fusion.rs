@@ -63,7 +63,7 @@ impl ArceeFusion {
 }
 
 impl Parameters for ArceeFusion {
-    type Name = ();
+    type Variant = ();
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_count(&self.terms, 1, 1)?;

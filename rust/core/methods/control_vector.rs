@@ -66,9 +66,9 @@ const GROUP: u64 = 1 << 16;
 const BLOCK: u64 = 1 << 10;
 
 impl Parameters for ControlVector {
-    type Name = Made;
+    type Variant = Made;
 
-    fn check(&self, _name: Made, inputs: usize) -> Result<()> {
+    fn check(&self, _variant: Made, inputs: usize) -> Result<()> {
         match self.terms[..] {
             [term] if term.model < inputs && term.reference.is_none_or(|r| r < inputs) && term.weight.is_finite() => {
                 Ok(())
@@ -77,8 +77,8 @@ impl Parameters for ControlVector {
         }
     }
 
-    fn method<R: Real>(&self, name: Made) -> Box<dyn Method<R>> {
-        Box::new(ControlMethod { parameters: self.clone(), made: name })
+    fn method<R: Real>(&self, variant: Made) -> Box<dyn Method<R>> {
+        Box::new(ControlMethod { parameters: self.clone(), made: variant })
     }
 }
 

@@ -99,7 +99,7 @@ pub(crate) fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mu
     }
 }
 
-/// Differences of any range of elements, read anew.
+/// Differences of any range of elements, read from the inputs.
 ///
 /// # Errors
 /// Unreadable input.

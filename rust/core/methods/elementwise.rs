@@ -71,10 +71,10 @@ pub(crate) struct ElementwiseMethod {
 }
 
 impl Parameters for Elementwise {
-    type Name = Rule;
+    type Variant = Rule;
 
-    fn check(&self, name: Rule, inputs: usize) -> Result<()> {
-        let most = if matches!(name, Rule::NearSwap | Rule::Scale) { 1 } else { usize::MAX };
+    fn check(&self, variant: Rule, inputs: usize) -> Result<()> {
+        let most = if matches!(variant, Rule::NearSwap | Rule::Scale) { 1 } else { usize::MAX };
         check_count(&self.terms, 1, most)?;
         let numbers = [self.lambda, self.tall_lambda, self.epsilon, self.r, self.alpha, self.t];
         if self.terms.is_empty() || numbers.iter().any(|x| !x.is_finite()) {
@@ -83,8 +83,8 @@ impl Parameters for Elementwise {
         check_terms(&self.terms, inputs)
     }
 
-    fn method<R: Real>(&self, name: Rule) -> Box<dyn Method<R>> {
-        Box::new(ElementwiseMethod { parameters: self.clone(), rule: name })
+    fn method<R: Real>(&self, variant: Rule) -> Box<dyn Method<R>> {
+        Box::new(ElementwiseMethod { parameters: self.clone(), rule: variant })
     }
 }
 

@@ -119,10 +119,10 @@ impl Products<'_> {
 }
 
 impl Parameters for Gram {
-    type Name = Shape;
+    type Variant = Shape;
 
-    fn check(&self, name: Shape, inputs: usize) -> Result<()> {
-        let (least, most) = match name {
+    fn check(&self, variant: Shape, inputs: usize) -> Result<()> {
+        let (least, most) = match variant {
             Shape::Slerp | Shape::NuSlerp => (2, 2),
             Shape::ModelStock => (2, usize::MAX),
             Shape::MultiSlerp | Shape::Karcher => (1, usize::MAX),
@@ -135,8 +135,8 @@ impl Parameters for Gram {
         check_terms(&self.terms, inputs)
     }
 
-    fn method<R: Real>(&self, name: Shape) -> Box<dyn Method<R>> {
-        Box::new(GramMethod { parameters: self.clone(), shape: name })
+    fn method<R: Real>(&self, variant: Shape) -> Box<dyn Method<R>> {
+        Box::new(GramMethod { parameters: self.clone(), shape: variant })
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Linear {
 }
 
 impl Parameters for Linear {
-    type Name = ();
+    type Variant = ();
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_count(&self.terms, 1, usize::MAX)?;

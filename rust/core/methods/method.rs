@@ -36,17 +36,17 @@ pub(crate) enum Computes {
 
 /// The parameters of a method, as a plan has them.
 pub(crate) trait Parameters {
-    /// What the method's name says beside them: several methods may have the same parameters.
-    type Name;
+    /// The variant that the method's name stands for: several methods may have the same parameters.
+    type Variant;
 
     /// Whether the method can be done with that many inputs.
     ///
     /// # Errors
     /// `Kind::Plan` naming the parameter that does not fit.
-    fn check(&self, name: Self::Name, inputs: usize) -> Result<()>;
+    fn check(&self, variant: Self::Variant, inputs: usize) -> Result<()>;
 
     /// The method for compute type `R`.
-    fn method<R: Real>(&self, name: Self::Name) -> Box<dyn Method<R>>;
+    fn method<R: Real>(&self, variant: Self::Variant) -> Box<dyn Method<R>>;
 }
 
 /// An operation on tiles of compute type `R`.
@@ -54,7 +54,7 @@ pub(crate) trait Method<R: Real>: Send + Sync {
     /// What [`Method::tile`] computes.
     fn computes(&self) -> Computes;
 
-    /// Factor of the step beside α.
+    /// Factor of the step, next to α.
     fn factor(&self) -> f64 {
         1.0
     }

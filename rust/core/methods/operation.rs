@@ -16,7 +16,7 @@ use crate::kernels::masked_sum::Sum;
 use crate::kernels::Real;
 
 macro_rules! operations {
-    ($($kind:ident: $parameters:ident = $name:expr,)*) => {
+    ($($kind:ident: $parameters:ident = $variant:expr,)*) => {
         /// An operation as the plan names it, in snake case.
         #[derive(Clone, Debug, Deserialize)]
         #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -32,7 +32,7 @@ macro_rules! operations {
             pub(crate) fn method<R: Real>(&self) -> Option<Box<dyn Method<R>>> {
                 match self {
                     Operation::Copy {} => None,
-                    $(Operation::$kind(parameters) => Some(parameters.method($name)),)*
+                    $(Operation::$kind(parameters) => Some(parameters.method($variant)),)*
                 }
             }
 
@@ -45,14 +45,14 @@ macro_rules! operations {
                     _ if inputs == 0 => Err(Error::new(Kind::Plan, "no inputs")),
                     Operation::Copy {} if inputs == 1 => Ok(()),
                     Operation::Copy {} => Err(Error::new(Kind::Plan, format!("a copy has one input, found {inputs}"))),
-                    $(Operation::$kind(parameters) => parameters.check($name, inputs),)*
+                    $(Operation::$kind(parameters) => parameters.check($variant, inputs),)*
                 }
             }
         }
     };
 }
 
-// A line per method: its name in a plan, its parameters, and what the name says beside them.
+// A line per method: its name in a plan, its parameters, and the variant of them that the name stands for.
 operations! {
     TaskArithmetic: TaskArithmetic = (),
     Linear: Linear = (),

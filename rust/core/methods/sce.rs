@@ -54,7 +54,7 @@ fn select<R: Real>(cut: &Cut, tile: &Tile<'_, R>, all: &mut [Vec<R>]) {
 }
 
 impl Parameters for Sce {
-    type Name = ();
+    type Variant = ();
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_count(&self.terms, 1, usize::MAX)?;

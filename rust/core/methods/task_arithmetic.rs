@@ -25,7 +25,7 @@ fn one() -> f64 {
 }
 
 impl Parameters for TaskArithmetic {
-    type Name = ();
+    type Variant = ();
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_terms(&self.terms, inputs)

@@ -39,7 +39,7 @@ pub(crate) fn check(folder: &OutputFolder) -> Result<()> {
     for record in folder.done().values() {
         let found = record.extra.as_ref().map(|extra| serde_json::from_str::<FromJournal<'_>>(extra.get()));
         if let Some(Err(error)) = found {
-            return Err(folder.damaged(&format!("what is said of `{}`: {error}", record.shard)));
+            return Err(folder.damaged(&format!("the entry of `{}`: {error}", record.shard)));
         }
     }
     Ok(())

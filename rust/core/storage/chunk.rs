@@ -39,7 +39,7 @@ pub(crate) trait Tiles {
     /// Computes the elements from element `at` of this range on; true if all are finite.
     fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool;
 
-    /// What is stored beside differences of a vector, if anything is here.
+    /// Elements of a saved vector that its differences do not give back, if there are any here.
     fn exact(&self) -> Option<Exact<'_>> {
         None
     }
@@ -95,7 +95,7 @@ impl Chunk<'_> {
         }
     }
 
-    /// What is stored beside the differences of a saved vector, if there is anything.
+    /// Elements of a saved vector that its differences do not give back, if there are any.
     pub(crate) fn exact(&self) -> Option<Exact<'_>> {
         match self {
             Chunk::Plain { .. } => None,

@@ -48,7 +48,7 @@ impl Encoding {
     }
 
     /// The smallest encoding in the narrowest exact type, or in the type asked for. A tensor that only has elements
-    /// beside the differences ([`crate::storage::exact_elements`]) is an empty list of them.
+    /// that differences do not give back ([`crate::storage::exact_elements`]) is an empty list of them.
     pub(crate) fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
         let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
         let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);

@@ -2,7 +2,7 @@
 //! from the reference that their difference was rounded.
 //!
 //! A run with α = 1 gives the donor wherever the target is the reference. For the bytes of a vector's run to be the same,
-//! donor and reference of these elements are stored beside the differences: `T.exact.indices` (flat and sorted),
+//! donor and reference of these elements are stored too: `T.exact.indices` (flat and sorted),
 //! `T.exact.donor`, `T.exact.reference`. Few tensors have any.
 
 use std::ops::Range;

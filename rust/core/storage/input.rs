@@ -15,9 +15,7 @@ use crate::error::Result;
 type Find = for<'a> fn(&Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>>;
 
 /// The storages that are made of several stored tensors, in the order in which they are asked: a new one is a line.
-const COMPOSED: &[Find] = &[
-    sparse::find, //
-];
+const COMPOSED: &[Find] = &[sparse::find];
 
 /// A tensor in its storage.
 pub(crate) struct Input<'a> {

@@ -25,7 +25,7 @@ impl<'m> Sources<'m> {
     pub(crate) fn of(sources: &[Source], buffers: &'m [Buffers<'m>]) -> Result<Sources<'m>> {
         let expected = sources.iter().filter(|source| source.kind == SourceKind::Memory).count();
         if buffers.len() != expected {
-            let message = format!("{} state dicts are handed over, the plan has {expected}", buffers.len());
+            let message = format!("{} state dicts are given, the plan has {expected}", buffers.len());
             return Err(Error::new(Kind::Plan, message));
         }
         let mut buffers = buffers.iter();

@@ -179,7 +179,7 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
         return;
     }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN || PASSING_ON.load(Ordering::SeqCst) == thread {
-        // Nobody, or somebody who has handed it back. With the default restored the signal ends the process, as it
+        // Nobody, or somebody who has given it back. With the default restored the signal ends the process, as it
         // would have without this module.
         // SAFETY: a sigaction of zeros is the default action; both calls may be made in a handler.
         unsafe {

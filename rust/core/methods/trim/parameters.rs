@@ -93,9 +93,9 @@ pub(crate) struct TrimMethod {
 }
 
 impl Parameters for Trim {
-    type Name = (Drop, Sum);
+    type Variant = (Drop, Sum);
 
-    fn check(&self, _name: (Drop, Sum), inputs: usize) -> Result<()> {
+    fn check(&self, _variant: (Drop, Sum), inputs: usize) -> Result<()> {
         for term in &self.terms {
             let share = |x: f64| (0.0..=1.0).contains(&x);
             let fine = term.model < inputs
@@ -111,8 +111,8 @@ impl Parameters for Trim {
         Ok(())
     }
 
-    fn method<R: Real>(&self, name: (Drop, Sum)) -> Box<dyn Method<R>> {
-        let (drop, sum) = name;
+    fn method<R: Real>(&self, variant: (Drop, Sum)) -> Box<dyn Method<R>> {
+        let (drop, sum) = variant;
         Box::new(TrimMethod { parameters: self.clone(), drop, sum })
     }
 }
