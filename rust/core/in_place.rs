@@ -14,7 +14,7 @@ use crate::plan::job::Job;
 use crate::plan::Plan;
 use crate::run::program::Program;
 use crate::run::tile::{Place, Span, Target, Tiler};
-use crate::storage::chunk::{Chunk, Scratch};
+use crate::storage::chunk::Scratch;
 use crate::storage::input::Input;
 use crate::storage::source::Buffers;
 use crate::storage::sources::Sources;
@@ -157,8 +157,8 @@ impl Work<'_> {
     ) -> Result<Vec<Survival>> {
         let mut pieces = Vec::new();
         for (program, target) in programs.iter().zip(targets) {
-            let size = program.job.dtype.size();
-            let cut = target.chunks_mut(PIECE * size).enumerate();
+            let size = program.job.target().bytes(&(0..PIECE as u64));
+            let cut = target.chunks_mut(size as usize).enumerate();
             pieces.extend(cut.map(|(index, bytes)| Piece { program, first: index * PIECE, bytes }));
         }
         let sums: Mutex<Vec<(usize, usize, Survival)>> = Mutex::new(Vec::with_capacity(pieces.len()));
@@ -186,13 +186,14 @@ impl Work<'_> {
     }
 
     fn piece(&self, worker: &mut Worker, piece: Piece<'_, '_>, write: bool) -> Result<Survival> {
-        let (program, dtype) = (piece.program, piece.program.job.dtype);
-        let n = piece.bytes.len() / dtype.size();
+        let (program, target) = (piece.program, piece.program.job.target());
+        let size = |n: usize| target.bytes(&(0..n as u64)) as usize;
+        let n = target.elements_in(0..piece.bytes.len() as u64).end as usize;
         let elements = piece.first as u64..(piece.first + n) as u64;
         let mut survival = Survival::default();
         worker.scratch.resize_with(program.inputs.len().max(worker.scratch.len()), Scratch::default);
         let Worker { tiler, scratch, spare } = worker;
-        let tile = TILE * dtype.size();
+        let tile = size(TILE);
         spare.resize(piece.bytes.len().max(tile).max(spare.len()), 0);
         // What stands in the target is read while the result takes its place; where it may not, the result is spare.
         let (own, out): (&[u8], &mut [u8]) = if write {
@@ -202,7 +203,7 @@ impl Work<'_> {
             (piece.bytes, &mut spare[..tile])
         };
         let mut chunks = Vec::with_capacity(program.inputs.len());
-        chunks.push(Chunk::Plain { dtype, bytes: own });
+        chunks.push(target.chunk(own));
         for (input, scratch) in program.inputs.iter().zip(scratch).skip(1) {
             chunks.push(input.open(elements.clone(), scratch)?);
         }
@@ -210,8 +211,8 @@ impl Work<'_> {
         for at in (0..n).step_by(TILE) {
             let m = (n - at).min(TILE);
             let span = Span { first: elements.start + at as u64, at, n: m, counted: true };
-            let from = if write { at * dtype.size() } else { 0 };
-            let bytes = &mut out[from..from + m * dtype.size()];
+            let from = if write { size(at) } else { 0 };
+            let bytes = &mut out[from..from + size(m)];
             let alpha = self.plan.outputs[0].alpha;
             tiler.tile(
                 &place,

@@ -61,7 +61,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             .ok_or_else(|| A::Error::custom(format_args!("type `{}`", dtype.escape_debug())))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
         let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-        let elements = elements.filter(|n| n.checked_mul(dtype.size() as u64).is_some());
+        let elements = elements.filter(|_| dtype.bytes(&shape).is_some());
         let elements =
             elements.ok_or_else(|| A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug())))?;
         let shape = match self.shapes.get(shape.as_slice()) {

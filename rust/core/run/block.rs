@@ -207,14 +207,14 @@ impl Worker {
             }
         }
         let target = program.job.target();
-        let size = target.bytes(&(0..1)) as usize;
+        let size = |n: usize| target.bytes(&(0..n as u64)) as usize;
         let mut first = part.elements.start;
         while first < part.elements.end {
             // An element that the block boundary cuts makes a tile of its own, which is not measured.
             let until = if first < part.owned { part.owned } else { part.elements.end };
             let n = (until - first).min(TILE as u64) as usize;
             let at = (first - part.elements.start) as usize;
-            let from = part.at + at * size;
+            let from = part.at + size(at);
             let mut outputs: Vec<Target<'_>> = part
                 .steps
                 .iter()
@@ -223,7 +223,7 @@ impl Worker {
                 .map(|((step, buffer), measured)| Target {
                     alpha: step.alpha,
                     output: step.output,
-                    bytes: &mut buffer[from..from + n * size],
+                    bytes: &mut buffer[from..from + size(n)],
                     survival: measured.last_mut().filter(|_| stepped).map(|(_, survival)| survival),
                 })
                 .collect();

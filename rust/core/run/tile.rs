@@ -42,8 +42,9 @@ impl<'a> Place<'a> {
 
     /// Whether these elements may be rounded and measured in one loop.
     fn is_short(&self, span: Span) -> bool {
-        let job = &self.program.job;
-        span.counted && self.draws.is_none() && job.dtype == Dtype::BF16 && job.elements >= SHORT
+        let target = self.program.job.target();
+        let plain = target.plain() == Some(Dtype::BF16);
+        span.counted && self.draws.is_none() && plain && target.elements >= SHORT
     }
 }
 

@@ -21,6 +21,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// What `bytes`, which stand there before, are as elements.
+    pub(crate) fn chunk<'s>(&self, bytes: &'s [u8]) -> Chunk<'s> {
+        Chunk::Plain { dtype: self.dtype, bytes }
+    }
+
     /// The elements of which `bytes`, counted from the first, hold at least a part.
     pub(crate) fn elements_in(&self, bytes: Range<u64>) -> Range<u64> {
         let size = self.dtype.size() as u64;
