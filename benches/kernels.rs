@@ -6,7 +6,8 @@ use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use std::hint::black_box;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::kernels::combine::{difference, step};
-use taskvec_core::kernels::kept::{add_up, Kept, Sum};
+use taskvec_core::kernels::masked::Masked;
+use taskvec_core::kernels::masked_sum::{add_up, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
 use taskvec_core::kernels::philox::{fill, Stream};
 use taskvec_core::kernels::stats::step_sums;
@@ -43,7 +44,7 @@ fn kernels(c: &mut Criterion) {
         group.bench_function("step sums", |b| b.iter(|| step_sums(level, black_box(&t), black_box(&d), 0.8, &out)));
         group.bench_function("elect two, half of each", |b| {
             let words = [0x5555_5555_5555_5555; TILE / 64];
-            let terms = [Kept::whole(&t, None, &words), Kept::whole(&d, Some(&t), &words)];
+            let terms = [Masked::whole(&t, None, &words), Masked::whole(&d, Some(&t), &words)];
             b.iter(|| add_up(level, black_box(&terms), Sum::ElectedMean, &mut out));
         });
         let stream = Stream::new(0, "bench", "tensor");

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use serde_json::json;
 use taskvec_core::checkpoint::Checkpoint;
-use taskvec_core::control::Control;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::header::encode;
+use taskvec_core::monitor::Monitor;
 use taskvec_core::run::{run, Options};
 
 const ROWS: u64 = 4096;
@@ -58,7 +58,7 @@ fn runs(c: &mut Criterion) {
     let mut group = c.benchmark_group("run");
     group.sample_size(10).throughput(Throughput::Bytes(4 * TENSORS as u64 * ROWS * ROWS));
     group.bench_function("floor", |b| {
-        b.iter(|| taskvec_core::floor::floor(&files, &root.path().join("floor"), 2, &Control::default()).unwrap());
+        b.iter(|| taskvec_core::throughput::floor(&files, &root.path().join("floor"), 2, &Monitor::default()).unwrap());
     });
     let term = |model: usize, density: f64| json!({"model": model, "reference": 0, "weight": 0.5, "density": density});
     let methods = [
@@ -71,7 +71,7 @@ fn runs(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let _ = std::fs::remove_dir_all(&out);
-                run(&plan, &out, &Options { threads: 2, ..Options::default() }, &Control::default()).unwrap()
+                run(&plan, &out, &Options { threads: 2, ..Options::default() }, &Monitor::default()).unwrap()
             });
         });
     }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use taskvec_core::checkpoint::Checkpoint;
-use taskvec_core::control::Control;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::error::{Error, Kind, Result};
 use taskvec_core::header::encode;
+use taskvec_core::monitor::Monitor;
 use taskvec_core::run::{run, Options};
 
 const SHARDS: usize = 8;
@@ -59,11 +59,11 @@ fn disturbed(done: u64, disturb: impl Fn(&Path) + Sync) -> Result<()> {
     }
     let out = root.path().join("out");
     let plan = plan(&folders);
-    let control = Control::default();
+    let monitor = Monitor::default();
     let result = std::thread::scope(|scope| {
-        let running = scope.spawn(|| run(&plan, &out, &Options { threads: 2, ..Options::default() }, &control));
+        let running = scope.spawn(|| run(&plan, &out, &Options { threads: 2, ..Options::default() }, &monitor));
         while !running.is_finished() {
-            let (passed, total) = control.progress();
+            let (passed, total) = monitor.progress();
             if total > 0 && passed * 100 >= total * done {
                 disturb(&folders[1].join("model.safetensors"));
                 break;

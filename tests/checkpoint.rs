@@ -52,9 +52,9 @@ fn files_tell_where_everything_is() {
     assert_eq!(checkpoint.sample("x", 1, 3).unwrap(), [1.0, 2.0, 3.0]);
     assert_eq!(checkpoint.sample("y", 0, 1).unwrap(), [0.1]);
     assert!(checkpoint.sample("empty", 0, 0).unwrap().is_empty());
-    for (start, count) in [(0, 5), (5, 0), (4, 1), (u64::MAX, 2), (0, u64::MAX)] {
-        assert_eq!(checkpoint.sample("x", start, count).unwrap_err().kind, Kind::Plan);
-    }
+    // As far as it goes.
+    assert_eq!(checkpoint.sample("x", 2, u64::MAX).unwrap(), [2.0, 3.0]);
+    assert!(checkpoint.sample("x", 5, 1).unwrap().is_empty());
 }
 
 #[test]

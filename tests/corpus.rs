@@ -282,8 +282,8 @@ const CASES: &[Case] = &[
     ("an empty file", |f| put(f, "model.safetensors", ""), Err((Kind::Format, "the file has 0 bytes, too few"))),
     ("seven bytes", |f| put(f, "model.safetensors", [0; 7]), Err((Kind::Format, "the file has 7 bytes, too few"))),
     ("a length of nothing", |f| put(f, "model.safetensors", [0; 8]), Err((Kind::Format, "starts with nothing"))),
-    ("a length beyond the file", |f| put(f, "model.safetensors", 99_999_999u64.to_le_bytes()), Err((Kind::Format, "said to have 99999999 bytes, the file has 8"))),
-    ("a length beyond reason", |f| put(f, "model.safetensors", [0xff; 16]), Err((Kind::Format, "said to have 18446744073709551615 bytes, the format's limit"))),
+    ("a length beyond the file", |f| put(f, "model.safetensors", 99_999_999u64.to_le_bytes()), Err((Kind::Format, "given as 99999999 bytes, the file has 8"))),
+    ("a length beyond reason", |f| put(f, "model.safetensors", [0xff; 16]), Err((Kind::Format, "given as 18446744073709551615 bytes, the format's limit"))),
     ("a pointer that git-lfs left", |f| put(f, "model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), Err((Kind::Format, "the format's limit"))),
     ("a pickle under a false name", |f| put(f, "model.safetensors", b"PK\x03\x04\x00\x00\x08\x08\x00\x00"), Err((Kind::Format, "the format's limit"))),
     ("a file cut short", |f| {

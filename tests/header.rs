@@ -28,14 +28,14 @@ fn the_length_is_held_against_limit_and_file() {
     for (length, file, expected) in [
         (LIMIT + 1, None, "100000001 bytes, the format's limit is 100000000"),
         (u64::MAX, Some(u64::MAX), "the format's limit is"),
-        (3, Some(10), "said to have 3 bytes, the file has 10"),
-        (0, Some(7), "said to have 0 bytes, the file has 7"),
+        (3, Some(10), "given as 3 bytes, the file has 10"),
+        (0, Some(7), "given as 0 bytes, the file has 7"),
     ] {
         let error = header::length(&u64::to_le_bytes(length), file).unwrap_err();
         assert!(error.message.contains(expected), "{error}");
     }
     let short = header::parse(b"{}", 9).unwrap_err();
-    assert!(short.message.contains("said to have 2 bytes, the file has 9"), "{short}");
+    assert!(short.message.contains("given as 2 bytes, the file has 9"), "{short}");
 }
 
 #[test]

@@ -3,15 +3,16 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use taskvec_core::dtype::Dtype;
-use taskvec_core::kernels::across::{elect_unweighted, largest_agreeing, overlap_mean, variance};
 use taskvec_core::kernels::combine::{
     add_difference, add_scaled, difference, keep_donor, odd, scale, scale_difference, step, step_again,
 };
-use taskvec_core::kernels::kept::{add_up, Kept, Sum};
+use taskvec_core::kernels::elementwise::{elect_unweighted, largest_agreeing, overlap_mean, variance};
+use taskvec_core::kernels::l1_norms::{add_norms, Norms};
+use taskvec_core::kernels::masked::Masked;
+use taskvec_core::kernels::masked_sum::{add_up, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
-use taskvec_core::kernels::norms::{add_norms, Norms};
 use taskvec_core::kernels::stats::{dot, more_step_sums, step_sums};
-use taskvec_core::kernels::trim::{bracket, keep_by_score, mark_below, mark_equal, Counts};
+use taskvec_core::kernels::threshold::{bracket, keep_by_score, mark_below, mark_equal, Counts};
 use taskvec_core::kernels::widen::widen;
 use taskvec_core::kernels::{Level, Real};
 
@@ -289,7 +290,7 @@ proptest! {
             prop_assert_eq!(dot(level, &t, &d).to_bits(), dot(Level::SCALAR, &t, &d).to_bits());
             let norms = |level| {
                 let (words, mut norms) = (vec![0x5555_0F0F_3333_8421; t.len() / 64 + 1], Norms::default());
-                add_norms(level, &Kept::whole(&t, Some(&d), &words), &mut norms);
+                add_norms(level, &Masked::whole(&t, Some(&d), &words), &mut norms);
                 let (all, kept) = norms.sums();
                 (all.to_bits(), kept.to_bits())
             };
@@ -378,8 +379,8 @@ proptest! {
         for level in Level::available() {
             let mut got: [Vec<f32>; 5] = std::array::from_fn(|_| vec![f32::NAN; rows.len()]);
             let all = [u64::MAX; 2];
-            let whole = |k: usize| Kept { factor: weights[k], weight: weights[k], ..Kept::whole(slices[k], None, &all) };
-            let terms: Vec<Kept<'_, f32>> = (0..n).map(whole).collect();
+            let whole = |k: usize| Masked { factor: weights[k], weight: weights[k], ..Masked::whole(slices[k], None, &all) };
+            let terms: Vec<Masked<'_, f32>> = (0..n).map(whole).collect();
             add_up(level, &terms, if normalize { Sum::ElectedMean } else { Sum::Elected }, &mut got[0]);
             elect_unweighted(level, &slices, weights, 1e-6, &mut got[1]);
             variance(level, &slices, &mut got[2]);

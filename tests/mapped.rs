@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use taskvec_core::error::Kind;
-use taskvec_core::mapped::Mapped;
+use taskvec_core::file::mapped::Mapped;
 
 /// A multiple of every page size there is.
 const PAGE: u64 = 65536;

@@ -6,10 +6,10 @@ use half::bf16;
 use proptest::prelude::*;
 use serde_json::{json, Value};
 use taskvec_core::checkpoint::Checkpoint;
-use taskvec_core::control::Control;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::error::Kind;
 use taskvec_core::header::encode;
+use taskvec_core::monitor::Monitor;
 use taskvec_core::output::folder::Options as FolderOptions;
 use taskvec_core::run::{run, Options};
 
@@ -99,7 +99,7 @@ fn plan(folders: &[PathBuf; 3], alphas: &[f64], shards: usize, change: impl Fn(&
 }
 
 fn execute(plan: &[u8], out: &Path, threads: usize) -> Value {
-    report(run(plan, out, &Options { threads, ..Options::default() }, &Control::default()))
+    report(run(plan, out, &Options { threads, ..Options::default() }, &Monitor::default()))
 }
 
 fn report(text: taskvec_core::error::Result<String>) -> Value {
@@ -257,15 +257,15 @@ fn values_that_are_not_finite_are_counted_and_refused_or_allowed() {
     write(&folders[1], &changed);
     let json = plan(&folders, &[0.5], 1, |_| {});
     let out = root.path().join("out");
-    let error = run(&json, &out, &Options::default(), &Control::default()).unwrap_err();
+    let error = run(&json, &out, &Options::default(), &Monitor::default()).unwrap_err();
     assert_eq!(error.kind, Kind::NonFinite);
     assert!(error.message.contains("3 in input `t1`") && error.message.contains("3 in output `t1`"), "{error}");
     assert!(tensors(&out).is_empty(), "nothing is published");
     let allowed = Options { allow_non_finite: true, ..Options::default() };
-    let report = report(run(&json, &out, &allowed, &Control::default()));
+    let report = report(run(&json, &out, &allowed, &Monitor::default()));
     assert_eq!(report["outputs"][0]["non_finite"][0][2], json!(3));
     // What is there is kept, with figures of which some do not exist.
-    let again = self::report(run(&json, &out, &allowed, &Control::default()));
+    let again = self::report(run(&json, &out, &allowed, &Monitor::default()));
     assert_eq!(again["resumed_shards"], 1);
     assert_eq!(again["outputs"], report["outputs"]);
 }
@@ -279,13 +279,13 @@ fn a_cancelled_run_goes_on_where_it_stopped() {
     execute(&json, &whole, 2);
     let out = root.path().join("out");
     for wait in [0u64, 1, 2, 4, 8] {
-        let control = Control::default();
+        let monitor = Monitor::default();
         std::thread::scope(|scope| {
             let stopper = scope.spawn(|| {
                 std::thread::sleep(std::time::Duration::from_millis(wait));
-                control.cancel();
+                monitor.cancel();
             });
-            let ended = run(&json, &out, &Options { threads: 1, ..Options::default() }, &control);
+            let ended = run(&json, &out, &Options { threads: 1, ..Options::default() }, &monitor);
             assert!(ended.is_ok() || ended.unwrap_err().kind == Kind::Interrupted);
             stopper.join().unwrap();
         });
@@ -308,9 +308,9 @@ fn too_little_memory_is_refused_and_less_memory_means_fewer_threads() {
     let folders = models(root.path(), &[(Dtype::BF16, 1000)]);
     let json = plan(&folders, &[0.5], 1, |_| {});
     let tight = Options { max_memory: Some(1 << 20), ..Options::default() };
-    assert_eq!(run(&json, &root.path().join("a"), &tight, &Control::default()).unwrap_err().kind, Kind::Plan);
+    assert_eq!(run(&json, &root.path().join("a"), &tight, &Monitor::default()).unwrap_err().kind, Kind::Plan);
     let some = Options { max_memory: Some(30 << 20), threads: 64, ..Options::default() };
-    let report = report(run(&json, &root.path().join("b"), &some, &Control::default()));
+    let report = report(run(&json, &root.path().join("b"), &some, &Monitor::default()));
     assert!(report["threads"].as_u64().unwrap() < 8);
 }
 
@@ -338,7 +338,7 @@ fn a_plan_that_lies_is_refused_before_anything_is_written() {
     ];
     for (what, change) in lies {
         let out = root.path().join("out");
-        let error = run(&plan(&folders, &[0.5], 1, change), &out, &Options::default(), &Control::default());
+        let error = run(&plan(&folders, &[0.5], 1, change), &out, &Options::default(), &Monitor::default());
         let error = error.expect_err(what);
         assert!(matches!(error.kind, Kind::Plan | Kind::Format | Kind::NotFound), "{what}: {error}");
         assert!(!out.exists(), "{what}");
@@ -350,7 +350,7 @@ fn figures_that_nobody_has_written_are_a_damaged_journal() {
     let root = tempfile::tempdir().unwrap();
     let folders = models(root.path(), &[(Dtype::BF16, 1000)]);
     let (out, plan) = (root.path().join("out"), plan(&folders, &[0.5], 1, |_| {}));
-    let again = || run(&plan, &out, &Options::default(), &Control::default());
+    let again = || run(&plan, &out, &Options::default(), &Monitor::default());
     again().unwrap();
     let journal = out.join(".taskvec/journal.jsonl");
     let whole = std::fs::read_to_string(&journal).unwrap();
@@ -358,7 +358,7 @@ fn figures_that_nobody_has_written_are_a_damaged_journal() {
         assert!(whole.contains(from));
         std::fs::write(&journal, whole.replacen(from, to, 1)).unwrap();
         let error = again().unwrap_err();
-        assert!(error.message.contains("is damaged: what is said of `"), "{error}");
+        assert!(error.message.contains("is damaged: the entry of `"), "{error}");
         assert_eq!(error.hint.as_deref(), Some("use --overwrite to begin again"));
     }
     std::fs::write(&journal, whole).unwrap();
@@ -381,7 +381,7 @@ proptest! {
             prop_assert!(bytes == target.read(&name).unwrap(), "{}", name);
         }
         let options = Options { folder: FolderOptions { rehash: true, ..FolderOptions::default() }, ..Options::default() };
-        let again = run(&plan(&folders, &[1.0], 1, |p| p["operations"][0]["terms"][0]["model"] = json!(2)), &out, &options, &Control::default());
+        let again = run(&plan(&folders, &[1.0], 1, |p| p["operations"][0]["terms"][0]["model"] = json!(2)), &out, &options, &Monitor::default());
         prop_assert_eq!(&report(again)["resumed_shards"], 1);
     }
 }

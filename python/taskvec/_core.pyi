@@ -22,7 +22,6 @@ __all__ = [
     "floor",
     "in_place",
     "memcpy_rate",
-    "parse_header",
     "run",
     "write_atomic",
 ]
@@ -57,9 +56,6 @@ class Checkpoint:
 
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start .. start + count`` of one tensor as little-endian float32."""
-
-def parse_header(data: bytes, file_size: int) -> list[tuple[str, str, list[int], int, int]]:
-    """(name, dtype, shape, offset in the file, bytes) of every tensor, from the first bytes of a file."""
 
 def run(
     plan: bytes,

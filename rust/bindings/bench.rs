@@ -3,20 +3,20 @@
 use std::path::PathBuf;
 
 use pyo3::prelude::*;
-use taskvec_core::floor as machine;
+use taskvec_core::throughput as machine;
 
 use crate::watch::watch;
 
 /// Seconds to read every byte of `inputs` once and write the first of them to `output`, with no arithmetic.
 #[pyfunction]
 #[pyo3(signature = (inputs, output, *, threads=0))]
-pub fn floor(py: Python<'_>, inputs: Vec<PathBuf>, output: PathBuf, threads: usize) -> PyResult<f64> {
-    watch(py, None, |control| machine::floor(&inputs, &output, threads, control))
+pub(crate) fn floor(py: Python<'_>, inputs: Vec<PathBuf>, output: PathBuf, threads: usize) -> PyResult<f64> {
+    watch(py, None, |monitor| machine::floor(&inputs, &output, threads, monitor))
 }
 
 /// Bytes per second of copying `size` bytes from memory to memory with `threads` threads.
 #[pyfunction]
 #[pyo3(signature = (size, *, threads=0))]
-pub fn memcpy_rate(py: Python<'_>, size: usize, threads: usize) -> PyResult<f64> {
+pub(crate) fn memcpy_rate(py: Python<'_>, size: usize, threads: usize) -> PyResult<f64> {
     watch(py, None, |_| Ok(machine::memcpy_rate(size, threads)))
 }

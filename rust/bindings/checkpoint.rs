@@ -1,6 +1,6 @@
 //! Checkpoints seen from Python: headers, and single tensors on demand.
 
-#![allow(clippy::type_complexity)] // signatures that Python sees
+#![allow(clippy::type_complexity)] // rows that Python sees
 
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
@@ -10,9 +10,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 use taskvec_core::checkpoint::Checkpoint as Opened;
 use taskvec_core::dtype::Dtype;
-use taskvec_core::error::{Error, Kind};
-use taskvec_core::header;
-use taskvec_core::sample;
 
 use crate::errors::raise;
 
@@ -43,7 +40,7 @@ impl Checkpoint {
         self.opened.files.iter().map(|file| (file.name.clone(), file.size)).collect()
     }
 
-    /// What the headers say beside their tensors, all files together.
+    /// The metadata of the headers, all files together.
     #[getter]
     fn metadata(&self) -> std::collections::HashMap<String, String> {
         self.opened.metadata.clone().into_iter().collect()
@@ -63,7 +60,7 @@ impl Checkpoint {
 
     /// Elements `start .. start + count` of one tensor, widened to little-endian float32.
     fn sample<'py>(&self, py: Python<'py>, name: &str, start: u64, count: u64) -> PyResult<Bound<'py, PyBytes>> {
-        let values = py.detach(|| sample::sample(&self.opened, name, start, count)).map_err(|e| raise(py, &e))?;
+        let values = py.detach(|| self.opened.sample(name, start, count)).map_err(|e| raise(py, &e))?;
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         Ok(PyBytes::new(py, &bytes))
     }
@@ -103,28 +100,4 @@ impl Tensors {
         let (dtype, shape, bytes) = (dtype.clone_ref(py), shape.clone_ref(py), bytes.clone_ref(py));
         Ok(Some((name, dtype, shape, file.clone_ref(py), tensor.offset, bytes)))
     }
-}
-
-/// Parses the start of a safetensors file: (name, dtype, shape, offset in the file, bytes) of every tensor. `data`
-/// holds at least the length prefix and the header.
-#[pyfunction]
-#[allow(clippy::type_complexity)]
-pub fn parse_header(
-    py: Python<'_>,
-    data: &[u8],
-    file_size: u64,
-) -> PyResult<Vec<(String, &'static str, Vec<u64>, u64, u64)>> {
-    let parsed = (|| {
-        let prefix = data.first_chunk::<8>().ok_or_else(|| Error::new(Kind::Format, "fewer than 8 bytes"))?;
-        let length = header::length(prefix, Some(file_size))?;
-        let json = usize::try_from(length).ok().and_then(|n| data.get(8..8 + n));
-        let json = json.ok_or_else(|| {
-            Error::new(Kind::Format, format!("a header of {length} bytes, of which {} are here", data.len() - 8))
-        })?;
-        header::parse(json, file_size)
-    })();
-    let header = parsed.map_err(|e| raise(py, &e))?;
-    let start = header.data_start;
-    let row = |t: header::TensorEntry| (t.name, t.dtype.name(), t.shape, start + t.begin, t.end - t.begin);
-    Ok(header.tensors.into_iter().map(row).collect())
 }

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use taskvec_core::error::{Error, Kind};
 
 /// The exception of `taskvec.errors` that fits.
-pub fn raise(py: Python<'_>, error: &Error) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
     if error.kind == Kind::Interrupted {
         return pyo3::exceptions::PyKeyboardInterrupt::new_err(());
     }
@@ -28,7 +28,7 @@ pub fn raise(py: Python<'_>, error: &Error) -> PyErr {
 }
 
 /// What a panic says, as an engine error.
-pub fn panicked(payload: &(dyn std::any::Any + Send)) -> Error {
+pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Error {
     let said = payload
         .downcast_ref::<&str>()
         .map(ToString::to_string)

@@ -5,7 +5,7 @@ mod bench;
 mod checkpoint;
 mod errors;
 mod files;
-mod memory;
+mod in_place;
 mod run;
 mod watch;
 
@@ -36,11 +36,11 @@ mod _core {
     #[pymodule_export]
     use super::bench::{floor, memcpy_rate};
     #[pymodule_export]
-    use super::checkpoint::{parse_header, Checkpoint};
+    use super::checkpoint::Checkpoint;
     #[pymodule_export]
     use super::files::{digest_file, finish_folder, write_atomic};
     #[pymodule_export]
-    use super::memory::{digest_arrays, in_place};
+    use super::in_place::{digest_arrays, in_place};
     #[pymodule_export]
     use super::run::{compare, evaluate, extract, run};
     #[pymodule_export]

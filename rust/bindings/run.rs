@@ -6,14 +6,11 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use taskvec_core::compare::compare as side_by_side;
-use taskvec_core::evaluate::evaluate as evaluated;
-use taskvec_core::extract::extract as take_out;
-use taskvec_core::mapped::give_back;
+use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
-use taskvec_core::run::{run_with as execute, Options};
+use taskvec_core::run::Options;
 
-use crate::memory::{Handed, Memories};
+use crate::in_place::{Arrays, Borrowed};
 use crate::watch::watch;
 
 /// Runs a plan into a folder and returns the report as JSON text.
@@ -21,7 +18,7 @@ use crate::watch::watch;
 #[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, resume=true, overwrite=false,
                     rehash=false, allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
-pub fn run<'py>(
+pub(crate) fn run<'py>(
     py: Python<'py>,
     plan: &[u8],
     out: PathBuf,
@@ -32,15 +29,15 @@ pub fn run<'py>(
     overwrite: bool,
     rehash: bool,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory, allow_non_finite, folder };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| execute(plan, &memories, &out, &options, control))?;
+    let report = watch(py, progress, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -50,7 +47,7 @@ pub fn run<'py>(
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, resume=true, overwrite=false, rehash=false,
                     allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
-pub fn extract<'py>(
+pub(crate) fn extract<'py>(
     py: Python<'py>,
     plan: &[u8],
     out: PathBuf,
@@ -60,14 +57,15 @@ pub fn extract<'py>(
     overwrite: bool,
     rehash: bool,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory: None, allow_non_finite, folder };
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| take_out(plan, &memories, &out, &options, control))?;
+    let report =
+        watch(py, progress, |monitor| taskvec_core::extract::extract(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -75,17 +73,17 @@ pub fn extract<'py>(
 /// Compares two sides tensor by tensor and returns the figures as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, *, threads=0, progress=None, memories=Vec::new()))]
-pub fn compare<'py>(
+pub(crate) fn compare<'py>(
     py: Python<'py>,
     plan: &[u8],
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<String> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |control| side_by_side(plan, &memories, threads, control))?;
+    let report = watch(py, progress, |monitor| taskvec_core::compare::compare(plan, &memories, threads, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -93,15 +91,17 @@ pub fn compare<'py>(
 /// The data of a plan of one output and one shard, its tensors one after the other.
 #[pyfunction]
 #[pyo3(signature = (plan, *, threads=0, allow_non_finite=false, memories=Vec::new()))]
-pub fn evaluate<'py>(
+pub(crate) fn evaluate<'py>(
     py: Python<'py>,
     plan: &[u8],
     threads: usize,
     allow_non_finite: bool,
-    memories: Vec<Handed<'py>>,
+    memories: Vec<Arrays<'py>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let memories = Memories::borrow(py, memories)?;
+    let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
-    let data = watch(py, None, |control| evaluated(plan, &memories, threads, allow_non_finite, control))?;
+    let data = watch(py, None, |monitor| {
+        taskvec_core::evaluate::evaluate(plan, &memories, threads, allow_non_finite, monitor)
+    })?;
     Ok(PyBytes::new(py, &data))
 }

@@ -5,8 +5,8 @@ use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use taskvec_core::control::Control;
 use taskvec_core::error::Result;
+use taskvec_core::monitor::Monitor;
 
 use crate::errors::{panicked, raise};
 
@@ -14,15 +14,15 @@ use crate::errors::{panicked, raise};
 const EVERY: Duration = Duration::from_millis(50);
 
 /// Runs `work` without the GIL. A signal or a failing callback cancels it; it has always ended when this returns.
-pub fn watch<T: Send>(
+pub(crate) fn watch<T: Send>(
     py: Python<'_>,
     progress: Option<&Bound<'_, PyAny>>,
-    work: impl FnOnce(&Control) -> Result<T> + Send,
+    work: impl FnOnce(&Monitor) -> Result<T> + Send,
 ) -> PyResult<T> {
-    let control = Control::default();
+    let monitor = Monitor::default();
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
-        let shared = &control;
+        let shared = &monitor;
         scope.spawn(move || {
             let done = catch_unwind(AssertUnwindSafe(|| work(shared)));
             let _ = sender.send(done.unwrap_or_else(|payload| Err(panicked(payload.as_ref()))));
@@ -39,13 +39,13 @@ pub fn watch<T: Send>(
                     if let Some(error) = stopped {
                         return Err(error);
                     }
-                    report(&control, progress)?;
+                    report(&monitor, progress)?;
                     return done.map_err(|error| raise(py, &error));
                 }
                 Err(RecvTimeoutError::Timeout) if stopped.is_none() => {
-                    let told = py.check_signals().and_then(|()| report(&control, progress));
+                    let told = py.check_signals().and_then(|()| report(&monitor, progress));
                     if let Err(error) = told {
-                        control.cancel();
+                        monitor.cancel();
                         stopped = Some(error);
                     }
                 }
@@ -58,9 +58,9 @@ pub fn watch<T: Send>(
     })
 }
 
-fn report(control: &Control, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
     if let Some(callback) = progress {
-        callback.call1(control.progress())?;
+        callback.call1(monitor.progress())?;
     }
     Ok(())
 }

@@ -7,11 +7,11 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::mapped::Mapped;
+use crate::file::regular::{self, Stamp};
 use crate::header::{self, Header, Lie, PREFIX};
 use crate::kernels::widen::widen;
 use crate::kernels::Level;
-use crate::mapped::Mapped;
-use crate::regular::{self, Stamp};
 
 mod discovery;
 mod index;
@@ -39,7 +39,7 @@ pub struct SourceFile {
     /// The file's `__metadata__`.
     pub metadata: BTreeMap<String, String>,
     /// What the file was when its header was read.
-    pub stamp: Stamp,
+    pub(crate) stamp: Stamp,
 }
 
 /// The tensors of a model, wherever they are stored.
@@ -185,9 +185,12 @@ impl Checkpoint {
     /// # Errors
     /// `Kind::NotFound`.
     pub fn get(&self, name: &str) -> Result<TensorRef<'_>> {
-        self.table
-            .get(name)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder))
+        self.table.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The error for a name that no tensor has.
+    pub(crate) fn missing(&self, name: &str) -> Error {
+        Error::new(Kind::NotFound, format!("there is no tensor `{}`", shown(name))).at(&self.folder)
     }
 
     /// A tensor by name, if there is one.
@@ -258,27 +261,22 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// Elements `start .. start + count` of a tensor, widened (f64: narrowed) to f32.
+    /// Elements `start .. start + count` of a tensor, as far as it goes, widened (f64: narrowed) to f32.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`]; `Kind::Plan` where it has no such elements or they are not floats.
+    /// As [`Checkpoint::read`]; `Kind::Format` where it is not of a floating-point type.
     pub fn sample(&self, name: &str, start: u64, count: u64) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
-        let size = tensor.dtype.size() as u64;
-        let refuse = |message: String| {
-            Err(Error::new(Kind::Plan, format!("tensor `{}` {message}", shown(name))).at(&self.folder))
-        };
         if !tensor.dtype.is_float() {
-            return refuse(format!("holds {}, not floating-point numbers", tensor.dtype));
+            let message = format!("tensor `{}` is {}, not a floating-point type", shown(name), tensor.dtype);
+            return Err(Error::new(Kind::Format, message).at(&self.folder));
         }
+        let size = tensor.dtype.size() as u64;
         let elements = tensor.len / size;
-        let end = match start.checked_add(count) {
-            Some(end) if end <= elements => end,
-            _ => return refuse(format!("has {elements} elements, not {count} from {start} on")),
-        };
+        let range = start.min(elements)..start.saturating_add(count).min(elements);
         let (mapped, mut scratch) = (self.mapped(tensor.file)?, Vec::new());
-        let bytes = mapped.read(tensor.offset + start * size..tensor.offset + end * size, &mut scratch)?;
-        let mut values = vec![0f32; count as usize];
+        let bytes = mapped.read(tensor.offset + range.start * size..tensor.offset + range.end * size, &mut scratch)?;
+        let mut values = vec![0.0; (range.end - range.start) as usize];
         widen(Level::chosen()?, tensor.dtype, bytes, &mut values);
         mapped.unchanged()?;
         Ok(values)

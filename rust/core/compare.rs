@@ -8,24 +8,28 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::Control;
 use crate::error::{Error, Kind, Result};
-use crate::input::Input;
 use crate::kernels::stats::{pair_sums, PairSums};
 use crate::kernels::{Level, TILE};
 use crate::measure::{number, NonFinite};
-use crate::methods::terms::weighted_sum;
-use crate::op::{check_terms, Term, Tile};
-use crate::plan::{Source, FORMAT};
-use crate::report::text;
-use crate::run::{each, pool};
-use crate::sources::{Memory, Sources};
-use crate::tensor::{lock, next_id, Crew, Tensor, CHUNK};
+use crate::methods::difference::weighted_sum;
+use crate::methods::method::{check_terms, Term};
+use crate::monitor::Monitor;
+use crate::plan::FORMAT;
+use crate::run::report::text;
+use crate::storage::input::Input;
+use crate::storage::source::Buffers;
+use crate::storage::source::Source;
+use crate::storage::sources::Sources;
+use crate::tensor::Tile;
+use crate::tensor::{next_id, Tensor, CHUNK};
+use crate::threads::{each, pool};
+use crate::threads::{lock, Threads};
 
 /// What to compare.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ComparePlan {
+pub(crate) struct ComparePlan {
     format: u32,
     sources: Vec<Source>,
     tensors: Vec<Row>,
@@ -41,7 +45,7 @@ type Row = (String, Vec<u64>, Vec<(usize, String)>);
 ///
 /// # Errors
 /// Sources that cannot be read, a plan that does not fit them, or the run was cancelled.
-pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, control: &Control) -> Result<String> {
+pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monitor: &Monitor) -> Result<String> {
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
     let plan: ComparePlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
@@ -58,7 +62,7 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
         let elements: u64 = shape.iter().product();
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),
-            Some(_) => sources.logical(&plan.sources, *source, stored, shape, elements),
+            Some(_) => sources.input(&plan.sources, (*source, stored), shape, elements),
         };
         inputs.push(from.iter().map(open).collect::<Result<_>>()?);
     }
@@ -66,11 +70,11 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
         let elements: u64 = plan.tensors[index].1.iter().product();
         inputs[index].iter().map(|input| input.cost(elements)).sum()
     };
-    control.expect((0..inputs.len()).map(cost).sum());
+    monitor.expect((0..inputs.len()).map(cost).sum());
     let pool = pool(threads)?;
     let non_finite = NonFinite::default();
     let sums: Vec<Mutex<PairSums>> = inputs.iter().map(|_| Mutex::default()).collect();
-    let one = |index: usize, crew: Crew<'_>| -> Result<()> {
+    let one = |index: usize, threads: Threads<'_>| -> Result<()> {
         let (name, shape, _) = &plan.tensors[index];
         let tensor = Tensor {
             id: next_id(),
@@ -81,12 +85,12 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
             inputs: &inputs[index],
             seed: 0,
             level,
-            control,
+            monitor,
             non_finite: &non_finite,
             passes: AtomicUsize::new(0),
         };
         let chunks = tensor.fold::<f64, PairSums, _, _>(
-            crew,
+            threads,
             |_| PairSums::default(),
             |sum, tile| {
                 ROOM.with_borrow_mut(|[left, right]| {
@@ -99,16 +103,16 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
         let mut total = PairSums::default();
         chunks.iter().for_each(|chunk| total.merge(chunk));
         *lock(&sums[index]) = total;
-        inputs[index].iter().for_each(|input| input.behind(0..tensor.elements));
-        control.advance(cost(index));
+        inputs[index].iter().for_each(|input| input.storage().behind(0..tensor.elements));
+        monitor.advance(cost(index));
         Ok(())
     };
     let elements = |index: &usize| -> u64 { plan.tensors[*index].1.iter().product() };
     let (large, small): (Vec<usize>, Vec<usize>) = (0..inputs.len()).partition(|index| elements(index) >= 8 * CHUNK);
     for index in large {
-        one(index, Crew::Pool(&pool))?;
+        one(index, Threads::Pool(&pool))?;
     }
-    each(&pool, control, small.len(), |i| one(small[i], Crew::Alone))?;
+    each(&pool, monitor, small.len(), |i| one(small[i], Threads::Alone))?;
     sources.unchanged()?;
     let bad_values = non_finite.counts();
     let mut counts = vec![0; inputs.len()];
@@ -133,7 +137,7 @@ pub fn compare(plan_json: &[u8], memories: &[Memory<'_>], threads: usize, contro
     });
     let report = Report {
         seconds: started.elapsed().as_secs_f64(),
-        bytes_read: control.progress().0,
+        bytes_read: monitor.progress().0,
         threads: pool.current_num_threads(),
         cpu_level: level.name(),
         tensors: rows.collect(),

@@ -65,7 +65,7 @@ impl Dtype {
     }
 
     /// Whether `name` is a type of safetensors whose elements are smaller than a byte, which is not read here.
-    pub fn is_packed(name: &str) -> bool {
+    pub(crate) fn is_packed(name: &str) -> bool {
         PACKED.contains(&name)
     }
 
@@ -86,7 +86,7 @@ impl Dtype {
     }
 
     /// Whether every value fits the eight significand bits for which f32 arithmetic rounds once at the end.
-    pub fn is_narrow(self) -> bool {
+    pub(crate) fn is_narrow(self) -> bool {
         matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::BF16)
     }
 }

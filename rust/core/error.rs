@@ -79,7 +79,7 @@ impl Error {
 }
 
 /// `text` from a file, fit for a message: control characters escaped, at most [`SHOWN`] characters.
-pub fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let escaped = |text: &str| text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"");
     match text.char_indices().nth(SHOWN) {
         None => escaped(text),

@@ -2,16 +2,17 @@
 
 use std::sync::Mutex;
 
-use crate::block::{Block, Worker};
-use crate::control::Control;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
+use crate::monitor::Monitor;
 use crate::plan::Plan;
-use crate::program::{Program, Step};
-use crate::run::{each, pool};
-use crate::sources::{Memory, Sources};
-use crate::tensor::{lock, Crew};
+use crate::run::block::{Block, Worker};
+use crate::run::program::{Program, Step};
+use crate::storage::source::Buffers;
+use crate::storage::sources::Sources;
+use crate::threads::{each, pool};
+use crate::threads::{lock, Threads};
 
 /// The data of a plan of one output and one shard: its tensors one after the other, without a header. `memories` as
 /// in [`crate::run::run_with`].
@@ -20,10 +21,10 @@ use crate::tensor::{lock, Crew};
 /// A plan of several outputs or shards, and whatever the sources and the arithmetic refuse.
 pub fn evaluate(
     plan_json: &[u8],
-    memories: &[Memory<'_>],
+    memories: &[Buffers<'_>],
     threads: usize,
     allow_non_finite: bool,
-    control: &Control,
+    monitor: &Monitor,
 ) -> Result<Vec<u8>> {
     let plan = Plan::parse(plan_json)?;
     let ([output], [_]) = (&plan.outputs[..], &plan.shards[..]) else {
@@ -33,18 +34,18 @@ pub fn evaluate(
     let layout = plan.layout();
     let sources = Sources::of(&plan.sources, memories)?;
     let non_finite = NonFinite::default();
-    let programs = Program::all(&plan, &sources, level, control, &non_finite)?;
+    let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
     let pool = pool(threads)?;
     let blocks = Block::all(0, &layout);
     let first = layout.shards[0].header.len() as u64;
-    control.expect(programs.iter().map(Program::cost).sum());
+    monitor.expect(programs.iter().map(Program::cost).sum());
     for program in programs.iter().filter(|program| program.prepares()) {
-        control.check()?;
-        program.prepare(Crew::Pool(&pool))?;
+        monitor.check()?;
+        program.prepare(Threads::Pool(&pool))?;
     }
     let steps = [Step { alpha: output.alpha, output: 0 }];
     let data = Mutex::new(vec![0; (layout.shards[0].size - first) as usize]);
-    each(&pool, control, blocks.len(), |index| {
+    each(&pool, monitor, blocks.len(), |index| {
         let block = &blocks[index];
         let mut worker = Worker::new(level, 1);
         let read = worker.compute(block, &layout, &plan, &programs, &steps, &non_finite)?;
@@ -54,17 +55,14 @@ pub fn evaluate(
             let at = (start - first) as usize;
             lock(&data)[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        control.advance(read);
+        monitor.advance(read);
         Ok(())
     })?;
     sources.unchanged()?;
     let describe = |job: usize, place: Place| {
         let job = &plan.jobs[job];
         match place {
-            Place::Input(index) => {
-                let (source, name) = &job.inputs[index];
-                format!("input `{}` of `{}`", name.escape_debug(), plan.sources[*source].path)
-            }
+            Place::Input(index) => plan.input_name(job, index),
             Place::Output(_) => format!("output `{}`", job.name.escape_debug()),
         }
     };

@@ -9,34 +9,16 @@ use std::collections::{BTreeMap, HashSet};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
+mod entry;
+mod error;
 mod json;
-mod lie;
 
-pub use lie::Lie;
+pub use entry::TensorEntry;
+pub(crate) use entry::PREFIX;
+pub use error::Lie;
 
 /// Most bytes that the JSON may have; the limit that every reader of the format shares.
 pub const LIMIT: u64 = 100_000_000;
-
-/// Bytes of the length that precedes the JSON.
-pub const PREFIX: usize = 8;
-
-/// The key that names no tensor.
-const METADATA: &str = "__metadata__";
-
-/// One tensor of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// Opaque: never a path, and shown only through [`crate::error::shown`].
-    pub name: String,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Empty for a scalar; a side may be zero.
-    pub shape: Vec<u64>,
-    /// First byte, counted from [`Header::data_start`].
-    pub begin: u64,
-    /// One past the last byte, counted from [`Header::data_start`].
-    pub end: u64,
-}
 
 /// What a header says, once it has been found to be true to the file's length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +58,7 @@ pub fn parse(json: &[u8], file_len: u64) -> Result<Header> {
 ///
 /// # Errors
 /// The first lie found.
-pub fn checked(json: &[u8], file_len: u64) -> std::result::Result<Header, Lie> {
+pub(crate) fn checked(json: &[u8], file_len: u64) -> std::result::Result<Header, Lie> {
     let length = json.len() as u64;
     if length > LIMIT {
         return Err(Lie::LengthOverLimit { length });

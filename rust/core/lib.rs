@@ -1,36 +1,34 @@
 //! The engine of taskvec: reads safetensors checkpoints through memory maps, computes on them tile by tile and
 //! writes the result safely. It knows nothing of Python, recipes, model families or the network.
+//!
+//! The rooms stand in the order in which they may use each other: each uses those above it and none below, which
+//! `tests/test_rooms_rust.py` holds.
 #![deny(unsafe_code)]
 
-pub mod block;
-pub mod checkpoint;
-pub mod compare;
-pub mod control;
-pub mod dtype;
-pub mod encoding;
 pub mod error;
-pub mod evaluate;
-pub mod exact;
-pub mod extract;
-pub mod floor;
+
+pub mod dtype;
+pub mod file;
 pub mod header;
-pub mod input;
 pub mod kernels;
-pub mod lora;
-pub mod mapped;
-pub mod measure;
-pub mod memory;
-pub mod methods;
-pub mod op;
+
+pub mod checkpoint;
+
+pub mod monitor;
+mod threads;
+
+mod measure;
+pub mod storage;
+mod tensor;
+
+mod methods;
+mod plan;
+
 pub mod output;
-pub mod plan;
-pub mod program;
-pub mod regular;
-mod report;
 pub mod run;
-pub mod sample;
-mod shards;
-pub mod sources;
-pub mod sparse;
-pub mod tensor;
-mod tile;
+
+pub mod compare;
+pub mod evaluate;
+pub mod extract;
+pub mod in_place;
+pub mod throughput;

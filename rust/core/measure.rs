@@ -10,11 +10,11 @@ use crate::error::{Error, Kind};
 use crate::kernels::stats::StepSums;
 use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, Real};
-use crate::tensor::lock;
+use crate::threads::lock;
 
 /// Sums over one output tensor, as the journal keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Survival {
+pub(crate) struct Survival {
     /// Σ step².
     #[serde(deserialize_with = "finite_or_null")]
     pub step: f64,
@@ -45,7 +45,7 @@ fn finite_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 
 impl Survival {
     /// Adds a tile of `elements`.
-    pub fn add(&mut self, sums: &StepSums, elements: u64) {
+    pub(crate) fn add(&mut self, sums: &StepSums, elements: u64) {
         self.step += sums.step;
         self.moved += sums.moved;
         self.dot += sums.dot;
@@ -57,7 +57,7 @@ impl Survival {
     }
 
     /// Adds another sum.
-    pub fn merge(&mut self, other: &Survival) {
+    pub(crate) fn merge(&mut self, other: &Survival) {
         self.step += other.step;
         self.moved += other.moved;
         self.dot += other.dot;
@@ -111,7 +111,7 @@ pub(crate) fn number(x: f64) -> Option<f64> {
 
 /// Values that are not finite, by job and by where they stand.
 #[derive(Debug)]
-pub struct NonFinite {
+pub(crate) struct NonFinite {
     counts: Mutex<BTreeMap<(usize, Place), u64>>,
     /// The first job that has any: nothing after it needs doing where they are not allowed.
     pub(crate) first: AtomicUsize,
@@ -119,7 +119,7 @@ pub struct NonFinite {
 
 /// Where a value stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub(crate) enum Place {
     /// Input by position.
     Input(usize),
     /// Output by position.
@@ -134,12 +134,12 @@ impl Default for NonFinite {
 
 impl NonFinite {
     /// Notes the values of a tile of input `index`.
-    pub fn input<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
+    pub(crate) fn input<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
         self.note(job, Place::Input(index), count_non_finite(level, tile));
     }
 
     /// Notes the values of a tile of output `index`.
-    pub fn output<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
+    pub(crate) fn output<R: Real>(&self, job: usize, index: usize, level: Level, tile: &[R]) {
         self.note(job, Place::Output(index), count_non_finite(level, tile));
     }
 
@@ -151,12 +151,12 @@ impl NonFinite {
     }
 
     /// All counts, in job order.
-    pub fn counts(&self) -> Vec<(usize, Place, u64)> {
+    pub(crate) fn counts(&self) -> Vec<(usize, Place, u64)> {
         lock(&self.counts).iter().map(|((job, place), count)| (*job, *place, *count)).collect()
     }
 
     /// The error that names the first tensor, given names of jobs and of their inputs.
-    pub fn error(&self, describe: impl Fn(usize, Place) -> String) -> Option<Error> {
+    pub(crate) fn error(&self, describe: impl Fn(usize, Place) -> String) -> Option<Error> {
         let counts = self.counts();
         let first = counts.first()?.0;
         let parts: Vec<String> = counts

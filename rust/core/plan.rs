@@ -1,28 +1,29 @@
 //! The plan: what to compute, from which stored tensors, into which files. Plain data, checked here against nothing
 //! but itself; the run checks it against the sources.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use serde::Deserialize;
 
-use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::header;
-use crate::op::Operation;
+use crate::methods::operation::Operation;
+use crate::storage::source::Source;
 
+pub(crate) mod job;
+pub(crate) mod layout;
 mod rows;
 
+use job::Job;
+use layout::Layout;
+
 /// The plan format that this engine reads.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Raised whenever the same plan would give other bytes.
-pub const ARITHMETIC: u32 = 2;
-/// Data of every output shard starts at a multiple of this many bytes.
-const ALIGN: usize = 4096;
+pub(crate) const ARITHMETIC: u32 = 2;
 
 /// A parsed plan.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// BLAKE3 of the plan's bytes, in hexadecimal.
     pub digest: String,
     /// Where inputs are read from.
@@ -41,71 +42,14 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// A checkpoint, a saved vector or an adapter.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// What it is.
-    pub kind: SourceKind,
-    /// The folder, or a single file.
-    pub path: String,
-    /// Weight files and their sizes, in order.
-    pub files: Vec<(String, u64)>,
-    /// BLAKE3 over the headers of those files.
-    pub fingerprint: String,
-    /// Of an adapter: the source that it is added to; without one its tensors are its changes alone.
-    #[serde(default)]
-    pub base: Option<usize>,
-    /// Of an adapter: the factors of each weight that it changes.
-    #[serde(default)]
-    pub factors: BTreeMap<String, Factors>,
-}
-
-/// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Factors(pub String, pub String, pub f64, pub bool);
-
-/// How the tensors of a source are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceKind {
-    /// One stored tensor per logical tensor.
-    Checkpoint,
-    /// A saved task vector: dense, index or mask.
-    Vector,
-    /// A LoRA adapter: A and B factors.
-    Lora,
-    /// Tensors that the embedding process holds and hands over with the plan.
-    Memory,
-}
-
 /// One output folder.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Output {
+pub(crate) struct Output {
     /// Name below the output folder; empty for that folder itself.
     pub folder: String,
     /// Factor of every step.
     pub alpha: f64,
-}
-
-/// One output tensor.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its type in the output.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: Arc<[u64]>,
-    /// Index of its shard.
-    pub shard: usize,
-    /// Index of its operation.
-    pub operation: usize,
-    /// (source, stored name) of each input.
-    pub inputs: Box<[(usize, Arc<str>)]>,
-    /// Elements.
-    pub elements: u64,
 }
 
 #[derive(Deserialize)]
@@ -139,14 +83,14 @@ impl Plan {
     ///
     /// # Errors
     /// `Kind::Plan` for anything that is not a plan of this format, or that contradicts itself.
-    pub fn parse(json: &[u8]) -> Result<Plan> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Plan> {
         let document: Document = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
         if document.format != FORMAT || document.arithmetic != ARITHMETIC {
             return Err(bad(format!(
                 "format {} and arithmetic {}, expected {FORMAT} and {ARITHMETIC}",
                 document.format, document.arithmetic
             ))
-            .hint("make the plan anew with this version"));
+            .hint("make the plan again with this version"));
         }
         if document.outputs.is_empty() {
             return Err(bad("no outputs"));
@@ -200,52 +144,18 @@ impl Plan {
     }
 
     /// Where every byte of every shard goes.
-    pub fn layout(&self) -> Layout {
-        let mut offsets = vec![0u64; self.jobs.len()];
-        let mut shards = Vec::with_capacity(self.shards.len());
-        let mut next = 0;
-        for (index, name) in self.shards.iter().enumerate() {
-            let first = next;
-            while next < self.jobs.len() && self.jobs[next].shard == index {
-                next += 1;
-            }
-            let jobs = first..next;
-            let rows = self.jobs[jobs.clone()].iter().map(|job| (&*job.name, job.dtype, &*job.shape));
-            let header = header::encode(rows, &[("format", "pt")], ALIGN);
-            let mut at = header.len() as u64;
-            for job in jobs.clone() {
-                offsets[job] = at;
-                at += self.jobs[job].elements * self.jobs[job].dtype.size() as u64;
-            }
-            shards.push(Shard { name: name.clone(), header, size: at, jobs });
-        }
-        Layout { shards, offsets }
+    pub(crate) fn layout(&self) -> Layout {
+        Layout::new(&self.shards, &self.jobs)
+    }
+
+    /// Input `index` of a job, for a message.
+    pub(crate) fn input_name(&self, job: &Job, index: usize) -> String {
+        let (source, name) = &job.inputs[index];
+        format!("input `{}` of `{}`", name.escape_debug(), self.sources[*source].path)
     }
 }
 
 /// A name that stays in its folder.
 fn is_bare(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
-}
-
-/// The byte layout of the output.
-#[derive(Debug)]
-pub struct Layout {
-    /// Shards in order.
-    pub shards: Vec<Shard>,
-    /// Offset in its file of each job's first byte.
-    pub offsets: Vec<u64>,
-}
-
-/// One output file.
-#[derive(Debug)]
-pub struct Shard {
-    /// File name.
-    pub name: String,
-    /// Length prefix, JSON and padding.
-    pub header: Vec<u8>,
-    /// File size.
-    pub size: u64,
-    /// The jobs that it holds.
-    pub jobs: std::ops::Range<usize>,
 }

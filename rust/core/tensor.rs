@@ -3,19 +3,20 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 
-use crate::control::Control;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::input::{Chunk, Input, Scratch};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::NonFinite;
-use crate::op::Tile;
+use crate::monitor::Monitor;
+use crate::storage::chunk::{Chunk, Scratch};
+use crate::storage::input::Input;
+use crate::threads::{each as each_of, lock, together, Threads};
 
 /// Elements of one chunk of a pass: sums are kept per chunk and added in index order, whatever the thread count.
-pub const CHUNK: u64 = 1 << 18;
+pub(crate) const CHUNK: u64 = 1 << 18;
 
 /// One tensor of a run.
-pub struct Tensor<'a> {
+pub(crate) struct Tensor<'a> {
     /// Unique in this process: what is remembered between tiles is remembered under it.
     pub id: usize,
     /// Index of its job in the plan.
@@ -32,14 +33,14 @@ pub struct Tensor<'a> {
     pub seed: u64,
     /// CPU level for kernels.
     pub level: Level,
-    pub(crate) control: &'a Control,
+    pub(crate) monitor: &'a Monitor,
     pub(crate) non_finite: &'a NonFinite,
     /// Passes begun; only the first counts values that are not finite.
     pub(crate) passes: AtomicUsize,
 }
 
 /// The inputs of one tile as they are stored.
-pub struct StoredTile<'a> {
+pub(crate) struct StoredTile<'a> {
     /// CPU level for kernels.
     pub level: Level,
     /// Index in the tensor of the tile's first element.
@@ -48,19 +49,27 @@ pub struct StoredTile<'a> {
     pub inputs: &'a [&'a [u8]],
 }
 
+/// The inputs of one tile, widened.
+pub(crate) struct Tile<'a, R> {
+    /// CPU level for kernels.
+    pub level: Level,
+    /// Index in the tensor of the tile's first element.
+    pub first: u64,
+    /// One slice per input, all of the tile's length.
+    pub inputs: &'a [Vec<R>],
+}
+
+impl<R: Real> Tile<'_, R> {
+    /// Input `index` of this tile.
+    pub(crate) fn input(&self, index: usize) -> &[R] {
+        &self.inputs[index]
+    }
+}
+
 /// A new [`Tensor::id`].
 pub(crate) fn next_id() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     NEXT.fetch_add(1, Relaxed)
-}
-
-/// Who does a pass.
-#[derive(Clone, Copy)]
-pub enum Crew<'a> {
-    /// The calling thread alone: passes over many small tensors run side by side instead.
-    Alone,
-    /// The threads of the pool that are free, chunk by chunk.
-    Pool(&'a rayon::ThreadPool),
 }
 
 impl Tensor<'_> {
@@ -69,7 +78,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn fold<R, A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    pub(crate) fn fold<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,
@@ -77,7 +86,7 @@ impl Tensor<'_> {
         E: Fn(&mut A, &Tile<'_, R>) + Sync,
     {
         let tiles: Mutex<Vec<Vec<Vec<R>>>> = Mutex::new(Vec::new());
-        self.chunks(crew, start, |range, counts, opened, sum| {
+        self.chunks(threads, start, |range, counts, opened, sum| {
             let taken = lock(&tiles).pop();
             let mut values = taken.unwrap_or_else(|| vec![Vec::with_capacity(TILE); opened.len()]);
             for first in range.clone().step_by(TILE) {
@@ -95,7 +104,7 @@ impl Tensor<'_> {
     }
 
     /// Every chunk of the tensor, with its inputs opened; `each` hears whether it is the first pass.
-    fn chunks<A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    fn chunks<A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
     where
         A: Send,
         S: Fn(u64) -> A + Sync,
@@ -107,7 +116,7 @@ impl Tensor<'_> {
         let done: Mutex<Vec<(u64, A)>> = Mutex::new(Vec::with_capacity(chunks as usize));
         let failed = Mutex::new(None);
         let one = |chunk: u64, scratch: &mut [Scratch]| -> Result<A> {
-            self.control.check()?;
+            self.monitor.check()?;
             let mut sum = start(chunk);
             let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(self.elements);
             let mut opened = Vec::with_capacity(self.inputs.len());
@@ -134,8 +143,8 @@ impl Tensor<'_> {
                 }
             }
         };
-        match crew {
-            Crew::Pool(pool) if chunks > 1 => crate::run::together(pool, work),
+        match threads {
+            Threads::Pool(pool) if chunks > 1 => together(pool, work),
             _ => work(),
         }
         if let Some(error) = lock(&failed).take() {
@@ -151,7 +160,13 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// As [`Tensor::fold`].
-    pub fn fold_stored<R, A, S, E>(&self, crew: Crew<'_>, dtype: Dtype, start: S, each: E) -> Result<Option<Vec<A>>>
+    pub(crate) fn fold_stored<R, A, S, E>(
+        &self,
+        threads: Threads<'_>,
+        dtype: Dtype,
+        start: S,
+        each: E,
+    ) -> Result<Option<Vec<A>>>
     where
         R: Real,
         A: Send,
@@ -161,7 +176,7 @@ impl Tensor<'_> {
         if !self.inputs.iter().all(|input| input.is_plain(dtype)) {
             return Ok(None);
         }
-        self.chunks(crew, start, |range, counts, opened, sum| {
+        self.chunks(threads, start, |range, counts, opened, sum| {
             let mut stored: Vec<&[u8]> = vec![&[]; opened.len()];
             for first in range.clone().step_by(TILE) {
                 let n = (range.end - first).min(TILE as u64) as usize;
@@ -189,7 +204,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// As [`Tensor::fold`].
-    pub fn tally<R, A, S, E>(&self, crew: Crew<'_>, start: S, each: E) -> Result<Vec<A>>
+    pub(crate) fn tally<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,
@@ -198,7 +213,7 @@ impl Tensor<'_> {
     {
         let spare: Mutex<Vec<A>> = Mutex::new(Vec::new());
         self.fold::<R, (), _, _>(
-            crew,
+            threads,
             |_| (),
             |(), tile| {
                 let taken = lock(&spare).pop();
@@ -215,7 +230,14 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn sample<R, A, E>(&self, crew: Crew<'_>, count: u64, places: u64, piece: u64, each: E) -> Result<Vec<A>>
+    pub(crate) fn sample<R, A, E>(
+        &self,
+        threads: Threads<'_>,
+        count: u64,
+        places: u64,
+        piece: u64,
+        each: E,
+    ) -> Result<Vec<A>>
     where
         R: Real,
         A: Send + Default,
@@ -233,8 +255,8 @@ impl Tensor<'_> {
             lock(&made).push((place, sum));
             Ok(())
         };
-        match crew {
-            Crew::Pool(pool) if places > 1 => crate::run::each(pool, self.control, places as usize, one)?,
+        match threads {
+            Threads::Pool(pool) if places > 1 => each_of(pool, self.monitor, places as usize, one)?,
             _ => (0..places as usize).try_for_each(one)?,
         }
         let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -246,7 +268,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input.
-    pub fn one_tile<R: Real>(&self, first: u64, each: &mut dyn FnMut(&Tile<'_, R>)) -> Result<()> {
+    pub(crate) fn one_tile<R: Real>(&self, first: u64, each: &mut dyn FnMut(&Tile<'_, R>)) -> Result<()> {
         let range = first..(first + TILE as u64).min(self.elements);
         self.pieces(range, TILE as u64, TILE as u64, each)
     }
@@ -279,7 +301,7 @@ impl Tensor<'_> {
     ///
     /// # Errors
     /// Unreadable input, or the run was cancelled.
-    pub fn rows<R, A, E>(&self, crew: Crew<'_>, length: u64, each: E) -> Result<Vec<A>>
+    pub(crate) fn rows<R, A, E>(&self, threads: Threads<'_>, length: u64, each: E) -> Result<Vec<A>>
     where
         R: Real,
         A: Send,
@@ -287,7 +309,7 @@ impl Tensor<'_> {
     {
         let count = self.elements.checked_div(length).unwrap_or(0);
         let counts = self.passes.fetch_add(1, Relaxed) == 0;
-        // Rows are handed out in batches of about a chunk.
+        // Rows are taken in batches of about a chunk.
         let batch = (CHUNK / length.max(1)).max(1);
         let made: Mutex<Vec<(u64, Vec<A>)>> = Mutex::new(Vec::new());
         let one = |index: usize| -> Result<()> {
@@ -314,17 +336,12 @@ impl Tensor<'_> {
             Ok(())
         };
         let batches = count.div_ceil(batch) as usize;
-        match crew {
-            Crew::Pool(pool) if batches > 1 => crate::run::each(pool, self.control, batches, one)?,
-            _ => (0..batches).try_for_each(|index| self.control.check().and_then(|()| one(index)))?,
+        match threads {
+            Threads::Pool(pool) if batches > 1 => each_of(pool, self.monitor, batches, one)?,
+            _ => (0..batches).try_for_each(|index| self.monitor.check().and_then(|()| one(index)))?,
         }
         let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         made.sort_unstable_by_key(|(index, _)| *index);
         Ok(made.into_iter().flat_map(|(_, results)| results).collect())
     }
-}
-
-/// A lock whose holder panicked is still good here: the run is failing anyway.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

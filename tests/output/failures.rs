@@ -106,7 +106,7 @@ fn a_shard_whose_flush_failed_is_written_again() {
     let shard = ShardFile::create(&folder, "model-0.safetensors", 2000).unwrap();
     shard.write_at(0, &job.weights["model-0.safetensors"]).unwrap();
     let error = shard.publish("", &serde_json::Value::Null).unwrap_err();
-    assert!(error.message.starts_with("flushing `") && error.hint.unwrap().contains("write this file anew"));
+    assert!(error.message.starts_with("flushing `") && error.hint.unwrap().contains("write this file again"));
     // The next flush would succeed, and mean nothing.
     assert_eq!(shard.publish("", &serde_json::Value::Null).unwrap_err().kind, Kind::Engine);
     drop(shard);

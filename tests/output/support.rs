@@ -12,20 +12,20 @@ use taskvec_core::output::folder::{Options, OutputFolder};
 use taskvec_core::output::publish::{finish, write_atomic};
 use taskvec_core::output::shard::ShardFile;
 
-pub const PLAN: &[u8] = br#"{"format":1}"#;
-pub const INDEX: &str = "model.safetensors.index.json";
-pub const MANIFEST: &str = "taskvec.json";
+pub(crate) const PLAN: &[u8] = br#"{"format":1}"#;
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const MANIFEST: &str = "taskvec.json";
 
 /// What a run leaves in the folder at the end.
 #[derive(Clone)]
-pub struct Job {
+pub(crate) struct Job {
     pub weights: BTreeMap<String, Vec<u8>>,
     pub small: Vec<(String, Vec<u8>)>,
     pub threads: usize,
 }
 
 impl Job {
-    pub fn new(lengths: &[u64]) -> Job {
+    pub(crate) fn new(lengths: &[u64]) -> Job {
         let weights: BTreeMap<String, Vec<u8>> = lengths
             .iter()
             .enumerate()
@@ -42,12 +42,12 @@ impl Job {
         Job { weights, small, threads: 1 }
     }
 
-    pub fn sizes(&self) -> Vec<(String, u64)> {
+    pub(crate) fn sizes(&self) -> Vec<(String, u64)> {
         self.weights.iter().map(|(name, bytes)| (name.clone(), bytes.len() as u64)).collect()
     }
 
     /// From admission to the end; `Ok` is how many shards an earlier run had left complete.
-    pub fn run(&self, out: &Path, options: &Options) -> Result<usize> {
+    pub(crate) fn run(&self, out: &Path, options: &Options) -> Result<usize> {
         let folder = OutputFolder::admit(out, &[], PLAN, &self.sizes(), options)?;
         let kept = folder.done().len();
         for name in self.weights.keys().filter(|name| !folder.done().contains_key(*name)) {
@@ -61,7 +61,7 @@ impl Job {
         Ok(kept)
     }
 
-    pub fn shard(&self, folder: &OutputFolder, name: &str) -> Result<()> {
+    pub(crate) fn shard(&self, folder: &OutputFolder, name: &str) -> Result<()> {
         let bytes = &self.weights[name];
         let shard = ShardFile::create(folder, name, bytes.len() as u64)?;
         shard.allocate(0..shard.size())?;
@@ -95,7 +95,7 @@ impl Job {
     }
 
     /// The folder holds the result, the whole result and nothing else.
-    pub fn assert_complete(&self, out: &Path) {
+    pub(crate) fn assert_complete(&self, out: &Path) {
         let mut expected: Vec<&str> = self.weights.keys().map(String::as_str).collect();
         expected.extend(self.small.iter().map(|(name, _)| name.as_str()));
         expected.sort_unstable();
@@ -107,7 +107,7 @@ impl Job {
 
     /// Whatever happened: what looks complete is complete, whether as this job or as the one before it, and what the
     /// journal lists is in place.
-    pub fn assert_honest(&self, out: &Path, before: Option<&Job>) {
+    pub(crate) fn assert_honest(&self, out: &Path, before: Option<&Job>) {
         let manifest = fs::read(out.join(MANIFEST)).ok();
         let jobs = [Some(self), before].into_iter().flatten();
         for job in jobs.filter(|job| manifest.as_ref() == job.small.last().map(|(_, bytes)| bytes)) {
@@ -125,7 +125,7 @@ impl Job {
     }
 }
 
-pub fn bytes(length: u64, seed: u64) -> Vec<u8> {
+pub(crate) fn bytes(length: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -138,7 +138,7 @@ pub fn bytes(length: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
-pub fn names(folder: &Path) -> Vec<String> {
+pub(crate) fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -146,12 +146,12 @@ pub fn names(folder: &Path) -> Vec<String> {
 }
 
 /// A new folder for a test, with the path of an output in it that does not exist yet.
-pub fn place() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn place() -> (tempfile::TempDir, PathBuf) {
     place_in(&std::env::temp_dir())
 }
 
 /// The same in memory, where there is such a place: for tests of many runs, each of which flushes many times.
-pub fn fast_place() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn fast_place() -> (tempfile::TempDir, PathBuf) {
     let memory = Path::new("/dev/shm");
     match tempfile::tempdir_in(memory) {
         Ok(_) => place_in(memory),

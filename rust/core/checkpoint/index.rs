@@ -9,8 +9,8 @@ use std::result::Result as Parsed;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::regular;
 use crate::header::LIMIT;
-use crate::regular;
 
 /// Which file holds which tensor. A hundred thousand tensors share a few hundred file names.
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ fn parse(json: &[u8]) -> Result<WeightMap> {
         let message =
             format!("the index names the file `{}`, which is not a bare name that ends in `.safetensors`", shown(file));
         return Err(
-            wrong(message).hint("shards lie beside their index; a path could lead anywhere and is not followed")
+            wrong(message).hint("shards lie next to their index; a path could lead anywhere and is not followed")
         );
     }
     Ok(weight_map)
@@ -77,7 +77,7 @@ fn twice<E: serde::de::Error>(key: &str) -> E {
     E::custom(format_args!("the key `{}` comes twice", shown(key)))
 }
 
-/// The object; the keys beside `weight_map` are looked through for duplicates only.
+/// The object; the other keys than `weight_map` are looked through for duplicates only.
 struct Top;
 
 impl<'de> DeserializeSeed<'de> for Top {

@@ -113,7 +113,7 @@ impl Table {
         slot
     }
 
-    /// Makes the index anew with at least as many slots, where it has fewer.
+    /// Makes the index again with at least as many slots, where it has fewer.
     fn index(&mut self, least: usize) {
         let count = least.next_power_of_two();
         if count <= self.slots.len() {

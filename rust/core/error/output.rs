@@ -29,7 +29,7 @@ fn human(bytes: u64) -> String {
 
 impl Error {
     /// The output folder is an input.
-    pub fn output_is_input(output: &Path, input: &Path) -> Self {
+    pub(crate) fn output_is_input(output: &Path, input: &Path) -> Self {
         let message = match output == input {
             true => format!("the output folder `{}` is an input", readable(output)),
             false => format!("the output folder `{}` is the input `{}`", readable(output), readable(input)),
@@ -38,47 +38,47 @@ impl Error {
     }
 
     /// The output folder is somewhere below an input.
-    pub fn output_in_input(output: &Path, input: &Path) -> Self {
+    pub(crate) fn output_in_input(output: &Path, input: &Path) -> Self {
         let message = format!("the output folder `{}` lies within the input `{}`", readable(output), readable(input));
         refused(message, ANOTHER)
     }
 
     /// An input is somewhere below the output folder.
-    pub fn input_in_output(output: &Path, input: &Path) -> Self {
+    pub(crate) fn input_in_output(output: &Path, input: &Path) -> Self {
         let message = format!("the output folder `{}` contains the input `{}`", readable(output), readable(input));
         refused(message, ANOTHER)
     }
 
     /// A symbolic link to nowhere where a folder is to be made.
-    pub fn dangling_link(path: &Path) -> Self {
+    pub(crate) fn dangling_link(path: &Path) -> Self {
         let message = format!("`{}` is a symbolic link to something that does not exist", readable(path));
         refused(message, "create the folder it points to, or remove the link")
     }
 
     /// Something else where a folder is expected.
-    pub fn not_a_folder(path: &Path) -> Self {
+    pub(crate) fn not_a_folder(path: &Path) -> Self {
         refused(format!("`{}` is not a folder", readable(path)), ANOTHER)
     }
 
     /// A path that ends in no name.
-    pub fn not_a_file_name(path: &Path) -> Self {
+    pub(crate) fn not_a_file_name(path: &Path) -> Self {
         Error::new(Kind::Output, format!("`{}` does not name a file", readable(path)))
     }
 
     /// A folder or file that was there a moment ago.
-    pub fn vanished(path: &Path) -> Self {
+    pub(crate) fn vanished(path: &Path) -> Self {
         Error::new(Kind::NotFound, format!("`{}` does not exist or disappeared", readable(path)))
     }
 
     /// Another process holds the lock.
-    pub fn locked(folder: &Path, process: Option<u32>) -> Self {
+    pub(crate) fn locked(folder: &Path, process: Option<u32>) -> Self {
         let who = process.map_or(String::new(), |process| format!(" (process {process})"));
         let message = format!("another run is writing to `{}`{who}", readable(folder));
         refused(message, "wait until it ends, or choose another output folder")
     }
 
     /// The folder is in use for something.
-    pub fn not_empty(folder: &Path, finished: bool) -> Self {
+    pub(crate) fn not_empty(folder: &Path, finished: bool) -> Self {
         let (what, hint) = match finished {
             true => ("holds a finished output", "use --overwrite to replace it, or choose another output folder"),
             false => (
@@ -90,7 +90,7 @@ impl Error {
     }
 
     /// `--overwrite` on a folder of something else.
-    pub fn no_checkpoint_to_overwrite(folder: &Path) -> Self {
+    pub(crate) fn no_checkpoint_to_overwrite(folder: &Path) -> Self {
         let message = format!(
             "the output folder `{}` holds files but no checkpoint: found neither weights, an index nor a manifest",
             readable(folder)
@@ -99,13 +99,13 @@ impl Error {
     }
 
     /// An unfinished run of this plan, and the caller does not want to go on with it.
-    pub fn unfinished_same(folder: &Path) -> Self {
+    pub(crate) fn unfinished_same(folder: &Path) -> Self {
         let message = format!("the output folder `{}` holds an unfinished run of the same plan", readable(folder));
         refused(message, "use --resume to go on with it, or --overwrite to begin again")
     }
 
     /// An unfinished run of something else.
-    pub fn unfinished_other(folder: &Path) -> Self {
+    pub(crate) fn unfinished_other(folder: &Path) -> Self {
         let message = format!("the output folder `{}` holds an unfinished run of a different plan", readable(folder));
         refused(
             message,
@@ -114,7 +114,7 @@ impl Error {
     }
 
     /// A weight file of an input is not what it was.
-    pub fn input_changed(file: &Path, state: &Path) -> Self {
+    pub(crate) fn input_changed(file: &Path, state: &Path) -> Self {
         let message = format!(
             "`{}` is not the file it was when the unfinished run in `{}` began",
             readable(file),
@@ -124,32 +124,32 @@ impl Error {
     }
 
     /// A journal that no kill can have left like this.
-    pub fn damaged_journal(journal: &Path, problem: &str) -> Self {
+    pub(crate) fn damaged_journal(journal: &Path, problem: &str) -> Self {
         let message = format!("the journal `{}` is damaged: {problem}", readable(journal));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The same for another file of the state.
-    pub fn damaged_state(file: &Path, problem: &str) -> Self {
+    pub(crate) fn damaged_state(file: &Path, problem: &str) -> Self {
         let message = format!("the state of the unfinished run in `{}` is damaged: {problem}", readable(file));
         refused(message, "use --overwrite to begin again")
     }
 
     /// A journal entry for a shard the plan does not have, or of another size.
-    pub fn foreign_record(folder: &Path, shard: &str) -> Self {
+    pub(crate) fn foreign_record(folder: &Path, shard: &str) -> Self {
         let message =
             format!("the journal in `{}` lists `{}`, which does not fit the plan", readable(folder), shown(shard));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The journal could not be brought back to its last good state.
-    pub fn broken_journal(journal: &Path) -> Self {
+    pub(crate) fn broken_journal(journal: &Path) -> Self {
         let message = format!("the journal `{}` takes no more entries after a failed write", readable(journal));
         refused(message, "run the same command again: what the journal holds is kept")
     }
 
     /// Too little room.
-    pub fn no_space(folder: &Path, needed: u64, available: u64) -> Self {
+    pub(crate) fn no_space(folder: &Path, needed: u64, available: u64) -> Self {
         let message = format!(
             "too little space for `{}`: {} needed, {} available",
             readable(folder),
@@ -161,32 +161,32 @@ impl Error {
     }
 
     /// A shard that is not a plain file name, occurs twice, or is not part of the output.
-    pub fn bad_shard_name(name: &str) -> Self {
+    pub(crate) fn bad_shard_name(name: &str) -> Self {
         Error::new(Kind::Plan, format!("`{}` is not a shard name of this output", shown(name)))
     }
 
     /// A folder where a weight file is to be.
-    pub fn shard_is_folder(path: &Path) -> Self {
+    pub(crate) fn shard_is_folder(path: &Path) -> Self {
         refused(format!("`{}` is a folder, but a file of that name is to be written", readable(path)), ANOTHER)
     }
 
     /// A flush failed: the system may have dropped what was written.
-    pub fn failed_flush(path: &Path, error: &io::Error) -> Self {
+    pub(crate) fn failed_flush(path: &Path, error: &io::Error) -> Self {
         let made = Error::io("flushing", path, error);
         match made.hint {
             Some(_) => made,
-            None => made.hint("the disk may be failing; run the same command again to write this file anew"),
+            None => made.hint("the disk may be failing; run the same command again to write this file again"),
         }
     }
 
     /// A file that changed under the writer or the copier.
-    pub fn unexpected_size(path: &Path, expected: u64, found: u64) -> Self {
+    pub(crate) fn unexpected_size(path: &Path, expected: u64, found: u64) -> Self {
         Error::new(Kind::Output, format!("`{}` has {found} bytes, expected {expected}", readable(path)))
             .hint("something else changes that file: stop it and run the same command again")
     }
 
     /// An output is ended before its manifest is there.
-    pub fn no_manifest(folder: &Path, manifest: &str) -> Self {
+    pub(crate) fn no_manifest(folder: &Path, manifest: &str) -> Self {
         Error::new(Kind::Engine, format!("`{}` has no `{manifest}`: the run is not finished", readable(folder)))
     }
 

@@ -3,7 +3,8 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{File, Item};
+use super::files::File;
+use super::item::Item;
 use crate::measure::number;
 use crate::output::folder::OutputFolder;
 
@@ -41,7 +42,7 @@ pub(super) struct Row<'a> {
     changed: u64,
     norm: Option<f64>,
     largest: Option<f64>,
-    /// Elements stored beside the differences.
+    /// Elements that the differences do not give back.
     #[serde(skip_serializing_if = "Option::is_none")]
     exact: Option<u64>,
 }
@@ -76,7 +77,7 @@ pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'
         name: item.name,
         shape: item.shape,
         origin: item.origin.name(),
-        encoding: item.encoding.kept.name(),
+        encoding: item.encoding.form.name(),
         dtype: item.encoding.dtype.name(),
         bytes: item.bytes(),
         file,

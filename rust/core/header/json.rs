@@ -8,7 +8,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Lie, TensorEntry, METADATA, PREFIX};
+use super::entry::{TensorEntry, METADATA, PREFIX};
+use super::error::Lie;
 use crate::dtype::Dtype;
 
 type Contents = (Vec<TensorEntry>, BTreeMap<String, String>);

@@ -7,7 +7,7 @@
 
 /// |out| below this share of |target| counts as cancellation: f32 then leaves fewer than twelve of the bits that
 /// rounding to eight needs to be right.
-pub const CANCELLED: f64 = 1.0 / 4096.0;
+pub(crate) const CANCELLED: f64 = 1.0 / 4096.0;
 
 kernel! {
     /// `out = x − y`.
@@ -42,13 +42,6 @@ kernel! {
         for ((slot, x), y) in sum.iter_mut().zip(x).zip(y) {
             *slot += weight * (*x - *y);
         }
-    }
-}
-
-kernel! {
-    /// `x = factor · x`.
-    pub fn multiply<R>(factor: R, x: &mut [R]) {
-        x.iter_mut().for_each(|x| *x = factor * *x);
     }
 }
 

@@ -99,15 +99,15 @@ macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$R:ident>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(unsafe_code, clippy::too_many_arguments)]
-        $vis fn $name $(<$R: $crate::kernels::Real>)? (level: $crate::kernels::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$R: $crate::kernels::real::Real>)? (level: $crate::kernels::dispatch::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,bmi1,bmi2")]
-            fn avx2 $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2 $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt")]
-            fn avx512 $(<$R: $crate::kernels::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512 $(<$R: $crate::kernels::real::Real>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             match level.0 {
                 // SAFETY: such a level is only made after the CPU was asked for exactly these features.
                 #[cfg(target_arch = "x86_64")]
@@ -125,10 +125,10 @@ macro_rules! kernel {
 /// Asks for `bytes` to be brought into the second-level cache. Tiles of several inputs are read in turn, page by page,
 /// which hides their order from the CPU's own prefetcher.
 #[inline]
-pub fn prefetch(bytes: &[u8]) {
+pub(crate) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
-        // SAFETY: a hint that reads nothing; the address lies within `bytes` besides.
+        // SAFETY: a hint that reads nothing; and the address lies within `bytes`.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -136,7 +136,7 @@ pub fn prefetch(bytes: &[u8]) {
 }
 
 /// Restores the floating-point control register when dropped.
-pub struct ControlRegister {
+pub(crate) struct ControlRegister {
     #[cfg(target_arch = "x86_64")]
     saved: u32,
     #[cfg(target_arch = "aarch64")]
@@ -146,7 +146,7 @@ pub struct ControlRegister {
 impl ControlRegister {
     /// Sets the IEEE defaults (round to nearest, subnormals kept, exceptions masked) for this thread: the embedding
     /// process may have switched on flush-to-zero, which new threads inherit.
-    pub fn ieee() -> Self {
+    pub(crate) fn ieee() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let mut saved: u32 = 0;

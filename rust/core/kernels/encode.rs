@@ -1,11 +1,11 @@
 //! What a difference needs to be stored without loss.
 
 use super::combine::CANCELLED;
-use super::{Real, LANES};
+use super::real::{Real, LANES};
 
 /// Facts about the differences of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Elements that are not zero.
     pub changed: u64,
     /// Elements that reference + δ does not give back; see [`lost`].
@@ -30,7 +30,7 @@ impl Default for Facts {
 
 impl Facts {
     /// Adds those of the chunk that follows.
-    pub fn merge(&mut self, other: &Facts) {
+    pub(crate) fn merge(&mut self, other: &Facts) {
         self.changed += other.changed;
         self.lost += other.lost;
         self.bf16 &= other.bf16;
@@ -43,7 +43,7 @@ impl Facts {
 
 kernel! {
     /// Looks at the differences of a tile.
-    pub fn facts(delta: &[f64]) -> Facts {
+    pub(crate) fn facts(delta: &[f64]) -> Facts {
         let mut square = [0f64; LANES];
         let mut largest = [0f64; LANES];
         let (mut changed, mut wide, mut low, mut half) = ([0u32; LANES], [0u32; LANES], [0u32; LANES], [0u32; LANES]);
@@ -101,7 +101,7 @@ fn is_lost(donor: f64, reference: f64, delta: f64, narrow: bool) -> bool {
 
 kernel! {
     /// How many elements of a tile of differences do not give their donor back.
-    pub fn lost(donor: &[f64], reference: &[f64], delta: &[f64], narrow: bool) -> u64 {
+    pub(crate) fn lost(donor: &[f64], reference: &[f64], delta: &[f64], narrow: bool) -> u64 {
         let mut count = 0u32;
         for ((d, r), x) in donor.iter().zip(reference).zip(delta) {
             count += u32::from(is_lost(*d, *r, *x, narrow));
@@ -111,7 +111,7 @@ kernel! {
 }
 
 /// Where these elements are.
-pub fn lost_places<'a>(
+pub(crate) fn lost_places<'a>(
     donor: &'a [f64],
     reference: &'a [f64],
     delta: &'a [f64],
@@ -121,7 +121,7 @@ pub fn lost_places<'a>(
 }
 
 /// Moves the elements that are not zero to the front, in order, and notes their places; returns how many there are.
-pub fn compact<R: Real>(delta: &mut [R], places: &mut [u32]) -> usize {
+pub(crate) fn compact<R: Real>(delta: &mut [R], places: &mut [u32]) -> usize {
     let mut count = 0;
     for i in 0..delta.len() {
         let x = delta[i];

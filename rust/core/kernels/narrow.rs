@@ -5,7 +5,8 @@
 //! be measured without reading it back, and says whether all of them are finite. NaN stays NaN, quiet, with the payload bits that fit, and never becomes an
 //! infinity; the `vcvtneps2bf16` instruction is not used because it flushes subnormals.
 
-use super::{Level, Real};
+use super::dispatch::Level;
+use super::real::Real;
 use crate::dtype::Dtype;
 
 /// How to round.

@@ -94,7 +94,7 @@ fn group(stream: &Stream, index: u64, out: &mut [u32; GROUP]) {
 
 kernel! {
     /// 32 bits more for each of `elements`: draws of counters that no other draw has.
-    pub fn further(stream: &Stream, elements: &[u64], out: &mut [u32]) {
+    pub(crate) fn further(stream: &Stream, elements: &[u64], out: &mut [u32]) {
         for (elements, out) in elements.chunks(SIDE).zip(out.chunks_mut(SIDE)) {
             let mut c = [[0u64; SIDE]; 4];
             for (lane, element) in elements.iter().enumerate() {
@@ -142,7 +142,7 @@ const BYTES: usize = 4 * GROUP;
 kernel! {
     /// Draws of 8 bits of the elements `first .. first + out.len()`: element e takes byte e % 4, the lowest first, of
     /// the draw of element e / 4.
-    pub fn fill_bytes(stream: &Stream, first: u64, out: &mut [u8]) {
+    pub(crate) fn fill_bytes(stream: &Stream, first: u64, out: &mut [u8]) {
         let (mut index, begun) = (first / BYTES as u64, (first % BYTES as u64) as usize);
         let mut rest = out;
         let mut whole = [0; BYTES];

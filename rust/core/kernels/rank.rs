@@ -3,7 +3,7 @@
 
 /// The range of a row's keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Range {
+pub(crate) struct Range {
     /// The least that is not zero; `u32::MAX` if all are.
     pub least: u32,
     /// The largest.
@@ -14,7 +14,7 @@ pub struct Range {
 
 kernel! {
     /// Bit patterns of |x|, which are in the order of |x|; of f32 only.
-    pub fn keys<R>(x: &[R], out: &mut [u32]) -> Range {
+    pub(crate) fn keys<R>(x: &[R], out: &mut [u32]) -> Range {
         let (mut below, mut most, mut any) = (u32::MAX, 0u32, 0u32);
         for (slot, x) in out.iter_mut().zip(x) {
             let key = x.to_f32().to_bits() & 0x7FFF_FFFF;
@@ -30,7 +30,7 @@ kernel! {
 
 kernel! {
     /// Bin 0 for zero, 1 for keys up to `below`, then one for every 2^`shift` keys.
-    pub fn bins(keys: &[u32], below: u32, shift: u32, out: &mut [u16]) {
+    pub(crate) fn bins(keys: &[u32], below: u32, shift: u32, out: &mut [u16]) {
         for (slot, key) in out.iter_mut().zip(keys) {
             let bin = 1 + (((*key).max(below) - below) >> shift);
             *slot = if *key == 0 { 0 } else { bin as u16 };
@@ -40,7 +40,7 @@ kernel! {
 
 kernel! {
     /// How many keys are less than `key`, or equal and before place `at`.
-    pub fn rank(keys: &[u32], at: usize) -> usize {
+    pub(crate) fn rank(keys: &[u32], at: usize) -> usize {
         let key = keys[at];
         let (before, after) = keys.split_at(at);
         let less: u32 = before.iter().map(|other| u32::from(*other <= key)).sum();
@@ -51,24 +51,24 @@ kernel! {
 
 kernel! {
     /// How many bins before place `at` are the one there.
-    pub fn equal_before(bins: &[u16], at: usize) -> usize {
+    pub(crate) fn equal_before(bins: &[u16], at: usize) -> usize {
         let bin = bins[at];
         bins[..at].iter().map(|other| u32::from(*other == bin)).sum::<u32>() as usize
     }
 }
 
 /// Two limits of a draw for every bin, of both the upper 16 bits.
-pub type Limits = [u32; 1 << 13];
+pub(crate) type Limits = [u32; 1 << 13];
 
 /// Limits that a draw of [`sort_out`] is held against: below `first` it is certainly in, from `last` on certainly out.
-pub fn limits(first: u64, last: u64) -> u32 {
+pub(crate) fn limits(first: u64, last: u64) -> u32 {
     let upper = |limit: u64| (limit >> 16).min(0xFFFF) as u32;
     upper(first) | upper(last.max(1) - 1) << 16
 }
 
 kernel! {
     /// Bits of the draws that are certainly below what belongs to their bin, and of those that may be.
-    pub fn sort_out(draws: &[u32], bins: &[u16], limits: &Limits, certain: &mut [u64], perhaps: &mut [u64]) {
+    pub(crate) fn sort_out(draws: &[u32], bins: &[u16], limits: &Limits, certain: &mut [u64], perhaps: &mut [u64]) {
         let (draws, draws_rest) = draws.as_chunks::<64>();
         let (bins, bins_rest) = bins.as_chunks::<64>();
         for (((draws, bins), certain), perhaps) in draws.iter().zip(bins).zip(&mut *certain).zip(&mut *perhaps) {

@@ -1,6 +1,6 @@
 //! Sums over a tile, in fixed lanes, for survival and difference statistics.
 
-use super::{Real, LANES};
+use super::real::{Real, LANES};
 
 /// Sums of one tile: what a step was meant to do to the target, and what it did after rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -146,7 +146,7 @@ impl Moves {
 
 /// Sums over a tile of two tensors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct PairSums {
+pub(crate) struct PairSums {
     /// Σ x².
     pub left: f64,
     /// Σ y².
@@ -171,7 +171,7 @@ pub struct PairSums {
 
 impl PairSums {
     /// Adds those of the tile that follows.
-    pub fn merge(&mut self, other: &PairSums) {
+    pub(crate) fn merge(&mut self, other: &PairSums) {
         self.left += other.left;
         self.right += other.right;
         self.dot += other.dot;
@@ -187,7 +187,7 @@ impl PairSums {
 
 kernel! {
     /// Compares two tiles.
-    pub fn pair_sums(x: &[f64], y: &[f64]) -> PairSums {
+    pub(crate) fn pair_sums(x: &[f64], y: &[f64]) -> PairSums {
         let mut sums = [[0f64; LANES]; 4];
         let mut largest = [0f64; LANES];
         let mut counts = [[0u32; LANES]; 5];
@@ -290,7 +290,7 @@ fn pairs_of<R: super::Real, const N: usize>(all: &[&[R]], sums: &mut [f64]) {
 
 kernel! {
     /// Adds Σ x·y of every pair of slices, each with itself included, in the order (0, 0), (0, 1), … (1, 1), ….
-    pub fn add_pairs<R>(all: &[&[R]], sums: &mut [f64]) {
+    pub(crate) fn add_pairs<R>(all: &[&[R]], sums: &mut [f64]) {
         match all.len() {
             0 => {}
             1 => pairs_of::<R, 1>(all, sums),

@@ -1,9 +1,10 @@
 //! Stored bytes → compute type. Every conversion is exact; NaN payloads are kept where the wider type has them.
 //!
 //! Each function says whether it saw a value that is not finite, from an integer maximum over the bit patterns that
-//! costs next to nothing beside the conversion.
+//! costs next to nothing compared with the conversion.
 
-use super::{Level, Real};
+use super::dispatch::Level;
+use super::real::Real;
 use crate::dtype::Dtype;
 
 /// Widens `bytes` (elements of `dtype`, little endian, any alignment) into `out`; true if all were finite.
@@ -132,7 +133,7 @@ const fn eighth(exponent_bits: u32, mantissa_bits: u32, only_nan: bool) -> [f32;
 
 kernel! {
     /// How many values are NaN or infinite.
-    pub fn count_non_finite<R>(values: &[R]) -> u64 {
+    pub(crate) fn count_non_finite<R>(values: &[R]) -> u64 {
         values.iter().map(|x| u64::from(!x.is_finite())).sum()
     }
 }

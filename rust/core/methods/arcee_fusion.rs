@@ -3,17 +3,19 @@
 
 use serde::Deserialize;
 
-use super::select::{largest, Each};
-use super::terms::{deltas, rows, Buffers, Ends};
+use super::difference::{deltas, rows, Loan, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
+use super::quantile::cut::Each;
+use super::quantile::select::largest;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Real;
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 /// Parameters of the operation: one model against the base.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ArceeFusion {
+pub(crate) struct ArceeFusion {
     /// The model.
     pub terms: Vec<Term>,
 }
@@ -45,18 +47,31 @@ fn divergence<R: Real>(model: &[R], base: &[R]) -> f64 {
 }
 
 impl ArceeFusion {
-    fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+    fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
         self.terms.iter().map(|term| (term.model, term.reference))
     }
 
     /// |δ| times the row's divergence.
-    fn importance<R: Real>(&self, tile: &Tile<'_, R>, length: u64, rows: &[f64]) -> Buffers<R> {
-        let mut scores = deltas(tile, self.ends());
+    fn importance<R: Real>(&self, tile: &Tile<'_, R>, length: u64, rows: &[f64]) -> Loan<R> {
+        let mut scores = deltas(tile, self.pairs());
         for (e, x) in scores[0].iter_mut().enumerate() {
             let row = (tile.first + e as u64) / length;
             *x = R::from_f64(x.to_f64().abs() * rows[row as usize].max(0.0));
         }
         scores
+    }
+}
+
+impl Parameters for ArceeFusion {
+    type Variant = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, 1)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
     }
 }
 
@@ -69,10 +84,11 @@ impl<R: Real> Method<R> for ArceeFusion {
         true
     }
 
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let length = rows(tensor.shape).1.max(1);
         let model = self.terms[0].model;
-        let divergence = tensor.rows::<R, f64, _>(crew, length, |_, inputs| divergence(&inputs[model], &inputs[0]))?;
+        let divergence =
+            tensor.rows::<R, f64, _>(threads, length, |_, inputs| divergence(&inputs[model], &inputs[0]))?;
         let n = tensor.elements;
         // The element at place ⌊q·(n − 1)⌋ in ascending order is the last of the n − ⌊q·(n − 1)⌋ largest.
         let count = |q: f64| n - (q * (n - 1) as f64) as u64;
@@ -80,7 +96,7 @@ impl<R: Real> Method<R> for ArceeFusion {
         let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
             each(0, &self.importance(tile, length, &divergence)[0], None);
         };
-        let mut cuts = largest(tensor, crew, &counts, &scores)?.swap_remove(0);
+        let mut cuts = largest(tensor, threads, &counts, &scores)?.swap_remove(0);
         if cuts[0].threshold < 0.0 {
             // All are kept: the threshold is the smallest, which one element less than all also finds, or zero.
             cuts[0].threshold = 0.0;
@@ -94,7 +110,7 @@ impl<R: Real> Method<R> for ArceeFusion {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
         let scores = self.importance(tile, found.length, &found.divergence);
-        let delta = deltas(tile, self.ends());
+        let delta = deltas(tile, self.pairs());
         let threshold = R::from_f64(found.threshold);
         for ((slot, score), delta) in out.iter_mut().zip(&scores[0]).zip(&delta[0]) {
             *slot = if *score >= threshold { *delta } else { R::ZERO };

@@ -3,26 +3,27 @@
 
 use serde::Deserialize;
 
-use super::terms::{deltas, Ends};
+use super::difference::{deltas, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::{Error, Kind, Result};
-use crate::kernels::across::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
 use crate::kernels::combine::scale;
+use crate::kernels::elementwise::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
 use crate::kernels::Real;
-use crate::op::{check_terms, Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 fn one() -> f64 {
     1.0
 }
 
-fn ends(terms: &[Term]) -> impl Iterator<Item = Ends> + '_ {
+fn pairs(terms: &[Term]) -> impl Iterator<Item = Pair> + '_ {
     terms.iter().map(|term| (term.model, term.reference))
 }
 
 /// Parameters; each method uses its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Elementwise {
+pub(crate) struct Elementwise {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Final factor.
@@ -51,7 +52,7 @@ pub struct Elementwise {
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Rule {
+pub(crate) enum Rule {
     Consensus,
     Emr,
     Ram,
@@ -62,24 +63,28 @@ pub enum Rule {
 
 /// The parameters with their method.
 #[derive(Clone, Debug)]
-pub struct ElementwiseMethod {
+pub(crate) struct ElementwiseMethod {
     /// Parameters.
     pub parameters: Elementwise,
     /// Which of them.
     pub rule: Rule,
 }
 
-impl Elementwise {
-    /// Positions and numbers.
-    ///
-    /// # Errors
-    /// `Kind::Plan` naming what does not fit.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for Elementwise {
+    type Variant = Rule;
+
+    fn check(&self, variant: Rule, inputs: usize) -> Result<()> {
+        let most = if matches!(variant, Rule::NearSwap | Rule::Scale) { 1 } else { usize::MAX };
+        check_count(&self.terms, 1, most)?;
         let numbers = [self.lambda, self.tall_lambda, self.epsilon, self.r, self.alpha, self.t];
         if self.terms.is_empty() || numbers.iter().any(|x| !x.is_finite()) {
             return Err(Error::new(Kind::Plan, format!("parameters out of range: {self:?}")));
         }
         check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, variant: Rule) -> Box<dyn Method<R>> {
+        Box::new(ElementwiseMethod { parameters: self.clone(), rule: variant })
     }
 }
 
@@ -101,14 +106,14 @@ impl<R: Real> Method<R> for ElementwiseMethod {
     }
 
     /// RAM+: the factor of what each model alone changed, from how much of it others changed too.
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let p = &self.parameters;
         let (n, epsilon) = (p.terms.len(), R::from_f64(p.epsilon));
         let counts = tensor.tally::<R, Vec<(u64, u64)>, _, _>(
-            crew,
+            threads,
             || vec![(0, 0); n],
             |counts, tile| {
-                let all = deltas(tile, ends(&p.terms));
+                let all = deltas(tile, pairs(&p.terms));
                 let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
                 let mut models = vec![R::ZERO; all[0].len()];
                 touched(tile.level, &slices, epsilon, &mut models);
@@ -132,7 +137,7 @@ impl<R: Real> Method<R> for ElementwiseMethod {
             scale(tile.level, tile.input(p.terms[0].model), R::from_f64(p.terms[0].weight), out);
             return Ok(());
         }
-        let all = deltas(tile, ends(&p.terms));
+        let all = deltas(tile, pairs(&p.terms));
         let weights: Vec<R> = p.terms.iter().map(|term| R::from_f64(term.weight)).collect();
         let factors = state.downcast_ref::<Vec<f64>>();
         let factors: Vec<R> =

@@ -6,18 +6,19 @@
 
 use serde::Deserialize;
 
-use super::terms::{deltas, rows, views, Ends};
+use super::difference::{deltas, rows, views, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::stats::add_pairs;
 use crate::kernels::Real;
-use crate::op::{check_terms, Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 /// Parameters of all five; each uses its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Gram {
+pub(crate) struct Gram {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Position of the base, if the result is a step from it.
@@ -57,7 +58,7 @@ fn tiny() -> f64 {
 /// Which of the five.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Shape {
+pub(crate) enum Shape {
     Slerp,
     NuSlerp,
     MultiSlerp,
@@ -67,7 +68,7 @@ pub enum Shape {
 
 /// The parameters with their method.
 #[derive(Clone, Debug)]
-pub struct GramMethod {
+pub(crate) struct GramMethod {
     /// Parameters.
     pub parameters: Gram,
     /// Which of the five.
@@ -117,22 +118,30 @@ impl Products<'_> {
     }
 }
 
-impl Gram {
-    /// Positions and numbers.
-    ///
-    /// # Errors
-    /// `Kind::Plan` naming what does not fit.
-    pub fn check(&self, inputs: usize) -> Result<()> {
+impl Parameters for Gram {
+    type Variant = Shape;
+
+    fn check(&self, variant: Shape, inputs: usize) -> Result<()> {
+        let (least, most) = match variant {
+            Shape::Slerp | Shape::NuSlerp => (2, 2),
+            Shape::ModelStock => (2, usize::MAX),
+            Shape::MultiSlerp | Shape::Karcher => (1, usize::MAX),
+        };
+        check_count(&self.terms, least, most)?;
         let numbers = [self.t, self.eps, self.tol];
         if self.terms.is_empty() || self.base.is_some_and(|base| base != 0) || numbers.iter().any(|x| !x.is_finite()) {
             return Err(Error::new(Kind::Plan, format!("parameters out of range: {self:?}")));
         }
         check_terms(&self.terms, inputs)
     }
+
+    fn method<R: Real>(&self, variant: Shape) -> Box<dyn Method<R>> {
+        Box::new(GramMethod { parameters: self.clone(), shape: variant })
+    }
 }
 
 impl GramMethod {
-    fn ends(&self) -> impl Iterator<Item = Ends> + Clone + '_ {
+    fn pairs(&self) -> impl Iterator<Item = Pair> + Clone + '_ {
         self.parameters.terms.iter().map(|term| (term.model, term.reference))
     }
 
@@ -148,16 +157,22 @@ impl GramMethod {
     }
 
     /// The inner products of each group.
-    fn products<R: Real>(&self, tensor: &Tensor<'_>, crew: Crew<'_>, groups: Groups, length: u64) -> Result<Vec<f64>> {
+    fn products<R: Real>(
+        &self,
+        tensor: &Tensor<'_>,
+        threads: Threads<'_>,
+        groups: Groups,
+        length: u64,
+    ) -> Result<Vec<f64>> {
         let n = self.parameters.terms.len();
         let size = n * (n + 1) / 2;
         match groups {
             Groups::Whole => {
                 let chunks = tensor.fold::<R, Vec<f64>, _, _>(
-                    crew,
+                    threads,
                     |_| vec![0.0; size],
                     |sums, tile| {
-                        add_pairs(tile.level, &views(tile, self.ends(), &mut None), sums);
+                        add_pairs(tile.level, &views(tile, self.pairs(), &mut None), sums);
                     },
                 )?;
                 Ok((0..size).map(|k| chunks.iter().map(|sums| sums[k]).sum()).collect())
@@ -166,17 +181,17 @@ impl GramMethod {
                 let each = |_, inputs: &[Vec<R>]| {
                     let tile = Tile { level: tensor.level, first: 0, inputs };
                     let mut sums = vec![0.0; size];
-                    add_pairs(tensor.level, &views(&tile, self.ends(), &mut None), &mut sums);
+                    add_pairs(tensor.level, &views(&tile, self.pairs(), &mut None), &mut sums);
                     sums
                 };
-                Ok(tensor.rows::<R, _, _>(crew, length, each)?.into_iter().flatten().collect())
+                Ok(tensor.rows::<R, _, _>(threads, length, each)?.into_iter().flatten().collect())
             }
             Groups::Columns => {
                 let chunks = tensor.fold::<R, Vec<f64>, _, _>(
-                    crew,
+                    threads,
                     |_| vec![0.0; size * length as usize],
                     |sums, tile| {
-                        let all = deltas(tile, self.ends());
+                        let all = deltas(tile, self.pairs());
                         #[allow(clippy::needless_range_loop)] // an index into several rows at once
                         for e in 0..tile.inputs.first().map_or(0, Vec::len) {
                             let at = ((tile.first + e as u64) % length) as usize * size;
@@ -332,10 +347,10 @@ impl<R: Real> Method<R> for GramMethod {
         true
     }
 
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let groups = self.groups(tensor);
         let length = rows(tensor.shape).1.max(1);
-        let products = self.products::<R>(tensor, crew, groups, length)?;
+        let products = self.products::<R>(tensor, threads, groups, length)?;
         let n = self.parameters.terms.len();
         let mut values = Vec::with_capacity(products.len() / (n * (n + 1) / 2) * n);
         for group in products.chunks(n * (n + 1) / 2) {
@@ -349,7 +364,7 @@ impl<R: Real> Method<R> for GramMethod {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
         let mut own = None;
-        let all = views(tile, self.ends(), &mut own);
+        let all = views(tile, self.pairs(), &mut own);
         let n = all.len();
         match found.groups {
             Groups::Whole => {

@@ -2,21 +2,34 @@
 
 use serde::Deserialize;
 
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::Real;
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Linear {
+pub(crate) struct Linear {
     /// Inputs and weights; references do not occur.
     pub terms: Vec<Term>,
     /// Divide by the sum of the weights.
     #[serde(default)]
     pub normalize: bool,
+}
+
+impl Parameters for Linear {
+    type Variant = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, usize::MAX)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for Linear {

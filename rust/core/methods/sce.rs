@@ -3,20 +3,22 @@
 
 use serde::Deserialize;
 
-use super::select::{largest, Cut, Each};
-use super::terms::{deltas, Buffers, Ends};
+use super::difference::{deltas, Loan, Pair};
+use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
+use super::quantile::cut::{Cut, Each};
+use super::quantile::select::largest;
 use crate::error::Result;
-use crate::kernels::across::{elect_unweighted, variance};
+use crate::kernels::elementwise::{elect_unweighted, variance};
 use crate::kernels::stats::dot;
-use crate::kernels::trim::count_nonzero;
+use crate::kernels::threshold::count_nonzero;
 use crate::kernels::{Level, Real};
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::{Crew, Tensor};
+use crate::tensor::{Tensor, Tile};
+use crate::threads::Threads;
 
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sce {
+pub(crate) struct Sce {
     /// The models, in order.
     pub terms: Vec<Term>,
     /// Share of the positions of non-zero variance that is kept.
@@ -30,7 +32,7 @@ struct Found {
 }
 
 impl Sce {
-    fn ends(&self) -> impl Iterator<Item = Ends> + '_ {
+    fn pairs(&self) -> impl Iterator<Item = Pair> + '_ {
         self.terms.iter().map(|term| (term.model, term.reference))
     }
 
@@ -40,15 +42,28 @@ impl Sce {
 }
 
 /// The variance across models of every element, over their number.
-fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Buffers<R> {
+fn variances<R: Real>(level: Level, all: &[Vec<R>]) -> Loan<R> {
     let slices: Vec<&[R]> = all.iter().map(Vec::as_slice).collect();
-    Buffers::one(slices.first().map_or(0, |slice| slice.len()), |out| variance(level, &slices, out))
+    Loan::one(slices.first().map_or(0, |slice| slice.len()), |out| variance(level, &slices, out))
 }
 
 /// Sets everything that the cut does not keep to zero.
 fn select<R: Real>(cut: &Cut, tile: &Tile<'_, R>, all: &mut [Vec<R>]) {
     let scores = variances(tile.level, all);
     all.iter_mut().for_each(|delta| cut.keep_by(tile.level, tile.first, &scores[0], delta));
+}
+
+impl Parameters for Sce {
+    type Variant = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_count(&self.terms, 1, usize::MAX)?;
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for Sce {
@@ -60,29 +75,29 @@ impl<R: Real> Method<R> for Sce {
         true
     }
 
-    fn prepare(&self, tensor: &Tensor<'_>, crew: Crew<'_>) -> Result<State> {
+    fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let mut cut = Cut::ALL;
         if self.selects() {
             let varying = tensor.tally::<R, u64, _, _>(
-                crew,
+                threads,
                 || 0,
                 |count, tile| {
-                    let varying = variances(tile.level, &deltas(tile, self.ends()));
+                    let varying = variances(tile.level, &deltas(tile, self.pairs()));
                     *count += count_nonzero(tile.level, &varying[0]);
                 },
             )?;
             let k = (varying.iter().sum::<u64>() as f64 * self.select_topk) as u64;
             let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
-                each(0, &variances(tile.level, &deltas(tile, self.ends()))[0], None);
+                each(0, &variances(tile.level, &deltas(tile, self.pairs()))[0], None);
             };
-            cut = largest(tensor, crew, &[vec![k]], &scores)?[0][0];
+            cut = largest(tensor, threads, &[vec![k]], &scores)?[0][0];
         }
         let n = self.terms.len();
         let chunks = tensor.fold::<R, Vec<f64>, _, _>(
-            crew,
+            threads,
             |_| vec![0.0; n],
             |sums, tile| {
-                let mut all = deltas(tile, self.ends());
+                let mut all = deltas(tile, self.pairs());
                 if self.selects() {
                     select(&cut, tile, &mut all);
                 }
@@ -99,7 +114,7 @@ impl<R: Real> Method<R> for Sce {
     }
 
     fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        let mut all = deltas(tile, self.ends());
+        let mut all = deltas(tile, self.pairs());
         let whole = Found { cut: Cut::ALL, weights: vec![0.0; all.len()] };
         let found = state.downcast_ref::<Found>().unwrap_or(&whole);
         if self.selects() {

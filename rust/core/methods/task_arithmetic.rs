@@ -3,16 +3,16 @@
 
 use serde::Deserialize;
 
-use super::terms::weighted_sum;
+use super::difference::weighted_sum;
+use super::method::{check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
 use crate::kernels::Real;
-use crate::op::{Computes, Method, State, Term, Tile};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Tile};
 
 /// Parameters of the operation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TaskArithmetic {
+pub(crate) struct TaskArithmetic {
     /// What is added, in input order.
     pub terms: Vec<Term>,
     /// Final factor.
@@ -22,6 +22,18 @@ pub struct TaskArithmetic {
 
 fn one() -> f64 {
     1.0
+}
+
+impl Parameters for TaskArithmetic {
+    type Variant = ();
+
+    fn check(&self, (): (), inputs: usize) -> Result<()> {
+        check_terms(&self.terms, inputs)
+    }
+
+    fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
+        Box::new(self.clone())
+    }
 }
 
 impl<R: Real> Method<R> for TaskArithmetic {

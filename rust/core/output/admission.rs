@@ -7,11 +7,11 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
-use super::folder::{Options, Shared};
 use super::journal::{Journal, Records};
 use super::lock::Claim;
 use super::overlap::{Inputs, Stamp};
 use super::publish::write_in;
+use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::{contents, space, LOCK, MANIFEST, PLAN, STATE};
 use crate::error::{Error, Result};

@@ -12,7 +12,7 @@ use super::system::Directory;
 use super::{MANIFEST, STATE};
 use crate::error::Result;
 
-/// Files beside the weights that change how a checkpoint works: left from another model they would spoil the new one
+/// Files other than weights that change how a checkpoint works: left from another model they would spoil the new one
 /// (a `chat_template.jinja` wins over the template in `tokenizer_config.json`, for example).
 const BESIDE: [&str; 16] = [
     "config.json",

@@ -11,7 +11,7 @@ use blake3::hazmat::{left_subtree_len, merge_subtrees_non_root, merge_subtrees_r
 use blake3::Hasher;
 
 use crate::error::{Error, Result};
-use crate::regular;
+use crate::file::regular;
 
 /// Bytes per block: one subtree of the digest. The last block of a file may be shorter.
 pub const BLOCK: u64 = 1 << 20;

@@ -3,35 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use serde::Serialize;
+use std::sync::Arc;
 
 use super::admission::{start_in, Candidate};
-use super::journal::{Journal, JournalRecord, Records};
-use super::lock::Claim;
+use super::journal::{JournalRecord, Records};
 use super::overlap::{resolve, Inputs};
 use super::publish::finish_in;
+pub use super::shared::Options;
+use super::shared::Shared;
 use super::system::Directory;
 use super::{contents, digest};
 use crate::error::{Error, Result};
-
-/// What the caller allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// A checkpoint or an unfinished run of another plan in the folder is replaced as a whole.
-    pub overwrite: bool,
-    /// An unfinished run of the same plan goes on where it stopped.
-    pub resume: bool,
-    /// What an unfinished run left complete is read once more; a shard whose digest differs is written again.
-    pub rehash: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { overwrite: false, resume: true, rehash: false }
-    }
-}
 
 /// The resolved path of a folder that a run may begin in; nothing is changed.
 fn look_at(path: &Path, inputs: &Inputs, plan: &[u8], options: &Options) -> Result<PathBuf> {
@@ -55,32 +37,6 @@ pub struct Request<'a> {
 pub struct OutputFolder {
     shared: Arc<Shared>,
     done: Records,
-}
-
-/// What the shards being written need of their folder.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) claim: Claim,
-    pub(crate) sizes: BTreeMap<String, u64>,
-    journal: Mutex<Journal>,
-    published: Mutex<Records>,
-}
-
-impl Shared {
-    pub(super) fn new(claim: Claim, sizes: BTreeMap<String, u64>, journal: Journal, published: Records) -> Shared {
-        Shared { claim, sizes, journal: Mutex::new(journal), published: Mutex::new(published) }
-    }
-
-    /// Enters a shard that is in place, with what a resumed run finds in [`JournalRecord::extra`].
-    pub(crate) fn enter(&self, record: JournalRecord, extra: &impl Serialize) -> Result<()> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner).append(&record, extra)?;
-        self.published().insert(record.shard.clone(), Arc::new(record));
-        Ok(())
-    }
-
-    fn published(&self) -> MutexGuard<'_, Records> {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl OutputFolder {
@@ -136,7 +92,7 @@ impl OutputFolder {
 
     /// Refuses what [`OutputFolder::admit`] would refuse for what is in the folder or where it lies: for a run that
     /// finds out its sizes first, which takes a while.
-    pub fn foresee(path: &Path, inputs: &[&Path], plan: &[u8], options: &Options) -> Result<()> {
+    pub(crate) fn foresee(path: &Path, inputs: &[&Path], plan: &[u8], options: &Options) -> Result<()> {
         look_at(path, &Inputs::examine(inputs)?, plan, options).map(drop)
     }
 
@@ -157,8 +113,7 @@ impl OutputFolder {
 
     /// The error for what the journal says and nobody has written.
     pub(crate) fn damaged(&self, problem: &str) -> Error {
-        let journal = self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        Error::damaged_journal(journal.path(), problem)
+        self.shared.damaged(problem)
     }
 
     /// Ends the writing of weights: every shard must be in the journal. The state of the run stays until

@@ -71,7 +71,7 @@ impl Journal {
     }
 
     /// Opens the journal and returns the shards it lists. A line that was being written when the run died is cut off;
-    /// any other damage is an error. A journal that is not there is begun anew: its shards are written again.
+    /// any other damage is an error. A journal that is not there is begun again: its shards are written again.
     pub(crate) fn open(state: &Directory, plan: &str) -> Result<(Journal, Records)> {
         let path = state.path().join(NAME);
         let bytes = match state.read(OsStr::new(NAME))? {

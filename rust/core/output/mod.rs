@@ -11,16 +11,17 @@ pub mod digest;
 #[doc(hidden)]
 pub mod fault;
 pub mod folder;
-pub mod journal;
+pub(crate) mod journal;
 mod lock;
 mod overlap;
 pub mod publish;
 pub mod shard;
+mod shared;
 mod space;
 mod system;
 
 /// The folder inside an output in which an unfinished run keeps its state.
-pub const STATE: &str = ".taskvec";
+pub(crate) const STATE: &str = ".taskvec";
 /// The file whose presence says that an output is complete.
 pub const MANIFEST: &str = "taskvec.json";
 /// The plan of the run, byte for byte; in the state folder from the moment the run may be resumed.

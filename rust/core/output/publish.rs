@@ -1,4 +1,4 @@
-//! Small files: written beside their place, flushed and renamed, so that a reader sees the old or the new one, never
+//! Small files: written next to their place, flushed and renamed, so that a reader sees the old or the new one, never
 //! a part. And the end of a run, when its state is no longer needed.
 
 use std::ffi::OsStr;

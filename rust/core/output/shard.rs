@@ -17,11 +17,11 @@ use serde::Serialize;
 use super::digest::{each_block, FileDigest};
 use super::fault::Operation;
 use super::folder::OutputFolder;
-use super::folder::Shared;
 use super::journal::JournalRecord;
+use super::shared::Shared;
 use super::system::part_name;
 use crate::error::{Error, Result};
-use crate::regular;
+use crate::file::regular;
 
 /// Bytes written to a file between two waits for the disk. Large enough that a wait costs little (one flush per
 /// window), small enough that what a kill or the last flush has to deal with is bounded.

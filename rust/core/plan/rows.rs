@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
-use super::Job;
+use super::job::Job;
 use crate::dtype::Dtype;
 
 /// For `deserialize_with`.
@@ -61,7 +61,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             .ok_or_else(|| A::Error::custom(format_args!("type `{}`", dtype.escape_debug())))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
         let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-        let elements = elements.filter(|n| n.checked_mul(dtype.size() as u64).is_some());
+        let elements = elements.filter(|_| dtype.bytes(&shape).is_some());
         let elements =
             elements.ok_or_else(|| A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug())))?;
         let shape = match self.shapes.get(shape.as_slice()) {
@@ -125,16 +125,16 @@ impl<'de> Visitor<'de> for Inputs<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut inputs = Vec::new();
-        while let Some(input) = seq.next_element_seed(Pair(Name(Some(self.0))))? {
+        while let Some(input) = seq.next_element_seed(NamedInput(Name(Some(self.0))))? {
             inputs.push(input);
         }
         Ok(inputs.into())
     }
 }
 
-struct Pair<'n>(Name<'n>);
+struct NamedInput<'n>(Name<'n>);
 
-impl<'de> DeserializeSeed<'de> for Pair<'_> {
+impl<'de> DeserializeSeed<'de> for NamedInput<'_> {
     type Value = (usize, Arc<str>);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -142,7 +142,7 @@ impl<'de> DeserializeSeed<'de> for Pair<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Pair<'_> {
+impl<'de> Visitor<'de> for NamedInput<'_> {
     type Value = (usize, Arc<str>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,66 @@
+//! The files of a vector: which tensors each holds, and where.
+
+use super::item::{Item, Place};
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::header;
+use crate::plan::layout::ALIGN;
+use crate::storage::encoding::Form;
+
+/// One file of the vector.
+pub(super) struct File {
+    pub(super) name: String,
+    pub(super) header: Vec<u8>,
+    pub(super) size: u64,
+    pub(super) places: Vec<Place>,
+}
+
+/// Stored tensors in files of at most `limit` bytes of data, in the order of the items.
+pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
+    let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut size = 0;
+    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.form != Form::Zero) {
+        let more = item.bytes();
+        if size > 0 && size + more > limit.max(1) {
+            groups.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        if let Some(group) = groups.last_mut() {
+            group.push(index);
+        }
+    }
+    let count = groups.len();
+    let mut files = Vec::with_capacity(count);
+    let mut names = std::collections::HashSet::new();
+    for (number, group) in groups.into_iter().enumerate() {
+        let name = match count {
+            1 => "vector.safetensors".to_owned(),
+            _ => format!("vector-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let mut rows: Vec<(String, Dtype, Vec<u64>)> = Vec::new();
+        let mut metadata: Vec<(String, String)> = vec![("format".into(), "pt".into())];
+        for &index in &group {
+            let item = &items[index];
+            rows.extend(item.rows());
+            if item.origin != Dtype::BF16 {
+                metadata.push((format!("taskvec.origin.{}", item.name), item.origin.name().to_owned()));
+            }
+        }
+        if let Some((twice, _, _)) = rows.iter().find(|(name, _, _)| !names.insert(name.clone())) {
+            let message = format!("two tensors of the vector would be stored as `{}`", twice.escape_debug());
+            return Err(Error::new(Kind::Plan, message).hint("leave one of them out with `--exclude`"));
+        }
+        let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let borrowed = rows.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
+        let header = header::encode(borrowed, &metadata, ALIGN);
+        let mut at = header.len() as u64;
+        let mut places = Vec::with_capacity(group.len());
+        for index in group {
+            places.push(items[index].place(index, at));
+            at += items[index].bytes();
+        }
+        files.push(File { name, header, size: at, places });
+    }
+    Ok(files)
+}

@@ -1,0 +1,89 @@
+//! One tensor of a vector: what it is made of, what was found out about it, and how it is stored.
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::kernels::encode::Facts;
+use crate::storage::encoding::Encoding;
+use crate::storage::exact_elements::Written as Exact;
+use crate::storage::input::Input;
+use crate::storage::source::Source;
+use crate::storage::sources::Sources;
+
+/// One tensor of the vector.
+pub(super) struct Item<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [u64],
+    pub(super) elements: u64,
+    pub(super) inputs: [Input<'a>; 2],
+    /// Type that decides the compute type when the vector is applied.
+    pub(super) origin: Dtype,
+    /// Per chunk, and in all.
+    pub(super) chunks: Vec<Facts>,
+    pub(super) total: Facts,
+    pub(super) encoding: Encoding,
+}
+
+/// A stored tensor and where it goes.
+pub(super) struct Place {
+    pub(super) item: usize,
+    /// Offset in its file of places and of values.
+    pub(super) places: u64,
+    pub(super) values: u64,
+    /// Of the elements that they do not give back, in the order of [`exact_elements::PARTS`].
+    pub(super) exact: [u64; 3],
+}
+
+impl<'a> Item<'a> {
+    pub(super) fn new(
+        plan: &'a [Source],
+        sources: &'a Sources<'_>,
+        name: &'a str,
+        shape: &'a [u64],
+        from: [&str; 2],
+    ) -> Result<Self> {
+        let elements: u64 = shape.iter().product();
+        let input = |source: usize| sources.input(plan, (source, from[source]), shape, elements);
+        let inputs = [input(0)?, input(1)?];
+        let types = [inputs[0].dtype, inputs[1].dtype];
+        if let Some(other) = types.iter().find(|dtype| !dtype.is_float()) {
+            let message = format!("`{}` is {other}, not of a floating-point type", name.escape_debug());
+            return Err(Error::new(Kind::Plan, message));
+        }
+        let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };
+        let total = Facts::default();
+        Ok(Item { name, shape, elements, inputs, origin, chunks: Vec::new(), total, encoding: Encoding::zero() })
+    }
+
+    pub(super) fn cost(&self) -> u64 {
+        self.inputs.iter().map(|input| input.cost(self.elements)).sum()
+    }
+
+    /// Whether a run may add it in f32.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.origin == Dtype::BF16
+    }
+
+    /// How the elements are stored that its differences do not give back.
+    pub(super) fn exact(&self) -> Exact {
+        Exact { types: [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype] }
+    }
+
+    /// The stored tensors.
+    pub(super) fn rows(&self) -> Vec<(String, Dtype, Vec<u64>)> {
+        let mut rows = self.encoding.rows(self.name, self.shape, self.elements, self.total.changed);
+        rows.extend(self.exact().rows(self.name, self.total.lost));
+        rows
+    }
+
+    /// Bytes stored.
+    pub(super) fn bytes(&self) -> u64 {
+        self.encoding.bytes(self.elements, self.total.changed) + self.exact().bytes(self.total.lost)
+    }
+
+    /// Where it goes in a file from `at` on.
+    pub(super) fn place(&self, item: usize, at: u64) -> Place {
+        let values = at + self.encoding.places_bytes(self.elements, self.total.changed);
+        let behind = at + self.encoding.bytes(self.elements, self.total.changed);
+        Place { item, places: at, values, exact: self.exact().offsets(behind, self.total.lost) }
+    }
+}

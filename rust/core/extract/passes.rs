@@ -1,0 +1,176 @@
+//! The two passes over donor and reference: the first finds out what each tensor needs, the second writes.
+
+use std::cell::RefCell;
+use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+
+use serde_json::json;
+
+use super::files::File;
+use super::item::{Item, Place};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kernels::combine::difference;
+use crate::kernels::encode::{facts, lost, lost_places, Facts};
+use crate::kernels::narrow::{narrow, Rounding};
+use crate::kernels::{Level, TILE};
+use crate::measure::NonFinite;
+use crate::monitor::Monitor;
+use crate::output::folder::OutputFolder;
+use crate::output::shard::ShardFile;
+use crate::storage::chunk::Scratch;
+use crate::tensor::{next_id, Tensor, CHUNK};
+use crate::threads::{each, lock, Threads};
+
+/// One chunk of one tensor.
+struct Piece<'a> {
+    place: &'a Place,
+    chunk: u64,
+    /// Values before it, and elements before it that the differences do not give back.
+    rank: u64,
+    lost: u64,
+}
+
+thread_local! {
+    /// The differences of a tile: to set them to zero for every tile takes as long as to compute them.
+    static ROOM: RefCell<Vec<f64>> = RefCell::new(vec![0.0; TILE]);
+}
+
+/// What both passes share.
+pub(super) struct Work<'a> {
+    pub(super) level: Level,
+    pub(super) monitor: &'a Monitor,
+    pub(super) pool: &'a rayon::ThreadPool,
+    pub(super) lossy: Option<Dtype>,
+}
+
+impl Work<'_> {
+    /// First pass: facts of every chunk of every tensor.
+    pub(super) fn measure(&self, items: &mut [Item<'_>], non_finite: &NonFinite) -> Result<()> {
+        let found: Vec<Mutex<Vec<Facts>>> = items.iter().map(|_| Mutex::new(Vec::new())).collect();
+        let (large, small): (Vec<usize>, Vec<usize>) =
+            (0..items.len()).partition(|index| items[*index].elements >= 8 * CHUNK);
+        let one = |index: usize, threads: Threads<'_>| -> Result<()> {
+            let item = &items[index];
+            let tensor = Tensor {
+                id: next_id(),
+                job: index,
+                name: item.name,
+                shape: item.shape,
+                elements: item.elements,
+                inputs: &item.inputs,
+                seed: 0,
+                level: self.level,
+                monitor: self.monitor,
+                non_finite,
+                passes: AtomicUsize::new(0),
+            };
+            let chunks = tensor.fold::<f64, Facts, _, _>(
+                threads,
+                |_| Facts::default(),
+                |sum, tile| {
+                    let (donor, reference) = (tile.input(0), tile.input(1));
+                    ROOM.with_borrow_mut(|room| {
+                        let delta = &mut room[..donor.len()];
+                        difference(self.level, donor, reference, delta);
+                        self.round(delta);
+                        let lost = if self.lossy.is_some() {
+                            0
+                        } else {
+                            lost(self.level, donor, reference, delta, item.is_narrow())
+                        };
+                        sum.merge(&Facts { lost, ..facts(self.level, delta) });
+                    });
+                },
+            )?;
+            self.monitor.advance(item.cost());
+            *lock(&found[index]) = chunks;
+            Ok(())
+        };
+        for index in large {
+            one(index, Threads::Pool(self.pool))?;
+        }
+        each(self.pool, self.monitor, small.len(), |i| one(small[i], Threads::Alone))?;
+        for (item, chunks) in items.iter_mut().zip(found) {
+            item.chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            item.chunks.iter().for_each(|chunk| item.total.merge(chunk));
+        }
+        Ok(())
+    }
+
+    /// The named lossy type, if any: what is rounded away is not stored.
+    fn round(&self, delta: &mut [f64]) {
+        if let Some(dtype) = self.lossy {
+            let mut bytes = [0; TILE * 8];
+            narrow(self.level, dtype, delta, Rounding::Nearest, &mut bytes[..delta.len() * dtype.size()]);
+        }
+    }
+
+    /// Second pass for one file.
+    pub(super) fn write(&self, file: &File, items: &[Item<'_>], folder: &OutputFolder) -> Result<()> {
+        let shard = ShardFile::create(folder, &file.name, file.size)?;
+        shard.allocate(0..file.size)?;
+        shard.write_at(0, &file.header)?;
+        let pieces: Vec<Piece<'_>> = file
+            .places
+            .iter()
+            .flat_map(|place| {
+                let (mut rank, mut lost) = (0, 0);
+                items[place.item].chunks.iter().enumerate().map(move |(chunk, facts)| {
+                    let piece = Piece { place, chunk: chunk as u64, rank, lost };
+                    rank += facts.changed;
+                    lost += facts.lost;
+                    piece
+                })
+            })
+            .collect();
+        each(self.pool, self.monitor, pieces.len(), |i| {
+            let piece = &pieces[i];
+            self.piece(&shard, piece, &items[piece.place.item])
+        })?;
+        let threads = self.pool.current_num_threads();
+        let digest = shard.digest(threads, &|| self.monitor.is_cancelled())?;
+        shard.publish(&digest, &json!({}))
+    }
+
+    fn piece(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>) -> Result<()> {
+        let Piece { place, chunk, rank, .. } = *piece;
+        let facts = &item.chunks[chunk as usize];
+        let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(item.elements);
+        let n = (range.end - range.start) as usize;
+        let (mut donor_scratch, mut reference_scratch) = (Scratch::default(), Scratch::default());
+        let donor = item.inputs[0].open(range.clone(), &mut donor_scratch)?;
+        let reference = item.inputs[1].open(range.clone(), &mut reference_scratch)?;
+        let mut stored = item.encoding.chunk(n, facts.changed);
+        let mut exact = Vec::new();
+        let (mut x, mut y, mut delta) = ([0.0; TILE], [0.0; TILE], [0.0; TILE]);
+        for at in (0..n).step_by(TILE) {
+            let m = (n - at).min(TILE);
+            let (x, y, delta) = (&mut x[..m], &mut y[..m], &mut delta[..m]);
+            donor.tile(self.level, at, x);
+            reference.tile(self.level, at, y);
+            difference(self.level, x, y, delta);
+            self.round(delta);
+            if facts.lost > 0 {
+                let index = |i: usize| range.start + (at + i) as u64;
+                exact.extend(lost_places(x, y, delta, item.is_narrow()).map(|i| (index(i), x[i], y[i])));
+            }
+            stored.tile(self.level, at, delta);
+        }
+        for (bytes, offset) in item.exact().encode(self.level, &exact, place.exact, piece.lost) {
+            shard.write_at(offset, &bytes)?;
+        }
+        if let Some((bytes, at)) = stored.places(range.start, rank) {
+            shard.write_at(place.places + at, &bytes)?;
+        }
+        let (bytes, at) = stored.values(range.start, rank);
+        shard.write_at(place.values + at, bytes)?;
+        shard.write_behind(place.values + at..place.values + at + bytes.len() as u64)?;
+        let elements = range.end - range.start;
+        for input in &item.inputs {
+            input.storage().behind(range.clone());
+        }
+        self.monitor.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! Files: opened as regular ones, mapped or read, watched for change. The first room where `unsafe` lives.
+
+pub mod heap;
+pub mod mapped;
+pub(crate) mod regular;

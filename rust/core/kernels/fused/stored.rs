@@ -1,0 +1,129 @@
+//! A whole step from stored bf16 to stored bf16 in one loop: widened, subtracted, added up, added to the target, rounded
+//! and measured without a buffer between. Two elements that are neighbours in memory make one word, whose halves need
+//! one instruction each to become numbers, and one together to become a word again.
+
+use super::lanes::{Asked, Factors, Group, Lanes, Loop, MANY, TOGETHER};
+use crate::kernels::real::LANES;
+use crate::kernels::stats::StepSums;
+
+/// weight · (model − reference), as it is stored in bf16.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredTerm<'a> {
+    /// The model, or the difference itself.
+    pub model: &'a [u8],
+    /// What is subtracted from it.
+    pub reference: Option<&'a [u8]>,
+    /// Factor.
+    pub weight: f32,
+}
+
+/// Most terms of such a step.
+pub(crate) const TERMS: usize = 3;
+
+kernel! {
+    /// `bytes = bf16(target + α · Σ terms)`, and what became of the step, as
+    /// [`step_tiles_bf16`](super::finish::step_tiles_bf16) says it. With `keeps`, an element whose target is the reference of
+    /// the first term becomes its model. None also where an input is not finite or there are no terms or more than
+    /// [`TERMS`].
+    pub(crate) fn step_stored_bf16(
+        target: &[u8],
+        terms: &[StoredTerm<'_>],
+        factors: (f64, f64),
+        keeps: bool,
+        bytes: &mut [u8],
+    ) -> Option<StepSums> {
+        match (terms, keeps) {
+            ([term], false) => all::<1, Loop<true, false>>(target, &[*term], factors, bytes),
+            ([term], true) => all::<1, Loop<true, true>>(target, &[*term], factors, bytes),
+            ([a, b], false) => all::<2, Loop<true, false>>(target, &[*a, *b], factors, bytes),
+            ([a, b, c], false) => all::<3, Loop<true, false>>(target, &[*a, *b, *c], factors, bytes),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of the elements that are looked at together.
+const BYTES: usize = 2 * MANY;
+type Stored = [u8; BYTES];
+
+#[inline(always)]
+fn all<const N: usize, A: Asked>(
+    target: &[u8],
+    terms: &[StoredTerm<'_>; N],
+    (alpha, share): (f64, f64),
+    bytes: &mut [u8],
+) -> Option<StepSums> {
+    let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
+    if factors.alpha == 0.0 {
+        return None;
+    }
+    let zeros = [0u8; BYTES];
+    let (mut models, mut references, mut weights) = ([&zeros; N], [&zeros; N], [0f32; N]);
+    for k in 0..N {
+        weights[k] = terms[k].weight;
+    }
+    let (whole, rest) = bytes.as_chunks_mut::<BYTES>();
+    let (targets, target_rest) = target.as_chunks::<BYTES>();
+    let done = BYTES * whole.len();
+    for (at, (out, target)) in whole.iter_mut().zip(targets).enumerate() {
+        for k in 0..N {
+            models[k] = &terms[k].model.as_chunks().0[at];
+            references[k] = terms[k].reference.map_or(&zeros, |reference| &reference.as_chunks().0[at]);
+        }
+        group::<N, A>(target, (&models, &references, &weights), &factors, &mut lanes, out);
+    }
+    if !rest.is_empty() {
+        // Padded with zeros, which change no sum.
+        let (mut last, mut out) = ([[[0u8; BYTES]; N]; 2], zeros);
+        let mut padded = zeros;
+        padded[..rest.len()].copy_from_slice(target_rest);
+        for k in 0..N {
+            last[0][k][..rest.len()].copy_from_slice(&terms[k].model[done..]);
+            if let Some(reference) = terms[k].reference {
+                last[1][k][..rest.len()].copy_from_slice(&reference[done..]);
+            }
+        }
+        for k in 0..N {
+            (models[k], references[k]) = (&last[0][k], &last[1][k]);
+        }
+        group::<N, A>(&padded, (&models, &references, &weights), &factors, &mut lanes, &mut out);
+        rest.copy_from_slice(&out[..rest.len()]);
+    }
+    lanes.sums(alpha, || target.iter().enumerate().all(|(i, byte)| byte & if i % 2 == 0 { 0xFF } else { 0x7F } == 0))
+}
+
+#[inline(always)]
+fn group<const N: usize, A: Asked>(
+    target: &Stored,
+    (models, references, weights): (&[&Stored; N], &[&Stored; N], &[f32; N]),
+    factors: &Factors<f32>,
+    lanes: &mut Lanes,
+    bytes: &mut Stored,
+) {
+    let word = |bytes: &Stored, at: usize| u32::from_le_bytes(bytes.as_chunks::<4>().0[at]);
+    let halves = |word: u32| [f32::from_bits(word << 16), f32::from_bits(word & 0xFFFF_0000)];
+    let mut group = Group::default();
+    for i in 0..TOGETHER / 2 {
+        for lane in 0..LANES {
+            let at = i * LANES + lane;
+            let (t, mut d) = (halves(word(target, at)), [0f32; 2]);
+            let (x, y) = (halves(word(models[0], at)), halves(word(references[0], at)));
+            let mut rounded = [0; 2];
+            for half in 0..2 {
+                d[half] = weights[0] * (x[half] - y[half]);
+            }
+            for k in 1..N {
+                let (x, y) = (halves(word(models[k], at)), halves(word(references[k], at)));
+                for half in 0..2 {
+                    d[half] += weights[k] * (x[half] - y[half]);
+                }
+            }
+            for half in 0..2 {
+                let (step, kept) = ((t[half], d[half]), (x[half], y[half]));
+                rounded[half] = group.element::<A>(lane, step, kept, factors);
+            }
+            bytes.as_chunks_mut::<4>().0[at] = (rounded[0] >> 16 | rounded[1]).to_le_bytes();
+        }
+    }
+    lanes.add(&group);
+}

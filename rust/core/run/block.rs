@@ -1,0 +1,236 @@
+//! One block of an output shard: which elements of which tensors it holds, and how a worker computes them.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::kernels::{Level, TILE};
+use crate::measure::{NonFinite, Survival};
+use crate::output::digest::BLOCK;
+use crate::plan::layout::Layout;
+use crate::plan::Plan;
+use crate::run::program::{Arithmetic, Program, Step};
+use crate::run::tile::{Place, Span, Target, Tiler};
+use crate::storage::chunk::Scratch;
+use crate::storage::input::Input;
+use crate::storage::Storage;
+
+/// Room on either side of a block for the rest of an element that a block boundary cuts.
+const SLACK: usize = 8;
+
+/// A range of an output file.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    /// Index of the shard.
+    pub shard: usize,
+    /// Index in the file.
+    pub index: u64,
+    /// First byte in the file.
+    pub start: u64,
+    /// Behind its last byte.
+    pub end: u64,
+    /// Jobs with at least one byte, or none but the place, in it.
+    pub jobs: Range<usize>,
+}
+
+impl Block {
+    /// All blocks of a shard, in order.
+    pub(crate) fn all(shard: usize, layout: &Layout) -> Vec<Block> {
+        let file = &layout.shards[shard];
+        let mut job = file.jobs.start;
+        (0..file.size.div_ceil(BLOCK))
+            .map(|index| {
+                let (start, end) = (index * BLOCK, ((index + 1) * BLOCK).min(file.size));
+                // The job that holds byte `start`, or the first behind it.
+                while job + 1 < file.jobs.end && layout.offsets[job + 1] <= start {
+                    job += 1;
+                }
+                let after = layout.offsets[job..file.jobs.end].partition_point(|offset| *offset < end);
+                Block { shard, index, start, end, jobs: job..job + after }
+            })
+            .collect()
+    }
+
+    /// Neighbours of one shard as one.
+    pub(crate) fn joined(blocks: &[Block]) -> impl Iterator<Item = Block> + '_ {
+        blocks.chunk_by(|a, b| a.shard == b.shard && a.end == b.start).filter_map(|run| {
+            let (first, last) = (run.first()?, run.last()?);
+            Some(Block { end: last.end, jobs: first.jobs.start..last.jobs.end, ..first.clone() })
+        })
+    }
+
+    /// The elements of `job` that this block holds, cut ones included.
+    fn elements(&self, job: usize, layout: &Layout, program: &Program<'_>) -> Range<u64> {
+        let (target, offset) = (program.job.target(), layout.offsets[job]);
+        let end = offset + target.bytes(&(0..target.elements));
+        let (from, to) = (self.start.max(offset), self.end.min(end));
+        if from >= to {
+            return 0..0;
+        }
+        target.elements_in(from - offset..to - offset)
+    }
+
+    /// Asks for the inputs of this block ahead of time.
+    pub(crate) fn advise(&self, layout: &Layout, programs: &[Program<'_>]) {
+        self.each_input(layout, programs, |input, elements| input.storage().ahead(elements));
+    }
+
+    /// Lets go of the inputs of this block.
+    pub(crate) fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>]) {
+        self.each_input(layout, programs, |input, elements| input.storage().behind(elements));
+    }
+
+    fn each_input(&self, layout: &Layout, programs: &[Program<'_>], each: impl Fn(&Input<'_>, Range<u64>)) {
+        for job in self.jobs.clone() {
+            let elements = self.elements(job, layout, &programs[job]);
+            // Small tensors are not worth a system call.
+            if elements.end - elements.start >= 16 * 1024 {
+                programs[job].inputs.iter().for_each(|input| each(input, elements.clone()));
+            }
+        }
+    }
+}
+
+/// One thread's buffers, reused from block to block.
+pub(crate) struct Worker {
+    /// One per output: slack, block, slack.
+    buffers: Vec<Vec<u8>>,
+    length: usize,
+    scratch: Vec<Scratch>,
+    measured: Vec<Vec<(usize, Survival)>>,
+    tiler: Tiler,
+}
+
+/// The part of one job that a block holds.
+struct Part<'a> {
+    elements: Range<u64>,
+    /// First element that begins in this block: those before it are counted by the block before.
+    owned: u64,
+    /// Where the first element goes in the buffers.
+    at: usize,
+    steps: &'a [Step],
+}
+
+impl Worker {
+    /// Buffers for `outputs` outputs.
+    pub(crate) fn new(level: Level, outputs: usize) -> Self {
+        Worker {
+            buffers: (0..outputs).map(|_| vec![0; SLACK + BLOCK as usize + SLACK]).collect(),
+            length: 0,
+            scratch: Vec::new(),
+            measured: vec![Vec::new(); outputs],
+            tiler: Tiler::new(level),
+        }
+    }
+
+    /// The block's bytes for output `slot`.
+    pub(crate) fn bytes(&self, slot: usize) -> &[u8] {
+        &self.buffers[slot][SLACK..SLACK + self.length]
+    }
+
+    /// What was measured in the block for output `slot`.
+    pub(crate) fn measured(&self, slot: usize) -> &[(usize, Survival)] {
+        &self.measured[slot]
+    }
+
+    /// Computes a block for the output of every step; returns the input bytes read.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub(crate) fn compute(
+        &mut self,
+        block: &Block,
+        layout: &Layout,
+        plan: &Plan,
+        programs: &[Program<'_>],
+        steps: &[Step],
+        non_finite: &NonFinite,
+    ) -> Result<u64> {
+        self.length = (block.end - block.start) as usize;
+        self.measured.iter_mut().for_each(Vec::clear);
+        let header = &layout.shards[block.shard].header;
+        if block.start < header.len() as u64 {
+            let part = &header[block.start as usize..header.len().min(block.end as usize)];
+            for slot in 0..steps.len() {
+                self.buffers[slot][SLACK..SLACK + part.len()].copy_from_slice(part);
+            }
+        }
+        let mut read = 0;
+        for index in block.jobs.clone() {
+            let program = &programs[index];
+            let elements = block.elements(index, layout, program);
+            if elements.is_empty() {
+                continue;
+            }
+            let (target, offset) = (program.job.target(), layout.offsets[index]);
+            let owned = elements.start.max(target.first_from(block.start.saturating_sub(offset)));
+            let at = (SLACK as u64 + offset + target.bytes(&(0..elements.start)) - block.start) as usize;
+            read += program.inputs.iter().map(|input| input.cost(elements.end - owned)).sum::<u64>();
+            let part = Part { elements, owned, at, steps };
+            match &program.arithmetic {
+                Arithmetic::Raw => self.copy(program, &part)?,
+                _ => self.calculate(&Place::new(program, non_finite, plan.stochastic), &part)?,
+            }
+        }
+        Ok(read)
+    }
+
+    fn copy(&mut self, program: &Program<'_>, part: &Part<'_>) -> Result<()> {
+        self.scratch.resize_with(self.scratch.len().max(1), Scratch::default);
+        let n = (part.elements.end - part.elements.start) as usize;
+        let chunk = program.inputs[0].open(part.elements.clone(), &mut self.scratch[0])?;
+        if let Some(bytes) = chunk.stored(program.job.dtype, 0, n) {
+            for buffer in &mut self.buffers[..part.steps.len()] {
+                buffer[part.at..part.at + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn calculate(&mut self, place: &Place<'_>, part: &Part<'_>) -> Result<()> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize_with(place.program.inputs.len().max(scratch.len()), Scratch::default);
+        let result = self.opened(place, part, &mut scratch);
+        self.scratch = scratch;
+        result
+    }
+
+    fn opened(&mut self, place: &Place<'_>, part: &Part<'_>, scratch: &mut [Scratch]) -> Result<()> {
+        let program = place.program;
+        let mut chunks = Vec::with_capacity(program.inputs.len());
+        for (input, scratch) in program.inputs.iter().zip(scratch) {
+            chunks.push(input.open(part.elements.clone(), scratch)?);
+        }
+        let stepped = Tiler::steps(program);
+        if stepped {
+            for measured in &mut self.measured {
+                measured.push((program.index, Survival::default()));
+            }
+        }
+        let target = program.job.target();
+        let size = |n: usize| target.bytes(&(0..n as u64)) as usize;
+        let mut first = part.elements.start;
+        while first < part.elements.end {
+            // An element that the block boundary cuts makes a tile of its own, which is not measured.
+            let until = if first < part.owned { part.owned } else { part.elements.end };
+            let n = (until - first).min(TILE as u64) as usize;
+            let at = (first - part.elements.start) as usize;
+            let from = part.at + size(at);
+            let mut outputs: Vec<Target<'_>> = part
+                .steps
+                .iter()
+                .zip(&mut self.buffers)
+                .zip(&mut self.measured)
+                .map(|((step, buffer), measured)| Target {
+                    alpha: step.alpha,
+                    output: step.output,
+                    bytes: &mut buffer[from..from + size(n)],
+                    survival: measured.last_mut().filter(|_| stepped).map(|(_, survival)| survival),
+                })
+                .collect();
+            let span = Span { first, at, n, counted: first >= part.owned };
+            self.tiler.tile(place, &chunks, span, &mut outputs)?;
+            first += n as u64;
+        }
+        Ok(())
+    }
+}

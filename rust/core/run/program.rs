@@ -1,0 +1,233 @@
+//! One job made ready: its inputs, its method in the compute type that it needs, and what `prepare` found.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, RwLock};
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+use crate::kernels::Level;
+use crate::measure::NonFinite;
+use crate::methods::method::{Method, State};
+use crate::methods::operation::Operation;
+use crate::monitor::Monitor;
+use crate::plan::job::Job;
+use crate::plan::Plan;
+use crate::storage::input::Input;
+use crate::storage::sources::Sources;
+use crate::tensor::{next_id, Tensor, CHUNK};
+use crate::threads::Threads;
+
+/// One job made ready.
+pub(crate) struct Program<'a> {
+    /// Index in the plan.
+    pub index: usize,
+    /// The job.
+    pub job: &'a Job,
+    /// What it reads.
+    pub inputs: Box<[Input<'a>]>,
+    /// How it computes.
+    pub arithmetic: Arithmetic,
+    id: usize,
+    state: RwLock<Option<Arc<State>>>,
+    read: AtomicBool,
+    level: Level,
+    /// Seed of every random draw.
+    pub(crate) seed: u64,
+    monitor: &'a Monitor,
+    non_finite: &'a NonFinite,
+}
+
+/// A method in its compute type.
+#[derive(Clone)]
+pub(crate) enum Arithmetic {
+    /// The input's bytes as they are.
+    Raw,
+    /// The input's values in another type.
+    Convert,
+    /// f32: every input and the output has at most eight significant bits.
+    Narrow(Arc<dyn Method<f32>>),
+    /// f64: everything else.
+    Wide(Arc<dyn Method<f64>>),
+}
+
+/// One output of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Its α.
+    pub alpha: f64,
+    /// Its index in the plan.
+    pub output: usize,
+}
+
+impl<'a> Program<'a> {
+    /// All jobs of a plan.
+    ///
+    /// # Errors
+    /// Inputs that are missing or do not fit.
+    pub(crate) fn all(
+        plan: &'a Plan,
+        sources: &'a Sources<'_>,
+        level: Level,
+        monitor: &'a Monitor,
+        non_finite: &'a NonFinite,
+    ) -> Result<Vec<Program<'a>>> {
+        let mut methods = Methods::default();
+        let make = |(index, job): (usize, &'a Job)| {
+            let open = |(source, name): &(usize, Arc<str>)| {
+                sources.input(&plan.sources, (*source, name), &job.shape, job.elements)
+            };
+            let inputs: Box<[Input<'a>]> = job.inputs.iter().map(open).collect::<Result<_>>()?;
+            let arithmetic = methods.arithmetic(plan, job, &inputs)?;
+            Ok(Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite))
+        };
+        plan.jobs.iter().enumerate().map(make).collect()
+    }
+
+    /// One job of a plan, with its inputs.
+    ///
+    /// # Errors
+    /// Inputs that the operation is not defined on.
+    pub(crate) fn new(
+        plan: &'a Plan,
+        index: usize,
+        inputs: Box<[Input<'a>]>,
+        level: Level,
+        monitor: &'a Monitor,
+        non_finite: &'a NonFinite,
+    ) -> Result<Program<'a>> {
+        let arithmetic = Methods::default().arithmetic(plan, &plan.jobs[index], &inputs)?;
+        Ok(Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite))
+    }
+
+    fn with(
+        plan: &'a Plan,
+        index: usize,
+        inputs: Box<[Input<'a>]>,
+        arithmetic: Arithmetic,
+        level: Level,
+        monitor: &'a Monitor,
+        non_finite: &'a NonFinite,
+    ) -> Program<'a> {
+        let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
+        let read = AtomicBool::new(false);
+        Program { index, job, inputs, arithmetic, id, state, read, level, seed: plan.seed, monitor, non_finite }
+    }
+
+    /// The tensor as its method sees it.
+    pub(crate) fn tensor(&self) -> Tensor<'_> {
+        Tensor {
+            id: self.id,
+            job: self.index,
+            name: &self.job.name,
+            shape: &self.job.shape,
+            elements: self.job.elements,
+            inputs: &self.inputs,
+            seed: self.seed,
+            level: self.level,
+            monitor: self.monitor,
+            non_finite: self.non_finite,
+            passes: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether the method has to see the whole tensor first.
+    pub(crate) fn prepares(&self) -> bool {
+        self.job.elements > 0
+            && match &self.arithmetic {
+                Arithmetic::Raw | Arithmetic::Convert => false,
+                Arithmetic::Narrow(method) => method.prepares(),
+                Arithmetic::Wide(method) => method.prepares(),
+            }
+    }
+
+    /// Whether it is worth all threads.
+    pub(crate) fn is_large(&self) -> bool {
+        self.job.elements >= 8 * CHUNK
+    }
+
+    /// Whether `prepare` has read all of the inputs: it may have found that there is nothing to look for.
+    pub(crate) fn has_read(&self) -> bool {
+        self.read.load(Relaxed)
+    }
+
+    /// Whether `prepare` has been done.
+    pub(crate) fn ready(&self) -> bool {
+        self.state.read().is_ok_and(|state| state.is_some())
+    }
+
+    /// Lets the method look at the whole tensor.
+    ///
+    /// # Errors
+    /// As [`Method::prepare`].
+    pub(crate) fn prepare(&self, threads: Threads<'_>) -> Result<()> {
+        let tensor = self.tensor();
+        let made = match &self.arithmetic {
+            Arithmetic::Raw | Arithmetic::Convert => return Ok(()),
+            Arithmetic::Narrow(method) => method.prepare(&tensor, threads)?,
+            Arithmetic::Wide(method) => method.prepare(&tensor, threads)?,
+        };
+        self.read.store(tensor.passes.load(Relaxed) > 0, Relaxed);
+        self.set(Some(Arc::new(made)));
+        Ok(())
+    }
+
+    /// Drops what `prepare` found: all blocks are done.
+    pub(crate) fn forget(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, state: Option<Arc<State>>) {
+        *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+    }
+
+    /// What `prepare` found.
+    pub(crate) fn state(&self) -> Arc<State> {
+        let state = self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        state.unwrap_or_else(|| Arc::new(Box::new(()) as State))
+    }
+
+    /// Input bytes.
+    pub(crate) fn cost(&self) -> u64 {
+        self.inputs.iter().map(|input| input.cost(self.job.elements)).sum()
+    }
+}
+
+/// The methods made so far, by operation and by whether they are narrow: a method keeps nothing of a tensor, so that all
+/// tensors of an operation can have one.
+#[derive(Default)]
+struct Methods {
+    made: HashMap<(usize, bool), Arithmetic>,
+}
+
+impl Methods {
+    fn arithmetic(&mut self, plan: &Plan, job: &Job, inputs: &[Input<'_>]) -> Result<Arithmetic> {
+        let operation = &plan.operations[job.operation];
+        let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
+        if matches!(operation, Operation::Copy {}) {
+            if inputs[0].is_plain(job.dtype) {
+                return Ok(Arithmetic::Raw);
+            }
+            return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
+        }
+        if !types().all(Dtype::is_float) {
+            return Err(not_float(job));
+        }
+        let narrow = types().all(Dtype::is_narrow);
+        if let Some(made) = self.made.get(&(job.operation, narrow)) {
+            return Ok(made.clone());
+        }
+        let method = if narrow {
+            operation.method::<f32>().map(|method| Arithmetic::Narrow(method.into()))
+        } else {
+            operation.method::<f64>().map(|method| Arithmetic::Wide(method.into()))
+        };
+        let method = method.ok_or_else(|| Error::new(Kind::Engine, "an operation without arithmetic"))?;
+        self.made.insert((job.operation, narrow), method.clone());
+        Ok(method)
+    }
+}
+
+fn not_float(job: &Job) -> Error {
+    Error::new(Kind::Plan, format!("`{}` is not of a floating-point type", job.name.escape_debug()))
+}

@@ -1,0 +1,60 @@
+//! Where a plan reads from: what the plan says of it, and what the embedding process holds.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+
+use crate::dtype::Dtype;
+
+/// A checkpoint, a saved vector or an adapter.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Source {
+    /// What it is.
+    pub kind: SourceKind,
+    /// The folder, or a single file.
+    pub path: String,
+    /// Weight files and their sizes, in order: for who reads a plan; here the fingerprint stands for them.
+    #[allow(dead_code)]
+    files: Vec<(String, u64)>,
+    /// BLAKE3 over the headers of those files.
+    pub fingerprint: String,
+    /// Of an adapter: the source that it is added to; without one its tensors are its changes alone.
+    #[serde(default)]
+    pub base: Option<usize>,
+    /// Of an adapter: the factors of each weight that it changes.
+    #[serde(default)]
+    pub factors: BTreeMap<String, Factors>,
+}
+
+/// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Factors(pub String, pub String, pub f64, pub bool);
+
+/// How the tensors of a source are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SourceKind {
+    /// One stored tensor per logical tensor.
+    Checkpoint,
+    /// A saved task vector: dense, index or mask.
+    Vector,
+    /// A LoRA adapter: A and B factors.
+    Lora,
+    /// Tensors that the embedding process holds and hands over with the plan.
+    Memory,
+}
+
+/// A tensor that the embedding process holds.
+#[derive(Clone, Debug)]
+pub struct Buffer<'a> {
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its elements in row-major order, little-endian.
+    pub bytes: &'a [u8],
+}
+
+/// The tensors of a source of kind [`SourceKind::Memory`], by name.
+pub type Buffers<'a> = HashMap<String, Buffer<'a>>;

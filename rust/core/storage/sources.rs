@@ -1,0 +1,82 @@
+//! The sources of a plan, opened.
+
+use std::path::PathBuf;
+
+use super::input::Input;
+use super::opened::Opened;
+use super::source::{Buffers, Source, SourceKind};
+use super::wanted::Wanted;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Kind, Result};
+use crate::file::mapped::Mapped;
+
+/// Every source of a plan: open files, and what the embedding process holds.
+pub(crate) struct Sources<'m> {
+    opened: Vec<Opened<'m>>,
+}
+
+impl<'m> Sources<'m> {
+    /// Opens the headers, maps the files, and takes what the embedding process holds for the sources of kind memory,
+    /// in their order.
+    ///
+    /// # Errors
+    /// A source that cannot be opened, or is not the one that the plan was made for; too few or too many buffers,
+    /// or bytes in one of them that do not fit their shape.
+    pub(crate) fn of(sources: &[Source], buffers: &'m [Buffers<'m>]) -> Result<Sources<'m>> {
+        let expected = sources.iter().filter(|source| source.kind == SourceKind::Memory).count();
+        if buffers.len() != expected {
+            let message = format!("{} state dicts are given, the plan has {expected}", buffers.len());
+            return Err(Error::new(Kind::Plan, message));
+        }
+        let mut buffers = buffers.iter();
+        let opened = sources.iter().map(|source| match (source.kind, &mut buffers) {
+            (SourceKind::Memory, buffers) => checked(buffers.next()),
+            _ => Opened::files(source),
+        });
+        Ok(Sources { opened: opened.collect::<Result<_>>()? })
+    }
+
+    /// One tensor of one source, however that stores it; `sources` are those that this was opened from.
+    ///
+    /// # Errors
+    /// It is not there, has another shape, or is damaged.
+    pub(crate) fn input<'a>(
+        &'a self,
+        sources: &[Source],
+        (source, name): (usize, &str),
+        shape: &[u64],
+        elements: u64,
+    ) -> Result<Input<'a>> {
+        let (source, opened) = (&sources[source], &self.opened[source]);
+        Input::find(&Wanted { name, shape, elements, sources, all: &self.opened, source, opened })
+    }
+
+    /// Folders that the inputs lie in.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.stored().map(|(checkpoint, _)| checkpoint.folder.clone()).collect()
+    }
+
+    /// No file has changed since it was opened.
+    ///
+    /// # Errors
+    /// `Kind::Format` naming the file that did.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        self.stored().flat_map(|(_, mapped)| mapped).try_for_each(Mapped::unchanged)
+    }
+
+    fn stored(&self) -> impl Iterator<Item = (&Checkpoint, &[Mapped])> {
+        self.opened.iter().filter_map(Opened::stored)
+    }
+}
+
+fn checked<'m>(buffers: Option<&'m Buffers<'m>>) -> Result<Opened<'m>> {
+    let buffers = buffers.ok_or_else(|| Error::new(Kind::Plan, "a state dict is missing"))?;
+    for (name, buffer) in buffers {
+        if buffer.dtype.bytes(&buffer.shape) != Some(buffer.bytes.len() as u64) {
+            let (name, found, dtype) = (name.escape_debug(), buffer.bytes.len(), buffer.dtype);
+            let message = format!("`{name}` has {found} bytes, which is not {:?} of {dtype}", buffer.shape);
+            return Err(Error::new(Kind::Plan, message));
+        }
+    }
+    Ok(Opened::Buffers(buffers))
+}

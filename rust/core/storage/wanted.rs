@@ -1,0 +1,79 @@
+//! What a plan asks of one of its sources: a tensor by name, of a shape.
+
+use std::path::Path;
+
+use super::opened::Opened;
+use super::part::Part;
+use super::source::{Source, SourceKind};
+use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
+
+/// A tensor that a plan names. Every storage looks here whether it is the one that holds it.
+pub(crate) struct Wanted<'w, 'a> {
+    /// Its name.
+    pub name: &'w str,
+    /// Its shape in the output.
+    pub shape: &'w [u64],
+    /// Elements.
+    pub elements: u64,
+    /// All sources of the plan.
+    pub sources: &'w [Source],
+    /// The same, opened.
+    pub all: &'a [Opened<'a>],
+    /// Which of them is asked, in the plan.
+    pub source: &'w Source,
+    /// The same, opened.
+    pub opened: &'a Opened<'a>,
+}
+
+impl<'w, 'a> Wanted<'w, 'a> {
+    /// The same of the source that an adapter is added to, if the asked one is that.
+    ///
+    /// # Errors
+    /// `Kind::Plan` where it is added to something that is not a checkpoint.
+    pub(crate) fn base(&self) -> Result<Option<Wanted<'w, 'a>>> {
+        let Some(base) = self.source.base else { return Ok(None) };
+        match (self.sources.get(base), self.all.get(base)) {
+            (Some(source), Some(opened)) if source.kind == SourceKind::Checkpoint => {
+                Ok(Some(Wanted { source, opened, ..*self }))
+            }
+            _ => Err(Error::new(Kind::Plan, format!("an adapter on top of source {base}"))),
+        }
+    }
+
+    /// The stored tensor of that name, and its shape.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub(crate) fn tensor(&self) -> Result<(Part<'a>, &'a [u64])> {
+        self.opened.get(self.name)
+    }
+
+    /// The stored tensor of that name and an ending.
+    pub(crate) fn part(&self, suffix: &str) -> Option<Part<'a>> {
+        self.opened.find(&format!("{}.{suffix}", self.name)).map(|(part, _)| part)
+    }
+
+    /// The type of the models that a saved vector was made of: it is computed with as their difference.
+    pub(crate) fn origin(&self) -> Option<Dtype> {
+        if self.source.kind != SourceKind::Vector {
+            return None;
+        }
+        let (checkpoint, _) = self.opened.stored()?;
+        let named = checkpoint.metadata.get(&format!("taskvec.origin.{}", self.name));
+        Some(named.and_then(|name| Dtype::from_name(name)).unwrap_or(Dtype::BF16))
+    }
+
+    /// What is stored has the shape that is wanted.
+    ///
+    /// # Errors
+    /// `Kind::Plan` naming both.
+    pub(crate) fn check_shape(&self, found: &[u64]) -> Result<()> {
+        if found == self.shape {
+            return Ok(());
+        }
+        let folder = self.opened.stored().map_or(Path::new("the state dict"), |(checkpoint, _)| &checkpoint.folder);
+        let (name, folder, shape) = (self.name.escape_debug(), folder.display(), self.shape);
+        Err(Error::new(Kind::Plan, format!("`{name}` has shape {found:?} in `{folder}`, the output has {shape:?}")))
+    }
+}
