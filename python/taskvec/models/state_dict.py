@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import blake3_hex
-from taskvec.dtypes import TORCH_NAMES
+from taskvec.dtypes import TYPES
 from taskvec.errors import FormatError
 from taskvec.models.model import Model, TensorInfo
 
@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
     Buffer = list[tuple[str, str, tuple[int, ...], np.ndarray]]
 
-_NAMES = {
-    **{torch: name for name, torch in TORCH_NAMES.items()},
-    "bool": "BOOL",
-    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-    "complex64": "C64",
-}
+_NAMES = {kind.numpy: name for name, kind in TYPES.items()}
 _NUMBER = itertools.count(1)
 
 
@@ -106,7 +101,7 @@ def dtype_of(name: str, tensor: Any) -> str:
     Raises
     ------
     FormatError
-        It has none, or this is no tensor.
+        It does not have one, or this is not a tensor.
     """
     word = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
     if word not in _NAMES or not hasattr(tensor, "shape"):
