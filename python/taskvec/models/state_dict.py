@@ -13,6 +13,7 @@ from taskvec._core import blake3_hex
 from taskvec.dtypes import TYPES
 from taskvec.errors import FormatError
 from taskvec.models.model import Model, TensorInfo
+from taskvec.models.storage import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +51,8 @@ def state_dict(
     infos: dict[str, TensorInfo] = {}
     arrays: dict[str, np.ndarray] = {}
     for key, tensor in tensors.items():
-        dtype, shape = dtype_of(key, tensor), tuple(tensor.shape)
+        infos[key] = plain(key, dtype_of(key, tensor), tuple(tensor.shape))
         arrays[key] = bytes_of(key, tensor)
-        infos[key] = TensorInfo(key, dtype, shape, arrays[key].nbytes, "")
     return in_memory(infos, arrays, config, name)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskvec.dtypes import DTYPE_BYTES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
+from taskvec.models.storage import stored_bytes
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, config_changes
 from taskvec.plan.rows import Rows
@@ -69,10 +68,10 @@ class Draft:
         return self._operations.setdefault(json.dumps(operation), len(self._operations))
 
     def tensor(
-        self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
+        self, name: str, form: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
     ) -> None:
-        """Add an output tensor: its inputs are pairs of source and stored name."""
-        self._rows.append(name, dtype, shape, operation, inputs)
+        """Add an output tensor in a form of storage: its inputs are pairs of source and stored name."""
+        self._rows.append(name, form, shape, operation, inputs)
 
     def finish(
         self,
@@ -90,7 +89,7 @@ class Draft:
         ``config`` are changes beside those of types, as :class:`Plan` has them; ``is_random`` says that an
         operation draws random numbers.
         """
-        sized = [Sized(name, math.prod(shape) * DTYPE_BYTES[dtype]) for name, dtype, shape, *_ in self._rows]
+        sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
         shards, self._rows.shards = layout(sized, self.base.tensors, max_shard_size=settings.max_shard_size)
         del sized
         is_single = len(alphas) == 1

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 
 from taskvec._core import blake3_hex
 from taskvec.compat import models as compat
 from taskvec.compat.findings import enforce
-from taskvec.dtypes import DTYPE_BYTES, parse_dtype
+from taskvec.dtypes import parse_dtype
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned, source_document
+from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Step
 from taskvec.plan.layout import DEFAULT_SHARD_SIZE
 from taskvec.plan.plan import FORMAT, Output, PlanRecord, Source
@@ -105,4 +105,4 @@ def plan_extract(
 
 def _dense_bytes(reference: Model, names: Iterable[str], dtype: str | None) -> int:
     infos = [reference.tensors[name] for name in names]
-    return sum(math.prod(info.shape) * DTYPE_BYTES[dtype or info.dtype] for info in infos)
+    return sum(stored_bytes(dtype or info.dtype, info.shape) for info in infos)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from taskvec._core import blake3_hex
-from taskvec.dtypes import DTYPE_BYTES, FLOAT_DTYPES, TORCH_NAMES
+from taskvec.dtypes import FLOAT_DTYPES, TORCH_NAMES
 from taskvec.host import cores
+from taskvec.models.storage import logical
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -68,7 +69,7 @@ class PlanRecord:
     sources, outputs, shards : tuple
         What is read and written.
     weight_map : mapping
-        Output tensor -> its shard, in file order.
+        Stored output tensor -> its shard, in file order.
     merged, copied : int
         Output tensors that are computed, and those that are the target's bytes (converted where ``out_dtype``
         asks).
@@ -239,12 +240,13 @@ def _facts(
     used: list[list[str]] = [[] for _ in checkpoints]
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
-    for name, dtype, shape, shard, operation, inputs in document["tensors"]:
-        count = math.prod(shape)
-        weight_map[name] = names[shard]
+    for name, form, shape, shard, operation, inputs in document["tensors"]:
+        tensor = logical(name, form, tuple(shape))
+        for part in tensor.parts:
+            weight_map[part.name] = names[shard]
+            size[shard] += part.nbytes
         tensors[shard] += 1
-        parameters[shard] += count
-        size[shard] += count * DTYPE_BYTES[dtype]
+        parameters[shard] += math.prod(shape)
         copied += operation in copies
         most_inputs = max(most_inputs, len(inputs))
         for source, stored in inputs:
@@ -260,7 +262,7 @@ def _facts(
         "outputs": tuple(Output(output["folder"], output["alpha"]) for output in document["outputs"]),
         "shards": tuple(map(Shard, names, tensors, parameters, size)),
         "weight_map": weight_map,
-        "merged": len(weight_map) - copied,
+        "merged": sum(tensors) - copied,
         "copied": copied,
         "most_inputs": most_inputs,
         "bytes_out": sum(size) * len(document["outputs"]),

@@ -13,7 +13,7 @@ BATCH = 1000
 
 
 class Rows:
-    """Tensors of a plan; goes over them as the plan has them: name, dtype, shape, shard, operation, inputs.
+    """Tensors of a plan; goes over them as the plan has them: name, form, shape, shard, operation, inputs.
 
     Each is held in two tuples, which take half of what the lists would.
 
@@ -28,19 +28,19 @@ class Rows:
         self.shards: Sequence[int] = ()
 
     def append(
-        self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
+        self, name: str, form: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
     ) -> None:
         """Add a tensor: its inputs are pairs of source and stored name."""
         flat = tuple(itertools.chain.from_iterable(inputs))
-        self._rows.append((name, dtype, shape, operation, flat))
+        self._rows.append((name, form, shape, operation, flat))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[tuple[str, str, Sequence[int], int, int, list[tuple[int, str]]]]:
         shards = self.shards or itertools.repeat(0)
-        for (name, dtype, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
-            yield name, dtype, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
+        for (name, form, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
+            yield name, form, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

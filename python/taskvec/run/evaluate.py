@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskvec._core import evaluate
-from taskvec.dtypes import DTYPE_BYTES, numpy_dtype
+from taskvec.dtypes import numpy_dtype
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers
+from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.run.compare import numbered
@@ -115,16 +116,15 @@ def evaluated(
         data = evaluate(plan, threads=threads or 0, allow_non_finite=allow_non_finite, memories=held)
         at = 0
         for name, dtype, shape, *_ in batch:
-            count = math.prod(shape)
-            yield name, np.frombuffer(data, numpy_dtype(dtype), count, at).reshape(shape)
-            at += count * DTYPE_BYTES[dtype]
+            yield name, np.frombuffer(data, numpy_dtype(dtype), math.prod(shape), at).reshape(shape)
+            at += stored_bytes(dtype, tuple(shape))
 
 
 def _batches(rows: Sequence[list[Any]]) -> Iterator[list[list[Any]]]:
     batch: list[list[Any]] = []
     filled = 0
     for row in rows:
-        size = math.prod(row[2]) * DTYPE_BYTES[row[1]]
+        size = stored_bytes(row[1], tuple(row[2]))
         if batch and filled + size > BATCH:
             yield batch
             batch, filled = [], 0

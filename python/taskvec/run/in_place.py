@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec._core import digest_arrays, in_place
-from taskvec.dtypes import DTYPE_BYTES
 from taskvec.errors import FormatError, NonFiniteError, RecipeError
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.state_dict import address, buffers, bytes_of, dtype_of, in_memory, is_torch
+from taskvec.models.storage import plain
 from taskvec.plan import transfer as planning
 from taskvec.plan.delta import Step
 from taskvec.progress import Callback, meter
@@ -275,10 +274,7 @@ def _live(tensors: Mapping[str, Any], wanted: set[str]) -> dict[str, Live]:
             dtype = dtype_of(name, tensor)
         except FormatError:
             continue
-        if dtype not in DTYPE_BYTES:
-            continue
-        shape = tuple(tensor.shape)
-        each = _place(name, tensor, TensorInfo(name, dtype, shape, math.prod(shape) * DTYPE_BYTES[dtype], ""))
+        each = _place(name, tensor, plain(name, dtype, tuple(tensor.shape)))
         place = _identity(tensor)
         first = known.setdefault(place, name) if each.info.nbytes else name
         if first != name and name in wanted and first not in wanted:
