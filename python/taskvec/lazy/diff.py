@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.lazy.vector import TaskVector, load_vector
@@ -68,7 +68,7 @@ def _checkpoints(
     threads: int | None,
     progress: Callback | None,
 ) -> Difference:
-    found = compat.check_models([("right", other)], one, role="left", selection=selection)
+    found = check_models([("right", other)], one, role="left", selection=selection)
     stopping = [finding for finding in found if finding.level == "error" and finding.id in _STOPPING]
     if stopping:
         error = CompatibilityError(stopping[0].message, stopping[0].fix)

@@ -77,7 +77,7 @@ def in_memory(
     )
 
 
-def buffers(sources: Iterable[object]) -> list[Buffer]:
+def buffers_of(sources: Iterable[object]) -> list[Buffer]:
     """The tensors of those of a plan's sources that are in memory, as the engine takes them."""
     return [
         [

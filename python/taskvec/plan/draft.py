@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from taskvec.models.source import source_document, source_path
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, config_changes
-from taskvec.plan.rows import Rows
+from taskvec.plan.rows import Operations, Rows
 from taskvec.settings import Settings, format_alpha
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Draft:
         self.checkpoints: list[Model | SavedVector | Adapter] = []
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
-        self._operations: dict[str, int] = {}
+        self._operations = Operations()
         self._rows = Rows()
         self.base = base
         self.source(base, role)
@@ -65,7 +64,7 @@ class Draft:
 
     def operation(self, operation: Mapping[str, Any]) -> int:
         """The number of an operation; equal ones are one."""
-        return self._operations.setdefault(json.dumps(operation), len(self._operations))
+        return self._operations.number(operation)
 
     def tensor(
         self, name: str, form: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
@@ -86,7 +85,7 @@ class Draft:
     ) -> PlanRecord:
         """Lay the tensors out over weight files and make the plan.
 
-        ``config`` are changes beside those of types, as :class:`Plan` has them; ``is_random`` says that an
+        ``config`` are changes besides those of types, as :class:`Plan` has them; ``is_random`` says that an
         operation draws random numbers.
         """
         sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
@@ -102,7 +101,7 @@ class Draft:
                 for alpha in alphas
             ],
             "shards": shards,
-            "operations": [json.loads(operation) for operation in self._operations],
+            "operations": self._operations.all,
             "tensors": self._rows,
             "rounding": settings.rounding,
             # without random draws the seed changes nothing, and is no reason to begin again

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
 from taskvec.dtypes import FLOAT_DTYPES
@@ -192,7 +192,7 @@ def _findings(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Rec
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if not has_slices:
-        found += compat.check_models(others, donor, selection=recipe.selection)
+        found += check_models(others, donor, selection=recipe.selection)
     for name, models in resolved.missing:
         missing = listed([str(resolved.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))

@@ -55,13 +55,15 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """What a run will do, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
+    """A run before it is run, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
 
     Attributes
     ----------
     json : bytes
         The engine's part: the same bytes for a dry run, a run, a resumed run, and on another machine that has
         the sources at the same paths.
+    document : mapping
+        The same as data; its ``tensors`` are rows as :class:`taskvec.plan.rows.Rows` has them.
     digest : str
         BLAKE3 of these bytes.
     kind : {"checkpoint", "vector"}
@@ -76,7 +78,7 @@ class PlanRecord:
     bytes_out : int
         Tensor bytes written, all outputs together.
     findings : tuple of Finding
-        What the compatibility check said; an error among them has been forced.
+        Those of the compatibility check; an error among them has been forced.
     config : mapping
         Keys of config.json that the output changes, and their values; nested ones as ``text_config.dtype``.
     recipe : mapping
@@ -88,6 +90,7 @@ class PlanRecord:
     """
 
     json: bytes = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False, compare=False)
     digest: str
     kind: Kind
     sources: tuple[Source, ...]
@@ -126,6 +129,7 @@ class PlanRecord:
         data = data or encode(document)
         return cls(
             json=data,
+            document=document,
             digest=blake3_hex(data),
             kind=kind,
             findings=tuple(findings),
@@ -157,7 +161,7 @@ class PlanRecord:
         return sum(source.download for source in self.sources)
 
     def memory(self, threads: int | None = None) -> int:
-        """Anonymous memory of a run beside the interpreter's own, in bytes, at most.
+        """Anonymous memory of a run besides the interpreter's own, in bytes, at most.
 
         A block of 1 MiB per thread for each input and output, and tiles; the engine bounds its threads by the
         same formula where ``max_memory`` is given.

@@ -1,4 +1,4 @@
-"""A plan → folders: the engine's pass, then everything that is left behind with them, the manifest last.
+"""A plan → folders: the engine's pass, then the other files of an output, the manifest last.
 
 The order is what makes a killed run safe. Weights get their names while config.json is missing, then come the
 other files, the card, config.json and the index, and at the end the manifest; only then does the state of the
@@ -18,7 +18,7 @@ from taskvec._core import run as engine_run
 from taskvec.files.manifest import files, read
 from taskvec.files.names import MANIFEST, STATE
 from taskvec.models.model import Model
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
@@ -75,7 +75,7 @@ def execute(
     if finished is not None:
         return finished
     # an unfinished run cannot know whether tensors in memory are what they were
-    held = buffers(checkpoints)
+    buffers = buffers_of(checkpoints)
     engine, outputs = parse_engine_report(
         engine_run(
             plan.json,
@@ -83,11 +83,11 @@ def execute(
             threads=settings.threads or 0,
             max_memory=settings.max_memory,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not held,
+            resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=held,
+            memories=buffers,
         ),
         out,
     )

@@ -1,4 +1,4 @@
-"""donor − reference as an artifact of its own: its plan, its run, and what is left behind with the values."""
+"""donor − reference as a task vector on disk: the engine's pass, then the other files of the vector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskvec.files.names import CARD, MANIFEST
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import _COMPARED, INDEX, REFERENCE, fits
 from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
@@ -29,21 +29,21 @@ from taskvec.settings import Settings
 def execute_extract(
     plan: PlanRecord, out: Path, *, settings: Settings, progress: Callback | None, begin: float
 ) -> Report:
-    """Run a plan of :func:`plan_extract`; see :func:`taskvec.execution.execute`."""
+    """Run a plan of :func:`plan_extract`; see :func:`taskvec.run.execute.execute`."""
     _, reference = (materialised(checkpoint, progress) for checkpoint in plan.checkpoints)
     assert isinstance(reference, Model)
-    held = buffers(plan.checkpoints)
+    buffers = buffers_of(plan.checkpoints)
     engine = json.loads(
         extract(
             plan.json,
             out,
             threads=settings.threads or 0,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not held,
+            resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=held,
+            memories=buffers,
         )
     )
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
@@ -86,7 +86,7 @@ def _vector(
     config: Mapping[str, Any],
     files: Iterable[File],
 ) -> dict[str, Any]:
-    """What the manifest says of the vector: totals, and each tensor's encoding and figures."""
+    """The vector in the manifest: totals, and each tensor's encoding and figures."""
     tensors = {row.pop("name"): row for row in rows}
     values = tensors.values()
     norms = [row["norm"] for row in values if row["norm"] is not None]
