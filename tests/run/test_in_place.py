@@ -16,6 +16,7 @@ import torch
 import taskvec as tv
 from support.models import DTYPES, Trio, qwen2_config, random_tensors, read_tensors, tuned, write_checkpoint
 from support.oracle import ulps
+from taskvec.run import live as live_model
 
 MIXED = {
     "model.embed_tokens.weight": ("BF16", (701, 999)),  # several pieces

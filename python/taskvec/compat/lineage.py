@@ -82,7 +82,7 @@ def lineage(target: Model, donor: Model, reference: Model, tie: TieDecision | No
 
 
 def same_files(one: Model, other: Model) -> str | None:
-    """What two checkpoints are, in words, where they are the same files."""
+    """The name of both, in words, where two checkpoints are the same files."""
     if one.repository and (one.repository, one.revision) == (other.repository, other.revision):
         return f"`{one.repository}` at `{one.revision}`"
     if one.path is None or other.path is None or one.file_sizes.keys() != other.file_sizes.keys():

@@ -22,8 +22,7 @@ from taskvec.run.compare import compare
 if TYPE_CHECKING:
     from taskvec.progress import Callback
 
-# What keeps two checkpoints from being compared as numbers; everything else that differs is what is to be
-# seen.
+# Findings that keep two checkpoints from being compared as numbers; any other difference is to be seen.
 _STOPPING = ("quantised", "lora-adapter")
 
 
@@ -51,7 +50,7 @@ def diff(
 
 
 def _named(side: object, opened: object) -> str:
-    """What the user wrote, or what was opened in words."""
+    """The side as the user wrote it; one that was opened before, in words."""
     return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(opened)
 
 

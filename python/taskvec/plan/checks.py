@@ -1,4 +1,4 @@
-"""The findings of a plan: of the models, of what is converted, of the lineage."""
+"""The findings of a plan: of its models, of conversion, of the lineage."""
 
 from __future__ import annotations
 

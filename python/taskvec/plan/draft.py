@@ -9,8 +9,9 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
 from taskvec.models.storage import stored_bytes
+from taskvec.plan.config_changes import config_changes
 from taskvec.plan.layout import Sized, layout
-from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, config_changes
+from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.plan.rows import Operations, Rows
 from taskvec.settings import Settings, format_alpha
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from taskvec._core import blake3_hex
-from taskvec.dtypes import FLOAT_DTYPES, TORCH_NAMES
 from taskvec.host import cores
 from taskvec.models.storage import logical
+from taskvec.plan.config_changes import config_changes
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -188,7 +188,7 @@ class PlanRecord:
             "download": self.download,
             "memory": self.memory(),
             "config": dict(self.config),
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def __str__(self) -> str:
@@ -200,29 +200,6 @@ class PlanRecord:
         lines.append(f"  output    {len(self.shards)} weight files, {self.bytes_out:,} bytes in all")
         lines += [f"  {finding.level}[{finding.id}]: {finding.message}" for finding in self.findings]
         return "\n".join(lines)
-
-
-def config_changes(document: Mapping[str, Any], base: Model | SavedVector | Adapter) -> dict[str, Any]:
-    """Keys of the base's config.json that name a float type, where the output has another one."""
-    tensors = base.tensors
-    converted = {
-        row[1]
-        for row in document["tensors"]
-        if row[1] in FLOAT_DTYPES and row[0] in tensors and tensors[row[0]].dtype != row[1]
-    }
-    if len(converted) != 1:
-        return {}
-    name = TORCH_NAMES[converted.pop()]
-    nested = [
-        (f"{key}.", value) for key, value in base.config.items() if key.endswith("_config") and "." not in key
-    ]
-    return {
-        f"{prefix}{key}": name
-        for prefix, config in [("", base.config), *nested]
-        if isinstance(config, dict)
-        for key in ("dtype", "torch_dtype")
-        if config.get(key) in TORCH_NAMES.values() and config[key] != name
-    }
 
 
 def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ from taskvec.progress import Callback, meter
 from taskvec.report import manifest
 from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
-from taskvec.run.publish import _Publisher
+from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
 
 
@@ -41,7 +41,7 @@ def execute(
     Parameters
     ----------
     plan : PlanRecord
-        What to do.
+        Of a checkpoint or of a task vector.
     out : str or path
         The output folder: new, empty, or holding an unfinished run of this plan.
     settings : Settings, optional
@@ -93,7 +93,7 @@ def execute(
     )
     base = checkpoints[0]
     assert isinstance(base, Model)
-    publish = _Publisher(plan, base, settings, meter(progress, "publish"))
+    publish = Publisher(plan, base, settings, meter(progress, "publish"))
     for folder, output in zip(folders, outputs, strict=True):
         publish(folder, output, manifest.run_facts(plan, engine, begin))
     for folder in folders:

@@ -12,7 +12,7 @@ from taskvec._core import blake3_hex, digest_file, extract, finish_folder, write
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.models.model import Model
-from taskvec.models.saved_vector import _COMPARED, INDEX, REFERENCE, fits
+from taskvec.models.saved_vector import COMPARED, INDEX, REFERENCE, fits
 from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.plan import PlanRecord
@@ -49,7 +49,7 @@ def execute_extract(
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
     written = Written(str(out), None, shards, None, {}, ())
     files = [File(*shard) for shard in shards]
-    for name in _COMPARED:
+    for name in COMPARED:
         if name in reference.other_files:
             copy(reference, name, out / REFERENCE)
             files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))

@@ -67,7 +67,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What a benchmark measured.
+    """The outcome of a benchmark.
 
     Attributes
     ----------
