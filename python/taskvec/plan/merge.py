@@ -146,9 +146,7 @@ def _files(resolved: ResolvedMerge, opened: Opened, config_from: Model, recipe: 
     if chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
         if TEMPLATE in config_from.other_files and TEMPLATE not in files and (own := template_of(chosen)):
-            files[TEMPLATE] = (
-                own.encode()
-            )  # else that of the other model would go before what is in the settings
+            files[TEMPLATE] = own.encode()  # a template in a file goes before one in the settings
     if resolved.chat_template is not None:
         if SETTINGS in config_from.other_files or SETTINGS in files:
             text = files.get(SETTINGS) or config_from.read_file(SETTINGS)
