@@ -47,7 +47,6 @@ TYPES = {
 # Safetensors name -> the name that PyTorch, and so config.json, has for it.
 TORCH_NAMES = {name: kind.numpy for name, kind in TYPES.items() if kind.is_float}
 FLOAT_DTYPES = frozenset(TORCH_NAMES)
-DTYPE_BYTES = {name: kind.bytes for name, kind in TYPES.items()}
 _WORDS = {
     word: name
     for name, kind in TYPES.items()

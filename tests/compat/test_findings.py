@@ -26,10 +26,10 @@ from support.models import (
     write_trio,
     write_weights,
 )
+from taskvec.compat.check import check_models, check_transfer
 from taskvec.compat.config import canonical
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.findings import FINDINGS, Finding, enforce
-from taskvec.compat.models import check_models, check_transfer
 from taskvec.compat.tied_heads import tie_decision
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
 from taskvec.lazy.checkpoint import Checkpoint

@@ -189,7 +189,7 @@ def test_layout_fills_files_up_to_a_size() -> None:
     assert layout(tensors, own, max_shard_size=165) == (["model.safetensors"], [0] * 5)
 
 
-def test_layout_is_made_anew_where_a_wider_type_makes_large_files() -> None:
+def test_layout_is_made_again_where_a_wider_type_makes_large_files() -> None:
     big = DEFAULT_SHARD_SIZE // 4
     own = infos([big] * 4, ["a.safetensors"] * 4)
     assert layout([Sized(name, big) for name in own], own).shards == ["a.safetensors"]

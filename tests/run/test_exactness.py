@@ -157,7 +157,7 @@ def test_a_difference_beyond_the_range_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_vector_with_exact_elements_counts_among_what_is_dropped(tmp_path: Path) -> None:
-    """What a vector keeps beside its differences is no part of it where a method rescales by norms."""
+    """The exact elements of a vector are not part of it where a method rescales by norms."""
     rng = np.random.default_rng(8)
     name, count = "model.layers.0.mlp.up_proj.weight", 4000
     base, model = (rng.standard_normal(count).astype(ml_dtypes.bfloat16) for _ in range(2))

@@ -16,7 +16,7 @@ import torch
 import taskvec as tv
 from support.models import DTYPES, Trio, qwen2_config, random_tensors, read_tensors, tuned, write_checkpoint
 from support.oracle import ulps
-from taskvec.run import in_place
+from taskvec.run import live as live_model
 
 MIXED = {
     "model.embed_tokens.weight": ("BF16", (701, 999)),  # several pieces
@@ -361,7 +361,7 @@ def test_another_device_uses_the_same_formula(monkeypatch: pytest.MonkeyPatch, d
     vector.apply_(here, alpha=0.4)
     there = {name: as_torch(array) for name, array in target.items()}
     # what lies on another device has no bytes that the engine could change
-    monkeypatch.setattr(in_place, "_place", lambda _, tensor, info: in_place.Live(tensor, info, None))
+    monkeypatch.setattr(live_model, "live_tensor", lambda _, each, info: live_model.Live(each, info, None))
     change = vector.apply_(there, alpha=0.4, keep=True)
     assert (change.tensors, change.survival) == (1, None)
     name = "model.layers.0.a.weight"
@@ -397,7 +397,7 @@ def test_refusals_name_the_tensor(models: Models) -> None:
     fewer = live(target)
     with pytest.raises(tv.CompatibilityError):
         vector.apply_({f"other.{key}": array for key, array in fewer.items()})
-    with pytest.raises(tv.RecipeError, match="no model in memory"):
+    with pytest.raises(tv.RecipeError, match="not a model in memory"):
         vector.apply_("a path")
     for wrong, match in (
         ({name: [1.0, 2.0]}, "is list"),

@@ -13,7 +13,7 @@ from support.command_line import invoke
 from support.models import Trio, read_tensors
 from taskvec import host
 from taskvec.errors import OutputError, RecipeError
-from taskvec.selftest import bench
+from taskvec.selftest import bench, scratch
 from taskvec.selftest.demo import demo
 from taskvec.selftest.synthetic import SHAPES, Shape, write_checkpoint
 
@@ -146,7 +146,7 @@ def test_bench_wants_all_three_models_or_none(trio: Trio) -> None:
 
 
 def test_bench_needs_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench, "_free", lambda _: 1_000_000)
+    monkeypatch.setattr(scratch, "_free", lambda _: 1_000_000)
     with pytest.raises(OutputError) as caught:
         bench.bench(size="0.5b", directory=tmp_path)
     assert "--size" in (caught.value.hint or "")

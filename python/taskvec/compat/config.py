@@ -1,4 +1,4 @@
-"""What config.json says: families, and every key that changes what the same weights compute."""
+"""The check of config.json: families, and every key that changes what the same weights compute."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _IGNORED = _words(
     """
 )
 
-# What transformers takes where a key is absent; only where every family agrees.
+# The values that transformers takes where a key is absent; only where every family agrees.
 _DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,

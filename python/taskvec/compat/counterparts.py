@@ -22,12 +22,13 @@ def counterparts(
     A tensor that is not in the result is copied from the base: it is not selected or not float, or another
     model lacks it, has it in another shape, or not as a float.
     """
-    return dict(_counterparts(base, others, selected, tie))
+    return dict(iterate_counterparts(base, others, selected, tie))
 
 
-def _counterparts(
+def iterate_counterparts(
     base: Model, others: Others, selected: Sequence[str], tie: TieDecision
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The same one after the other."""
     tables = [(checkpoint.tensors.get, tie.substitutes.get(role)) for role, checkpoint in others]
     own = base.tensors.get
     for name in selected:

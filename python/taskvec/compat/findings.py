@@ -1,10 +1,10 @@
-"""Findings: what a compatibility check can say, how serious it is, and what forcing it means."""
+"""Findings: the results of a compatibility check, how serious each is, and what forcing it means."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
@@ -29,7 +29,7 @@ _TARGETS = "the target's is kept"
 
 FINDINGS: dict[str, Kind] = {
     # The models as a whole
-    "quantised": Kind("error", "selected tensors are stored quantised and are no plain numbers"),
+    "quantised": Kind("error", "selected tensors are stored quantised and are not plain numbers"),
     "quantised-copied": Kind("note", "quantised tensors lie outside the selection and are copied"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "architecture": Kind(
@@ -67,7 +67,7 @@ FINDINGS: dict[str, Kind] = {
     "added-tokens": Kind(
         "error", "an id stands for different added tokens", "rows are combined by their number"
     ),
-    "added-tokens-extra": Kind("warning", "a model has added tokens that another has not"),
+    "added-tokens-extra": Kind("warning", "a model has added tokens that another does not have"),
     "special-tokens": Kind("warning", "begin or end tokens differ"),
     "tokenizer-settings": Kind("note", "other settings of the tokenizer differ"),
     "chat-template": Kind("note", "the chat templates differ; the target's is kept"),
@@ -120,6 +120,10 @@ class Finding:
         """Subject, found and expected as one sentence."""
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.subject}: {self.found}{expected}"
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain data, with the message."""
+        return {**asdict(self), "message": self.message}
 
     def __str__(self) -> str:
         return f"{self.level}[{self.id}]: {self.message}"

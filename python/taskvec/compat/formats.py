@@ -1,9 +1,9 @@
-"""Models that are no plain numbers: quantised checkpoints and LoRA adapters."""
+"""Models that are not plain numbers: quantised checkpoints and LoRA adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.text import listed
@@ -11,73 +11,101 @@ from taskvec.text import listed
 if TYPE_CHECKING:
     from taskvec.models.model import Model
 
-# Companion tensors of a quantised weight: suffix -> (format, what the weight itself is called after the
-# stem).
-_SUFFIXES: dict[str, tuple[str, tuple[str, ...]]] = {
-    ".weight_scale_inv": ("block FP8", (".weight",)),
-    "_blocks": ("MXFP4", ("_blocks",)),
-    ".weight_packed": ("compressed-tensors", (".weight_packed",)),
-    ".weight_scale": ("scaled FP8 or INT8 (compressed-tensors or ModelOpt)", (".weight",)),
-    ".weight_scale_2": ("NVFP4 (ModelOpt)", (".weight",)),
-    ".qweight": ("GPTQ or AWQ", (".qweight",)),
-    ".SCB": ("bitsandbytes 8-bit", (".weight",)),
-    ".weight.absmax": ("bitsandbytes 4-bit", (".weight",)),
-    ".weight.quant_state.bitsandbytes__nf4": ("bitsandbytes NF4", (".weight",)),
-    ".weight.quant_state.bitsandbytes__fp4": ("bitsandbytes FP4", (".weight",)),
-}
-_ENDINGS = tuple(_SUFFIXES)
+# The way out where a format is refused.
+_DEQUANTISE = "take the unquantised checkpoint, or dequantise it once with the tool that wrote it"
+
+
+class Mark(NamedTuple):
+    """A tensor that only one format has: the end of its name, and what the name of its weight ends in.
+
+    Where ``needs`` is given, the mark counts only if there is also a tensor that ends so.
+    """
+
+    suffix: str
+    weight: str
+    needs: str = ""
+
+
+class Format(NamedTuple):
+    """A way to store quantised weights.
+
+    Attributes
+    ----------
+    name : str
+        What its users call it.
+    methods : tuple of str
+        How `quant_method` of config.json says it; none where only names tell.
+    marks : tuple of Mark
+        How the names of tensors show it; none where only the config tells.
+    refused : str or None
+        The way out, if it cannot be computed with.
+    """
+
+    name: str
+    methods: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    refused: str | None = _DEQUANTISE
+
+
+FORMATS = (
+    Format("block FP8", ("fp8",), (Mark(".weight_scale_inv", ".weight"),)),
+    Format("MXFP4", ("mxfp4",), (Mark("_blocks", "_blocks", needs="_scales"),)),
+    Format("compressed-tensors", ("compressed-tensors",), (Mark(".weight_packed", ".weight_packed"),)),
+    Format("scaled FP8 or INT8 (compressed-tensors or ModelOpt)", (), (Mark(".weight_scale", ".weight"),)),
+    Format("NVFP4 (ModelOpt)", (), (Mark(".weight_scale_2", ".weight"),)),
+    Format("ModelOpt", ("modelopt",)),
+    Format("GPTQ or AWQ", (), (Mark(".qweight", ".qweight"),)),
+    Format("GPTQ", ("gptq",)),
+    Format("AWQ", ("awq",)),
+    Format("bitsandbytes", ("bitsandbytes",)),
+    Format("bitsandbytes 8-bit", (), (Mark(".SCB", ".weight"),)),
+    Format("bitsandbytes 4-bit", (), (Mark(".weight.absmax", ".weight"),)),
+    Format("bitsandbytes NF4", (), (Mark(".weight.quant_state.bitsandbytes__nf4", ".weight"),)),
+    Format("bitsandbytes FP4", (), (Mark(".weight.quant_state.bitsandbytes__fp4", ".weight"),)),
+    Format("FBGEMM FP8", ("fbgemm_fp8",)),
+    Format("AutoRound", ("auto-round",)),
+    Format("Quanto", ("quanto",)),
+    Format("HQQ", ("hqq",)),
+    Format("AQLM", ("aqlm",)),
+    Format("EETQ", ("eetq",)),
+    Format("torchao", ("torchao",)),
+    Format("BitNet", ("bitnet",)),
+)
+_BY_METHOD = {method: kind for kind in FORMATS for method in kind.methods}
+_BY_SUFFIX = {mark.suffix: (kind, mark) for kind in FORMATS for mark in kind.marks}
+_SUFFIXES = tuple(sorted(_BY_SUFFIX, key=len, reverse=True))
 # What else belongs to such a weight; no format is told by these alone.
 _SIBLINGS = (
     *("_scales", ".scales", ".qzeros", ".g_idx", ".input_scale", ".weight_shape", ".weight_zero_point"),
     *(".weight_scale", ".weight_scale_2", ".weight.quant_map", ".weight.nested_absmax"),
 )
 
-# `quant_method` of config.json in the words of its users.
-_METHODS = {
-    "fp8": "block FP8",
-    "fbgemm_fp8": "FBGEMM FP8",
-    "mxfp4": "MXFP4",
-    "compressed-tensors": "compressed-tensors",
-    "gptq": "GPTQ",
-    "awq": "AWQ",
-    "bitsandbytes": "bitsandbytes",
-    "modelopt": "ModelOpt",
-    "auto-round": "AutoRound",
-    "quanto": "Quanto",
-    "hqq": "HQQ",
-    "aqlm": "AQLM",
-    "eetq": "EETQ",
-    "torchao": "torchao",
-    "bitnet": "BitNet",
-}
 
-
-def quantisation(checkpoint: Model) -> str | None:
-    """The name of the quantised format that the config declares, ``None`` where it declares none."""
+def declared_format(checkpoint: Model) -> Format | None:
+    """The quantised format that the config declares."""
     config = checkpoint.config
     inner = config.get("text_config")
     for source in (config, inner if isinstance(inner, dict) else {}):
         declared: Any = source.get("quantization_config") or source.get("compression_config")
         if isinstance(declared, dict) and declared:
             method = str(declared.get("quant_method") or "of an unnamed method").lower()
-            return _METHODS.get(method, f"`{method}`")
+            return _BY_METHOD.get(method) or Format(f"`{method}`")
     return None
 
 
-def quantised_tensors(checkpoint: Model) -> dict[str, str]:
+def quantised_tensors(checkpoint: Model) -> dict[str, Format]:
     """Tensors that belong to a quantised weight, and the format that their names show."""
-    found: dict[str, str] = {}
+    found: dict[str, Format] = {}
     tensors = checkpoint.tensors
     for name in tensors:
-        if not name.endswith(_ENDINGS):
+        if not name.endswith(_SUFFIXES):
             continue
-        suffix = max((ending for ending in _ENDINGS if name.endswith(ending)), key=len)
-        format, weights = _SUFFIXES[suffix]  # noqa: A001
-        stem = name.removesuffix(suffix)
-        if suffix == "_blocks" and f"{stem}_scales" not in tensors:
+        kind, mark = _BY_SUFFIX[next(suffix for suffix in _SUFFIXES if name.endswith(suffix))]
+        stem = name.removesuffix(mark.suffix)
+        if mark.needs and stem + mark.needs not in tensors:
             continue
-        found[name] = format
-        found.update((stem + end, format) for end in (*weights, *_SIBLINGS) if stem + end in tensors)
+        found[name] = kind
+        found.update((stem + end, kind) for end in (mark.weight, *_SIBLINGS) if stem + end in tensors)
     return found
 
 
@@ -92,22 +120,8 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
     for role, checkpoint in models:
         # Equal names, the usual case, are looked through once.
         is_alike = checkpoint.tensors.keys() == base.tensors.keys()
-        declared, tensors = quantisation(checkpoint), in_base if is_alike else quantised_tensors(checkpoint)
-        touched = [name for name in tensors if name in wanted]
-        if touched or (declared and not tensors):
-            name = declared or tensors[touched[0]]
-            where = f"{listed(touched)} are" if touched else "its weights are"
-            yield finding(
-                "quantised",
-                role,
-                "plain BF16, F16, F32 or F64 weights",
-                f"{where} stored as {name}",
-                "take the unquantised checkpoint, or dequantise it once with the tool that wrote it",
-            )
-        elif tensors:
-            name = declared or next(iter(tensors.values()))
-            found = f"{len(tensors):,} tensors of {name} are not selected, so they are copied or left out"
-            yield finding("quantised-copied", role, "", found)
+        tensors = in_base if is_alike else quantised_tensors(checkpoint)
+        yield from _check_quantised(role, declared_format(checkpoint), tensors, wanted)
         if is_adapter(checkpoint):
             yield finding(
                 "lora-adapter",
@@ -116,6 +130,22 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
                 "a LoRA adapter",
                 "merge it into its base (`merge_and_unload` of peft), or write `base+adapter` in a recipe",
             )
+
+
+def _check_quantised(
+    role: str, declared: Format | None, tensors: Mapping[str, Format], wanted: set[str]
+) -> Iterator[Finding]:
+    touched = [name for name in tensors if name in wanted]
+    kind = declared or next((tensors[name] for name in (*touched, *tensors)), None)
+    if kind is None or kind.refused is None:
+        return
+    if touched or not tensors:
+        where = f"{listed(touched)} are" if touched else "its weights are"
+        found = f"{where} stored as {kind.name}"
+        yield finding("quantised", role, "plain BF16, F16, F32 or F64 weights", found, kind.refused)
+    else:
+        found = f"{len(tensors):,} tensors of {kind.name} are not selected, so they are copied or left out"
+        yield finding("quantised-copied", role, "", found)
 
 
 def is_adapter(checkpoint: Model) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.tied_heads import tie_decision
+from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.text import listed, roles
 
@@ -60,11 +60,11 @@ class Distances(NamedTuple):
         )
 
 
-def lineage(target: Model, donor: Model, reference: Model) -> list[Finding]:
+def lineage(target: Model, donor: Model, reference: Model, tie: TieDecision | None = None) -> list[Finding]:
     """Say whether the three models look like target, donor and reference of one transfer.
 
     Reads some tens of kilobytes of each model; call it when the headers are found to fit. Non-finite
-    elements are left out.
+    elements are left out. ``tie`` is what :func:`tie_decision` says of the three, where it is known already.
 
     Returns
     -------
@@ -75,14 +75,14 @@ def lineage(target: Model, donor: Model, reference: Model) -> list[Finding]:
     if target.path is None or donor.path is None or reference.path is None or same_files(donor, reference):
         return []
     findings = _non_float(target, [("donor", donor), ("reference", reference)])
-    distances = measure(target, donor, reference)
+    distances = measure(target, donor, reference, tie)
     if distances is not None:
         findings += _judge(distances)
     return findings
 
 
 def same_files(one: Model, other: Model) -> str | None:
-    """What two checkpoints are, in words, where they are the same files."""
+    """The name of both, in words, where two checkpoints are the same files."""
     if one.repository and (one.repository, one.revision) == (other.repository, other.revision):
         return f"`{one.repository}` at `{one.revision}`"
     if one.path is None or other.path is None or one.file_sizes.keys() != other.file_sizes.keys():
@@ -92,10 +92,12 @@ def same_files(one: Model, other: Model) -> str | None:
     return None
 
 
-def measure(target: Model, donor: Model, reference: Model) -> Distances | None:
+def measure(
+    target: Model, donor: Model, reference: Model, tie: TieDecision | None = None
+) -> Distances | None:
     """Distances of the three models; ``None`` where no tensor can be compared."""
     others = [("donor", donor), ("reference", reference)]
-    tie = tie_decision(target, others)
+    tie = tie or tie_decision(target, others)
     # Vectors (norms, biases) are too small to tell; they are taken where there is nothing else.
     wide = [info.name for info in target.tensors.values() if len(info.shape) > 1 and info.nbytes > 8]
     everything = [info.name for info in target.tensors.values() if info.nbytes]

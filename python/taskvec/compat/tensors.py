@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.compat.counterparts import _counterparts
+from taskvec.compat.counterparts import iterate_counterparts
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.tied_heads import TieDecision
 from taskvec.dtypes import FLOAT_DTYPES
@@ -52,7 +52,7 @@ def check_tensors(
     if copied:
         subject = f"{listed(copied)} of the {role}"
         findings.append(finding("non-float", subject, "", "not float, so the bytes are copied"))
-    if len(copied) == len(selected) or next(_counterparts(base, others, selected, tie), None) is None:
+    if len(copied) == len(selected) or next(iterate_counterparts(base, others, selected, tie), None) is None:
         what = f"{len(selected):,} tensors are selected, none has a float counterpart in every model"
         fix = "widen the selection or give other models"
         findings.append(finding("nothing-selected", "selection", "", what, fix))

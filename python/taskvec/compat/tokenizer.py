@@ -221,7 +221,7 @@ def _compare_added(role: str, mine: dict[Any, str], theirs: dict[Any, str], fix:
         )
     beyond = [theirs[id] for id in theirs if id not in mine]  # noqa: A001
     lacking = [mine[id] for id in mine if id not in theirs]  # noqa: A001
-    for tokens, word in ((beyond, f"that the {role} has not"), (lacking, f"of the {role} are lacking")):
+    for tokens, word in ((beyond, f"that the {role} does not have"), (lacking, f"of the {role} are lacking")):
         if tokens:
             yield finding(
                 "added-tokens-extra",

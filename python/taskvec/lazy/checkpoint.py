@@ -1,4 +1,4 @@
-"""Checkpoints as the user holds them: the record of a model, read like a mapping, with operators."""
+"""Checkpoints as the user has them: the record of a model, read like a mapping, with operators."""
 
 from __future__ import annotations
 

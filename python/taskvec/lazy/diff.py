@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.lazy.vector import TaskVector, load_vector
@@ -22,8 +22,7 @@ from taskvec.run.compare import compare
 if TYPE_CHECKING:
     from taskvec.progress import Callback
 
-# What keeps two checkpoints from being compared as numbers; everything else that differs is what is to be
-# seen.
+# Findings that keep two checkpoints from being compared as numbers; any other difference is to be seen.
 _STOPPING = ("quantised", "lora-adapter")
 
 
@@ -51,7 +50,7 @@ def diff(
 
 
 def _named(side: object, opened: object) -> str:
-    """What the user wrote, or what was opened in words."""
+    """The side as the user wrote it; one that was opened before, in words."""
     return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(opened)
 
 
@@ -68,7 +67,7 @@ def _checkpoints(
     threads: int | None,
     progress: Callback | None,
 ) -> Difference:
-    found = compat.check_models([("right", other)], one, role="left", selection=selection)
+    found = check_models([("right", other)], one, role="left", selection=selection)
     stopping = [finding for finding in found if finding.level == "error" and finding.id in _STOPPING]
     if stopping:
         error = CompatibilityError(stopping[0].message, stopping[0].fix)

@@ -1,4 +1,4 @@
-"""Plans as the user holds them: the record of what a run will do, which can be run."""
+"""Plans as the user has them: the record of a run before it is run, and the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan(PlanRecord):
-    """What a run will do; its attributes are those of :class:`taskvec.plan.plan.PlanRecord`."""
+    """A run before it is run; its attributes are those of :class:`taskvec.plan.plan.PlanRecord`."""
 
     @classmethod
     def of(cls, record: PlanRecord) -> Plan:
@@ -43,7 +43,7 @@ class Plan(PlanRecord):
         Raises
         ------
         RecipeError
-            The bytes are no plan of this version.
+            The bytes are not a plan of this version.
         FormatError
             A source is not what it was when the plan was made.
         """
@@ -52,11 +52,11 @@ class Plan(PlanRecord):
             version = document["format"], document["arithmetic"]
             fingerprints = [source["fingerprint"] for source in document["sources"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"the bytes are no plan: {error!r}", "make the plan anew") from None
+            raise RecipeError(f"the bytes are not a plan: {error!r}", "make the plan again") from None
         if version != (FORMAT, ARITHMETIC):
             raise RecipeError(
                 f"the plan has format and arithmetic {version}, expected {(FORMAT, ARITHMETIC)}",
-                "make the plan anew with this version",
+                "make the plan again with this version",
             )
         if any(source["kind"] == "memory" for source in document["sources"]):
             raise RecipeError(
@@ -69,7 +69,7 @@ class Plan(PlanRecord):
         for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
             if checkpoint.fingerprint != fingerprint:
                 raise FormatError(
-                    f"`{checkpoint.spec}` is not what it was when the plan was made", "make the plan anew"
+                    f"`{checkpoint.spec}` is not what it was when the plan was made", "make the plan again"
                 )
         roles = ["target", *["source"] * (len(checkpoints) - 1)]
         return cls.make(document, checkpoints, roles, recipe=recipe, data=data)

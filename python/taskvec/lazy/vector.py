@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, Unpack
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.compat.findings import enforce
 from taskvec.errors import CompatibilityError, NotFoundError, RecipeError
 from taskvec.lazy.merge import Merge
@@ -89,7 +89,7 @@ class TaskVector(Delta):
         """
         selection = selection or Selection()
         force = (force,) if isinstance(force, str) else tuple(force)
-        found = compat.check_models([("donor", donor)], reference, role="reference", selection=selection)
+        found = check_models([("donor", donor)], reference, role="reference", selection=selection)
         enforce(found, force)
         return cls([Step(1.0, donor, reference, selection)], force)
 
@@ -385,7 +385,7 @@ class TaskVector(Delta):
         for step in other.steps:
             if step.base is not base:
                 models = [(f"other {name}", model) for name, model in step.models]
-                found = compat.check_models(models, base, role=role, selection=step.wanted)
+                found = check_models(models, base, role=role, selection=step.wanted)
                 enforce(found, force)
         return TaskVector(_collected([*self.steps, *other.steps]), force)
 

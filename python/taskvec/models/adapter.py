@@ -12,21 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files.json import read_object
 from taskvec.models.model import Model, TensorInfo
 
-if TYPE_CHECKING:
-    pass
-
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
-# What an adapter can be besides A and B, each of which changes what B·A means.
+# Settings by which an adapter is more than A and B; each changes the meaning of B·A.
 _UNSUPPORTED = {
     "use_dora": "DoRA (weight-decomposed adapters)",
     "use_qalora": "QALoRA",
@@ -46,7 +43,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True, repr=False, slots=True)
 class Adapter:
-    """An adapter's headers and settings; a source of a plan beside checkpoints and vectors.
+    """An adapter's headers and settings; a source of a plan, as checkpoints and vectors are.
 
     Attributes
     ----------
@@ -90,12 +87,12 @@ class Adapter:
         Raises
         ------
         FormatError
-            The model has not the weights that the adapter changes.
+            The model does not have the weights that the adapter changes.
         """
         unknown = [name for name in self.factors if name not in model.tensors]
         if unknown:
             raise FormatError(
-                f"the adapter `{self.spec}` changes `{unknown[0]}`, which `{model.spec}` has not",
+                f"the adapter `{self.spec}` changes `{unknown[0]}`, which `{model.spec}` does not have",
                 "use the model that the adapter was trained for",
             )
         tensors = dict(model.tensors)
@@ -177,7 +174,7 @@ def _factors(
         match = _KEY.fullmatch(name)
         if match is None:
             raise FormatError(
-                f"the adapter `{folder}` has the tensor `{name}`, which is no factor of a weight",
+                f"the adapter `{folder}` has the tensor `{name}`, which is not a factor of a weight",
                 "merge it into its model with `peft` (merge_and_unload) first, and use the result",
             )
         module = match["module"].removeprefix(_PREFIX)

@@ -1,4 +1,4 @@
-"""Model: what a checkpoint's headers, config and file list say; the record that every room above works on."""
+"""Model: the headers, config and file list of a checkpoint; the record that every room above works on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TensorInfo(NamedTuple):
 
 
 class Weights(Protocol):
-    """What reads the weights: the engine's reader of files, or the buffers of this process."""
+    """The weights behind a record: the engine's reader of files, or the buffers of this process."""
 
     def read(self, name: str) -> Any:
         """The bytes of one tensor, in row-major order, little-endian."""
@@ -41,7 +41,7 @@ class Weights(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the headers say besides their tensors."""
+        """The metadata of the headers."""
         ...
 
 
@@ -116,7 +116,7 @@ class Model:
     kind: Kind = "checkpoint"
 
     def info(self, name: str) -> TensorInfo:
-        """What the headers say of one tensor.
+        """The record of one tensor.
 
         Raises
         ------
@@ -144,7 +144,7 @@ class Model:
 
     @property
     def reader(self) -> Weights:
-        """What reads the weights.
+        """The weights behind this record.
 
         Raises
         ------

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskvec._core import blake3_hex
 from taskvec.files.manifest import File
@@ -14,12 +14,10 @@ from taskvec.files.names import CONFIG
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.selection import Selection
 
-if TYPE_CHECKING:
-    pass
-
+FORMAT = 1
 INDEX = "vector.safetensors.index.json"
-# What a target is compared with when the vector is applied.
-_COMPARED = (
+# The files that a target is compared with when the vector is applied.
+COMPARED = (
     CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,7 +30,6 @@ _COMPARED = (
     "spiece.model",
     "tekken.json",
 )
-
 REFERENCE = "reference"
 
 
@@ -133,6 +130,3 @@ def fits(
         "architecture": blake3_hex(json.dumps([kind, shapes]).encode()),
         "tokenizer": blake3_hex(json.dumps(tokenizer).encode()) if tokenizer else None,
     }
-
-
-FORMAT = 1

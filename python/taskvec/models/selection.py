@@ -69,7 +69,7 @@ class Selection:
     Raises
     ------
     RecipeError
-        A pattern is no regular expression, the preset is unknown, or the layers cannot be read.
+        A pattern is not a regular expression, the preset is unknown, or the layers cannot be read.
     """
 
     include: tuple[str, ...] = ()
@@ -169,7 +169,7 @@ _STRICTNESS: tuple[Preset, ...] = ("full", "no-embed", "no-embed-norm")
 
 
 def both(first: Selection, second: Selection) -> Selection:
-    """What both select."""
+    """The selection of tensors that both select."""
     if first.include and second.include:
         # a name has to hold a match of each
         ahead = [f"(?=.*(?:{'|'.join(part)}))" for part in (first.include, second.include)]

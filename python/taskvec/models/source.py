@@ -40,7 +40,7 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:
-    """What names a checkpoint for good: a hub name with its commit, or what the user wrote."""
+    """The lasting name of a checkpoint: that on the hub with its commit, or what the user wrote."""
     if checkpoint.repository and checkpoint.revision:
         return f"hf://{checkpoint.repository}@{checkpoint.revision}"
     return checkpoint.spec

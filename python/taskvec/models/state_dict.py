@@ -10,21 +10,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import blake3_hex
-from taskvec.dtypes import TORCH_NAMES
+from taskvec.dtypes import TYPES
 from taskvec.errors import FormatError
 from taskvec.models.model import Model, TensorInfo
+from taskvec.models.storage import plain
 
 if TYPE_CHECKING:
     import numpy as np
 
     Buffer = list[tuple[str, str, tuple[int, ...], np.ndarray]]
 
-_NAMES = {
-    **{torch: name for name, torch in TORCH_NAMES.items()},
-    "bool": "BOOL",
-    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-    "complex64": "C64",
-}
+_NAMES = {kind.numpy: name for name, kind in TYPES.items()}
 _NUMBER = itertools.count(1)
 
 
@@ -55,9 +51,8 @@ def state_dict(
     infos: dict[str, TensorInfo] = {}
     arrays: dict[str, np.ndarray] = {}
     for key, tensor in tensors.items():
-        dtype, shape = dtype_of(key, tensor), tuple(tensor.shape)
+        infos[key] = plain(key, dtype_of(key, tensor), tuple(tensor.shape))
         arrays[key] = bytes_of(key, tensor)
-        infos[key] = TensorInfo(key, dtype, shape, arrays[key].nbytes, "")
     return in_memory(infos, arrays, config, name)
 
 
@@ -82,7 +77,7 @@ def in_memory(
     )
 
 
-def buffers(sources: Iterable[object]) -> list[Buffer]:
+def buffers_of(sources: Iterable[object]) -> list[Buffer]:
     """The tensors of those of a plan's sources that are in memory, as the engine takes them."""
     return [
         [
@@ -106,7 +101,7 @@ def dtype_of(name: str, tensor: Any) -> str:
     Raises
     ------
     FormatError
-        It has none, or this is no tensor.
+        It does not have one, or this is not a tensor.
     """
     word = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
     if word not in _NAMES or not hasattr(tensor, "shape"):

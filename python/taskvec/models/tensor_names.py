@@ -23,7 +23,8 @@ _PREDICTOR = re.compile(r"(?:^|\.)(?:mtp|nextn)\.")
 _ENCODER = re.compile(r"^(?:model\.)?encoder\.")
 _DECODER = re.compile(r"^(?:model\.)?decoder\.")
 _SHARED = re.compile(r"^(?:model\.)?shared\.")
-# What a model does before its first layer, by the names that published ones have; the rest comes after.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+# Names of what comes before the first layer in published models; the rest comes after the last.
 _FIRST = re.compile(
     r"(?<!un)embed(?!_out)|embd|(?:^|\.)(?:wte|wpe|shared|per_layer\w*)\.|(?:^|[._])conv[12]?\.|patch_|_pre\.|"
     r"rotary|relative_pe|(?:^|\.)class_"
@@ -150,14 +151,26 @@ def main_stack(counts: Mapping[str, int]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to; ``None`` for embeddings, final norm, head and towers."""
+    place = _outside_towers(name)
+    return None if place is None else place.layer
 
 
 def module_of(name: str) -> str:
     """The kind of module that a tensor belongs to: its name without layer, numbers and ``.weight``."""
-    match = _LAYER.search(name)
-    inner = name[match.end() :] if match and layer_of(name) is not None else name.removeprefix("model.")
+    place = _outside_towers(name)
+    inner = name.removeprefix("model.") if place is None else place.rest.removeprefix(".")
     return _NUMBER.sub("*", inner).removesuffix(".weight")
+
+
+def _outside_towers(name: str) -> Place | None:
+    """The layer of the language model that a tensor belongs to.
+
+    Towers that read pictures or sound number their own layers; "layer 8" means the language model's.
+    """
+    place = place_of(name)
+    return None if place is None or kind_of_stack(place.stack) in ("vision", "audio") else place
 
 
 # The input embedding and the output head by every name that published decoders give them. `output` counts
@@ -172,15 +185,6 @@ _VOCABULARY = re.compile(
 _VOCABULARY_ENDINGS = tuple(
     f"{word}.{kind}" for word in (*_VOCABULARY_WORDS, "output") for kind in ("weight", "bias")
 )
-
-# Towers that read pictures or sound number their own blocks; "layer 8" means the language model's.
-_TOWER = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder|audio_tower|audio_model)\.")
-
-
-def layer_of(name: str) -> int | None:
-    """The layer that a tensor belongs to; ``None`` for embeddings, final norm, head and towers."""
-    match = _LAYER.search(name)
-    return None if match is None or _TOWER.search(name) else int(match[1])
 
 
 def is_vocabulary(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The findings of a plan: of the models, of what is converted, of the lineage."""
+"""The findings of a plan: of its models, of conversion, of the lineage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models, check_transfer
 from taskvec.compat.findings import finding, forced, in_order
 from taskvec.compat.lineage import lineage
 from taskvec.errors import RecipeError
@@ -19,22 +19,27 @@ from taskvec.text import listed
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
+    from taskvec.compat.tied_heads import TieDecision
 
 
-def findings(target: Model, steps: Sequence[Step], *, force: Iterable[str] = ()) -> list[Finding]:
-    """Everything that is to be said about adding steps to a target, errors first.
+def findings(
+    target: Model,
+    steps: Sequence[Step],
+    ties: Sequence[TieDecision] | None = None,
+    *,
+    force: Iterable[str] = (),
+) -> list[Finding]:
+    """Every finding about adding steps to a target, errors first.
 
     The lineage is looked at (a sample of the weights) only where the headers give no error and the weights
-    are here.
+    are here. ``ties`` are :meth:`Step.tie` of each step, where they are known already.
     """
     found: list[Finding] = []
-    for step in steps:
-        said = check_step(target, step, force)
-        models = [target, *(model for _, model in step.models)]
-        is_local = all(model.path is not None for model in models)
-        if len(models) == 3 and is_local and not any(each.level == "error" for each in said):
-            said = [*said, *lineage(*models)]
-        found += [each for each in said if each not in found]
+    for step, tie in zip(steps, ties or [step.tie(target) for step in steps], strict=True):
+        of_step = check_step(target, step, force, tie)
+        if not any(each.level == "error" for each in of_step):
+            of_step += _lineage(target, step, tie)
+        found += [each for each in of_step if each not in found]
     own = [name for name in target.other_files if is_own(name) and name.lower() != CARD.lower()]
     if own:
         what = f"{listed(own)} of an earlier run of taskvec do not come along to the output"
@@ -42,8 +47,16 @@ def findings(target: Model, steps: Sequence[Step], *, force: Iterable[str] = ())
     return in_order(found)
 
 
+def _lineage(target: Model, step: Step, tie: TieDecision) -> list[Finding]:
+    models = [model for _, model in step.models]
+    if len(models) != 2 or any(model.path is None for model in (target, *models)):
+        return []
+    donor, reference = models
+    return lineage(target, donor, reference, tie)
+
+
 def with_lineage(plan: PlanRecord, checkpoints: Sequence[object]) -> PlanRecord:
-    """The plan with what a sample of the weights says; for one that was made when they were not here yet.
+    """The plan with the findings of a sample of the weights, for one made when they were not here yet.
 
     Parameters
     ----------
@@ -62,21 +75,24 @@ def with_lineage(plan: PlanRecord, checkpoints: Sequence[object]) -> PlanRecord:
         roles = ("target", role, role.replace("donor", "reference"))
         models = [model for model in map(by_role.get, roles) if isinstance(model, Model)]
         if len(models) == 3:
-            found += [each for each in lineage(*models) if each not in found]
+            target, donor, reference = models
+            found += [each for each in lineage(target, donor, reference) if each not in found]
     return replace(plan, findings=tuple(in_order(found)))
 
 
-def check_step(target: Model, step: Step, force: Iterable[str] = ()) -> list[Finding]:
-    """What headers, config and tokenizer say about adding a step to a target."""
+def check_step(
+    target: Model, step: Step, force: Iterable[str] = (), tie: TieDecision | None = None
+) -> list[Finding]:
+    """The findings of headers, config and tokenizer about adding a step to a target."""
     if step.reference is None:
-        said = compat.check_models(step.models, target, role="target", selection=step.wanted)
-        return forced(said, force)
+        found = check_models(step.models, target, role="target", selection=step.wanted, tie=tie)
+        return forced(found, force)
     (_, donor), (_, reference) = step.models
-    return compat.check_transfer(target, donor, reference, selection=step.wanted, force=force)
+    return check_transfer(target, donor, reference, selection=step.wanted, force=force, tie=tie)
 
 
 def refuse_conversion(found: Iterable[Finding], settings: Settings) -> None:
-    """A quantised tensor is no plain number: it can be copied, not converted.
+    """Stops where quantised tensors would be converted: they can be copied only.
 
     Raises
     ------
@@ -86,5 +102,5 @@ def refuse_conversion(found: Iterable[Finding], settings: Settings) -> None:
     if settings.out_dtype and any(each.id.startswith("quantised") for each in found):
         raise RecipeError(
             "the target holds quantised tensors, which another output type would turn into other numbers",
-            "leave the output type away",
+            "leave out the output type",
         )

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
-from taskvec.compat.tied_heads import tie_decision
+from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, both
 from taskvec.settings import format_alpha
@@ -46,17 +46,20 @@ class Step(NamedTuple):
 
     @property
     def sources(self) -> list[tuple[str, Model | SavedVector]]:
-        """What is read, with the role of each."""
+        """The models and vectors that are read, with the role of each."""
         if self.reference is None:
             return [("vector", self.donor)]
         return [("donor", self.donor), ("reference", self.reference)]
 
-    def stored(self, target: Model) -> dict[str, tuple[str, ...]]:
+    def tie(self, target: Model) -> TieDecision:
+        """Which stored tensors serve as embedding and head when a target takes this step."""
+        return tie_decision(target, self.models)
+
+    def stored(self, target: Model, tie: TieDecision) -> dict[str, tuple[str, ...]]:
         """For each of the target's tensors that takes this step: the stored name in each of the sources.
 
         A tensor in which a saved vector is zero takes it too, with no stored name.
         """
-        tie = tie_decision(target, self.models)
         found = counterparts(target, self.models, self.wanted.select(target.tensors), tie)
         if self.reference is not None:
             return found
@@ -64,16 +67,19 @@ class Step(NamedTuple):
 
     @property
     def wanted(self) -> Selection:
-        """What is selected here and, of a saved vector, was when it was extracted."""
+        """The selection here and, of a saved vector, the one that it was extracted with."""
         return self.selection if self.reference is not None else both(self.vector.selection, self.selection)
 
-    def own(self) -> dict[str, tuple[str, ...]]:
-        """The tensors of the difference in its own names: the stored name in each of the sources."""
+    def own(self, tie: TieDecision | None = None) -> dict[str, tuple[str, ...]]:
+        """The tensors of the difference in its own names: the stored name in each of the sources.
+
+        ``tie`` is what :func:`tie_decision` says of reference and donor, where it is known already.
+        """
         selected = [name for name in self.base.tensors if self.wanted.matches(name)]
         if self.reference is None:
             return {name: (name,) for name in selected}
         donor = self.models[:1]
-        tie = tie_decision(self.reference, donor, "reference")
+        tie = tie or tie_decision(self.reference, donor, "reference")
         found = counterparts(self.reference, donor, selected, tie)
         return {name: (*names, name) for name, names in found.items()}
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskvec.dtypes import DTYPE_BYTES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
+from taskvec.models.storage import stored_bytes
+from taskvec.plan.config_changes import config_changes
 from taskvec.plan.layout import Sized, layout
-from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, config_changes
-from taskvec.plan.rows import Rows
+from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
+from taskvec.plan.rows import Operations, Rows
 from taskvec.settings import Settings, format_alpha
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Draft:
         self.checkpoints: list[Model | SavedVector | Adapter] = []
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
-        self._operations: dict[str, int] = {}
+        self._operations = Operations()
         self._rows = Rows()
         self.base = base
         self.source(base, role)
@@ -66,13 +65,13 @@ class Draft:
 
     def operation(self, operation: Mapping[str, Any]) -> int:
         """The number of an operation; equal ones are one."""
-        return self._operations.setdefault(json.dumps(operation), len(self._operations))
+        return self._operations.number(operation)
 
     def tensor(
-        self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
+        self, name: str, form: str, shape: Sequence[int], operation: int, inputs: list[tuple[int, str]]
     ) -> None:
-        """Add an output tensor: its inputs are pairs of source and stored name."""
-        self._rows.append(name, dtype, shape, operation, inputs)
+        """Add an output tensor in a form of storage: its inputs are pairs of source and stored name."""
+        self._rows.append(name, form, shape, operation, inputs)
 
     def finish(
         self,
@@ -87,10 +86,10 @@ class Draft:
     ) -> PlanRecord:
         """Lay the tensors out over weight files and make the plan.
 
-        ``config`` are changes beside those of types, as :class:`Plan` has them; ``is_random`` says that an
+        ``config`` are changes besides those of types, as :class:`Plan` has them; ``is_random`` says that an
         operation draws random numbers.
         """
-        sized = [Sized(name, math.prod(shape) * DTYPE_BYTES[dtype]) for name, dtype, shape, *_ in self._rows]
+        sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
         shards, self._rows.shards = layout(sized, self.base.tensors, max_shard_size=settings.max_shard_size)
         del sized
         is_single = len(alphas) == 1
@@ -103,7 +102,7 @@ class Draft:
                 for alpha in alphas
             ],
             "shards": shards,
-            "operations": [json.loads(operation) for operation in self._operations],
+            "operations": self._operations.all,
             "tensors": self._rows,
             "rounding": settings.rounding,
             # without random draws the seed changes nothing, and is no reason to begin again

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 
 from taskvec._core import blake3_hex
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.compat.findings import enforce
-from taskvec.dtypes import DTYPE_BYTES, parse_dtype
+from taskvec.compat.tied_heads import tie_decision
+from taskvec.dtypes import parse_dtype
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned, source_document
+from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Step
 from taskvec.plan.layout import DEFAULT_SHARD_SIZE
 from taskvec.plan.plan import FORMAT, Output, PlanRecord, Source
@@ -53,10 +54,11 @@ def plan_extract(
     """
     selection, settings = selection or Selection(), settings or Settings()
     dtype = parse_dtype(dtype) if dtype is not None else None
-    found = compat.check_models([("donor", donor)], reference, role="reference", selection=selection)
+    tie = tie_decision(reference, [("donor", donor)], "reference")
+    found = check_models([("donor", donor)], reference, role="reference", selection=selection, tie=tie)
     found = enforce(found, (*settings.force, *force))
     selection.select(reference.tensors)
-    own = Step(1.0, donor, reference, selection).own()
+    own = Step(1.0, donor, reference, selection).own(tie)
     models = [("donor", donor), ("reference", reference)]
     document = {
         "format": FORMAT,
@@ -82,6 +84,7 @@ def plan_extract(
     ]
     return PlanRecord(
         json=data,
+        document=document,
         digest=blake3_hex(data),
         kind="vector",
         sources=tuple(
@@ -105,4 +108,4 @@ def plan_extract(
 
 def _dense_bytes(reference: Model, names: Iterable[str], dtype: str | None) -> int:
     infos = [reference.tensors[name] for name in names]
-    return sum(math.prod(info.shape) * DTYPE_BYTES[dtype or info.dtype] for info in infos)
+    return sum(stored_bytes(dtype or info.dtype, info.shape) for info in infos)

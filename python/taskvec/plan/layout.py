@@ -1,4 +1,4 @@
-"""Which output tensor goes into which weight file."""
+"""The weight file of each output tensor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def layout(
     Parameters
     ----------
     tensors : sequence of Sized
-        In the target's own file order; tensors that the target has not come last.
+        In the target's own file order; tensors that the target does not have come last.
     own : mapping
         The target's tensors.
     max_shard_size : int, optional

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from taskvec.compat import models as compat
+from taskvec.compat.check import check_models
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
 from taskvec.dtypes import FLOAT_DTYPES
@@ -67,11 +67,11 @@ def plan_recipe(
         rounding=resolved.rounding or settings.rounding,  # type: ignore[arg-type]
         seed=settings.seed if resolved.seed is None else resolved.seed,
     )
-    donor = opened[resolved.models[resolved.donor]]
-    assert isinstance(donor, Model)
-    found = enforce(_findings(resolved, opened, donor, recipe), settings.force)
+    config_from = opened[resolved.models[resolved.donor]]
+    assert isinstance(config_from, Model)
+    found = enforce(_findings(resolved, opened, config_from, recipe), settings.force)
     refuse_conversion(found, settings)
-    draft = Draft(donor, _role(resolved.donor, resolved))
+    draft = Draft(config_from, _role(resolved.donor, resolved))
     numbers = [
         _source(draft, ref, opened, _role(number, resolved)) for number, ref in enumerate(resolved.models)
     ]
@@ -97,7 +97,7 @@ def plan_recipe(
             **({"seed": settings.seed} if resolved.method.random else {}),
         },
         config=resolved.config_edits,
-        files=_files(resolved, opened, donor, recipe),
+        files=_files(resolved, opened, config_from, recipe),
         is_random=resolved.method.random,
     )
 
@@ -139,17 +139,17 @@ def _source(draft: Draft, ref: ModelRef, opened: Opened, role: str) -> int:
     return draft.adapter(open_adapter(ref.adapter), role, base=number)
 
 
-def _files(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> dict[str, bytes]:
-    """Tokenizer files of another model than the donor, and the chat template that the recipe names."""
+def _files(resolved: ResolvedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> dict[str, bytes]:
+    """Tokenizer files of another model than gives the config, and the chat template of the recipe."""
     files: dict[str, bytes] = {}
     chosen = _checkpoint_of(opened, resolved.models[resolved.tokenizer_from])
-    if chosen is not donor:
+    if chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
-        if TEMPLATE in donor.other_files and TEMPLATE not in files and (own := template_of(chosen)):
-            files[TEMPLATE] = own.encode()  # the donor's file would go before what is in the settings
+        if TEMPLATE in config_from.other_files and TEMPLATE not in files and (own := template_of(chosen)):
+            files[TEMPLATE] = own.encode()  # a template in a file goes before one in the settings
     if resolved.chat_template is not None:
-        if SETTINGS in donor.other_files or SETTINGS in files:
-            text = files.get(SETTINGS) or donor.read_file(SETTINGS)
+        if SETTINGS in config_from.other_files or SETTINGS in files:
+            text = files.get(SETTINGS) or config_from.read_file(SETTINGS)
             settings = parse_object(text, SETTINGS)
             settings.pop("chat_template", None)
             files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
@@ -161,7 +161,7 @@ def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
     """The chat template that a recipe means: a known one by name, ``auto``, or the template itself."""
     if chosen != "auto":
         return TEMPLATES.get(chosen, chosen)
-    # What is only subtracted is no input. An adapter has its model's template.
+    # A model that is only subtracted is not an input. An adapter has its model's template.
     inputs = dict.fromkeys(
         ref.plain
         for group in recipe.groups()
@@ -185,14 +185,16 @@ def _role(number: int, resolved: ResolvedMerge) -> str:
     return f"model {number}" if number else "base"
 
 
-def _findings(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> list[Finding]:
+def _findings(resolved: ResolvedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> list[Finding]:
     found = list(resolved.remarks)
     others = [
-        (str(ref), model) for ref, model in opened.items() if isinstance(model, Model) and model is not donor
+        (str(ref), model)
+        for ref, model in opened.items()
+        if isinstance(model, Model) and model is not config_from
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if not has_slices:
-        found += compat.check_models(others, donor, selection=recipe.selection)
+        found += check_models(others, config_from, selection=recipe.selection)
     for name, models in resolved.missing:
         missing = listed([str(resolved.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))

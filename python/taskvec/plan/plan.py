@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from taskvec._core import blake3_hex
-from taskvec.dtypes import DTYPE_BYTES, FLOAT_DTYPES, TORCH_NAMES
 from taskvec.host import cores
+from taskvec.models.storage import logical
+from taskvec.plan.config_changes import config_changes
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -54,13 +55,15 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """What a run will do, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
+    """A run before it is run, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
 
     Attributes
     ----------
     json : bytes
         The engine's part: the same bytes for a dry run, a run, a resumed run, and on another machine that has
         the sources at the same paths.
+    document : mapping
+        The same as data; its ``tensors`` are rows as :class:`taskvec.plan.rows.Rows` has them.
     digest : str
         BLAKE3 of these bytes.
     kind : {"checkpoint", "vector"}
@@ -68,14 +71,14 @@ class PlanRecord:
     sources, outputs, shards : tuple
         What is read and written.
     weight_map : mapping
-        Output tensor -> its shard, in file order.
+        Stored output tensor -> its shard, in file order.
     merged, copied : int
         Output tensors that are computed, and those that are the target's bytes (converted where ``out_dtype``
         asks).
     bytes_out : int
         Tensor bytes written, all outputs together.
     findings : tuple of Finding
-        What the compatibility check said; an error among them has been forced.
+        Those of the compatibility check; an error among them has been forced.
     config : mapping
         Keys of config.json that the output changes, and their values; nested ones as ``text_config.dtype``.
     recipe : mapping
@@ -87,6 +90,7 @@ class PlanRecord:
     """
 
     json: bytes = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False, compare=False)
     digest: str
     kind: Kind
     sources: tuple[Source, ...]
@@ -125,6 +129,7 @@ class PlanRecord:
         data = data or encode(document)
         return cls(
             json=data,
+            document=document,
             digest=blake3_hex(data),
             kind=kind,
             findings=tuple(findings),
@@ -156,7 +161,7 @@ class PlanRecord:
         return sum(source.download for source in self.sources)
 
     def memory(self, threads: int | None = None) -> int:
-        """Anonymous memory of a run beside the interpreter's own, in bytes, at most.
+        """Anonymous memory of a run besides the interpreter's own, in bytes, at most.
 
         A block of 1 MiB per thread for each input and output, and tiles; the engine bounds its threads by the
         same formula where ``max_memory`` is given.
@@ -183,7 +188,7 @@ class PlanRecord:
             "download": self.download,
             "memory": self.memory(),
             "config": dict(self.config),
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def __str__(self) -> str:
@@ -195,29 +200,6 @@ class PlanRecord:
         lines.append(f"  output    {len(self.shards)} weight files, {self.bytes_out:,} bytes in all")
         lines += [f"  {finding.level}[{finding.id}]: {finding.message}" for finding in self.findings]
         return "\n".join(lines)
-
-
-def config_changes(document: Mapping[str, Any], base: Model | SavedVector | Adapter) -> dict[str, Any]:
-    """Keys of the base's config.json that name a float type, where the output has another one."""
-    tensors = base.tensors
-    converted = {
-        row[1]
-        for row in document["tensors"]
-        if row[1] in FLOAT_DTYPES and row[0] in tensors and tensors[row[0]].dtype != row[1]
-    }
-    if len(converted) != 1:
-        return {}
-    name = TORCH_NAMES[converted.pop()]
-    nested = [
-        (f"{key}.", value) for key, value in base.config.items() if key.endswith("_config") and "." not in key
-    ]
-    return {
-        f"{prefix}{key}": name
-        for prefix, config in [("", base.config), *nested]
-        if isinstance(config, dict)
-        for key in ("dtype", "torch_dtype")
-        if config.get(key) in TORCH_NAMES.values() and config[key] != name
-    }
 
 
 def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> int:
@@ -239,12 +221,13 @@ def _facts(
     used: list[list[str]] = [[] for _ in checkpoints]
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
-    for name, dtype, shape, shard, operation, inputs in document["tensors"]:
-        count = math.prod(shape)
-        weight_map[name] = names[shard]
+    for name, form, shape, shard, operation, inputs in document["tensors"]:
+        tensor = logical(name, form, tuple(shape))
+        for part in tensor.parts:
+            weight_map[part.name] = names[shard]
+            size[shard] += part.nbytes
         tensors[shard] += 1
-        parameters[shard] += count
-        size[shard] += count * DTYPE_BYTES[dtype]
+        parameters[shard] += math.prod(shape)
         copied += operation in copies
         most_inputs = max(most_inputs, len(inputs))
         for source, stored in inputs:
@@ -260,7 +243,7 @@ def _facts(
         "outputs": tuple(Output(output["folder"], output["alpha"]) for output in document["outputs"]),
         "shards": tuple(map(Shard, names, tensors, parameters, size)),
         "weight_map": weight_map,
-        "merged": len(weight_map) - copied,
+        "merged": sum(tensors) - copied,
         "copied": copied,
         "most_inputs": most_inputs,
         "bytes_out": sum(size) * len(document["outputs"]),

@@ -12,10 +12,29 @@ from typing import Any
 BATCH = 1000
 
 
-class Rows:
-    """Tensors of a plan; goes over them as the plan has them: name, dtype, shape, shard, operation, inputs.
+# Name, form of storage, shape, shard, operation, and inputs as pairs of source and stored name.
+Row = tuple[str, str, Sequence[int], int, int, Sequence[tuple[int, str]]]
 
-    Each is held in two tuples, which take half of what the lists would.
+
+class Operations:
+    """Operations of a plan in the making; ``all`` has each once, at its number."""
+
+    def __init__(self) -> None:
+        self.all: list[Mapping[str, Any]] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, operation: Mapping[str, Any]) -> int:
+        """The number of an operation; equal ones are one."""
+        number = self._numbers.setdefault(json.dumps(operation), len(self.all))
+        if number == len(self.all):
+            self.all.append(operation)
+        return number
+
+
+class Rows:
+    """Tensors of a plan; goes over them as the plan has them.
+
+    Each is kept in two tuples, which take half of what the lists would.
 
     Attributes
     ----------
@@ -28,19 +47,19 @@ class Rows:
         self.shards: Sequence[int] = ()
 
     def append(
-        self, name: str, dtype: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
+        self, name: str, form: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
     ) -> None:
         """Add a tensor: its inputs are pairs of source and stored name."""
         flat = tuple(itertools.chain.from_iterable(inputs))
-        self._rows.append((name, dtype, shape, operation, flat))
+        self._rows.append((name, form, shape, operation, flat))
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __iter__(self) -> Iterator[tuple[str, str, Sequence[int], int, int, list[tuple[int, str]]]]:
+    def __iter__(self) -> Iterator[Row]:
         shards = self.shards or itertools.repeat(0)
-        for (name, dtype, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
-            yield name, dtype, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
+        for (name, form, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
+            yield name, form, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -55,6 +74,12 @@ def encode(document: Mapping[str, Any]) -> bytes:
             out.write(_compact(value))
     out.write(b"}")
     return out.getvalue()
+
+
+def encode_part(document: Mapping[str, Any], rows: Iterable[Row]) -> bytes:
+    """The bytes of a plan for some of its rows, all of them in one weight file."""
+    tensors = ((*row[:3], 0, *row[4:]) for row in rows)
+    return encode({**document, "shards": ["part.safetensors"], "tensors": tensors})
 
 
 def _write_rows(out: io.BytesIO, rows: Iterator[Any]) -> None:

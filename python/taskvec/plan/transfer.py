@@ -1,13 +1,13 @@
-"""What the user asked for × headers → plan. Pure: no weight is read, and nothing is written."""
+"""The plan of a transfer, from its steps and headers. Pure: no weight is read, and nothing is written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce
-from taskvec.compat.tied_heads import tie_decision
+from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
@@ -18,6 +18,9 @@ from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
+
+if TYPE_CHECKING:
+    from taskvec.compat.tied_heads import TieDecision
 
 Control = Literal["random", "permute"]
 
@@ -51,7 +54,7 @@ def plan_steps(
 ) -> PlanRecord:
     """The plan of target + α·Σ w·(donor − reference), in one pass.
 
-    Tensors outside the selection, tensors that are no floats, and those of which donor or reference lack the
+    Tensors outside the selection, tensors that are not floats, and those of which donor or reference lack the
     counterpart are the target's; the findings name the latter. A control puts a random vector of the same
     norms, or the vector's own values in another order, in the place of the vector: what it does to a model,
     the vector does not do by what it carries.
@@ -70,19 +73,46 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
-    found = enforce(findings(target, steps, force=settings.force), settings.force)
+    ties = [step.tie(target) for step in steps]
+    found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)
     draft = Draft(target)
-    terms = [_Term(draft, target, step, number, len(steps)) for number, step in enumerate(steps, 1)]
+    suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
+    terms = [_Term(draft, *each) for each in zip(steps, ties, suffixes, strict=True)]
+    _fill(draft, terms, layer_scales(target, layer_scale), settings, control)
+    recipe = _recipe(target, steps, alphas, settings)
+    recipe |= {"layer_scale": list(layer_scale)} if layer_scale else {}
+    recipe |= {"control": control, "seed": settings.seed} if control else {}
+    return draft.finish(
+        alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
+    )
+
+
+class _Term:
+    """A step in a draft: its sources, and the stored names that serve for each target tensor."""
+
+    def __init__(self, draft: Draft, step: Step, tie: TieDecision, suffix: str) -> None:
+        self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
+        self.stored = step.stored(draft.base, tie)
+        self.weight = step.weight
+
+
+def _fill(
+    draft: Draft,
+    terms: Sequence[_Term],
+    scales: Mapping[str, float],
+    settings: Settings,
+    control: Control | None,
+) -> None:
+    """Put every tensor of the target into a draft, with the terms that it takes."""
     factor = 1.0
     if len(terms) == 1:
         # one step has its weight in the final factor, which is rounded once with alpha
         factor, terms[0].weight = terms[0].weight, 1.0
-    scales = layer_scales(target, layer_scale)
     copy = draft.operation({"kind": "copy"})
-    dtypes = {dtype: out_dtype(dtype, settings) for dtype in target.dtypes}
+    dtypes = {dtype: out_dtype(dtype, settings) for dtype in draft.base.dtypes}
     known: dict[tuple[float, tuple[tuple[float, int], ...]], int] = {}
-    for name, info in target.tensors.items():
+    for name, info in draft.base.tensors.items():
         inputs, taken = [(0, name)], ()
         for term in terms:
             stored = term.stored.get(name)
@@ -99,22 +129,6 @@ def plan_steps(
             made["kind"] = f"control_{control}" if control else made["kind"]
             operation = known[key] = draft.operation(made)
         draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
-    recipe = _recipe(target, steps, alphas, settings)
-    recipe |= {"layer_scale": list(layer_scale)} if layer_scale else {}
-    recipe |= {"control": control, "seed": settings.seed} if control else {}
-    return draft.finish(
-        alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
-    )
-
-
-class _Term:
-    """A step in a draft: its sources, and the stored names that serve for each target tensor."""
-
-    def __init__(self, draft: Draft, target: Model, step: Step, number: int, count: int) -> None:
-        suffix = f" {number}" if count > 1 else ""
-        self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
-        self.stored = step.stored(target)
-        self.weight = step.weight
 
 
 def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:
@@ -172,14 +186,14 @@ def layer_scales(target: Model, gradient: Sequence[float] | None) -> dict[str, f
         return {}
     if not gradient or not all(math.isfinite(value) for value in gradient):
         raise RecipeError(
-            f"layer scale {list(gradient)} is no list of finite numbers", "write it as `0,0.5,1`"
+            f"layer scale {list(gradient)} is not a list of finite numbers", "write it as `0,0.5,1`"
         )
     layers = {name: layer_of(name) for name in target.tensors}
     numbers = [layer for layer in layers.values() if layer is not None]
     if not numbers:
-        raise RecipeError(f"`{target.spec}` has no numbered layers", "leave the layer scale away")
+        raise RecipeError(f"`{target.spec}` has no numbered layers", "leave out the layer scale")
     last = max(numbers)
-    embedding = tie_decision(target, []).base.embedding
+    embedding = head_of(target).embedding
     scales = {}
     for name, layer in layers.items():
         position = (0.0 if name == embedding else 1.0) if layer is None else layer / last if last else 0.0

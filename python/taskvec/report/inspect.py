@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its headers, config and manifest alone."""
+"""The contents of a checkpoint, from its headers, config and manifest alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Inspection:
     files : tuple of WeightFile
         The weight files.
     other_files : tuple of str
-        The files beside them.
+        The other files.
     parameters, bytes : int
         Elements and bytes of all tensors.
     dtypes : dict of str to int
@@ -73,7 +73,7 @@ class Inspection:
     download: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; of the manifest, what made the folder."""
+        """Plain data; of the manifest only how the folder was made."""
         made = self.manifest or {}
         return {
             "schema": SCHEMA,
@@ -104,7 +104,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
-    """What a checkpoint holds, from its headers alone; see :func:`taskvec.inspect`."""
+    """The contents of a checkpoint, from its headers alone; see :func:`taskvec.inspect`."""
     checkpoint = open_model(path)
     made = _manifest(checkpoint)
     count: Counter[str] = Counter()

@@ -10,7 +10,6 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a manifest says of how the output came about; the model card is written from it too.
+    """How an output came about, as its manifest has it; the model card is written from it too.
 
     ``vector`` describes a saved vector, of which there is no survival.
     """
@@ -47,7 +46,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
             _source(source.role, checkpoint)
             for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
         ],
-        "findings": [{**asdict(finding), "message": finding.message} for finding in plan.findings],
+        "findings": [finding.to_dict() for finding in plan.findings],
         "survival": {
             "fields": list(Survival._fields),
             "total": list(output.survival) if output.survival else None,
@@ -59,7 +58,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
 
 
 def run_facts(plan: PlanRecord, engine: Mapping[str, Any], begin: float) -> dict[str, Any]:
-    """What is true of this run alone; ``begin`` is when it began, on the monotonic clock."""
+    """The facts of this run alone; ``begin`` is when it began, on the monotonic clock."""
     return {
         "plan": plan.digest,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,7 +10,6 @@ subtracted: what a target is compared with.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import digest_file
-from taskvec.dtypes import DTYPE_BYTES
 from taskvec.errors import FormatError
 from taskvec.files.folder import list_folder
 from taskvec.files.json import read_object
@@ -27,6 +25,7 @@ from taskvec.files.names import CONFIG, MANIFEST
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.saved_vector import REFERENCE, SavedVector, fits
 from taskvec.models.selection import Selection
+from taskvec.models.storage import plain
 from taskvec.resolve import vector_manifest
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.remote import materialised
@@ -121,12 +120,7 @@ def _reference(spec: str, stored: Model, rows: Mapping[str, Mapping[str, Any]]) 
     folder = stored.location / REFERENCE
     listing = list_folder(folder, ()) if folder.is_dir() else None
     config = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    tensors = {
-        name: TensorInfo(
-            name, row["origin"], tuple(row["shape"]), math.prod(row["shape"]) * DTYPE_BYTES[row["origin"]], ""
-        )
-        for name, row in rows.items()
-    }
+    tensors = {name: plain(name, row["origin"], tuple(row["shape"])) for name, row in rows.items()}
     return Model(
         spec=spec,
         path=folder,

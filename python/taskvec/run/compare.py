@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec._core import compare as engine_compare
 from taskvec.models.source import source_document, source_path
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import FORMAT
 from taskvec.progress import Callback, meter
@@ -51,11 +51,11 @@ def compare(
             pairs |= {name: Pair.total(())._replace(elements=math.prod(shapes[name])) for name in names}
             continue
         chosen = [terms[number] for number in present]
-        plan, held = _plan(chosen, sum(n < len(left) for n in present), names, shapes)
+        plan, buffers = _plan(chosen, sum(n < len(left) for n in present), names, shapes)
         report = engine_compare(
-            plan, threads=threads or 0, progress=meter(progress, "compare"), memories=held
+            plan, threads=threads or 0, progress=meter(progress, "compare"), memories=buffers
         )
-        # each row becomes what it is for as soon as it is read
+        # each row becomes a pair of figures as soon as it is read
         pairs.update(json.loads(report, object_hook=_named)["tensors"])
     return {name: pairs[name] for name in shapes}
 
@@ -63,8 +63,8 @@ def compare(
 def _plan(
     terms: Sequence[Term], left: int, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[bytes, list[Buffer]]:
-    """The engine's part, and the tensors that it is held: the first `left` terms are the left side."""
-    sources, numbers, held = numbered(terms)
+    """The engine's part, and the buffers of sources in memory: the first `left` terms are the left side."""
+    sources, numbers, buffers = numbered(terms)
     inputs = [number for each in numbers for number in each]
     sides: list[dict[str, Any]] = []
     at = 0
@@ -87,14 +87,14 @@ def _plan(
         "left": sides[:left],
         "right": sides[left:],
     }
-    return json.dumps(document, separators=(",", ":")).encode(), held
+    return json.dumps(document, separators=(",", ":")).encode(), buffers
 
 
 def numbered(
     terms: Sequence[Term],
 ) -> tuple[list[dict[str, Any]], list[tuple[int, ...]], list[Buffer]]:
-    """The sources of some terms as a plan has them, each once; for each term the numbers of its own; and what
-    the engine is held of those in memory."""
+    """The sources of some terms as a plan has them, each once; for each term the numbers of its own; and the
+    buffers of those in memory."""
     numbers: dict[tuple[str, str], int] = {}
     sources: list[object] = []
     documents: list[dict[str, Any]] = []
@@ -107,7 +107,7 @@ def numbered(
                 sources.append(source)
                 documents.append(source_document(source))
         inputs.append(tuple(numbers[key] for key in keys))
-    return documents, inputs, buffers(sources)
+    return documents, inputs, buffers_of(sources)
 
 
 def _named(row: dict[str, Any]) -> tuple[str, Pair] | dict[str, Any]:

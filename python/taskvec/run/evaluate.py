@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskvec._core import evaluate
-from taskvec.dtypes import DTYPE_BYTES, numpy_dtype
+from taskvec.dtypes import numpy_dtype
 from taskvec.models.model import Model
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
+from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
+from taskvec.plan.rows import Operations, Row, encode_part
 from taskvec.run.compare import numbered
 
 if TYPE_CHECKING:
@@ -52,20 +53,19 @@ def of_plan(
     for checkpoint in plan.checkpoints:
         if isinstance(checkpoint, Model):
             _ = checkpoint.reader
-    document = json.loads(plan.json)
     wanted = None if names is None else set(names)
-    rows = [row for row in document["tensors"] if wanted is None or row[0] in wanted]
-    document["outputs"] = [{"folder": "", "alpha": plan.outputs[0].alpha}]
-    yield from evaluated(document, rows, buffers(plan.checkpoints), threads, allow_non_finite)
+    rows = [row for row in plan.document["tensors"] if wanted is None or row[0] in wanted]
+    document = {**plan.document, "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}]}
+    yield from evaluated(document, rows, buffers_of(plan.checkpoints), threads, allow_non_finite)
 
 
 def of_terms(
     terms: Sequence[Term], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The sum of weighted differences, tensor by tensor: float32, float64 where something is stored so."""
-    sources, inputs, held = numbered(terms)
-    operations: dict[str, int] = {}
-    rows: list[list[Any]] = []
+    sources, inputs, buffers = numbered(terms)
+    operations = Operations()
+    rows: list[Row] = []
     for name, shape in shapes.items():
         present = [number for number, term in enumerate(terms) if name in term.stored]
         sides: list[dict[str, Any]] = []
@@ -83,48 +83,46 @@ def of_terms(
         if not pairs:
             yield name, np.zeros(shape, np.float32)
             continue
-        operation = operations.setdefault(json.dumps({"kind": "linear", "terms": sides}), len(operations))
-        rows.append([name, "F64" if "F64" in types else "F32", shape, 0, operation, pairs])
+        operation = operations.number({"kind": "linear", "terms": sides})
+        rows.append((name, "F64" if "F64" in types else "F32", shape, 0, operation, pairs))
     document = {
         "format": FORMAT,
         "arithmetic": ARITHMETIC,
         "sources": sources,
         "outputs": [{"folder": "", "alpha": 1.0}],
-        "operations": [json.loads(operation) for operation in operations],
+        "operations": operations.all,
         "rounding": "nearest",
         "seed": 0,
     }
-    yield from evaluated(document, rows, held)
+    yield from evaluated(document, rows, buffers)
 
 
 def evaluated(
     document: Mapping[str, Any],
-    rows: Sequence[list[Any]],
-    held: list[Buffer],
+    rows: Iterable[Row],
+    buffers: list[Buffer],
     threads: int | None = None,
     allow_non_finite: bool = False,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a plan's rows, with what the engine is held of its sources in memory."""
+    """The tensors of a plan's rows; ``buffers`` are those of its sources that lie in this process."""
     for batch in _batches(rows):
-        part = {
-            **document,
-            "shards": ["part.safetensors"],
-            "tensors": [[*row[:3], 0, *row[4:]] for row in batch],
-        }
-        plan = json.dumps(part, separators=(",", ":")).encode()
-        data = evaluate(plan, threads=threads or 0, allow_non_finite=allow_non_finite, memories=held)
+        data = evaluate(
+            encode_part(document, batch),
+            threads=threads or 0,
+            allow_non_finite=allow_non_finite,
+            memories=buffers,
+        )
         at = 0
         for name, dtype, shape, *_ in batch:
-            count = math.prod(shape)
-            yield name, np.frombuffer(data, numpy_dtype(dtype), count, at).reshape(shape)
-            at += count * DTYPE_BYTES[dtype]
+            yield name, np.frombuffer(data, numpy_dtype(dtype), math.prod(shape), at).reshape(shape)
+            at += stored_bytes(dtype, tuple(shape))
 
 
-def _batches(rows: Sequence[list[Any]]) -> Iterator[list[list[Any]]]:
-    batch: list[list[Any]] = []
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
     filled = 0
     for row in rows:
-        size = math.prod(row[2]) * DTYPE_BYTES[row[1]]
+        size = stored_bytes(row[1], tuple(row[2]))
         if batch and filled + size > BATCH:
             yield batch
             batch, filled = [], 0

@@ -1,4 +1,4 @@
-"""A plan → folders: the engine's pass, then everything that is left behind with them, the manifest last.
+"""A plan → folders: the engine's pass, then the other files of an output, the manifest last.
 
 The order is what makes a killed run safe. Weights get their names while config.json is missing, then come the
 other files, the card, config.json and the index, and at the end the manifest; only then does the state of the
@@ -18,14 +18,14 @@ from taskvec._core import run as engine_run
 from taskvec.files.manifest import files, read
 from taskvec.files.names import MANIFEST, STATE
 from taskvec.models.model import Model
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
 from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
-from taskvec.run.publish import _Publisher
+from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
 
 
@@ -41,7 +41,7 @@ def execute(
     Parameters
     ----------
     plan : PlanRecord
-        What to do.
+        Of a checkpoint or of a task vector.
     out : str or path
         The output folder: new, empty, or holding an unfinished run of this plan.
     settings : Settings, optional
@@ -75,7 +75,7 @@ def execute(
     if finished is not None:
         return finished
     # an unfinished run cannot know whether tensors in memory are what they were
-    held = buffers(checkpoints)
+    buffers = buffers_of(checkpoints)
     engine, outputs = parse_engine_report(
         engine_run(
             plan.json,
@@ -83,17 +83,17 @@ def execute(
             threads=settings.threads or 0,
             max_memory=settings.max_memory,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not held,
+            resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=held,
+            memories=buffers,
         ),
         out,
     )
     base = checkpoints[0]
     assert isinstance(base, Model)
-    publish = _Publisher(plan, base, settings, meter(progress, "publish"))
+    publish = Publisher(plan, base, settings, meter(progress, "publish"))
     for folder, output in zip(folders, outputs, strict=True):
         publish(folder, output, manifest.run_facts(plan, engine, begin))
     for folder in folders:

@@ -1,4 +1,4 @@
-"""donor − reference as an artifact of its own: its plan, its run, and what is left behind with the values."""
+"""donor − reference as a task vector on disk: the engine's pass, then the other files of the vector."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from taskvec._core import blake3_hex, digest_file, extract, finish_folder, write
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.models.model import Model
-from taskvec.models.saved_vector import _COMPARED, INDEX, REFERENCE, fits
+from taskvec.models.saved_vector import COMPARED, INDEX, REFERENCE, fits
 from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
-from taskvec.models.state_dict import buffers
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
@@ -29,27 +29,27 @@ from taskvec.settings import Settings
 def execute_extract(
     plan: PlanRecord, out: Path, *, settings: Settings, progress: Callback | None, begin: float
 ) -> Report:
-    """Run a plan of :func:`plan_extract`; see :func:`taskvec.execution.execute`."""
+    """Run a plan of :func:`plan_extract`; see :func:`taskvec.run.execute.execute`."""
     _, reference = (materialised(checkpoint, progress) for checkpoint in plan.checkpoints)
     assert isinstance(reference, Model)
-    held = buffers(plan.checkpoints)
+    buffers = buffers_of(plan.checkpoints)
     engine = json.loads(
         extract(
             plan.json,
             out,
             threads=settings.threads or 0,
             progress=meter(progress, "merge"),
-            resume=settings.resume and not held,
+            resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
-            memories=held,
+            memories=buffers,
         )
     )
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
     written = Written(str(out), None, shards, None, {}, ())
     files = [File(*shard) for shard in shards]
-    for name in _COMPARED:
+    for name in COMPARED:
         if name in reference.other_files:
             copy(reference, name, out / REFERENCE)
             files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))
@@ -86,7 +86,7 @@ def _vector(
     config: Mapping[str, Any],
     files: Iterable[File],
 ) -> dict[str, Any]:
-    """What the manifest says of the vector: totals, and each tensor's encoding and figures."""
+    """The vector in the manifest: totals, and each tensor's encoding and figures."""
     tensors = {row.pop("name"): row for row in rows}
     values = tensors.values()
     norms = [row["norm"] for row in values if row["norm"] is not None]

@@ -8,24 +8,31 @@ cancel, is not done there: a result can differ in its last bit.
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from taskvec._core import digest_arrays, in_place
-from taskvec.dtypes import DTYPE_BYTES
-from taskvec.errors import FormatError, NonFiniteError, RecipeError
-from taskvec.models.model import Model, TensorInfo
-from taskvec.models.state_dict import address, buffers, bytes_of, dtype_of, in_memory, is_torch
-from taskvec.plan import transfer as planning
+from taskvec._core import in_place
+from taskvec.errors import NonFiniteError, RecipeError
+from taskvec.models.state_dict import buffers_of, in_memory
 from taskvec.plan.delta import Step
+from taskvec.plan.rows import Operations, Row, encode_part
+from taskvec.plan.transfer import plan_steps
 from taskvec.progress import Callback, meter
 from taskvec.report.report import Survival
 from taskvec.run.evaluate import evaluated
+from taskvec.run.live import (
+    Live,
+    copied,
+    is_same,
+    live_tensors,
+    of_model,
+    refuse_overlaps,
+    state,
+    write_back,
+)
 from taskvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,12 +41,13 @@ if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.plan.plan import PlanRecord
 
+# Types whose differences are computed in float32; all others need float64.
 NARROW = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of a model in memory.
+    """The change of a model in memory.
 
     Attributes
     ----------
@@ -51,7 +59,7 @@ class Change:
         What is left of the step after rounding, of the tensors on the CPU; ``None`` where originals were put
         back.
     findings : tuple of Finding
-        What the comparison of model and vector said.
+        Those of the comparison of model and vector.
     """
 
     tensors: int
@@ -60,18 +68,9 @@ class Change:
     findings: tuple[Finding, ...] = ()
 
 
-class Live(NamedTuple):
-    """A tensor of the model: its bytes where they lie, or a copy of them that goes back when it changes."""
-
-    tensor: Any
-    info: TensorInfo
-    data: np.ndarray | None
-    is_copy: bool = False
-
-
 @dataclass(slots=True)
 class Kept:
-    """What some tensors were before a change, and what they were right after it."""
+    """The values of some tensors before a change, and their state right after it."""
 
     alpha: float
     live: dict[str, Live]
@@ -105,32 +104,31 @@ def change(
     progress : callable, optional
         Called with a :class:`taskvec.Progress`.
     """
-    tensors, config = _of_model(model)
-    live = _live(tensors, {name for step in steps for name in step.own()})
+    tensors, config = of_model(model)
+    live = live_tensors(tensors, {name for step in steps for name in step.own()})
     target = in_memory(
         {name: each.info for name, each in live.items()}, {}, config, name="the model in memory"
     )
-    plan = planning.plan_steps(target, steps, settings=settings, alphas=[alpha])
-    document = json.loads(plan.json)
-    is_changed = [bool(operation.get("terms")) for operation in document["operations"]]
-    rows = [row for row in document["tensors"] if is_changed[row[4]]]
+    plan = plan_steps(target, steps, settings=settings, alphas=[alpha])
+    is_changed = [bool(operation.get("terms")) for operation in plan.document["operations"]]
+    rows = [row for row in plan.document["tensors"] if is_changed[row[4]]]
     live = {row[0]: live[row[0]] for row in rows}
-    _refuse_overlaps(live, plan.checkpoints[1:])
+    refuse_overlaps(live, plan.checkpoints[1:])
     on_cpu = [row for row in rows if live[row[0]].data is not None]
     elsewhere = [row for row in rows if live[row[0]].data is None]
-    job = _Job(plan, document, live, settings)
+    job = _Job(plan, live, settings)
     is_checked = "non-finite" not in settings.force
     if is_checked:
         job.engine(on_cpu, write=False, progress=progress)
         job.torch(elsewhere, write=False)
-    record = None if kept is None else Kept(alpha, live, {name: _copy(each) for name, each in live.items()})
+    record = None if kept is None else Kept(alpha, live, {name: copied(each) for name, each in live.items()})
     try:
         survival = job.engine(on_cpu, write=True, progress=progress)
         job.torch(elsewhere, write=True)
     finally:
-        _write_back(live.values())
+        write_back(live.values())
     if kept is not None and record is not None:
-        record.after = _state(live, settings)
+        record.after = state(live, settings.threads)
         kept.append(record)
     # what a model in memory never has is not missing
     findings = tuple(each for each in plan.findings if each.id not in ("config-missing", "tokenizer-missing"))
@@ -139,10 +137,12 @@ def change(
 
 def restored(kept: list[Kept], model: Any, alpha: float | None, settings: Settings) -> Change | None:
     """Puts back what the last change with this alpha has kept, if nothing else has changed since."""
-    tensors, _ = _of_model(model)
+    tensors, _ = of_model(model)
     for record in reversed(kept):
         here = {name: tensors.get(name) for name in record.live}
-        if (alpha is not None and alpha != record.alpha) or not _is_same(here, record, settings):
+        if (alpha is not None and alpha != record.alpha) or not is_same(
+            here, record.live, record.after, settings.threads
+        ):
             continue
         for name, original in record.originals.items():
             each = record.live[name]
@@ -150,7 +150,7 @@ def restored(kept: list[Kept], model: Any, alpha: float | None, settings: Settin
                 each.tensor.copy_(original)
             else:
                 each.data[...] = original
-        _write_back(record.live.values())
+        write_back(record.live.values())
         kept.remove(record)
         return Change(len(record.live), exact=True)
     return None
@@ -168,29 +168,22 @@ def say_inexact() -> None:
 class _Job:
     """A planned change: the engine does it on the CPU, torch elsewhere."""
 
-    def __init__(
-        self, plan: PlanRecord, document: Mapping[str, Any], live: Mapping[str, Live], settings: Settings
-    ) -> None:
+    def __init__(self, plan: PlanRecord, live: Mapping[str, Live], settings: Settings) -> None:
         self.plan = plan
-        self.document = document
+        self.document = plan.document
+        # the targets are source 0, of which nothing is read over
+        self.buffers = [[], *buffers_of(plan.checkpoints[1:])]
         self.live = live
         self.settings = settings
 
-    def engine(self, rows: Sequence[list[Any]], *, write: bool, progress: Callback | None) -> Survival | None:
+    def engine(self, rows: Sequence[Row], *, write: bool, progress: Callback | None) -> Survival | None:
         if not rows:
             return None
-        part = {
-            **self.document,
-            "shards": ["part.safetensors"],
-            "tensors": [[*row[:3], 0, *row[4:]] for row in rows],
-        }
-        # what stands in the targets is source 0, of which nothing is held over
-        held = [[], *buffers(self.plan.checkpoints[1:])]
         try:
             figures = in_place(
-                json.dumps(part, separators=(",", ":")).encode(),
+                encode_part(self.document, rows),
                 [data for row in rows if (data := self.live[row[0]].data) is not None],
-                memories=held,
+                memories=self.buffers,
                 threads=self.settings.threads or 0,
                 write=write,
                 allow_non_finite="non-finite" in self.settings.force,
@@ -202,7 +195,7 @@ class _Job:
             raise
         return Survival.from_dict(json.loads(figures)["total"])
 
-    def torch(self, rows: Sequence[list[Any]], *, write: bool) -> None:
+    def torch(self, rows: Sequence[Row], *, write: bool) -> None:
         if rows and self.settings.rounding != "nearest":
             raise RecipeError(
                 "tensors that are not on the CPU cannot be rounded stochastically",
@@ -221,27 +214,29 @@ class _Job:
             if write:
                 tensor.detach().copy_(moved)
 
-    def _deltas(self, rows: Sequence[list[Any]]) -> Iterator[np.ndarray]:
+    def _deltas(self, rows: Sequence[Row]) -> Iterator[np.ndarray]:
         """Σ w·(donor − reference) of each row, computed by the engine."""
-        operations: list[dict[str, Any]] = []
-        sums: list[list[Any]] = []
-        for row in rows:
-            terms = []
-            for term in self.document["operations"][row[4]]["terms"]:
-                terms.append({"model": term["model"] - 1, "reference": None, "weight": term["weight"]})
-                if term["reference"] is not None:
-                    terms.append(
-                        {"model": term["reference"] - 1, "reference": None, "weight": -term["weight"]}
-                    )
-            operations.append({"kind": "linear", "terms": terms})
-            sources = [self.plan.checkpoints[source].tensors[stored].dtype for source, stored in row[5][1:]]
-            is_narrow = {row[1], *sources} <= NARROW
-            sums.append([row[0], "F32" if is_narrow else "F64", row[2], 0, len(operations) - 1, row[5][1:]])
-        document = {**self.document, "operations": operations, "rounding": "nearest"}
-        held = [[], *buffers(self.plan.checkpoints[1:])]
+        operations = Operations()
+        sums: list[Row] = []
+        for name, dtype, shape, _, number, (_, *inputs) in rows:
+            operation = operations.number(_sum(self.document["operations"][number]["terms"]))
+            types = {self.plan.checkpoints[source].tensors[stored].dtype for source, stored in inputs}
+            is_narrow = {dtype, *types} <= NARROW
+            sums.append((name, "F32" if is_narrow else "F64", shape, 0, operation, inputs))
+        document = {**self.document, "operations": operations.all, "rounding": "nearest"}
         allowed = "non-finite" in self.settings.force
-        made = evaluated(document, sums, held, self.settings.threads, allowed)
+        made = evaluated(document, sums, self.buffers, self.settings.threads, allowed)
         return (array for _, array in made)
+
+
+def _sum(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The operation Σ w·(model − reference) of these terms, without the target's tensor in front."""
+    sides: list[dict[str, Any]] = []
+    for term in terms:
+        for model, sign in ((term["model"], 1), (term["reference"], -1)):
+            if model is not None:
+                sides.append({"model": model - 1, "reference": None, "weight": sign * term["weight"]})
+    return {"kind": "linear", "terms": sides}
 
 
 def stepped(tensor: Any, delta: np.ndarray, factor: float) -> Any:
@@ -251,123 +246,3 @@ def stepped(tensor: Any, delta: np.ndarray, factor: float) -> Any:
     step = torch.from_numpy(delta.copy()).to(tensor.device)
     moved = (tensor.detach().to(step.dtype) + factor * step).to(tensor.dtype)
     return torch.where(step == 0, tensor.detach(), moved)
-
-
-def _of_model(model: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The tensors of a model or mapping, and its config where it has one."""
-    if isinstance(model, Mapping):
-        return model, {}
-    if not hasattr(model, "state_dict"):
-        raise RecipeError(
-            f"a {type(model).__name__} is no model in memory",
-            "give a torch module, or a mapping of names to tensors or arrays",
-        )
-    to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
-    return model.state_dict(), to_dict()
-
-
-def _live(tensors: Mapping[str, Any], wanted: set[str]) -> dict[str, Live]:
-    """The tensors that can be changed; of several names for one memory, the one that the vector has."""
-    live: dict[str, Live] = {}
-    known: dict[tuple[object, ...], str] = {}
-    for name, tensor in tensors.items():
-        try:
-            dtype = dtype_of(name, tensor)
-        except FormatError:
-            continue
-        if dtype not in DTYPE_BYTES:
-            continue
-        shape = tuple(tensor.shape)
-        each = _place(name, tensor, TensorInfo(name, dtype, shape, math.prod(shape) * DTYPE_BYTES[dtype], ""))
-        place = _identity(tensor)
-        first = known.setdefault(place, name) if each.info.nbytes else name
-        if first != name and name in wanted and first not in wanted:
-            del live[first]
-            known[place] = first = name
-        if first == name:
-            live[name] = each
-    return live
-
-
-def _place(name: str, tensor: Any, info: TensorInfo) -> Live:
-    if is_torch(tensor):
-        if tensor.device.type == "meta":
-            raise FormatError(f"`{name}` has no data yet", "load the weights first")
-        if tensor.device.type != "cpu":
-            return Live(tensor, info, None)
-        if not tensor.is_contiguous():
-            return Live(tensor, info, bytes_of(name, tensor.detach().contiguous()), True)
-        return Live(tensor, info, bytes_of(name, tensor))
-    if not tensor.flags.writeable:
-        raise FormatError(f"`{name}` is read-only", "give a copy that can be changed")
-    if not tensor.flags.c_contiguous:
-        return Live(tensor, info, bytes_of(name, tensor.copy(order="C")), True)
-    return Live(tensor, info, bytes_of(name, tensor))
-
-
-def _identity(tensor: Any) -> tuple[object, ...]:
-    if is_torch(tensor):
-        return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-    return address(tensor)[0], tensor.shape, tensor.strides, tensor.dtype
-
-
-def _refuse_overlaps(live: Mapping[str, Live], sources: Iterable[object]) -> None:
-    """No byte is changed twice, and none is changed that the vector is computed from."""
-    changed = sorted(
-        (*address(each.data), name)
-        for name, each in live.items()
-        if each.data is not None and each.data.nbytes
-    )
-    for (_, end, name), (start, _, other) in itertools.pairwise(changed):
-        if start < end:
-            raise RecipeError(f"`{name}` and `{other}` share part of their memory", "give each its own")
-    read = [
-        (*address(data), None)
-        for source in sources
-        if isinstance(source, Model) and source.kind == "memory"
-        for data in source.weights.arrays.values()
-        if data.nbytes
-    ]
-    spans = sorted([*changed, *read], key=lambda span: span[:2])
-    end, last = -1, None
-    for start, stop, name in spans:
-        if start < end and (name is None) != (last is None):
-            raise RecipeError(
-                f"the vector is computed from `{name or last}`, which it would change",
-                "make the vector from a copy of the tensors",
-            )
-        if stop > end:
-            end, last = stop, name
-
-
-def _copy(each: Live) -> Any:
-    return each.tensor.detach().clone() if each.data is None else each.data.copy()
-
-
-def _write_back(live: Iterable[Live]) -> None:
-    for each in live:
-        if each.is_copy and each.data is not None:
-            if is_torch(each.tensor):
-                import torch
-
-                same = torch.from_numpy(each.data).view(each.tensor.dtype).reshape(each.tensor.shape)
-                each.tensor.detach().copy_(same)
-            else:
-                each.tensor[...] = each.data.view(each.tensor.dtype).reshape(each.tensor.shape)
-
-
-def _state(live: Mapping[str, Live], settings: Settings) -> dict[str, object]:
-    """What tells whether tensors have been changed: a digest, or torch's own count of changes."""
-    data = {name: each.data for name, each in live.items() if each.data is not None}
-    digests = digest_arrays(list(data.values()), threads=settings.threads or 0)
-    state: dict[str, object] = dict(zip(data, digests, strict=True))
-    return state | {name: each.tensor._version for name, each in live.items() if each.data is None}
-
-
-def _is_same(here: Mapping[str, Any], record: Kept, settings: Settings) -> bool:
-    """Whether these are the tensors of a record, as its change left them."""
-    for name, tensor in here.items():
-        if tensor is None or _identity(tensor) != _identity(record.live[name].tensor):
-            return False
-    now = {name: _place(name, tensor, record.live[name].info) for name, tensor in here.items()}
-    return _state(now, settings) == record.after

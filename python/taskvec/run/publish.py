@@ -26,10 +26,10 @@ from taskvec.settings import Settings
 _FICLONE = 0x40049409  # <linux/fs.h>: share all extents of a file
 
 
-def companions(base: Model) -> list[str]:
+def names(base: Model) -> list[str]:
     """The files of `base` that come along unchanged, as relative POSIX names.
 
-    Its model card, its config.json and what an earlier run of taskvec left beside it are none of them.
+    Its model card, its config.json and the files of an earlier run of taskvec are not among them.
     """
     return [name for name in base.other_files if name != CONFIG and not is_own(name)]
 
@@ -68,7 +68,7 @@ def edited_config(text: str, changes: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _writing(place: Path) -> Iterator[Path]:
-    """A file beside `place` that takes its name once it is on the disk, or goes if that fails."""
+    """A file next to `place` that takes its name once it is on the disk, or goes if that fails."""
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,8 @@ def _reflink(source: Path, place: Path) -> bool:
     return True
 
 
-class _Publisher:
-    """Writes the files beside the weights; outputs share what is the same in all where that can be."""
+class Publisher:
+    """Writes the other files of the outputs, which share what is the same in all where that can be."""
 
     def __init__(
         self,
@@ -123,14 +123,14 @@ class _Publisher:
         self.base = base
         self.threads = settings.threads or 0
         self.progress = progress
-        self.names = [name for name in companions(base) if name not in plan.files]
+        self.names = [name for name in names(base) if name not in plan.files]
         self.copied: dict[str, tuple[Path, File]] = {}
         self.done = 0
 
     def __call__(self, folder: Path, output: Output, run: dict[str, Any]) -> None:
         files = [File(*shard) for shard in output.shards]
         for name in self.names:
-            files.append(self._companion(folder, name))
+            files.append(self._unchanged(folder, name))
             self._tell()
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
         facts = manifest.provenance(self.plan, output)
@@ -141,7 +141,7 @@ class _Publisher:
             files.append(self._write(folder, self._index_name(), index(self.plan)))
         self._write(folder, MANIFEST, manifest.text(facts, files=files, run=run))
 
-    def _companion(self, folder: Path, name: str) -> File:
+    def _unchanged(self, folder: Path, name: str) -> File:
         if name in self.copied:
             first, file = self.copied[name]
             share(first, folder / name)

@@ -14,16 +14,15 @@ import platform
 import re
 import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec import host
 from taskvec.errors import NotFoundError, OutputError, RecipeError
+from taskvec.selftest.scratch import HEADROOM, workspace
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -35,7 +34,6 @@ Size = Literal["0.1b", "0.5b", "1.5b"]
 RECORD_SCHEMA = 1
 ALPHA = 0.8  # neither 0 nor 1, whose arithmetic could be skipped
 MEMCPY_BYTES = 256_000_000  # and as much to copy to: over the caches
-HEADROOM = 500_000_000  # bytes left free where the checkpoints are made
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What a benchmark measured.
+    """The outcome of a benchmark.
 
     Attributes
     ----------
@@ -178,7 +176,7 @@ def bench(
     if runs < 1:
         raise RecipeError(f"runs is {runs}", "measure at least one run")
     say = progress or (lambda _: None)
-    with _workspace(directory, _room(given, size)) as folder:
+    with workspace(directory, _room(given, size)) as folder:
         if not given:
             given = _make(folder, size, say)
         return _measure(folder, given, "given" if target is not None else size, threads, runs, say)
@@ -205,38 +203,6 @@ def _room(given: list[Any], size: Size) -> int:
     if size not in SHAPES:
         raise RecipeError(f"no checkpoints of size `{size}` can be made", "choose 0.1b, 0.5b or 1.5b")
     return 4 * SHAPES[size].total_bytes + HEADROOM
-
-
-@contextmanager
-def _workspace(directory: str | os.PathLike[str] | None, need: int) -> Iterator[Path]:
-    """A scratch folder with room for `need` bytes, removed at the end."""
-    shared = Path("/dev/shm")
-    if directory is not None:
-        parent = Path(directory)
-        parent.mkdir(parents=True, exist_ok=True)
-    elif os.access(shared, os.W_OK) and _free(shared) >= need:
-        parent = shared
-    else:
-        parent = Path(tempfile.gettempdir())
-    if _free(parent) < need:
-        raise OutputError(
-            f"`{parent}` has {_free(parent) / 1e9:.1f} GB free, the benchmark needs {need / 1e9:.1f} GB",
-            "name a folder with more room with --dir, or a smaller --size",
-        )
-    folder = Path(tempfile.mkdtemp(prefix="taskvec-bench-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free(path: Path) -> int:
-    """Bytes that can be written to `path`; on tmpfs, which is memory, not more than is available."""
-    free = shutil.disk_usage(path).free
-    available = host.memory_available()
-    if host.file_system(path) in ("tmpfs", "ramfs") and available is not None:
-        free = min(free, available - HEADROOM)
-    return free
 
 
 def _make(folder: Path, size: Size, say: Callable[[str], object]) -> list[Any]:

@@ -103,7 +103,7 @@ def write_checkpoint(
     if len(shards) > 1:
         metadata = {"total_size": shape.total_bytes, "total_parameters": shape.parameters}
         _write_json(folder / "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map})
-    _write_companions(folder, shape)
+    _write_config_and_tokenizer(folder, shape)
 
 
 def _rings(member: Member, seed: int) -> dict[str, np.ndarray]:
@@ -157,7 +157,7 @@ def _header(tensors: list[tuple[str, tuple[int, ...]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _write_companions(folder: Path, shape: Shape) -> None:
+def _write_config_and_tokenizer(folder: Path, shape: Shape) -> None:
     """The configuration and a byte-level tokenizer, so that transformers loads the folder."""
     vocabulary = {character: token for token, character in enumerate(_byte_alphabet())}
     special = {token: len(vocabulary) + number for number, token in enumerate(SPECIAL_TOKENS)}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_LAYER = re.compile(r"^(?P<front>.*?)\blayers\.(?P<layer>\d+)\.(?P<module>.+?)(?:\.(?:weight|bias))?$")
+from taskvec.models.tensor_names import layer_of, module_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +36,11 @@ def norm_map(norms: Mapping[str, float]) -> NormMap | None:
     squares: dict[tuple[str, int], float] = defaultdict(float)
     others: dict[str, float] = {}
     for name, norm in norms.items():
-        found = _LAYER.match(name)
-        if found is None:
+        layer = layer_of(name)
+        if layer is None:
             others[name] = norm
             continue
-        module = re.sub(r"\bexperts\.\d+\.", "experts.*.", found["module"])
-        squares[(module, int(found["layer"]))] += norm**2
+        squares[(module_of(name).removesuffix(".bias"), layer)] += norm**2
     if not squares and not others:
         return None
     modules = tuple(dict.fromkeys(module for module, _ in squares))

@@ -1,5 +1,8 @@
-"""Do the models fit? Checkpoints in, findings out; from headers, config and tokenizer, before a weight is
-read."""
+"""The check of models against each other: checkpoints in, findings out, before a weight is read.
+
+Every check of this room is called from here; a new one is a module that yields findings, and a line in
+:func:`check_models`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.lineage import same_files
 from taskvec.compat.tensors import check_tensors
-from taskvec.compat.tied_heads import tie_decision
+from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.compat.tokenizer import check_tokenizers
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_vocabulary
@@ -30,6 +33,7 @@ def check_transfer(
     *,
     selection: Selection = _EVERYTHING,
     force: Iterable[str] = (),
+    tie: TieDecision | None = None,
 ) -> list[Finding]:
     """Compare donor and reference with the target, and say what a transfer between them would do.
 
@@ -41,6 +45,8 @@ def check_transfer(
         Only these tensors are compared.
     force : iterable of str
         Errors of these sorts become warnings that say what is done about them.
+    tie : TieDecision, optional
+        What :func:`tie_decision` says of these models, where it is known already.
 
     Returns
     -------
@@ -55,7 +61,7 @@ def check_transfer(
         A tokenizer file is damaged.
     """
     others = [("donor", donor), ("reference", reference)]
-    findings = check_models(others, target, role="target", selection=selection)
+    findings = check_models(others, target, role="target", selection=selection, tie=tie)
     same = same_files(donor, reference)
     if same:
         findings.append(
@@ -76,6 +82,7 @@ def check_models(
     *,
     role: str = "base",
     selection: Selection = _EVERYTHING,
+    tie: TieDecision | None = None,
 ) -> list[Finding]:
     """Compare the models of a merge with its base: formats, config, tensors, heads, tokenizers, in that
     order.
@@ -88,9 +95,11 @@ def check_models(
         Whose names, shapes, config and tokenizer the output has.
     role : str
         What the base is called.
+    tie : TieDecision, optional
+        What :func:`tie_decision` says of these models, where it is known already.
     """
     selected = selection.select(base.tensors)
-    tie = tie_decision(base, models, role)
+    tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))
     findings += check_config(role, base.config, [(name, model.config) for name, model in models])
     findings += check_tensors(role, base, models, selection, selected, tie)
