@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from taskvec.cli.console import Console, Page
-from taskvec.cli.eval_options import show_conclusions, show_warnings, watching
+from taskvec.cli.eval_output import show_conclusions, show_warnings, watching
 from taskvec.text import duration, printable
 
 if TYPE_CHECKING:

@@ -1,9 +1,15 @@
-"""How arms are evaluated: every setting that can change a score, in one frozen value."""
+"""How arms are evaluated: every setting that can change a score, in one frozen value.
+
+A field of `Settings` is the one place where a setting is declared. The options of ``taskvec eval`` and
+``taskvec sweep``, the keys of a sweep file and what is compared between arms all follow from it, so this
+module imports nothing that ``--help`` would wait for.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +20,58 @@ PERTURBATIONS = ("typo", "distractor", "order", "numbers")
 PAPER_TASKS = ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")
 
 Backend = Literal["hf", "vllm"]
+Pairs = tuple[tuple[str, str], ...]
+
+
+def described(
+    flag: str,
+    section: str,
+    text: str,
+    metavar: str | None = None,
+    *,
+    unset: str | None = None,
+    least: int | None = None,
+    key: str | None = None,
+    written: Any = None,
+    parse: Callable[[Any], Any] | None = None,
+    compared: bool = True,
+) -> dict[str, Any]:
+    """The metadata of a setting's field.
+
+    Parameters
+    ----------
+    flag, section, text, metavar : str
+        The option, the section of ``--help`` that it stands in, its help, and the word for its value.
+    unset : str, optional
+        What help says of a setting that is left out; by default the field's default.
+    least : int, optional
+        The smallest number that the option takes.
+    key : str, optional
+        The name in a sweep file; by default the field's.
+    written : type, optional
+        The type in a sweep file; by default the field's.
+    parse : callable, optional
+        Makes the field's value from the one in a sweep file or on the command line, where they differ.
+    compared : bool
+        Whether arms must agree in it to be compared; it is then a part of their identity.
+    """
+    return {
+        "flag": flag, "section": section, "help": text, "metavar": metavar, "unset": unset, "least": least,
+        "key": key, "written": written, "parse": parse, "compared": compared,
+    }  # fmt: skip
+
+
+def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
+    """A mapping as sorted pairs of texts; YAML's booleans are ``true`` and ``false`` again."""
+    words = {
+        key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in content.items()
+    }
+    return tuple(sorted(words.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all arms of one experiment share.
+    """The settings that all arms of one experiment share.
 
     Attributes
     ----------
@@ -46,20 +99,92 @@ class Settings:
         The metric to compare per task, where the default is not wanted.
     allow_unsafe_code : bool
         Consent to run code that a model writes.
+
+    Raises
+    ------
+    RecipeError
+        A value that cannot be honoured.
     """
 
-    tasks: tuple[str, ...]
-    backend: Backend = "hf"
-    device: str | None = None
-    batch_size: int | Literal["auto"] | None = None
-    limit: int | float | None = None
-    chat_template: bool = False
-    max_gen_toks: int | None = None
-    seed: int = 1234
-    include_path: Path | None = None
-    model_args: tuple[tuple[str, str], ...] = ()
-    metrics: tuple[tuple[str, str], ...] = field(default=())
-    allow_unsafe_code: bool = False
+    tasks: tuple[str, ...] = field(
+        metadata=described(
+            "--tasks", "Evaluation", "Tasks or groups of lm-eval, or of YAML tasks in --include-path.",
+            "NAME[,NAME...]",
+        )
+    )  # fmt: skip
+    backend: Backend = field(
+        default="hf", metadata=described("--backend", "Machine", "lm-eval's model class.")
+    )
+    device: str | None = field(
+        default=None,
+        metadata=described(
+            "--device", "Machine", "cpu, cuda, cuda:1 or a GPU's number.", "NAME",
+            unset="the GPU if there is one", compared=False,
+        ),
+    )  # fmt: skip
+    batch_size: int | Literal["auto"] | None = field(
+        default=None,
+        metadata=described(
+            "--batch-size", "Machine", "Requests at once; halved where memory does not suffice.", "N|auto",
+            unset="16, vllm: auto",
+        ),
+    )  # fmt: skip
+    limit: int | float | None = field(
+        default=None,
+        metadata=described(
+            "--limit", "Evaluation", "The first N documents of each task; below 1 a share of them.", "N"
+        ),
+    )
+    chat_template: bool = field(
+        default=False,
+        metadata=described(
+            "--chat-template", "Evaluation", "Put prompts through the tokenizer's chat template."
+        ),
+    )
+    max_gen_toks: int | None = field(
+        default=None,
+        metadata=described(
+            "--max-gen-toks", "Evaluation", "New tokens for every generating task.", "N",
+            unset="per task, long enough to reason", least=1,
+        ),
+    )  # fmt: skip
+    seed: int = field(
+        default=1234,
+        metadata=described(
+            "--seed", "Evaluation",
+            "For worked examples, sampling, perturbations and the development part.", "N",
+        ),
+    )  # fmt: skip
+    include_path: Path | None = field(
+        default=None,
+        metadata=described(
+            "--include-path", "Evaluation", "Folder of local YAML tasks.", "DIR",
+            written=str | None, parse=Path, compared=False,
+        ),
+    )  # fmt: skip
+    model_args: Pairs = field(
+        default=(),
+        metadata=described(
+            "--model-arg", "Machine",
+            "A further argument of the backend, such as dtype=bfloat16 (repeatable).", "KEY=VALUE",
+            written=dict[str, str | int | float | bool], parse=_pairs,
+        ),
+    )  # fmt: skip
+    metrics: Pairs = field(
+        default=(),
+        metadata=described(
+            "--metric", "Evaluation", "The metric to compare for a task (repeatable).", "TASK=METRIC",
+            written=dict[str, str], parse=_pairs, compared=False,
+        ),
+    )  # fmt: skip
+    allow_unsafe_code: bool = field(
+        default=False,
+        metadata=described(
+            "--confirm-run-unsafe-code", "Evaluation",
+            "Consent to tasks that run code which the model writes, on this machine.",
+            key="confirm_run_unsafe_code", compared=False,
+        ),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -85,6 +210,22 @@ class Settings:
         if self.max_gen_toks is not None and self.max_gen_toks < 1:
             raise RecipeError(f"max_gen_toks {self.max_gen_toks} is below 1")
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Settings:
+        """Settings from plain values, as a sweep file or the command line has them.
+
+        Parameters
+        ----------
+        content : mapping of str to value
+            By `key_of`; what is absent or None has its default.
+        """
+        found = {}
+        for item in fields(cls):
+            value, parse = content.get(key_of(item)), item.metadata["parse"]
+            if value is not None:
+                found[item.name] = parse(value) if parse else value
+        return cls(**found)
+
     @property
     def batch(self) -> int | Literal["auto"]:
         """The batch size that is asked of the backend."""
@@ -103,20 +244,24 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
-        return {
-            "tasks": list(self.tasks),
-            "backend": self.backend,
+        names = [item.name for item in fields(self) if item.metadata["compared"]]
+        return {name: _plain(getattr(self, name)) for name in names} | {
             "batch_size": self.batch,
-            "limit": self.limit,
-            "chat_template": self.chat_template,
-            "max_gen_toks": self.max_gen_toks,
-            "seed": self.seed,
             "model_args": dict(sorted(self.model_args)),
         }
 
     def metric_for(self, task: str) -> str | None:
         """The metric that the user chose for `task`."""
         return dict(self.metrics).get(task)
+
+
+def key_of(item: Field[Any]) -> str:
+    """The name of a setting in a sweep file."""
+    return item.metadata["key"] or item.name
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def paper_settings(settings: Settings) -> Settings:

@@ -111,11 +111,13 @@ def experiment(models: MiniatureModels) -> Experiment:
         tasks=(models.task,),
         perturb=PERTURBATIONS,
         development=build.DEVELOPMENT,
-        evaluation=Evaluation(
-            device="cpu",
-            batch_size=128,
-            max_gen_toks=model.LIMIT,
-            seed=models.seed,
-            include_path=str(models.tasks),
+        evaluation=Evaluation.model_validate(
+            {
+                "device": "cpu",
+                "batch_size": 128,
+                "max_gen_toks": model.LIMIT,
+                "seed": models.seed,
+                "include_path": str(models.tasks),
+            }
         ),
     )

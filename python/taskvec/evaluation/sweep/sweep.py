@@ -150,7 +150,7 @@ def planned_arms(experiment: Experiment) -> list[Arm]:
 
 def split(experiment: Experiment) -> Split:
     """The division into a development and a report part; its seed is the evaluation's."""
-    return Split(experiment.development, experiment.evaluation.seed)
+    return Split(experiment.development, experiment.settings().seed)
 
 
 LARGE = 100_000_000  # bytes of a model that must not wait for the garbage collector
