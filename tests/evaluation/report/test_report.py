@@ -19,9 +19,10 @@ from support.evaluation_records import experiment, outcomes, record
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged
+from taskvec.evaluation.report import json_schema
 from taskvec.evaluation.report.figures import PALETTE
 from taskvec.evaluation.report.labels import arm_label, number, p_value
-from taskvec.evaluation.report.report import Report, build_report, json_schema
+from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taskvec.evaluation.analysis.compare import baselines
 from taskvec.evaluation.analysis.norms import NormMap
+from taskvec.evaluation.analysis.pairs import baselines
 from taskvec.evaluation.record import ArmRecord, Score
 from taskvec.evaluation.report.labels import arm_label, metric_unit, task_file
 
