@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching(console: Console) -> Iterator[Any]:
-    """A callback that says on stderr what an evaluation is doing."""
+    """A callback that follows an evaluation on stderr."""
     watch = _Watch(console)
     try:
         yield watch
@@ -81,7 +81,7 @@ class _Watch:
 
 
 def show(console: Console, report: Report, out: Path) -> None:
-    """Print a finished report: the table of arms, what may be concluded, where the files are."""
+    """Print a finished report: the table of arms, the conclusions, the place of the files."""
     page = console.data()
     _table(page, report)
     show_conclusions(page, report)
@@ -92,7 +92,7 @@ def show(console: Console, report: Report, out: Path) -> None:
 
 
 def _table(page: Page, report: Report) -> None:
-    """The arms of a report, their scores and what they differ from the baseline by."""
+    """The arms of a report, their scores and their differences to the baseline."""
     from taskvec.evaluation.report.render import arm_rows
 
     several = len(report.tasks) > 1
@@ -120,7 +120,7 @@ def _table(page: Page, report: Report) -> None:
 
 
 def show_warnings(console: Console, report: Report) -> None:
-    """Say on stderr what is to be known before the scores are believed."""
+    """Warn on stderr of all that makes scores doubtful."""
     warnings = console.talk()
     for record in report.records:
         for text in record.warnings:
@@ -136,7 +136,7 @@ def show_warnings(console: Console, report: Report) -> None:
 
 
 def show_conclusions(page: Page, report: Report) -> None:
-    """Which alpha was chosen how, and what may be claimed."""
+    """The chosen alpha, how it was chosen, and the claims."""
     if report.choice is not None and report.choice.scores:
         page.line()
         chosen = f"alpha = {report.choice.alpha:g} was {report.choice.how}"

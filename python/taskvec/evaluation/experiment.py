@@ -66,7 +66,7 @@ class Merge(_Strict):
 
 
 class Experiment(_Strict):
-    """Target, vector, arms and settings: what `run_sweep` runs.
+    """Target, vector, arms and settings, for `run_sweep`.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Experiment(_Strict):
     vector : str, optional
         A saved task vector, in place of the difference; donor and reference may still be named for the gate.
     base : str, optional
-        What the reference was tuned from, for the SFT vector.
+        The model from which the reference was tuned, for the SFT vector.
     alphas : tuple of float
         Factors of the vector.
     think : str, optional
@@ -145,7 +145,7 @@ class Experiment(_Strict):
         return Settings.of({"tasks": self.tasks, **self.evaluation.model_dump()})
 
     def to_yaml(self) -> str:
-        """The experiment as a sweep file, without what is left at its default."""
+        """The experiment as a sweep file, without values that are left at their defaults."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -205,7 +205,7 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 
 
 def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str, str | None]:
-    """Where, what and the way out of the first mistake."""
+    """The first mistake: its place, its description and the way out."""
     first = error.errors(include_url=False)[0]
     path = tuple(part for part in first["loc"] if not _is_branch(part))
     if first["type"] == "extra_forbidden":

@@ -270,7 +270,7 @@ def setting_differences(one: ArmRecord, other: ArmRecord) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Merged:
-    """One merged model, and what the engine measured while it wrote it.
+    """One merged model, with the engine's measurements of its merge.
 
     Attributes
     ----------

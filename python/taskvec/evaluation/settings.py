@@ -43,7 +43,7 @@ def described(
     flag, section, text, metavar : str
         The option, the section of ``--help`` that it stands in, its help, and the word for its value.
     unset : str, optional
-        What help says of a setting that is left out; by default the field's default.
+        The effect of leaving it out, for the help; by default the field's default.
     least : int, optional
         The smallest number that the option takes.
     key : str, optional
@@ -63,10 +63,10 @@ def described(
 
 def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
     """A mapping as sorted pairs of texts; YAML's booleans are ``true`` and ``false`` again."""
-    words = {
+    texts = {
         key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in content.items()
     }
-    return tuple(sorted(words.items()))
+    return tuple(sorted(texts.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def paper_settings(settings: Settings) -> Settings:
 
 
 def torch_device(device: str | None) -> str:
-    """The device in torch's words: a bare number is a GPU, none is the GPU where there is one."""
+    """The device as torch names it: a bare number is a GPU, none is the GPU where there is one."""
     if device is None:
         import torch
 

@@ -57,8 +57,7 @@ class BlockedLM(LM):
         self.truncated_prompts = 0
         self.warnings: list[str] = []
 
-    # --- what lm-eval asks of a model
-    # -------------------------------------------------------------------------
+    # --- the interface of an lm-eval model
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         answers = self._run("generate_until", requests)
@@ -112,7 +111,6 @@ class BlockedLM(LM):
         return getattr(self.inner, "batch_size", 1)
 
     # --- blocks
-    # -----------------------------------------------------------------------------------------------
 
     def _run(self, attribute: str, requests: list[Any]) -> list[Any]:
         """Answers in the order of `requests`, task by task and block by block."""
@@ -226,7 +224,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a deleted model or a failed batch held."""
+    """Give back the memory of a deleted model or a failed batch."""
     import torch
 
     gc.collect()

@@ -69,7 +69,7 @@ def evaluate(
     arm : Arm, optional
         Name and prompt of the arm; by default the model's own name, plain prompts.
     weights : str, optional
-        What identifies the weights; by default a digest of the files.
+        The identity of the weights; by default a digest of the files.
     journal : Path, optional
         Where finished blocks are kept until the arm is done, so that a killed run goes on.
     progress : callable, optional

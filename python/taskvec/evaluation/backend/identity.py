@@ -1,4 +1,4 @@
-"""What identifies an arm: its settings, the versions that decide a score, and its weights."""
+"""The identity of an arm: its settings, the versions that decide a score, and its weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def arm_identity(settings: Settings, weights: str, arm: Arm) -> str:
 
 
 def resolve(model: str | os.PathLike[str]) -> tuple[str, str]:
-    """Where a model's files are, and what identifies its weights: a digest of local files, or a hub revision.
+    """The place of a model's files, and the identity of its weights: a digest of files, or a hub revision.
 
     A hub model is downloaded if it is not in the cache.
     """

@@ -77,7 +77,7 @@ class Journal:
             self._blocks[found[0]] = found[1]
 
     def _begin(self) -> Any:
-        """Open for appending; a torn or foreign file is first replaced by what of it is good."""
+        """Open for appending; a torn or foreign file is first replaced by its good blocks."""
         blocks = [_line(key, responses) for key, responses in self._blocks.items()]
         write_whole(self.path, b"".join([_line("identity", self.identity), *blocks]))
         try:
@@ -88,7 +88,7 @@ class Journal:
 
 
 def block_key(attribute: str, arguments: list[Any], repeat: int) -> str:
-    """A digest of what a block asks; `repeat` tells equal blocks of one run apart."""
+    """A digest of the requests of a block; `repeat` tells equal blocks of one run apart."""
     text = json.dumps([attribute, arguments, repeat], default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

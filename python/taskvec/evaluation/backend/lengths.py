@@ -57,7 +57,7 @@ class TokenCounter:
             model.cache_hook = hook
 
     def add_partial(self, attribute: str, arguments: Sequence[Any], text: Any) -> None:
-        """What lm-eval calls with each answer, in the order of the batch's rows."""
+        """The hook that lm-eval calls with each answer, in the order of the batch's rows."""
         if attribute == "generate_until" and self._rows:
             row = self._rows.pop(0)
             self._found[(str(arguments[0]), text)].append(self._measure(row, arguments[1], text))

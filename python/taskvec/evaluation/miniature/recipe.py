@@ -11,7 +11,7 @@ from taskvec.evaluation.miniature.training import Stage
 Role = Literal["base", "target", "reference", "donor"]
 
 PARENT: dict[Role, Role | None] = {"base": None, "target": "base", "reference": "base", "donor": "reference"}
-"""What each checkpoint is trained from."""
+"""The checkpoint that each one is trained from."""
 
 
 @dataclass(frozen=True, slots=True)

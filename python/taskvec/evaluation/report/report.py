@@ -44,7 +44,7 @@ class Report:
     comparisons : tuple of Comparison
         The family of tests that Holm's correction is over.
     merges : dict of str to Merged
-        What was measured when arms were merged, by arm.
+        The measurements of merges, by arm.
     commands : tuple of str
         The commands that repeat the whole.
     """
@@ -196,9 +196,9 @@ def build_report(
     think : str, optional
         The request to reason that every arm carries.
     merges : mapping of str to Merged, optional
-        What was measured when arms were merged.
+        The measurements of merges, by arm.
     commands : sequence of str
-        What repeats the experiment.
+        The commands that repeat the experiment.
 
     Raises
     ------

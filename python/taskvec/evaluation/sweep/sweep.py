@@ -276,7 +276,7 @@ def _batches(arms: list[Arm], capacity: int) -> Iterator[list[Arm]]:
 
 
 def model_bytes(model: str) -> int:
-    """What a model's folder takes; for a hub model what its headers say."""
+    """The bytes of a model's folder; for a hub model the bytes of its tensors."""
     folder = Path(model)
     if folder.is_dir():
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -52,7 +52,7 @@ class PreparedTasks:
         Every leaf task.
     setups : dict of str to TaskSetup
     members : dict of str to list of str
-        What is reported under one name: a task by itself, a group that aggregates by its leaf tasks.
+        Leaf tasks by the name under which they are reported: a task's own, or an aggregating group's.
     """
 
     def __init__(
