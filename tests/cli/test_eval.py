@@ -343,13 +343,13 @@ def test_every_setting_is_an_option_and_a_key_of_a_sweep_file():
     from taskvec.cli import eval as eval_module
     from taskvec.cli import sweep as sweep_module
 
-    fields = dataclasses.fields(settings.Settings)
-    flags = {item.metadata["flag"] for item in fields}
+    assert [item.name for item in dataclasses.fields(settings.Settings)] == list(settings.OPTIONS)
+    flags = set(map(settings.flag_of, settings.OPTIONS))
     assert flags <= options_of(eval_module.command)
     assert flags <= options_of(sweep_module.command)
-    keys = {settings.key_of(item) for item in fields}
+    keys = set(map(settings.key_of, settings.OPTIONS))
     assert keys == {"tasks", *Evaluation.model_fields}
-    assert {item.name for item in fields if item.metadata["compared"]} == {
+    assert {name for name, declared in settings.OPTIONS.items() if declared.compared} == {
         "tasks", "backend", "batch_size", "limit", "chat_template", "max_gen_toks", "seed", "model_args",
     }  # fmt: skip
     for option in eval_module.command.params:

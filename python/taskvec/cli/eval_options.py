@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -10,11 +9,19 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from taskvec.cli.options import option, split_names, together
-from taskvec.evaluation.settings import PAPER_TASKS, PERTURBATIONS, THINK, Pairs, Settings, key_of
+from taskvec.evaluation.settings import (
+    OPTIONS,
+    PAPER_TASKS,
+    PERTURBATIONS,
+    THINK,
+    Option,
+    Pairs,
+    Settings,
+    flag_of,
+    key_of,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-FIELDS = {item.name: item for item in dataclasses.fields(Settings)}
 
 
 # --- values
@@ -70,25 +77,24 @@ def names_of(known: Sequence[str]) -> Any:
 # --- the options of settings
 def setting(name: str) -> Callable[[Function], Function]:
     """The option of one of evaluation's settings."""
-    item = FIELDS[name]
-    facts, kind = item.metadata, get_type_hints(Settings)[name]
+    declared, kind = OPTIONS[name], get_type_hints(Settings)[name]
     return option(
-        facts["flag"], key_of(item), section=facts["section"], metavar=facts["metavar"], help=_help(item),
-        **_reading(kind, facts["least"]),
+        flag_of(name), key_of(name), section=declared.section, metavar=declared.metavar,
+        help=_help(declared), **_reading(kind, declared.least),
     )  # fmt: skip
 
 
 def settings_of(section: str, *, but: Sequence[str] = ()) -> list[Callable[[Function], Function]]:
     """The options of all settings in a section of the help, without those that stand there already."""
-    names = [name for name, item in FIELDS.items() if item.metadata["section"] == section]
+    names = [name for name, declared in OPTIONS.items() if declared.section == section]
     return [setting(name) for name in names if name not in but]
 
 
-def _help(item: dataclasses.Field[Any]) -> str:
+def _help(declared: Option) -> str:
     """The help of a setting, with its value where it is left out."""
-    stated = item.default if isinstance(item.default, (str, int)) and item.default is not False else None
-    unset = item.metadata["unset"] or stated
-    return item.metadata["help"] + (f"  [default: {unset}]" if unset is not None else "")
+    shown = declared.default if type(declared.default) in (str, int, float) else None
+    unset = declared.unset or shown
+    return declared.help + (f"  [default: {unset}]" if unset is not None else "")
 
 
 def _reading(kind: Any, least: int | None) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def _reading(kind: Any, least: int | None) -> dict[str, Any]:
 
 def settings_given(options: dict[str, Any]) -> dict[str, Any]:
     """The settings that a command line names, but for the tasks, under their keys in a sweep file."""
-    return {key_of(item): options[key_of(item)] for name, item in FIELDS.items() if name != "tasks"}
+    return {key_of(name): options[key_of(name)] for name in OPTIONS if name != "tasks"}
 
 
 def tasks_given(options: dict[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import (
 )
 
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.evaluation.settings import PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
+from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
 from taskvec.recipe.document import Document
 from taskvec.recipe.parse import read
 from taskvec.settings import parse_alphas
@@ -40,13 +39,14 @@ class Controls(_Strict):
     permuted: int = Field(1, ge=0, le=100)
 
 
-def _entry(item: dataclasses.Field[Any]) -> Any:
+def _entry(name: str) -> Any:
     """Type and default of a setting in a sweep file."""
-    kind = item.metadata["written"] or get_type_hints(Settings)[item.name]
-    return kind, Field(default_factory=dict) if item.default == () else Field(item.default)
+    declared = OPTIONS[name]
+    default = Field(default_factory=dict) if declared.default == () else Field(declared.default)
+    return declared.written or get_type_hints(Settings)[name], default
 
 
-_ENTRIES = {key_of(item): _entry(item) for item in dataclasses.fields(Settings) if item.name != "tasks"}
+_ENTRIES = {key_of(name): _entry(name) for name in OPTIONS if name != "tasks"}
 
 
 class Evaluation(create_model("Evaluation", __base__=_Strict, **_ENTRIES)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,31 +23,28 @@ Backend = Literal["hf", "vllm"]
 Pairs = tuple[tuple[str, str], ...]
 
 
-def described(
-    flag: str,
-    section: str,
-    text: str,
-    metavar: str | None = None,
-    *,
-    unset: str | None = None,
-    least: int | None = None,
-    key: str | None = None,
-    written: Any = None,
-    parse: Callable[[Any], Any] | None = None,
-    compared: bool = True,
-) -> dict[str, Any]:
-    """The metadata of a setting's field.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """The command-line option and the key of a sweep file that one setting has.
 
-    Parameters
+    Attributes
     ----------
-    flag, section, text, metavar : str
-        The option, the section of ``--help`` that it stands in, its help, and the word for its value.
+    default : object
+        Of the field; ``MISSING`` where it has none.
+    section : str
+        The section of the help in which the option stands.
+    help : str
+        One sentence.
+    metavar : str, optional
+        The name of the value in the help.
     unset : str, optional
         The effect of leaving it out, for the help; by default the field's default.
+    flag : str, optional
+        The option; by default ``--max-gen-toks`` of ``max_gen_toks``.
+    key : str, optional
+        The key in a sweep file; by default the field's name.
     least : int, optional
         The smallest number that the option takes.
-    key : str, optional
-        The name in a sweep file; by default the field's.
     written : type, optional
         The type in a sweep file; by default the field's.
     parse : callable, optional
@@ -55,10 +52,23 @@ def described(
     compared : bool
         Whether arms must agree in it to be compared; it is then a part of their identity.
     """
-    return {
-        "flag": flag, "section": section, "help": text, "metavar": metavar, "unset": unset, "least": least,
-        "key": key, "written": written, "parse": parse, "compared": compared,
-    }  # fmt: skip
+
+    default: Any
+    section: str
+    help: str
+    metavar: str | None = None
+    unset: str | None = None
+    flag: str | None = None
+    key: str | None = None
+    least: int | None = None
+    written: Any = None
+    parse: Callable[[Any], Any] | None = None
+    compared: bool = True
+
+
+def option(default: Any, **declaration: Any) -> Any:
+    """A field of `Settings` with the option of the same attributes; see :class:`Option`."""
+    return field(default=default, metadata={"option": Option(default=default, **declaration)})
 
 
 def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
@@ -106,85 +116,54 @@ class Settings:
         A value that cannot be honoured.
     """
 
-    tasks: tuple[str, ...] = field(
-        metadata=described(
-            "--tasks", "Evaluation", "Tasks or groups of lm-eval, or of YAML tasks in --include-path.",
-            "NAME[,NAME...]",
-        )
-    )  # fmt: skip
-    backend: Backend = field(
-        default="hf", metadata=described("--backend", "Machine", "lm-eval's model class.")
+    # fmt: off
+    tasks: tuple[str, ...] = option(
+        MISSING, section="Evaluation", metavar="NAME[,NAME...]",
+        help="Tasks or groups of lm-eval, or of YAML tasks in --include-path.",
     )
-    device: str | None = field(
-        default=None,
-        metadata=described(
-            "--device", "Machine", "cpu, cuda, cuda:1 or a GPU's number.", "NAME",
-            unset="the GPU if there is one", compared=False,
-        ),
-    )  # fmt: skip
-    batch_size: int | Literal["auto"] | None = field(
-        default=None,
-        metadata=described(
-            "--batch-size", "Machine", "Requests at once; halved where memory does not suffice.", "N|auto",
-            unset="16, vllm: auto",
-        ),
-    )  # fmt: skip
-    limit: int | float | None = field(
-        default=None,
-        metadata=described(
-            "--limit", "Evaluation", "The first N documents of each task; below 1 a share of them.", "N"
-        ),
+    backend: Backend = option("hf", section="Machine", help="lm-eval's model class.")
+    device: str | None = option(
+        None, section="Machine", metavar="NAME", unset="the GPU if there is one", compared=False,
+        help="cpu, cuda, cuda:1 or a GPU's number.",
     )
-    chat_template: bool = field(
-        default=False,
-        metadata=described(
-            "--chat-template", "Evaluation", "Put prompts through the tokenizer's chat template."
-        ),
+    batch_size: int | Literal["auto"] | None = option(
+        None, section="Machine", metavar="N|auto", unset="16, vllm: auto",
+        help="Requests at once; halved where memory does not suffice.",
     )
-    max_gen_toks: int | None = field(
-        default=None,
-        metadata=described(
-            "--max-gen-toks", "Evaluation", "New tokens for every generating task.", "N",
-            unset="per task, long enough to reason", least=1,
-        ),
-    )  # fmt: skip
-    seed: int = field(
-        default=1234,
-        metadata=described(
-            "--seed", "Evaluation",
-            "For worked examples, sampling, perturbations and the development part.", "N",
-        ),
-    )  # fmt: skip
-    include_path: Path | None = field(
-        default=None,
-        metadata=described(
-            "--include-path", "Evaluation", "Folder of local YAML tasks.", "DIR",
-            written=str | None, parse=Path, compared=False,
-        ),
-    )  # fmt: skip
-    model_args: Pairs = field(
-        default=(),
-        metadata=described(
-            "--model-arg", "Machine",
-            "A further argument of the backend, such as dtype=bfloat16 (repeatable).", "KEY=VALUE",
-            written=dict[str, str | int | float | bool], parse=_pairs,
-        ),
-    )  # fmt: skip
-    metrics: Pairs = field(
-        default=(),
-        metadata=described(
-            "--metric", "Evaluation", "The metric to compare for a task (repeatable).", "TASK=METRIC",
-            written=dict[str, str], parse=_pairs, compared=False,
-        ),
-    )  # fmt: skip
-    allow_unsafe_code: bool = field(
-        default=False,
-        metadata=described(
-            "--confirm-run-unsafe-code", "Evaluation",
-            "Consent to tasks that run code which the model writes, on this machine.",
-            key="confirm_run_unsafe_code", compared=False,
-        ),
-    )  # fmt: skip
+    limit: int | float | None = option(
+        None, section="Evaluation", metavar="N",
+        help="The first N documents of each task; below 1 a share of them.",
+    )
+    chat_template: bool = option(
+        False, section="Evaluation", help="Put prompts through the tokenizer's chat template.",
+    )
+    max_gen_toks: int | None = option(
+        None, section="Evaluation", metavar="N", unset="per task, long enough to reason", least=1,
+        help="New tokens for every generating task.",
+    )
+    seed: int = option(
+        1234, section="Evaluation", metavar="N",
+        help="For worked examples, sampling, perturbations and the development part.",
+    )
+    include_path: Path | None = option(
+        None, section="Evaluation", metavar="DIR", written=str | None, parse=Path, compared=False,
+        help="Folder of local YAML tasks.",
+    )
+    model_args: Pairs = option(
+        (), section="Machine", metavar="KEY=VALUE", flag="--model-arg", parse=_pairs,
+        written=dict[str, str | int | float | bool],
+        help="A further argument of the backend, such as dtype=bfloat16 (repeatable).",
+    )
+    metrics: Pairs = option(
+        (), section="Evaluation", metavar="TASK=METRIC", flag="--metric", parse=_pairs,
+        written=dict[str, str], compared=False,
+        help="The metric to compare for a task (repeatable).",
+    )
+    allow_unsafe_code: bool = option(
+        False, section="Evaluation", key="confirm_run_unsafe_code", compared=False,
+        help="Consent to tasks that run code which the model writes, on this machine.",
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -220,10 +199,10 @@ class Settings:
             By `key_of`; what is absent or None has its default.
         """
         found = {}
-        for item in fields(cls):
-            value, parse = content.get(key_of(item)), item.metadata["parse"]
+        for name, declared in OPTIONS.items():
+            value = content.get(key_of(name))
             if value is not None:
-                found[item.name] = parse(value) if parse else value
+                found[name] = declared.parse(value) if declared.parse else value
         return cls(**found)
 
     @property
@@ -244,7 +223,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
-        names = [item.name for item in fields(self) if item.metadata["compared"]]
+        names = [name for name, declared in OPTIONS.items() if declared.compared]
         return {name: _plain(getattr(self, name)) for name in names} | {
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
@@ -255,9 +234,17 @@ class Settings:
         return dict(self.metrics).get(task)
 
 
-def key_of(item: Field[Any]) -> str:
-    """The name of a setting in a sweep file."""
-    return item.metadata["key"] or item.name
+OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
+
+
+def key_of(name: str) -> str:
+    """The key of a setting in a sweep file."""
+    return OPTIONS[name].key or name
+
+
+def flag_of(name: str) -> str:
+    """The option of a setting on the command line."""
+    return OPTIONS[name].flag or f"--{key_of(name).replace('_', '-')}"
 
 
 def _plain(value: Any) -> Any:
