@@ -486,7 +486,7 @@ def test_ctrl_c_while_training_leaves_what_is_finished(built, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not (models / ".donor.part").exists():
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the training beside, too
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the other training process, too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.splitlines()[-2:] == [

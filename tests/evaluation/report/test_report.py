@@ -107,7 +107,7 @@ def test_scores_are_of_the_report_part(written):
     assert all(c.n == score.n for c in report.comparisons)
 
 
-def test_the_papers_figures_stand_beside_the_same_comparison(written):
+def test_the_papers_figures_stand_next_to_the_same_comparison(written):
     rows = {(row["task"], row["what"]): row for row in written[0].paper()}
     gain = rows[("gsm8k", "+vector+think over baseline")]
     assert gain["paper"] == 4.9
