@@ -108,7 +108,7 @@ def test_think_is_a_text_or_the_papers():
         ("target: t\nvector: v\nalphas: [1, 1.0]\n", r"given twice", None),
         ("target: t\nvector: v\nalphas: [.nan]\n", r"not finite", None),
         ("target: t\nvector: v\nalphas: true\n", r"alphas are numbers", None),
-        ("target: t\nvector: v\nperturb: [typos]\n", r":3: .*`typos` is no perturbation", None),
+        ("target: t\nvector: v\nperturb: [typos]\n", r":3: .*`typos` is not a perturbation", None),
         ("target: t\nvector: v\ndevelopment: 1.0\n", r":3: `development`", None),
         ("target: t\nvector: v\nthink_only: true\n", r"`think_only` needs `think`", None),
         ("target: t\nvector: v\ncontrols: {random: -1}\n", r"controls.random", None),

@@ -194,7 +194,7 @@ def test_a_foreign_file_is_no_journal(tmp_path, content):
     assert Journal(path, "id").get("a") == [1]
 
 
-def test_a_journal_of_other_settings_is_begun_anew(tmp_path):
+def test_a_journal_of_other_settings_is_begun_again(tmp_path):
     path = tmp_path / "j.jsonl"
     journal = Journal(path, "id")
     journal.put("a", [1])

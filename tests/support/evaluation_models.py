@@ -76,7 +76,7 @@ def write_tokenizer(folder: Path, *, chat: bool = True) -> None:
 
 
 def write_model(folder: Path, *, seed: int = 0, chat: bool = True, scale: float = 0.3) -> Path:
-    """A random Qwen2 of 2 layers in float32, its tokenizer beside it.
+    """A random Qwen2 of 2 layers in float32, with its tokenizer.
 
     A large `scale` makes logits differ enough that answers depend on the prompt.
     """

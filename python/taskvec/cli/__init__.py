@@ -203,6 +203,16 @@ def _is_failed_check(error: Exception) -> bool:
     return isinstance(error, (CompatibilityError, NonFiniteError, VerificationError))
 
 
+def _forget_interrupt() -> None:
+    """Let the exit code stand, now that the interrupt has been reported.
+
+    CPython remembers an interrupt that leaves the execution of a text as unhandled, caught or not, and ends
+    ``python -m`` by SIGINT in place of the exit code. Every dataclass is made by executing a text, so an
+    interrupt during an import may be such a one. Executing another text makes CPython forget it.
+    """
+    exec("")
+
+
 def main() -> NoReturn:
     """The console entry point."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -217,6 +227,8 @@ def main() -> NoReturn:
         # Nearly all that a start makes is modules, which stay: the collector found nothing in 0.01 s.
         gc.set_threshold(50_000)
     code = run(sys.argv[1:])
+    if code == EXIT_INTERRUPTED:
+        _forget_interrupt()
     _detach(sys.stdout)
     _detach(sys.stderr)
     if is_short:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.eval_options import backend_options, count_or_share, show, task_options, watching
+from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
+from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import option, talk_options, verb
-
-KINDS = ("baseline", "vector", "random", "permuted", "donor", "reference", "sft")
+from taskvec.evaluation.arms import Kind
+from taskvec.evaluation.settings import Settings
 
 EXAMPLES = """
 Two tasks, on the GPU if there is one:
@@ -34,8 +35,8 @@ Local tasks, offline, on the CPU:
 @verb("eval", examples=EXAMPLES)
 @click.argument("model", metavar="MODEL")
 @task_options
-@option("--as", "kind", type=click.Choice(KINDS), default="baseline", show_default=True, section="Evaluation",
-        help="What the model is among the arms of OUT.")  # fmt: skip
+@option("--as", "kind", type=click.Choice(get_args(Kind)), default="baseline", show_default=True,
+        section="Evaluation", help="What the model is among the arms of OUT.")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
 @option("--name", metavar="NAME", section="Evaluation", help="Of the arm.  [default: the model's]")
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",
@@ -50,25 +51,11 @@ def command(console: Console, model: str, **options: Any) -> int:
     the same OUT is compared with the first, document by document.
     """
     from taskvec.evaluation.backend.evaluate import arm_stem, require_extra
-    from taskvec.evaluation.settings import PAPER_TASKS, Settings
     from taskvec.evaluation.sweep.single import evaluate_model
 
     require_extra()
     out = Path(options["out"] or f"eval-{options['name'] or arm_stem(model)}")
-    settings = Settings(
-        tasks=options["tasks"] + (PAPER_TASKS if options["paper"] else ()),
-        backend=options["backend"] or "hf",
-        device=options["device"],
-        batch_size=options["batch_size"],
-        limit=count_or_share(options["limit"]),
-        chat_template=bool(options["chat_template"]),
-        max_gen_toks=options["max_gen_toks"],
-        seed=1234 if options["seed"] is None else options["seed"],
-        include_path=Path(options["include_path"]) if options["include_path"] else None,
-        model_args=tuple(sorted(options["model_args"].items())),
-        metrics=tuple(sorted(options["metrics"].items())),
-        allow_unsafe_code=bool(options["confirm_run_unsafe_code"]),
-    )
+    settings = Settings.of({"tasks": tasks_given(options), **settings_given(options)})
     with watching(console) as progress:
         report = evaluate_model(
             model,

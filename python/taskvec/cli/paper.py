@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from taskvec.cli.console import Console, Page
-from taskvec.cli.eval_options import show_conclusions, show_warnings, watching
+from taskvec.cli.eval_output import show_conclusions, show_warnings, watching
 from taskvec.text import duration, printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ORDER = ("reference", "donor", "baseline", "vector", "random", "permuted", "sft"
 def run_paper(
     console: Console, folder: str | None, *, seed: int | None, pretrained: str | None, jobs: int | None
 ) -> int:
-    """Train, sweep, print the table; the exit code, which does not depend on what came out."""
+    """Train, sweep, print the table; the exit code, which does not depend on the outcome."""
     from taskvec.evaluation.miniature import demo
 
     with watching(console) as watch:
@@ -55,7 +55,7 @@ _ROLES = ("target", "reference", "donor")
 
 
 def write_result(page: Page, made: Miniature) -> None:
-    """The table in the paper's shape, the gate, what may be claimed, and where the report is."""
+    """The table in the paper's shape, the gate, the claims, and the place of the report."""
     report = made.report
     _table(page, report)
     show_conclusions(page, report)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.eval_options import backend_options, count_or_share, show, task_options, watching
+from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
+from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import Size, alpha_option, option, selection_options, split_names, talk_options, verb
 
 EXAMPLES = """
@@ -96,29 +97,17 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """What the command line says, in the layout of a sweep file; what is left out is left out."""
-    from taskvec.evaluation.settings import PAPER_TASKS
-
-    tasks = [*options["tasks"], *(PAPER_TASKS if options["paper"] else ())]
+    """The options of a command line in the layout of a sweep file, without those that are not given."""
     preset = options["preset"] if options["preset"] != "full" else None
     content = {
         **{key: options[key] for key in ("target", "donor", "reference", "vector", "base")},
         **{key: options[key] for key in ("think", "think_only")},
         "alphas": list(options["alpha"]),
-        "tasks": tasks,
+        "tasks": list(tasks_given(options)),
         "perturb": list(options["perturb"]),
         "development": options["development"],
         "controls": {"random": options["random"], "permuted": options["permuted"]},
-        "evaluation": {
-            **{
-                key: options[key]
-                for key in (
-                    "backend", "device", "batch_size", "chat_template", "max_gen_toks", "seed",
-                    "include_path", "model_args", "metrics", "confirm_run_unsafe_code",
-                )
-            },
-            "limit": count_or_share(options["limit"]),
-        },
+        "evaluation": settings_given(options),
         "merge": {
             "include": list(options["include"]),
             "exclude": list(options["exclude"]),
@@ -128,7 +117,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
             "rounding": options["rounding"],
             "force": list(options["force"]),
         },
-    }  # fmt: skip
+    }
     return _without_empty(content)
 
 

@@ -1,4 +1,4 @@
-"""Does a task vector carry what its donor learned? Arms, paired tests, a report.
+"""Evaluation of a task vector against its controls: arms, paired tests, a report.
 
 lm-eval does the evaluating (extra ``eval``); nothing here imports it, or torch, before an evaluation starts.
 

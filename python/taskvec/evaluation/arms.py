@@ -20,7 +20,7 @@ class Arm:
     name : str
         Unique in an experiment, and the stem of the record's file.
     kind : str
-        What the weights are; see `Kind`.
+        The origin of the weights; see `Kind`.
     alpha : float, optional
         The factor of the vector, for merged weights.
     think : str, optional
@@ -54,7 +54,7 @@ class Arm:
 
     @property
     def condition(self) -> tuple[str | None, str | None]:
-        """What the prompt adds to the questions; paired arms of one condition differ in weights alone."""
+        """The prompt's additions to the questions; paired arms of one condition differ in weights alone."""
         return (self.think, self.perturb)
 
     def variant(self, *, think: str | None = None, perturb: str | None = None) -> Arm:
@@ -63,7 +63,7 @@ class Arm:
 
     @property
     def stem(self) -> str:
-        """The name without what the prompt adds."""
+        """The name without the prompt's additions."""
         name = self.name.removesuffix(f"~{self.perturb}") if self.perturb else self.name
         return name.removesuffix("+think") if self.think else name
 

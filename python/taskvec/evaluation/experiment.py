@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.evaluation.settings import PAPER_TASKS, PERTURBATIONS, THINK, Backend, Settings
+from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
 from taskvec.recipe.document import Document
 from taskvec.recipe.parse import read
 from taskvec.settings import parse_alphas
@@ -25,30 +33,28 @@ class _Strict(BaseModel):
 
 
 class Controls(_Strict):
-    """How many random and permuted vectors are evaluated beside the real one."""
+    """The numbers of random and permuted vectors that the real one is compared with."""
 
     random: int = Field(3, ge=0, le=100)
     permuted: int = Field(1, ge=0, le=100)
 
 
-class Evaluation(_Strict):
-    """How arms are evaluated; see `Settings`."""
+def _entry(name: str) -> Any:
+    """Type and default of a setting in a sweep file."""
+    declared = OPTIONS[name]
+    default = Field(default_factory=dict) if declared.default == () else Field(declared.default)
+    return declared.written or get_type_hints(Settings)[name], default
 
-    backend: Backend = "hf"
-    device: str | None = None
-    batch_size: int | Literal["auto"] | None = None
-    limit: int | float | None = None
-    chat_template: bool = False
-    max_gen_toks: int | None = None
-    seed: int = 1234
-    include_path: str | None = None
-    model_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    metrics: dict[str, str] = Field(default_factory=dict)
-    confirm_run_unsafe_code: bool = False
+
+_ENTRIES = {key_of(name): _entry(name) for name in OPTIONS if name != "tasks"}
+
+
+class Evaluation(create_model("Evaluation", __base__=_Strict, **_ENTRIES)):
+    """How arms are evaluated: the fields of `Settings`, but for the tasks, under their keys in a file."""
 
 
 class Merge(_Strict):
-    """How arms are merged; the options of `taskvec transfer`."""
+    """How arms are merged: options of ``taskvec transfer``."""
 
     include: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
@@ -60,7 +66,7 @@ class Merge(_Strict):
 
 
 class Experiment(_Strict):
-    """Target, vector, arms and settings: what `run_sweep` runs.
+    """Target, vector, arms and settings, for `run_sweep`.
 
     Attributes
     ----------
@@ -71,7 +77,7 @@ class Experiment(_Strict):
     vector : str, optional
         A saved task vector, in place of the difference; donor and reference may still be named for the gate.
     base : str, optional
-        What the reference was tuned from, for the SFT vector.
+        The model from which the reference was tuned, for the SFT vector.
     alphas : tuple of float
         Factors of the vector.
     think : str, optional
@@ -118,7 +124,7 @@ class Experiment(_Strict):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for kind in value:
             if kind not in PERTURBATIONS:
-                raise ValueError(f"`{kind}` is no perturbation; they are {', '.join(PERTURBATIONS)}")
+                raise ValueError(f"`{kind}` is not a perturbation; they are {', '.join(PERTURBATIONS)}")
         return value
 
     @field_validator("think", mode="before")
@@ -136,30 +142,12 @@ class Experiment(_Strict):
 
     def settings(self) -> Settings:
         """The settings that all arms share."""
-        given = self.evaluation
-        return Settings(
-            tasks=self.tasks,
-            backend=given.backend,
-            device=given.device,
-            batch_size=given.batch_size,
-            limit=given.limit,
-            chat_template=given.chat_template,
-            max_gen_toks=given.max_gen_toks,
-            seed=given.seed,
-            include_path=None if given.include_path is None else Path(given.include_path),
-            model_args=tuple(sorted((key, _word(value)) for key, value in given.model_args.items())),
-            metrics=tuple(sorted(given.metrics.items())),
-            allow_unsafe_code=given.confirm_run_unsafe_code,
-        )
+        return Settings.of({"tasks": self.tasks, **self.evaluation.model_dump()})
 
     def to_yaml(self) -> str:
-        """The experiment as a sweep file, without what is left at its default."""
+        """The experiment as a sweep file, without values that are left at their defaults."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _word(value: str | int | float | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load_experiment(path: str | os.PathLike[str]) -> Experiment:
@@ -168,7 +156,7 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     Raises
     ------
     NotFoundError, RecipeError
-        The file is not there, is no strict YAML, or has a key or value that cannot be honoured (named with
+        The file is not there, is not strict YAML, or has a key or value that cannot be honoured (named with
         its line).
     """
     name = os.fspath(path)
@@ -197,7 +185,7 @@ def experiment(content: dict[str, Any], *, source: str = "the sweep") -> Experim
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        path, message, hint = _said(error)
+        path, message, hint = _first_mistake(error)
         raise RecipeError(f"{source}: {_dotted(path)}{message}", hint) from None
 
 
@@ -208,7 +196,7 @@ def _validated(documents: list[Document]) -> Experiment:
     try:
         return Experiment.model_validate(document.plain())
     except ValidationError as error:
-        path, message, hint = _said(error)
+        path, message, hint = _first_mistake(error)
         raise document.error(path, f"{_dotted(path)}{message}", hint, key=True) from None
 
 
@@ -216,8 +204,8 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     return f"`{'.'.join(map(str, path))}`: " if path else ""
 
 
-def _said(error: ValidationError) -> tuple[tuple[str | int, ...], str, str | None]:
-    """Where, what and the way out of the first mistake."""
+def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str, str | None]:
+    """The first mistake: its place, its description and the way out."""
     first = error.errors(include_url=False)[0]
     path = tuple(part for part in first["loc"] if not _is_branch(part))
     if first["type"] == "extra_forbidden":

@@ -1,6 +1,6 @@
 """The record of one arm: settings, versions, scores, samples; written as soon as the arm is done.
 
-``arms/NAME.json`` is one JSON object, written beside its final name and renamed, so a file of that name is
+``arms/NAME.json`` is one JSON object, written under another name and renamed, so a file of that name is
 complete or was damaged later; a damaged one is an error that says so, never half a result.
 """
 
@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from taskvec._core import digest_file, write_atomic
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind
 
@@ -39,7 +39,7 @@ class Score:
 
 @dataclass(frozen=True, config=_STRICT)
 class Sample:
-    """One document: what was asked, what came back, and what each metric made of it.
+    """One document: the question, the answer, and what each metric made of it.
 
     Attributes
     ----------
@@ -153,8 +153,6 @@ def digest_json(content: Any) -> str:
 
 def digest_files(paths: Iterable[Path], root: Path) -> str:
     """BLAKE2 over the names of files and the engine's digests of their contents."""
-    from taskvec._core import digest_file
-
     whole = hashlib.blake2b(digest_size=16)
     for path in sorted(paths):
         _, part = digest_file(path)
@@ -174,18 +172,18 @@ def write_record(path: Path, record: ArmRecord) -> None:
     write_whole(path, text)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file by way of a sibling that is synced and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all; its folder is made if need be.
+
+    Raises
+    ------
+    EvaluationError
+        It cannot be written.
+    """
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise EvaluationError(f"cannot write `{path}`: {error.strerror or error}") from error
 
 
@@ -206,7 +204,8 @@ def read_record(path: Path) -> ArmRecord:
         content = json.loads(data)
     except ValueError as error:
         raise EvaluationError(
-            f"`{path}` is cut short or damaged: {len(data):,} bytes that are no JSON object ({error})", again
+            f"`{path}` is cut short or damaged: {len(data):,} bytes that are not a JSON object ({error})",
+            again,
         ) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
@@ -244,12 +243,12 @@ def finite(value: Any) -> Any:
 def setting_differences(one: ArmRecord, other: ArmRecord) -> list[str]:
     """The settings in which two arms differ, as ``name: here X, there Y``; none if they compare."""
 
-    def said(label: str, here: Any, there: Any) -> str:
+    def difference(label: str, here: Any, there: Any) -> str:
         return f"{label}: `{one.name}` has {here}, `{other.name}` has {there}"
 
     tables = (("", one.settings, other.settings), ("version of ", one.versions, other.versions))
     found = [
-        said(f"{label}{key}", left.get(key), right.get(key))
+        difference(f"{label}{key}", left.get(key), right.get(key))
         for label, left, right in tables
         for key in sorted({*left, *right})
         if left.get(key) != right.get(key)
@@ -262,7 +261,7 @@ def setting_differences(one: ArmRecord, other: ArmRecord) -> list[str]:
             continue
         here, there = one.tasks[task], other.tasks[task]
         found += [
-            said(f"{field} of task `{task}`", getattr(here, field), getattr(there, field))
+            difference(f"{field} of task `{task}`", getattr(here, field), getattr(there, field))
             for field in ("metric", "version", "num_fewshot", "max_gen_toks", "stop")
             if getattr(here, field) != getattr(there, field)
         ]
@@ -271,7 +270,7 @@ def setting_differences(one: ArmRecord, other: ArmRecord) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Merged:
-    """One merged model, and what the engine measured while it wrote it.
+    """One merged model, with the engine's measurements of its merge.
 
     Attributes
     ----------

@@ -1,9 +1,15 @@
-"""How arms are evaluated: every setting that can change a score, in one frozen value."""
+"""How arms are evaluated: every setting that can change a score, in one frozen value.
+
+A field of `Settings` is the one place where a setting is declared. The options of ``taskvec eval`` and
+``taskvec sweep``, the keys of a sweep file and what is compared between arms all follow from it, so this
+module imports nothing that ``--help`` would wait for.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +20,68 @@ PERTURBATIONS = ("typo", "distractor", "order", "numbers")
 PAPER_TASKS = ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")
 
 Backend = Literal["hf", "vllm"]
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """The command-line option and the key of a sweep file that one setting has.
+
+    Attributes
+    ----------
+    default : object
+        Of the field; ``MISSING`` where it has none.
+    section : str
+        The section of the help in which the option stands.
+    help : str
+        One sentence.
+    metavar : str, optional
+        The name of the value in the help.
+    unset : str, optional
+        The effect of leaving it out, for the help; by default the field's default.
+    flag : str, optional
+        The option; by default ``--max-gen-toks`` of ``max_gen_toks``.
+    key : str, optional
+        The key in a sweep file; by default the field's name.
+    least : int, optional
+        The smallest number that the option takes.
+    written : type, optional
+        The type in a sweep file; by default the field's.
+    parse : callable, optional
+        Makes the field's value from the one in a sweep file or on the command line, where they differ.
+    compared : bool
+        Whether arms must agree in it to be compared; it is then a part of their identity.
+    """
+
+    default: Any
+    section: str
+    help: str
+    metavar: str | None = None
+    unset: str | None = None
+    flag: str | None = None
+    key: str | None = None
+    least: int | None = None
+    written: Any = None
+    parse: Callable[[Any], Any] | None = None
+    compared: bool = True
+
+
+def option(default: Any, **declaration: Any) -> Any:
+    """A field of `Settings` with the option of the same attributes; see :class:`Option`."""
+    return field(default=default, metadata={"option": Option(default=default, **declaration)})
+
+
+def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
+    """A mapping as sorted pairs of texts; YAML's booleans are ``true`` and ``false`` again."""
+    texts = {
+        key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in content.items()
+    }
+    return tuple(sorted(texts.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all arms of one experiment share.
+    """The settings that all arms of one experiment share.
 
     Attributes
     ----------
@@ -46,20 +109,61 @@ class Settings:
         The metric to compare per task, where the default is not wanted.
     allow_unsafe_code : bool
         Consent to run code that a model writes.
+
+    Raises
+    ------
+    RecipeError
+        A value that cannot be honoured.
     """
 
-    tasks: tuple[str, ...]
-    backend: Backend = "hf"
-    device: str | None = None
-    batch_size: int | Literal["auto"] | None = None
-    limit: int | float | None = None
-    chat_template: bool = False
-    max_gen_toks: int | None = None
-    seed: int = 1234
-    include_path: Path | None = None
-    model_args: tuple[tuple[str, str], ...] = ()
-    metrics: tuple[tuple[str, str], ...] = field(default=())
-    allow_unsafe_code: bool = False
+    # fmt: off
+    tasks: tuple[str, ...] = option(
+        MISSING, section="Evaluation", metavar="NAME[,NAME...]",
+        help="Tasks or groups of lm-eval, or of YAML tasks in --include-path.",
+    )
+    backend: Backend = option("hf", section="Machine", help="lm-eval's model class.")
+    device: str | None = option(
+        None, section="Machine", metavar="NAME", unset="the GPU if there is one", compared=False,
+        help="cpu, cuda, cuda:1 or a GPU's number.",
+    )
+    batch_size: int | Literal["auto"] | None = option(
+        None, section="Machine", metavar="N|auto", unset="16, vllm: auto",
+        help="Requests at once; halved where memory does not suffice.",
+    )
+    limit: int | float | None = option(
+        None, section="Evaluation", metavar="N",
+        help="The first N documents of each task; below 1 a share of them.",
+    )
+    chat_template: bool = option(
+        False, section="Evaluation", help="Put prompts through the tokenizer's chat template.",
+    )
+    max_gen_toks: int | None = option(
+        None, section="Evaluation", metavar="N", unset="per task, long enough to reason", least=1,
+        help="New tokens for every generating task.",
+    )
+    seed: int = option(
+        1234, section="Evaluation", metavar="N",
+        help="For worked examples, sampling, perturbations and the development part.",
+    )
+    include_path: Path | None = option(
+        None, section="Evaluation", metavar="DIR", written=str | None, parse=Path, compared=False,
+        help="Folder of local YAML tasks.",
+    )
+    model_args: Pairs = option(
+        (), section="Machine", metavar="KEY=VALUE", flag="--model-arg", parse=_pairs,
+        written=dict[str, str | int | float | bool],
+        help="A further argument of the backend, such as dtype=bfloat16 (repeatable).",
+    )
+    metrics: Pairs = option(
+        (), section="Evaluation", metavar="TASK=METRIC", flag="--metric", parse=_pairs,
+        written=dict[str, str], compared=False,
+        help="The metric to compare for a task (repeatable).",
+    )
+    allow_unsafe_code: bool = option(
+        False, section="Evaluation", key="confirm_run_unsafe_code", compared=False,
+        help="Consent to tasks that run code which the model writes, on this machine.",
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -85,6 +189,22 @@ class Settings:
         if self.max_gen_toks is not None and self.max_gen_toks < 1:
             raise RecipeError(f"max_gen_toks {self.max_gen_toks} is below 1")
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Settings:
+        """Settings from plain values, as a sweep file or the command line has them.
+
+        Parameters
+        ----------
+        content : mapping of str to value
+            By `key_of`; what is absent or None has its default.
+        """
+        found = {}
+        for name, declared in OPTIONS.items():
+            value = content.get(key_of(name))
+            if value is not None:
+                found[name] = declared.parse(value) if declared.parse else value
+        return cls(**found)
+
     @property
     def batch(self) -> int | Literal["auto"]:
         """The batch size that is asked of the backend."""
@@ -103,14 +223,9 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
-        return {
-            "tasks": list(self.tasks),
-            "backend": self.backend,
+        names = [name for name, declared in OPTIONS.items() if declared.compared]
+        return {name: _plain(getattr(self, name)) for name in names} | {
             "batch_size": self.batch,
-            "limit": self.limit,
-            "chat_template": self.chat_template,
-            "max_gen_toks": self.max_gen_toks,
-            "seed": self.seed,
             "model_args": dict(sorted(self.model_args)),
         }
 
@@ -119,13 +234,30 @@ class Settings:
         return dict(self.metrics).get(task)
 
 
+OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
+
+
+def key_of(name: str) -> str:
+    """The key of a setting in a sweep file."""
+    return OPTIONS[name].key or name
+
+
+def flag_of(name: str) -> str:
+    """The option of a setting on the command line."""
+    return OPTIONS[name].flag or f"--{key_of(name).replace('_', '-')}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def paper_settings(settings: Settings) -> Settings:
     """`settings` with the paper's tasks; generation lengths come from `defaults.KNOWN`."""
     return replace(settings, tasks=PAPER_TASKS)
 
 
 def torch_device(device: str | None) -> str:
-    """The device in torch's words: a bare number is a GPU, none is the GPU where there is one."""
+    """The device as torch names it: a bare number is a GPU, none is the GPU where there is one."""
     if device is None:
         import torch
 

@@ -13,12 +13,12 @@ from taskvec.evaluation.analysis.compare import (
     check_comparable,
     compare,
     pair,
-    planned_pairs,
     zero_checks,
 )
 from taskvec.evaluation.analysis.conclusions import choose_alpha, conclusion, gates
 from taskvec.evaluation.analysis.flips import MOST, flips
 from taskvec.evaluation.analysis.norms import norm_map
+from taskvec.evaluation.analysis.pairs import planned_pairs
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.report.report import Report, build_report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ import pytest
 from support.evaluation_models import tiny, word_problems, write_jsonl, write_model, write_task, write_tasks
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.backend import evaluate as backend
-from taskvec.evaluation.backend.evaluate import evaluate, evaluate_into, finished
+from taskvec.evaluation.backend.evaluate import evaluate, evaluate_into, finished, require_extra
+from taskvec.evaluation.backend.identity import weights_digest
 from taskvec.evaluation.record import ArmRecord, read_record, record_path
 from taskvec.evaluation.settings import PAPER_TASKS, Settings, paper_settings
 from taskvec.evaluation.tasks.defaults import primary_metric, task_defaults
-from taskvec.evaluation.tasks.prepare import PreparedTasks, find_tasks, with_think
+from taskvec.evaluation.tasks.find import find_tasks
+from taskvec.evaluation.tasks.prepare import PreparedTasks, with_think
 
 BASE = Arm("baseline", "baseline")
 
@@ -238,7 +240,7 @@ def test_documents_left_out_do_not_move_the_examples_of_others(tmp_path):
 
 
 def test_a_finished_arm_is_not_run_again(tmp_path):
-    out, weights = tmp_path / "out", backend.weights_digest(tiny().target)
+    out, weights = tmp_path / "out", weights_digest(tiny().target)
     first = evaluate_into(out, tiny().target, settings(limit=4), BASE, weights)
     path = record_path(out, "baseline")
     stamp = path.stat().st_mtime_ns
@@ -396,25 +398,23 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch):
 
 
 def test_a_backend_that_is_not_there_is_said(monkeypatch):
-    find = backend.importlib.util.find_spec
-    monkeypatch.setattr(
-        backend.importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else find(name))
     with pytest.raises(EvaluationError, match="`vllm` is not installed"):
         evaluate(tiny().target, settings(limit=1, backend="vllm"))
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(EvaluationError, match="`lm_eval` is not installed") as error:
         evaluate("model", settings())
     assert error.value.hint == "pip install 'taskvec[eval]'"
 
 
 def test_an_old_lm_eval_is_refused(monkeypatch):
-    monkeypatch.setattr(backend.importlib.metadata, "version", lambda _name: "0.4.9")
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.4.9")
     with pytest.raises(EvaluationError, match=r"0\.4\.13"):
-        backend.require_extra()
+        require_extra()
 
 
 def test_another_rank_is_told_so(monkeypatch):
@@ -477,9 +477,9 @@ def test_the_papers_tasks():
 
 def test_digests_of_models_hold_what_computes(tmp_path):
     folder = Path(shutil.copytree(tiny().target, tmp_path / "model"))
-    first = backend.weights_digest(folder)
+    first = weights_digest(folder)
     (folder / "README.md").write_text("words")
     (folder / "taskvec.json").write_text("{}")
-    assert backend.weights_digest(folder) == first
+    assert weights_digest(folder) == first
     (folder / "generation_config.json").write_text("{}")
-    assert backend.weights_digest(folder) != first
+    assert weights_digest(folder) != first

@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 
 import taskvec
 from support.command_line import invoke
-from taskvec.evaluation.backend import evaluate as backend
 from taskvec.evaluation.miniature import build, data, demo, grpo, model, optimiser, tokenizer, training
 
 HASTY = build.Recipe(
@@ -434,7 +433,7 @@ def test_a_bad_archive_is_one_line(built, hasty, capsys):
         shutil.rmtree(hasty / "models", ignore_errors=True)
         done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", file)
         assert (done.code, done.out) == (2, "")
-        assert done.err.startswith(f"error: `{file}` is no archive of miniature checkpoints: ")
+        assert done.err.startswith(f"error: `{file}` is not an archive of miniature checkpoints: ")
         assert len(done.err.splitlines()) == 1
     done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", hasty / "none.zip")
     assert done.code == 2
@@ -463,7 +462,7 @@ def test_options_that_make_no_sense_are_usage_errors(options, message, capsys, t
 
 
 def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     done = invoke(capsys, "demo", "--paper", tmp_path / "paper")
     assert done.code == 2
     assert done.err.splitlines() == [
@@ -487,7 +486,7 @@ def test_ctrl_c_while_training_leaves_what_is_finished(built, tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not (models / ".donor.part").exists():
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the training beside, too
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the other training process, too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.splitlines()[-2:] == [

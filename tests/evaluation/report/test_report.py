@@ -19,9 +19,10 @@ from support.evaluation_records import experiment, outcomes, record
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged
+from taskvec.evaluation.report import json_schema
 from taskvec.evaluation.report.figures import PALETTE
 from taskvec.evaluation.report.labels import arm_label, number, p_value
-from taskvec.evaluation.report.report import Report, build_report, json_schema
+from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 
 
@@ -106,7 +107,7 @@ def test_scores_are_of_the_report_part(written):
     assert all(c.n == score.n for c in report.comparisons)
 
 
-def test_the_papers_figures_stand_beside_the_same_comparison(written):
+def test_the_papers_figures_stand_next_to_the_same_comparison(written):
     rows = {(row["task"], row["what"]): row for row in written[0].paper()}
     gain = rows[("gsm8k", "+vector+think over baseline")]
     assert gain["paper"] == 4.9

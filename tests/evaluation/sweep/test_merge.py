@@ -15,7 +15,7 @@ from support.evaluation_models import tiny
 from support.models import read_tensors
 from taskvec.errors import CompatibilityError, EvaluationError
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.backend.evaluate import resolve
+from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment, experiment
 from taskvec.evaluation.sweep.merge import UNFINISHED, Merger, arm_weights, transfer_command
 from taskvec.evaluation.sweep.scratch import Scratch, read_facts

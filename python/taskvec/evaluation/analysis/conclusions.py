@@ -1,4 +1,4 @@
-"""The choice of alpha, the gate, and the words that may be said of a vector."""
+"""The choice of alpha, the gate, and the claims that a vector allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis.compare import Comparison, Split, compare, controls, plain_arm, vector_arm
+from taskvec.evaluation.analysis.compare import Comparison, Split, compare
+from taskvec.evaluation.analysis.pairs import controls, plain_arm, vector_arm
 from taskvec.evaluation.record import ArmRecord
 from taskvec.settings import format_alpha
 
@@ -42,7 +43,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What may be said of the vector on one task."""
+    """The claim that is made of the vector on one task."""
 
     task: str
     transferred: bool
@@ -121,9 +122,9 @@ def conclusion(
     *,
     think: str | None = None,
 ) -> Conclusion:
-    """What may be said of the vector on `task`, in plain words.
+    """The claim that is made of the vector on `task`, in plain words.
 
-    "Reasoning transferred" is said only if the donor beats its reference (the gate) and +v beats the
+    "Reasoning transferred" is claimed only if the donor beats its reference (the gate) and +v beats the
     baseline, every random and every permuted vector and, where there is one, the SFT vector, after Holm's
     correction.
     """

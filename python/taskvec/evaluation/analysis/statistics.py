@@ -24,7 +24,7 @@ Test = Literal["mcnemar", "bootstrap"]
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """What a paired comparison shows.
+    """The result of a paired comparison.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: float, p: float, *, higher_is_better: bool = True) -> Verdict:
-    """What a corrected p-value lets one say."""
+    """The claim that a corrected p-value allows."""
     if not p < ALPHA or difference == 0:
         return "no difference shown"
     return "better" if (difference > 0) == higher_is_better else "worse"

@@ -1,37 +1,28 @@
 """The model as lm-eval sees it: requests in fixed blocks, each recorded, every new token counted.
 
-`BlockedLM` stands between lm-eval and its own model class. It adds what lm-eval does not do: finished blocks
+`BlockedLM` is between lm-eval and its own model class. It adds what lm-eval does not do: finished blocks
 are kept in a journal, a batch that does not fit on the GPU is halved, and each answer's length is known in
 tokens as the model made them, with whether the length limit ended it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from lm_eval.api.model import LM
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.journal import Journal, block_key
+from taskvec.evaluation.backend.lengths import Length, TokenCounter
 
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
-    """One answer's length in tokens, and whether the limit ended it."""
-
-    tokens: int
-    cut: bool
-
-
 class BlockedLM(LM):
-    """Wraps an lm-eval model.
+    """An lm-eval model with recorded blocks around it.
 
     Parameters
     ----------
@@ -66,8 +57,7 @@ class BlockedLM(LM):
         self.truncated_prompts = 0
         self.warnings: list[str] = []
 
-    # --- what lm-eval asks of a model
-    # -------------------------------------------------------------------------
+    # --- the interface of an lm-eval model
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         answers = self._run("generate_until", requests)
@@ -121,7 +111,6 @@ class BlockedLM(LM):
         return getattr(self.inner, "batch_size", 1)
 
     # --- blocks
-    # -----------------------------------------------------------------------------------------------
 
     def _run(self, attribute: str, requests: list[Any]) -> list[Any]:
         """Answers in the order of `requests`, task by task and block by block."""
@@ -210,99 +199,6 @@ class BlockedLM(LM):
         return count
 
 
-class TokenCounter:
-    """Counts the tokens of each answer as the backend made them.
-
-    lm-eval returns text alone. Its backends hand every answer to a hook, right after the batch that made it,
-    so the batch's own tokens can be told apart row by row. Where that is not possible, the text is tokenized
-    again.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._rows: list[Any] = []
-        self._found: dict[tuple[str, str], list[Length]] = defaultdict(list)
-
-    @contextlib.contextmanager
-    def watching(self) -> Any:
-        """While lm-eval generates: see each batch and each answer."""
-        model = self._model
-        self._rows.clear()
-        self._found.clear()
-        hook = getattr(model, "cache_hook", None)
-        generate = getattr(model, "_model_generate", None)
-        if hook is None or generate is None:
-            yield
-            return
-
-        def watched(*arguments: Any, **named: Any) -> Any:
-            output = generate(*arguments, **named)
-            context = named.get("context")
-            self._rows = list(_rows(output, 0 if context is None else context.shape[1]))
-            return output
-
-        model._model_generate = watched
-        model.cache_hook = self
-        try:
-            yield
-        finally:
-            del model._model_generate
-            model.cache_hook = hook
-
-    def add_partial(self, attribute: str, arguments: Sequence[Any], text: Any) -> None:
-        """What lm-eval calls with each answer, in the order of the batch's rows."""
-        if attribute == "generate_until" and self._rows:
-            row = self._rows.pop(0)
-            self._found[(str(arguments[0]), text)].append(self._measure(row, arguments[1], text))
-
-    def length(self, arguments: Sequence[Any], text: str) -> Length:
-        """The length of one answer."""
-        found = self._found.get((str(arguments[0]), text))
-        if found:
-            return found.pop(0) if len(found) > 1 else found[0]
-        count = len(self._model.tokenizer.encode(text, add_special_tokens=False)) if text else 0
-        return Length(count, count >= int(arguments[1].get("max_gen_toks", count + 1)))
-
-    def _measure(self, row: Any, arguments: Any, text: str) -> Length:
-        limit = int(arguments.get("max_gen_toks", 0))
-        if not isinstance(row, list):  # vLLM says itself why it stopped
-            return Length(len(row.token_ids), row.finish_reason == "length")
-        tokens, ended = _until_end(row, self._ends())
-        decode = self._model.tok_decode
-        if len(decode(tokens)) > len(text):  # a stop string ended it: the tokens up to that string
-            low, high = 0, len(tokens)
-            while low < high:
-                middle = (low + high) // 2
-                if len(decode(tokens[:middle])) >= len(text):
-                    high = middle
-                else:
-                    low = middle + 1
-            return Length(low, False)
-        return Length(len(tokens), not ended and len(tokens) >= limit)
-
-    def _ends(self) -> set[int]:
-        model = getattr(self._model, "model", None)
-        config = getattr(model, "generation_config", None)
-        ends = getattr(config, "eos_token_id", None)
-        found = set(ends) if isinstance(ends, (list, tuple)) else {ends}
-        found.add(getattr(self._model, "eot_token_id", None))
-        return {int(token) for token in found if token is not None}
-
-
-def _rows(output: Any, prompt: int) -> list[Any]:
-    """The new tokens of each row: a list of token numbers, or vLLM's completion."""
-    if hasattr(output, "tolist"):
-        return [row[prompt:] for row in output.tolist()]
-    return [row.outputs[0] for row in output]
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> tuple[list[int], bool]:
-    for index, token in enumerate(tokens):
-        if token in ends:
-            return tokens[:index], True
-    return tokens, False
-
-
 def _seed_everything(seed: int, key: str) -> None:
     import random
 
@@ -321,14 +217,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    said = str(error).lower()
+    text = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in said or "can't allocate memory" in said or "cublas_status_alloc_failed" in said
+        "out of memory" in text or "can't allocate memory" in text or "cublas_status_alloc_failed" in text
     )
 
 
 def free_memory() -> None:
-    """Give back what a deleted model or a failed batch held."""
+    """Give back the memory of a deleted model or a failed batch."""
     import torch
 
     gc.collect()

@@ -10,6 +10,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis import statistics
+from taskvec.evaluation.analysis.scores import mean_length
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord, Sample, Score, TaskFacts
 from taskvec.evaluation.tasks.defaults import primary_metric
@@ -27,7 +28,7 @@ def gather(
     lm: Any,
     begun: float,
 ) -> ArmRecord:
-    """The record of an arm, from what `simple_evaluate` returned and what model and tasks kept beside it."""
+    """The record of an arm, from the results of `simple_evaluate` and what model and tasks kept of it."""
     facts, scores, tokens, samples = {}, {}, {}, {}
     for name, members in tasks.members.items():
         rows = [row for member in members for row in _samples(member, members != [name], results, tasks, lm)]
@@ -36,10 +37,9 @@ def gather(
         samples[name] = rows
         facts[name] = _facts(name, members, results, tasks, rows)
         scores[name] = _scores(name, members, results, rows)
-        counted = [row for row in rows if row.tokens is not None]
-        if counted:
-            mean = math.fsum(row.tokens or 0.0 for row in counted) / len(counted)
-            tokens[name] = {"mean": mean, "cut": sum(bool(row.cut) for row in counted) / len(counted)}
+        lengths = mean_length(rows)
+        if lengths is not None:
+            tokens[name] = lengths
     warnings = [*tasks.warnings, *lm.warnings]
     if lm.truncated_prompts:
         warnings.append(f"{lm.truncated_prompts} prompts were cut on the left to leave room for the answer")
@@ -171,7 +171,7 @@ def _scores(name: str, members: list[str], results: dict[str, Any], rows: list[S
 
 
 def _question(task: Any, raw: dict[str, Any]) -> str:
-    """What was asked, without worked examples; the end of the whole prompt where that is all there is."""
+    """The question, without worked examples; the end of the whole prompt where that is all there is."""
     with contextlib.suppress(Exception):
         asked = task.doc_to_text(raw["doc"])
         if isinstance(asked, str):
@@ -188,7 +188,7 @@ def _target(task: Any, raw: dict[str, Any]) -> str:
 
 
 def _output(task: Any, raw: dict[str, Any]) -> str:
-    """What the model answered: its text, or the choice it found likeliest, or a log-likelihood."""
+    """The answer of the model: its text, or the choice it found likeliest, or a log-likelihood."""
     responses = raw["resps"]
     if task.OUTPUT_TYPE == "generate_until":
         return _text(responses[0][0])

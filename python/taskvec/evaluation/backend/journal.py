@@ -1,7 +1,7 @@
 """The journal of an unfinished arm: finished blocks of requests, from which a killed evaluation goes on.
 
 lm-eval has a response cache of its own, which is not used: its keys do not name the model, and a run that
-finds half of its requests cached batches the other half anew, which changes results in the last digits and
+finds half of its requests cached batches the other half afresh, which changes results in the last digits and
 now and then a sample. Here a block is a fixed slice of the request list. It is in the journal whole, or it is
 evaluated again in the same batches, so a resumed run ends in the samples of an undisturbed one.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.record import write_whole
 
 
 class Journal:
@@ -25,7 +26,7 @@ class Journal:
     path : Path
         The file; it is made at the first block.
     identity : str
-        Of the arm; a journal of another identity is begun anew.
+        Of the arm; a journal of another identity is begun again.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -76,25 +77,18 @@ class Journal:
             self._blocks[found[0]] = found[1]
 
     def _begin(self) -> Any:
-        """Open for appending; a torn or foreign file is first replaced by what of it is good."""
+        """Open for appending; a torn or foreign file is first replaced by its good blocks."""
+        blocks = [_line(key, responses) for key, responses in self._blocks.items()]
+        write_whole(self.path, b"".join([_line("identity", self.identity), *blocks]))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f"{self.path.name}.part")
-            with part.open("wb") as file:
-                file.write(_line("identity", self.identity))
-                for key, responses in self._blocks.items():
-                    file.write(_line(key, responses))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
             self._file = self.path.open("ab")
-            return self._file
         except OSError as error:
             raise EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}") from error
+        return self._file
 
 
 def block_key(attribute: str, arguments: list[Any], repeat: int) -> str:
-    """A digest of what a block asks; `repeat` tells equal blocks of one run apart."""
+    """A digest of the requests of a block; `repeat` tells equal blocks of one run apart."""
     text = json.dumps([attribute, arguments, repeat], default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

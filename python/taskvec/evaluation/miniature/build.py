@@ -16,74 +16,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from taskvec.errors import Error, FormatError, NotFoundError, OutputError
-from taskvec.evaluation.miniature import data, grpo, model, tokenizer
-from taskvec.evaluation.miniature.training import Progress, Stage, train
+from taskvec.evaluation.miniature import grpo, model, tokenizer
+from taskvec.evaluation.miniature.recipe import PARENT, RECIPE, Recipe, Role
+from taskvec.evaluation.miniature.task import FORMAT, PROBLEMS, TASK, write_task
+from taskvec.evaluation.miniature.training import Progress, train
 from taskvec.evaluation.record import write_whole
 from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 
-Role = Literal["base", "target", "reference", "donor"]
-
-PARENT: dict[Role, Role | None] = {"base": None, "target": "base", "reference": "base", "donor": "reference"}
-"""What each checkpoint is trained from."""
-TASK = "miniature"
-PROBLEMS = 1500
-DEVELOPMENT = 1 / 3
-"""The share of the problems on which alpha is chosen and the donor is held against its reference."""
 MARK = "miniature.json"
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
-"""What reading a file raises that is no archive, or a damaged one."""
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How the four models come about."""
-
-    base: Stage
-    target: Stage
-    reference: Stage
-    donor: grpo.Recipe
-
-
-RECIPE = Recipe(
-    base=Stage(
-        "base",
-        {
-            "problem1": 0.1,
-            "problem2": 0.05,
-            "problem3": 0.1,
-            "aside": 0.4,
-            "fact": 0.25,
-            "letters": 0.05,
-            "chat": 0.05,
-        },
-        rate=3e-3,
-        muon=5e-3,
-        warmup=10,
-        # Stopped by its accuracy, a base knows enough to draw right answers and leaves something to learn;
-        # a fixed number of steps gave too little and too much.
-        steps=700,
-        until=0.4,
-        decay=40,
-        prompt_weight=0.2,
-    ),
-    target=Stage(
-        "target",
-        {"letters": 0.45, "chat": 0.45, "problem3": 0.05, "fact": 0.05},
-        rate=2e-4,
-        steps=20,
-        decay=10,
-    ),
-    reference=Stage("reference", {"problem3": 1.0}, rate=1e-4, steps=8, decay=4, warmup=2),
-    donor=grpo.Recipe(),
-)
+"""Exceptions that reading a damaged archive raises, or a file that is not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +69,9 @@ def build(
 ) -> MiniatureModels:
     """Train what is missing in a folder: each checkpoint appears there when it is complete.
 
-    The base comes first; then the target is trained in a process of its own beside reference and donor. Every
-    process keeps to one torch thread: the same seed gives the same weights on the same machine.
+    The base comes first; then the target is trained in a process of its own, at the same time as reference
+    and donor. Every process keeps to one torch thread: the same seed gives the same weights on the same
+    machine.
 
     Parameters
     ----------
@@ -145,7 +95,7 @@ def build(
     _claim(directory, {"format": FORMAT, "seed": seed, "recipe": repr(recipe)})
     with one_thread(), locked(directory):
         _make(directory, "base", seed, recipe, progress)
-        with _beside(directory, seed, recipe):
+        with _training_the_target(directory, seed, recipe):
             _make(directory, "reference", seed, recipe, progress)
             _make(directory, "donor", seed, recipe, progress)
         _make(directory, "target", seed, recipe, progress)  # if the other process came to nothing
@@ -177,7 +127,7 @@ def unpack(
     NotFoundError
         There is no such file.
     FormatError
-        It is no archive of :func:`pack`.
+        It is not an archive of :func:`pack`.
     """
     file, directory = Path(file), Path(directory)
     if not file.is_file():
@@ -193,52 +143,20 @@ def unpack(
                 names = [name for name in archive.namelist() if name.startswith(f"{role}/")]
                 if any(name.count("/") != 1 or ".." in name or "\\" in name for name in names) or not names:
                     raise ValueError(f"its folder `{role}` is missing or has folders in it")
-                with _appearing(directory / role) as folder:
+                with _whole_folder(directory / role) as folder:
                     if folder is not None:
                         for name in names:
                             (folder / name.split("/")[1]).write_bytes(archive.read(name))
     except Error:
         raise
     except DAMAGE as error:
-        raise FormatError(f"`{file}` is no archive of miniature checkpoints: {error}") from error
+        raise FormatError(f"`{file}` is not an archive of miniature checkpoints: {error}") from error
     return _models(directory, seed, problems)
-
-
-def write_task(folder: Path, seed: int, problems: int = PROBLEMS) -> None:
-    """The test problems as JSON lines, and the lm-eval task that reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = folder / f"{TASK}.jsonl"
-    with lines.open("w", encoding="utf-8") as out:
-        for problem in data.distinct("test", seed, problems):
-            row = {"question": problem.question, "answer": problem.solution, "final": str(problem.final)}
-            out.write(json.dumps(row) + "\n")
-    task: dict[str, Any] = {
-        "task": TASK,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(lines.resolve())}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": data.prompt("{{question}}"),
-        "doc_to_target": "{{final}}",
-        "generation_kwargs": {"until": [tokenizer.END], "do_sample": False, "max_gen_toks": model.LIMIT},
-        "filter_list": [
-            {
-                "name": "strict",
-                "filter": [
-                    {"function": "regex", "regex_pattern": grpo.ANSWER.pattern},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": FORMAT},
-    }
-    (folder / f"{TASK}.yaml").write_text(json.dumps(task, indent=1), encoding="utf-8")
 
 
 def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Progress | None) -> None:
     """One checkpoint, unless it is there."""
-    with _appearing(directory / role) as folder:
+    with _whole_folder(directory / role) as folder:
         if folder is None:
             return
         parent, words = PARENT[role], tokenizer.train()
@@ -273,12 +191,12 @@ def save(weights: model.Weights, words: Any, folder: Path) -> None:
 
 
 def load_weights(folder: Path) -> model.Weights:
-    """What :func:`save` wrote."""
+    """The weights that :func:`save` wrote."""
     return load_file(folder / "model.safetensors")
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path | None]:
+def _whole_folder(folder: Path) -> Iterator[Path | None]:
     """A sibling folder that takes the name when it is complete; None if the name is taken already."""
     if folder.exists():
         yield None
@@ -294,8 +212,8 @@ def _appearing(folder: Path) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _beside(directory: Path, seed: int, recipe: Recipe) -> Iterator[None]:
-    """Train the target in another process meanwhile; none is started if the target is there."""
+def _training_the_target(directory: Path, seed: int, recipe: Recipe) -> Iterator[None]:
+    """Meanwhile train the target in another process; none is started if the target is there."""
     if (directory / "target").exists():
         yield
         return

@@ -24,7 +24,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Miniature:
-    """What a run of the paper in miniature made.
+    """The outcome of a run of the paper in miniature.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ def run(
     Raises
     ------
     taskvec.Error
-        The extra ``eval`` is missing, the folder belongs to another seed, the archive is none.
+        The extra ``eval`` is missing, the folder belongs to another seed, the archive cannot be read.
     """
     from taskvec.evaluation.backend.evaluate import require_extra
 
@@ -100,7 +100,7 @@ def run(
 
 def experiment(models: MiniatureModels) -> Experiment:
     """The sweep over the paper's arms and the controls it lacks."""
-    from taskvec.evaluation.miniature import build, model
+    from taskvec.evaluation.miniature import model, task
 
     return Experiment(
         target=str(models.target),
@@ -110,12 +110,14 @@ def experiment(models: MiniatureModels) -> Experiment:
         alphas=ALPHAS,
         tasks=(models.task,),
         perturb=PERTURBATIONS,
-        development=build.DEVELOPMENT,
-        evaluation=Evaluation(
-            device="cpu",
-            batch_size=128,
-            max_gen_toks=model.LIMIT,
-            seed=models.seed,
-            include_path=str(models.tasks),
+        development=task.DEVELOPMENT,
+        evaluation=Evaluation.model_validate(
+            {
+                "device": "cpu",
+                "batch_size": 128,
+                "max_gen_toks": model.LIMIT,
+                "seed": models.seed,
+                "include_path": str(models.tasks),
+            }
         ),
     )

@@ -20,7 +20,7 @@ from taskvec.evaluation.miniature import data, model
 from taskvec.evaluation.miniature.model import Tree, Weights
 
 ANSWER = re.compile(r"#### (-?\d+)$")
-"""What the verifier reads; the lm-eval task uses the same pattern."""
+"""The answer as the verifier reads it; the lm-eval task uses the same pattern."""
 
 
 @dataclass(frozen=True, slots=True)

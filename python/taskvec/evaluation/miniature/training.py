@@ -33,7 +33,7 @@ class Stage:
     name : str
         The checkpoint that it makes.
     mixture : dict of str to float
-        What :func:`taskvec.evaluation.miniature.data.documents` draws.
+        Shares of the kinds of text that :func:`taskvec.evaluation.miniature.data.documents` draws.
     rate : float
         AdamW's learning rate, reached after ``warmup`` steps.
     steps : int

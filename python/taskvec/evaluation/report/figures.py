@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from taskvec.evaluation.analysis.compare import baselines
 from taskvec.evaluation.analysis.norms import NormMap
+from taskvec.evaluation.analysis.pairs import baselines
 from taskvec.evaluation.record import ArmRecord, Score
 from taskvec.evaluation.report.labels import arm_label, metric_unit, task_file
 
@@ -30,7 +30,7 @@ class Figure:
     svg: str
 
 
-# what figures are drawn in, on paper; each colour is used for one thing alone, so that a page can replace it
+# the colours on paper; each is used for one thing alone, so that a page can replace it
 PALETTE = {
     "ink": "#1c2430",
     "line": "#c9ced6",
@@ -54,7 +54,7 @@ def draw(report: Report) -> dict[str, Figure]:
         if any(record.kind == "vector" for record in report.records):
             figures[f"alpha-{name}"] = _figure(
                 f"Score by alpha: {task}",
-                f"score of {task} over alpha, with 95 % intervals, controls beside it",
+                f"score of {task} over alpha, with 95 % intervals and controls",
                 lambda paint, task=task: _alpha_curve(report, task, paint),
             )
         if any(comparison.task == task for comparison in report.comparisons):
@@ -138,7 +138,7 @@ def _alpha_curve(report: Report, task: str, paint: Paint) -> Any:
     for number, think in enumerate(prompts):
         rows = _by_alpha(report, [r for r in under if r.think == think], task)
         reach = max((abs(x) for x, _ in rows), default=1.0)
-        rows = [(x + 0.02 * reach * number, score) for x, score in rows]  # beside each other, not over
+        rows = [(x + 0.02 * reach * number, score) for x, score in rows]  # next to each other, not over
         label = "+v" if think is None or len(prompts) == 1 else "+v, think"
         line, marker = ("-", "o") if number == 0 else ("--", "s")
         _points(axes, rows, scale, paint["vector"], label, line, marker)

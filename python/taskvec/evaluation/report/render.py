@@ -1,4 +1,4 @@
-"""The report as a page and as Markdown, from the templates beside this file."""
+"""The report as a page and as Markdown, from the templates in this folder."""
 
 from __future__ import annotations
 

@@ -1,41 +1,30 @@
-"""The report: finished arms compared, as data and as files.
-
-``report.json`` is documented by `json_schema`; ``report.html`` is one file that needs no network;
-``report.md`` says the same in text; ``figures/`` holds the figures as PNG.
-"""
+"""The report as data: finished arms, compared, and the content of ``report.json``."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.analysis.compare import (
     Comparison,
     Sameness,
     Split,
-    baselines,
     check_comparable,
     compare,
-    planned_pairs,
-    vector_arm,
     zero_checks,
 )
 from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, choose_alpha, conclusion, gates
 from taskvec.evaluation.analysis.flips import Flip, flips
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
+from taskvec.evaluation.analysis.pairs import baselines, planned_pairs, vector_arm
+from taskvec.evaluation.analysis.scores import part_lengths, part_scores
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
+from taskvec.evaluation.report.paper import paper_rows
 
 SCHEMA = 1
-
-# arXiv 2509.01363, Qwen2.5-1.5B-Instruct: points over the baseline
-PAPER_GAIN = {"gsm8k": 4.9, "humaneval": 4.3, "sciq": 1.7, "bbh": 12.3}
-PAPER_HARM = {"gsm8k": -11.8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +44,7 @@ class Report:
     comparisons : tuple of Comparison
         The family of tests that Holm's correction is over.
     merges : dict of str to Merged
-        What was measured when arms were merged, by arm.
+        The measurements of merges, by arm.
     commands : tuple of str
         The commands that repeat the whole.
     """
@@ -87,24 +76,12 @@ class Report:
         return self.scores(record)[task].get(metric) if metric is not None else None
 
     def scores(self, record: ArmRecord) -> dict[str, dict[str, Score]]:
-        """Every score on the report part; what is no mean over samples is of all documents."""
-        if not self.split.share:
-            return record.scores
-        keep = self.split.keep("report")
-        found: dict[str, dict[str, Score]] = {}
-        for task, scores in record.scores.items():
-            found[task] = {}
-            for metric, score in scores.items():
-                values = [
-                    sample.metrics[metric]
-                    for sample in record.samples[task]
-                    if metric in sample.metrics and keep(sample.doc_hash)
-                ]
-                if values:
-                    mean = math.fsum(values) / len(values)
-                    score = Score(mean, *statistics.interval(values), len(values))
-                found[task][metric] = score
-        return found
+        """Every score on the report part; see `part_scores`."""
+        return part_scores(record, self.split, "report")
+
+    def output_tokens(self, record: ArmRecord) -> dict[str, dict[str, float]]:
+        """Mean length and share cut at the limit, on the report part."""
+        return part_lengths(record, self.split, "report")
 
     def against_baseline(self, record: ArmRecord, task: str) -> Comparison | None:
         """The comparison of an arm with the baseline under its own prompt."""
@@ -138,32 +115,11 @@ class Report:
         return None
 
     def paper(self) -> list[dict[str, Any]]:
-        """The paper's figures beside the same comparison here, for tasks that it has."""
-        rows = []
-        baseline = baselines(self.records).get((None, None))
-        for task in self.tasks:
-            key = next((name for name in PAPER_GAIN if task.startswith(name)), None)
-            if key is None or baseline is None:
-                continue
-            for what, figures, wanted in (
-                ("+vector+think over baseline", PAPER_GAIN, (1.0, True)),
-                ("-vector over baseline", PAPER_HARM, (-1.0, False)),
-            ):
-                arm = next(
-                    (
-                        r
-                        for r in self.records
-                        if r.kind == "vector" and (r.alpha, r.think is not None) == wanted and not r.perturb
-                    ),
-                    None,
-                )
-                here = self.comparison(arm.name, baseline.name, task) if arm is not None else None
-                if key in figures and here is not None:
-                    rows.append({"task": task, "what": what, "paper": figures[key], "here": here})
-        return rows
+        """The paper's figures and the same comparisons here, for the tasks that it has."""
+        return paper_rows(self.records, self.comparison)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``report.json``; `json_schema` documents it."""
+        """The content of ``report.json``; `taskvec.evaluation.report.json_schema` documents it."""
         first = self.records[0]
         norms = self.norms()
         content = {
@@ -212,16 +168,6 @@ class Report:
             "warnings": record.warnings,
         }
 
-    def output_tokens(self, record: ArmRecord) -> dict[str, dict[str, float]]:
-        """Mean length and share cut at the limit, on the report part."""
-        keep, found = self.split.keep("report"), {}
-        for task, samples in record.samples.items():
-            rows = [s for s in samples if s.tokens is not None and keep(s.doc_hash)]
-            if rows:
-                mean = math.fsum(s.tokens or 0.0 for s in rows) / len(rows)
-                found[task] = {"mean": mean, "cut": sum(bool(s.cut) for s in rows) / len(rows)}
-        return found
-
     def findings(self) -> list[dict[str, Any]]:
         """The compatibility findings of all merges, each once."""
         found: dict[str, dict[str, Any]] = {}
@@ -250,9 +196,9 @@ def build_report(
     think : str, optional
         The request to reason that every arm carries.
     merges : mapping of str to Merged, optional
-        What was measured when arms were merged.
+        The measurements of merges, by arm.
     commands : sequence of str
-        What repeats the experiment.
+        The commands that repeat the experiment.
 
     Raises
     ------
@@ -289,8 +235,3 @@ def build_report(
         merges=dict(merges or {}),
         commands=tuple(commands),
     )
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of ``report.json``."""
-    return json.loads((Path(__file__).parent / "templates" / "report.schema.json").read_text())

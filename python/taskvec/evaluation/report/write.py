@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.errors import EvaluationError
 from taskvec.evaluation.record import write_whole
 
 if TYPE_CHECKING:
@@ -19,18 +18,12 @@ def write_report(report: Report, out: Path) -> list[Path]:
     from taskvec.evaluation.report.render import to_html, to_markdown
 
     figures = draw(report)
-    folder = out / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            (folder / f"{name}.png").write_bytes(figure.png)
-    except OSError as error:
-        raise EvaluationError(f"cannot write `{folder}`: {error.strerror or error}") from error
+    pictures = {f"figures/{name}.png": figure.png for name, figure in figures.items()}
     texts = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "report.md": to_markdown(report, figures),
         "report.html": to_html(report, figures),
     }
-    for name, text in texts.items():
-        write_whole(out / name, text)
-    return [*(out / name for name in texts), *(folder / f"{name}.png" for name in figures)]
+    for name, content in {**pictures, **texts}.items():
+        write_whole(out / name, content)
+    return [out / name for name in (*texts, *pictures)]

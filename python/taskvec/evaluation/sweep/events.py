@@ -1,4 +1,4 @@
-"""What a progress callback of an evaluation is told."""
+"""The events that a progress callback of an evaluation receives."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Making the weights of arms: target + alpha * vector, its controls, and the SFT vector.
 
-The engine does the work; this names what each arm needs, in as few reads of the inputs as there are vectors:
-all alphas of one vector come from one pass.
+The engine does the work; this module names the weights of each arm, in as few reads of the inputs as there
+are vectors: all alphas of one vector come from one pass.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def model_of(arm: Arm, experiment: Experiment) -> str:
 
 
 def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) -> str:
-    """What identifies the weights of an arm, without merging it, from what identifies each model."""
+    """The identity of an arm's weights, without merging it, from the identities of the models."""
     if arm.kind not in MERGED:
         return digests[model_of(arm, experiment)]
     donor, reference = _difference(experiment, arm)

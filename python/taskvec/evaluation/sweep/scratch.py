@@ -1,4 +1,8 @@
-"""The scratch folder of a sweep: merged models in a byte budget, removed as soon as they are evaluated."""
+"""The folders of a sweep: a lock on the output, and a scratch folder for merged models.
+
+Merged models stay within a byte budget: each is removed as soon as its arms are evaluated. The measurements
+of its merge are kept in a file of facts, which also tells a later run whose weights a folder holds.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,44 @@ from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 SPARE = 0.5  # of the free space, where no budget is named
 
 
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of an output folder; the lock ends with the process, however that ends.
+
+    Raises
+    ------
+    EvaluationError
+        The folder cannot be written to, or another process holds the lock.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise EvaluationError(f"cannot write into `{out}`: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EvaluationError(
+                f"another evaluation is writing into `{out}`",
+                "wait for it, or name another folder with -o",
+            ) from error
+        yield
+
+
 class Scratch:
-    """Where merged models lie while they are needed.
+    """A folder for merged models while they are needed.
 
     Parameters
     ----------
     folder : Path
         The scratch folder; only sub-folders that this class made are removed.
     facts : Path
-        Where what the engine measured is kept after the weights are gone.
+        Folder of the engine's measurements, kept after the weights are gone.
     merge : callable
         See `MergeArms`.
     model_bytes : int
-        What one merged model takes.
+        Size of one merged model.
     budget : int, optional
         Bytes that merged models may take together; half of the free space by default.
     keep : bool
@@ -71,7 +100,7 @@ class Scratch:
         arms : sequence of Arm
             At most `capacity` different weights.
         identities : dict of str to str
-            What identifies the weights, by `Arm.weights`.
+            The identity of the weights, by `Arm.weights`.
         """
         needed = list({arm.weights: arm for arm in arms}.values())
         missing = [arm for arm in needed if not self._is_there(arm.weights, identities[arm.weights])]
@@ -87,12 +116,12 @@ class Scratch:
         return {arm.weights: self.folder / arm.weights for arm in needed}
 
     def release(self, name: str) -> None:
-        """The weights are not needed any more."""
+        """Remove weights that are not needed any more, unless they are to be kept."""
         if not self._keep:
             self._drop(name)
 
     def clear(self) -> None:
-        """Remove what is left of this and of earlier runs that were killed."""
+        """Remove the leftovers of this and of earlier runs that were killed."""
         if self._keep or not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
@@ -109,7 +138,7 @@ class Scratch:
 
 
 def read_identity(path: Path) -> str | None:
-    """What identifies the weights that a file of facts is about; None if it is absent or damaged."""
+    """The identity of the weights in a file of facts; None if it is absent or damaged."""
     try:
         return json.loads(path.read_text()).get("identity")
     except (OSError, ValueError, AttributeError):
@@ -117,29 +146,10 @@ def read_identity(path: Path) -> str | None:
 
 
 def read_facts(path: Path) -> Merged | None:
-    """What was measured when an arm was merged; None if that is not known."""
+    """The measurements of a merge in a file of facts; None if they are not known."""
     try:
         content = json.loads(path.read_text())
         content.pop("identity")
         return Merged(**content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keep a second run out of an output folder; the lock ends with the process, however that ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise EvaluationError(f"cannot write into `{out}`: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EvaluationError(
-                f"another evaluation is writing into `{out}`",
-                "wait for it, or name another folder with -o",
-            ) from error
-        yield

@@ -1,4 +1,4 @@
-"""One model evaluated into an output folder, beside the arms that are there already."""
+"""A single model evaluated into an output folder, and compared with the arms that are there already."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from pathlib import Path
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind, arm_name
-from taskvec.evaluation.backend.evaluate import (
-    arm_stem,
-    evaluate_into,
-    finished,
-    require_extra,
-    resolve,
-    settings_identity,
-    versions,
-)
+from taskvec.evaluation.backend.evaluate import arm_stem, evaluate_into, finished, require_extra
+from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
 from taskvec.evaluation.record import ArmRecord, read_record
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
@@ -53,17 +46,17 @@ def evaluate_model(
     name : str, optional
         Of the arm; by default the model's own.
     kind : str
-        What the model is in the experiment: ``baseline``, ``donor``, ``vector`` …
+        The model's part in the experiment: ``baseline``, ``donor``, ``vector`` …
     alpha : float, optional
         The factor of a vector that is in the model.
     think : str, optional
         A request to reason, in every prompt.
     perturb : sequence of str
-        Perturbations, each an arm of its own beside the clean one.
+        Perturbations, each an arm of its own besides the clean one.
     progress : callable, optional
         Called with an `Event`.
     command : str, optional
-        What the report says repeats it.
+        The command that repeats it, for the report.
 
     Raises
     ------
@@ -71,7 +64,7 @@ def evaluate_model(
         The arm could not be evaluated, or the folder holds arms of other settings (before anything is run).
     """
     require_extra()
-    from taskvec.evaluation.tasks.prepare import find_tasks
+    from taskvec.evaluation.tasks.find import find_tasks
 
     find_tasks(settings)
     tell = progress or (lambda _event: None)

@@ -13,7 +13,8 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.conclusions import choose_alpha
 from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
-from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra, resolve
+from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
+from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
@@ -75,7 +76,7 @@ def run_sweep(
         An arm could not be merged or evaluated; finished arms are kept.
     """
     require_extra()
-    from taskvec.evaluation.tasks.prepare import find_tasks
+    from taskvec.evaluation.tasks.find import find_tasks
 
     out, settings = Path(out), experiment.settings()
     workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
@@ -150,7 +151,7 @@ def planned_arms(experiment: Experiment) -> list[Arm]:
 
 def split(experiment: Experiment) -> Split:
     """The division into a development and a report part; its seed is the evaluation's."""
-    return Split(experiment.development, experiment.evaluation.seed)
+    return Split(experiment.development, experiment.settings().seed)
 
 
 LARGE = 100_000_000  # bytes of a model that must not wait for the garbage collector
@@ -212,7 +213,7 @@ class _Runner:
             try:
                 self._evaluate(jobs)
             except EvaluationError:
-                for name in models:  # weights that could not be evaluated are made anew next time
+                for name in models:  # weights that could not be evaluated are made again next time
                     self.scratch.release(name)
                 raise
             jobs = []
@@ -275,7 +276,7 @@ def _batches(arms: list[Arm], capacity: int) -> Iterator[list[Arm]]:
 
 
 def model_bytes(model: str) -> int:
-    """What a model's folder takes; for a hub model what its headers say."""
+    """The bytes of a model's folder; for a hub model the bytes of its tensors."""
     folder = Path(model)
     if folder.is_dir():
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

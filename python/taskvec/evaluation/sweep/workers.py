@@ -26,7 +26,7 @@ Progress = Callable[[Arm, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm to evaluate: where its weights are, what identifies them, and how the record names them."""
+    """One arm to evaluate: the place of its weights, their identity, and their name in the record."""
 
     arm: Arm
     model: str
@@ -90,7 +90,7 @@ class Pool:
         return workers
 
     def run(self, jobs: Sequence[Job], progress: Progress, done: Callable[[Job], None]) -> None:
-        """Evaluate every job, saying `done` after each; when all have ended, raise the first error."""
+        """Evaluate every job and call `done` after each; when all have ended, raise the first error."""
         waiting, failures, workers = list(jobs), [], self.start()
         content: Any
         for worker in workers:
@@ -102,7 +102,7 @@ class Pool:
                 if worker.job is None or (worker.pipe not in ready and worker.process.exitcode is None):
                     continue
                 try:
-                    # what a worker said before it died counts
+                    # a message that a worker sent before it died counts
                     kind, content = worker.pipe.recv() if worker.pipe in ready else ("dead", None)
                 except (EOFError, OSError):
                     kind, content = "dead", None
@@ -129,7 +129,7 @@ class Pool:
             worker.pipe.close()
 
     def _lost(self, worker: _Worker) -> EvaluationError:
-        """A worker that is gone, and what to say of the arm that it had."""
+        """Part with a worker that is gone; the error of the arm that it had."""
         assert worker.job is not None
         assert self._workers is not None
         self._workers.remove(worker)
@@ -179,7 +179,7 @@ def _serve(pipe: Any, device: str, threads: int, settings: Settings, out: Path) 
     else:
         settings = replace(settings, device=device)
     end_with_parent()
-    import lm_eval.evaluator  # while the parent finds tasks and merges: what the first arm would wait for
+    import lm_eval.evaluator  # while the parent finds tasks and merges, or the first arm would wait for it
     import lm_eval.models.huggingface  # noqa: F401
     import torch
     from tqdm import tqdm

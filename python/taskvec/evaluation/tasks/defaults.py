@@ -1,4 +1,4 @@
-"""What each known task needs so that a chain of thought is neither cut nor mis-scored.
+"""Defaults of known tasks with which a chain of thought is neither cut nor mis-scored.
 
 lm-eval's own defaults are made for short answers: 256 new tokens, and stop strings that a chain of thought
 contains ("Q", a blank line). The rows here apply to tasks that lm-eval ships; a task of the user's own YAML
@@ -69,7 +69,7 @@ def primary_metric(name: str, metrics: list[str], chosen: str | None = None) -> 
         The metrics that can be compared sample for sample, as lm-eval names them
         (``exact_match,strict-match``).
     chosen : str, optional
-        What the user named, with or without the filter.
+        The user's own choice, with or without the filter.
     """
     for wanted in (chosen, task_defaults(name).metric):
         if wanted is not None:

@@ -112,7 +112,7 @@ def answer_field(task: Any, document: dict[str, Any]) -> str | None:
     texts = {key for key, value in document.items() if isinstance(value, str)}
     used = _fields(task.get_config("doc_to_target"), texts) or texts & {"answer", "solution"}
     asked = {field for field in used if "####" in document[field]}
-    # a target that is the bare number may stand beside a worked answer
+    # a target that is the bare number may accompany a worked answer
     asked = asked or {
         field for field in texts & {"answer", "solution", "rationale"} if "####" in document[field]
     }

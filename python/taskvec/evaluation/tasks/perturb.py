@@ -22,9 +22,9 @@ from taskvec.evaluation.tasks.numbers import rework
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
 _DIGIT = re.compile(r"\d")
-# keys beside each other on a QWERTY keyboard
+# neighbouring keys on a QWERTY keyboard
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-_BESIDE = {
+_NEIGHBOURS = {
     letter: [row[i + step] for step in (-1, 1) if 0 <= i + step < len(row)]
     for row in _ROWS
     for i, letter in enumerate(row)
@@ -91,7 +91,7 @@ def _mistype(word: str, rng: random.Random) -> str:
         elif slip == "double":
             changed = word[:at] + word[at] + word[at:]
         else:
-            changed = word[:at] + rng.choice(_BESIDE[word[at].lower()]) + word[at + 1 :]
+            changed = word[:at] + rng.choice(_NEIGHBOURS[word[at].lower()]) + word[at + 1 :]
         if changed != word:
             return changed
     return word[:-1]

@@ -1,4 +1,4 @@
-"""lm-eval's tasks, found by name and prepared for one arm.
+"""lm-eval's tasks, prepared for one arm.
 
 Preparing a task changes nothing of how lm-eval scores it. It can limit the documents, perturb them, put the
 request to reason into the question, and set the generation length and stop strings; what was set is kept in
@@ -7,30 +7,25 @@ request to reason into the question, and set the generation length and stop stri
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
-from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.tasks.defaults import FALLBACK_MAX_GEN_TOKS, task_defaults
 from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_documents
+from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
 
 
 @dataclass(slots=True)
 class TaskSetup:
-    """What was prepared for one task.
+    """The preparations of one task.
 
     Attributes
     ----------
@@ -49,7 +44,7 @@ class TaskSetup:
 
 
 class PreparedTasks:
-    """What lm-eval's `simple_evaluate` takes for a task manager: hands out prepared tasks.
+    """A task manager for lm-eval's `simple_evaluate` that gives it prepared tasks.
 
     Attributes
     ----------
@@ -57,7 +52,7 @@ class PreparedTasks:
         Every leaf task.
     setups : dict of str to TaskSetup
     members : dict of str to list of str
-        What is reported under one name: a task by itself, a group that aggregates by its leaf tasks.
+        Leaf tasks by the name under which they are reported: a task's own, or an aggregating group's.
     """
 
     def __init__(
@@ -69,9 +64,9 @@ class PreparedTasks:
         try:
             self._loaded = self._manager.load(list(settings.tasks))
         except Exception as error:
-            raise _explained(error, settings) from error
+            raise explained(error, settings) from error
         self.tasks: dict[str, Task] = dict(self._loaded["tasks"])
-        self.members = _members(self._manager, self._loaded, settings.tasks)
+        self.members = members_of(self._manager, self._loaded, settings.tasks)
         groups = self._loaded.get("groups") or {}
         self.group_versions = {name: group.version for name, group in groups.items()}
         self.warnings: list[str] = []
@@ -174,109 +169,6 @@ class PreparedTasks:
         task.set_config("generation_kwargs", {**asked, "until": setup.stop, "max_gen_toks": length})
 
 
-def find_tasks(settings: Settings) -> TaskManager:
-    """The task manager that knows every task of `settings`; consent for code-executing tasks is checked here.
-
-    Raises
-    ------
-    EvaluationError
-        A task is unknown (with the nearest names), or runs code without consent.
-    """
-    folder = settings.include_path
-    if folder is not None and not Path(folder).is_dir():
-        raise EvaluationError(f"`{folder}` is no folder of YAML tasks")
-    path = None if folder is None else str(Path(folder).resolve())
-    manager = _knowing(settings.tasks, path)
-    if manager is None:
-        known = [*_manager(None, True).all_tasks, *(_manager(path, False).all_tasks if path else ())]
-        unknown = next(name for name in settings.tasks if name not in known)
-        near = difflib.get_close_matches(unknown, known, n=3, cutoff=0.5)
-        raise EvaluationError(
-            f"lm-eval knows no task `{unknown}`" + (f", nor does `{folder}`" if folder else ""),
-            f"did you mean {', '.join(f'`{name}`' for name in near)}?"
-            if near
-            else "`lm-eval ls tasks` lists them",
-        )
-    unsafe = sorted(name for name in settings.tasks if _runs_code(manager, name))
-    if unsafe and not settings.allow_unsafe_code:
-        raise EvaluationError(
-            f"task `{unsafe[0]}` runs Python code that the model writes, on this machine, as this user",
-            "run it in a container or a machine that may be lost, and consent with --confirm-run-unsafe-code",
-        )
-    if unsafe:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for its own consent when the task is loaded
-    return manager
-
-
-def _knowing(names: Sequence[str], path: str | None) -> TaskManager | None:
-    """The manager that knows every name; None if there is none.
-
-    Indexing lm-eval's own 14 000 tasks takes seconds: left out where the folder has all that is asked.
-    """
-    local = set(_manager(path, False).task_index) if path else set()
-    if path and local.issuperset(names):
-        return _manager(path, False)
-    shipped = _manager(None, True)
-    if not all(name in local or name in shipped.task_index for name in names):
-        return None
-    return _manager(path, True) if local.intersection(names) else shipped
-
-
-@functools.lru_cache(maxsize=4)
-def _manager(path: str | None, with_defaults: bool) -> TaskManager:
-    return TaskManager(include_path=path, include_defaults=with_defaults)
-
-
-def is_shipped(manager: TaskManager, name: str) -> bool:
-    """Whether a task is one of lm-eval's own, and not of the user's folder."""
-    entry = manager.task_index.get(name)
-    if entry is None or entry.yaml_path is None or manager.include_path is None:
-        return True
-    return not Path(entry.yaml_path).resolve().is_relative_to(Path(str(manager.include_path)).resolve())
-
-
-def _runs_code(manager: TaskManager, name: str, seen: frozenset[str] = frozenset()) -> bool:
-    """Whether a task, or a member of a group, is marked as running code; nothing of it is imported."""
-    entry = manager.task_index.get(name)
-    if entry is None or name in seen:
-        return False
-    config = entry.cfg or {}
-    if config.get("unsafe_code"):
-        return True
-    members = config.get("task")
-    names = [members] if isinstance(members, str) else members if isinstance(members, list) else []
-    names = [item.get("task", "") if isinstance(item, dict) else item for item in names]
-    if not config:  # a tag: the tasks that carry it
-        names = sorted(entry.tags)
-    return any(_runs_code(manager, item, seen | {name}) for item in names if isinstance(item, str))
-
-
-def _members(manager: TaskManager, loaded: Any, requested: Sequence[str]) -> dict[str, list[str]]:
-    members: dict[str, list[str]] = {}
-    groups: dict[str, Group] = loaded.get("groups") or {}
-    grouped = {
-        task.task_name for name in requested if name in groups for task in groups[name].get_all_tasks()
-    }
-    for name in requested:
-        if name in loaded["tasks"]:
-            members[name] = [name]
-        elif name in groups:
-            leaves = [task.task_name for task in groups[name].get_all_tasks()]
-            if groups[name].has_aggregation:
-                members[name] = leaves
-            else:
-                members.update({leaf: [leaf] for leaf in leaves})
-        else:  # a tag stands for tasks that are reported one by one
-            tagged = [leaf for leaf in loaded["tasks"] if leaf not in grouped and leaf not in requested]
-            members.update({leaf: [leaf] for leaf in tagged if _carries(manager, name, leaf)})
-    return members
-
-
-def _carries(manager: TaskManager, tag: str, task: str) -> bool:
-    entry = manager.task_index.get(tag)
-    return entry is not None and task in entry.tags
-
-
 def document_hash(document: Any) -> str:
     """The hash by which lm-eval names a document in its samples."""
     return hash_string(json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False))
@@ -324,39 +216,26 @@ def _adopt(
         sampler.sample = sample
 
 
-def _explained(error: Exception, settings: Settings) -> Exception:
-    """An error of loading tasks in words that name the way out."""
-    if isinstance(error, EvaluationError):
-        return error
-    names = ", ".join(f"`{name}`" for name in settings.tasks)
-    kind = type(error).__name__
-    said = str(error).strip().splitlines()[0][:300] if str(error).strip() else kind
-    offline = (
-        isinstance(error, ConnectionError)
-        or kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
-        or ("offline" in said.lower() or "couldn't reach" in said.lower() or "Couldn't find" in said)
-    )
-    if offline:
-        return EvaluationError(
-            f"the data of {names} cannot be had: {said}",
-            "load them once with a connection, or give local YAML tasks with --include-path",
-        )
-    if isinstance(error, FileNotFoundError):
-        return EvaluationError(f"the data of {names} cannot be had: {said}")
-    return EvaluationError(f"cannot load {names}: {kind}: {said}")
-
-
-# the last line of a prompt that asks for the answer: "Answer:", "A:", "Solution:"
+# The last line of a prompt that asks for the answer: "Answer:", "A:", "Solution:".
 _CUE = re.compile(r"\n[^\n:]{1,40}:[ \t]*\Z")
 
 
 def with_think(question: str, text: str, *, chat: bool, code: bool) -> str:
     """`question` with the request to reason in its place.
 
+    The request closes the question that is asked and never enters worked examples, so that a prompt with and
+    one without it differ in this sentence alone:
+
+    - with a chat template it closes the last user turn, on a line of its own;
+    - in a completion prompt it stands before the cue that the answer follows (``Answer:``, ``A:``), so that
+      the model does not read it as the beginning of its own answer; without such a cue it closes the prompt;
+    - in a completion prompt of program code, where a sentence would be a syntax error, it is a comment in the
+      first line.
+
     Parameters
     ----------
     question : str
-        What the task asks, without worked examples.
+        The question of the task, without worked examples.
     text : str
         The request, such as "Think step by step.".
     chat : bool

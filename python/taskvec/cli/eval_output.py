@@ -1,0 +1,148 @@
+"""Progress and results of ``taskvec eval`` and ``taskvec sweep``: a line per arm, the table, the claims."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.cli.console import Console, Page, is_terminal
+from taskvec.text import duration, printable
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.report.report import Report
+    from taskvec.evaluation.sweep.events import Event
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Any]:
+    """A callback that follows an evaluation on stderr."""
+    watch = _Watch(console)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+class _Watch:
+    """One line per arm; on a terminal also how far the arm has come."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = is_terminal(sys.stderr) and not console.quiet
+        self._begun: dict[str, float] = {}
+        self._trained: set[str] = set()
+        self._drawn = False
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self._begun[event.arm] = time.monotonic()
+        elif event.kind == "progress":
+            self._begun.setdefault(event.arm, time.monotonic())
+            self._draw(f"{event.arm}: {event.task} {event.done:,} of {event.total:,} requests")
+            return
+        self._clear()
+        if event.kind == "plan":
+            self._console.step(f"arms: {event.arm.replace(',', ', ')}")
+        elif event.kind == "merge":
+            self._console.step(f"merging {event.arm.replace(',', ', ')}")
+        elif event.kind == "known":
+            self._console.step(f"{event.arm}: evaluated before under the same settings")
+        elif event.kind == "done":
+            taken = time.monotonic() - self._begun.get(event.arm, time.monotonic())
+            self._console.step(f"{event.arm}: done in {duration(taken)} ({event.done} of {event.total} arms)")
+
+    def training(self, name: str, done: int, most: int) -> None:
+        """A step of the training of a model."""
+        if name not in self._trained:
+            self._trained.add(name)
+            self._clear()
+            self._console.step(f"training {name}: at most {most} steps")
+        self._draw(f"{name}: {done} of at most {most} steps")
+
+    def close(self) -> None:
+        """Take the line that is drawn over away."""
+        self._clear()
+
+    def _draw(self, text: str) -> None:
+        if self._live:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+            self._drawn = True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._drawn = False
+
+
+def show(console: Console, report: Report, out: Path) -> None:
+    """Print a finished report: the table of arms, the conclusions, the place of the files."""
+    page = console.data()
+    _table(page, report)
+    show_conclusions(page, report)
+    page.fact("report", printable(out / "report.html"))
+    console.show(page)
+    console.emit({"out": str(out), "report": report.to_json()})
+    show_warnings(console, report)
+
+
+def _table(page: Page, report: Report) -> None:
+    """The arms of a report, their scores and their differences to the baseline."""
+    from taskvec.evaluation.report.render import arm_rows
+
+    several = len(report.tasks) > 1
+    header = [
+        "arm",
+        *(["task"] if several else []),
+        "score",
+        "difference",
+        "p (Holm)",
+        "verdict",
+        "tokens",
+        "cut",
+    ]
+    rows = []
+    for row in arm_rows(report):
+        tokens = "–" if row["tokens"] is None else f"{row['tokens']:.0f}"
+        cut = "–" if row["cut"] is None else f"{100 * row['cut']:.1f} %"
+        name = row["arm"].name
+        rows.append(
+            [name, *([row["task"]] if several else []), row["score"], row["difference"], row["p_holm"],
+             row["verdict"], tokens, cut]
+        )  # fmt: skip
+    shift = int(several)
+    page.table(header, rows, right=(1 + shift, 2 + shift, 3 + shift, 5 + shift, 6 + shift))
+
+
+def show_warnings(console: Console, report: Report) -> None:
+    """Warn on stderr of all that makes scores doubtful."""
+    warnings = console.talk()
+    for record in report.records:
+        for text in record.warnings:
+            warnings.level("warning", f"{record.name}: {text}")
+    for check in report.checks:
+        if check.different:
+            warnings.level(
+                "warning",
+                f"{check.arm}: {check.different} of {check.samples} samples differ from {check.against}; "
+                "none should",
+            )
+    console.say(warnings)
+
+
+def show_conclusions(page: Page, report: Report) -> None:
+    """The chosen alpha, how it was chosen, and the claims."""
+    if report.choice is not None and report.choice.scores:
+        page.line()
+        chosen = f"alpha = {report.choice.alpha:g} was {report.choice.how}"
+        page.line(f"{chosen}; scores and tests are of the other documents")
+    if report.conclusions:
+        page.line()
+        for item in report.conclusions:
+            page.fact("claim", item.text)
+    page.line()

@@ -1,0 +1,73 @@
+"""Loading a model into lm-eval's own class for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.settings import Settings, torch_device
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
+    """The model in a folder, as an lm-eval model of the settings' backend.
+
+    Raises
+    ------
+    EvaluationError
+        The folder lacks a file, the backend or the device is not there, or memory does not suffice.
+    """
+    from lm_eval.api.registry import get_model
+
+    from taskvec.evaluation.backend.blocks import free_memory, is_out_of_memory
+
+    name, arguments = os.fspath(model), dict(settings.model_args)
+    if Path(name).is_dir():
+        if "tokenizer" not in arguments and not any(
+            (Path(name) / file).exists() for file in _TOKENIZER_FILES
+        ):
+            raise EvaluationError(
+                f"`{name}` has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there",
+                "copy the target's tokenizer files into it, or name one with --model-arg tokenizer=FOLDER",
+            )
+        if not (Path(name) / "config.json").exists():
+            raise EvaluationError(f"`{name}` is not a model folder: config.json is not there")
+    values: dict[str, Any] = {key: _typed(value) for key, value in arguments.items()}
+    values.update(pretrained=name, batch_size=settings.batch)
+    if settings.backend == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise EvaluationError("backend `vllm` is not installed", "pip install vllm, or use --backend hf")
+        values.setdefault("seed", settings.seed)
+    else:
+        values["device"] = torch_device(settings.device)
+        import torch
+
+        if values["device"].startswith("cuda") and not torch.cuda.is_available():
+            raise EvaluationError(
+                f"device `{values['device']}` is asked for, and there is no GPU", "--device cpu"
+            )
+    try:
+        return get_model(settings.backend)(**values)
+    except Exception as error:
+        if is_out_of_memory(error):
+            free_memory()
+            raise EvaluationError(
+                f"`{name}` does not fit into the memory of {values.get('device', 'the GPU')}",
+                "use another --device, --model-arg dtype=bfloat16, or --backend vllm over several GPUs",
+            ) from error
+        text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if "tokenizer" in str(error).lower():
+            raise EvaluationError(f"cannot load the tokenizer of `{name}`: {text}") from error
+        raise EvaluationError(f"cannot load `{name}` with backend `{settings.backend}`: {text}") from error
+
+
+def _typed(value: str) -> Any:
+    """A backend argument as YAML reads it: numbers and true or false are not texts."""
+    import yaml
+
+    found = yaml.safe_load(value)
+    return found if isinstance(found, (int, float, bool)) else value
