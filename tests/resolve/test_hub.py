@@ -27,7 +27,7 @@ from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeEr
 from taskvec.lazy.checkpoint import open as open_checkpoint
 from taskvec.progress import Progress
 from taskvec.resolve.hub import parse
-from taskvec.resolve.repository import Location
+from taskvec.resolve.repository import HubName
 
 COMMIT = Repo({}).commit
 
@@ -68,16 +68,16 @@ def offline(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("org/name", Location("org/name")),
-        ("org/name@v1.0", Location("org/name", "v1.0")),
-        ("org/name@refs/pr/4", Location("org/name", "refs/pr/4")),
-        ("Qwen/Qwen2.5-0.5B", Location("Qwen/Qwen2.5-0.5B")),
-        ("hf://org/name@main", Location("org/name", "main")),
-        ("hf://models/org/name", Location("org/name")),
-        ("hf://gpt2", Location("gpt2")),
-        ("https://huggingface.co/org/name", Location("org/name")),
-        ("https://huggingface.co/org/name/tree/dev", Location("org/name", "dev")),
-        ("https://hf.co/org/name/", Location("org/name")),
+        ("org/name", HubName("org/name")),
+        ("org/name@v1.0", HubName("org/name", "v1.0")),
+        ("org/name@refs/pr/4", HubName("org/name", "refs/pr/4")),
+        ("Qwen/Qwen2.5-0.5B", HubName("Qwen/Qwen2.5-0.5B")),
+        ("hf://org/name@main", HubName("org/name", "main")),
+        ("hf://models/org/name", HubName("org/name")),
+        ("hf://gpt2", HubName("gpt2")),
+        ("https://huggingface.co/org/name", HubName("org/name")),
+        ("https://huggingface.co/org/name/tree/dev", HubName("org/name", "dev")),
+        ("https://hf.co/org/name/", HubName("org/name")),
         ("name", None),
         ("./org/name", None),
         ("/org/name", None),
@@ -88,7 +88,7 @@ def offline(monkeypatch: pytest.MonkeyPatch):
         ("org/.name", None),
     ],
 )
-def test_names(spec: str, expected: Location | None) -> None:
+def test_names(spec: str, expected: HubName | None) -> None:
     assert parse(spec) == expected
 
 
