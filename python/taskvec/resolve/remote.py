@@ -37,21 +37,20 @@ def open_remote(spec: str, remote: Remote) -> Model:
     parsed = parse_object(fetched_bytes(spec, remote, index), f"{spec}/{index}") if index else None
     weights = folder.weights_of(files, parsed)
     needed = needed_files(files, weights)
-    missing = [name for name in needed if not look.exists(remote.folder / name)]
-    if weights and not missing:
+    if weights and not _missing(remote, needed):
         return _identified(open_folder(spec, remote.folder), remote)
     reader = _read_headers(spec, remote, index, weights)
-    has_config = CONFIG in files
+    config = parse_object(fetched_bytes(spec, remote, CONFIG), f"{spec}/{CONFIG}") if CONFIG in files else {}
     model = Model(
         spec=spec,
         path=None,
         tensors=tensor_table(reader),
-        config=parse_object(fetched_bytes(spec, remote, CONFIG), f"{spec}/{CONFIG}") if has_config else {},
+        config=config,
         other_files=tuple(sorted(set(needed) - {*weights, index})),
         left_files=tuple(sorted(files.keys() - set(needed))),
         file_sizes=dict(reader.files()),
         fingerprint=reader.fingerprint,
-        download_bytes=sum(map(remote.size, missing)),
+        download_bytes=sum(map(remote.size, _missing(remote, needed))),
         remote=remote,
     )
     return _identified(model, remote)
@@ -81,6 +80,10 @@ def materialised(source: Source, progress: Callback | None = None) -> Source:
             "run the same command again; if it stays so, a mirror or proxy on the way serves other files",
         )
     return cast(Source, _identified(local, source.remote))
+
+
+def _missing(remote: Remote, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not look.exists(remote.folder / name)]
 
 
 def _identified(model: Model, remote: Remote) -> Model:
