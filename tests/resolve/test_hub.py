@@ -228,6 +228,36 @@ def test_revision_argument() -> None:
 
 
 @pytest.mark.usefixtures("repo")
+def test_files_are_fetched_into_a_folder(model: Path, tmp_path: Path) -> None:
+    remote = open_checkpoint("org/name").remote
+    assert remote is not None
+    assert remote.identity == ("org/name", COMMIT, f"hf://org/name@{COMMIT}")
+    names = ["assets/notes.txt", "model-00002-of-00003.safetensors"]
+    assert remote.fetch(names, tmp_path / "mine") == tmp_path / "mine"
+    for name in names:
+        assert (tmp_path / "mine" / name).read_bytes() == (model / name).read_bytes()
+        assert not (remote.folder / name).exists()
+
+
+def test_ranges_are_read(hub: Hub, repo: Repo) -> None:
+    remote = open_checkpoint("org/name").remote
+    assert remote is not None
+    name = "model-00002-of-00003.safetensors"
+    hub.requests.clear()
+    data, ranges = repo.files[name], [(100, 200), (1000, 1000 + (80 << 10)), (5, 6)]
+    expected = [data[start:stop] for start, stop in ranges]
+    assert list(remote.read(name, ranges)) == expected
+    found = [r.range for r in hub.requests if "/cdn/" in r.path]
+    assert found == [f"bytes={start}-{stop - 1}" for start, stop in ranges]
+    remote.fetch([name])
+    hub.requests.clear()
+    assert list(remote.read(name, ranges)) == expected
+    assert hub.requests == []
+    with pytest.raises(NotFoundError, match="has no file `nothing`"):
+        remote.read("nothing", ranges)
+
+
+@pytest.mark.usefixtures("repo")
 def test_tokenizer_files_are_read_through_the_cache(hub: Hub) -> None:
     checkpoint = open_checkpoint("org/name")
     assert json.loads(checkpoint.read_file("tokenizer.json"))["version"] == "1.0"
