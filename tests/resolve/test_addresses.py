@@ -274,3 +274,35 @@ def test_no_model_at_the_address(store: Store) -> None:
     store.objects["empty"] = {}
     with pytest.raises(NotFoundError, match="safetensors"):
         tv.open("toy://empty")
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.json", "/evil.json", "a/../../evil.json", "a\\evil.json", "a\0b.json"]
+)
+def test_names_that_leave_the_folder(store: Store, name: str) -> None:
+    store.objects["target"][name] = b"{}"
+    with pytest.raises(HubError, match="`toy://target` lists a file named") as caught:
+        tv.open("toy://target")
+    assert caught.value.hint
+    assert store.fetched == []
+
+
+def test_shards_in_a_folder_of_their_own(store: Store, tmp_path: Path) -> None:
+    files = store.objects["target"]
+    index = json.loads(files["model.safetensors.index.json"])
+    for shard in set(index["weight_map"].values()):
+        files[f"shards/{shard}"] = files.pop(shard)
+    index["weight_map"] = {name: f"shards/{shard}" for name, shard in index["weight_map"].items()}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    for name, data in files.items():
+        (tmp_path / "same" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "same" / name).write_bytes(data)
+    try:
+        expected: object = tv.open(tmp_path / "same").fingerprint
+    except tv.Error as error:
+        expected = error.message.replace(str(tmp_path / "same"), "toy://target")
+    try:
+        found: object = tv.open("toy://target").fingerprint
+    except tv.Error as error:
+        found = error.message
+    assert found == expected

@@ -30,6 +30,17 @@ _SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
 _SECOND_COPIES = frozenset({"original", "metal", "onnx", "openvino", "coreml", "gguf"})
 
 
+def is_inside(name: str) -> bool:
+    """Whether a relative name that a server lists stays in the folder that it is put into."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not {"\\", "\0"} & set(name)
+    )
+
+
 def is_weight(name: str) -> bool:
     """Whether a file holds weights, or is an index of such files, judging by its name."""
     base = PurePosixPath(name).name.lower()

@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import HubError, RecipeError
 from taskvec.files import look
+from taskvec.files.folder import is_inside
 from taskvec.files.names import CONFIG
 from taskvec.models.model import RemoteFile
 from taskvec.resolve.hub_errors import explained, is_unreachable
@@ -154,8 +155,8 @@ def _listed(name: HubName, info: ModelInfo) -> Repository:
 
 def _files(siblings: Iterable[Any], repository: HubName) -> Iterator[RemoteFile]:
     for sibling in siblings:
-        name, path = sibling.rfilename, PurePosixPath(sibling.rfilename)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        name = sibling.rfilename
+        if not is_inside(name):
             raise HubError(
                 f"`{repository}` lists a file named `{name}`",
                 "the hub's answer is damaged; check HF_ENDPOINT",

@@ -33,6 +33,9 @@ def open_remote(spec: str, remote: Remote) -> Model:
         It refuses, cannot be reached, or sends something else than it lists.
     """
     files = remote.list()
+    outside = next((name for name in files if not folder.is_inside(name)), None)
+    if outside is not None:
+        raise HubError(f"`{spec}` lists a file named `{outside}`", "take that file out, or use another copy")
     index = folder.index_of(files)
     parsed = parse_object(fetched_bytes(spec, remote, index), f"{spec}/{index}") if index else None
     weights = folder.weights_of(files, parsed)
@@ -103,6 +106,7 @@ def _read_headers(spec: str, remote: Remote, index: str | None, weights: list[st
         if index:
             (Path(place) / index).write_bytes(fetched_bytes(spec, remote, index))
         for name, header in headers(remote, weights).items():
+            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
             with open(Path(place) / name, "wb") as file:
                 file.write(header)
                 file.truncate(remote.size(name))
