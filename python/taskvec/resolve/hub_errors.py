@@ -115,7 +115,7 @@ def _explain_system(cause: BaseException, subject: str, file: str | None) -> Err
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"the cache `{constants.HF_HUB_CACHE}` cannot be written: {cause}",
+            f"the cache `{constants.HF_HUB_CACHE}` cannot be used: {cause}",
             "check its permissions, or set HF_HOME to a folder of your own",
         )
     if _is_foreign(cause) or isinstance(cause, ConnectionError | TimeoutError):
