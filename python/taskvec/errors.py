@@ -63,7 +63,7 @@ class EngineError(Error, RuntimeError):
 
 
 class HubError(Error, OSError):
-    """The hub could not be reached, or refused."""
+    """The hub, or another address, could not be reached, or refused."""
 
 
 class EvaluationError(Error, RuntimeError):

@@ -27,7 +27,7 @@ from taskvec.errors import Error, FormatError, HubError, NotFoundError, RecipeEr
 from taskvec.lazy.checkpoint import open as open_checkpoint
 from taskvec.progress import Progress
 from taskvec.resolve.hub import parse
-from taskvec.resolve.repository import Location
+from taskvec.resolve.repository import HubName
 
 COMMIT = Repo({}).commit
 
@@ -68,16 +68,16 @@ def offline(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("org/name", Location("org/name")),
-        ("org/name@v1.0", Location("org/name", "v1.0")),
-        ("org/name@refs/pr/4", Location("org/name", "refs/pr/4")),
-        ("Qwen/Qwen2.5-0.5B", Location("Qwen/Qwen2.5-0.5B")),
-        ("hf://org/name@main", Location("org/name", "main")),
-        ("hf://models/org/name", Location("org/name")),
-        ("hf://gpt2", Location("gpt2")),
-        ("https://huggingface.co/org/name", Location("org/name")),
-        ("https://huggingface.co/org/name/tree/dev", Location("org/name", "dev")),
-        ("https://hf.co/org/name/", Location("org/name")),
+        ("org/name", HubName("org/name")),
+        ("org/name@v1.0", HubName("org/name", "v1.0")),
+        ("org/name@refs/pr/4", HubName("org/name", "refs/pr/4")),
+        ("Qwen/Qwen2.5-0.5B", HubName("Qwen/Qwen2.5-0.5B")),
+        ("hf://org/name@main", HubName("org/name", "main")),
+        ("hf://models/org/name", HubName("org/name")),
+        ("hf://gpt2", HubName("gpt2")),
+        ("https://huggingface.co/org/name", HubName("org/name")),
+        ("https://huggingface.co/org/name/tree/dev", HubName("org/name", "dev")),
+        ("https://hf.co/org/name/", HubName("org/name")),
         ("name", None),
         ("./org/name", None),
         ("/org/name", None),
@@ -88,7 +88,7 @@ def offline(monkeypatch: pytest.MonkeyPatch):
         ("org/.name", None),
     ],
 )
-def test_names(spec: str, expected: Location | None) -> None:
+def test_names(spec: str, expected: HubName | None) -> None:
     assert parse(spec) == expected
 
 
@@ -225,6 +225,36 @@ def test_revision_argument() -> None:
     assert open_checkpoint("org/name@main", revision="main").revision == COMMIT
     with pytest.raises(RecipeError, match="names another revision"):
         open_checkpoint("org/name@main", revision="dev")
+
+
+@pytest.mark.usefixtures("repo")
+def test_files_are_fetched_into_a_folder(model: Path, tmp_path: Path) -> None:
+    remote = open_checkpoint("org/name").remote
+    assert remote is not None
+    assert remote.identity == ("org/name", COMMIT, f"hf://org/name@{COMMIT}")
+    names = ["assets/notes.txt", "model-00002-of-00003.safetensors"]
+    assert remote.fetch(names, tmp_path / "mine") == tmp_path / "mine"
+    for name in names:
+        assert (tmp_path / "mine" / name).read_bytes() == (model / name).read_bytes()
+        assert not (remote.folder / name).exists()
+
+
+def test_ranges_are_read(hub: Hub, repo: Repo) -> None:
+    remote = open_checkpoint("org/name").remote
+    assert remote is not None
+    name = "model-00002-of-00003.safetensors"
+    hub.requests.clear()
+    data, ranges = repo.files[name], [(100, 200), (1000, 1000 + (80 << 10)), (5, 6)]
+    expected = [data[start:stop] for start, stop in ranges]
+    assert list(remote.read(name, ranges)) == expected
+    found = [r.range for r in hub.requests if "/cdn/" in r.path]
+    assert found == [f"bytes={start}-{stop - 1}" for start, stop in ranges]
+    remote.fetch([name])
+    hub.requests.clear()
+    assert list(remote.read(name, ranges)) == expected
+    assert hub.requests == []
+    with pytest.raises(NotFoundError, match="has no file `nothing`"):
+        remote.read("nothing", ranges)
 
 
 @pytest.mark.usefixtures("repo")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,15 @@ def test_a_folder_of_the_hub_cache(tmp_path: Path) -> None:
         assert checkpoint.path == snapshot
         assert "tokenizer.json" in checkpoint.other_files
     assert open_checkpoint(repo).revision == "a" * 40
+
+
+def test_local_models_need_no_huggingface_hub(trio: Trio) -> None:
+    code = (
+        "import sys, taskvec as tv; tv.open(sys.argv[1]); tv.plan_transfer(*sys.argv[1:]); "
+        "print(*{'huggingface_hub', 'pydantic', 'yaml'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *trio], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
-"""What lies in a checkpoint folder or repository: weights in use, files that come along, and what stays
+"""The files of a checkpoint folder or repository: weights in use, files that come along, files that stay
 behind."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from taskvec.files import look
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -20,13 +21,24 @@ _WEIGHT_SUFFIXES = (
     *(".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".ot", ".distcp", ".nemo", ".h5", ".msgpack", ".npz"),
     *(".npy", ".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".mlmodel"),
 )
-# `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` has not.
+# `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` does not.
 _WEIGHT_BIN = re.compile(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
 _WEIGHT_INDEX = re.compile(r"\.(?:safetensors|bin|pt|pth|msgpack|h5)\.index\.json$")
 _SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
 _SECOND_COPIES = frozenset({"original", "metal", "onnx", "openvino", "coreml", "gguf"})
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name that a server lists stays in the folder that it is put into."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and not {"\\", "\0"} & set(name)
+    )
 
 
 def is_weight(name: str) -> bool:
@@ -38,7 +50,7 @@ def is_weight(name: str) -> bool:
 
 
 def is_needed(name: str) -> bool:
-    """Whether a repository's file is worth downloading beside its weights in use."""
+    """Whether a repository's file is worth downloading besides its weights in use."""
     parts = PurePosixPath(name).parts
     return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or parts[0].lower() in _SECOND_COPIES)
 
@@ -67,7 +79,7 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a folder beside its weights in use, as relative POSIX names in order.
+    """The files of a folder besides its weights in use, as relative POSIX names in order.
 
     ``other`` come along to an output; ``left`` do not: weights that are not in use, links to folders,
     special files.
@@ -78,12 +90,18 @@ class Listing:
 
 
 def list_folder(folder: Path, weights: Collection[str]) -> Listing:
-    """List a folder and its sub-folders; symbolic links to files are followed, those to folders are not."""
+    """List a folder and its sub-folders; symbolic links to files are followed, those to folders are not.
+
+    Raises
+    ------
+    OutputError
+        A folder or a file cannot be looked at.
+    """
     other: list[str] = []
     left: list[str] = []
 
     def unreadable(error: OSError) -> None:
-        left.append(f"{PurePosixPath(os.path.relpath(error.filename, folder))}/")
+        look.hold_absent(error.filename, error)
 
     for root, folders, files in os.walk(folder, onerror=unreadable):
         relative = PurePosixPath(Path(root).relative_to(folder).as_posix())
@@ -94,7 +112,7 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
             path = str(relative / name)
             if path in weights or ("/" not in path and path.endswith(INDEX_SUFFIX)):
                 continue
-            is_other = not is_weight(path) and _is_text(path) and _is_regular(os.path.join(root, name))
+            is_other = not is_weight(path) and _is_text(path) and look.is_file(os.path.join(root, name))
             (other if is_other else left).append(path)
     return Listing(
         tuple(sorted(other)), tuple(sorted(path.encode("utf-8", "replace").decode() for path in left))
@@ -108,10 +126,3 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_regular(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False

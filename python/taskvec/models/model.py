@@ -1,16 +1,16 @@
-"""Model: the headers, config and file list of a checkpoint; the record that every room above works on."""
+"""Model: a checkpoint's headers, config and file list; the record that every room above works on."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from taskvec.errors import HubError, NotFoundError
-from taskvec.files.json import read_bytes
+from taskvec.errors import FormatError, HubError, NotFoundError
+from taskvec.files.json import MAXIMUM_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -29,7 +29,7 @@ class TensorInfo(NamedTuple):
 
 
 class Weights(Protocol):
-    """The weights behind a record: the engine's reader of files, or the buffers of this process."""
+    """A reader of the weights: the engine's reader of files, or the buffers of this process."""
 
     def read(self, name: str) -> Any:
         """The bytes of one tensor, in row-major order, little-endian."""
@@ -41,30 +41,115 @@ class Weights(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata of the headers."""
+        """The members of the headers besides their tensors."""
         ...
+
+
+class RemoteFile(NamedTuple):
+    """One file at an address.
+
+    Attributes
+    ----------
+    name : str
+        Relative, with ``/`` between its parts.
+    size : int
+        In bytes.
+    digest : str or None
+        In hexadecimal, where the address lists one: SHA-256 (64 digits) or git's SHA-1 of a blob (40).
+    """
+
+    name: str
+    size: int
+    digest: str | None = None
+
+
+class Identity(NamedTuple):
+    """The lasting name of the files at an address: other bytes have another one.
+
+    Attributes
+    ----------
+    repository : str
+        The place: ``org/name`` on the hub, an address without its version elsewhere.
+    revision : str
+        The state: a commit, a version, a digest of the files' ETags.
+    address : str
+        Opens these files again, and with them this state where the place keeps old ones:
+        ``hf://org/name@commit``.
+    """
+
+    repository: str
+    revision: str
+    address: str
 
 
 class Remote(Protocol):
-    """Files that are reached over a network: a repository on the hub, a prefix of an object store."""
+    """Files that are reached over a network: a repository on the hub, a prefix of an object store.
+
+    It stands for one state of them, its identity; a file that has changed since is an error. Whatever fails
+    is raised as a :class:`taskvec.Error` with the way out: ``NotFoundError`` for a name that is not listed,
+    ``HubError`` for an address that refuses, cannot be reached or sends something else than it lists,
+    ``OutputError`` for a local folder that cannot be written. Methods may be called from several threads.
+    """
 
     @property
-    def files(self) -> Mapping[str, Any] | None:
-        """The files by name; ``None`` where only the local copy is known."""
+    def identity(self) -> Identity:
+        """The lasting name of the files."""
         ...
 
     @property
-    def snapshot(self) -> Path:
-        """The local folder that holds the files once they have been fetched."""
+    def folder(self) -> Path:
+        """The local folder that ``fetch`` fills: a cache of this identity. A file in it is complete."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one small file, through the cache."""
+    def list(self) -> Mapping[str, RemoteFile]:
+        """Every file by its name."""
         ...
 
-    def download(self, names: Sequence[str], progress: Callback | None = None) -> Path:
-        """Fetches these files and gives the folder that holds them."""
+    def size(self, name: str) -> int:
+        """The bytes of one file."""
         ...
+
+    def read(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Parts of one file, each from its first offset up to, and without, its second one.
+
+        Nothing is kept; of a file that has been fetched the local copy may be read.
+        """
+        ...
+
+    def fetch(
+        self, names: Collection[str], folder: Path | None = None, progress: Callback | None = None
+    ) -> Path:
+        """Fetch files that are not here yet, in the order of their names given.
+
+        Parameters
+        ----------
+        names : collection of str
+            The files.
+        folder : path, optional
+            Where to put them under their names; without it, the remote's own ``folder``.
+        progress : callable, optional
+            Told the bytes of phase ``"download"``.
+
+        Returns
+        -------
+        path
+            The folder that holds them.
+        """
+        ...
+
+
+def fetched_bytes(spec: str, remote: Remote, name: str) -> bytes:
+    """The bytes of one small file at an address, fetched first if it is not here.
+
+    Raises
+    ------
+    FormatError
+        It is larger than configurations and tokenizers are.
+    """
+    size = remote.size(name)
+    if size > MAXIMUM_BYTES:
+        raise FormatError(f"`{name}` of `{spec}` has {size} bytes, expected at most {MAXIMUM_BYTES}")
+    return read_bytes(remote.fetch((name,)) / name)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -79,7 +164,9 @@ class Model:
         The local folder, or the folder of the single file; ``None`` for a remote one of which only headers
         are here, and for tensors in memory.
     repository, revision : str or None
-        Name on the hub and the commit it was resolved to.
+        Name on the hub and the commit it was resolved to; the identity of what another address holds.
+    address : str or None
+        The address that opens the files of that revision again.
     tensors : mapping of str to TensorInfo
         In file order: shard by shard, by offset.
     config : dict
@@ -109,6 +196,7 @@ class Model:
     fingerprint: str
     repository: str | None = None
     revision: str | None = None
+    address: str | None = None
     left_files: tuple[str, ...] = ()
     download_bytes: int = 0
     remote: Remote | None = None
@@ -116,7 +204,7 @@ class Model:
     kind: Kind = "checkpoint"
 
     def info(self, name: str) -> TensorInfo:
-        """The record of one tensor.
+        """One tensor as the headers describe it.
 
         Raises
         ------
@@ -144,7 +232,7 @@ class Model:
 
     @property
     def reader(self) -> Weights:
-        """The weights behind this record.
+        """The reader of the weights.
 
         Raises
         ------
@@ -164,11 +252,11 @@ class Model:
         if self.path is not None:
             return self.path
         if self.remote is not None:
-            return self.remote.snapshot
+            return self.remote.folder
         return Path(f"{self.spec} #{self.weights.number}" if self.kind == "memory" else self.spec)
 
     def read_file(self, name: str) -> bytes:
-        """The bytes of one of ``other_files``; a remote one is fetched through the cache.
+        """The bytes of one of ``other_files``; a remote one is fetched first.
 
         Raises
         ------
@@ -180,7 +268,7 @@ class Model:
         if self.path is not None:
             return read_bytes(self.path / name)
         assert self.remote is not None
-        return self.remote.read(name)
+        return fetched_bytes(self.spec, self.remote, name)
 
     @property
     def dtypes(self) -> dict[str, int]:

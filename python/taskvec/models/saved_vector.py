@@ -83,6 +83,11 @@ class SavedVector:
         return self.stored.revision
 
     @property
+    def address(self) -> str | None:
+        """The address that opens this revision again."""
+        return self.stored.address
+
+    @property
     def config(self) -> dict[str, Any]:
         """config.json of the reference."""
         return self.model.config

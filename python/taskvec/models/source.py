@@ -40,7 +40,5 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:
-    """The lasting name of a checkpoint: that on the hub with its commit, or what the user wrote."""
-    if checkpoint.repository and checkpoint.revision:
-        return f"hf://{checkpoint.repository}@{checkpoint.revision}"
-    return checkpoint.spec
+    """The lasting name of a checkpoint: a hub name with its commit, or what the user wrote."""
+    return checkpoint.address or checkpoint.spec

@@ -6,15 +6,23 @@ huggingface_hub does the asking: its cache, tokens, offline mode and HF_ENDPOINT
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from taskvec._core import Checkpoint as Reader
-from taskvec.errors import Error, HubError, RecipeError
+from taskvec.errors import HubError, RecipeError
+from taskvec.files import look
+from taskvec.files.folder import is_inside
+from taskvec.files.names import CONFIG
+from taskvec.models.model import RemoteFile
 from taskvec.resolve.hub_errors import explained, is_unreachable
-from taskvec.resolve.repository import COMMIT, Location, RemoteFile, Repository
+from taskvec.resolve.repository import COMMIT, HubName, Repository, has_weights
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 log = logging.getLogger("taskvec.hub")
 
@@ -22,7 +30,32 @@ _NAME = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
 
 
-def parse(spec: str) -> Location | None:
+def find(spec: str, revision: str | None = None) -> Repository | None:
+    """The repository that a text names; ``None`` if it is no name of one.
+
+    Parameters
+    ----------
+    spec : str
+        ``org/name``, ``org/name@revision``, ``hf://...`` or the address of a model's page.
+    revision : str, optional
+        A branch, tag or commit, if the text names none.
+
+    Raises
+    ------
+    RecipeError
+        The text is meant for the hub and is not the name of a model repository, or names another revision.
+    NotFoundError, HubError
+        As :func:`resolve`.
+    """
+    name = parse(spec)
+    if name is None:
+        return None
+    if revision is not None and name.revision not in (None, revision):
+        raise RecipeError(f"`{spec}` names another revision than `{revision}`", "give the revision once")
+    return resolve(replace(name, revision=revision or name.revision))
+
+
+def parse(spec: str) -> HubName | None:
     """Reads ``org/name``, ``org/name@revision``, ``hf://…`` or a model page's address; ``None`` for
     anything else.
 
@@ -40,7 +73,7 @@ def parse(spec: str) -> Location | None:
     name, at, revision = text.partition("@")
     named = _REPOSITORY.fullmatch(name) or (explicit and re.fullmatch(_NAME, name))
     if named and (revision or not at):
-        return Location(name, revision or None)
+        return HubName(name, revision or None)
     if explicit:
         raise RecipeError(
             f"`{spec}` is not a model repository", "write `hf://org/name` or `hf://org/name@revision`"
@@ -48,8 +81,8 @@ def parse(spec: str) -> Location | None:
     return None
 
 
-def resolve(location: Location) -> Repository:
-    """Finds the commit and the files behind a name.
+def resolve(name: HubName) -> Repository:
+    """Find the commit and the files behind a name.
 
     A full commit hash whose snapshot the cache holds needs no network. A branch or tag costs one request;
     where the hub cannot be reached, the commit that the cache remembers stands in, with a warning.
@@ -63,69 +96,76 @@ def resolve(location: Location) -> Repository:
     """
     from huggingface_hub import HfApi, constants
 
-    storage = Path(constants.HF_HUB_CACHE) / f"models--{location.repository.replace('/', '--')}"
-    remembered = _remembered(storage, location)
-    if remembered and remembered == location.revision and is_complete(storage / "snapshots" / remembered):
-        return Repository(location, remembered, storage / "snapshots" / remembered, None)
-    try:
-        info = HfApi().model_info(
-            location.repository,
-            revision=location.revision,
-            files_metadata=True,
-            timeout=constants.HF_HUB_ETAG_TIMEOUT,
-        )
-    except Exception as error:
-        if is_unreachable(error) and remembered and is_complete(storage / "snapshots" / remembered):
+    with explained(name.repository, name.revision):
+        snapshot = _remembered(name)
+        if snapshot and snapshot.name == name.revision and has_weights(snapshot):
+            return _cached(name, snapshot)
+        try:
+            info = HfApi().model_info(
+                name.repository,
+                revision=name.revision,
+                files_metadata=True,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT,
+            )
+        except Exception as error:
+            if not (is_unreachable(error) and snapshot and has_weights(snapshot)):
+                raise
             if not constants.HF_HUB_OFFLINE:
-                log.warning("the hub cannot be reached; `%s` is taken from the cache", location)
-            return Repository(location, remembered, storage / "snapshots" / remembered, None)
-        with explained(location.repository, location.revision):
-            raise
+                log.warning("the hub cannot be reached; `%s` is taken from the cache", name)
+            return _cached(name, snapshot)
+    return _listed(name, info)
+
+
+def _remembered(name: HubName) -> Path | None:
+    """The snapshot with a config that the cache has of this revision, by what it stood for when fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name.repository, CONFIG, revision=name.revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _cached(name: HubName, snapshot: Path) -> Repository:
+    files = {file.name: file for file in _on_disk(snapshot)}
+    return Repository(name, snapshot.name, snapshot, files)
+
+
+def _on_disk(snapshot: Path) -> Iterator[RemoteFile]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, _, names in os.walk(snapshot, onerror=refuse):
+        for path in (Path(root, name) for name in names):
+            if look.exists(path):
+                yield RemoteFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
+
+
+def _listed(name: HubName, info: ModelInfo) -> Repository:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
     commit = info.sha
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise HubError(
-            f"the hub resolves `{location}` to `{commit}`, expected a commit hash", "check HF_ENDPOINT"
+            f"the hub resolves `{name}` to `{commit}`, expected a commit hash", "check HF_ENDPOINT"
         )
-    files = {file.name: file for file in _listed(info.siblings or (), location)}
-    return Repository(location, commit, storage / "snapshots" / commit, files)
+    cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.repository, repo_type="model")
+    files = {file.name: file for file in _files(info.siblings or (), name)}
+    return Repository(name, commit, cache / "snapshots" / commit, files)
 
 
-def _remembered(storage: Path, location: Location) -> str | None:
-    revision = location.revision or "main"
-    if COMMIT.fullmatch(revision):
-        return revision
-    if ".." in PurePosixPath(revision).parts:
-        return None
-    try:
-        commit = (storage / "refs" / revision).read_text().strip()
-    except (OSError, ValueError):
-        return None
-    return commit if COMMIT.fullmatch(commit) else None
-
-
-def is_complete(snapshot: Path) -> bool:
-    """Whether a snapshot of the cache has config.json and all its weights."""
-    if not (snapshot / "config.json").is_file():
-        return False
-    try:
-        Reader(str(snapshot))
-    except Error:
-        return False
-    return True
-
-
-def _listed(siblings: Iterable[Any], location: Location) -> Iterator[RemoteFile]:
+def _files(siblings: Iterable[Any], repository: HubName) -> Iterator[RemoteFile]:
     for sibling in siblings:
-        name, path = sibling.rfilename, PurePosixPath(sibling.rfilename)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+        name = sibling.rfilename
+        if not is_inside(name):
             raise HubError(
-                f"`{location}` lists a file named `{name}`", "the hub's answer is damaged; check HF_ENDPOINT"
+                f"`{repository}` lists a file named `{name}`",
+                "the hub's answer is damaged; check HF_ENDPOINT",
             )
         large = sibling.lfs
         size = large.size if large else sibling.size
         if size is None and name.endswith(".safetensors"):
             raise HubError(
-                f"`{location}` lists no size for `{name}`",
+                f"`{repository}` lists no size for `{name}`",
                 "this mirror leaves out what is needed; download with `hf download` and give the folder",
             )
         yield RemoteFile(name, int(size or 0), large.sha256 if large else sibling.blob_id)

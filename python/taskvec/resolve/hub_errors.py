@@ -1,4 +1,4 @@
-"""What the hub, the network and huggingface_hub can answer instead of a file, each with the way out."""
+"""Answers of the hub, the network and huggingface_hub other than a file, each with the way out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,7 @@ from typing import Any
 from taskvec.errors import Error, HubError, NotFoundError, OutputError
 
 # huggingface_hub raises its own errors, those of the HTTP client that its version uses, and the system's.
-_FOREIGN = (
-    "huggingface_hub",
-    "httpx",
-    "httpx2",
-    "httpcore",
-    "httpcore2",
-    "requests",
-    "urllib3",
-    "hf_xet",
-    "ssl",
-)
+_FOREIGN = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "hf_xet", "ssl")
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -125,7 +115,7 @@ def _explain_system(cause: BaseException, subject: str, file: str | None) -> Err
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return OutputError(
-            f"the cache `{constants.HF_HUB_CACHE}` cannot be written: {cause}",
+            f"the cache `{constants.HF_HUB_CACHE}` cannot be used: {cause}",
             "check its permissions, or set HF_HOME to a folder of your own",
         )
     if _is_foreign(cause) or isinstance(cause, ConnectionError | TimeoutError):
@@ -171,12 +161,9 @@ def _is_foreign(error: BaseException) -> bool:
 
 def _is_connection(error: BaseException) -> bool:
     if _is_foreign(error):
-        # The clients' own base classes differ; all of them name their kinds alike.
+        # By name: which HTTP client it is depends on the version.
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        return bool(
-            kinds
-            & {"TransportError", "ConnectionError", "ChunkedEncodingError", "Timeout", "FileMetadataError"}
-        )
+        return not kinds.isdisjoint({"TransportError", "FileMetadataError"})
     return isinstance(error, ConnectionError | TimeoutError)
 
 

@@ -1,52 +1,84 @@
-"""A local folder opened by its headers."""
+"""A local folder or file opened by its headers."""
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from taskvec._core import Checkpoint as Reader
-from taskvec.files import folder
-from taskvec.files.json import read_object
+from taskvec.errors import NotFoundError
+from taskvec.files import folder, look
+from taskvec.files.json import read_bytes, read_object
+from taskvec.files.names import CONFIG
 from taskvec.models.model import Model, TensorInfo
 
-CONFIG = "config.json"
 # A config is a few kB; the largest published, with a quantisation table per layer, is under 1 MB.
 MAXIMUM_CONFIG = 16 << 20
 
 
-def _cached_snapshot(path: Path) -> Path | None:
-    """The snapshot to take where the path is a repository in the hub's cache: `main`, or the only one."""
-    if not (path / "snapshots").is_dir() or not (path / "blobs").is_dir():
-        return None
-    snapshots = sorted(entry for entry in (path / "snapshots").iterdir() if entry.is_dir())
-    try:
-        main = (path / "refs" / "main").read_text().strip()
-    except OSError:
-        main = ""
-    for snapshot in snapshots:
-        if snapshot.name == main or len(snapshots) == 1:
-            return snapshot
-    return None
+def open_path(spec: str, path: Path) -> Model:
+    """Open a folder, a repository's folder in the hub's cache, an index, or a single file.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        The path holds no checkpoint, or a damaged one.
+    OutputError
+        It cannot be looked at.
+    """
+    if look.is_folder(path):
+        snapshot = _cached_snapshot(path)
+        opened = open_folder(spec, snapshot or path)
+        return replace(opened, revision=snapshot.name) if snapshot else opened
+    reader = Reader(str(path))
+    if path.name.endswith(folder.INDEX_SUFFIX):
+        return _of_folder(spec, path.parent.absolute(), reader)
+    return Model(
+        spec=spec,
+        path=path.parent.absolute(),
+        tensors=tensor_table(reader),
+        config={},
+        other_files=(),
+        file_sizes=dict(reader.files()),
+        fingerprint=reader.fingerprint,
+        weights=reader,
+    )
 
 
 def open_folder(spec: str, path: Path) -> Model:
-    """Open a local folder."""
-    return _make(spec, path.absolute(), Reader(str(path)))
+    """Open a local folder; raises as :func:`open_path`."""
+    return _of_folder(spec, path.absolute(), Reader(str(path)))
 
 
-def _make(spec: str, path: Path, reader: Reader) -> Model:
+def _cached_snapshot(path: Path) -> Path | None:
+    """The snapshot to take where the path is a repository in the hub's cache: `main`, or the only one.
+
+    huggingface_hub knows the latter only by scanning every repository of the cache.
+    """
+    parent = path / "snapshots"
+    if not look.is_folder(parent) or not look.is_folder(path / "blobs"):
+        return None
+    snapshots = [name for name in look.listing(parent) if look.is_folder(parent / name)]
+    try:
+        main = read_bytes(path / "refs" / "main").decode(errors="replace").strip()
+    except NotFoundError:
+        main = ""
+    taken = main if main in snapshots else snapshots[0] if len(snapshots) == 1 else None
+    return parent / taken if taken else None
+
+
+def _of_folder(spec: str, path: Path, reader: Reader) -> Model:
     sizes = dict(reader.files())
     listing = folder.list_folder(path, sizes)
-    config = read_object(path / CONFIG, maximum=MAXIMUM_CONFIG) if os.path.lexists(path / CONFIG) else {}
+    has_config = look.exists(path / CONFIG, follow_links=False)
     return Model(
         spec=spec,
         path=path,
-        tensors=_tensors(reader),
-        config=config,
+        tensors=tensor_table(reader),
+        config=read_object(path / CONFIG, maximum=MAXIMUM_CONFIG) if has_config else {},
         other_files=listing.other,
         left_files=listing.left,
         file_sizes=sizes,
@@ -64,7 +96,7 @@ class _Table(dict[str, TensorInfo]):
 _latest: weakref.ref[_Table] | None = None
 
 
-def _tensors(reader: Reader) -> Mapping[str, TensorInfo]:
+def tensor_table(reader: Reader) -> Mapping[str, TensorInfo]:
     """The table of a checkpoint. It has the entries of the one opened before where they are equal.
 
     The models of a run are mostly of one architecture, and entries of its own for each of a hundred thousand

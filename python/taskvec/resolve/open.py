@@ -5,67 +5,79 @@ from __future__ import annotations
 import difflib
 import gc
 import os
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-from taskvec._core import Checkpoint as Reader
-from taskvec.errors import HubError, NotFoundError, RecipeError
-from taskvec.files import folder
-from taskvec.models.model import Model
-from taskvec.resolve.local import _cached_snapshot, _make, _tensors, open_folder
-from taskvec.resolve.remote import _open_repository
+from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
+from taskvec.files import look
+from taskvec.models.model import Model, Remote
+from taskvec.resolve.local import open_path
+from taskvec.resolve.remote import open_remote
 
 
-def _open_named(spec: str | os.PathLike[str], revision: str | None) -> Model:
-    text = os.fspath(spec)
-    path = Path(text).expanduser()
-    is_remote = isinstance(spec, str) and text.startswith(("hf://", "https://"))
-    if not is_remote and (path.exists() or path.is_symlink()):
-        if revision is not None:
-            raise RecipeError(
-                f"`{text}` is a local path and has no revision `{revision}`",
-                f"write `hf://{text}` for the hub",
-            )
-        return _open_path(text, path)
-    from taskvec.resolve import hub
+def _hub(address: str, revision: str | None) -> Remote | None:
+    from taskvec.resolve import hub  # huggingface_hub takes a third of a second
 
-    location = hub.parse(text) if isinstance(spec, str) else None
-    if location is None:
-        raise _not_found(text, path)
-    if revision is not None:
-        if location.revision not in (None, revision):
-            raise RecipeError(f"`{text}` names another revision than `{revision}`", "give the revision once")
-        location = replace(location, revision=revision)
+    return hub.find(address, revision)
+
+
+# How an address begins, and the function that finds its files: called with the address and the revision given
+# apart from it, it returns `None` for a text that is no address of its kind. The longest beginning decides.
+# The empty one is that of every other text, which is a local path if there is one.
+SCHEMES: dict[str, Callable[[str, str | None], Remote | None]] = {
+    "": _hub,
+    "hf://": _hub,
+    "https://huggingface.co/": _hub,
+    "https://hf.co/": _hub,
+}
+
+
+def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Model:  # noqa: A001
+    """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators."""
+    if isinstance(spec, Model):
+        return spec
+    # The table of a hundred thousand tensors is as many small objects, none of them in a cycle: the collector
+    # would walk through them again and again, and take as long as the opening itself.
+    is_collecting = gc.isenabled()
+    gc.disable()
     try:
-        return _open_repository(text, hub.resolve(location))
+        return _open(spec, revision)
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
+def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
+    text, scheme = os.fspath(spec), _scheme(spec)
+    path = Path(text).expanduser()
+    if not scheme and look.exists(path, follow_links=False):
+        return _open_local(text, path, revision)
+    try:
+        remote = SCHEMES[scheme](text, revision) if isinstance(spec, str) else None
+        if remote is not None:
+            return open_remote(text, remote)
     except (NotFoundError, HubError) as error:
-        near = None if is_remote else _near(path)
-        if near is not None:
-            raise type(error)(
-                f"{error.message}; and there is no local path `{text}`",
-                f"did you mean `{near}`? or {error.hint}",
-            ) from error
-        raise
+        near = None if scheme else _near(path)
+        if near is None:
+            raise
+        raise type(error)(
+            f"{error.message}; and there is no local path `{text}`", f"did you mean `{near}`? or {error.hint}"
+        ) from error
+    raise _not_found(text, path)
 
 
-def _open_path(spec: str, path: Path) -> Model:
-    if path.is_dir():
-        snapshot = _cached_snapshot(path)
-        opened = open_folder(spec, snapshot or path)
-        return replace(opened, revision=snapshot.name) if snapshot else opened
-    reader = Reader(str(path))
-    if path.name.endswith(folder.INDEX_SUFFIX):
-        return _make(spec, path.parent.absolute(), reader)
-    return Model(
-        spec=spec,
-        path=path.parent.absolute(),
-        tensors=_tensors(reader),
-        config={},
-        other_files=(),
-        file_sizes=dict(reader.files()),
-        fingerprint=reader.fingerprint,
-        weights=reader,
-    )
+def _scheme(spec: str | os.PathLike[str]) -> str:
+    if not isinstance(spec, str):
+        return ""
+    return max((begin for begin in SCHEMES if spec.startswith(begin)), key=len)
+
+
+def _open_local(text: str, path: Path, revision: str | None) -> Model:
+    if revision is not None:
+        raise RecipeError(
+            f"`{text}` is a local path and has no revision `{revision}`", f"write `hf://{text}` for the hub"
+        )
+    return open_path(text, path)
 
 
 def _not_found(spec: str, path: Path) -> NotFoundError:
@@ -78,32 +90,25 @@ def _not_found(spec: str, path: Path) -> NotFoundError:
 
 def _near(path: Path) -> Path | None:
     """An existing path that differs from this one by a typing error in its first part that does not exist."""
+    try:
+        return _similar(path)
+    except OutputError:  # it is only a suggestion: the error that it belongs to is the one to show
+        return None
+
+
+def _similar(path: Path) -> Path | None:
     parent, wanted = path.parent, path.name
     rest: list[str] = []
-    while not parent.is_dir() and parent != parent.parent:
+    while not look.is_folder(parent) and parent != parent.parent:
         rest.insert(0, wanted)
         parent, wanted = parent.parent, parent.name
-    try:
-        names = [entry.name for entry in parent.iterdir() if entry.is_dir() or entry.suffix == ".safetensors"]
-    except OSError:
-        return None
+    names = [
+        name
+        for name in look.listing(parent)
+        if name.endswith(".safetensors") or look.is_folder(parent / name)
+    ]
     for name in difflib.get_close_matches(wanted, names, n=3, cutoff=0.7):
         found = parent.joinpath(name, *rest)
-        if found.exists():
+        if look.exists(found):
             return found
     return None
-
-
-def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Model:  # noqa: A001
-    """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators."""
-    if isinstance(spec, Model):
-        return spec
-    # The table of a hundred thousand tensors is as many small objects, none of them in a cycle: the collector
-    # would walk through them again and again, and take as long as the opening itself.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _open_named(spec, revision)
-    finally:
-        if is_collecting:
-            gc.enable()

@@ -1,85 +1,68 @@
-"""A remote checkpoint opened by its headers, and fetched when a run needs it."""
+"""A model at an address: opened by its headers, and fetched when a run needs it."""
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import Error, HubError
-from taskvec.files import folder
+from taskvec.files import folder, look
 from taskvec.files.json import parse_object
-from taskvec.models.model import Model, Remote
-from taskvec.resolve.local import CONFIG, _tensors, open_folder
+from taskvec.files.names import CONFIG
+from taskvec.models.model import Model, Remote, fetched_bytes
+from taskvec.resolve.headers import headers
+from taskvec.resolve.local import open_folder, tensor_table
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
-    from taskvec.resolve.repository import Repository
 
 Source = TypeVar("Source")
 
 
-def _open_repository(spec: str, repository: Repository) -> Model:
-    name, commit = repository.location.repository, repository.commit
-    files = repository.files
-    if files is None:
-        return replace(open_folder(spec, repository.snapshot), repository=name, revision=commit)
+def open_remote(spec: str, remote: Remote) -> Model:
+    """Open a model by its headers, its index and its config; by its local files if all are here.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        The address holds no checkpoint, or a damaged one.
+    HubError
+        It refuses, cannot be reached, or sends something else than it lists.
+    """
+    files = remote.list()
+    outside = next((name for name in files if not folder.is_inside(name)), None)
+    if outside is not None:
+        raise HubError(f"`{spec}` lists a file named `{outside}`", "take that file out, or use another copy")
     index = folder.index_of(files)
-    weights = folder.weights_of(files, repository.index(index) if index else None)
-    needed = needed_files(repository, weights)
-    if weights and not repository.missing(needed):
-        return replace(open_folder(spec, repository.snapshot), repository=name, revision=commit)
-    reader = _read_headers(spec, repository, index, weights)
-    config: dict[str, Any] = {}
-    if CONFIG in files:
-        config = parse_object(repository.read(CONFIG), f"{spec}/{CONFIG}")
-    structural = {*weights, index}
-    return Model(
+    parsed = parse_object(fetched_bytes(spec, remote, index), f"{spec}/{index}") if index else None
+    weights = folder.weights_of(files, parsed)
+    needed = needed_files(files, weights)
+    if weights and not _missing(remote, needed):
+        return _identified(open_folder(spec, remote.folder), remote)
+    reader = _read_headers(spec, remote, index, weights)
+    config = parse_object(fetched_bytes(spec, remote, CONFIG), f"{spec}/{CONFIG}") if CONFIG in files else {}
+    model = Model(
         spec=spec,
         path=None,
-        tensors=_tensors(reader),
+        tensors=tensor_table(reader),
         config=config,
-        other_files=tuple(sorted(file for file in needed if file not in structural)),
+        other_files=tuple(sorted(set(needed) - {*weights, index})),
         left_files=tuple(sorted(files.keys() - set(needed))),
         file_sizes=dict(reader.files()),
         fingerprint=reader.fingerprint,
-        repository=name,
-        revision=commit,
-        download_bytes=repository.size(repository.missing(needed)),
-        remote=repository,
+        download_bytes=sum(map(remote.size, _missing(remote, needed))),
+        remote=remote,
     )
+    return _identified(model, remote)
 
 
-def _read_headers(spec: str, repository: Repository, index: str | None, weights: list[str]) -> Reader:
-    """Let the one reader judge a repository: its headers laid out in a folder, with holes for the data."""
-    import tempfile  # with random and hashes, more than a millisecond: local folders need none of it
-
-    files = repository.files or {}
-    with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
-        # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
-        for name in () if weights else files:
-            if "/" not in name:
-                (Path(place) / name).touch()
-        if index:
-            (Path(place) / index).write_bytes(repository.read(index))
-        for name, header in repository.headers(weights).items():
-            with builtins.open(Path(place) / name, "wb") as file:
-                file.write(header[: files[name].size])
-                file.truncate(files[name].size)
-        try:
-            return Reader(place)
-        except Error as error:
-            raise type(error)(error.message.replace(place, spec), error.hint) from None
-
-
-def needed_files(repository: Remote, weights: Iterable[str]) -> list[str]:
-    """The files of a repository that a run needs, small ones first: a refusal then shows early."""
-    files = repository.files or {}
-    index = folder.index_of(files)
-    return [*(name for name in files if folder.is_needed(name)), *([index] if index else []), *weights]
+def needed_files(names: Collection[str], weights: Iterable[str]) -> list[str]:
+    """Those of an address's files that a run needs, small ones first: a refusal then shows early."""
+    index = folder.index_of(names)
+    return [*(name for name in names if folder.is_needed(name)), *([index] if index else []), *weights]
 
 
 def materialised(source: Source, progress: Callback | None = None) -> Source:
@@ -92,12 +75,42 @@ def materialised(source: Source, progress: Callback | None = None) -> Source:
     """
     if not isinstance(source, Model) or source.remote is None:
         return source
-    names = needed_files(source.remote, source.file_sizes)
-    local = open_folder(source.spec, source.remote.download(names, progress))
+    names = needed_files(source.remote.list(), source.file_sizes)
+    local = open_folder(source.spec, source.remote.fetch(names, progress=progress))
     if local.fingerprint != source.fingerprint:
         raise HubError(
-            f"the weights of `{source.spec}` have other headers than the hub sent before",
-            "run the same command again; if it stays so, look at the mirror or proxy (HF_ENDPOINT)",
+            f"the weights of `{source.spec}` have other headers than those read before",
+            "run the same command again; if it stays so, a mirror or proxy on the way serves other files",
         )
-    local = replace(local, repository=source.repository, revision=source.revision)
-    return cast(Source, local)
+    return cast(Source, _identified(local, source.remote))
+
+
+def _missing(remote: Remote, names: Iterable[str]) -> list[str]:
+    return [name for name in names if not look.exists(remote.folder / name)]
+
+
+def _identified(model: Model, remote: Remote) -> Model:
+    repository, revision, address = remote.identity
+    return replace(model, repository=repository, revision=revision, address=address)
+
+
+def _read_headers(spec: str, remote: Remote, index: str | None, weights: list[str]) -> Reader:
+    """Let the one reader judge an address: its headers laid out in a folder, with holes for the data."""
+    import tempfile  # with random and hashes, more than a millisecond: local folders need none of it
+
+    with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
+        # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
+        for name in () if weights else remote.list():
+            if "/" not in name:
+                (Path(place) / name).touch()
+        if index:
+            (Path(place) / index).write_bytes(fetched_bytes(spec, remote, index))
+        for name, header in headers(remote, weights).items():
+            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(Path(place) / name, "wb") as file:
+                file.write(header)
+                file.truncate(remote.size(name))
+        try:
+            return Reader(place)
+        except Error as error:
+            raise type(error)(error.message.replace(place, spec), error.hint) from None

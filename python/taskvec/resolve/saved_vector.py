@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec._core import digest_file
 from taskvec.errors import FormatError
+from taskvec.files import look
 from taskvec.files.folder import list_folder
-from taskvec.files.json import read_object
+from taskvec.files.json import parse_object, read_bytes, read_object
 from taskvec.files.manifest import MAXIMUM_BYTES, files, read
 from taskvec.files.names import CONFIG, MANIFEST
 from taskvec.models.model import Model, TensorInfo
@@ -83,10 +84,20 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
 
 
 def is_vector(spec: str | os.PathLike[str]) -> bool:
-    """Whether a local path is a saved vector, as far as its manifest says."""
+    """Whether a local path is a saved vector, as far as its manifest says.
+
+    Raises
+    ------
+    FormatError, OutputError
+        The manifest is there and cannot be read; one that is damaged is that of no vector.
+    """
+    path = Path(spec) / MANIFEST
+    if not look.exists(path):
+        return False
+    data = read_bytes(path, maximum=MAXIMUM_BYTES)
     try:
-        return read_object(Path(spec) / MANIFEST, maximum=MAXIMUM_BYTES).get("kind") == "vector"
-    except (OSError, ValueError):
+        return parse_object(data, str(path)).get("kind") == "vector"
+    except FormatError:
         return False
 
 
@@ -105,7 +116,7 @@ def _hold_files(data: Mapping[str, Any], stored: Model) -> None:
     for name, file in listed.items():
         if name.startswith(f"{REFERENCE}/"):
             path = stored.location / name
-            if not path.is_file() or digest_file(path) != (file.bytes, file.blake3):
+            if not look.is_file(path) or digest_file(path) != (file.bytes, file.blake3):
                 raise _altered(stored, name)
 
 
@@ -118,8 +129,8 @@ def _altered(stored: Model, name: str) -> FormatError:
 
 def _reference(spec: str, stored: Model, rows: Mapping[str, Mapping[str, Any]]) -> Model:
     folder = stored.location / REFERENCE
-    listing = list_folder(folder, ()) if folder.is_dir() else None
-    config = read_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    listing = list_folder(folder, ()) if look.is_folder(folder) else None
+    config = read_object(folder / CONFIG) if look.exists(folder / CONFIG) else {}
     tensors = {name: plain(name, row["origin"], tuple(row["shape"])) for name, row in rows.items()}
     return Model(
         spec=spec,
