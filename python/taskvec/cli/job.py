@@ -9,17 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import Console, Page, finding_record
+from taskvec.option import options_of
+from taskvec.settings import Settings, format_alpha
 from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from taskvec.lazy.plan import Plan
     from taskvec.report.report import Output, Report, Survival
-
-SETTINGS = (
-    "out_dtype", "rounding", "seed", "threads", "max_memory", "max_shard_size", "force", "overwrite",
-    "resume", "rehash",
-)  # fmt: skip
-"""The options that a command passes on to the library as they are."""
 
 ENCODINGS = {
     "dense": "dense",
@@ -31,7 +27,7 @@ ENCODINGS = {
 
 def settings_of(options: Mapping[str, Any]) -> Any:
     """The settings among a command's options."""
-    return {name: options[name] for name in SETTINGS if name in options}
+    return {name: options[name] for name in options_of(Settings) if name in options}
 
 
 def plan_options(options: Mapping[str, Any]) -> Any:
@@ -56,8 +52,6 @@ def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping
     write_plan(page, plan, title, out, threads)
     console.say(page)
     console.findings(plan.findings)
-    from taskvec.settings import Settings
-
     with console.progress() as progress:
         report = plan.run(out, settings=Settings.of(settings_of(options)), progress=progress)
     page = console.talk()
@@ -77,8 +71,6 @@ def report_record(report: Report) -> dict[str, Any]:
 
 def braced(alphas: Sequence[float]) -> str:
     """One alpha as it is, several in braces."""
-    from taskvec.settings import format_alpha
-
     words = ", ".join(map(format_alpha, alphas))
     return words if len(alphas) == 1 else f"{{{words}}}"
 
@@ -194,8 +186,6 @@ def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False
 
 def write_survival_table(page: Page, outputs: Sequence[Output]) -> None:
     """One line for each alpha."""
-    from taskvec.settings import format_alpha
-
     page.line()
     rows = []
     for output in outputs:

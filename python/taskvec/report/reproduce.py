@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
-from taskvec.settings import format_alpha
+from taskvec.models.selection import Selection
+from taskvec.option import flag, no_flag, options_of
+from taskvec.settings import Settings, format_alpha
+
+_SELECTION = options_of(Selection)
 
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
 _OPTIONS = {
-    "include": "--include",
-    "exclude": "--exclude",
-    "preset": "--preset",
-    "layers": "--layers",
-    "layer_scale": "--layer-scale",
-    "control": "--control",
-    "out_dtype": "--out-dtype",
-    "dtype": "--dtype",
-    "rounding": "--rounding",
-    "seed": "--seed",
-    "max_shard_size": "--max-shard-size",
-    "force": "--force",
+    name: flag(name)
+    for name in (
+        *_SELECTION,
+        "layer_scale",
+        "control",
+        "dtype",
+        *(name for name, option in options_of(Settings).items() if option.recorded),
+    )
 }
 _MODELS = ("target", "donor", "reference")
 
@@ -62,6 +62,8 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
             continue
         if member == "layer_scale":
             words.append(f"{option}={','.join(map(format_alpha, value))}")
+        elif isinstance(value, bool):
+            words.append(option if value else no_flag(member))
         elif isinstance(value, (list, tuple)):
             words += [word for item in value for word in (option, item)]
         else:
@@ -120,9 +122,7 @@ def _term(term: Mapping[str, Any]) -> str:
         if "vector" in term
         else f"(tv.open({term['donor']!r}) - tv.open({term['reference']!r}))"
     )
-    selection = {
-        key: value for key, value in term.items() if key in ("include", "exclude", "preset", "layers")
-    }
+    selection = {key: value for key, value in term.items() if key in _SELECTION}
     if selection:
         vector += f".select({', '.join(f'{key}={_value(value)}' for key, value in selection.items())})"
     return f"{format_alpha(term['weight'])} * {vector}"
