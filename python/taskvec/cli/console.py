@@ -231,16 +231,10 @@ def fail(error: BaseException, code: int, *, command: str | None, as_json: bool,
     if as_json:
         record = {"type": type(error).__name__, "message": message, "hint": hint, "exit_code": code}
         if findings:
-            record["findings"] = [finding_record(finding) for finding in findings]
+            record["findings"] = [finding.to_dict() for finding in findings]
         with suppress(OSError, ValueError):
             click.echo(_dump({"schema": SCHEMA, "command": command, "error": record}))
     return code
-
-
-def finding_record(finding: Any) -> dict[str, Any]:
-    """A finding as JSON."""
-    fields = ("level", "id", "subject", "expected", "found", "fix", "message")
-    return {field: getattr(finding, field) for field in fields}
 
 
 def _explain(error: BaseException) -> tuple[str, str | None]:

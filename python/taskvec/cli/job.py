@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli.console import Console, Page, finding_record
+from taskvec.cli.console import Console, Page
 from taskvec.option import options_of
 from taskvec.settings import Settings, format_alpha
 from taskvec.text import amount, duration, percent, plural, printable, size
@@ -231,8 +231,3 @@ def findings_summary(findings: Iterable[Any]) -> str:
         counts[finding.level] = counts.get(finding.level, 0) + 1
     said = [plural(count, level) for level, count in counts.items() if count]
     return ", ".join(said) if said else "no findings"
-
-
-def findings_record(findings: Iterable[Any]) -> list[dict[str, Any]]:
-    """Findings as JSON."""
-    return [finding_record(finding) for finding in findings]

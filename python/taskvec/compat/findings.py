@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.text import listed
@@ -67,7 +67,7 @@ FINDINGS: dict[str, Kind] = {
     "added-tokens": Kind(
         "error", "an id stands for different added tokens", "rows are combined by their number"
     ),
-    "added-tokens-extra": Kind("warning", "a model has added tokens that another has not"),
+    "added-tokens-extra": Kind("warning", "a model has added tokens that another does not have"),
     "special-tokens": Kind("warning", "begin or end tokens differ"),
     "tokenizer-settings": Kind("note", "other settings of the tokenizer differ"),
     "chat-template": Kind("note", "the chat templates differ; the target's is kept"),
@@ -120,6 +120,10 @@ class Finding:
         """Subject, found and expected as one sentence."""
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.subject}: {self.found}{expected}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the message, as plain data."""
+        return {**asdict(self), "message": self.message}
 
     def __str__(self) -> str:
         return f"{self.level}[{self.id}]: {self.message}"

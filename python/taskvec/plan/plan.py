@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from taskvec._core import blake3_hex
@@ -183,7 +183,7 @@ class PlanRecord:
             "download": self.download,
             "memory": self.memory(),
             "config": dict(self.config),
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from taskvec.models.tensor_names import layer_of, module_of
@@ -160,7 +160,7 @@ class Difference:
             "modules": [{"module": module, **_row(pair)} for module, pair in self.modules.items()],
             "tensors": [{"name": name, **_row(pair)} for name, pair in self.tensors.items()],
             "unmatched": self.unmatched,
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def __str__(self) -> str:

@@ -10,7 +10,6 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
             _source(source.role, checkpoint)
             for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
         ],
-        "findings": [{**asdict(finding), "message": finding.message} for finding in plan.findings],
+        "findings": [finding.to_dict() for finding in plan.findings],
         "survival": {
             "fields": list(Survival._fields),
             "total": list(output.survival) if output.survival else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Report:
             "cpu_level": self.cpu_level,
             "resumed_shards": self.resumed_shards,
             "outputs": [output.to_dict() for output in self.outputs],
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "vector": dict(self.vector) if self.vector else None,
         }
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class DemoResult:
                 "shards": self.shards,
                 **{role: str(self.folder / member) for role, member in ROLES.items()},
             },
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "transfer": self.report.to_dict(),
             "verification": self.verification.to_dict(),
             "numpy": {"tensors": self.tensors, "equal_bit_for_bit": self.equal},
