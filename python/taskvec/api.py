@@ -360,7 +360,7 @@ def diff(
 
 
 def inspect(path: ModelLike) -> Inspection:
-    """What a checkpoint or a saved vector holds, from its headers alone."""
+    """Describe a checkpoint or a saved vector, from its headers alone."""
     from taskvec.report.inspect import inspect
 
     return inspect(path)

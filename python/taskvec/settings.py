@@ -106,7 +106,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a run computes and writes.
+    """The settings of a run: how it computes and writes.
 
     Parameters
     ----------

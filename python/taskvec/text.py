@@ -107,7 +107,7 @@ def _text_of(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of a recipe."""
+    """The kind of a value, in the words of a recipe."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

@@ -40,7 +40,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):  # arguments stand in the usage
                 sections.setdefault(getattr(parameter, "section", "General"), []).append(record)
         for section, records in sections.items():
             if records:
@@ -197,10 +197,10 @@ dry_run_option = option(
 )  # fmt: skip
 
 run_options = together(declared_options(Settings), dry_run_option)
-"""What every command that writes weights shares."""
+"""The options of every command that writes weights."""
 
 vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
-"""What a command that saves a vector takes of them."""
+"""Those of them that a command takes which saves a vector."""
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:

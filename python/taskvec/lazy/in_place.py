@@ -90,7 +90,7 @@ class InPlace(Delta):
     ) -> Change:
         """Take back what :meth:`apply_` added to a model in memory.
 
-        Exactly, where that was told to keep the originals and nothing else has changed the model since; else
+        Exactly, where that kept the originals and nothing else has changed the model since; else
         by subtracting α·v, which is rounded once more: a warning says so.
 
         Parameters

@@ -59,7 +59,7 @@ class Merge:
     def plan(
         self, *, alphas: float | str | Sequence[float] | None = None, **settings: Unpack[Options]
     ) -> Plan:
-        """What :meth:`save` would do, from headers alone.
+        """The plan of :meth:`save`, from headers alone.
 
         Parameters
         ----------

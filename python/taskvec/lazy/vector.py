@@ -134,7 +134,7 @@ class TaskVector(Measured, InPlace):
         return self.plan(dtype=dtype, **settings).run(out, settings=given, progress=progress)
 
     def plan(self, *, dtype: str | None = None, **settings: Unpack[Options]) -> Plan:
-        """What :meth:`save` would do, from headers alone; takes its arguments."""
+        """The plan of :meth:`save`, from headers alone; takes its arguments."""
         from taskvec.plan.extract import plan_extract
 
         step = self.steps[0]

@@ -165,7 +165,7 @@ def _cell(value: float | None, measure: Measure, low: float, high: float) -> dic
 
 
 def _scaled(value: float | None, measure: Measure) -> float | None:
-    """Where a value lies on its scale; a zero has no place on a logarithmic one."""
+    """The place of a value on its scale; a zero has none on a logarithmic one."""
     if value is None or not measure.logarithmic:
         return value
     return math.log10(value) if value > 0 else None

@@ -1,4 +1,4 @@
-"""What a run measured, and what became of the step that it took."""
+"""The report of a run: what it wrote and measured, and how much of its step survived rounding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDED_AWAY_LIMIT = 0.05
 
 
 class Survival(NamedTuple):
-    """What is left of α·v after rounding to the output type; norms are L2 over float64 sums.
+    """The part of α·v that is left after rounding to the output type; norms are L2 over float64 sums.
 
     ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
     difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is

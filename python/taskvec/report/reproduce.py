@@ -1,4 +1,4 @@
-"""How a result is made again: command line and Python call, from the recipe in its manifest."""
+"""The command line and the Python call that repeat a result, from the recipe in its manifest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RECIPE = "recipe.yaml"
 
 
 def command(recipe: Mapping[str, Any]) -> str | None:
-    """The command line that makes the same into a folder OUT; ``None`` where there is none that says it."""
+    """The command line that writes the same to a folder OUT; ``None`` where no command can."""
     if _is_in_memory(recipe):
         return None
     words = ["taskvec", recipe["verb"]]
@@ -72,7 +72,7 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def python(recipe: Mapping[str, Any]) -> str | None:
-    """The Python lines that make the same into a folder OUT; ``None`` where there are none that say it."""
+    """The Python lines that write the same to a folder OUT; ``None`` where none can."""
     if _is_in_memory(recipe):
         return None
     settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
@@ -105,7 +105,7 @@ def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
 
 
 def _alphas(recipe: Mapping[str, Any]) -> list[float] | None:
-    """What is given as alpha: the factors of the outputs, or one for each of several vectors."""
+    """The values of alpha: the factors of the outputs, or one for each of several vectors."""
     if "alpha" not in recipe:
         return None
     alpha = recipe["alpha"]

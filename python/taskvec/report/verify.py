@@ -113,7 +113,7 @@ def verify(
     begin = time.monotonic()
     folder = Path(path)
     if not folder.is_dir():
-        raise NotFoundError(f"`{path}` is no folder", "name the folder that taskvec wrote")
+        raise NotFoundError(f"`{path}` is not a folder", "name the folder that taskvec wrote")
     parts = _parts(folder)
     listed = [(prefix, file) for prefix, part in parts for file in files(part, folder / prefix)]
     total, done = sum(file.bytes for _, file in listed), 0
