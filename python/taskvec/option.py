@@ -15,8 +15,8 @@ Parse = Literal["text", "texts", "names", "number", "size", "choice", "switch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """The command-line option of one field.
+class Declared:
+    """The command-line option of one field, as the field declares it.
 
     Attributes
     ----------
@@ -63,11 +63,11 @@ class Option:
 
 
 def option(default: Any, **declaration: Any) -> Any:
-    """A field of a dataclass with the option of the same attributes; see :class:`Option`."""
-    return field(default=default, metadata={"option": Option(default=default, **declaration)})
+    """A field of a dataclass with the option of the same attributes; see :class:`Declared`."""
+    return field(default=default, metadata={"option": Declared(default=default, **declaration)})
 
 
-def options_of(record: Any) -> Mapping[str, Option]:
+def options_of(record: Any) -> Mapping[str, Declared]:
     """The options that the fields of a dataclass, or of an instance of one, declare, by the field's name."""
     return {each.name: each.metadata["option"] for each in fields(record) if "option" in each.metadata}
 

@@ -12,8 +12,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.errors import Error
 from taskvec.models.selection import Selection
-from taskvec.option import Option as Declared
-from taskvec.option import Parse, flag, no_flag, options_of
+from taskvec.option import Declared, Parse, flag, no_flag, options_of
 from taskvec.settings import Settings, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
