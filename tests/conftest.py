@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-transcripts",
         action="store_true",
-        help="write tests/data/transcripts anew instead of comparing",
+        help="renew tests/data/transcripts, and the table of options in README.md, instead of comparing",
     )
 
 

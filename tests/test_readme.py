@@ -15,9 +15,12 @@ import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, edit_json
 from taskvec import cli
+from taskvec.cli.options import SECTIONS
 from taskvec.compat.findings import FINDINGS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PATH = Path(__file__).parents[1] / "README.md"
+README = PATH.read_text(encoding="utf-8")
+OPTIONS = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- end of options -->)", re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
@@ -25,9 +28,14 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def options_of(verb: str) -> set[str]:
+def command_of(verb: str) -> click.Command:
     command = cli.cli.get_command(click.Context(cli.cli), verb)
     assert command is not None
+    return command
+
+
+def options_of(verb: str) -> set[str]:
+    command = command_of(verb)
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {
         "--help"
     }
@@ -41,6 +49,26 @@ def test_every_option_named_exists() -> None:
     known = set().union(*map(options_of, cli.VERBS)) | {"--version", "--update-transcripts", "--pack"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named <= known
+
+
+def table_of_options() -> str:
+    """The table of options: names and meaning as `taskvec transfer --help` has them."""
+    command = command_of("transfer")
+    rows = ["| option | meaning |\n", "|---|---|\n"]
+    for section in SECTIONS[1:]:  # after the models
+        for parameter in command.params:
+            record = parameter.get_help_record(click.Context(command))
+            if record is not None and getattr(parameter, "section", None) == section:
+                names, meaning = (" ".join(text.replace("|", r"\|").split()) for text in record)
+                rows.append(f"| `{names}` | {meaning} |\n")
+    return "".join(rows)
+
+
+def test_the_table_of_options_is_what_the_options_declare(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-transcripts"):
+        PATH.write_text(OPTIONS.sub(lambda _: table_of_options(), README), encoding="utf-8")
+    (table,) = OPTIONS.findall(PATH.read_text(encoding="utf-8"))
+    assert table == table_of_options()
 
 
 def test_every_command_line_shown_parses() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import re
+import types
+import typing
+from collections.abc import Iterable
 
 import pytest
 
 import taskvec as tv
 from taskvec.dtypes import TORCH_NAMES, parse_dtype
-from taskvec.settings import format_alpha, parse_alphas, parse_size
+from taskvec.option import options_of
+from taskvec.settings import Options, Settings, format_alpha, parse_alphas, parse_size, written
 
 
 @pytest.mark.parametrize(
@@ -102,3 +107,31 @@ def test_settings_are_plain_values() -> None:
     assert hash(settings) == hash(
         tv.Settings.of({"force": ["non-finite"], "max_memory": 1 << 30, "out_dtype": "F16"})
     )
+
+
+def test_the_keywords_are_the_fields() -> None:
+    def alternatives(hint: object) -> set[object]:
+        return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+
+    keywords, values = typing.get_type_hints(Options), typing.get_type_hints(Settings)
+    assert list(keywords) == list(values) == list(options_of(Settings))
+    for name, value in values.items():
+        wanted = alternatives(str | Iterable[str] if value == tuple[str, ...] else value)
+        assert wanted <= alternatives(keywords[name]), name
+
+
+def test_every_field_is_explained() -> None:
+    explained = re.findall(r"^    (\w+) : ", tv.Settings.__doc__ or "", re.MULTILINE)
+    assert explained == list(options_of(Settings))
+
+
+def test_what_changes_the_output_is_recorded() -> None:
+    assert written(tv.Settings(threads=3, overwrite=True, seed=7)) == {}
+    values = {
+        "out_dtype": "F32",
+        "rounding": "stochastic",
+        "seed": 0,
+        "max_shard_size": 5,
+        "force": ["shape"],
+    }
+    assert written(tv.Settings.of({**values, "out_dtype": "float32"})) == values  # type: ignore[typeddict-item]

@@ -12,6 +12,7 @@ from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.checks import findings
 from taskvec.plan.delta import Step
 from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -146,8 +147,7 @@ def check(
         open_model(reference),
         _selection(include, exclude, preset, layers),
     )
-    force = (force,) if isinstance(force, str) else tuple(force)
-    return findings(open_model(target), [step], force=force)
+    return findings(open_model(target), [step], force=as_tuple(force))
 
 
 def plan_extract(
@@ -360,7 +360,7 @@ def diff(
 
 
 def inspect(path: ModelLike) -> Inspection:
-    """What a checkpoint or a saved vector holds, from its headers alone."""
+    """Describe a checkpoint or a saved vector, from its headers alone."""
     from taskvec.report.inspect import inspect
 
     return inspect(path)
@@ -378,9 +378,4 @@ def verify(
 def _selection(
     include: str | Iterable[str], exclude: str | Iterable[str], preset: Preset, layers: str | None
 ) -> Selection:
-    return Selection(
-        include=(include,) if isinstance(include, str) else tuple(include),
-        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
-        preset=preset,
-        layers=layers,
-    )
+    return Selection(as_tuple(include), as_tuple(exclude), preset, layers)

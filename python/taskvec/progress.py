@@ -1,4 +1,4 @@
-"""What a progress callback is told."""
+"""The progress of a run, as a callback gets it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Phase = Literal["download", "prepare", "merge", "publish", "verify", "compare"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come.
+    """The state of one phase of a run.
 
     Attributes
     ----------

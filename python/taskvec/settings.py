@@ -1,4 +1,7 @@
-"""What every verb that writes weights shares: output type, rounding, layout and the means of the machine."""
+"""Settings of every verb that writes weights: output type, rounding, layout and the means of the machine.
+
+A setting is one field of :class:`Settings` and one line of :class:`Options`; all else follows from them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
+from taskvec.option import option, options_of, recorded
+from taskvec.text import as_tuple
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -25,14 +30,14 @@ def parse_size(value: str | int) -> int:
     Raises
     ------
     RecipeError
-        The text is no size, or not above zero.
+        The text is not a size, or not above zero.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         count = value
     else:
         match = _SIZE.fullmatch(str(value))
         if match is None or (match[3] and not match[2]):
-            raise RecipeError(f"`{value}` is no size", "write it as `5GB`, `512MiB` or a number of bytes")
+            raise RecipeError(f"`{value}` is not a size", "write it as `5GB`, `512MiB` or a number of bytes")
         power = " kmgtp".index(match[2].lower() or " ")
         # a number beyond all sizes would be infinite
         count = int(min(float(match[1]), float(_MAX_SIZE)) * (1024 if match[3] else 1000) ** power)
@@ -101,7 +106,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a run computes and writes.
+    """The settings of a run: how it computes and writes.
 
     Parameters
     ----------
@@ -132,16 +137,49 @@ class Settings:
         A value that cannot be honoured.
     """
 
-    out_dtype: str | None = None
-    rounding: Rounding = "nearest"
-    seed: int = 0
-    threads: int | None = None
-    max_memory: int | None = None
-    max_shard_size: int | None = None
-    force: tuple[str, ...] = ()
-    overwrite: bool = False
-    resume: bool = True
-    rehash: bool = False
+    # fmt: off
+    out_dtype: str | None = option(
+        None, section="Arithmetic", metavar="DTYPE", recorded=True,
+        help="Type of the float tensors written: bfloat16, float32, ...  [default: the target's]",
+    )
+    rounding: Rounding = option(
+        "nearest", section="Arithmetic", parse="choice", choices=get_args(Rounding), recorded=True,
+        help="How results are rounded to the output type; stochastic is unbiased.",
+    )
+    seed: int = option(
+        0, section="Arithmetic", parse="number", metavar="N",
+        recorded=lambda settings: settings.rounding == "stochastic",
+        help="Seed of everything random; the same seed gives the same bytes.",
+    )
+    threads: int | None = option(
+        None, section="Machine", parse="number", metavar="N", for_vectors=True,
+        help="Worker threads; the result does not depend on them.  [default: all cores]",
+    )
+    max_memory: int | None = option(
+        None, section="Machine", parse="size", metavar="SIZE",
+        help="Upper limit for buffers, such as `512MB` or `2GiB`.",
+    )
+    max_shard_size: int | None = option(
+        None, section="Output", parse="size", metavar="SIZE", recorded=True, for_vectors=True,
+        help="Largest weight file, such as `5GB`.  [default: the target's own layout]",
+    )
+    force: tuple[str, ...] = option(
+        (), section="Checks", parse="names", metavar="ID[,ID...]", recorded=True, for_vectors=True,
+        help="Go on in spite of the findings named here, one by one (`taskvec check` shows the names).",
+    )
+    overwrite: bool = option(
+        False, section="Output", parse="switch", for_vectors=True,
+        help="Replace what the output folder holds.",
+    )
+    resume: bool = option(
+        True, section="Output", parse="switch", for_vectors=True,
+        help="Go on with an unfinished output of the same plan, or begin again.",
+    )
+    rehash: bool = option(
+        False, section="Output", parse="switch", for_vectors=True,
+        help="When resuming, read finished files again and compare their hashes.",
+    )
+    # fmt: on
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -160,7 +198,7 @@ class Settings:
         for name in ("max_memory", "max_shard_size"):
             if getattr(self, name) is not None:
                 put(name, parse_size(getattr(self, name)))
-        put("force", (self.force,) if isinstance(self.force, str) else tuple(self.force))
+        put("force", as_tuple(self.force))
 
     @classmethod
     def of(cls, options: Options | Settings | None = None) -> Settings:
@@ -176,7 +214,7 @@ class Settings:
         if isinstance(options, Settings):
             return options
         options = options or {}
-        known = [field.name for field in fields(cls)]
+        known = options_of(cls)
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -193,11 +231,4 @@ def out_dtype(dtype: str, settings: Settings) -> str:
 
 def written(settings: Settings) -> dict[str, Any]:
     """The settings that change what is written, without those that have their default."""
-    values = {
-        "out_dtype": settings.out_dtype,
-        "rounding": settings.rounding if settings.rounding != "nearest" else None,
-        "seed": settings.seed if settings.rounding == "stochastic" else None,
-        "max_shard_size": settings.max_shard_size,
-        "force": list(settings.force) or None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return recorded(settings)

@@ -77,6 +77,11 @@ def roles(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
 
 
+def as_tuple(texts: str | Iterable[str]) -> tuple[str, ...]:
+    """One text, or several, as a tuple."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
 Key = str | int
 
 
@@ -102,7 +107,7 @@ def _text_of(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of a recipe."""
+    """The kind of a value, in the words of a recipe."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

@@ -112,7 +112,7 @@ def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str])
         (["check", "a", "b", "c", "--preset", "half"], "error: `--preset`: `half` is not one of"),
         (["transfer", "--alpha", "much"], "error: `--alpha`: `much` is not a number"),
         (["transfer", "--alpha", "1,inf"], "error: `--alpha`: `inf` is not finite"),
-        (["transfer", "--max-memory", "5 apples"], "error: `--max-memory`: `5 apples` is no size"),
+        (["transfer", "--max-memory", "5 apples"], "error: `--max-memory`: `5 apples` is not a size"),
     ],
 )
 def test_usage_errors_are_in_our_words(

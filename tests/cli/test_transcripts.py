@@ -1,6 +1,6 @@
 """Whole transcripts of the main commands, compared with tests/data/transcripts.
 
-``pytest tests/test_transcripts.py --update-transcripts`` writes them anew; look at the difference before
+``pytest tests/cli/test_transcripts.py --update-transcripts`` renews them; look at the difference before
 committing it. Figures that depend on the machine, paths and digests are replaced by words.
 """
 

@@ -51,7 +51,7 @@ Keep the result, in benches/record/<processor>/<date>.json:
     "--runs",
     type=click.IntRange(1, None),
     default=5,
-    show_default="5",
+    show_default=True,
     metavar="N",
     section="Machine",
     help="Measured rounds, after one that is discarded.",

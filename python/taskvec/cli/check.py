@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from taskvec.cli.console import EXIT_FAILED, Console
-from taskvec.cli.job import findings_record, findings_summary
+from taskvec.cli.job import findings_summary
 from taskvec.cli.options import force_option, selection_options, talk_options, verb
 
 EXAMPLES = """
@@ -43,5 +43,5 @@ def command(console: Console, target: str, donor: str, reference: str, **options
     verdict = "they do not fit" if failed else "they fit"
     page.line(f"{verdict}: {findings_summary(findings)}")
     console.show(page)
-    console.emit({"ok": not failed, "findings": findings_record(findings)})
+    console.emit({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
     return EXIT_FAILED if failed else 0

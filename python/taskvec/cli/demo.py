@@ -89,7 +89,7 @@ def command(console: Console, folder: str | None, paper: bool, **options: Any) -
 
 
 def write_result(page: Page, result: DemoResult) -> None:
-    """What was made, checked, written and verified."""
+    """The outcome: what was made, checked, written and verified."""
     page.fact(
         "made",
         f"instruct (target), grpo (donor), sft (reference): {amount(result.parameters)} parameters, bf16, "

@@ -9,13 +9,11 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.job import execute, plan_options
 from taskvec.cli.options import (
-    force_option,
     option,
     out_option,
-    output_options,
     selection_options,
     talk_options,
-    threads_option,
+    vector_options,
     verb,
 )
 
@@ -42,9 +40,7 @@ Then add it to any model that fits:
 )
 @selection_options
 @out_option
-@output_options
-@force_option
-@threads_option
+@vector_options
 @talk_options("extract")
 def command(
     console: Console,

@@ -61,7 +61,7 @@ def command(console: Console, path: str, show_all: bool) -> int:
 
 
 def write_facts(page: Page, result: Inspection) -> None:
-    """Where it is, how large it is, and its configuration."""
+    """Place, size and configuration."""
     page.line(page.paint(printable(result.spec), bold=True))
     if result.location != result.spec:
         page.fact("at", printable(result.location))
@@ -85,7 +85,7 @@ def write_facts(page: Page, result: Inspection) -> None:
     if known or vector is None:
         page.fact("config", ", ".join(known) or "none")
     if result.other_files:
-        page.fact("beside", printable(", ".join(result.other_files)))
+        page.fact("others", printable(", ".join(result.other_files)))
     if result.manifest is not None:
         engine = result.manifest["engine"]
         page.fact("made by", printable(f"taskvec {engine['version']}"))

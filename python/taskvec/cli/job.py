@@ -1,4 +1,4 @@
-"""What the commands that write weights print: the plan before, the outcome after."""
+"""The output of the commands that write weights: the plan before, the outcome after."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli.console import Console, Page, finding_record
+from taskvec.cli.console import LABEL, Console, Page
+from taskvec.option import options_of
+from taskvec.settings import Settings, format_alpha
 from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from taskvec.lazy.plan import Plan
     from taskvec.report.report import Output, Report, Survival
-
-SETTINGS = (
-    "out_dtype", "rounding", "seed", "threads", "max_memory", "max_shard_size", "force", "overwrite",
-    "resume", "rehash",
-)  # fmt: skip
-"""The options that a command passes on to the library as they are."""
 
 ENCODINGS = {
     "dense": "dense",
@@ -31,7 +27,7 @@ ENCODINGS = {
 
 def settings_of(options: Mapping[str, Any]) -> Any:
     """The settings among a command's options."""
-    return {name: options[name] for name in SETTINGS if name in options}
+    return {name: options[name] for name in options_of(Settings) if name in options}
 
 
 def plan_options(options: Mapping[str, Any]) -> Any:
@@ -56,8 +52,6 @@ def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping
     write_plan(page, plan, title, out, threads)
     console.say(page)
     console.findings(plan.findings)
-    from taskvec.settings import Settings
-
     with console.progress() as progress:
         report = plan.run(out, settings=Settings.of(settings_of(options)), progress=progress)
     page = console.talk()
@@ -77,8 +71,6 @@ def report_record(report: Report) -> dict[str, Any]:
 
 def braced(alphas: Sequence[float]) -> str:
     """One alpha as it is, several in braces."""
-    from taskvec.settings import format_alpha
-
     words = ", ".join(map(format_alpha, alphas))
     return words if len(alphas) == 1 else f"{{{words}}}"
 
@@ -89,13 +81,17 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
     for source in plan.sources:
         at = f" at {source.revision[:12]}" if source.revision else ""
         fetch = f", {size(source.download)} to download" if source.download else ""
-        page.fact(source.role, f"{printable(source.spec)}{at} ({size(source.bytes_in)}{fetch})")
+        text = f"{printable(source.spec)}{at} ({size(source.bytes_in)}{fetch})"
+        if len(source.role) < LABEL:
+            page.fact(source.role, text)
+        else:  # one model in several roles: `vector 1 and vector 2`
+            page.fact(source.role.split()[0], f"{text} as {source.role}")
     room = _room(out, plan.bytes_out)
     if plan.kind == "vector":
         page.fact("tensors", f"{plan.merged:,}")
         page.fact("disk", f"reads {size(plan.bytes_in)}, writes about {size(plan.bytes_out)} if dense{room}")
     else:
-        copied = f", {plan.copied:,} copied as they are" if plan.copied else ""
+        copied = f", {plan.copied:,} copied unchanged" if plan.copied else ""
         page.fact("tensors", f"{plan.merged:,} merged{copied}; {amount(plan.parameters)} parameters")
         files = plural(len(plan.shards), "file")
         where = f"in {files}" if len(plan.outputs) == 1 else f"in {len(plan.outputs)} outputs of {files}"
@@ -122,7 +118,7 @@ def _room(out: str, need: int) -> str:
 
 
 def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
-    """What was written, how fast, and what is left of the step."""
+    """The outcome: files, speed, and what is left of the step."""
     page.line()
     outputs = report.outputs
     total = sum(shard.size for output in outputs for shard in output.shards)
@@ -148,13 +144,13 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
 
 
 def write_survival(page: Page, survival: Survival) -> None:
-    """What became of the step, in one or two lines."""
+    """The survival of the step, in one or two lines."""
     for label, words in zip(("survival", ""), survival_words(survival), strict=False):
         page.fact(label, words)
 
 
 def survival_words(survival: Survival) -> list[str]:
-    """What became of the step: what is left of it, and how close it is to the step asked for."""
+    """The survival of the step: what is left of it, and how close it is to the step asked for."""
     changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements"
     if not survival.step_norm:
         return ["the step is zero: the merged tensors are the target's"]
@@ -173,7 +169,7 @@ def _figure(value: float | None) -> str:
 
 
 def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False) -> None:
-    """What a saved vector holds, and how it is stored."""
+    """The contents of a saved vector, and how they are stored."""
     tensors = vector["tensors"]
     share = percent(vector["changed"] / vector["elements"]) if vector["elements"] else "none"
     page.fact(
@@ -194,8 +190,6 @@ def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False
 
 def write_survival_table(page: Page, outputs: Sequence[Output]) -> None:
     """One line for each alpha."""
-    from taskvec.settings import format_alpha
-
     page.line()
     rows = []
     for output in outputs:
@@ -235,14 +229,9 @@ def write_tensors(page: Page, output: Output) -> None:
 
 
 def findings_summary(findings: Iterable[Any]) -> str:
-    """How many findings there are of each level."""
+    """The number of findings of each level."""
     counts = {"error": 0, "warning": 0, "note": 0}
     for finding in findings:
         counts[finding.level] = counts.get(finding.level, 0) + 1
-    said = [plural(count, level) for level, count in counts.items() if count]
-    return ", ".join(said) if said else "no findings"
-
-
-def findings_record(findings: Iterable[Any]) -> list[dict[str, Any]]:
-    """Findings as JSON."""
-    return [finding_record(finding) for finding in findings]
+    present = [plural(count, level) for level, count in counts.items() if count]
+    return ", ".join(present) if present else "no findings"

@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 import click
 
 from taskvec.cli.console import Console
+from taskvec.errors import Error
+from taskvec.models.selection import Selection
+from taskvec.option import Declared, Parse, flag, no_flag, options_of
+from taskvec.settings import Settings, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -35,7 +39,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):  # arguments stand in the usage
                 sections.setdefault(getattr(parameter, "section", "General"), []).append(record)
         for section, records in sections.items():
             if records:
@@ -111,9 +115,6 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        from taskvec.errors import Error
-        from taskvec.settings import parse_size
-
         try:
             return parse_size(str(value))
         except Error as error:
@@ -146,17 +147,39 @@ out_option = option(
     help="Folder to write; made if it is not there.",
 )  # fmt: skip
 
-selection_options = together(
-    option("-i", "--include", multiple=True, metavar="REGEX", section="Selection",
-           help="Merge only tensors whose name matches (repeatable); the others are the target's bytes."),
-    option("-e", "--exclude", multiple=True, metavar="REGEX", section="Selection",
-           help="Leave tensors whose name matches as they are in the target (repeatable)."),
-    option("--preset", type=click.Choice(["full", "no-embed", "no-embed-norm"]), default="full",
-           show_default=True, section="Selection",
-           help="Leave out embeddings and output head, or those and the norms."),
-    option("--layers", metavar="A-B[,C...]", section="Selection",
-           help="Merge only these layers, counted from 0: `8-20`, `0,2,4-6`."),
-)  # fmt: skip
+_PARSED: dict[Parse, dict[str, Any]] = {
+    "text": {},
+    "texts": {"multiple": True},
+    "names": {"multiple": True, "callback": split_names},
+    "number": {"type": int},
+    "size": {"type": Size()},
+    "choice": {},
+    "switch": {"is_flag": True},
+}
+
+
+def declared_option(name: str, declared: Declared) -> Callable[[Function], Function]:
+    """The option that a field of a record of settings declares."""
+    given: dict[str, Any] = {**_PARSED[declared.parse], "metavar": declared.metavar}
+    if declared.choices:
+        given["type"] = click.Choice(declared.choices)
+    if not declared.is_empty:
+        given |= {"default": declared.default, "show_default": True}
+    words = f"{flag(name)}/{no_flag(name)}" if declared.default is True else flag(name)
+    short = (declared.short,) if declared.short else ()
+    return option(*short, words, section=declared.section, help=declared.help, **given)
+
+
+def declared_options(
+    record: type, *, only: Callable[[Declared], bool] = bool
+) -> Callable[[Function], Function]:
+    """The options that the fields of a record declare, or some of them."""
+    return together(*(declared_option(name, each) for name, each in options_of(record).items() if only(each)))
+
+
+selection_options = declared_options(Selection)
+threads_option = declared_option("threads", options_of(Settings)["threads"])
+force_option = declared_option("force", options_of(Settings)["force"])
 
 layer_scale_option = option(
     "--layer-scale", type=Alphas(), metavar="S[,S...]", section="Arithmetic",
@@ -168,44 +191,15 @@ control_option = option(
     help="Instead of the vector, a random one of the same norm per tensor, or its own values shuffled.",
 )  # fmt: skip
 
-rounding_options = together(
-    option("--out-dtype", metavar="DTYPE", section="Arithmetic",
-           help="Type of the float tensors written: bfloat16, float32, ...  [default: the target's]"),
-    option("--rounding", type=click.Choice(["nearest", "stochastic"]), default="nearest", show_default=True,
-           section="Arithmetic", help="How results are rounded to the output type; stochastic is unbiased."),
-    option("--seed", type=int, default=0, show_default=True, metavar="N",
-           section="Arithmetic", help="Seed of everything random; the same seed gives the same bytes."),
+dry_run_option = option(
+    "--dry-run", is_flag=True, section="Output", help="Print the plan and stop; nothing is written.",
 )  # fmt: skip
 
-threads_option = option(
-    "--threads", type=int, metavar="N", section="Machine",
-    help="Worker threads; the result does not depend on them.  [default: all cores]",
-)  # fmt: skip
+run_options = together(declared_options(Settings), dry_run_option)
+"""The options of every command that writes weights."""
 
-machine_options = together(
-    threads_option,
-    option("--max-memory", type=Size(), metavar="SIZE", section="Machine",
-           help="Upper limit for buffers, such as `512MB` or `2GiB`."),
-)  # fmt: skip
-
-output_options = together(
-    option("--max-shard-size", type=Size(), metavar="SIZE", section="Output",
-           help="Largest weight file, such as `5GB`.  [default: the target's own layout]"),
-    option("--overwrite", is_flag=True, section="Output", help="Replace what the output folder holds."),
-    option("--resume/--no-resume", default=True, show_default=True, section="Output",
-           help="Go on with an unfinished output of the same plan, or begin again."),
-    option("--rehash", is_flag=True, section="Output",
-           help="When resuming, read finished files again and compare their hashes."),
-    option("--dry-run", is_flag=True, section="Output", help="Print the plan and stop; nothing is written."),
-)  # fmt: skip
-
-force_option = option(
-    "--force", multiple=True, metavar="ID[,ID...]", callback=split_names, section="Checks",
-    help="Go on in spite of the findings named here, one by one (`taskvec check` shows the names).",
-)  # fmt: skip
-
-run_options = together(rounding_options, output_options, force_option, machine_options)
-"""What every command that writes weights shares."""
+vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
+"""Those of them that a command takes which saves a vector."""
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:

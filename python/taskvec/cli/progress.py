@@ -11,17 +11,18 @@ from taskvec.text import duration, size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-PATIENCE = (
-    0.3  # seconds before the bar appears: a shorter job should neither flicker nor pay for importing rich
-)
-INTERVAL = 0.1  # seconds between two updates: the engine may report far more often than eyes can follow
+# Seconds before the bar appears: a shorter job should neither flicker nor pay for importing rich.
+PATIENCE = 0.3
+# Seconds between two updates: the engine may report far more often than eyes can follow.
+INTERVAL = 0.1
 
-WORDS = {
+PHASE_LABELS = {
     "download": "downloading",
     "prepare": "preparing",
     "merge": "merging",
     "publish": "finishing",
     "verify": "verifying",
+    "compare": "comparing",
 }
 
 
@@ -55,10 +56,10 @@ class Bar:
         self._last = now
         progress = self._progress or self._start()
         if self._task is None:
-            self._task = progress.add_task(WORDS.get(self._phase, self._phase), total=None, said="")
+            self._task = progress.add_task(PHASE_LABELS.get(self._phase, self._phase), total=None, detail="")
         done, total = event.done_bytes, event.total_bytes
-        said = self._words(done, total, now - self._phase_begun)
-        progress.update(self._task, completed=done, total=total or None, said=said)
+        detail = self._words(done, total, now - self._phase_begun)
+        progress.update(self._task, completed=done, total=total or None, detail=detail)
 
     def _words(self, done: int, total: int, elapsed: float) -> str:
         """Amount, rate and time left; nothing where nothing has been done yet."""
@@ -77,7 +78,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description:<11}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[detail]}"),
             console=Console(file=sys.stderr),
             transient=True,
             refresh_per_second=10,

@@ -16,7 +16,7 @@ In a script:
   taskvec verify out --quiet || echo "out is damaged"
 """
 
-SAID = {
+STATUS_LABELS = {
     "ok": "as written",
     "missing": "missing",
     "truncated": "too short",
@@ -60,6 +60,6 @@ def command(console: Console, path: str, threads: int | None) -> int:
 
 def _write(page: Page, status: str, name: str, expected: int | None, found: int | None) -> None:
     colour = {"ok": "green", "extra": None}.get(status, "red")
-    word = page.paint(SAID[status].ljust(19), fg=colour)
+    word = page.paint(STATUS_LABELS[status].ljust(19), fg=colour)
     lengths = f"  ({found:,} bytes, expected {expected:,})" if found is not None and found != expected else ""
     page.line(f"{word}  {printable(name)}{lengths if status != 'extra' else ''}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.text import listed
@@ -121,8 +121,8 @@ class Finding:
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.subject}: {self.found}{expected}"
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain data, with the message."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the message, as plain data."""
         return {**asdict(self), "message": self.message}
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from taskvec.plan import transfer as planning
 from taskvec.plan.checks import check_step
 from taskvec.plan.delta import Delta
 from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ class Merge:
     def plan(
         self, *, alphas: float | str | Sequence[float] | None = None, **settings: Unpack[Options]
     ) -> Plan:
-        """What :meth:`save` would do, from headers alone.
+        """The plan of :meth:`save`, from headers alone.
 
         Parameters
         ----------
@@ -119,8 +120,7 @@ class Merge:
         )
 
     def _settings(self, options: Options) -> Settings:
-        force = options.get("force", ())
-        force = (force,) if isinstance(force, str) else tuple(force)
+        force = as_tuple(options.get("force", ()))
         return Settings.of({**options, "force": tuple(dict.fromkeys((*self.vector.force, *force)))})
 
     def __getitem__(self, name: str) -> np.ndarray:

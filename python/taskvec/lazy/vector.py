@@ -4,51 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, Unpack
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
 from taskvec.compat.check import check_models
 from taskvec.compat.findings import enforce
-from taskvec.errors import CompatibilityError, NotFoundError, RecipeError
+from taskvec.errors import RecipeError
+from taskvec.lazy.in_place import InPlace
+from taskvec.lazy.measured import Measured
 from taskvec.lazy.merge import Merge
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
-from taskvec.plan.delta import Delta, Step
-from taskvec.report.difference import Pair
-from taskvec.run.compare import compare
-from taskvec.settings import Options, Rounding, Settings
+from taskvec.plan.delta import Step
+from taskvec.settings import Options, Settings
+from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from taskvec.progress import Callback
     from taskvec.report.report import Report
-    from taskvec.run.in_place import Change, Kept
+    from taskvec.run.in_place import Kept
 
 
-class TensorStats(NamedTuple):
-    """Figures of a vector, or of one of its tensors."""
-
-    elements: int
-    changed: int
-    norm: float
-    largest: float
-
-    @property
-    def changed_share(self) -> float:
-        """Share of the elements that are not zero."""
-        return self.changed / self.elements if self.elements else 0.0
-
-
-class Stats(NamedTuple):
-    """Figures of a whole vector, and of each of its tensors."""
-
-    total: TensorStats
-    tensors: dict[str, TensorStats]
-
-
-class TaskVector(Delta):
+class TaskVector(Measured, InPlace):
     """A weighted sum of differences of checkpoints; immutable, and nothing is computed until it is asked for.
 
     Made by ``donor - reference``. ``-v``, ``0.5 * v``, ``v / 2``, ``v + w``, ``v - w`` and ``sum(vectors)``
@@ -88,7 +66,7 @@ class TaskVector(Delta):
             The models do not fit each other; ``findings`` says where.
         """
         selection = selection or Selection()
-        force = (force,) if isinstance(force, str) else tuple(force)
+        force = as_tuple(force)
         found = check_models([("donor", donor)], reference, role="reference", selection=selection)
         enforce(found, force)
         return cls([Step(1.0, donor, reference, selection)], force)
@@ -111,10 +89,9 @@ class TaskVector(Delta):
         Raises
         ------
         RecipeError
-            Nothing of the vector is left, or a pattern is no regular expression.
+            Nothing of the vector is left, or a pattern is not a regular expression.
         """
-        words = [(part,) if isinstance(part, str) else tuple(part) for part in (include, exclude)]
-        return self.select_by(Selection(words[0], words[1], preset, layers))
+        return self.select_by(Selection(as_tuple(include), as_tuple(exclude), preset, layers))
 
     def select_by(self, selection: Selection) -> TaskVector:
         """The same from a :class:`taskvec.Selection`."""
@@ -157,7 +134,7 @@ class TaskVector(Delta):
         return self.plan(dtype=dtype, **settings).run(out, settings=given, progress=progress)
 
     def plan(self, *, dtype: str | None = None, **settings: Unpack[Options]) -> Plan:
-        """What :meth:`save` would do, from headers alone; takes its arguments."""
+        """The plan of :meth:`save`, from headers alone; takes its arguments."""
         from taskvec.plan.extract import plan_extract
 
         step = self.steps[0]
@@ -176,187 +153,6 @@ class TaskVector(Delta):
             force=self.force,
         )
         return Plan.of(record)
-
-    def apply_(
-        self,
-        model: Any,
-        *,
-        alpha: float = 1.0,
-        keep: bool = False,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
-        threads: int | None = None,
-        force: str | Iterable[str] = (),
-        progress: Callback | None = None,
-    ) -> Change:
-        """Add α·v to a model in memory, in place; on the CPU the bytes are those of a run over files.
-
-        Everything is computed once beforehand, so that an error leaves the model as it was. Ctrl-C does so
-        too, until the change begins; a change that has begun is completed. No other thread may use the model
-        meanwhile.
-
-        Parameters
-        ----------
-        model : Module or mapping of str to Tensor or ndarray
-            Tied tensors are changed once. Tensors that are not on the CPU are changed there by torch, with
-            the same formula.
-        alpha : float
-            Factor.
-        keep : bool
-            Keep a copy of the tensors before the change, with which :meth:`remove_` puts them back exactly.
-        rounding, seed, threads, force, progress
-            As in :func:`taskvec.transfer`.
-
-        Returns
-        -------
-        Change
-            How many tensors were changed, and what of the step survived rounding.
-
-        Raises
-        ------
-        CompatibilityError
-            Model and vector do not fit each other.
-        NonFiniteError
-            A value would not be finite.
-        RecipeError
-            The vector is computed from the very tensors that it would change.
-        """
-        from taskvec.run.in_place import change
-
-        settings = Settings(
-            rounding=rounding,
-            seed=seed,
-            threads=threads,
-            force=(*self.force, *Settings.of({"force": force}).force),
-        )
-        kept = self._kept if keep else None
-        return change(self.steps, model, alpha=alpha, settings=settings, kept=kept, progress=progress)
-
-    def remove_(
-        self,
-        model: Any,
-        *,
-        alpha: float | None = None,
-        keep: bool = False,
-        rounding: Rounding = "nearest",
-        seed: int = 0,
-        threads: int | None = None,
-        force: str | Iterable[str] = (),
-        progress: Callback | None = None,
-    ) -> Change:
-        """Take back what :meth:`apply_` added to a model in memory.
-
-        Exactly, where that was told to keep the originals and nothing else has changed the model since; else
-        by subtracting α·v, which is rounded anew: a warning says so.
-
-        Parameters
-        ----------
-        model, rounding, seed, threads, force, progress
-            As in :meth:`apply_`.
-        alpha : float, optional
-            The factor that was added; by default that of the kept originals, or 1.
-        keep : bool
-            Keep a copy of the tensors before a subtraction.
-
-        Returns
-        -------
-        Change
-            Its ``exact`` says which of the two it was.
-        """
-        from taskvec.run.in_place import restored, say_inexact
-
-        back = restored(self._kept, model, alpha, Settings(threads=threads))
-        if back is not None:
-            return back
-        say_inexact()
-        return self.apply_(
-            model,
-            alpha=-(1.0 if alpha is None else alpha),
-            keep=keep,
-            rounding=rounding,
-            seed=seed,
-            threads=threads,
-            force=force,
-            progress=progress,
-        )
-
-    def norm(self) -> float:
-        """The L2 norm; reads the weights once, in bounded memory."""
-        return self.stats().total.norm
-
-    def stats(self, *, progress: Callback | None = None) -> Stats:
-        """Elements, elements that are not zero, norm and largest magnitude, per tensor and in all.
-
-        Reads the weights once, in bounded memory.
-        """
-        pairs = compare(self.terms(), (), self.tensors, progress=progress)
-        tensors = {name: _stats(pair) for name, pair in pairs.items()}
-        return Stats(_stats(Pair.total(pairs.values())), tensors)
-
-    def cosine(self, other: TaskVector) -> float:
-        """The cosine between two vectors; ``nan`` where one of them is zero. Reads the weights once.
-
-        Raises
-        ------
-        CompatibilityError
-            The vectors have tensors of one name and different shapes.
-        """
-        cosine = Pair.total(self.compare(other).values()).cosine
-        return math.nan if cosine is None else cosine
-
-    def compare(self, other: TaskVector, *, progress: Callback | None = None) -> dict[str, Pair]:
-        """Norms, dot product, supports and signs of two vectors, per tensor. Reads the weights once.
-
-        A tensor that only one of them has is zero in the other.
-
-        Raises
-        ------
-        CompatibilityError
-            The vectors have tensors of one name and different shapes.
-        """
-        for name, shape in self.tensors.items():
-            theirs = other.tensors.get(name, shape)
-            if theirs != shape:
-                raise CompatibilityError(
-                    f"`{name}` has shape {list(shape)}, and {list(theirs)} in the other vector",
-                    "compare vectors of one architecture",
-                )
-        shapes = {**self.tensors, **other.tensors}
-        return compare(self.terms(), other.terms(), shapes, progress=progress)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor of the vector, computed now: float32, or float64 where something is stored so.
-
-        Raises
-        ------
-        NotFoundError
-            The vector has no tensor of this name.
-        """
-        from taskvec.run.evaluate import of_terms
-
-        if name not in self.tensors:
-            raise NotFoundError(f"the vector has no tensor `{name}`", "`keys()` lists the names")
-        ((_, array),) = of_terms(self.terms(), {name: self.tensors[name]})
-        return array
-
-    def items(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Computes the tensors, a few at a time."""
-        from taskvec.run.evaluate import of_terms
-
-        return of_terms(self.terms(), self.tensors)
-
-    def keys(self) -> Iterator[str]:
-        """The names of the tensors."""
-        return iter(self.tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.tensors
 
     def __neg__(self) -> TaskVector:
         return self * -1.0
@@ -417,10 +213,6 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _stats(pair: Pair) -> TensorStats:
-    return TensorStats(pair.elements, pair.left_nonzero, pair.left_norm, pair.largest)
-
-
 def _collected(steps: Iterable[Step]) -> list[Step]:
     """Steps with the weights of equal differences added up."""
     collected: dict[tuple[int, int, Selection], Step] = {}
@@ -446,7 +238,7 @@ def load_vector(spec: str | os.PathLike[str], *, progress: Callback | None = Non
     NotFoundError
         Nothing of that name, or it has no manifest.
     FormatError
-        It is no task vector, or damaged.
+        It is not a task vector, or damaged.
     """
     from taskvec.resolve.saved_vector import open_vector
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from taskvec.errors import RecipeError
 from taskvec.models.tensor_names import is_vocabulary, layer_of
+from taskvec.option import option, recorded
+from taskvec.text import as_tuple
 
 Preset = Literal["full", "no-embed", "no-embed-norm"]
 _NORM = re.compile(r"(?:^|\.)(?:[^.]*norm[^.]*|ln_[^.]+)\.(?:weight|bias)$", re.IGNORECASE)
@@ -72,18 +74,31 @@ class Selection:
         A pattern is not a regular expression, the preset is unknown, or the layers cannot be read.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    preset: Preset = "full"
-    layers: str | None = None
+    # fmt: off
+    include: tuple[str, ...] = option(
+        (), section="Selection", parse="texts", short="-i", metavar="REGEX", recorded=True, for_vectors=True,
+        help="Merge only tensors whose name matches (repeatable); the others are the target's bytes.",
+    )
+    exclude: tuple[str, ...] = option(
+        (), section="Selection", parse="texts", short="-e", metavar="REGEX", recorded=True, for_vectors=True,
+        help="Leave tensors whose name matches as they are in the target (repeatable).",
+    )
+    preset: Preset = option(
+        "full", section="Selection", parse="choice", choices=get_args(Preset), recorded=True,
+        for_vectors=True, help="Leave out embeddings and output head, or those and the norms.",
+    )
+    layers: str | None = option(
+        None, section="Selection", metavar="A-B[,C...]", recorded=True, for_vectors=True,
+        help="Merge only these layers, counted from 0: `8-20`, `0,2,4-6`.",
+    )
+    # fmt: on
     _include: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
     _exclude: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
     _layers: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for option in ("include", "exclude"):
-            value = getattr(self, option)
-            object.__setattr__(self, option, (value,) if isinstance(value, str) else tuple(value))
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
         if self.preset not in get_args(Preset):
             raise RecipeError(
                 f"preset `{self.preset}` is not known", f"choose one of {', '.join(get_args(Preset))}"
@@ -160,9 +175,7 @@ class Selection:
 
 def selection_recipe(selection: Selection) -> dict[str, Any]:
     """The parts of a selection that are not the default, as a recipe has them."""
-    values = {name: getattr(selection, name) for name in ("include", "exclude", "preset", "layers")}
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {name: value for name, value in values.items() if value and value != "full"}
+    return recorded(selection)
 
 
 _STRICTNESS: tuple[Preset, ...] = ("full", "no-embed", "no-embed-norm")

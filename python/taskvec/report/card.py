@@ -51,7 +51,7 @@ def card(facts: Mapping[str, Any]) -> bytes:
     Parameters
     ----------
     facts : mapping
-        What :func:`taskvec.manifest.provenance` says of it.
+        What :func:`taskvec.report.manifest.provenance` says of it.
 
     Returns
     -------
@@ -93,8 +93,8 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         _front_matter(facts, ["task-vector", "taskvec"]),
         f"# Task vector {escape(_name(donor))} - {escape(_name(reference))}",
         f"What the donor has learned since it was the reference, saved with taskvec "
-        f"{facts['engine']['version']}. It is no model: it is added to one that has the same tensors and the "
-        "same tokenizer as the reference.",
+        f"{facts['engine']['version']}. It is not a model: it is added to one that has the same tensors and "
+        "the same tokenizer as the reference.",
         _models(facts["sources"]),
         _table(figures),
         "## How to use it",
@@ -244,10 +244,10 @@ def _figure(value: float | None) -> str:
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
-    told = [finding for finding in findings if finding["level"] != "note"]
-    if not told:
+    shown = [finding for finding in findings if finding["level"] != "note"]
+    if not shown:
         return ""
-    lines = [f"- {escape(finding['id'])}: {escape(finding['message'])}" for finding in told]
+    lines = [f"- {escape(finding['id'])}: {escape(finding['message'])}" for finding in shown]
     return "\n".join(["## Findings", "", *lines])
 
 

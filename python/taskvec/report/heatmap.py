@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import Error, OutputError
 
@@ -45,22 +44,6 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("common elements whose signs agree", lambda pair: pair.sign_agreement, _percent, False),
     ),
 }
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --heat: 214 100% 50%; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.8rem; }
-th, td { border: 1px solid var(--line); padding: 0.2rem 0.45rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; } tbody th { position: sticky; left: 0; background: var(--paper); }
-thead th { vertical-align: bottom; }
-thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
-td { background: hsl(var(--heat) / var(--share)); }
-@media print { .scroll { overflow: visible; } table { font-size: 0.6rem; } }
-"""
 
 
 def write_html(difference: Difference, path: str | os.PathLike[str]) -> None:
@@ -122,20 +105,23 @@ def require_matplotlib() -> None:
 
 def page(difference: Difference) -> str:
     """The HTML of :func:`write_html`."""
-    title = html.escape(f"{difference.left} and {difference.right}")
-    layers, modules = _axes(difference)
-    total = difference.total
-    maps = "".join(
-        f"<h2>{html.escape(measure.title)}</h2>\n{_table(difference, measure, layers, modules)}"
-        for measure in MEASURES[difference.kind]
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("taskvec.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f"<p>{len(difference.tensors):,} tensors, {total.elements:,} elements; "
-        f"{total.changed:,} differ ({total.changed_share:.2%}). "
-        f"Rows are layers, columns kinds of module.</p>\n{maps}</body>\n</html>\n"
+    layers, modules = _axes(difference)
+    return environment.get_template("heatmap.html.j2").render(
+        title=f"{difference.left} and {difference.right}",
+        tensors=len(difference.tensors),
+        total=difference.total,
+        modules=modules,
+        maps=[_map(difference, measure, layers, modules) for measure in MEASURES[difference.kind]],
     )
 
 
@@ -155,33 +141,31 @@ def _values(
     ]
 
 
-def _table(
+def _map(
     difference: Difference, measure: Measure, layers: Sequence[int | None], modules: Sequence[str]
-) -> str:
+) -> dict[str, Any]:
+    """One map as the template takes it: its title and, for each layer, the cells."""
     values = _values(difference, measure, layers, modules)
     scaled = [s for row in values for value in row if (s := _scaled(value, measure)) is not None]
     low, high = (min(scaled), max(scaled)) if scaled else (0.0, 0.0)
-    head = "".join(f'<th scope="col"><span>{html.escape(module)}</span></th>' for module in modules)
-    rows = []
-    for layer, row in zip(layers, values, strict=True):
-        cells = "".join(_cell(value, measure, low, high) for value in row)
-        rows.append(f'<tr><th scope="row">{_layer(layer)}</th>{cells}</tr>\n')
-    return (
-        f'<div class="scroll"><table>\n<thead><tr><th scope="col">layer</th>{head}</tr></thead>\n'
-        f"<tbody>\n{''.join(rows)}</tbody>\n</table></div>\n"
-    )
+    rows = [
+        (_layer(layer), [_cell(value, measure, low, high) for value in row])
+        for layer, row in zip(layers, values, strict=True)
+    ]
+    return {"title": measure.title, "rows": rows}
 
 
-def _cell(value: float | None, measure: Measure, low: float, high: float) -> str:
+def _cell(value: float | None, measure: Measure, low: float, high: float) -> dict[str, str] | None:
+    """A figure as text, and the share of full colour behind it."""
     if value is None:
-        return "<td></td>"
+        return None
     scaled = _scaled(value, measure)
     share = 0.0 if scaled is None or high <= low else (scaled - low) / (high - low)
-    return f'<td style="--share: {0.6 * share:.3f}">{html.escape(measure.text(value))}</td>'
+    return {"share": f"{0.6 * share:.3f}", "text": measure.text(value)}
 
 
 def _scaled(value: float | None, measure: Measure) -> float | None:
-    """Where a value lies on its scale; a zero has no place on a logarithmic one."""
+    """The place of a value on its scale; a zero has none on a logarithmic one."""
     if value is None or not measure.logarithmic:
         return value
     return math.log10(value) if value > 0 else None

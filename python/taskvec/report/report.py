@@ -1,10 +1,10 @@
-"""What a run measured, and what became of the step that it took."""
+"""The report of a run: what it wrote and measured, and how much of its step survived rounding."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ ROUNDED_AWAY_LIMIT = 0.05
 
 
 class Survival(NamedTuple):
-    """What is left of α·v after rounding to the output type; norms are L2 over float64 sums.
+    """The part of α·v that is left after rounding to the output type; norms are L2 over float64 sums.
 
     ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
     difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is
@@ -152,7 +152,7 @@ class Report:
             "cpu_level": self.cpu_level,
             "resumed_shards": self.resumed_shards,
             "outputs": [output.to_dict() for output in self.outputs],
-            "findings": [{**asdict(finding), "message": finding.message} for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "vector": dict(self.vector) if self.vector else None,
         }
 

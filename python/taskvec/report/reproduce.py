@@ -1,4 +1,4 @@
-"""How a result is made again: command line and Python call, from the recipe in its manifest."""
+"""The command line and the Python call that repeat a result, from the recipe in its manifest."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
-from taskvec.settings import format_alpha
+from taskvec.models.selection import Selection
+from taskvec.option import flag, no_flag, options_of
+from taskvec.settings import Settings, format_alpha
+
+_SELECTION = options_of(Selection)
 
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
 _OPTIONS = {
-    "include": "--include",
-    "exclude": "--exclude",
-    "preset": "--preset",
-    "layers": "--layers",
-    "layer_scale": "--layer-scale",
-    "control": "--control",
-    "out_dtype": "--out-dtype",
-    "dtype": "--dtype",
-    "rounding": "--rounding",
-    "seed": "--seed",
-    "max_shard_size": "--max-shard-size",
-    "force": "--force",
+    name: flag(name)
+    for name in (
+        *_SELECTION,
+        "layer_scale",
+        "control",
+        "dtype",
+        *(name for name, option in options_of(Settings).items() if option.recorded),
+    )
 }
 _MODELS = ("target", "donor", "reference")
 
@@ -32,7 +32,7 @@ _RECIPE = "recipe.yaml"
 
 
 def command(recipe: Mapping[str, Any]) -> str | None:
-    """The command line that makes the same into a folder OUT; ``None`` where there is none that says it."""
+    """The command line that writes the same to a folder OUT; ``None`` where no command can."""
     if _is_in_memory(recipe):
         return None
     words = ["taskvec", recipe["verb"]]
@@ -62,6 +62,8 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
             continue
         if member == "layer_scale":
             words.append(f"{option}={','.join(map(format_alpha, value))}")
+        elif isinstance(value, bool):
+            words.append(option if value else no_flag(member))
         elif isinstance(value, (list, tuple)):
             words += [word for item in value for word in (option, item)]
         else:
@@ -70,7 +72,7 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def python(recipe: Mapping[str, Any]) -> str | None:
-    """The Python lines that make the same into a folder OUT; ``None`` where there are none that say it."""
+    """The Python lines that write the same to a folder OUT; ``None`` where none can."""
     if _is_in_memory(recipe):
         return None
     settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
@@ -103,7 +105,7 @@ def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
 
 
 def _alphas(recipe: Mapping[str, Any]) -> list[float] | None:
-    """What is given as alpha: the factors of the outputs, or one for each of several vectors."""
+    """The values of alpha: the factors of the outputs, or one for each of several vectors."""
     if "alpha" not in recipe:
         return None
     alpha = recipe["alpha"]
@@ -120,9 +122,7 @@ def _term(term: Mapping[str, Any]) -> str:
         if "vector" in term
         else f"(tv.open({term['donor']!r}) - tv.open({term['reference']!r}))"
     )
-    selection = {
-        key: value for key, value in term.items() if key in ("include", "exclude", "preset", "layers")
-    }
+    selection = {key: value for key, value in term.items() if key in _SELECTION}
     if selection:
         vector += f".select({', '.join(f'{key}={_value(value)}' for key, value in selection.items())})"
     return f"{format_alpha(term['weight'])} * {vector}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ class Merger:
                 folder=str(out),
                 survival=output.survival.to_dict() if output.survival else None,
                 norms=_vector_norms(output.tensors, arm.factor),
-                findings=[{**asdict(finding), "message": finding.message} for finding in report.findings],
+                findings=[finding.to_dict() for finding in report.findings],
                 command=transfer_command(self.experiment, arm),
             )
         if part.is_dir():

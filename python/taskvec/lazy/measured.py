@@ -1,0 +1,126 @@
+"""Figures and tensors of a weighted sum of differences, computed only when asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskvec.errors import CompatibilityError, NotFoundError
+from taskvec.plan.delta import Delta
+from taskvec.report.difference import Pair
+from taskvec.run.compare import compare
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from taskvec.progress import Callback
+
+
+class TensorStats(NamedTuple):
+    """Figures of a vector, or of one of its tensors."""
+
+    elements: int
+    changed: int
+    norm: float
+    largest: float
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the elements that are not zero."""
+        return self.changed / self.elements if self.elements else 0.0
+
+
+class Stats(NamedTuple):
+    """Figures of a whole vector, and of each of its tensors."""
+
+    total: TensorStats
+    tensors: dict[str, TensorStats]
+
+
+class Measured(Delta):
+    """The part of a task vector that reads: its norm, its figures, and its tensors as a mapping."""
+
+    __slots__ = ()
+
+    def norm(self) -> float:
+        """The L2 norm; reads the weights once, in bounded memory."""
+        return self.stats().total.norm
+
+    def stats(self, *, progress: Callback | None = None) -> Stats:
+        """Elements, elements that are not zero, norm and largest magnitude, per tensor and in all.
+
+        Reads the weights once, in bounded memory.
+        """
+        pairs = compare(self.terms(), (), self.tensors, progress=progress)
+        tensors = {name: _stats(pair) for name, pair in pairs.items()}
+        return Stats(_stats(Pair.total(pairs.values())), tensors)
+
+    def cosine(self, other: Delta) -> float:
+        """The cosine between two vectors; ``nan`` where one of them is zero. Reads the weights once.
+
+        Raises
+        ------
+        CompatibilityError
+            The vectors have tensors of one name and different shapes.
+        """
+        cosine = Pair.total(self.compare(other).values()).cosine
+        return math.nan if cosine is None else cosine
+
+    def compare(self, other: Delta, *, progress: Callback | None = None) -> dict[str, Pair]:
+        """Norms, dot product, supports and signs of two vectors, per tensor. Reads the weights once.
+
+        A tensor that only one of them has is zero in the other.
+
+        Raises
+        ------
+        CompatibilityError
+            The vectors have tensors of one name and different shapes.
+        """
+        for name, shape in self.tensors.items():
+            theirs = other.tensors.get(name, shape)
+            if theirs != shape:
+                raise CompatibilityError(
+                    f"`{name}` has shape {list(shape)}, and {list(theirs)} in the other vector",
+                    "compare vectors of one architecture",
+                )
+        shapes = {**self.tensors, **other.tensors}
+        return compare(self.terms(), other.terms(), shapes, progress=progress)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """One tensor of the vector, computed now: float32, or float64 where something is stored so.
+
+        Raises
+        ------
+        NotFoundError
+            The vector has no tensor of this name.
+        """
+        from taskvec.run.evaluate import of_terms
+
+        if name not in self.tensors:
+            raise NotFoundError(f"the vector has no tensor `{name}`", "`keys()` lists the names")
+        ((_, array),) = of_terms(self.terms(), {name: self.tensors[name]})
+        return array
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Computes the tensors, a few at a time."""
+        from taskvec.run.evaluate import of_terms
+
+        return of_terms(self.terms(), self.tensors)
+
+    def keys(self) -> Iterator[str]:
+        """The names of the tensors."""
+        return iter(self.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+
+def _stats(pair: Pair) -> TensorStats:
+    return TensorStats(pair.elements, pair.left_nonzero, pair.left_norm, pair.largest)
