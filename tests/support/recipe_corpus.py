@@ -226,7 +226,11 @@ MISTAKES = {
         "recipe:3: `weight` is a number, found the text `abc`",
         "",
     ),
-    "dtype": (LINEAR + "dtype: bfloat17\n", "recipe:4: `dtype`: `bfloat17` is not a float type", "`bfloat16`"),
+    "dtype": (
+        LINEAR + "dtype: bfloat17\n",
+        "recipe:4: `dtype`: `bfloat17` is not a float type",
+        "`bfloat16`",
+    ),
     "preset": (
         LINEAR + "preset: no-embeds\n",
         "recipe:4: `preset` is `full`, `no-embed` or `no-embed-norm`, found the text `no-embeds`",
