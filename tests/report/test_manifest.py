@@ -150,7 +150,7 @@ def test_verify_looks_at_every_alpha(sharded_trio: Trio, tmp_path: Path) -> None
 
 
 def test_verify_needs_a_manifest(tmp_path: Path, trio: Trio) -> None:
-    with pytest.raises(tv.NotFoundError, match="no folder"):
+    with pytest.raises(tv.NotFoundError, match="not a folder"):
         tv.verify(tmp_path / "nowhere")
     with pytest.raises(tv.NotFoundError, match=r"taskvec\.json"):
         tv.verify(trio.target)
