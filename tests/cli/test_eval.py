@@ -297,7 +297,7 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
         (["--target", "t", "--vector", "v", "--alpha", "x"], "`x` is not a number", None),
         (["--target", "t", "--vector", "v", "--development", "1"], "`--development`", None),
         (["--target", "t", "--vector", "v", "--think-only"], "`think_only` needs `think`", None),
-        (["--target", "t", "--vector", "v", "--scratch-budget", "much"], "no size", None),
+        (["--target", "t", "--vector", "v", "--scratch-budget", "much"], "not a size", None),
         (["--target", "t", "--vector", "v", "--tasks", "gsm8kk", "--device", "cpu"], "`gsm8kk`", "`gsm8k`"),
     ],
 )
