@@ -326,12 +326,12 @@ def test_damaged_archives_are_named(tmp_path):
         build.unpack(tmp_path / "none.zip", tmp_path / "models")
     bad = tmp_path / "bad.zip"
     bad.write_bytes(b"PK no archive")
-    with pytest.raises(taskvec.FormatError, match="no archive of miniature"):
+    with pytest.raises(taskvec.FormatError, match="not an archive of miniature"):
         build.unpack(bad, tmp_path / "models")
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr(build.MARK, json.dumps({"format": 1, "seed": 1}))
         archive.writestr("base/../../escaped", "x")
-    with pytest.raises(taskvec.FormatError, match="no archive of miniature"):
+    with pytest.raises(taskvec.FormatError, match="not an archive of miniature"):
         build.unpack(bad, tmp_path / "models")
     assert not (tmp_path / "escaped").exists()
 
