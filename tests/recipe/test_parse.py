@@ -61,7 +61,7 @@ YAML_MISTAKES = {
     "python": ("a: !!python/name:os.system x", "has no meaning in a recipe"),
     "binary": ("a: !!binary aGk=", "has no meaning in a recipe"),
     "tagged list": ("a: !!set {x, y}", "has no meaning in a recipe"),
-    "no number": ("a: !!int zz", "r.yaml:1: `zz` is no number"),
+    "no number": ("a: !!int zz", "r.yaml:1: `zz` is not a number"),
     "complex key": ("? [a]\n: 1", "r.yaml:1: a key has to be text, found a list or mapping"),
     "alias as key": ("a: &x y\n*x : 1", "r.yaml:2: a key has to be text, found an alias"),
     "anchored key": ("&x a: 1", "r.yaml:1: a key with an anchor"),

@@ -28,8 +28,6 @@ class Node:
     """A line number, or the words of the command line that set it."""
     keys: Mapping[str, int] | None = None
     """Lines of a mapping's keys."""
-    size: int = 1
-    depth: int = 0
 
     def below(self, step: Key) -> Node | None:
         """The node under a key or at an index."""

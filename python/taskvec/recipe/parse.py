@@ -1,31 +1,36 @@
 """YAML as recipes are written in: strict, safe against hostile files, and every value knows its line.
 
-PyYAML's own loaders keep the last of two equal keys, expand aliases without limit and forget lines, so the
-tree is built here from the parser's events.
+PyYAML composes the tree and marks its lines, once :mod:`taskvec.recipe.scan` has found nothing wrong. Its
+constructors, which keep the last of two equal keys and forget lines, make scalars alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.recipe.document import MAXIMUM_DEPTH, MAXIMUM_NODES, Document, Node
-from taskvec.text import kind_of, nearest, shown
+from taskvec.recipe.document import Document, Node
+from taskvec.recipe.scan import CORE, Scan, error_at
+from taskvec.text import kind_of, shown
 
 MAXIMUM_BYTES = 1 << 20
 MAXIMUM_DOCUMENTS = 256
 
-_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_RESOLVERS: dict[str, list[tuple[str, Any]]] = yaml.SafeLoader.yaml_implicit_resolvers
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
-_CORE = "tag:yaml.org,2002:"
-# Longer numbers are kept as text: Python's conversion of a million digits takes minutes.
+# Scalars that are not text, by the tag that a loader resolves or the recipe writes.
+_MAKES: dict[str, Callable[[Any], Any]] = {
+    f"{CORE}null": _CONSTRUCTOR.construct_yaml_null,
+    f"{CORE}bool": _CONSTRUCTOR.construct_yaml_bool,
+    f"{CORE}int": _CONSTRUCTOR.construct_yaml_int,
+    f"{CORE}float": _CONSTRUCTOR.construct_yaml_float,
+}
 _LONGEST_NUMBER = 64
 
 
@@ -94,163 +99,89 @@ def parse(text: str, source: str) -> list[Document]:
     return documents
 
 
-@dataclass(slots=True)
-class _Frame:
-    """A list or mapping under construction."""
-
-    line: int
-    anchor: str | None
-    items: list[Node] | None
-    pairs: dict[str, Node]
-    lines: dict[str, int]
-    key: str | None = None
-
-
-class _Builder:
-    """Events of the parser to nodes, without recursion and within limits."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.frames: list[_Frame] = []
-        self.anchors: dict[str, Node] = {}
-        self.open: set[str] = set()
-        self.root: Node | None = None
-        self.nodes = 0
-
-    def fail(self, line: int, message: str, hint: str | None = None) -> RecipeError:
-        return RecipeError(f"{self.source}:{line}: {message}", hint)
-
-    def count(self, line: int, nodes: int) -> None:
-        self.nodes += nodes
-        if self.nodes > MAXIMUM_NODES:
-            raise self.fail(
-                line,
-                f"more than {MAXIMUM_NODES} keys and values, aliases followed",
-                "write out what is needed; a recipe of this size is not meant to be merged",
-            )
-
-    def alias(self, name: str, line: int) -> None:
-        if name in self.open:
-            raise self.fail(line, f"alias `*{shown(name)}` stands inside of what it refers to")
-        if name not in self.anchors:
-            near = nearest(name, self.anchors)
-            raise self.fail(
-                line,
-                f"alias `*{shown(name)}` has no anchor before it",
-                f"did you mean `*{near}`?" if near else None,
-            )
-        node = self.anchors[name]
-        self.count(line, node.size)
-        self.add(replace(node, origin=line), line)
-
-    def scalar(self, event: Any, line: int) -> None:
-        self.count(line, 1)
-        frame = self.frames[-1] if self.frames else None
-        if frame is not None and frame.items is None and frame.key is None:
-            if event.anchor is not None:
-                raise self.fail(line, "a key with an anchor", "put the anchor on the value")
-            self.key(frame, event.value, line)
-            return
-        node = Node(_value(event, lambda message, hint: self.fail(line, message, hint)), line)
-        if event.anchor is not None:
-            self.anchors[event.anchor] = node
-        self.add(node, line)
-
-    def key(self, frame: _Frame, text: str, line: int) -> None:
-        if text in frame.lines:
-            raise self.fail(
-                line,
-                f"key `{shown(text)}` is there twice, first on line {frame.lines[text]}",
-                "keep one of them",
-            )
-        frame.key = text
-        frame.lines[text] = line
-
-    def start(self, event: Any, line: int) -> None:
-        if self.frames and self.frames[-1].items is None and self.frames[-1].key is None:
-            raise self.fail(line, "a key has to be text, found a list or mapping")
-        sequence = isinstance(event, yaml.SequenceStartEvent)
-        if event.tag not in (None, "!", _CORE + ("seq" if sequence else "map")):
-            raise self.fail(line, f"tag `{shown(event.tag)}` has no meaning in a recipe", "remove it")
-        if len(self.frames) >= MAXIMUM_DEPTH:
-            raise self.fail(line, f"nested more than {MAXIMUM_DEPTH} levels deep")
-        self.count(line, 1)
-        if event.anchor is not None:
-            self.open.add(event.anchor)
-        self.frames.append(_Frame(line, event.anchor, [] if sequence else None, {}, {}))
-
-    def end(self) -> None:
-        frame = self.frames.pop()
-        if frame.items is not None:
-            value: Any = frame.items
-            children: Iterable[Node] = frame.items
-        else:
-            value = self.merged(frame)
-            children = value.values()
-        sizes = [(child.size, child.depth) for child in children]
-        depth = 1 + max((depth for _, depth in sizes), default=0)
-        if depth > MAXIMUM_DEPTH:
-            raise self.fail(frame.line, f"nested more than {MAXIMUM_DEPTH} levels deep, aliases followed")
-        node = Node(value, frame.line, frame.lines or None, 1 + sum(size for size, _ in sizes), depth)
-        if frame.anchor is not None:
-            self.open.discard(frame.anchor)
-            self.anchors[frame.anchor] = node
-        self.add(node, frame.line)
-
-    def merged(self, frame: _Frame) -> dict[str, Node]:
-        """A mapping with its ``<<`` filled in: its own keys win, then earlier mappings before later ones."""
-        pairs = frame.pairs
-        base = pairs.pop("<<", None)
-        if base is None:
-            return pairs
-        line = frame.lines.pop("<<")
-        for mapping in base.value if isinstance(base.value, list) else [base]:
-            if not isinstance(mapping.value, dict):
-                raise self.fail(line, "`<<` takes a mapping, or a list of mappings")
-            for key, node in mapping.value.items():
-                if key not in pairs:
-                    self.count(line, node.size)
-                    pairs[key] = node
-                    frame.lines[key] = line
-        return pairs
-
-    def add(self, node: Node, line: int) -> None:
-        if not self.frames:
-            self.root = node
-            return
-        frame = self.frames[-1]
-        if frame.items is not None:
-            frame.items.append(node)
-        elif frame.key is None:
-            raise self.fail(line, "a key has to be text, found an alias")
-        else:
-            frame.pairs[frame.key] = node
-            frame.key = None
-
-
 def parse_nodes(text: str, source: str) -> Iterator[Node]:
     """The root of every document, empty ones included."""
-    builder = _Builder(source)
     try:
-        for event in yaml.parse(text, Loader=_PARSER):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.ScalarEvent):
-                builder.scalar(event, line)
-            elif isinstance(event, yaml.AliasEvent):
-                builder.alias(str(event.anchor), line)
-            elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
-                builder.start(event, line)
-            elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
-                builder.end()
-            elif isinstance(event, yaml.DocumentEndEvent):
-                if builder.root is not None:
-                    yield builder.root
-                # Anchors end with their document; the count of values goes on.
-                builder.root, builder.anchors = None, {}
+        scan = Scan(source)
+        for event in yaml.parse(text, Loader=_LOADER):
+            scan.event(event, event.start_mark.line + 1 if event.start_mark else 1)
+        aliases = iter(scan.aliases)
+        for root in yaml.compose_all(text, Loader=_LOADER):
+            yield _Tree(source, aliases).node(root)
     except yaml.YAMLError as error:
         raise _syntax_error(error, text, source) from None
 
 
+# --- the tree ---------------------------------------------------------------------------------------------
+class _Tree:
+    """Nodes of PyYAML to ours, each with the line where it is written; an alias has its own."""
+
+    def __init__(self, source: str, aliases: Iterator[int]) -> None:
+        self.source = source
+        self.aliases = aliases
+        self.made: dict[int, Node] = {}
+
+    def node(self, node: yaml.Node) -> Node:
+        """The value of a node; its depth is within the limit."""
+        if id(node) in self.made:
+            return replace(self.made[id(node)], origin=next(self.aliases))
+        line = node.start_mark.line + 1
+        if isinstance(node, yaml.ScalarNode):
+            made = Node(_scalar(node, self.source), line)
+        elif isinstance(node, yaml.SequenceNode):
+            made = Node([self.node(item) for item in node.value], line)
+        else:
+            made = self.mapping(node.value, line)
+        self.made[id(node)] = made
+        return made
+
+    def mapping(self, pairs: Iterable[tuple[yaml.Node, yaml.Node]], line: int) -> Node:
+        """A mapping whose keys are there once."""
+        values: dict[str, Node] = {}
+        lines: dict[str, int] = {}
+        for key, value in pairs:
+            text, at = key.value, key.start_mark.line + 1
+            if text in lines:
+                message = f"key `{shown(text)}` is there twice, first on line {lines[text]}"
+                raise error_at(self.source, at, message, "keep one of them")
+            lines[text] = at
+            values[text] = self.node(value)
+        self.merge(values, lines)
+        return Node(values, line, lines or None)
+
+    def merge(self, values: dict[str, Node], lines: dict[str, int]) -> None:
+        """Fill in ``<<``: a mapping's own keys win, then earlier mappings before later ones."""
+        base = values.pop("<<", None)
+        if base is None:
+            return
+        line = lines.pop("<<")
+        for mapping in base.value if isinstance(base.value, list) else [base]:
+            if not isinstance(mapping.value, dict):
+                raise error_at(self.source, line, "`<<` takes a mapping, or a list of mappings")
+            for key, node in mapping.value.items():
+                if key not in values:
+                    values[key] = node
+                    lines[key] = line
+
+
+def _scalar(node: yaml.ScalarNode, source: str) -> Any:
+    """A scalar as YAML 1.1 reads it; dates stay text, since a folder may be called 2024-05-01."""
+    text = node.value
+    make = _MAKES.get(node.tag)
+    # Python's conversion of a million digits takes minutes.
+    if make is None or len(text) > _LONGEST_NUMBER:
+        return text
+    try:
+        return make(node)
+    except (ValueError, IndexError, KeyError):
+        kind = "a truth value" if node.tag == f"{CORE}bool" else "a number"
+        message = f"`{shown(text)}` is not {kind}"
+        raise error_at(
+            source, node.start_mark.line + 1, message, "put quotes around it if it is text"
+        ) from None
+
+
+# --- errors -----------------------------------------------------------------------------------------------
 def _syntax_error(error: yaml.YAMLError, text: str, source: str) -> RecipeError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
@@ -275,33 +206,3 @@ def _syntax_hint(content: str, problem: str) -> str:
     return "check indentation, brackets and quotes" + (
         f" in `{shown(content.strip())}`" if content.strip() else ""
     )
-
-
-def _value(event: Any, fail: Any) -> Any:
-    """A scalar as YAML 1.1 reads it; dates stay text, since a folder may be called 2024-05-01."""
-    text: str = event.value
-    tag = event.tag
-    if tag in (None, "!"):
-        if tag == "!" or not event.implicit[0]:
-            return text
-        tag = next(
-            (tag for tag, pattern in _RESOLVERS.get(text[:1], []) if pattern.match(text)), _CORE + "str"
-        )
-        explicit = False
-    else:
-        explicit = True
-    kind = tag.removeprefix(_CORE)
-    if kind == "null":
-        return None
-    if kind == "bool" and text.lower() in yaml.constructor.SafeConstructor.bool_values:
-        return yaml.constructor.SafeConstructor.bool_values[text.lower()]
-    if kind in ("int", "float") and len(text) <= _LONGEST_NUMBER:
-        node = yaml.ScalarNode(tag, text)
-        make = _CONSTRUCTOR.construct_yaml_int if kind == "int" else _CONSTRUCTOR.construct_yaml_float
-        try:
-            return make(node)
-        except (ValueError, IndexError):
-            raise fail(f"`{shown(text)}` is no number", "put quotes around it if it is text") from None
-    if explicit and kind != "str":
-        raise fail(f"tag `{shown(event.tag)}` has no meaning in a recipe", "remove it")
-    return text
