@@ -17,7 +17,7 @@ def document(name: str | None, *models: str, method: str = "karcher") -> str:
 
 
 def names(found: RecipeFile) -> list[str | None]:
-    return [step.name for step in found.steps]
+    return [step.recipe.name for step in found.steps]
 
 
 def test_documents_run_in_the_order_of_what_they_need() -> None:

@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from support.models import DTYPES, write_weights
-from support.recipes import resolved
+from support.recipes import expanded
 from taskvec import _core
 from taskvec.cli.methods import explain, table
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import METHODS, PARAMETERS, get, owners
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import SettingError
-from taskvec.recipe.expand import resolve, sources
+from taskvec.recipe.expand import expand, sources
 from taskvec.recipe.expanded import Facts
 from taskvec.recipe.load import load
 
@@ -311,7 +311,7 @@ models:
   - {model: b, parameters: {weight: [{filter: layers.4.mlp, value: 0}, {value: 1}]}}
 """
     with pytest.raises(RecipeError) as caught:
-        resolved(text)
+        expanded(text)
     assert str(caught.value) == (
         "recipe:4: the weights 0, 0 sum to zero, and are to be divided by their sum "
         "(in tensor `model.layers.4.mlp.down_proj.weight`)"
@@ -323,8 +323,8 @@ models:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_runs_in_the_engine(name: str, tmp_path: Path) -> None:
-    recipe = load(METHODS[name].example).final
-    refs = sources(recipe)
+    step = load(METHODS[name].example).steps[-1]
+    refs = sources(step)
     rng = np.random.default_rng(0)
     folders = {}
     for index, ref in enumerate(refs):
@@ -335,7 +335,7 @@ def test_every_recipe_runs_in_the_engine(name: str, tmp_path: Path) -> None:
         )
     opened = [_core.Checkpoint(str(folders[ref])) for ref in refs]
     stored = {name: (dtype, shape) for name, dtype, shape, *_ in opened[0].tensors()}
-    merge = resolve(recipe, {ref: Facts(list(stored)) for ref in refs})
+    merge = expand(step, {ref: Facts(list(stored)) for ref in refs})
     plan = {
         "format": 1,
         "arithmetic": 2,

@@ -21,7 +21,7 @@ import yaml
 
 import taskvec as tv
 from support.models import qwen2_config, qwen2_shapes, random_tensors, read_tensors, tuned, write_checkpoint
-from support.recipes import LAYERS, SAME_AS_MERGEKIT, resolved
+from support.recipes import LAYERS, SAME_AS_MERGEKIT, expanded
 
 PLAN = """
 import json, logging, sys, warnings
@@ -84,7 +84,7 @@ SAME = {"row_wise": "nuslerp_row_wise", "flatten": "nuslerp_flatten"}
 
 @pytest.mark.parametrize("name", SAME_AS_MERGEKIT)
 def test_like_mergekit(name: str, theirs: dict[str, Any]) -> None:
-    merge = resolved(SAME_AS_MERGEKIT[name])
+    merge = expanded(SAME_AS_MERGEKIT[name])
     assert {tensor.name for tensor in merge.tensors} == set(theirs[name])
     for tensor in merge.tensors:
         wanted = theirs[name][tensor.name]

@@ -11,8 +11,8 @@ import pytest
 
 from support.models import qwen2_config, qwen2_shapes
 from taskvec.errors import RecipeError
-from taskvec.recipe.expand import resolve, sources
-from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.expand import expand, sources
+from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.load import load
 
 LAYERS = {"a": 5, "b": 5, "c": 5, "big": 8, "one": 1}
@@ -27,10 +27,10 @@ def facts_of(layers: int, **config: Any) -> Facts:
 FACTS = {name: facts_of(layers) for name, layers in LAYERS.items()}
 
 
-def resolved(recipe: Any, **facts: Facts) -> ResolvedMerge:
+def expanded(recipe: Any, **facts: Facts) -> ExpandedMerge:
     """A recipe against the five models, and others given by name."""
-    final = load(recipe).final
-    return resolve(final, {ref: (facts | FACTS)[ref.spec] for ref in sources(final)})
+    step = load(recipe).steps[-1]
+    return expand(step, {ref: (facts | FACTS)[ref.spec] for ref in sources(step)})
 
 
 LINEAR = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}]\n"

@@ -20,7 +20,7 @@ from taskvec.settings import Options, Settings
 if TYPE_CHECKING:
     from taskvec.progress import Callback
     from taskvec.recipe.model_ref import ModelRef
-    from taskvec.recipe.schema import Recipe
+    from taskvec.recipe.validate import Checked
     from taskvec.report.report import Report
 
     Recipes = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -54,7 +54,7 @@ class RecipeMerge:
                 "models of a later one are not there yet",
                 "plan the first document alone, or run the recipe",
             )
-        return self._plan(self.file.final, Path())
+        return self._plan(self.file.steps[-1], Path())
 
     def save(self, out: str | os.PathLike[str], *, progress: Callback | None = None) -> Report:
         """Run every document; results of all but the last are removed when the last is done.
@@ -85,15 +85,15 @@ class RecipeMerge:
         """
         scratch = scratch_of(Path(out))
         for step in self.file.steps[:-1]:
-            yield self._plan(step, scratch), scratch / str(step.name)
-        yield self._plan(self.file.final, scratch), Path(out)
+            yield self._plan(step, scratch), scratch / str(step.recipe.name)
+        yield self._plan(self.file.steps[-1], scratch), Path(out)
 
     def clear(self, out: str | os.PathLike[str]) -> None:
         """Remove the results of earlier documents."""
         if len(self.file.steps) > 1:
             shutil.rmtree(scratch_of(Path(out)), ignore_errors=True)
 
-    def _plan(self, step: Recipe, scratch: Path) -> Plan:
+    def _plan(self, step: Checked, scratch: Path) -> Plan:
         def opening(ref: ModelRef) -> Model:
             if self.file.step_of(ref) is not None:
                 return open_model(scratch / ref.path)

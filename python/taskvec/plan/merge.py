@@ -19,10 +19,11 @@ from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
 from taskvec.plan.plan import PlanRecord
 from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
-from taskvec.recipe.expand import resolve, sources
-from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.expand import expand, sources
+from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Recipe
+from taskvec.recipe.validate import Checked
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
 from taskvec.settings import Settings, out_dtype, written
@@ -33,7 +34,7 @@ Opened = Mapping[ModelRef, Readable | Adapter]
 
 
 def plan_recipe(
-    recipe: Recipe,
+    step: Checked,
     *,
     settings: Settings | None = None,
     opening: Callable[[ModelRef], Model] | None = None,
@@ -43,7 +44,7 @@ def plan_recipe(
 
     Parameters
     ----------
-    recipe : Recipe
+    step : Checked
     settings : Settings, optional
         What the recipe itself says of output type, rounding and seed goes before it.
     opening : callable, optional
@@ -58,28 +59,26 @@ def plan_recipe(
     CompatibilityError
         The models do not fit each other.
     """
-    settings = settings or Settings()
-    opened = {ref: _open(ref, opening or _checkpoint) for ref in sources(recipe)}
-    resolved = resolve(recipe, {ref: _facts(model) for ref, model in opened.items()})
+    settings, recipe = settings or Settings(), step.recipe
+    opened = {ref: _open(ref, opening or _checkpoint) for ref in sources(step)}
+    merge = expand(step, {ref: _facts(model) for ref, model in opened.items()})
     settings = replace(
         settings,
-        out_dtype=resolved.out_dtype or resolved.dtype or settings.out_dtype,
-        rounding=resolved.rounding or settings.rounding,  # type: ignore[arg-type]
-        seed=settings.seed if resolved.seed is None else resolved.seed,
+        out_dtype=merge.out_dtype or merge.dtype or settings.out_dtype,
+        rounding=merge.rounding or settings.rounding,  # type: ignore[arg-type]
+        seed=settings.seed if merge.seed is None else merge.seed,
     )
-    donor = opened[resolved.models[resolved.donor]]
-    assert isinstance(donor, Model)
-    found = enforce(_findings(resolved, opened, donor, recipe), settings.force)
+    config_from = opened[merge.models[merge.config_from]]
+    assert isinstance(config_from, Model)
+    found = enforce(_findings(merge, opened, config_from, recipe), settings.force)
     refuse_conversion(found, settings)
-    draft = Draft(donor, _role(resolved.donor, resolved))
-    numbers = [
-        _source(draft, ref, opened, _role(number, resolved)) for number, ref in enumerate(resolved.models)
-    ]
-    operations = [draft.operation(operation) for operation in resolved.operations]
+    draft = Draft(config_from, _role(merge.config_from, merge))
+    numbers = [_source(draft, ref, opened, _role(number, merge)) for number, ref in enumerate(merge.models)]
+    operations = [draft.operation(operation) for operation in merge.operations]
     copy = draft.operation({"kind": "copy"})
-    for tensor in resolved.tensors:
+    for tensor in merge.tensors:
         model, stored = tensor.template
-        template = _checkpoint_of(opened, resolved.models[model])
+        template = _checkpoint_of(opened, merge.models[model])
         info = template.tensors[stored]
         inputs = [(numbers[index], name) for index, name in tensor.inputs]
         operation = operations[tensor.operation]
@@ -87,18 +86,18 @@ def plan_recipe(
             inputs, operation = [(numbers[model], stored)], copy
         draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
     return draft.finish(
-        alphas=resolved.alphas,
+        alphas=merge.alphas,
         settings=settings,
         findings=found,
         recipe={
             **(record or {"verb": "merge", "recipe": [recipe.document.plain()]}),
-            "alpha": list(resolved.alphas),
+            "alpha": list(merge.alphas),
             **written(settings),
-            **({"seed": settings.seed} if resolved.method.random else {}),
+            **({"seed": settings.seed} if merge.method.random else {}),
         },
-        config=resolved.config_edits,
-        files=_files(resolved, opened, donor, recipe),
-        is_random=resolved.method.random,
+        config=merge.config_edits,
+        files=_files(merge, opened, config_from, recipe),
+        is_random=merge.method.random,
     )
 
 
@@ -139,21 +138,21 @@ def _source(draft: Draft, ref: ModelRef, opened: Opened, role: str) -> int:
     return draft.adapter(open_adapter(ref.adapter), role, base=number)
 
 
-def _files(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> dict[str, bytes]:
-    """Tokenizer files of another model than the donor, and the chat template that the recipe names."""
+def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> dict[str, bytes]:
+    """Tokenizer files where they are of another model, and the chat template that the recipe names."""
     files: dict[str, bytes] = {}
-    chosen = _checkpoint_of(opened, resolved.models[resolved.tokenizer_from])
-    if chosen is not donor:
+    chosen = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
+    if chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
-        if TEMPLATE in donor.other_files and TEMPLATE not in files and (own := template_of(chosen)):
-            files[TEMPLATE] = own.encode()  # the donor's file would go before what is in the settings
-    if resolved.chat_template is not None:
-        if SETTINGS in donor.other_files or SETTINGS in files:
-            text = files.get(SETTINGS) or donor.read_file(SETTINGS)
+        if TEMPLATE in config_from.other_files and TEMPLATE not in files and (own := template_of(chosen)):
+            files[TEMPLATE] = own.encode()  # its file would go before what is in the settings
+    if merge.chat_template is not None:
+        if SETTINGS in config_from.other_files or SETTINGS in files:
+            text = files.get(SETTINGS) or config_from.read_file(SETTINGS)
             settings = parse_object(text, SETTINGS)
             settings.pop("chat_template", None)
             files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
-        files[TEMPLATE] = _template(resolved.chat_template, opened, recipe).encode()
+        files[TEMPLATE] = _template(merge.chat_template, opened, recipe).encode()
     return files
 
 
@@ -179,21 +178,23 @@ def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
     return template
 
 
-def _role(number: int, resolved: ResolvedMerge) -> str:
-    if resolved.base is None:
+def _role(number: int, merge: ExpandedMerge) -> str:
+    if merge.base is None:
         return f"model {number + 1}"
     return f"model {number}" if number else "base"
 
 
-def _findings(resolved: ResolvedMerge, opened: Opened, donor: Model, recipe: Recipe) -> list[Finding]:
-    found = list(resolved.remarks)
+def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> list[Finding]:
+    found = list(merge.remarks)
     others = [
-        (str(ref), model) for ref, model in opened.items() if isinstance(model, Model) and model is not donor
+        (str(ref), model)
+        for ref, model in opened.items()
+        if isinstance(model, Model) and model is not config_from
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if not has_slices:
-        found += compat.check_models(others, donor, selection=recipe.selection)
-    for name, models in resolved.missing:
-        missing = listed([str(resolved.models[index]) for index in models])
+        found += compat.check_models(others, config_from, selection=recipe.selection)
+    for name, models in merge.missing:
+        missing = listed([str(merge.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))
     return in_order(found)

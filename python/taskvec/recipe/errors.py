@@ -1,17 +1,16 @@
-"""What pydantic finds wrong with a recipe, in the recipe's own words and with its lines."""
+"""Errors of pydantic in the words of the recipe, with its lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from pydantic_core import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import PARAMETERS
 from taskvec.methods.values import SettingError
 from taskvec.recipe.document import Document, dotted
-from taskvec.recipe.format import keys_of
 from taskvec.text import Key, kind_of, nearest, shown
 
 _EXPECTED = {
@@ -22,7 +21,7 @@ _EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping",
-    "is_instance_of": "a value",
+    "model_type": "a mapping",
 }
 _INSTEAD = {
     "lora": "write `model: MODEL+ADAPTER`",
@@ -30,7 +29,7 @@ _INSTEAD = {
 }
 
 
-def first_error(document: Document, form: type[Any], error: ValidationError) -> RecipeError:
+def first_error(document: Document, form: type[BaseModel], error: ValidationError) -> RecipeError:
     """The error that stands first in the file, in the words of the recipe."""
 
     def order(details: Any) -> tuple[int, int]:
@@ -90,7 +89,7 @@ def _missing_hint(key: str) -> str | None:
     }.get(key)
 
 
-def _unknown_key(document: Document, form: type[Any], path: tuple[Key, ...]) -> RecipeError:
+def _unknown_key(document: Document, form: type[BaseModel], path: tuple[Key, ...]) -> RecipeError:
     key, parent = str(path[-1]), path[:-1]
     where = f" in `{dotted(parent)}`" if parent else ""
     message = f"unknown key `{shown(key)}`{where}"
@@ -106,9 +105,16 @@ def _unknown_key(document: Document, form: type[Any], path: tuple[Key, ...]) -> 
     return document.error(path, message, hint, key=True)
 
 
-def _keys_at(form: type[Any], path: Sequence[Key]) -> list[str]:
+def _keys_at(form: type[BaseModel], path: Sequence[Key]) -> list[str]:
     """The keys that may stand at a path of the recipe."""
     for step in path:
-        below = next((kind.form for each, kind in keys_of(form) if each.name == step), None)
-        form = below or form
-    return [each.name for each, _ in keys_of(form)]
+        field = form.model_fields.get(str(step))
+        form = (field and _form_in(field.annotation)) or form
+    return list(form.model_fields)
+
+
+def _form_in(annotation: Any) -> type[BaseModel] | None:
+    """The form of a mapping, or of those in a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_form_in, get_args(annotation))), None)

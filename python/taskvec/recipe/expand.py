@@ -13,103 +13,87 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskvec.compat.findings import Finding, finding
-from taskvec.methods.method import Method
+from taskvec.compat.findings import finding
 from taskvec.models.tensor_names import is_first, kind_of_stack, main_stack, modules, split_by, stacks
 from taskvec.recipe.config_edits import Origin, edits, layer_count
 from taskvec.recipe.expand_group import Collected, Merger, read_from
-from taskvec.recipe.expanded import Facts, ResolvedMerge
+from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Group, Recipe
-from taskvec.recipe.validate import check
+from taskvec.recipe.validate import Checked
 from taskvec.text import nearest, shown
 
 MAXIMUM_OUTPUT_LAYERS = 10_000
 
 
-def sources(recipe: Recipe) -> tuple[ModelRef, ...]:
-    """Everything that has to be opened for a recipe, the model that gives config and other files first.
-
-    Raises
-    ------
-    RecipeError
-        As :func:`taskvec.recipe_checks.check`.
-    """
-    method, _ = check(recipe)
-    return _sources(recipe, method)
+def sources(step: Checked) -> tuple[ModelRef, ...]:
+    """Everything that has to be opened for a recipe, the model that gives config and other files first."""
+    found: dict[ModelRef, None] = {_config_from(step.recipe): None}
+    for group in step.recipe.groups():
+        for source in group.sources:
+            found.update(dict.fromkeys(read_from(step.method, group, source)))
+    return tuple(found)
 
 
-def resolve(recipe: Recipe, facts: Mapping[ModelRef, Facts]) -> ResolvedMerge:
+def expand(step: Checked, facts: Mapping[ModelRef, Facts]) -> ExpandedMerge:
     """Every output tensor with its inputs and its operation.
 
     Parameters
     ----------
-    recipe : Recipe
+    step : Checked
     facts : mapping
         Of every model of :func:`sources`.
 
     Raises
     ------
     RecipeError
-        What :func:`taskvec.recipe_checks.check` finds; layers or modules that a model does not have; weights
-        that sum to zero for some tensor.
+        Layers or modules that a model does not have; weights that sum to zero for some tensor.
     """
-    method, remarks = check(recipe)
     # A hundred thousand tensors are several times as many small objects, none of them in a cycle: the
     # collector would walk through them again and again.
     is_collecting = gc.isenabled()
     gc.disable()
     try:
-        return _Resolver(recipe, method, facts, remarks).run()
+        return _Expander(step, facts).run()
     finally:
         if is_collecting:
             gc.enable()
 
 
-def _sources(recipe: Recipe, method: Method) -> tuple[ModelRef, ...]:
-    found: dict[ModelRef, None] = {_donor(recipe): None}
-    for group in recipe.groups():
-        for source in group.sources:
-            found.update(dict.fromkeys(read_from(method, group, source)))
-    return tuple(found)
-
-
-def _donor(recipe: Recipe) -> ModelRef:
+def _config_from(recipe: Recipe) -> ModelRef:
     if recipe.base_model is not None:
         return recipe.base_model
     group = next(recipe.groups())
     return group.base or group.sources[0].ref
 
 
-class _Resolver:
-    def __init__(
-        self, recipe: Recipe, method: Method, facts: Mapping[ModelRef, Facts], remarks: list[Finding]
-    ) -> None:
-        self.recipe = recipe
-        self.method = method
-        self.remarks = remarks
-        self.collected = Collected(recipe, method, facts, _sources(recipe, method))
+class _Expander:
+    def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts]) -> None:
+        self.recipe = step.recipe
+        self.method = step.method
+        self.remarks = list(step.remarks)
+        self.collected = Collected(step, facts, sources(step))
         self.models = self.collected.models
-        self.donor = 0
+        self.config_from = 0
         self.config: dict[str, Any] = {}
         self._counts: dict[int, dict[str, int]] = {}
 
-    def run(self) -> ResolvedMerge:
+    def run(self) -> ExpandedMerge:
         recipe, collected = self.recipe, self.collected
         groups: dict[str | None, list[Merger]] = {}
         for group in recipe.groups():
-            groups.setdefault(group.module, []).append(Merger(collected, group, self.donor))
-        names = list(collected.names[self.donor])
+            groups.setdefault(group.module, []).append(Merger(collected, group, self.config_from))
+        names = list(collected.names[self.config_from])
         if recipe.modules is None:
             self.part(names, groups[None])
         else:
             self.by_module(names, groups)
         has_base = self.method.base != "input" and next(recipe.groups()).base is not None
-        return ResolvedMerge(
+        return ExpandedMerge(
             method=self.method,
             models=tuple(self.models),
-            base=self.donor if has_base else None,
-            donor=self.donor,
+            base=self.config_from if has_base else None,
+            config_from=self.config_from,
             operations=collected.operations,
             tensors=tuple(collected.tensors),
             config_edits=self.config,
@@ -128,7 +112,7 @@ class _Resolver:
         """The model whose tokenizer the output has."""
         chosen = self.recipe.tokenizer_from
         if not isinstance(chosen, ModelRef):
-            return self.donor
+            return self.config_from
         for ref, number in self.models.items():
             if ref.kind == "checkpoint" and ref.spec == chosen.spec:
                 return number
@@ -149,16 +133,16 @@ class _Resolver:
     def kind(self, stack: str) -> str:
         """Which part of the config speaks of a stack; an encoder or decoder alone is the text part."""
         kind = kind_of_stack(stack)
-        kinds = {kind_of_stack(other) for other in self.stacks(self.donor)}
+        kinds = {kind_of_stack(other) for other in self.stacks(self.config_from)}
         return kind if kind not in ("encoder", "decoder") or {"encoder", "decoder"} <= kinds else "text"
 
     def stacks(self, model: int) -> dict[str, int]:
-        """A model's stacks, counted once; most models have the donor's names."""
+        """A model's stacks, counted once; most models have the names of the first."""
         names = self.collected.names
         if model not in self._counts:
-            is_like_donor = model != self.donor and names[model].keys() == names[self.donor].keys()
-            if is_like_donor:
-                self._counts[model] = self.stacks(self.donor)
+            is_alike = model != self.config_from and names[model].keys() == names[self.config_from].keys()
+            if is_alike:
+                self._counts[model] = self.stacks(self.config_from)
             else:
                 self._counts[model] = stacks(names[model], self.collected.places)
         return self._counts[model]
@@ -166,29 +150,29 @@ class _Resolver:
     # --- parts of the model -------------------------------------------------------------------------------
 
     def by_module(self, names: Sequence[str], groups: Mapping[str | None, list[Merger]]) -> None:
-        """Each module by its own groups; what is in none is the donor's."""
+        """Each module by its own groups; what is in none is a copy."""
         wanted = [module for module in groups if module is not None]
         parts = split_by(names, wanted)
-        donor = shown(str(self.ref(self.donor)))
+        model = shown(str(self.ref(self.config_from)))
         known = [*modules(names), *(stack.rstrip(".") for stack in stacks(names, self.collected.places))]
         if parts is None:
             unknown = next((name for name in wanted if name not in known), wanted[0])
             near = nearest(unknown, known)
             raise self.recipe.error(
                 ("modules", unknown),
-                f"`{donor}` has no module `{shown(unknown)}`",
+                f"`{model}` has no module `{shown(unknown)}`",
                 f"did you mean `{near}`?" if near else f"it has {_listed(known)}",
                 key=True,
             )
         for name in wanted:
             if not parts[name]:
-                message = f"no tensor of `{donor}` belongs to module `{shown(name)}`"
+                message = f"no tensor of `{model}` belongs to module `{shown(name)}`"
                 raise self.recipe.error(("modules", name), message, f"it has {_listed(known)}", key=True)
             self.part(parts[name], groups[name])
         if rest := parts[""]:
             for name in rest:
-                self.collected.copy(name, self.donor, name)
-            found = f"{len(rest)} tensors are in no module of the recipe and copied from `{donor}`"
+                self.collected.copy(name, self.config_from, name)
+            found = f"{len(rest)} tensors are in no module of the recipe and copied from `{model}`"
             self.remarks.append(finding("recipe-modules", f"`{shown(rest[0])}` …", "", found))
 
     def part(self, names: Sequence[str], mergers: Sequence[Merger]) -> None:
@@ -202,7 +186,7 @@ class _Resolver:
         """Models from end to end."""
         places = self.collected.places
         found = {place.stack for place in map(places.__getitem__, names) if place is not None}
-        counts = {stack: self.layers(self.donor, stack) for stack in found}
+        counts = {stack: self.layers(self.config_from, stack) for stack in found}
         for stack, count in counts.items():
             for source in merger.group.sources:
                 number = self.number(source.ref)
@@ -211,7 +195,7 @@ class _Resolver:
                     raise self.recipe.error(
                         source.path or ("base_model",),
                         f"`{shown(str(source.ref))}` has {other} layers, and "
-                        f"`{shown(str(self.ref(self.donor)))}` {count}",
+                        f"`{shown(str(self.ref(self.config_from)))}` {count}",
                         "merge runs of equal length by `slices`",
                     )
         for name in names:
@@ -234,7 +218,7 @@ class _Resolver:
         for name in outside:
             if not is_first(name):
                 last.emit(name, None, 0.0)
-        changes, problems = edits(self.collected.configs[self.donor], self.kind(stack), origins)
+        changes, problems = edits(self.collected.configs[self.config_from], self.kind(stack), origins)
         self.config.update(changes)
         self.remarks += [
             finding(
@@ -298,15 +282,15 @@ class _Resolver:
 
     def extras(self, names: Sequence[str], stack: str, total: int) -> None:
         """Layers that the config does not count (predictors of further tokens) stay behind the last one."""
-        count = self.layers(self.donor, stack)
+        count = self.layers(self.config_from, stack)
         for name in names:
             place = self.collected.places[name]
             if place is None:
                 continue
             if place.stack != stack:
-                self.collected.copy(name, self.donor, name)
+                self.collected.copy(name, self.config_from, name)
             elif place.layer >= count:
-                self.collected.copy(place.at(total + place.layer - count), self.donor, name)
+                self.collected.copy(place.at(total + place.layer - count), self.config_from, name)
 
     def number(self, ref: ModelRef) -> int | None:
         """The number of a model, with or without its adapter; ``None`` for vectors."""

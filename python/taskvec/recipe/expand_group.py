@@ -10,14 +10,15 @@ from taskvec.methods.method import Method, Parameter
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
 from taskvec.models.tensor_names import Places
-from taskvec.recipe.expanded import Facts, ResolvedTensor
+from taskvec.recipe.expanded import ExpandedTensor, Facts
 from taskvec.recipe.model_ref import ModelRef
-from taskvec.recipe.schema import Group, Recipe, Source
+from taskvec.recipe.schema import Group, Source
+from taskvec.recipe.validate import Checked
 from taskvec.text import shown
 
 
 def read_from(method: Method, group: Group, source: Source) -> tuple[ModelRef, ...]:
-    """What the tensors of a source are made of, beside the base.
+    """The models that the tensors of a source are made of, without the base.
 
     A model with an adapter, taken relative to that model itself, is the adapter alone: nothing is added only
     to be subtracted again.
@@ -31,14 +32,12 @@ def read_from(method: Method, group: Group, source: Source) -> tuple[ModelRef, .
 
 
 class Collected:
-    """What a resolution has found so far; models and operations are numbered as they come."""
+    """The tensors and operations found so far; models and operations are numbered as they come."""
 
-    def __init__(
-        self, recipe: Recipe, method: Method, facts: Mapping[ModelRef, Facts], models: Iterable[ModelRef]
-    ) -> None:
-        self.recipe = recipe
-        self.method = method
-        self.selection = recipe.selection
+    def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts], models: Iterable[ModelRef]) -> None:
+        self.recipe = step.recipe
+        self.method = step.method
+        self.selection = step.recipe.selection
         self.models = {ref: number for number, ref in enumerate(models)}
         found = [facts[ref] for ref in self.models]
         self.configs = [each.config for each in found]
@@ -48,7 +47,7 @@ class Collected:
             for each in found
         ]
         self.places = Places()
-        self.tensors: list[ResolvedTensor] = []
+        self.tensors: list[ExpandedTensor] = []
         self.missing: list[tuple[str, tuple[int, ...]]] = []
         self._operations: dict[str, int] = {}
         self._rests: dict[tuple[int, str], dict[int, list[str]]] = {}
@@ -89,7 +88,7 @@ class Collected:
     def copy(self, name: str, model: int, stored: str) -> None:
         """Add a tensor that is another one's bytes."""
         at = model, self.names[model][stored]
-        self.tensors.append(ResolvedTensor(name, self.operation(COPY), (at,), at))
+        self.tensors.append(ExpandedTensor(name, self.operation(COPY), (at,), at))
 
 
 class _Slot(NamedTuple):
@@ -107,11 +106,11 @@ class _Compiled(NamedTuple):
 class Merger:
     """Makes the tensors of one group; what is the same for many of them is found out once."""
 
-    def __init__(self, collected: Collected, group: Group, donor: int) -> None:
+    def __init__(self, collected: Collected, group: Group, config_from: int) -> None:
         self.collected = collected
         self.group = group
         self.method = method = collected.method
-        self.donor = donor
+        self.config_from = config_from
         sources = group.sources
         is_base = [method.base != "input" and group.is_base(source) for source in sources]
         self.base = is_base.index(True) if True in is_base else None
@@ -155,7 +154,7 @@ class Merger:
         unchanged = self.unchanged(name, own) if changes else None
         if unchanged is None:
             has_it = template in names[self.template_model]
-            collected.copy(name, self.template_model if has_it else self.donor, template)
+            collected.copy(name, self.template_model if has_it else self.config_from, template)
             return
         found: tuple[bool, ...] = ()
         if self.filters:
@@ -171,7 +170,7 @@ class Merger:
         else:
             inputs = tuple([(model, names[model][own[source]]) for model, source in slots])
         at = self.template_model, names[self.template_model][template]
-        collected.tensors.append(ResolvedTensor(name, operation, inputs, at))
+        collected.tensors.append(ExpandedTensor(name, operation, inputs, at))
 
     def unchanged(self, name: str, own: Sequence[str] | None) -> tuple[int, ...] | None:
         """Sources that do not change a tensor (vectors, adapters); ``None`` where a model lacks it."""

@@ -13,7 +13,7 @@ from taskvec.recipe.model_ref import ModelRef
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What resolution has to know of a model, vector or adapter.
+    """Names and config of a model, vector or adapter.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Facts:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ResolvedTensor(NamedTuple):
+class ExpandedTensor(NamedTuple):
     """One tensor of the output."""
 
     name: str
@@ -41,7 +41,7 @@ class ResolvedTensor(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ResolvedMerge:
+class ExpandedMerge:
     """A recipe with every question answered.
 
     Attributes
@@ -51,12 +51,12 @@ class ResolvedMerge:
         What the numbers in ``inputs`` refer to.
     base : int or None
         The base, where the method has one: survival is measured against it.
-    donor : int
+    config_from : int
         The model that gives config.json and the other files.
     operations : tuple of dict
         Each once.
-    tensors : tuple of ResolvedTensor
-        In the donor's order; layers of slices in their new order.
+    tensors : tuple of ExpandedTensor
+        In the order of that model; layers of slices in their new order.
     config_edits : dict
         Keys of config.json that change, nested ones as ``text_config.num_hidden_layers``.
     tokenizer_from : int
@@ -75,9 +75,9 @@ class ResolvedMerge:
     method: Method
     models: tuple[ModelRef, ...]
     base: int | None
-    donor: int
+    config_from: int
     operations: tuple[dict[str, Any], ...]
-    tensors: tuple[ResolvedTensor, ...]
+    tensors: tuple[ExpandedTensor, ...]
     config_edits: dict[str, Any]
     tokenizer_from: int
     chat_template: str | None

@@ -1,16 +1,16 @@
-"""The kinds of values that a recipe has: what is accepted, and what an editor's schema says of it."""
+"""The types of a recipe's values: what is accepted of a file, and what an editor's schema says of it."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from taskvec.dtypes import parse_dtype
 from taskvec.methods.values import Setting, SettingError, parse
-from taskvec.models.selection import Preset
 from taskvec.recipe.chat_templates import TEMPLATES
-from taskvec.recipe.format import TEXT, Kind, one_of, optional, read_by, tuple_of
 from taskvec.recipe.model_ref import ModelRef, parse_model
-from taskvec.settings import Rounding, parse_alphas
+from taskvec.settings import parse_alphas
 from taskvec.text import kind_of, nearest, shown
 
 CHAT_TEMPLATES = tuple(TEMPLATES)
@@ -121,61 +121,48 @@ def _name(value: Any) -> Any:
     return value
 
 
-# Kinds for editors that `recipe_schema` defines.
-_MODEL = {"$ref": "#/$defs/ModelName"}
-_DTYPE = {"$ref": "#/$defs/DtypeName"}
-_PARAMETERS = {"$ref": "#/$defs/Parameters"}
-_NOTHING = {"type": "null"}
+def _defined(name: str) -> WithJsonSchema:
+    """A definition that :mod:`taskvec.recipe.json_schema` adds."""
+    return WithJsonSchema({"definition": name})
 
-_IS_MODEL = {"type": "is-instance", "cls": ModelRef}
-_IS_SETTING = {"type": "is-instance", "cls": Setting}
-_OPTIONAL_TEXT = optional(TEXT)
 
-MODEL = optional(read_by(_model, _IS_MODEL, _MODEL))
-VECTOR = optional(read_by(_vector, _IS_MODEL, {"minLength": 1, "type": "string"}))
-DTYPE = read_by(_dtype, _OPTIONAL_TEXT.core, _DTYPE)
-PATTERNS = read_by(
-    _words,
-    tuple_of(TEXT.core),
-    {"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]},
-)
-PARAMETERS = optional(
-    Kind(
+ModelName = Annotated[ModelRef, PlainValidator(_model), _defined("ModelName")]
+VectorName = Annotated[ModelRef, PlainValidator(_vector), WithJsonSchema({"minLength": 1, "type": "string"})]
+DtypeName = Annotated[str | None, BeforeValidator(_dtype), _defined("DtypeName")]
+Patterns = Annotated[
+    tuple[str, ...],
+    PlainValidator(_words),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]}),
+]
+Parameters = Annotated[dict[str, Annotated[Setting, PlainValidator(parse)]], _defined("Parameters")]
+LayerRange = Annotated[
+    tuple[int, int],
+    PlainValidator(_range),
+    WithJsonSchema(
+        {"items": {"minimum": 0, "type": "integer"}, "maxItems": 2, "minItems": 2, "type": "array"}
+    ),
+]
+TokenizerSource = Annotated[
+    ModelRef | Literal["base"] | None,
+    PlainValidator(_tokenizer_source),
+    WithJsonSchema({"anyOf": [{"const": "base"}, {"definition": "ModelName"}, {"type": "null"}]}),
+]
+NoTokens = Annotated[
+    None, PlainValidator(_no_tokens), WithJsonSchema({"maxProperties": 0, "type": ["object", "null"]})
+]
+NoPadding = Annotated[None, PlainValidator(_no_padding), WithJsonSchema({"type": "null"})]
+ChatTemplate = Annotated[str | None, BeforeValidator(_template)]
+DocumentName = Annotated[str | None, BeforeValidator(_name)]
+Alphas = Annotated[
+    tuple[float, ...] | None,
+    PlainValidator(_alphas),
+    WithJsonSchema(
         {
-            "type": "dict",
-            "keys_schema": TEXT.core,
-            "values_schema": read_by(parse, _IS_SETTING, {}).core,
-        },
-        _PARAMETERS,
-    )
-)
-LAYER_RANGE = read_by(
-    _range,
-    {"type": "tuple", "items_schema": [{"type": "int"}, {"type": "int"}]},
-    {"items": {"minimum": 0, "type": "integer"}, "maxItems": 2, "minItems": 2, "type": "array"},
-)
-TOKENIZER_SOURCE = read_by(
-    _tokenizer_source, {"type": "any"}, {"anyOf": [{"const": "base"}, _MODEL, _NOTHING]}
-)
-NO_TOKENS = read_by(_no_tokens, {"type": "none"}, {"maxProperties": 0, "type": ["object", "null"]})
-NO_PADDING = read_by(_no_padding, {"type": "none"}, _NOTHING)
-CHAT_TEMPLATE = read_by(_template, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
-DOCUMENT_NAME = read_by(_name, _OPTIONAL_TEXT.core, _OPTIONAL_TEXT.json)
-ALPHAS = read_by(
-    _alphas,
-    tuple_of({"type": "float"}),
-    {
-        "anyOf": [
-            {"type": ["number", "null"]},
-            {"items": {"type": "number"}, "minItems": 1, "type": "array"},
-        ]
-    },
-)
-PRESET = one_of(*get_args(Preset))
-ROUNDING = optional(one_of(*get_args(Rounding)))
-SEED = optional(
-    Kind(
-        {"type": "int", "ge": 0, "le": MAXIMUM_SEED},
-        {"maximum": MAXIMUM_SEED, "minimum": 0, "type": "integer"},
-    )
-)
+            "anyOf": [
+                {"type": ["number", "null"]},
+                {"items": {"type": "number"}, "minItems": 1, "type": "array"},
+            ]
+        }
+    ),
+]
+Seed = Annotated[int, Field(ge=0, le=MAXIMUM_SEED)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING
 from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from taskvec.methods.catalogue import METHODS, PARAMETERS
 from taskvec.methods.method import Method, Parameter
-from taskvec.recipe.format import keys_of
-from taskvec.recipe.schema import Input, Module, OutputSlice, Recipe, SliceInput, Tokenizer
+from taskvec.recipe.schema import Recipe
 
 ADDRESS = "https://json-schema.org/draft/2020-12/schema"
 
@@ -68,10 +68,23 @@ _DTYPE = {
 _BASED = [{"required": ["base_model"]}, {"required": ["slices"]}, {"required": ["modules"]}]
 
 
+class _Generator(GenerateJsonSchema):
+    """pydantic's schema without what repeats the names of the keys, or that a key may be left out."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        without = schema.get("default") in (None, ())
+        return self.generate_inner(schema["schema"]) if without else super().default_schema(schema)
+
+
 def schema() -> dict[str, Any]:
     """The schema of one document of a recipe."""
-    result = _form(Recipe)
-    definitions = {form.__name__: _form(form) for form in (Input, Module, OutputSlice, SliceInput, Tokenizer)}
+    result = _linked(Recipe.model_json_schema(schema_generator=_Generator))
+    definitions = result.pop("$defs")
+    for form in (result, *definitions.values()):
+        del form["title"]
     definitions.update(
         Value=_VALUE,
         ModelName=_MODEL,
@@ -100,24 +113,15 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _form(form: type[Any]) -> dict[str, Any]:
-    """The keys of a form, and that there are no others."""
-    properties = {}
-    for each, kind in keys_of(form):
-        text = {"description": each.metadata["text"]} if each.metadata["text"] else {}
-        default = {} if each.default in (MISSING, None, ()) else {"default": each.default}
-        words = {**kind.json, **default, **text}
-        # By the alphabet: the text of the schema does not depend on how a kind is put together.
-        properties[each.name] = {
-            word: words[word] for word in sorted(words, key=lambda word: word.lstrip("$"))
-        }
-    required = [each.name for each, _ in keys_of(form) if each.default is MISSING]
+def _linked(value: Any) -> Any:
+    """A schema with references to the definitions that are made here."""
+    if isinstance(value, list):
+        return [_linked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
     return {
-        "additionalProperties": False,
-        "description": form.__doc__,
-        "properties": properties,
-        **({"required": required} if required else {}),
-        "type": "object",
+        "$ref" if key == "definition" else key: f"#/$defs/{item}" if key == "definition" else _linked(item)
+        for key, item in value.items()
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from taskvec.recipe.model_ref import ModelRef, exists
 from taskvec.recipe.overrides import apply_overrides
 from taskvec.recipe.parse import parse, read
 from taskvec.recipe.schema import Recipe, from_document
-from taskvec.recipe.validate import check
+from taskvec.recipe.validate import Checked, check
 from taskvec.text import kind_of, nearest, shown
 
 
@@ -26,7 +27,7 @@ class RecipeFile:
 
     Attributes
     ----------
-    steps : tuple of Recipe
+    steps : tuple of Checked
     source : str
         What the recipe is called: its file as the user wrote it, or ``recipe``.
     text : str
@@ -37,7 +38,7 @@ class RecipeFile:
         On documents that nothing uses.
     """
 
-    steps: tuple[Recipe, ...]
+    steps: tuple[Checked, ...]
     source: str
     text: str
     documents: tuple[dict[str, Any], ...]
@@ -46,13 +47,14 @@ class RecipeFile:
     @property
     def final(self) -> Recipe:
         """The document that makes the output."""
-        return self.steps[-1]
+        return self.steps[-1].recipe
 
-    def step_of(self, ref: ModelRef) -> Recipe | None:
+    def step_of(self, ref: ModelRef) -> Checked | None:
         """The document that makes a model, if it is none on disk."""
         if ref.kind != "checkpoint":
             return None
-        return next((step for step in self.steps if step.name is not None and step.name == ref.path), None)
+        names = (step.recipe.name for step in self.steps)
+        return next((step for step, name in zip(self.steps, names, strict=True) if name == ref.path), None)
 
 
 def load(
@@ -87,9 +89,9 @@ def load(
         documents = _from_values(recipe)
         text = ""
     changed = apply_overrides(documents, overrides)
-    steps = [from_document(document) for document in changed]
-    for step in steps:
-        check(step)
+    # The form of all documents first: an unknown key explains what a check would find.
+    recipes = [from_document(document) for document in changed]
+    steps = [check(recipe) for recipe in recipes]
     ordered, remarks = _ordered(steps, source)
     plain = tuple(_writable(document.plain()) for document in changed)
     if not text:
@@ -120,29 +122,27 @@ def _writable(value: Any) -> Any:
 
 
 # --- order ------------------------------------------------------------------------------------------------
-def _ordered(steps: Sequence[Recipe], source: str) -> tuple[tuple[Recipe, ...], tuple[Finding, ...]]:
+def _ordered(steps: Sequence[Checked], source: str) -> tuple[tuple[Checked, ...], tuple[Finding, ...]]:
     """The documents that the output needs, each after those it uses."""
-    named = _named(steps)
+    recipes = [step.recipe for step in steps]
+    named = _named(recipes)
     seen: dict[str, str | None] = {}
-    uses = [_uses(step, named, seen) for step in steps]
-    order = _sorted(steps, uses)
-    final = _final(steps, uses, source)
-    needed: set[int] = set()
-    pending = [final]
-    while pending:
-        index = pending.pop()
-        if index not in needed:
-            needed.add(index)
-            pending.extend(uses[index])
+    uses = {index: _uses(recipe, named, seen) for index, recipe in enumerate(recipes)}
+    order = _sorted(recipes, uses)
+    final = _final(recipes, uses, source)
+    needed = {final}
+    for index in reversed(order):
+        if index in needed:
+            needed.update(uses[index])
     unused = [
         finding(
             "recipe-unused",
-            step.document.place(("name",)),
+            recipe.document.place(("name",)),
             "",
-            f"document `{shown(str(step.name))}` is used by no other and not run",
+            f"document `{shown(str(recipe.name))}` is used by no other and not run",
             "remove it, or name it where its result belongs",
         )
-        for index, step in enumerate(steps)
+        for index, recipe in enumerate(recipes)
         if index not in needed
     ]
     return tuple(steps[index] for index in order if index in needed), tuple(unused)
@@ -193,46 +193,30 @@ def _uses(step: Recipe, named: Mapping[str, int], seen: dict[str, str | None]) -
     return list(found)
 
 
-def _sorted(steps: Sequence[Recipe], uses: Sequence[Sequence[int]]) -> list[int]:
-    """Positions of the documents, each after those it uses; otherwise in the order of the file."""
-    order: list[int] = []
-    state = [0] * len(steps)
-    for start in range(len(steps)):
-        # The path from `start` down, each with the uses it has left to visit.
-        path = [(start, iter(uses[start]))] if state[start] == 0 else []
-        state[start] = state[start] or 1
-        while path:
-            index, rest = path[-1]
-            after = next(rest, None)
-            if after is None:
-                state[index] = 2
-                order.append(index)
-                path.pop()
-            elif state[after] == 1:
-                names = [steps[i].name for i, _ in path]
-                circle = [*names[names.index(steps[after].name) :], steps[after].name]
-                raise steps[after].error(
-                    ("name",),
-                    "documents are made from each other: "
-                    + " ← ".join(f"`{shown(str(n))}`" for n in circle[:6]),
-                    "one of them has to start from models that are there",
-                )
-            elif state[after] == 0:
-                state[after] = 1
-                path.append((after, iter(uses[after])))
-    return order
+def _sorted(recipes: Sequence[Recipe], uses: Mapping[int, Sequence[int]]) -> list[int]:
+    """Positions of the documents, each after those it uses."""
+    try:
+        return list(TopologicalSorter(uses).static_order())
+    except CycleError as error:
+        circle = [recipes[index] for index in reversed(error.args[1])]
+        names = " ← ".join(f"`{shown(str(recipe.name))}`" for recipe in circle[:6])
+        raise circle[0].error(
+            ("name",),
+            f"documents are made from each other: {names}",
+            "one of them has to start from models that are there",
+        ) from None
 
 
-def _final(steps: Sequence[Recipe], uses: Sequence[Sequence[int]], source: str) -> int:
+def _final(recipes: Sequence[Recipe], uses: Mapping[int, Sequence[int]], source: str) -> int:
     """The document that makes the output: the one without a name, else the only one that no other uses."""
-    for index, step in enumerate(steps):
-        if step.name is None:
+    for index, recipe in enumerate(recipes):
+        if recipe.name is None:
             return index
-    used = {index for each in uses for index in each}
-    ends = [index for index in range(len(steps)) if index not in used]
+    used = {index for each in uses.values() for index in each}
+    ends = [index for index in range(len(recipes)) if index not in used]
     if len(ends) == 1:
         return ends[0]
-    names = ", ".join(f"`{shown(str(steps[index].name))}`" for index in ends[:6])
+    names = ", ".join(f"`{shown(str(recipes[index].name))}`" for index in ends[:6])
     raise RecipeError(
         f"{source}: which document makes the output? {names} are used by no other",
         "leave out the `name:` of the last one",

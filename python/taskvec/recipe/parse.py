@@ -7,7 +7,7 @@ constructors, which keep the last of two equal keys and forget lines, make scala
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,17 +135,10 @@ class _Tree:
         self.made[id(node)] = made
         return made
 
-    def mapping(self, pairs: Iterable[tuple[yaml.Node, yaml.Node]], line: int) -> Node:
-        """A mapping whose keys are there once."""
-        values: dict[str, Node] = {}
-        lines: dict[str, int] = {}
-        for key, value in pairs:
-            text, at = key.value, key.start_mark.line + 1
-            if text in lines:
-                message = f"key `{shown(text)}` is there twice, first on line {lines[text]}"
-                raise error_at(self.source, at, message, "keep one of them")
-            lines[text] = at
-            values[text] = self.node(value)
+    def mapping(self, pairs: Sequence[tuple[yaml.Node, yaml.Node]], line: int) -> Node:
+        """A mapping; its keys are text, and there once."""
+        lines = {key.value: key.start_mark.line + 1 for key, _ in pairs}
+        values = {key.value: self.node(value) for key, value in pairs}
         self.merge(values, lines)
         return Node(values, line, lines or None)
 

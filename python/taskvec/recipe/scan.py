@@ -7,7 +7,7 @@ and size have to be known before.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -41,6 +41,8 @@ class _Part:
     depth: int = 0
     is_mapping: bool = False
     children: int = 0
+    keys: dict[str, int] = field(default_factory=dict)
+    """Of a mapping, with their lines."""
 
 
 class Scan:
@@ -70,10 +72,8 @@ class Scan:
     def value(self, event: Any, line: int) -> None:
         """A scalar, or the start of a list or mapping."""
         is_scalar = isinstance(event, yaml.ScalarEvent)
-        if self.is_key() and not is_scalar:
-            raise error_at(self.source, line, "a key has to be text, found a list or mapping")
-        if self.is_key() and event.anchor is not None:
-            raise error_at(self.source, line, "a key with an anchor", "put the anchor on the value")
+        if self.is_key():
+            self.key(event, line)
         if event.tag not in (None, "!") and event.tag not in _TAGS[type(event)]:
             raise error_at(
                 self.source, line, f"tag `{shown(event.tag)}` has no meaning in a recipe", "remove it"
@@ -87,6 +87,18 @@ class Scan:
         if len(self.open) >= MAXIMUM_DEPTH:
             raise error_at(self.source, line, f"nested more than {MAXIMUM_DEPTH} levels deep")
         self.open.append(part)
+
+    def key(self, event: Any, line: int) -> None:
+        """A key: text, without an anchor, and once in its mapping."""
+        if not isinstance(event, yaml.ScalarEvent):
+            raise error_at(self.source, line, "a key has to be text, found a list or mapping")
+        if event.anchor is not None:
+            raise error_at(self.source, line, "a key with an anchor", "put the anchor on the value")
+        keys = self.open[-1].keys
+        if event.value in keys:
+            message = f"key `{shown(event.value)}` is there twice, first on line {keys[event.value]}"
+            raise error_at(self.source, line, message, "keep one of them")
+        keys[event.value] = line
 
     def alias(self, name: str, line: int) -> None:
         """An alias, which counts as much as what it stands for."""

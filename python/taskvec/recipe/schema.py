@@ -1,59 +1,57 @@
 """What a recipe may say: mergekit 0.1.5's format, and the additions of this package.
 
 The classes below are the format, key by key. What needs the method as well (which parameters, how many
-inputs) is checked in :mod:`taskvec.recipe_checks`. Every error names the file and the line.
+inputs) is checked in :mod:`taskvec.recipe.validate`. Every error names the file and the line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic_core import SchemaValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from taskvec.errors import RecipeError
-from taskvec.methods.values import Setting
 from taskvec.models.selection import Preset, Selection
 from taskvec.recipe.document import Document
 from taskvec.recipe.errors import first_error
 from taskvec.recipe.fields import (
-    ALPHAS,
-    CHAT_TEMPLATE,
     CHAT_TEMPLATES,
-    DOCUMENT_NAME,
-    DTYPE,
-    LAYER_RANGE,
-    MODEL,
-    NO_PADDING,
-    NO_TOKENS,
-    PARAMETERS,
-    PATTERNS,
-    PRESET,
-    ROUNDING,
-    SEED,
-    TOKENIZER_SOURCE,
-    VECTOR,
+    Alphas,
+    ChatTemplate,
+    DocumentName,
+    DtypeName,
+    LayerRange,
+    ModelName,
+    NoPadding,
+    NoTokens,
+    Parameters,
+    Patterns,
+    Seed,
+    TokenizerSource,
+    VectorName,
 )
-from taskvec.recipe.format import TEXT, by_name, key, made_of, mapping_of, optional, several
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.settings import Rounding
 from taskvec.text import Key, shown
 
-Parameters = Mapping[str, Setting]
+
+class Form(BaseModel):
+    """A mapping of the keys below, and of no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
+class Input(Form):
     """A model to merge, or a saved vector."""
 
-    model: ModelRef | None = key(MODEL, "folder or hub id (org/name@revision), with +adapter")
-    vector: ModelRef | None = key(VECTOR, "a saved task vector, instead of a model")
-    relative_to: ModelRef | None = key(
-        MODEL, "take the difference of `model` from this model instead of the base: a transfer"
+    model: ModelName | None = Field(None, description="folder or hub id (org/name@revision), with +adapter")
+    vector: VectorName | None = Field(None, description="a saved task vector, instead of a model")
+    relative_to: ModelName | None = Field(
+        None, description="take the difference of `model` from this model instead of the base: a transfer"
     )
-    parameters: Parameters | None = key(PARAMETERS, "parameters of this model")
+    parameters: Parameters | None = Field(None, description="parameters of this model")
 
     @property
     def ref(self) -> ModelRef:
@@ -63,80 +61,77 @@ class Input:
         return ref
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SliceInput(Input):
     """A run of layers of one model."""
 
-    layer_range: tuple[int, int] = key(LAYER_RANGE, "first layer, and the one after the last", required=True)
+    layer_range: LayerRange = Field(description="first layer, and the one after the last")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSlice:
+class OutputSlice(Form):
     """Layers of the output, made from equally many layers of each source."""
 
-    sources: tuple[SliceInput, ...] = key(several(made_of(SliceInput)), required=True)
-    base_model: ModelRef | None = key(MODEL, "base of this slice alone")
-    parameters: Parameters | None = key(PARAMETERS, "parameters of this slice")
+    sources: Annotated[tuple[SliceInput, ...], Field(strict=False, min_length=1)]
+    base_model: ModelName | None = Field(None, description="base of this slice alone")
+    parameters: Parameters | None = Field(None, description="parameters of this slice")
 
 
-_MODELS = optional(several(made_of(Input)))
-_SLICES = optional(several(made_of(OutputSlice)))
+_Models = Annotated[tuple[Input, ...], Field(strict=False, min_length=1)]
+_Slices = Annotated[tuple[OutputSlice, ...], Field(strict=False, min_length=1)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
+class Module(Form):
     """A part of a model with layers of its own: text decoder, vision tower, encoder …"""
 
-    models: tuple[Input, ...] | None = key(_MODELS)
-    slices: tuple[OutputSlice, ...] | None = key(_SLICES)
-    parameters: Parameters | None = key(PARAMETERS, "parameters of this module")
+    models: _Models | None = None
+    slices: _Slices | None = None
+    parameters: Parameters | None = Field(None, description="parameters of this module")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokenizer:
+class Tokenizer(Form):
     """Whose tokenizer the output has."""
 
-    source: ModelRef | Literal["base"] | None = key(TOKENIZER_SOURCE, "`base`, or one of the models")
-    tokens: None = key(NO_TOKENS)
-    pad_to_multiple_of: None = key(NO_PADDING)
+    source: TokenizerSource = Field(None, description="`base`, or one of the models")
+    tokens: NoTokens = None
+    pad_to_multiple_of: NoPadding = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Form):
     """One document of a recipe."""
 
-    merge_method: str = key(TEXT, "see `taskvec methods`", required=True)
-    name: str | None = key(DOCUMENT_NAME, "what later documents call the result of this one")
-    base_model: ModelRef | None = key(MODEL, "what differences are taken from and added to")
-    models: tuple[Input, ...] | None = key(_MODELS, "whole models to merge")
-    slices: tuple[OutputSlice, ...] | None = key(_SLICES, "the output's layers, run by run")
-    modules: Mapping[str, Module] | None = key(
-        optional(by_name(made_of(Module))), "one merge per part of the model"
+    merge_method: str = Field(description="see `taskvec methods`")
+    name: DocumentName = Field(None, description="what later documents call the result of this one")
+    base_model: ModelName | None = Field(None, description="what differences are taken from and added to")
+    models: _Models | None = Field(None, description="whole models to merge")
+    slices: _Slices | None = Field(None, description="the output's layers, run by run")
+    modules: Annotated[dict[str, Module], Field(min_length=1)] | None = Field(
+        None, description="one merge per part of the model"
     )
-    parameters: Parameters | None = key(PARAMETERS, "parameters of the merge, or of every model")
-    dtype: str | None = key(DTYPE, "type of the output, unless out_dtype says otherwise")
-    out_dtype: str | None = key(DTYPE, "type of the output")
-    tokenizer_source: ModelRef | Literal["base"] | None = key(
-        TOKENIZER_SOURCE, "whose tokenizer the output has"
+    parameters: Parameters | None = Field(None, description="parameters of the merge, or of every model")
+    dtype: DtypeName = Field(None, description="type of the output, unless out_dtype says otherwise")
+    out_dtype: DtypeName = Field(None, description="type of the output")
+    tokenizer_source: TokenizerSource = Field(None, description="whose tokenizer the output has")
+    tokenizer: Tokenizer | None = None
+    chat_template: ChatTemplate = Field(
+        None, description=f"auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja template"
     )
-    tokenizer: Tokenizer | None = key(optional(made_of(Tokenizer)))
-    chat_template: str | None = key(CHAT_TEMPLATE, f"auto, {', '.join(CHAT_TEMPLATES)}, or a Jinja template")
-    include: tuple[str, ...] = key(
-        PATTERNS, "merge only tensors in whose name one of these is found", default=()
-    )
-    exclude: tuple[str, ...] = key(
-        PATTERNS, "leave tensors alone in whose name one of these is found", default=()
-    )
-    preset: Preset = key(PRESET, "leave out embeddings and head, or the norms as well", default="full")
-    layers: str | None = key(optional(TEXT), "merge only these layers: `8-20`, `0,3,5-7`")
-    rounding: Rounding | None = key(ROUNDING, "how the result is rounded to its type")
-    seed: int | None = key(SEED, "seed of random methods and of stochastic rounding")
-    alpha: tuple[float, ...] | None = key(
-        ALPHAS, "factor of the merged step; a list makes one output per value"
-    )
+    include: Patterns = Field((), description="merge only tensors in whose name one of these is found")
+    exclude: Patterns = Field((), description="leave tensors alone in whose name one of these is found")
+    preset: Preset = Field("full", description="leave out embeddings and head, or the norms as well")
+    layers: str | None = Field(None, description="merge only these layers: `8-20`, `0,3,5-7`")
+    rounding: Rounding | None = Field(None, description="how the result is rounded to its type")
+    seed: Seed | None = Field(None, description="seed of random methods and of stochastic rounding")
+    alpha: Alphas = Field(None, description="factor of the merged step; a list makes one output per value")
 
-    document: Document = field(repr=False)
-    """Where it was written."""
+    _document: Document = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the document that :func:`from_document` reads."""
+        self._document = context
+
+    @property
+    def document(self) -> Document:
+        """Where it was written."""
+        return self._document
 
     @property
     def selection(self) -> Selection:
@@ -144,7 +139,7 @@ class Recipe:
         return Selection(self.include, self.exclude, self.preset, self.layers)
 
     @property
-    def tokenizer_from(self) -> ModelRef | Literal["base"] | None:
+    def tokenizer_from(self) -> TokenizerSource:
         """Whose tokenizer is asked for."""
         return self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
 
@@ -267,18 +262,11 @@ def from_document(document: Document) -> Recipe:
         An unknown key, a value of the wrong kind, or a key that is missing, with the line.
     """
     try:
-        values = _validator().validate_python(document.plain())
+        recipe = Recipe.model_validate(document.plain(), context=document)
     except ValidationError as error:
         raise first_error(document, Recipe, error) from None
-    recipe = Recipe(**values, document=document)
     _check_form(recipe)
     return recipe
-
-
-@cache
-def _validator() -> SchemaValidator:
-    schema: Any = mapping_of(Recipe)
-    return SchemaValidator(schema)
 
 
 def _check_form(recipe: Recipe) -> None:

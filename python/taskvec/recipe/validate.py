@@ -1,8 +1,9 @@
-"""What can be said about a recipe once its method is known, and before any model is opened."""
+"""Checks of a recipe against its method, before any model is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
@@ -16,8 +17,25 @@ from taskvec.text import Key, nearest, shown
 MAXIMUM_FILTERS = 256
 
 
-def check(recipe: Recipe) -> tuple[Method, list[Finding]]:
-    """The method of a recipe, and remarks on what has no effect in it.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A recipe in which nothing is wrong, as far as that can be said without its models.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    method : Method
+    remarks : tuple of Finding
+        On what has no effect.
+    """
+
+    recipe: Recipe
+    method: Method
+    remarks: tuple[Finding, ...]
+
+
+def check(recipe: Recipe) -> Checked:
+    """A recipe with its method, and remarks on what has no effect in it.
 
     Raises
     ------
@@ -50,7 +68,7 @@ def check(recipe: Recipe) -> tuple[Method, list[Finding]]:
         raise recipe.error(
             ("parameters",), f"{len(filters)} different filters, more than {MAXIMUM_FILTERS}", "use fewer"
         )
-    return method, remarks
+    return Checked(recipe, method, tuple(remarks))
 
 
 def _method(recipe: Recipe) -> Method:
