@@ -1,4 +1,4 @@
-"""What a row of the method catalogue is made of."""
+"""A row of the catalogue of methods, and its parameters."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Parameter:
     choices : tuple of str
     ignored : bool
         mergekit accepts it with this method and does nothing with it; so do we, with a remark.
+    engine : str, optional
+        Its name in the operation, where that is another one.
+    settled : bool
+        It is settled before the run, and not part of the operation.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Parameter:
     above: bool = False
     choices: tuple[str, ...] = ()
     ignored: bool = False
+    engine: str | None = None
+    settled: bool = False
 
     @property
     def range(self) -> str:
@@ -81,6 +87,14 @@ class Method:
         It draws: `seed` matters.
     mergekit : bool
         mergekit 0.1.5 has it.
+    divides_weights : bool
+        To normalise is to divide the weights by their sum, once; otherwise the engine divides, by element.
+    weighs_by_ratio : bool
+        It has no switch to normalise: only the ratio of the weights counts, and their sum cannot be zero.
+    is_control : bool
+        Made to be compared with, not to be used: it has no function of its own in the package.
+    hint : str, optional
+        The way out where there are more models than it takes.
     """
 
     name: str
@@ -98,6 +112,10 @@ class Method:
     step: bool = True
     random: bool = False
     mergekit: bool = True
+    divides_weights: bool = False
+    weighs_by_ratio: bool = False
+    is_control: bool = False
+    hint: str | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name."""

@@ -96,7 +96,7 @@ def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
             ("merge_method",),
             f"`{method.name}` needs a base model",
             "add `base_model: …`, what the models were fine-tuned from"
-            if method.name != "slerp"
+            if method.step
             else "add `base_model: …`, the one of the two models that t = 0 stands for",
         )
     if is_used and group.base is not None and not has_base:
@@ -120,12 +120,12 @@ def _counted(method: Method) -> str:
 
 
 def _count_hint(method: Method, count: int, group: Group) -> str | None:
-    if method.name == "passthrough" and count > 1:
+    if count <= 1:
+        return None
+    if method.base == "input" and method.most == 1:
         implied = any(not source.path for source in group.sources)
         return "remove `base_model`" if implied else "give each model a slice of its own"
-    if method.name == "slerp" and count > 1:
-        return "`multislerp` and `karcher` take more than two models"
-    return None
+    return method.hint
 
 
 def _check_layers(recipe: Recipe, group: Group) -> None:
