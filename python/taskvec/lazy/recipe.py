@@ -1,4 +1,4 @@
-"""Recipes run: one document, or several in order with their results in a scratch folder beside the output."""
+"""Recipes run: one document, or several in order with their results in a scratch folder next to the output."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RecipeMerge:
 
 
 def scratch_of(out: Path) -> Path:
-    """Where results of earlier documents go: beside the output, hidden, on the same file system."""
+    """Where results of earlier documents go: next to the output, hidden, on the same file system."""
     out = out.absolute()
     return out.parent / f".{out.name}.steps"
 

@@ -75,7 +75,7 @@ class Method:
     base : {"required", "optional", "input"}
         Whether it needs a base; ``input`` means that a base model is one more input like the others.
     least, most : int
-        Models beside the base.
+        Models besides the base.
     parameters : tuple of Parameter
     example : str
         A recipe to copy.
@@ -123,7 +123,7 @@ class Method:
 
     @property
     def models(self) -> str:
-        """How many models beside the base, in words."""
+        """How many models besides the base, in words."""
         if self.most == self.least:
             return f"{self.least}"
         return f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"

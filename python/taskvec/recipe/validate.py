@@ -19,7 +19,7 @@ MAXIMUM_FILTERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A recipe in which nothing is wrong, as far as that can be said without its models.
+    """A recipe in which nothing is wrong, as far as can be known without its models.
 
     Attributes
     ----------
@@ -107,10 +107,10 @@ def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
         )
     count = len(group.sources) - (has_base and is_used)
     if count < method.least or (method.most is not None and count > method.most):
-        beside = "" if not is_used else " beside the base"
+        besides = " besides the base" if is_used else ""
         raise recipe.error(
             group.path,
-            f"`{method.name}` takes {_counted(method)}{beside}, found {count}",
+            f"`{method.name}` takes {_counted(method)}{besides}, found {count}",
             _count_hint(method, count, group),
         )
 
@@ -227,7 +227,7 @@ def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"
     else:
         hint = "it has none"
-    raise recipe.error(path, f"`{shown(name)}` is no parameter of `{method.name}`", hint, key=True)
+    raise recipe.error(path, f"`{shown(name)}` is not a parameter of `{method.name}`", hint, key=True)
 
 
 def _check_required(recipe: Recipe, method: Method, group: Group) -> None:
