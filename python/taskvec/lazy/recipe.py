@@ -1,4 +1,4 @@
-"""Recipes run: one document, or several in order with their results in a scratch folder next to the output."""
+"""Recipes run: one document, or several in order, their results in a scratch folder next to the output."""
 
 from __future__ import annotations
 
