@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="renew tests/data/transcripts, and the table of options in README.md, instead of comparing",
     )
+    parser.addoption(
+        "--update-lists",
+        action="store_true",
+        help="write the lists of methods that follow from the catalogue instead of comparing",
+    )
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 
 import taskvec as tv
 from support.command_line import invoke
+from support.method_lists import BEGIN, END, table
+from support.method_lists import README as PATH
 from support.models import Trio, edit_json
 from taskvec import cli
 from taskvec.cli.options import SECTIONS
 from taskvec.compat.findings import FINDINGS
 
-PATH = Path(__file__).parents[1] / "README.md"
 README = PATH.read_text(encoding="utf-8")
 OPTIONS = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- end of options -->)", re.DOTALL)
 
@@ -43,6 +44,17 @@ def options_of(verb: str) -> set[str]:
 
 def test_every_command_is_in_the_table() -> None:
     assert set(re.findall(r"^\| `taskvec (\w+)", README, re.MULTILINE)) == set(cli.VERBS)
+
+
+def test_every_method_is_in_the_table(request: pytest.FixtureRequest) -> None:
+    before, begin, rest = README.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    wanted = before + begin + table() + end + after
+    if request.config.getoption("--update-lists"):
+        PATH.write_text(wanted, encoding="utf-8")
+    assert begin
+    assert end
+    assert PATH.read_text(encoding="utf-8") == wanted, "run with --update-lists"
 
 
 def test_every_option_named_exists() -> None:

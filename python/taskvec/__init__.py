@@ -38,29 +38,7 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
     from taskvec.lazy.checkpoint import open as open
     from taskvec.lazy.merge import Merge as Merge
-    from taskvec.lazy.methods import arcee_fusion as arcee_fusion
-    from taskvec.lazy.methods import breadcrumbs as breadcrumbs
-    from taskvec.lazy.methods import breadcrumbs_ties as breadcrumbs_ties
-    from taskvec.lazy.methods import consensus as consensus
-    from taskvec.lazy.methods import dare_linear as dare_linear
-    from taskvec.lazy.methods import dare_ties as dare_ties
-    from taskvec.lazy.methods import della as della
-    from taskvec.lazy.methods import della_linear as della_linear
-    from taskvec.lazy.methods import emr as emr
-    from taskvec.lazy.methods import karcher as karcher
-    from taskvec.lazy.methods import linear as linear
-    from taskvec.lazy.methods import localize as localize
-    from taskvec.lazy.methods import model_stock as model_stock
-    from taskvec.lazy.methods import multislerp as multislerp
-    from taskvec.lazy.methods import nearswap as nearswap
-    from taskvec.lazy.methods import nuslerp as nuslerp
-    from taskvec.lazy.methods import passthrough as passthrough
-    from taskvec.lazy.methods import ram as ram
-    from taskvec.lazy.methods import ramplus_tl as ramplus_tl
-    from taskvec.lazy.methods import sce as sce
-    from taskvec.lazy.methods import slerp as slerp
-    from taskvec.lazy.methods import task_arithmetic as task_arithmetic
-    from taskvec.lazy.methods import ties as ties
+    from taskvec.lazy.methods import *  # noqa: F403
     from taskvec.lazy.plan import Plan as Plan
     from taskvec.lazy.recipe import RecipeMerge as RecipeMerge
     from taskvec.lazy.recipe import merge as merge
@@ -115,31 +93,6 @@ _MODULES = {
     "lazy.merge": ("Merge",),
     "lazy.plan": ("Plan",),
     "progress": ("Progress",),
-    "lazy.methods": (
-        "arcee_fusion",
-        "breadcrumbs",
-        "breadcrumbs_ties",
-        "consensus",
-        "dare_linear",
-        "dare_ties",
-        "della",
-        "della_linear",
-        "emr",
-        "karcher",
-        "linear",
-        "localize",
-        "model_stock",
-        "multislerp",
-        "nearswap",
-        "nuslerp",
-        "passthrough",
-        "ram",
-        "ramplus_tl",
-        "sce",
-        "slerp",
-        "task_arithmetic",
-        "ties",
-    ),
     "lazy.recipe": ("RecipeMerge", "merge", "open_recipe"),
     "report.report": ("Report", "Survival"),
     "models.selection": ("Selection",),
@@ -149,18 +102,25 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module `taskvec` has no attribute `{name}`")
     from importlib import import_module
 
-    value = getattr(import_module(f"taskvec.{_HOME[name]}"), name)
+    if name == "__all__":
+        return __dir__()
+    if name not in _HOME and (name.startswith("_") or name not in _functions()):
+        raise AttributeError(f"module `taskvec` has no attribute `{name}`")
+    value = getattr(import_module(f"taskvec.{_HOME.get(name, 'lazy.methods')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*_HOME, *_functions()])
+
+
+def _functions() -> tuple[str, ...]:
+    """The methods of the catalogue: each is a function of its name."""
+    from taskvec.methods.catalogue import FUNCTIONS
+
+    return FUNCTIONS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+import taskvec as tv
+from support.method_lists import STUB, stub
 from support.models import DTYPES, write_weights
 from support.recipes import expanded
 from taskvec import _core
@@ -92,6 +96,31 @@ def test_unknown_methods_have_a_nearest_one() -> None:
 def test_owners() -> None:
     assert owners("gamma") == ["breadcrumbs", "breadcrumbs_ties"]
     assert {"weight", "density", "t"} <= PARAMETERS
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def test_each_is_a_function_of_the_package_but_the_controls() -> None:
+    for name in METHODS:
+        assert hasattr(tv, name) != name.startswith("control_")
+        assert (name in tv.__all__) == (name in dir(tv)) == hasattr(tv, name)
+    assert tv.ties is tv.ties
+    assert (tv.ties.__name__, METHODS["ties"].summary in tv.ties.__doc__) == ("ties", True)
+    with pytest.raises(AttributeError, match="no attribute `tise`"):
+        _ = tv.tise
+
+
+def test_type_checkers_know_them(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-lists"):
+        STUB.write_text(stub(), encoding="utf-8")
+    assert STUB.read_text(encoding="utf-8") == stub(), "run with --update-lists"
+
+
+def test_importing_the_package_imports_no_catalogue() -> None:
+    code = "import sys, taskvec; print([name for name in sys.modules if name.startswith('taskvec')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['taskvec']\n"
 
 
 # --- texts --------------------------------------------------------------------------------------------------

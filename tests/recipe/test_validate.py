@@ -148,7 +148,7 @@ def test_overrides() -> None:
         ("base_model=[a", "`[a` is not a YAML value", ""),
         ("base_model=!!python/name:os x", "is not a YAML value", ""),
         ("models.0.parameters.weight=abc", "`weight` is a number, found the text `abc`", ""),
-        ("models.0.parameters={wieght: 1}", "`wieght` is no parameter of `ties`", "`weight`"),
+        ("models.0.parameters={wieght: 1}", "`wieght` is not a parameter of `ties`", "`weight`"),
         ("models.0=5", "`models.0` is a mapping, found the number `5`", ""),
     ],
 )

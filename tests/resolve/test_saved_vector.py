@@ -28,6 +28,7 @@ from support.models import (
     write_tokenizer,
 )
 from taskvec import _core
+from taskvec.resolve import local
 
 FILE = "vector.safetensors"
 # of the donor, one for each encoding: beside these, everything is the reference's
@@ -174,7 +175,7 @@ def cases() -> Iterator[tuple[str, Damage, str, bool]]:
         yield f"exact elements are {value!r}", of_row(EXACT, "exact", value), EXACT, False
     yield "zero with changes", of_row(ZERO, "changed", 3), ZERO, False
     yield "zero in a file", of_row(ZERO, "file", FILE), ZERO, False
-    yield "row is a list", member(lambda v: v["tensors"].update({MASK: [1]})), "is no object", False
+    yield "row is a list", member(lambda v: v["tensors"].update({MASK: [1]})), "is not an object", False
     yield "row is gone", member(lambda v: v["tensors"].pop(DENSE)), "does not list", False
     yield "zero row is gone", member(lambda v: v["tensors"].pop(ZERO)), "vector.elements", False
     more = member(lambda v: v["tensors"].update({"new": v["tensors"][DENSE]}))
@@ -341,3 +342,21 @@ def test_a_vector_that_does_not_fit_is_refused(
     assert f"[{finding}" in done.err
     assert "Traceback" not in done.err + done.out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_headers_are_asked_for_their_metadata_once(vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Reader:
+        """The reader of the engine, which copies all metadata each time."""
+
+        def __init__(self, path: str) -> None:
+            self.opened = _core.Checkpoint(path)
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return getattr(self.opened, name)
+
+    monkeypatch.setattr(local, "Reader", Reader)
+    assert len(tv.load_vector(vector)) > 3
+    assert asked.count("metadata") <= 1

@@ -17,12 +17,12 @@ MISTAKES = {
     ),
     "unknown parameter": (
         TIES + "models: [{model: b, parameters: {weight: 1}}]\nparameters:\n  lamda: 2\n",
-        "recipe:5: `lamda` is no parameter of `ties`",
+        "recipe:5: `lamda` is not a parameter of `ties`",
         "did you mean `lambda`?",
     ),
     "another method's parameter": (
         TIES + "models: [{model: b, parameters: {weight: 1, gamma: 0.1}}]\n",
-        "recipe:3: `gamma` is no parameter of `ties`",
+        "recipe:3: `gamma` is not a parameter of `ties`",
         "it belongs to `breadcrumbs`, `breadcrumbs_ties`",
     ),
     "unknown method": (
@@ -110,12 +110,12 @@ MISTAKES = {
     ),
     "only the base": (
         TIES + "models: [{model: a}]\n",
-        "recipe:3: `ties` takes 1 or more models beside the base, found 0",
+        "recipe:3: `ties` takes 1 or more models besides the base, found 0",
         "",
     ),
     "three for slerp": (
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [{model: b}, {model: c}]\n",
-        "`slerp` takes 1 model beside the base, found 2",
+        "`slerp` takes 1 model besides the base, found 2",
         "`multislerp` and `karcher`",
     ),
     "two for passthrough": (
@@ -125,7 +125,7 @@ MISTAKES = {
     ),
     "one for model stock": (
         "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}]\n",
-        "`model_stock` takes 2 or more models beside the base, found 1",
+        "`model_stock` takes 2 or more models besides the base, found 1",
         "",
     ),
     "twice": (

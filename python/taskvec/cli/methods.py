@@ -37,7 +37,7 @@ def command(console: Console, name: str | None, schema: bool) -> int:
     """
     if schema:
         if name is not None:
-            raise UsageError("`--schema` is of all methods together", "leave the method out")
+            raise UsageError("`--schema` is of all methods together", "leave out the method")
         from taskvec.recipe.json_schema import schema as recipe_schema
 
         click.echo(json.dumps(recipe_schema(), indent=2))

@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, Any]:
     NotFoundError
         The folder has none.
     FormatError
-        It is no manifest of this version, or names files outside the folder.
+        It is not a manifest of this version, or names files outside the folder.
     """
     path = folder / MANIFEST
     if not path.exists():

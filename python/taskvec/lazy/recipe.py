@@ -1,4 +1,4 @@
-"""Recipes run: one document, or several in order with their results in a scratch folder beside the output."""
+"""Recipes run: one document, or several in order, their results in a scratch folder next to the output."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RecipeMerge:
                 "models of a later one are not there yet",
                 "plan the first document alone, or run the recipe",
             )
-        return self._plan(self.file.steps[-1], Path())
+        return self._plan(self.file.last, Path())
 
     def save(self, out: str | os.PathLike[str], *, progress: Callback | None = None) -> Report:
         """Run every document; results of all but the last are removed when the last is done.
@@ -86,7 +86,7 @@ class RecipeMerge:
         scratch = scratch_of(Path(out))
         for step in self.file.steps[:-1]:
             yield self._plan(step, scratch), scratch / str(step.recipe.name)
-        yield self._plan(self.file.steps[-1], scratch), Path(out)
+        yield self._plan(self.file.last, scratch), Path(out)
 
     def clear(self, out: str | os.PathLike[str]) -> None:
         """Remove the results of earlier documents."""
@@ -108,7 +108,7 @@ class RecipeMerge:
 
 
 def scratch_of(out: Path) -> Path:
-    """Where results of earlier documents go: beside the output, hidden, on the same file system."""
+    """Where results of earlier documents go: next to the output, hidden, on the same file system."""
     out = out.absolute()
     return out.parent / f".{out.name}.steps"
 

@@ -3,7 +3,8 @@
 Parameters are named, defaulted and scoped as in mergekit 0.1.5. In the formulas θ0 is the base, θ_i a model,
 δ_i = θ_i − θ0 (or θ_i − relative_to_i), w_i its weight, λ the final factor, and α the factor of the output
 (`alpha`). What a method does to a tensor is written in the core; how a row becomes an operation of the plan,
-in :mod:`taskvec.operations`.
+in :mod:`taskvec.methods.operation`. Everything else in Python that names a method takes it from here:
+``tv.NAME`` and its type, ``taskvec methods``, the schema of recipes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _RESCALE_NORM = Parameter(
     "l1 matches the L1 norm of δ, as mergekit does; expectation divides by the probability of being kept, "
     "as the paper does",
     choices=("l1", "expectation"),
+    settled=True,
 )
 _INT8_MASK = Parameter(
     "int8_mask",
@@ -49,6 +51,7 @@ _INT8_MASK = Parameter(
     "merge",
     False,
     "accepted for mergekit's recipes; masks take no memory here, so nothing changes",
+    settled=True,
 )
 _GAMMA = Parameter(
     "gamma", "float", "model", 0.01, "share of the largest elements of δ that is dropped", low=0.0, high=1.0
@@ -151,6 +154,7 @@ _ROWS = (
         (_WEIGHT, _NORMALIZE, _LAMBDA, _ignored(_DENSITY), _ignored(_RESCALE), _INT8_MASK),
         _example("task_arithmetic", 2, "weight: 0.5"),
         ("mergekit accepts density and rescale here and ignores them; here each gets a remark.",),
+        divides_weights=True,
     ),
     Method(
         "ties", "TIES",
@@ -168,7 +172,7 @@ _ROWS = (
         "Drops elements of each difference at random and scales the rest up.",
         "Yu et al., Language models are super Mario, ICML 2024", "https://arxiv.org/abs/2311.03099",
         "required", 1, None, _DARE, _example("dare_linear", 2, "weight: 0.5, density: 0.5"), _RANDOM_NOTES,
-        random=True,
+        random=True, divides_weights=True,
     ),
     Method(
         "dare_ties", "DARE, TIES",
@@ -197,6 +201,7 @@ _ROWS = (
         "Deep et al., DELLA-Merging, 2024", "https://arxiv.org/abs/2406.11617",
         "required", 1, None, _DELLA,
         _example("della_linear", 2, "weight: 0.5, density: 0.5, epsilon: 0.1"), _RANDOM_NOTES, random=True,
+        divides_weights=True,
     ),
     Method(
         "breadcrumbs", "Model Breadcrumbs",
@@ -204,7 +209,7 @@ _ROWS = (
         "Keeps the middle of each difference: outliers and small noise go.",
         "Davari and Belilovsky, Model Breadcrumbs, ECCV 2024", "https://arxiv.org/abs/2312.06795",
         "required", 1, None, _CRUMBS, _example("breadcrumbs", 2, "weight: 0.5, density: 0.9, gamma: 0.01"),
-        _CRUMBS_NOTES,
+        _CRUMBS_NOTES, divides_weights=True,
     ),
     Method(
         "breadcrumbs_ties", "Model Breadcrumbs, TIES",
@@ -223,6 +228,7 @@ _ROWS = (
         "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985",
         "https://en.wikipedia.org/wiki/Slerp",
         "required", 1, 1, (_SLERP_T,), _example("slerp", 1, more={"t": "0.5"}), step=False,
+        hint="`multislerp` and `karcher` take more than two models",
     ),
     Method(
         "nuslerp", "NuSLERP",
@@ -232,14 +238,19 @@ _ROWS = (
         "optional", 2, 2,
         (
             _WEIGHT,
-            Parameter("nuslerp_flatten", "bool", "merge", True, "take a whole tensor as one vector"),
+            Parameter(
+                "nuslerp_flatten", "bool", "merge", True, "take a whole tensor as one vector",
+                engine="flatten",
+            ),
             Parameter(
                 "nuslerp_row_wise", "bool", "merge", False,
                 "without flatten: interpolate along the first dimension instead of the last",
+                engine="row_wise",
             ),
         ),
         _example("nuslerp", 2, "weight: 0.5", base=None),
         ("Weights that sum to zero are an error; mergekit takes t = 0.5 for them.",), step=False,
+        weighs_by_ratio=True,
     ),
     Method(
         "multislerp", "Multi-SLERP",
@@ -250,11 +261,14 @@ _ROWS = (
         "optional", 1, None,
         (
             _WEIGHT,
-            Parameter("normalize_weights", "bool", "merge", True, "divide the weights by their sum"),
+            Parameter(
+                "normalize_weights", "bool", "merge", True, "divide the weights by their sum", settled=True
+            ),
             Parameter("eps", "float", "merge", 1e-8, "keeps divisions by a norm finite", low=0.0, above=True),
         ),
         _example("multislerp", 3, "weight: 0.33", base=None),
         ("Weights that sum to zero under normalize_weights are an error.",), step=False,
+        divides_weights=True,
     ),
     Method(
         "karcher", "Karcher mean",
@@ -345,7 +359,7 @@ _ROWS = (
         "passthrough", "Passthrough", "scale·θ_1",
         "Takes tensors as they are: for stacking layers of several models (slices), or scaling some of one.",
         "", "", "input", 1, 1,
-        (Parameter("scale", "float", "model", None, "factor; none leaves the bytes alone"),),
+        (Parameter("scale", "float", "model", None, "factor; none leaves the bytes alone", settled=True),),
         _example("passthrough", 1, "scale: [{filter: down_proj, value: 0.5}, {value: 1.0}]", base=None),
         step=False,
     ),
@@ -398,19 +412,22 @@ _ROWS = (
         "θ0 + αλ·w·g·‖δ‖ / ‖g‖, g drawn from a normal distribution",
         "A random vector of the same norm per tensor: what δ carries, this must not.",
         "", "", "required", 1, 1, (_WEIGHT_ONE, _LAMBDA), _example("control_random", 1),
-        random=True, mergekit=False,
+        random=True, mergekit=False, is_control=True,
     ),
     Method(
         "control_permute", "Control: permuted vector",
         "θ0 + αλ·w·(the elements of δ in a random order, tensor by tensor)",
         "The same values in the wrong places: what δ carries, this must not.",
         "", "", "required", 1, 1, (_WEIGHT_ONE, _LAMBDA), _example("control_permute", 1),
-        random=True, mergekit=False,
+        random=True, mergekit=False, is_control=True,
     ),
 )  # fmt: skip
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ROWS}
 """Every method by name, in the order in which they are listed."""
+
+FUNCTIONS = tuple(sorted(name for name, method in METHODS.items() if not method.is_control))
+"""Methods that are a function of the package: ``taskvec.NAME``."""
 
 PARAMETERS = frozenset(p.name for method in _ROWS for p in method.parameters)
 """Every parameter that some method has."""

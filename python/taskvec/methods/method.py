@@ -1,4 +1,4 @@
-"""What a row of the method catalogue is made of."""
+"""A row of the catalogue of methods, and its parameters."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Parameter:
     choices : tuple of str
     ignored : bool
         mergekit accepts it with this method and does nothing with it; so do we, with a remark.
+    engine : str, optional
+        Its name in the operation, where that is another one.
+    settled : bool
+        It is settled before the run, and not part of the operation.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Parameter:
     above: bool = False
     choices: tuple[str, ...] = ()
     ignored: bool = False
+    engine: str | None = None
+    settled: bool = False
 
     @property
     def range(self) -> str:
@@ -69,7 +75,7 @@ class Method:
     base : {"required", "optional", "input"}
         Whether it needs a base; ``input`` means that a base model is one more input like the others.
     least, most : int
-        Models beside the base.
+        Models besides the base.
     parameters : tuple of Parameter
     example : str
         A recipe to copy.
@@ -81,6 +87,14 @@ class Method:
         It draws: `seed` matters.
     mergekit : bool
         mergekit 0.1.5 has it.
+    divides_weights : bool
+        To normalise is to divide the weights by their sum, once; otherwise the engine divides, by element.
+    weighs_by_ratio : bool
+        It has no switch to normalise: only the ratio of the weights counts, and their sum cannot be zero.
+    is_control : bool
+        Made to be compared with, not to be used: it has no function of its own in the package.
+    hint : str, optional
+        The way out where there are more models than it takes.
     """
 
     name: str
@@ -98,6 +112,10 @@ class Method:
     step: bool = True
     random: bool = False
     mergekit: bool = True
+    divides_weights: bool = False
+    weighs_by_ratio: bool = False
+    is_control: bool = False
+    hint: str | None = None
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name."""
@@ -105,7 +123,7 @@ class Method:
 
     @property
     def models(self) -> str:
-        """How many models beside the base, in words."""
+        """How many models besides the base, in words."""
         if self.most == self.least:
             return f"{self.least}"
         return f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"

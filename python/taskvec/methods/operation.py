@@ -2,9 +2,9 @@
 
 An operation is ``{"kind": method, "terms": [...], ...}``. A term names its inputs by their position among
 the tensor's inputs: ``model``, and ``reference`` (what is subtracted from it) or ``None``; ``weight`` is its
-factor. Parameters per model stand in the terms, the others beside them. What Python can settle is settled
-here: weights that only have to be divided by their sum are, and a parameter that then means nothing is left
-out.
+factor. Parameters per model stand in the terms, the others in the operation itself. What Python can settle is
+settled here: weights that only have to be divided by their sum are, and a parameter that then means nothing
+is left out.
 """
 
 from __future__ import annotations
@@ -18,19 +18,6 @@ from taskvec.methods.method import Method
 from taskvec.methods.values import SettingError
 
 COPY: dict[str, Any] = {"kind": "copy"}
-
-# Parameters that stand in the operation under another name, or not at all.
-_NAMES: Mapping[str, str | None] = {
-    "nuslerp_row_wise": "row_wise",
-    "nuslerp_flatten": "flatten",
-    "int8_mask": None,
-    "rescale_norm": None,
-    "normalize_weights": None,
-    "scale": None,
-}
-# In a plain sum, normalize is nothing but smaller weights; elected signs make the divisor differ by element.
-_SUMS = frozenset({"task_arithmetic", "dare_linear", "della_linear", "breadcrumbs"})
-_EXPECTATION = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +67,28 @@ def operation(
     SettingError
         Weights that sum to zero where they are divided by their sum, or density ± epsilon outside of 0 and 1.
     """
-    if method.name == "passthrough":
-        scale = terms[0].parameters.get("scale")
-        if scale in (None, 1.0):
-            return dict(COPY)
-        return {"kind": "passthrough", "terms": [_term(terms[0], scale)]}
-    weights = [float(term.parameters.get("weight", 1.0)) for term in terms]
+    if method.parameter("scale") is not None and terms[0].parameters["scale"] in (None, 1.0):
+        return dict(COPY)
+    weights = [float(term.parameters.get("weight", term.parameters.get("scale", 1.0))) for term in terms]
     weights = _normalized(method, weights, parameters)
     result: dict[str, Any] = {"kind": method.name}
     result["terms"] = [
         _term(term, weight, **_per_model(method, term)) for term, weight in zip(terms, weights, strict=True)
     ]
-    if method.name == "slerp":
+    if method.base == "required" and not method.step:
+        # The base is one of the whole models that are merged, the first.
         assert base is not None
         result["terms"].insert(0, {"model": base, "reference": None, "weight": 1.0})
     if method.base == "optional":
         result["base"] = base
     for parameter in method.parameters:
-        name = _NAMES.get(parameter.name, parameter.name)
-        if parameter.scope == "model" or parameter.ignored or name is None:
+        if parameter.scope == "model" or parameter.ignored or parameter.settled:
             continue
-        if name == "normalize" and method.name in _SUMS:
+        if parameter.name == "normalize" and method.divides_weights:
             continue
-        result[name] = parameters[parameter.name]
+        result[parameter.engine or parameter.name] = parameters[parameter.name]
     if "rescale" in result:
-        result["rescale"] = _rescaling(method, parameters)
+        result["rescale"] = _rescaling(parameters)
     return result
 
 
@@ -116,9 +100,9 @@ def _per_model(method: Method, term: Term) -> dict[str, Any]:
     values = {
         p.name: term.parameters[p.name]
         for p in method.parameters
-        if p.scope == "model" and p.name != "weight" and not p.ignored
+        if p.scope == "model" and p.name != "weight" and not p.ignored and not p.settled
     }
-    if method.name in ("della", "della_linear"):
+    if "density" in values and "epsilon" in values:
         density, epsilon = values["density"], values["epsilon"]
         if 0.0 < density < 1.0 and (density - epsilon < 0.0 or density + epsilon > 1.0):
             raise SettingError(
@@ -130,16 +114,13 @@ def _per_model(method: Method, term: Term) -> dict[str, Any]:
     return values
 
 
-def _rescaling(method: Method, parameters: Mapping[str, Any]) -> str:
-    if not parameters["rescale"]:
-        return "none"
-    return parameters["rescale_norm"] if method.name in _EXPECTATION else "l1"
+def _rescaling(parameters: Mapping[str, Any]) -> str:
+    return parameters.get("rescale_norm", "l1") if parameters["rescale"] else "none"
 
 
 def _normalized(method: Method, weights: list[float], parameters: Mapping[str, Any]) -> list[float]:
     """The weights, divided by their sum where that is all that normalising means."""
-    is_sphere = method.name == "nuslerp"
-    wanted = parameters.get("normalize", parameters.get("normalize_weights", is_sphere))
+    wanted = parameters.get("normalize", parameters.get("normalize_weights", method.weighs_by_ratio))
     if not wanted:
         return weights
     total = math.fsum(weights)
@@ -153,6 +134,4 @@ def _normalized(method: Method, weights: list[float], parameters: Mapping[str, A
             f"the weights {listed} sum to zero, and are to be divided by their sum",
             f"change a weight, or set `{switch}: false`" if switch else "change a weight",
         )
-    if method.name in _SUMS or method.name == "multislerp":
-        return [weight / total for weight in weights]
-    return weights
+    return [weight / total for weight in weights] if method.divides_weights else weights

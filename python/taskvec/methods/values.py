@@ -50,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a recipe says of one parameter in one place."""
+    """The value of one parameter in one place of a recipe."""
 
     branches: tuple[Branch, ...]
 

@@ -83,7 +83,7 @@ def _sections(config: Config, kind: str) -> Iterator[tuple[str, Config, tuple[st
 
 
 def edits(config: Config, kind: str, origins: Sequence[Origin]) -> tuple[dict[str, Any], list[str]]:
-    """What changes in a config, and which keys cannot say what the layers now are.
+    """Changes to a config, and keys that cannot describe what the layers now are.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _same_section(config: Config, prefix: str) -> Config:
 
 @dataclass(slots=True)
 class _Rewriter:
-    """Values of one section, counted anew for layers that come from elsewhere."""
+    """Values of one section, counted again for layers that come from elsewhere."""
 
     section: Config
     origins: Sequence[Origin]

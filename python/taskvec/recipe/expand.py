@@ -127,8 +127,8 @@ class _Expander:
     def layers(self, model: int, stack: str) -> int:
         """Layers of a model's stack: what its config says, or as many as it has where these are fewer."""
         stored = self.stacks(model).get(stack, 0)
-        said = layer_count(self.collected.configs[model], self.kind(stack))
-        return stored if said is None else min(stored, said)
+        stated = layer_count(self.collected.configs[model], self.kind(stack))
+        return stored if stated is None else min(stored, stated)
 
     def kind(self, stack: str) -> str:
         """Which part of the config speaks of a stack; an encoder or decoder alone is the text part."""

@@ -45,9 +45,14 @@ class RecipeFile:
     remarks: tuple[Finding, ...] = ()
 
     @property
-    def final(self) -> Recipe:
+    def last(self) -> Checked:
         """The document that makes the output."""
-        return self.steps[-1].recipe
+        return self.steps[-1]
+
+    @property
+    def final(self) -> Recipe:
+        """The recipe of the document that makes the output."""
+        return self.last.recipe
 
     def step_of(self, ref: ModelRef) -> Checked | None:
         """The document that makes a model, if it is none on disk."""

@@ -33,7 +33,7 @@ def error_at(source: str, line: int, message: str, hint: str | None = None) -> R
 
 @dataclass(slots=True)
 class _Part:
-    """What is known of a value, of the parts of a list or mapping added up once it has ended."""
+    """A value so far; the parts of a list or mapping are added up until it ends."""
 
     line: int
     anchor: str | None = None

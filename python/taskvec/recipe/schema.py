@@ -1,4 +1,4 @@
-"""What a recipe may say: mergekit 0.1.5's format, and the additions of this package.
+"""The format of recipes: mergekit 0.1.5's format, and the additions of this package.
 
 The classes below are the format, key by key. What needs the method as well (which parameters, how many
 inputs) is checked in :mod:`taskvec.recipe.validate`. Every error names the file and the line.

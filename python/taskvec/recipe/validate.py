@@ -19,7 +19,7 @@ MAXIMUM_FILTERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A recipe in which nothing is wrong, as far as that can be said without its models.
+    """A recipe in which nothing is wrong, as far as can be known without its models.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
             ("merge_method",),
             f"`{method.name}` needs a base model",
             "add `base_model: …`, what the models were fine-tuned from"
-            if method.name != "slerp"
+            if method.step
             else "add `base_model: …`, the one of the two models that t = 0 stands for",
         )
     if is_used and group.base is not None and not has_base:
@@ -107,10 +107,10 @@ def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
         )
     count = len(group.sources) - (has_base and is_used)
     if count < method.least or (method.most is not None and count > method.most):
-        beside = "" if not is_used else " beside the base"
+        besides = " besides the base" if is_used else ""
         raise recipe.error(
             group.path,
-            f"`{method.name}` takes {_counted(method)}{beside}, found {count}",
+            f"`{method.name}` takes {_counted(method)}{besides}, found {count}",
             _count_hint(method, count, group),
         )
 
@@ -120,12 +120,12 @@ def _counted(method: Method) -> str:
 
 
 def _count_hint(method: Method, count: int, group: Group) -> str | None:
-    if method.name == "passthrough" and count > 1:
+    if count <= 1:
+        return None
+    if method.base == "input" and method.most == 1:
         implied = any(not source.path for source in group.sources)
         return "remove `base_model`" if implied else "give each model a slice of its own"
-    if method.name == "slerp" and count > 1:
-        return "`multislerp` and `karcher` take more than two models"
-    return None
+    return method.hint
 
 
 def _check_layers(recipe: Recipe, group: Group) -> None:
@@ -227,7 +227,7 @@ def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"
     else:
         hint = "it has none"
-    raise recipe.error(path, f"`{shown(name)}` is no parameter of `{method.name}`", hint, key=True)
+    raise recipe.error(path, f"`{shown(name)}` is not a parameter of `{method.name}`", hint, key=True)
 
 
 def _check_required(recipe: Recipe, method: Method, group: Group) -> None:

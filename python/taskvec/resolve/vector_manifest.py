@@ -1,4 +1,4 @@
-"""What the manifest of a saved vector says of its tensors, held against the headers of its files."""
+"""The tensors that the manifest of a saved vector lists, held against the headers of its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
     data : mapping
         taskvec.json.
     stored : Model
-        The safetensors files beside it.
+        The safetensors files next to it.
 
     Raises
     ------
@@ -45,6 +45,8 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
     if not isinstance(tensors, dict):
         raise FormatError(f"`{stored.spec}` has a damaged `vector.tensors` in its manifest", _AGAIN)
     wanted: dict[str, str] = {}
+    # Once: the engine makes a new mapping of all of it for everyone who asks.
+    metadata = stored.reader.metadata
     for name, row in tensors.items():
         wrong = _wrong_member(row)
         if wrong is not None:
@@ -56,7 +58,7 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
         for part, (dtypes, shape) in _expected(row).items():
             _hold(stored, f"{name}{part}", row, dtypes, shape)
             wanted[f"{name}{part}"] = name
-        _hold_bytes(stored, name, row)
+        _hold_bytes(stored, name, row, metadata.get(f"taskvec.origin.{name}", "BF16"))
     surplus = next((name for name in stored.tensors if name not in wanted), None)
     if surplus is not None:
         raise FormatError(f"`{stored.spec}` holds `{surplus}`, which its manifest does not list", _AGAIN)
@@ -125,7 +127,7 @@ def _wrong_member(row: Any) -> str | None:
 
 def _found(row: Any, member: str) -> str:
     if not member:
-        return "it is no object"
+        return "it is not an object"
     return f"`{member}` is {row[member]!r}" if member in row else f"`{member}` is missing"
 
 
@@ -158,14 +160,13 @@ def _hold(stored: Model, name: str, row: Mapping[str, Any], dtypes: frozenset[st
         raise _contradiction(stored, name, f"in `{info.file}`", f"`{row['file']}`")
 
 
-def _hold_bytes(stored: Model, name: str, row: Mapping[str, Any]) -> None:
+def _hold_bytes(stored: Model, name: str, row: Mapping[str, Any], origin: str) -> None:
     found = sum(stored.tensors[f"{name}{part}"].nbytes for part in _expected(row))
     if found != row["bytes"]:
         raise _contradiction(stored, name, f"{found} bytes", f"{row['bytes']}")
-    origin = stored.reader.metadata.get(f"taskvec.origin.{name}", "BF16")
     if row["encoding"] != "zero" and origin != row["origin"]:
         raise _contradiction(stored, name, f"of models of {origin}", row["origin"])
 
 
-def _contradiction(stored: Model, name: str, found: str, said: str) -> FormatError:
-    return FormatError(f"`{name}` of `{stored.spec}` is {found}, its manifest says {said}", _AGAIN)
+def _contradiction(stored: Model, name: str, found: str, listed: str) -> FormatError:
+    return FormatError(f"`{name}` of `{stored.spec}` is {found}, its manifest says {listed}", _AGAIN)
