@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
     from taskvec.lazy.checkpoint import open as open
     from taskvec.lazy.merge import Merge as Merge
-    from taskvec.lazy.methods import *  # noqa: F403
+    from taskvec.lazy.methods import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
     from taskvec.lazy.plan import Plan as Plan
     from taskvec.lazy.recipe import RecipeMerge as RecipeMerge
     from taskvec.lazy.recipe import merge as merge
