@@ -15,22 +15,36 @@ Parse = Literal["text", "texts", "names", "number", "size", "choice", "switch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """The command-line option of one field, as the field declares it.
+class Declaration:
+    """The part of an option's declaration that settings of every kind have.
 
     Attributes
     ----------
     default : object
-        Of the field; the help shows it unless it is empty.
+        Of the field; ``MISSING`` where it has none. The help shows it unless it is empty.
     section : str
         The section of the help in which the option stands.
     help : str
         One sentence; where the default is empty, ``[default: ...]`` at its end may explain it.
+    metavar : str, optional
+        What the value is called in the help.
+    """
+
+    default: Any
+    section: str
+    help: str
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared(Declaration):
+    """The command-line option of one field of a run's settings, as the field declares it.
+
+    Attributes
+    ----------
     parse : {"text", "texts", "names", "number", "size", "choice", "switch"}
         How words become the value: ``texts`` is repeatable, ``names`` are repeatable and separated by commas,
         a ``switch`` takes no value.
-    metavar : str, optional
-        What the value is called in the help.
     short : str, optional
         A letter for the option: ``-i``.
     choices : tuple of str
@@ -42,11 +56,8 @@ class Declared:
         Whether saving a vector takes the option too.
     """
 
-    default: Any
     section: Section
-    help: str
     parse: Parse = "text"
-    metavar: str | None = None
     short: str | None = None
     choices: tuple[str, ...] = ()
     recorded: bool | Callable[[Any], bool] = False
@@ -64,10 +75,15 @@ class Declared:
 
 def option(default: Any, **declaration: Any) -> Any:
     """A field of a dataclass with the option of the same attributes; see :class:`Declared`."""
-    return field(default=default, metadata={"option": Declared(default=default, **declaration)})
+    return declared(Declared(default=default, **declaration))
 
 
-def options_of(record: Any) -> Mapping[str, Declared]:
+def declared(declaration: Declaration) -> Any:
+    """A field of a dataclass with its declaration."""
+    return field(default=declaration.default, metadata={"option": declaration})
+
+
+def options_of(record: Any) -> Mapping[str, Any]:
     """The options that the fields of a dataclass, or of an instance of one, declare, by the field's name."""
     return {each.name: each.metadata["option"] for each in fields(record) if "option" in each.metadata}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.eval_output import show_conclusions, show_warnings, watching
+from taskvec.host import cores
 from taskvec.text import duration, printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def run_paper(
             folder or FOLDER,
             seed,
             pretrained,
-            jobs=jobs or min(os.cpu_count() or 1, MOST_JOBS),
+            jobs=jobs or min(cores(), MOST_JOBS),
             building=watch.training,
             sweeping=watch,
         )

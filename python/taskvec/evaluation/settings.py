@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from taskvec.errors import RecipeError
+from taskvec.option import Declaration, declared, options_of
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
@@ -24,19 +25,11 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Declaration):
     """The command-line option and the key of a sweep file that one setting has.
 
     Attributes
     ----------
-    default : object
-        Of the field; ``MISSING`` where it has none.
-    section : str
-        The section of the help in which the option stands.
-    help : str
-        One sentence.
-    metavar : str, optional
-        The name of the value in the help.
     unset : str, optional
         The effect of leaving it out, for the help; by default the field's default.
     flag : str, optional
@@ -53,10 +46,6 @@ class Option:
         Whether arms must agree in it to be compared; it is then a part of their identity.
     """
 
-    default: Any
-    section: str
-    help: str
-    metavar: str | None = None
     unset: str | None = None
     flag: str | None = None
     key: str | None = None
@@ -68,7 +57,7 @@ class Option:
 
 def option(default: Any, **declaration: Any) -> Any:
     """A field of `Settings` with the option of the same attributes; see :class:`Option`."""
-    return field(default=default, metadata={"option": Option(default=default, **declaration)})
+    return declared(Option(default=default, **declaration))
 
 
 def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
@@ -199,10 +188,10 @@ class Settings:
             By `key_of`; what is absent or None has its default.
         """
         found = {}
-        for name, declared in OPTIONS.items():
+        for name, own in OPTIONS.items():
             value = content.get(key_of(name))
             if value is not None:
-                found[name] = declared.parse(value) if declared.parse else value
+                found[name] = own.parse(value) if own.parse else value
         return cls(**found)
 
     @property
@@ -223,7 +212,7 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
-        names = [name for name, declared in OPTIONS.items() if declared.compared]
+        names = [name for name, own in OPTIONS.items() if own.compared]
         return {name: _plain(getattr(self, name)) for name in names} | {
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
@@ -234,7 +223,7 @@ class Settings:
         return dict(self.metrics).get(task)
 
 
-OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Settings)}
+OPTIONS: Mapping[str, Option] = options_of(Settings)
 
 
 def key_of(name: str) -> str:

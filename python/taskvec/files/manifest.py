@@ -16,7 +16,7 @@ from taskvec.files.names import MANIFEST
 # A row of survival figures takes about 150 bytes: room for a few million tensors.
 MAXIMUM_BYTES = 1 << 30
 
-_HEX = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class File(NamedTuple):
@@ -84,6 +84,6 @@ def _file(entry: Any) -> File | None:
         return None
     path = PurePosixPath(name)
     is_inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
-    if not is_inside or str(path) != name or name == MANIFEST or size < 0 or not _HEX.fullmatch(digest):
+    if not is_inside or str(path) != name or name == MANIFEST or size < 0 or not DIGEST.fullmatch(digest):
         return None
     return File(name, size, digest)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import __version__
-from taskvec.files.manifest import _HEX
+from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
 from taskvec.plan.plan import ARITHMETIC
 from taskvec.report import reproduce
@@ -105,7 +105,7 @@ def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int
     entry: dict[str, Any] = {"name": name, "bytes": size}
     if checkpoint.revision:
         blob = (checkpoint.location / name).resolve().name
-        if _HEX.fullmatch(blob):
+        if DIGEST.fullmatch(blob):
             entry["sha256"] = blob
     return entry
 

@@ -20,6 +20,7 @@ from typing import Any
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.settings import Settings
+from taskvec.host import cores
 
 Progress = Callable[[Arm, str, int, int], None]
 
@@ -61,7 +62,7 @@ class Pool:
         self, devices: Sequence[str], settings: Settings, out: Path, threads: int | None = None
     ) -> None:
         self._devices, self._arguments = list(devices), (settings, out)
-        self._threads = threads or max(1, (os.cpu_count() or 1) // len(devices))
+        self._threads = threads or max(1, cores() // len(devices))
         self._workers: list[_Worker] | None = None
 
     def __enter__(self) -> Pool:
