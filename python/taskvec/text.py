@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -112,6 +111,8 @@ def kind_of(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return f"the truth value `{shown(value)}`"
+    import numbers  # errors alone need it
+
     if isinstance(value, numbers.Real):
         return f"the number `{shown(value)}`"
     if isinstance(value, str):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import FormatError, RecipeError
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.resolve.open import open as open_model
-from taskvec.resolve.saved_vector import open_vector
 from taskvec.run.execute import execute
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class Plan(PlanRecord):
         FormatError
             A source is not what it was when the plan was made.
         """
+        from taskvec.resolve.saved_vector import open_vector  # a plan that has just been made needs none
+
         try:
             document = json.loads(data)
             version = document["format"], document["arithmetic"]

@@ -13,7 +13,6 @@ from taskvec.files import folder, look
 from taskvec.files.json import parse_object
 from taskvec.files.names import CONFIG
 from taskvec.models.model import Model, Remote, fetched_bytes
-from taskvec.resolve.headers import headers
 from taskvec.resolve.local import open_folder, tensor_table
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ def _identified(model: Model, remote: Remote) -> Model:
 def _read_headers(spec: str, remote: Remote, index: str | None, weights: list[str]) -> Reader:
     """Let the one reader judge an address: its headers laid out in a folder, with holes for the data."""
     import tempfile  # with random and hashes, more than a millisecond: local folders need none of it
+
+    from taskvec.resolve.headers import headers  # nor threads and queues
 
     with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
         # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
