@@ -79,7 +79,8 @@ def transcript(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(found, encoding="utf-8")
         assert path.exists(), f"no transcript {path.name}: run with --update-transcripts"
-        assert found == path.read_text(encoding="utf-8")
+        wanted = path.read_text(encoding="utf-8")
+        assert found == wanted, f"{path.name}: read the difference, then run with --update-transcripts"
 
     yield run
     compare()

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from taskvec import _core, errors
+from taskvec.methods.catalogue import METHODS
 
 Arrays = Sequence[np.ndarray]
 SHAPES = {"matrix": (48, 75), "row": (1, 40), "vector": (513,), "one": (1,), "large": (300, 700)}
@@ -309,6 +310,12 @@ CASES: dict[str, tuple[dict[str, Any], int, Callable[[np.ndarray, Arrays], np.nd
     "emr": ({"kind": "emr", "terms": THREE}, 3, emr),
     "localize": ({"kind": "localize", "terms": [term(i, s=0.1) for i in (1, 2, 3)]}, 3, localize),
 }
+
+
+def test_every_method_has_an_oracle() -> None:
+    # what is drawn at random is tested by its distribution
+    drawn = {name for name, method in METHODS.items() if method.random}
+    assert {operation["kind"] for operation, _, _ in CASES.values()} | drawn == set(METHODS)
 
 
 @pytest.mark.parametrize("name", CASES)

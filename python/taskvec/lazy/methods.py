@@ -13,9 +13,10 @@ from taskvec.methods.catalogue import FUNCTIONS, METHODS
 
 
 class Method(Protocol):
-    """Merge ``models`` by a method; a list is one value per model, anything else serves all.
+    """Merge ``models`` by a method.
 
-    The result is lazy: ``.plan()`` says what would happen, ``.save(out)`` does it.
+    A list is one value per model for parameters that each model has, and a gradient over the layers for those
+    of the whole merge. The result is lazy: ``.plan()`` says what would happen, ``.save(out)`` does it.
     """
 
     def __call__(
