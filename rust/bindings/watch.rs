@@ -5,7 +5,7 @@ use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use taskvec_core::error::Result;
+use taskvec_core::error::{Error, Result};
 use taskvec_core::monitor::Monitor;
 
 use crate::errors::{panicked, raise};
@@ -23,10 +23,11 @@ pub(crate) fn watch<T: Send>(
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
         let shared = &monitor;
-        scope.spawn(move || {
+        let worker = std::thread::Builder::new().name("taskvec".into()).spawn_scoped(scope, move || {
             let done = catch_unwind(AssertUnwindSafe(|| work(shared)));
             let _ = sender.send(done.unwrap_or_else(|payload| Err(panicked(payload.as_ref()))));
         });
+        worker.map_err(|error| raise(py, &Error::no_threads(1, &error.to_string())))?;
         let mut stopped: Option<PyErr> = None;
         let receiver = std::sync::Mutex::new(receiver);
         loop {

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rayon::prelude::*;
-
 use crate::error::{shown, Error, Kind, Result};
 use crate::file::mapped::Mapped;
 use crate::file::regular::{self, Stamp};
 use crate::header::{self, Header, Lie, PREFIX};
 use crate::kernels::widen::widen;
 use crate::kernels::Level;
+use crate::workers;
 
 mod discovery;
 mod index;
@@ -83,11 +82,7 @@ impl Checkpoint {
         let mut digest = blake3::Hasher::new();
         let mut headers = Vec::with_capacity(names.len());
         for batch in paths.chunks(BATCH) {
-            let read: Vec<_> = match batch {
-                [path] => vec![read_header(path)],
-                _ => batch.par_iter().map(|path| read_header(path)).collect(),
-            };
-            for one in read {
+            for one in workers::map(batch, |path| read_header(path)) {
                 let (bytes, header, stamp) = one?;
                 digest.update(&bytes);
                 headers.push((header, stamp));

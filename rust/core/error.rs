@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
+
 mod output;
 
 /// What sort of failure it is; decides the Python exception.
@@ -54,7 +56,16 @@ impl Error {
     pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
         let kind = if error.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Output };
         let made = Error::new(kind, format!("{action} `{}` failed: {error}", path.display()));
+        if [Errno::MFILE, Errno::NFILE].iter().any(|errno| Some(errno.raw_os_error()) == error.raw_os_error()) {
+            return made.hint("raise the limit of open files (`ulimit -n`), then run the same command again");
+        }
         match error.kind() {
+            std::io::ErrorKind::OutOfMemory => {
+                made.hint("free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again")
+            }
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => {
+                made.hint("the file system was busy: run the same command again")
+            }
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => made.hint(
                 "free space on that file system or choose another output folder, then run the same command again",
             ),
@@ -70,6 +81,15 @@ impl Error {
     pub fn at(mut self, path: &Path) -> Self {
         self.message = format!("`{}`: {}", shown(&path.to_string_lossy()), self.message);
         self
+    }
+
+    /// The system starts no more threads.
+    pub fn no_threads(wanted: usize, cause: &str) -> Self {
+        let plural = if wanted == 1 { "a thread" } else { &format!("{wanted} threads") };
+        Error::new(Kind::Output, format!("the system does not start {plural}: {cause}")).hint(
+            "use fewer (`--threads`), end other programs, or raise the limit of processes (`ulimit -u`, `pids.max` \
+             of a container)",
+        )
     }
 
     /// The run was cancelled.

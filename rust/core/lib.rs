@@ -12,6 +12,8 @@ pub mod file;
 pub mod header;
 pub mod kernels;
 
+mod workers;
+
 pub mod checkpoint;
 
 pub mod monitor;

@@ -17,6 +17,7 @@ use crate::plan::{Output, Plan};
 use crate::storage::source::Buffers;
 use crate::storage::sources::Sources;
 use crate::threads::pool;
+use crate::workers;
 
 pub(crate) mod block;
 pub(crate) mod program;
@@ -76,7 +77,6 @@ pub fn run_with(
     let run = Run {
         plan: &plan,
         layout: &layout,
-        sources: &sources,
         programs: &programs,
         folders: &folders,
         level,
@@ -117,10 +117,7 @@ fn admit(
 
 /// As many threads as asked for, or as many as the memory bound allows.
 fn threads(plan: &Plan, options: &Options) -> Result<usize> {
-    let wanted = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n,
-    };
+    let wanted = workers::count(options.threads);
     let Some(bound) = options.max_memory else { return Ok(wanted) };
     let inputs = plan.jobs.iter().map(|job| job.inputs.len()).max().unwrap_or(1) as u64;
     let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10);

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Mutex;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::monitor::Monitor;
+use crate::workers;
 
 /// Who does a pass.
 #[derive(Clone, Copy)]
@@ -23,7 +24,7 @@ pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
         .thread_name(|i| format!("taskvec-{i}"))
         .start_handler(|_| std::mem::forget(ControlRegister::ieee()))
         .build()
-        .map_err(|e| Error::new(Kind::Engine, format!("cannot start {threads} threads: {e}")))
+        .map_err(|error| Error::no_threads(workers::count(threads), &error.to_string()))
 }
 
 /// Runs `work` on the threads of the pool that are or become free until it returns, on one at least. May be called

@@ -2,21 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Mutex;
 use std::time::Instant;
+
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::file::mapped::Mapped;
 use crate::monitor::Monitor;
 use crate::output::digest::BLOCK;
 use crate::threads::lock;
-
-fn count(threads: usize) -> usize {
-    if threads > 0 {
-        threads
-    } else {
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-    }
-}
+use crate::workers;
 
 /// Seconds to read every byte of `inputs` once and write the first of them to `output`.
 ///
@@ -28,44 +24,43 @@ pub fn floor(inputs: &[PathBuf], output: &Path, threads: usize, monitor: &Monito
     let length = maps.iter().map(Mapped::len).min().unwrap_or(0);
     let failed = |e: &std::io::Error| Error::io("writing", output, e);
     let file = std::fs::File::create(output).map_err(|e| failed(&e))?;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length.max(1))
-        .map_err(|e| failed(&e.into()))?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length.max(1)) {
+        // A file system that cannot reserve: the writes below find their space themselves.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        Err(error) => return Err(failed(&error.into())),
+    }
     let (next, sink) = (AtomicU64::new(0), AtomicU64::new(0));
-    let error = std::sync::Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..count(threads) {
-            scope.spawn(|| {
-                let mut scratch = Vec::new();
-                let mut block = || -> Result<bool> {
-                    let at = next.fetch_add(BLOCK, Relaxed);
-                    if at >= length {
-                        return Ok(false);
-                    }
-                    monitor.check()?;
-                    let range = at..(at + BLOCK).min(length);
-                    for (k, map) in maps.iter().enumerate() {
-                        let bytes = map.read(range.clone(), &mut scratch)?;
-                        if k == 0 {
-                            std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).map_err(|e| failed(&e))?;
-                        } else {
-                            let (words, _) = bytes.as_chunks::<8>();
-                            let sum = words.iter().fold(0u64, |s, word| s.wrapping_add(u64::from_le_bytes(*word)));
-                            sink.fetch_add(sum, Relaxed);
-                        }
-                    }
-                    Ok(true)
-                };
-                loop {
-                    match block() {
-                        Ok(true) => {}
-                        Ok(false) => return,
-                        Err(e) => {
-                            lock(&error).get_or_insert(e);
-                            return;
-                        }
-                    }
+    let error = Mutex::new(None);
+    workers::side_by_side(workers::count(threads), || {
+        let mut scratch = Vec::new();
+        let mut block = || -> Result<bool> {
+            let at = next.fetch_add(BLOCK, Relaxed);
+            if at >= length {
+                return Ok(false);
+            }
+            monitor.check()?;
+            let range = at..(at + BLOCK).min(length);
+            for (k, map) in maps.iter().enumerate() {
+                let bytes = map.read(range.clone(), &mut scratch)?;
+                if k == 0 {
+                    std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).map_err(|e| failed(&e))?;
+                } else {
+                    let (words, _) = bytes.as_chunks::<8>();
+                    let sum = words.iter().fold(0u64, |s, word| s.wrapping_add(u64::from_le_bytes(*word)));
+                    sink.fetch_add(sum, Relaxed);
                 }
-            });
+            }
+            Ok(true)
+        };
+        loop {
+            match block() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(e) => {
+                    lock(&error).get_or_insert(e);
+                    return;
+                }
+            }
         }
     });
     std::hint::black_box(sink.into_inner());
@@ -75,19 +70,18 @@ pub fn floor(inputs: &[PathBuf], output: &Path, threads: usize, monitor: &Monito
 
 /// Bytes per second of copying memory, counting each byte once; the median of five rounds after a discarded one.
 pub fn memcpy_rate(size: usize, threads: usize) -> f64 {
-    let threads = count(threads);
+    let threads = workers::count(threads);
     let each = (size / threads).max(1);
     let mut buffers: Vec<(Vec<u8>, Vec<u8>)> = (0..threads).map(|i| (vec![i as u8; each], vec![1; each])).collect();
     let mut rates: Vec<f64> = (0..6)
         .map(|_| {
             let started = Instant::now();
-            std::thread::scope(|scope| {
-                for (from, to) in &mut buffers {
-                    scope.spawn(move || {
-                        std::hint::black_box(to.as_mut_slice()).copy_from_slice(std::hint::black_box(from))
-                    });
-                }
+            let waiting = Mutex::new(buffers.iter_mut());
+            workers::side_by_side(threads, || loop {
+                let Some((from, to)) = lock(&waiting).next() else { return };
+                std::hint::black_box(to.as_mut_slice()).copy_from_slice(std::hint::black_box(from));
             });
+            drop(waiting);
             (each * threads) as f64 / started.elapsed().as_secs_f64()
         })
         .skip(1)

@@ -19,6 +19,7 @@ use crate::monitor::Monitor;
 use crate::output::folder::OutputFolder;
 use crate::output::shard::ShardFile;
 use crate::storage::chunk::Scratch;
+use crate::storage::input::unchanged;
 use crate::tensor::{next_id, Tensor, CHUNK};
 use crate::threads::{each, lock, Threads};
 
@@ -130,6 +131,8 @@ impl Work<'_> {
         })?;
         let threads = self.pool.current_num_threads();
         let digest = shard.digest(threads, &|| self.monitor.is_cancelled())?;
+        // What was read from a file that changed meanwhile must not get a name that a later run would keep.
+        unchanged(file.places.iter().flat_map(|place| &items[place.item].inputs))?;
         shard.publish(&digest, &json!({}))
     }
 

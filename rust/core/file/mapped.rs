@@ -47,8 +47,9 @@ pub struct Mapped {
 enum Source {
     /// Without its file descriptor: three large models have more shards than a process may have open files.
     Memory {
-        map: Mmap,
+        // Before the map: fields are dropped in this order, and a watch must not outlive what it watches.
         watch: guard::Watch,
+        map: Mmap,
         /// The file system itself is in memory: asking ahead only costs.
         resident: bool,
     },

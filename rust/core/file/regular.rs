@@ -5,7 +5,6 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 
 use crate::error::{shown, Error, Kind, Result};
 
@@ -67,14 +66,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, Stamp)> {
     regular(&fs::metadata(path).map_err(failed)?, path)?;
     // Between that look and this call the path may have come to lead elsewhere; so it must not block either.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(|error| {
-        let code = error.raw_os_error();
-        let exhausted = [Errno::MFILE, Errno::NFILE].iter().any(|errno| Some(errno.raw_os_error()) == code);
-        match exhausted {
-            true => failed(error).hint("raise the limit of open files (`ulimit -n`)"),
-            false => failed(error),
-        }
-    })?;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     regular(&metadata, path)?;
     Ok((file, Stamp::new(&metadata)))

@@ -5,13 +5,14 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use blake3::hazmat::{left_subtree_len, merge_subtrees_non_root, merge_subtrees_root, ChainingValue, HasherExt, Mode};
 use blake3::Hasher;
 
 use crate::error::{Error, Result};
 use crate::file::regular;
+use crate::workers;
 
 /// Bytes per block: one subtree of the digest. The last block of a file may be shorter.
 pub const BLOCK: u64 = 1 << 20;
@@ -180,19 +181,12 @@ pub(crate) fn each_block(
             then(offset, bytes)?;
         }
     };
-    let guarded = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-        threads => threads,
-    };
-    let threads = threads.min(digest.blocks().max(1) as usize);
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(guarded)).collect();
-        let mut outcome = guarded();
-        for other in others {
-            let theirs = other.join().unwrap_or_else(|_| Err(Error::engine("a digest thread panicked")));
-            outcome = outcome.and(theirs);
+    let first = Mutex::new(None);
+    workers::side_by_side(workers::count(threads).min(digest.blocks().max(1) as usize), || {
+        if let Err(error) = work() {
+            failed.store(true, Ordering::Relaxed);
+            first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
-        outcome
-    })
+    });
+    first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }

@@ -17,7 +17,7 @@ use crate::output::folder::OutputFolder;
 use crate::output::shard::{copy_whole, Sharing};
 use crate::plan::layout::Layout;
 use crate::plan::Plan;
-use crate::storage::sources::Sources;
+use crate::storage::input::unchanged;
 use crate::threads::{lock, one_by_one, Threads};
 
 /// Input bytes of tensors that are prepared together before their blocks are written: large enough to keep every
@@ -31,7 +31,6 @@ const BEHIND: usize = 16;
 pub(super) struct Run<'a> {
     pub(super) plan: &'a Plan,
     pub(super) layout: &'a Layout,
-    pub(super) sources: &'a Sources<'a>,
     pub(super) programs: &'a [Program<'a>],
     pub(super) folders: &'a [OutputFolder],
     pub(super) level: Level,
@@ -166,10 +165,8 @@ impl Run<'_> {
         let extra = Journaled { found, plan: self.plan };
         let digest = state.digest()?;
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.
-        self.sources.unchanged()?;
-        if let Some(file) = state.file() {
-            file.publish(&digest, &extra)?;
-        }
+        unchanged(self.programs[jobs].iter().flat_map(|program| &program.inputs))?;
+        state.publish(&digest, &extra)?;
         self.share(shard, state, &digest, &extra)
     }
 

@@ -1,7 +1,9 @@
 //! The output shards that are still to be written, and one of them while its blocks arrive.
 
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::measure::Survival;
@@ -29,8 +31,8 @@ pub(crate) struct ShardState {
     pub output: usize,
     /// Position among the outputs that this shard is written for.
     slot: usize,
-    opening: Mutex<()>,
-    file: OnceLock<ShardFile>,
+    /// From its first block until it is in place; a run may have more shards than a process may have open files.
+    file: Mutex<Option<Arc<ShardFile>>>,
     digest: FileDigest,
     left: AtomicUsize,
     survival: Mutex<Vec<(u64, usize, Survival)>>,
@@ -52,8 +54,7 @@ impl Shards {
                 let state = |(slot, output)| ShardState {
                     output,
                     slot,
-                    opening: Mutex::new(()),
-                    file: OnceLock::new(),
+                    file: Mutex::new(None),
                     digest: FileDigest::new(shard.size),
                     left: AtomicUsize::new(shard.size.div_ceil(BLOCK) as usize),
                     survival: Mutex::new(Vec::new()),
@@ -103,21 +104,28 @@ impl ShardState {
     /// # Errors
     /// Those of the output folder.
     pub(super) fn open(&self, shard: &Shard, folders: &[OutputFolder]) -> Result<()> {
-        if self.file.get().is_some() {
-            return Ok(());
-        }
-        let _one_at_a_time = lock(&self.opening);
-        if self.file.get().is_none() {
+        let mut opened = lock(&self.file);
+        if opened.is_none() {
             let file = ShardFile::create(&folders[self.output], &shard.name, shard.size)?;
             file.allocate(0..shard.size)?;
-            let _ = self.file.set(file);
+            *opened = Some(Arc::new(file));
         }
         Ok(())
     }
 
-    /// The file, once it is open.
-    pub(super) fn file(&self) -> Option<&ShardFile> {
-        self.file.get()
+    /// The file, while it is open.
+    fn file(&self) -> Result<Arc<ShardFile>> {
+        lock(&self.file).clone().ok_or_else(Error::interrupted)
+    }
+
+    /// Puts the complete file in place and closes it.
+    ///
+    /// # Errors
+    /// Those of the output folder.
+    pub(super) fn publish(&self, digest: &str, extra: &impl Serialize) -> Result<()> {
+        self.file()?.publish(digest, extra)?;
+        *lock(&self.file) = None;
+        Ok(())
     }
 
     /// Takes in what the worker found out about a block that it has computed.
@@ -132,7 +140,7 @@ impl ShardState {
     /// # Errors
     /// Those of the output folder.
     pub(super) fn write(&self, block: &Block, worker: &Worker) -> Result<bool> {
-        let file = self.file.get().ok_or_else(Error::interrupted)?;
+        let file = self.file()?;
         file.write_at(block.start, worker.bytes(self.slot))?;
         file.write_behind(block.start..block.end)?;
         Ok(self.left.fetch_sub(1, AcqRel) == 1)

@@ -1,5 +1,6 @@
 //! One input of a job: finds out how the tensor is stored.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::chunk::{Chunk, Scratch};
@@ -26,6 +27,20 @@ pub(crate) struct Input<'a> {
 
 // A plan may have hundreds of thousands of inputs: what most of them are is kept in place, and is small.
 const _: () = assert!(size_of::<Input<'_>>() <= 40);
+
+/// No file that holds a part of these inputs has changed since it was opened; each is looked at once.
+///
+/// # Errors
+/// `Kind::Format` naming the file that did.
+pub(crate) fn unchanged<'i, 'a: 'i>(inputs: impl Iterator<Item = &'i Input<'a>>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for part in inputs.flat_map(|input| input.storage().parts()) {
+        if seen.insert(std::ptr::from_ref(part.file)) {
+            part.file.unchanged()?;
+        }
+    }
+    Ok(())
+}
 
 enum Stored<'a> {
     Dense(Dense<'a>),
