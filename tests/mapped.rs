@@ -34,11 +34,12 @@ fn mapped_and_unmapped_files_give_the_same_bytes() {
         let contents = fs::read(&path).unwrap();
         let mapped = Mapped::open(&path).unwrap();
         let unmapped = Mapped::open_unmapped(&path).unwrap();
-        assert!(mapped.is_mapped() && !unmapped.is_mapped());
+        let closed = Mapped::open_closed(&path).unwrap();
+        assert!(mapped.is_mapped() && !unmapped.is_mapped() && !closed.is_mapped());
         let mut scratch = Vec::new();
         for (start, end) in [(0, len), (len / 3, len / 2), (len - 1, len), (len, len), (0, 0)] {
             let expected = &contents[start as usize..end as usize];
-            for source in [&mapped, &unmapped] {
+            for source in [&mapped, &unmapped, &closed] {
                 source.advise_ahead(start..end);
                 assert_eq!(source.read(start..end, &mut scratch).unwrap(), expected);
                 source.drop_behind(start..end);
@@ -157,6 +158,18 @@ fn a_change_that_loses_no_page_is_found_afterwards() {
     std::thread::sleep(Duration::from_millis(20));
     OpenOptions::new().write(true).open(&path).unwrap().write_all(b"other").unwrap();
     assert!(written.unchanged().unwrap_err().message.contains("was written to"));
+
+    let put_back = Mapped::open(&path).unwrap();
+    let stamp = fs::metadata(&path).unwrap().modified().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    OpenOptions::new().write(true).open(&path).unwrap().write_all(b"third").unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_modified(stamp).unwrap();
+    assert!(put_back.unchanged().unwrap_err().message.contains("was changed, or its permissions were"));
+
+    let linked = Mapped::open(&path).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    fs::hard_link(&path, folder.path().join("linked")).unwrap();
+    linked.unchanged().unwrap();
 
     let replaced = Mapped::open(&path).unwrap();
     fs::copy(&path, folder.path().join("copy")).unwrap();

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import TypeAlias, final
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Checkpoint",
+    "FolderLock",
     "__version__",
     "blake3_hex",
     "compare",
@@ -56,6 +58,26 @@ class Checkpoint:
 
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start .. start + count`` of one tensor as little-endian float32."""
+
+@final
+class FolderLock:
+    """The lock of an output folder, held from ``__enter__`` to ``__exit__``.
+
+    ``run``, ``extract`` and ``finish_folder`` of this process, one at a time, use it instead of their own; runs of
+    others are refused. A folder that is created for it goes again where nothing was put into it.
+    """
+
+    def __new__(cls, path: _Path, *, inputs: Sequence[_Path] = ...) -> FolderLock: ...
+    def __enter__(self) -> FolderLock:
+        """Take the lock; ``OutputError`` where another run has the folder or one of ``inputs`` touches it."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
 
 def run(
     plan: bytes,

@@ -1,8 +1,11 @@
 //! Digests of files, and small files written safely.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
+use taskvec_core::error::Error;
+use taskvec_core::output::lock::Hold;
 use taskvec_core::output::{digest, publish};
 
 use crate::errors::raise;
@@ -26,4 +29,40 @@ pub(crate) fn write_atomic(py: Python<'_>, path: PathBuf, data: &[u8]) -> PyResu
 #[pyfunction]
 pub(crate) fn finish_folder(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     py.detach(|| publish::finish(&path)).map_err(|e| raise(py, &e))
+}
+
+/// The lock of an output folder, held from before a run until after what follows it.
+#[pyclass(frozen, module = "taskvec._core")]
+pub struct FolderLock {
+    path: PathBuf,
+    inputs: Vec<PathBuf>,
+    held: Mutex<Option<Hold>>,
+}
+
+#[pymethods]
+impl FolderLock {
+    #[new]
+    #[pyo3(signature = (path, *, inputs=Vec::new()))]
+    fn new(path: PathBuf, inputs: Vec<PathBuf>) -> Self {
+        FolderLock { path, inputs, held: Mutex::new(None) }
+    }
+
+    fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
+        let lock = slf.get();
+        let taken = py.detach(|| {
+            let mut held = lock.held.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.is_some() {
+                return Err(Error::engine("a folder's lock is taken twice"));
+            }
+            let inputs: Vec<&Path> = lock.inputs.iter().map(PathBuf::as_path).collect();
+            *held = Some(Hold::take(&lock.path, &inputs)?);
+            Ok(())
+        });
+        taken.map_err(|error| raise(py, &error))?;
+        Ok(slf)
+    }
+
+    fn __exit__(&self, py: Python<'_>, _kind: Py<PyAny>, _value: Py<PyAny>, _traceback: Py<PyAny>) {
+        py.detach(|| self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::error::{Error, Kind};
@@ -75,6 +75,7 @@ pub(crate) fn in_place<'py>(
         .iter()
         .map(|target| target.try_readwrite().map_err(|error| refused(py, "target", &error.to_string())))
         .collect::<PyResult<_>>()?;
+    apart(py, &borrowed)?;
     let slices: Vec<&mut [u8]> = borrowed
         .iter_mut()
         .map(|target| target.as_slice_mut().map_err(|_| refused(py, "target", "is not contiguous")))
@@ -82,6 +83,17 @@ pub(crate) fn in_place<'py>(
     let options = InPlace { threads, write, allow_non_finite };
     let figures = watch(py, progress, |monitor| add(plan, &memories, slices, &options, monitor))?;
     Ok(figures.to_string())
+}
+
+/// No two targets share a byte: arrays over one buffer of another owner are borrowed without anyone seeing that.
+fn apart(py: Python<'_>, targets: &[PyReadwriteArray1<'_, u8>]) -> PyResult<()> {
+    let mut places: Vec<(usize, usize)> = targets.iter().map(|target| (target.data() as usize, target.len())).collect();
+    places.retain(|(_, length)| *length > 0);
+    places.sort_unstable();
+    match places.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+        true => Err(refused(py, "target", "shares bytes with another target")),
+        false => Ok(()),
+    }
 }
 
 /// BLAKE3 of the bytes of each array, in hexadecimal.

@@ -1,6 +1,6 @@
 //! A checkpoint: a folder's safetensors files as one table of tensors. Opening reads headers only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -8,6 +8,7 @@ use crate::error::{shown, Error, Kind, Result};
 use crate::file::mapped::Mapped;
 use crate::file::regular::{self, Stamp};
 use crate::header::{self, Header, Lie, PREFIX};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::widen::widen;
 use crate::kernels::Level;
 use crate::workers;
@@ -148,8 +149,8 @@ impl Checkpoint {
         };
         let listed = &index.weight_map;
         // Where each of the index's files stands among those opened.
-        let position = |file: &String| self.files.iter().position(|opened| opened.name == *file);
-        let positions: Vec<Option<usize>> = listed.files.iter().map(position).collect();
+        let opened: HashMap<&str, usize> = self.files.iter().map(|file| &*file.name).zip(0..).collect();
+        let positions: Vec<Option<usize>> = listed.files.iter().map(|file| opened.get(&**file).copied()).collect();
         for (name, tensor) in self.iter() {
             let actual = tensor.file;
             let Some(file) = listed.tensors.get(name) else {
@@ -247,10 +248,7 @@ impl Checkpoint {
         let file = &self.files[tensor.file];
         let (opened, stamp) = regular::open(&file.path)?;
         file.stamp.same(&stamp, &file.path)?;
-        let len = usize::try_from(tensor.len).map_err(|_| {
-            Error::new(Kind::Format, format!("tensor `{}` is larger than this machine's memory", shown(name)))
-        })?;
-        let mut bytes = vec![0; len];
+        let mut bytes = regular::buffer(tensor.len, &file.path)?;
         regular::read_at(&opened, &file.path, &mut bytes, tensor.offset)?;
         file.stamp.check(&file.path)?;
         Ok(bytes)
@@ -272,6 +270,7 @@ impl Checkpoint {
         let (mapped, mut scratch) = (self.mapped(tensor.file)?, Vec::new());
         let bytes = mapped.read(tensor.offset + range.start * size..tensor.offset + range.end * size, &mut scratch)?;
         let mut values = vec![0.0; (range.end - range.start) as usize];
+        let _ieee = ControlRegister::ieee();
         widen(Level::chosen()?, tensor.dtype, bytes, &mut values);
         mapped.unchanged()?;
         Ok(values)
@@ -296,7 +295,7 @@ fn read_header(path: &Path) -> Result<(Vec<u8>, Header, Stamp)> {
     regular::read_at(&file, path, &mut prefix, 0)?;
     // At most `header::LIMIT` and within the file, so what follows is allocated on good grounds.
     let length = header::length(&prefix, Some(stamp.size)).map_err(|error| error.at(path))?;
-    let mut bytes = vec![0; PREFIX + length as usize];
+    let mut bytes = regular::buffer(PREFIX as u64 + length, path)?;
     regular::read_at(&file, path, &mut bytes, 0)?;
     let header = header::parse(&bytes[PREFIX..], stamp.size).map_err(|error| error.at(path))?;
     Ok((bytes, header, stamp))

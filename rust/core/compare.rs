@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype;
 use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::stats::{pair_sums, PairSums};
 use crate::kernels::{Level, TILE};
 use crate::measure::{number, NonFinite};
@@ -46,6 +48,8 @@ type Row = (String, Vec<u64>, Vec<(usize, String)>);
 /// # Errors
 /// Sources that cannot be read, a plan that does not fit them, or the run was cancelled.
 pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monitor: &Monitor) -> Result<String> {
+    // A thread that the embedding process starts inherits what that has set.
+    let _ieee = ControlRegister::ieee();
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
     let plan: ComparePlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
@@ -55,21 +59,21 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
     let level = Level::chosen()?;
     let sources = Sources::of(&plan.sources, memories)?;
     let mut inputs: Vec<Vec<Input<'_>>> = Vec::with_capacity(plan.tensors.len());
+    let mut elements: Vec<u64> = Vec::with_capacity(plan.tensors.len());
     for (name, shape, from) in &plan.tensors {
         for side in [&plan.left, &plan.right] {
             check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", name.escape_debug())))?;
         }
-        let elements: u64 = shape.iter().product();
+        let count = dtype::elements(shape);
+        let count = count.ok_or_else(|| bad(format!("shape of `{}` overflows", name.escape_debug())))?;
+        elements.push(count);
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),
-            Some(_) => sources.input(&plan.sources, (*source, stored), shape, elements),
+            Some(_) => sources.input(&plan.sources, (*source, stored), shape, count),
         };
         inputs.push(from.iter().map(open).collect::<Result<_>>()?);
     }
-    let cost = |index: usize| -> u64 {
-        let elements: u64 = plan.tensors[index].1.iter().product();
-        inputs[index].iter().map(|input| input.cost(elements)).sum()
-    };
+    let cost = |index: usize| -> u64 { inputs[index].iter().map(|input| input.cost(elements[index])).sum() };
     monitor.expect((0..inputs.len()).map(cost).sum());
     let pool = pool(threads)?;
     let non_finite = NonFinite::default();
@@ -81,7 +85,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
             job: index,
             name,
             shape,
-            elements: shape.iter().product(),
+            elements: elements[index],
             inputs: &inputs[index],
             seed: 0,
             level,
@@ -107,8 +111,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
         monitor.advance(cost(index));
         Ok(())
     };
-    let elements = |index: &usize| -> u64 { plan.tensors[*index].1.iter().product() };
-    let (large, small): (Vec<usize>, Vec<usize>) = (0..inputs.len()).partition(|index| elements(index) >= 8 * CHUNK);
+    let (large, small): (Vec<usize>, Vec<usize>) = (0..inputs.len()).partition(|index| elements[*index] >= 8 * CHUNK);
     for index in large {
         one(index, Threads::Pool(&pool))?;
     }
@@ -121,7 +124,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
         let s = *lock(sums);
         Compared {
             name: &plan.tensors[index].0,
-            elements: elements(&index),
+            elements: elements[index],
             left_norm: number(s.left.sqrt()),
             right_norm: number(s.right.sqrt()),
             difference_norm: number(s.difference.sqrt()),

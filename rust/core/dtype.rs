@@ -71,8 +71,7 @@ impl Dtype {
 
     /// Bytes of a tensor of this type and `shape`, unless the count overflows.
     pub fn bytes(self, shape: &[u64]) -> Option<u64> {
-        let elements = shape.iter().try_fold(1u64, |product, side| product.checked_mul(*side))?;
-        elements.checked_mul(self.size() as u64)
+        elements(shape)?.checked_mul(self.size() as u64)
     }
 
     /// Bytes of one element.
@@ -89,6 +88,11 @@ impl Dtype {
     pub(crate) fn is_narrow(self) -> bool {
         matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::BF16)
     }
+}
+
+/// Elements of a tensor of this shape, unless the count overflows.
+pub fn elements(shape: &[u64]) -> Option<u64> {
+    shape.iter().try_fold(1u64, |product, side| product.checked_mul(*side))
 }
 
 impl fmt::Display for Dtype {

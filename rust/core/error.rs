@@ -60,9 +60,8 @@ impl Error {
             return made.hint("raise the limit of open files (`ulimit -n`), then run the same command again");
         }
         match error.kind() {
-            std::io::ErrorKind::OutOfMemory => {
-                made.hint("free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again")
-            }
+            std::io::ErrorKind::OutOfMemory => made
+                .hint("free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again"),
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => {
                 made.hint("the file system was busy: run the same command again")
             }
@@ -81,6 +80,12 @@ impl Error {
     pub fn at(mut self, path: &Path) -> Self {
         self.message = format!("`{}`: {}", shown(&path.to_string_lossy()), self.message);
         self
+    }
+
+    /// The system gives no more memory.
+    pub(crate) fn no_memory(bytes: u64) -> Self {
+        Error::new(Kind::Output, format!("the system does not give {bytes} bytes of memory"))
+            .hint("free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again")
     }
 
     /// The system starts no more threads.

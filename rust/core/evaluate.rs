@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
@@ -26,6 +27,8 @@ pub fn evaluate(
     allow_non_finite: bool,
     monitor: &Monitor,
 ) -> Result<Vec<u8>> {
+    // A thread that the embedding process starts inherits what that has set.
+    let _ieee = ControlRegister::ieee();
     let plan = Plan::parse(plan_json)?;
     let ([output], [_]) = (&plan.outputs[..], &plan.shards[..]) else {
         return Err(Error::new(Kind::Plan, "unusable plan: expected one output and one shard"));

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
@@ -59,6 +60,8 @@ pub fn extract(
     options: &Options,
     monitor: &Monitor,
 ) -> Result<String> {
+    // A thread that the embedding process starts inherits what that has set.
+    let _ieee = ControlRegister::ieee();
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
     let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde_json::{json, Value};
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::{Level, TILE};
 use crate::measure::{NonFinite, Place as Where, Survival};
 use crate::monitor::Monitor;
@@ -40,6 +41,8 @@ pub fn in_place(
     options: &InPlace,
     monitor: &Monitor,
 ) -> Result<Value> {
+    // A thread that the embedding process starts inherits what that has set.
+    let _ieee = ControlRegister::ieee();
     let plan = Plan::parse(plan_json)?;
     if plan.jobs.len() != targets.len() || plan.outputs.len() != 1 {
         return Err(unusable(format!("{} tensors for {} targets", plan.jobs.len(), targets.len())));

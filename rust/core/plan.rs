@@ -21,6 +21,9 @@ pub(crate) const FORMAT: u32 = 1;
 /// Raised whenever the same plan would give other bytes.
 pub(crate) const ARITHMETIC: u32 = 2;
 
+/// Bytes that the tensors of a plan may have together: far more than any model's, far less than a sum of offsets may.
+const MOST: u64 = 1 << 60;
+
 /// A parsed plan.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -126,6 +129,11 @@ impl Plan {
         }
         if jobs.windows(2).any(|pair| pair[0].shard > pair[1].shard) {
             return Err(bad("tensors are not in the order of their shards"));
+        }
+        let mut bytes = jobs.iter().map(|job| job.dtype.bytes(&job.shape));
+        let bytes = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes?));
+        if bytes.is_none_or(|bytes| bytes > MOST) {
+            return Err(bad(format!("more than {MOST} bytes of tensors")));
         }
         let mut seen = HashSet::with_capacity(jobs.len());
         if let Some(twice) = jobs.iter().find(|job| !seen.insert(&*job.name)) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::NonFinite;
 use crate::monitor::Monitor;
@@ -62,6 +63,8 @@ pub fn run_with(
     options: &Options,
     monitor: &Monitor,
 ) -> Result<String> {
+    // A thread that the embedding process starts inherits what that has set.
+    let _ieee = ControlRegister::ieee();
     let started = Instant::now();
     let plan = Plan::parse(plan_json)?;
     let level = Level::chosen()?;

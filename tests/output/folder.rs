@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use taskvec_core::error::{Error, Kind, Result};
 use taskvec_core::output::folder::{Options, OutputFolder, Request};
+use taskvec_core::output::lock::Hold;
 use taskvec_core::output::publish::{finish, write_atomic};
 use taskvec_core::output::shard::{copy_whole, ShardFile, Sharing};
 
@@ -229,14 +230,13 @@ fn an_unfinished_run_of_another_plan_is_refused_or_replaced() {
     write_atomic(&out.join("config.json"), b"of the other plan").unwrap();
     let other = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default());
     refused(other, "unfinished run of a different plan", "--overwrite");
-    let again = Options { resume: false, ..Options::default() };
-    let same = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &again);
-    refused(same, "unfinished run of the same plan", "--resume");
     assert_eq!(names(&out), [".taskvec", "config.json", "model-0.safetensors"]);
-    let again = Options { resume: false, ..OVERWRITE };
-    let anew = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &again).unwrap();
-    assert!(anew.done().is_empty());
-    drop(anew);
+    for again in [Options { resume: false, ..Options::default() }, Options { resume: false, ..OVERWRITE }] {
+        let anew = OutputFolder::admit(&out, &[], b"another plan", &job.sizes(), &again).unwrap();
+        assert!(anew.done().is_empty());
+        assert_eq!(names(&out), [".taskvec"]);
+        job.shard(&anew, "model-0.safetensors").unwrap();
+    }
     assert_eq!(job.run(&out, &OVERWRITE).unwrap(), 0);
     job.assert_complete(&out);
 }
@@ -282,17 +282,99 @@ fn a_changed_input_ends_a_resumed_run() {
     fs::write(&weights, b"data").unwrap();
     drop(admit(&out, &[&input], &Options::default()).unwrap());
     drop(admit(&out, &[&input], &Options::default()).unwrap());
+    // The same bytes, wherever they lie and whenever they came there.
+    fs::rename(&weights, input.join("away")).unwrap();
+    fs::write(&weights, b"data").unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
     let stamp = fs::metadata(&weights).unwrap().modified().unwrap();
-    let file = fs::File::options().write(true).open(&weights).unwrap();
-    file.set_modified(stamp + std::time::Duration::from_nanos(1_000_000_000)).unwrap();
-    refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--overwrite");
-    file.set_modified(stamp).unwrap();
+    fs::write(&weights, b"DATA").unwrap();
+    fs::File::options().write(true).open(&weights).unwrap().set_modified(stamp).unwrap();
+    refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--no-resume or --overwrite");
+    fs::write(&weights, b"data").unwrap();
     drop(admit(&out, &[&input], &Options::default()).unwrap());
     fs::write(input.join("more.safetensors"), b"data").unwrap();
     refused(admit(&out, &[&input], &Options::default()), "more.safetensors` is not the file it was", "--overwrite");
     fs::remove_file(input.join("more.safetensors")).unwrap();
     fs::write(out.join(".taskvec/inputs.json"), b"[").unwrap();
     refused(admit(&out, &[&input], &Options::default()), "is damaged", "--overwrite");
+}
+
+#[test]
+fn a_large_input_is_known_by_its_times_its_place_and_a_sample() {
+    let (place, out) = place();
+    let input = place.path().join("input");
+    fs::create_dir_all(&input).unwrap();
+    let weights = input.join("model.safetensors");
+    let old = bytes(5 << 20, 1);
+    fs::write(&weights, &old).unwrap();
+    let stamp = fs::metadata(&weights).unwrap().modified().unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    // Another name of it is no change of it.
+    fs::hard_link(&weights, place.path().join("second")).unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    fs::remove_file(place.path().join("second")).unwrap();
+    // The state as earlier versions wrote it: size and time alone.
+    let saved = out.join(".taskvec/inputs.json");
+    let text = fs::read(&saved).unwrap();
+    let mut rows: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let row = rows[0].as_object_mut().unwrap();
+    row.retain(|key, _| ["path", "size", "modified"].contains(&key.as_str()));
+    fs::write(&saved, rows.to_string()).unwrap();
+    drop(admit(&out, &[&input], &Options::default()).unwrap());
+    fs::write(&saved, &text).unwrap();
+    // Another file of the same size and time, which differs nowhere that is looked at, and one that differs everywhere.
+    let mut near = old.clone();
+    near[100_000] ^= 1;
+    for new in [near, bytes(5 << 20, 2)] {
+        fs::write(input.join("new"), new).unwrap();
+        fs::File::options().write(true).open(input.join("new")).unwrap().set_modified(stamp).unwrap();
+        fs::rename(input.join("new"), &weights).unwrap();
+        refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--no-resume or --overwrite");
+    }
+    // Both ways out are ways out.
+    for options in [OVERWRITE, Options { resume: false, ..Options::default() }] {
+        fs::write(&saved, &text).unwrap();
+        drop(admit(&out, &[&input], &options).unwrap());
+        drop(admit(&out, &[&input], &Options::default()).unwrap());
+    }
+}
+
+#[test]
+fn a_held_folder_is_that_of_one_run_of_this_process_after_the_other() {
+    let (place, out) = place();
+    let us = format!("another run is writing to `{}` (process {})", out.display(), std::process::id());
+    let held = Hold::take(&out, &[]).unwrap();
+    assert!(Hold::take(&out, &[]).unwrap_err().message.contains(&us));
+    let first = admit(&out, &[], &Options::default()).unwrap();
+    refused(admit(&out, &[], &Options::default()), &us, "wait");
+    drop(first);
+    let job = Job::new(&[2000]);
+    assert_eq!(job.run(&out, &OVERWRITE).unwrap(), 0);
+    // The manifest is in place and the state is gone; what holds the folder is too.
+    job.assert_complete(&out);
+    drop(held);
+    // Nothing was put into it: nothing stays.
+    let new = place.path().join("new/er");
+    drop(Hold::take(&new, &[]).unwrap());
+    assert!(!place.path().join("new").exists());
+    let refused = Hold::take(&out, &[&out]).unwrap_err();
+    assert!(refused.message.contains("is an input"), "{refused}");
+    assert!(!out.join(".taskvec").exists());
+}
+
+#[test]
+fn a_part_that_is_not_of_the_run_stays() {
+    let (_place, out) = place();
+    let job = Job::new(&[2000]);
+    let run = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+    drop(run);
+    let others = [".notes.part", ".other.safetensors.part"];
+    let ours = [".model-0.safetensors.part", ".README.md.part", ".config.json.4711.part"];
+    others.iter().chain(&ours).for_each(|name| fs::write(out.join(name), b"half").unwrap());
+    job.run(&out, &Options::default()).unwrap();
+    let left = names(&out);
+    assert!(others.iter().all(|name| left.iter().any(|left| left == name)), "{left:?}");
+    assert!(!ours.iter().any(|name| left.iter().any(|left| left == name)), "{left:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::index::Index;
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::folder::{metadata, names};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -113,7 +114,12 @@ fn indexed(folder: &Path, name: &str, listing: &Listing) -> Result<Found> {
     }
     let mut files = index.weight_map.files.clone();
     files.sort_unstable_by(|a, b| natural(a, b));
-    let missing: Vec<String> = files.iter().filter(|file| !folder.join(file).exists()).cloned().collect();
+    let mut missing = Vec::new();
+    for file in &files {
+        if metadata(&folder.join(file))?.is_none() {
+            missing.push(file.clone());
+        }
+    }
     if !missing.is_empty() {
         let message = format!("{} of {} files are not there: {}", missing.len(), files.len(), list(&missing));
         return Err(Error::new(Kind::NotFound, message)
@@ -135,11 +141,10 @@ struct Listing {
 
 impl Listing {
     fn read(folder: &Path) -> Result<Listing> {
-        let failed = |error: std::io::Error| Error::io("listing", folder, &error);
         let mut listing = Listing::default();
-        for entry in fs::read_dir(folder).map_err(failed)? {
+        for name in names(folder)? {
             // No index can list a name that is not text.
-            let Ok(name) = entry.map_err(failed)?.file_name().into_string() else { continue };
+            let Ok(name) = name.into_string() else { continue };
             match name.as_str() {
                 hidden if hidden.starts_with('.') => {}
                 index if index.ends_with(INDEX_SUFFIX) => listing.indices.push(name),

@@ -98,12 +98,6 @@ impl Error {
         refused(message, "only a checkpoint can be overwritten; choose an empty folder or one that does not exist")
     }
 
-    /// An unfinished run of this plan, and the caller does not want to go on with it.
-    pub(crate) fn unfinished_same(folder: &Path) -> Self {
-        let message = format!("the output folder `{}` holds an unfinished run of the same plan", readable(folder));
-        refused(message, "use --resume to go on with it, or --overwrite to begin again")
-    }
-
     /// An unfinished run of something else.
     pub(crate) fn unfinished_other(folder: &Path) -> Self {
         let message = format!("the output folder `{}` holds an unfinished run of a different plan", readable(folder));
@@ -120,7 +114,10 @@ impl Error {
             readable(file),
             readable(state.parent().unwrap_or(state))
         );
-        refused(message, "use --overwrite to begin again with the inputs as they are")
+        refused(
+            message,
+            "put the file back as it was, or use --no-resume or --overwrite to begin again with the inputs as they are",
+        )
     }
 
     /// A journal that no kill can have left like this.

@@ -1,6 +1,6 @@
 //! One tensor of a vector: what it is made of, what was found out about it, and how it is stored.
 
-use crate::dtype::Dtype;
+use crate::dtype::{elements, Dtype};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::encode::Facts;
 use crate::storage::encoding::Encoding;
@@ -41,7 +41,9 @@ impl<'a> Item<'a> {
         shape: &'a [u64],
         from: [&str; 2],
     ) -> Result<Self> {
-        let elements: u64 = shape.iter().product();
+        let elements = elements(shape).ok_or_else(|| {
+            Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", name.escape_debug()))
+        })?;
         let input = |source: usize| sources.input(plan, (source, from[source]), shape, elements);
         let inputs = [input(0)?, input(1)?];
         let types = [inputs[0].dtype, inputs[1].dtype];

@@ -9,13 +9,16 @@
 //!    pressure takes it and truncation then keeps it from coming back. [`guard`] puts a page of zeros in its place and
 //!    notes the loss; the next [`Mapped::read`] and [`Mapped::unchanged`] report it.
 //! 3. Bytes may change without a page getting lost (a write in place; a truncation within the last page, which reads as
-//!    zeros). [`Mapped::unchanged`] sees that by size and time of the last change.
+//!    zeros). [`Mapped::unchanged`] sees that by size and by the times of the last change of contents and of anything
+//!    else. What no time shows stays unseen: a write through a shared mapping before the system has noted it, which on
+//!    a file system in memory may be never.
 //!
 //! So the contract: the bytes that it gives are what the file held only if [`Mapped::unchanged`] succeeds *after* they were
 //! used. Whoever publishes something computed from them calls it first.
 //!
 //! Where mapping is a bad idea (network file systems, on which a lost server means a signal or an endless wait) or is
-//! not possible (kernels before 5.14, file systems without mmap), the same calls read into the caller's buffer.
+//! not possible (kernels before 5.14, file systems without mmap, more files than a process may map), the same calls
+//! read into the caller's buffer.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -26,10 +29,13 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use rustix::fs::Advice as FileAdvice;
 use rustix::io::Errno;
 
-use super::regular::{self, Stamp};
+use super::regular::{self, Patience, Stamp};
 use crate::error::{Error, Kind, Result};
 
 mod guard;
+mod share;
+
+use share::Share;
 
 /// Up to this many bytes a fault, which `guard` watches over, is cheaper than the call that prevents it: models of many
 /// small tensors are read by the thousand.
@@ -52,8 +58,10 @@ enum Source {
         map: Mmap,
         /// The file system itself is in memory: asking ahead only costs.
         resident: bool,
+        _share: Share,
     },
-    File(File),
+    /// Open, or where too many are, opened again to be read.
+    File(Option<(File, Share)>),
 }
 
 impl Mapped {
@@ -64,8 +72,8 @@ impl Mapped {
     pub fn open(path: &Path) -> Result<Mapped> {
         let (file, stamp) = regular::open(path)?;
         let source = match map(&file, &stamp) {
-            Some((map, watch)) => Source::Memory { map, watch, resident: is_resident(&file) },
-            None => Source::File(file),
+            Some((map, watch, share)) => Source::Memory { map, watch, resident: is_resident(&file), _share: share },
+            None => Source::File(Share::file().map(|share| (file, share))),
         };
         Ok(Mapped { path: path.to_owned(), stamp, source })
     }
@@ -77,7 +85,17 @@ impl Mapped {
     #[doc(hidden)]
     pub fn open_unmapped(path: &Path) -> Result<Mapped> {
         let (file, stamp) = regular::open(path)?;
-        Ok(Mapped { path: path.to_owned(), stamp, source: Source::File(file) })
+        Ok(Mapped { path: path.to_owned(), stamp, source: Source::File(Share::file().map(|share| (file, share))) })
+    }
+
+    /// As on a network file system, with more files than may stay open.
+    ///
+    /// # Errors
+    /// As [`regular::open`].
+    #[doc(hidden)]
+    pub fn open_closed(path: &Path) -> Result<Mapped> {
+        let (_, stamp) = regular::open(path)?;
+        Ok(Mapped { path: path.to_owned(), stamp, source: Source::File(None) })
     }
 
     /// Where the file is.
@@ -117,16 +135,25 @@ impl Mapped {
                     self.populate(range)?;
                 } else if watch.lost() {
                     return Err(regular::truncated(&self.path, range.end));
+                } else {
+                    watch.renew();
                 }
                 Ok(&map[at])
             }
-            Source::File(file) => {
+            Source::File(kept) => {
                 // Grown once, never shrunk: resizing down and up again would fill it with zeros each time.
                 if scratch.len() < at.len() {
                     scratch.resize(at.len(), 0);
                 }
                 let buffer = &mut scratch[..at.len()];
-                regular::read_at(file, &self.path, buffer, range.start)?;
+                match kept {
+                    Some((file, _)) => regular::read_at(file, &self.path, buffer, range.start)?,
+                    None => {
+                        let (file, stamp) = regular::open(&self.path)?;
+                        self.stamp.same(&stamp, &self.path)?;
+                        regular::read_at(&file, &self.path, buffer, range.start)?;
+                    }
+                }
                 Ok(buffer)
             }
         }
@@ -146,10 +173,11 @@ impl Mapped {
             return Ok(());
         }
         watch.renew();
+        let mut patience = Patience::default();
         loop {
             let Err(error) = map.advise_range(Advice::PopulateRead, at.start, at.len()) else { return Ok(()) };
             return match Errno::from_io_error(&error) {
-                Some(Errno::INTR | Errno::AGAIN) => continue,
+                Some(Errno::INTR | Errno::AGAIN) if patience.wait() => continue,
                 Some(Errno::FAULT | Errno::HWPOISON) => Err(regular::truncated(&self.path, range.end)),
                 // The probe in `map` succeeded, so the kernel knows the call; only a page-table shortage is left.
                 _ => Err(Error::io("reading", &self.path, &error)),
@@ -165,8 +193,8 @@ impl Mapped {
             Source::Memory { map, resident: false, .. } if !at.is_empty() => {
                 map.advise_range(Advice::WillNeed, at.start, at.len()).ok()
             }
-            Source::Memory { .. } => None,
-            Source::File(file) => {
+            Source::Memory { .. } | Source::File(None) => None,
+            Source::File(Some((file, _))) => {
                 let length = std::num::NonZeroU64::new(at.len() as u64);
                 length
                     .and_then(|length| rustix::fs::fadvise(file, range.start, Some(length), FileAdvice::WillNeed).ok())
@@ -222,10 +250,11 @@ impl Mapped {
 }
 
 /// A mapping of the whole file, unless it is better read.
-fn map(file: &File, stamp: &Stamp) -> Option<(Mmap, guard::Watch)> {
+fn map(file: &File, stamp: &Stamp) -> Option<(Mmap, guard::Watch, Share)> {
     if stamp.size == 0 || usize::try_from(stamp.size).is_err() || is_remote(file) {
         return None;
     }
+    let share = Share::mapping()?;
     // SAFETY: the one place where a file is mapped. The bytes behind the returned slice belong to the file, and another
     // process can change them. Nothing here or in the crate depends on them staying the same: they are only ever
     // numbers to compute with or bytes to copy, headers being read into buffers of their own; a change is found by
@@ -235,7 +264,7 @@ fn map(file: &File, stamp: &Stamp) -> Option<(Mmap, guard::Watch)> {
     // Kernels before 5.14 say EINVAL. A file already cut short says EFAULT, and reading will report it.
     map.advise_range(Advice::PopulateRead, 0, 1).ok()?;
     let watch = guard::Watch::new(&map)?;
-    Some((map, watch))
+    Some((map, watch, share))
 }
 
 /// Whether the file system has no disk behind it: tmpfs and ramfs.

@@ -1,5 +1,6 @@
 //! Files: opened as regular ones, mapped or read, watched for change. The first room where `unsafe` lives.
 
+pub(crate) mod folder;
 pub mod heap;
 pub mod mapped;
 pub(crate) mod regular;

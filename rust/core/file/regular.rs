@@ -15,15 +15,21 @@ pub(crate) struct Stamp {
     pub size: u64,
     /// Seconds and nanoseconds of the last change of its contents.
     pub modified: (i64, i64),
+    /// Seconds and nanoseconds of the last change of anything, also where the other was put back.
+    pub changed: (i64, i64),
+    /// Names; one more or one less is a change that leaves the contents alone.
+    pub links: u64,
     /// Device and inode.
     pub identity: (u64, u64),
 }
 
 impl Stamp {
-    fn new(metadata: &Metadata) -> Self {
+    pub(crate) fn new(metadata: &Metadata) -> Self {
         Stamp {
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            links: metadata.nlink(),
             identity: (metadata.dev(), metadata.ino()),
         }
     }
@@ -48,12 +54,23 @@ impl Stamp {
             format!("had {} bytes and now has {}: it was changed while it was being read", self.size, now.size)
         } else if now.modified != self.modified {
             "was written to while it was being read".into()
+        } else if now.changed != self.changed && now.links == self.links {
+            "was changed, or its permissions were, while it was being read".into()
         } else {
             return Ok(());
         };
-        Err(Error::new(Kind::Format, format!("`{}` {what}", shown(&path.to_string_lossy())))
-            .hint("wait until nothing writes there any more, then start again"))
+        Err(disturbed(path, &what))
     }
+}
+
+fn disturbed(path: &Path, what: &str) -> Error {
+    Error::new(Kind::Format, format!("`{}` {what}", shown(&path.to_string_lossy())))
+        .hint("wait until nothing writes there any more, then start again")
+}
+
+/// The error for a file whose bytes are not those that were there before.
+pub(crate) fn written_to(path: &Path) -> Error {
+    disturbed(path, "was written to while it was being read")
 }
 
 /// Opens a regular file for reading; symbolic links are followed. Anything else is refused before it is opened: opening
@@ -89,10 +106,47 @@ fn regular(metadata: &Metadata, path: &Path) -> Result<()> {
 /// # Errors
 /// `Kind::Format` where the file ends too early, or what the system says.
 pub(crate) fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<()> {
-    file.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => truncated(path, offset + buffer.len() as u64),
-        _ => Error::io("reading", path, &error),
-    })
+    let (mut patience, mut done) = (Patience::default(), 0);
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err(truncated(path, offset + buffer.len() as u64)),
+            Ok(read) => (patience, done) = (Patience::default(), done + read),
+            Err(error) if is_passing(&error) && patience.wait() => {}
+            Err(error) => return Err(Error::io("reading", path, &error)),
+        }
+    }
+    Ok(())
+}
+
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock)
+}
+
+/// A buffer of `length` zeros, which a file has announced.
+///
+/// # Errors
+/// `Kind::Output` where the system does not give that much memory.
+pub(crate) fn buffer(length: u64, path: &Path) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    let fits = usize::try_from(length).ok().filter(|length| buffer.try_reserve_exact(*length).is_ok());
+    let length = fits.ok_or_else(|| Error::no_memory(length).at(path))?;
+    buffer.resize(length, 0);
+    Ok(buffer)
+}
+
+/// How often a call that the system asks to make again is made again, with a pause that grows: about a second in all.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(u32);
+
+impl Patience {
+    /// Waits a little; false when it has been long enough.
+    pub(crate) fn wait(&mut self) -> bool {
+        self.0 += 1;
+        if self.0 > 1 {
+            std::thread::sleep(std::time::Duration::from_micros(1 << self.0.min(20)));
+        }
+        self.0 < 20
+    }
 }
 
 /// The file has lost bytes before `end`.

@@ -34,7 +34,10 @@ impl Level {
         let mut levels = vec![Level::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2");
+            // What `kernel!` compiles for, feature by feature: a virtual machine may have any of them without the others.
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2");
             if avx2 {
                 levels.push(Level(Inner::Avx2));
             }

@@ -77,7 +77,7 @@ impl Parameters for Elementwise {
         let most = if matches!(variant, Rule::NearSwap | Rule::Scale) { 1 } else { usize::MAX };
         check_count(&self.terms, 1, most)?;
         let numbers = [self.lambda, self.tall_lambda, self.epsilon, self.r, self.alpha, self.t];
-        if self.terms.is_empty() || numbers.iter().any(|x| !x.is_finite()) {
+        if self.terms.is_empty() || numbers.iter().any(|x| !x.is_finite()) || self.alpha < 0.0 {
             return Err(Error::new(Kind::Plan, format!("parameters out of range: {self:?}")));
         }
         check_terms(&self.terms, inputs)

@@ -49,11 +49,11 @@ pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Opt
         replacing = state.file_size(OsStr::new(REPLACING))?.is_some();
     }
     if let Some(saved) = saved {
-        return match (saved == plan, options.resume, options.overwrite) {
-            (true, true, _) => Ok(Start::Resume),
-            (_, _, true) => Ok(Start::Replace),
-            (true, false, false) => Err(Error::unfinished_same(path)),
-            (false, _, false) => Err(Error::unfinished_other(path)),
+        return match saved == plan {
+            true if options.resume => Ok(Start::Resume),
+            true => Ok(Start::Replace),
+            false if options.overwrite => Ok(Start::Replace),
+            false => Err(Error::unfinished_other(path)),
         };
     }
     let entries = contents::entries(directory)?;
@@ -75,11 +75,16 @@ impl Candidate {
     ) -> Result<Candidate> {
         let claim = Claim::take(path)?;
         inputs.refuse_overlap(path)?;
-        let start = start_in(Some(&claim.directory), plan, options)?;
+        let mut start = start_in(Some(&claim.directory), plan, options)?;
         let sizes = sizes(&claim.directory, shards)?;
         let mut resumed = None;
+        if let (Start::Resume, Err(changed)) = (start, same_inputs(&claim.state, inputs)) {
+            match options.overwrite {
+                true => start = Start::Replace,
+                false => return Err(changed),
+            }
+        }
         if start == Start::Resume {
-            same_inputs(&claim.state, inputs)?;
             let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
             for record in records.values() {
                 if sizes.get(&record.shard) != Some(&record.size) {
@@ -121,7 +126,7 @@ impl Candidate {
         let mut going = match self.start {
             Start::Fresh => Default::default(),
             Start::Replace => contents::of_checkpoint(directory, &entries)?,
-            Start::Resume => contents::parts(&entries),
+            Start::Resume => contents::parts(&entries, &|name| self.sizes.contains_key(name)),
         };
         match (self.start, &self.resumed) {
             (Start::Resume, Some((_, done))) => {
@@ -196,12 +201,11 @@ fn same_inputs(state: &Directory, inputs: &Inputs) -> Result<()> {
     let saved = state.read(OsStr::new(INPUTS))?.unwrap_or_default();
     let saved: Vec<Stamp> =
         serde_json::from_slice(&saved).map_err(|error| Error::damaged_state(&path, &error.to_string()))?;
-    if saved == inputs.stamps {
-        return Ok(());
-    }
-    let changed = inputs.stamps.iter().find(|stamp| !saved.contains(stamp));
-    let changed = changed.or_else(|| saved.iter().find(|stamp| !inputs.stamps.contains(stamp)));
-    Err(Error::input_changed(Path::new(changed.map_or("", |stamp| &stamp.path)), state.path()))
+    let saved: BTreeMap<&str, &Stamp> = saved.iter().map(|stamp| (&*stamp.path, stamp)).collect();
+    let now: BTreeMap<&str, &Stamp> = inputs.stamps.iter().map(|stamp| (&*stamp.path, stamp)).collect();
+    let changed = now.iter().find(|(path, now)| !saved.get(*path).is_some_and(|saved| saved.is(now)));
+    let changed = changed.or_else(|| saved.iter().find(|(path, _)| !now.contains_key(*path)));
+    changed.map_or(Ok(()), |(path, _)| Err(Error::input_changed(Path::new(path), state.path())))
 }
 
 fn hex(plan: &[u8]) -> String {

@@ -42,8 +42,19 @@ fn is_weights(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".safetensors")
 }
 
-fn is_part(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(b".part")
+/// The name of the file that is written under this one until it is whole, if it is such a name: `.NAME.part`, or
+/// `.NAME.PROCESS.part`.
+fn whole_name(part: &OsStr) -> Option<&str> {
+    let name = part.to_str()?.strip_prefix('.')?.strip_suffix(".part")?;
+    match name.rsplit_once('.') {
+        Some((name, process)) if !process.is_empty() && process.bytes().all(|byte| byte.is_ascii_digit()) => Some(name),
+        _ => Some(name),
+    }
+}
+
+/// Whether a checkpoint may have a file of this name: what writes one under another name is a run.
+fn is_of_checkpoint(name: &str) -> bool {
+    is_marker(name.as_ref()) || is_weights(name.as_ref()) || BESIDE.contains(&name)
 }
 
 /// The names in an output folder without the state of a run.
@@ -63,9 +74,9 @@ pub(crate) fn is_checkpoint(entries: &[OsString]) -> bool {
 pub(crate) fn of_checkpoint(directory: &Directory, entries: &[OsString]) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for name in entries {
-        let beside = BESIDE.iter().any(|known| name == known);
-        if is_marker(name) || is_weights(name) || is_part(name) || beside {
-            if let (Some(text), Some(stat)) = (name.to_str(), directory.stat(name)?) {
+        let Some(text) = name.to_str() else { continue };
+        if is_of_checkpoint(whole_name(name).unwrap_or(text)) {
+            if let Some(stat) = directory.stat(name)? {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     found.insert(text.to_string());
                 }
@@ -143,14 +154,18 @@ fn remove_below(directory: &Directory, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that an interrupted run was writing.
-pub(crate) fn parts(entries: &[OsString]) -> BTreeSet<String> {
-    entries.iter().filter(|name| is_part(name)).filter_map(|name| name.to_str()).map(str::to_string).collect()
+/// What an interrupted run was writing: files with the name of one that a run may write until it is whole. What another
+/// program calls `.NAME.part` is its own.
+pub(crate) fn parts(entries: &[OsString], is_ours: &dyn Fn(&str) -> bool) -> BTreeSet<String> {
+    let ours = |name: &str| is_ours(name) || is_marker(name.as_ref()) || BESIDE.contains(&name);
+    let parts = entries.iter().filter(|name| whole_name(name).is_some_and(ours));
+    parts.filter_map(|name| name.to_str()).map(str::to_string).collect()
 }
 
-/// Removes the files that an interrupted run was writing.
+/// Removes what an interrupted run was writing of the files that the manifest lists.
 pub(crate) fn remove_parts(directory: &Directory) -> Result<()> {
-    remove(directory, &parts(&entries(directory)?))
+    let listed = in_manifest(directory)?;
+    remove(directory, &parts(&entries(directory)?, &|name| listed.contains(name)))
 }
 
 /// Removes what makes the folder look complete.

@@ -67,12 +67,13 @@ impl OutputFolder {
         options: &Options,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<OutputFolder>> {
-        let inputs = Inputs::examine(inputs)?;
+        let mut inputs = Inputs::examine(inputs)?;
         let mut paths = Vec::new();
         for request in requests {
             // Looked at before anything is created, and again under the lock.
             paths.push(look_at(request.path, &inputs, plan, options)?);
         }
+        inputs.sample()?;
         // The latest first, so that after a refusal the folders that were created for it go in reverse order.
         let mut candidates = Vec::new();
         for (request, path) in requests.iter().zip(&paths) {

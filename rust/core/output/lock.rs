@@ -5,13 +5,16 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::overlap::{resolve, Inputs};
 use super::system::Directory;
 use super::{LOCK, STATE};
 use crate::error::{Error, Result};
+use crate::file::folder::metadata;
 
 /// A folder that is ours until this is dropped. Unless [`Claim::keep`] was called, whatever had to be created for the
 /// claim is removed again.
@@ -23,30 +26,100 @@ pub(crate) struct Claim {
     created_state: bool,
     kept: bool,
     // Last, so that the lock is released after everything else.
-    _lock: Lock,
+    lock: Lock,
 }
 
-/// The lock itself. It is given back explicitly: a process forked in the meantime has a copy of the descriptor, and
-/// closing ours alone would leave the folder locked for as long as that process lives.
+/// The lock itself.
 #[derive(Debug)]
-pub(crate) struct Lock(File);
+pub(crate) enum Lock {
+    /// Ours. It is given back explicitly: a process forked in the meantime has a copy of the descriptor, and closing
+    /// ours alone would leave the folder locked for as long as that process lives. Such a process gives nothing back.
+    Own(File, Process),
+    /// That of a [`Hold`] in this process.
+    Lent(Identity),
+}
+
+/// Device and inode of a lock file.
+type Identity = (u64, u64);
+type Process = u32;
+
+/// The locks that this process holds beyond its runs, and whether a run has one.
+static HELD: Mutex<Vec<(Process, Identity, bool)>> = Mutex::new(Vec::new());
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+        match self {
+            Lock::Own(file, process) if *process == std::process::id() => {
+                let _ = rustix::fs::flock(&*file, FlockOperation::Unlock);
+            }
+            Lock::Own(..) => {}
+            Lock::Lent(identity) => lent(*identity, false),
+        }
+    }
+}
+
+impl Lock {
+    fn own(file: File) -> Lock {
+        Lock::Own(file, std::process::id())
+    }
+}
+
+/// Notes whether a run has the held lock.
+fn lent(identity: Identity, now: bool) {
+    let process = std::process::id();
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    held.iter_mut().filter(|held| (held.0, held.1) == (process, identity)).for_each(|held| held.2 = now);
+}
+
+/// A folder that is locked from before a run until after what follows it: runs of this process in that folder, one at a
+/// time, use this lock, and those of others are refused.
+#[derive(Debug)]
+pub struct Hold {
+    identity: Identity,
+    // The lock goes after its entry.
+    _claim: Claim,
+}
+
+impl Hold {
+    /// Locks a folder, creating it where needed; what was created goes again where nothing was put into it.
+    ///
+    /// # Errors
+    /// `Kind::Output` where another run, of this process or of another one, has the folder, or where it touches one of
+    /// the folders or files that the run will read.
+    pub fn take(path: &Path, inputs: &[&Path]) -> Result<Hold> {
+        let path = resolve(path)?;
+        Inputs::examine(inputs)?.refuse_overlap(&path)?;
+        let claim = Claim::begin(&path, false)?;
+        let stat = claim.state.stat(OsStr::new(LOCK))?.ok_or_else(|| Error::vanished(&path))?;
+        let identity = (stat.st_dev, stat.st_ino);
+        HELD.lock().unwrap_or_else(PoisonError::into_inner).push((std::process::id(), identity, false));
+        Ok(Hold { identity, _claim: claim })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let process = std::process::id();
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|held| (held.0, held.1) != (process, self.identity));
     }
 }
 
 impl Claim {
     /// Locks the folder at a resolved path, creating it where needed.
     pub(crate) fn take(path: &Path) -> Result<Claim> {
+        Claim::begin(path, true)
+    }
+
+    /// `borrow`: the lock that this process holds already will do.
+    fn begin(path: &Path, borrow: bool) -> Result<Claim> {
         let created = create_folders(path)?;
         let taken = Directory::open(path)
             .and_then(|directory| directory.ok_or_else(|| Error::vanished(path)))
-            .and_then(|directory| Ok((lock(&directory)?, directory)));
+            .and_then(|directory| Ok((lock(&directory, borrow)?, directory)));
         match taken {
             Ok(((state, lock, created_state), directory)) => {
-                Ok(Claim { directory, state, created, created_state, kept: false, _lock: lock })
+                Ok(Claim { directory, state, created, created_state, kept: false, lock })
             }
             Err(error) => {
                 remove_folders(&created);
@@ -63,7 +136,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.kept {
+        let foreign = matches!(&self.lock, Lock::Own(_, process) if *process != std::process::id());
+        if self.kept || foreign {
             return;
         }
         // Nothing here may hide the error that led here, and a folder that others use in the meantime stays.
@@ -78,17 +152,19 @@ impl Drop for Claim {
 /// Locks a folder that has a state folder; `None` when it has none.
 pub(crate) fn lock_existing(directory: &Directory) -> Result<Option<Lock>> {
     match directory.subfolder(OsStr::new(STATE))? {
-        Some(state) => try_lock(directory, &state)?.map(Some).ok_or_else(|| Error::locked(directory.path(), None)),
+        Some(state) => {
+            try_lock(directory, &state, true)?.map(Some).ok_or_else(|| Error::locked(directory.path(), None))
+        }
         None => Ok(None),
     }
 }
 
-fn lock(directory: &Directory) -> Result<(Directory, Lock, bool)> {
+fn lock(directory: &Directory, borrow: bool) -> Result<(Directory, Lock, bool)> {
     // Another run may end between our steps and take the state folder with it; then there is nothing to wait for.
     for _ in 0..16 {
         let created = directory.create_subfolder(OsStr::new(STATE))?;
         let Some(state) = directory.subfolder(OsStr::new(STATE))? else { continue };
-        if let Some(lock) = try_lock(directory, &state)? {
+        if let Some(lock) = try_lock(directory, &state, borrow)? {
             return Ok((state, lock, created));
         }
     }
@@ -96,7 +172,10 @@ fn lock(directory: &Directory) -> Result<(Directory, Lock, bool)> {
 }
 
 /// `None` when the lock file was removed while we locked it.
-fn try_lock(directory: &Directory, state: &Directory) -> Result<Option<Lock>> {
+fn try_lock(directory: &Directory, state: &Directory, borrow: bool) -> Result<Option<Lock>> {
+    if let Some(held) = held(directory, state, borrow)? {
+        return Ok(Some(held));
+    }
     let file = match state.open_or_create(OsStr::new(LOCK)) {
         Ok(file) => file,
         Err(error) if error.kind == crate::error::Kind::NotFound => return Ok(None),
@@ -106,7 +185,7 @@ fn try_lock(directory: &Directory, state: &Directory) -> Result<Option<Lock>> {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return Err(Error::locked(directory.path(), owner(&file))),
         // A file system without locks: the run goes on without this protection.
-        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => return Ok(Some(Lock(file))),
+        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => return Ok(Some(Lock::own(file))),
         Err(error) => return Err(Error::io("locking", &state.path().join(LOCK), &error.into())),
     }
     let ours = rustix::fs::fstat(&file).map_err(|error| Error::io("examining", state.path(), &error.into()))?;
@@ -117,7 +196,22 @@ fn try_lock(directory: &Directory, state: &Directory) -> Result<Option<Lock>> {
     // Only for the message of whoever comes second: a failure to note it changes nothing.
     let note = std::process::id().to_string();
     let _ = file.set_len(0).and_then(|()| file.write_all_at(note.as_bytes(), 0));
-    Ok(Some(Lock(file)))
+    Ok(Some(Lock::own(file)))
+}
+
+/// The lock that this process holds, if it does: for one run at a time.
+fn held(directory: &Directory, state: &Directory, borrow: bool) -> Result<Option<Lock>> {
+    let Some(stat) = state.stat(OsStr::new(LOCK))? else { return Ok(None) };
+    let (process, identity) = (std::process::id(), (stat.st_dev, stat.st_ino));
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    match held.iter_mut().find(|held| (held.0, held.1) == (process, identity)) {
+        None => Ok(None),
+        Some(held) if borrow && !held.2 => {
+            held.2 = true;
+            Ok(Some(Lock::Lent(identity)))
+        }
+        Some(_) => Err(Error::locked(directory.path(), Some(process))),
+    }
 }
 
 /// The process that noted itself in the lock file.
@@ -129,7 +223,13 @@ fn owner(file: &File) -> Option<u32> {
 
 /// Creates the folders of a resolved path that are missing and returns them, outermost first.
 fn create_folders(path: &Path) -> Result<Vec<PathBuf>> {
-    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    let mut missing: Vec<&Path> = Vec::new();
+    for folder in path.ancestors() {
+        if metadata(folder)?.is_some() {
+            break;
+        }
+        missing.push(folder);
+    }
     let mut created = Vec::new();
     for folder in missing.into_iter().rev() {
         let made = parent_of(folder).and_then(|(parent, name)| {

@@ -12,7 +12,7 @@ pub mod digest;
 pub mod fault;
 pub mod folder;
 pub(crate) mod journal;
-mod lock;
+pub mod lock;
 mod overlap;
 pub mod publish;
 pub mod shard;

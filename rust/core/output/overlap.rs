@@ -5,20 +5,90 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
+
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::file::folder::{known, metadata, names, resolved};
+use crate::file::regular;
+use crate::workers;
 
 /// Device and inode.
 type Identity = (u64, u64);
 
-/// One weight file of an input as it was when the run began; a resumed run must find the same.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// One weight file of an input as it was when the run began; a resumed run must find the same. Runs of earlier versions
+/// noted size and time of the last change alone: of those no more is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub(crate) struct Stamp {
     pub(crate) path: String,
     pub(crate) size: u64,
     /// Nanoseconds since 1970.
     pub(crate) modified: i128,
+    inode: Option<u64>,
+    /// The last change of anything, in nanoseconds since 1970.
+    changed: Option<i128>,
+    /// Names; one more or one less is a change that leaves the contents alone.
+    links: Option<u64>,
+    /// BLAKE3 of some of its bytes; of all, where it is not larger than [`WHOLE`].
+    sample: Option<String>,
+}
+
+/// Bytes up to which a file is read as a whole to know it again.
+const WHOLE: u64 = 1 << 20;
+/// Of a larger one, so many pieces, evenly from its first byte to its last, of so many bytes each.
+const PIECES: u64 = 16;
+const PIECE: u64 = 4096;
+
+impl Stamp {
+    fn new(path: &Path, metadata: &fs::Metadata) -> Stamp {
+        let nanoseconds = |seconds: i64, more: i64| i128::from(seconds) * 1_000_000_000 + i128::from(more);
+        Stamp {
+            path: path.display().to_string(),
+            size: metadata.len(),
+            modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            inode: Some(metadata.ino()),
+            changed: Some(nanoseconds(metadata.ctime(), metadata.ctime_nsec())),
+            links: Some(metadata.nlink()),
+            sample: None,
+        }
+    }
+
+    /// Whether the file that had this stamp is, as far as can be known, the one that has `now`. What can be read as a
+    /// whole is known by its bytes, wherever they lie and whenever they came there.
+    pub(crate) fn is(&self, now: &Stamp) -> bool {
+        let differ = |a: Option<i128>, b: Option<i128>| a.zip(b).is_some_and(|(a, b)| a != b);
+        let named = self.path == now.path && self.size == now.size;
+        match &self.sample {
+            sample @ Some(_) if !named || *sample != now.sample => false,
+            Some(_) if self.size <= WHOLE => true,
+            _ => {
+                named
+                    && self.modified == now.modified
+                    && !differ(self.inode.map(i128::from), now.inode.map(i128::from))
+                    && (self.links != now.links || !differ(self.changed, now.changed))
+            }
+        }
+    }
+}
+
+/// BLAKE3 of a fixed sample of a file; none of what is no file or may not be read, which no run has read either.
+fn sample(path: &Path) -> Result<Option<String>> {
+    let is_file = metadata(path)?.is_some_and(|metadata| metadata.is_file());
+    if !is_file || rustix::fs::access(path, Access::READ_OK) == Err(Errno::ACCESS) {
+        return Ok(None);
+    }
+    let (file, stamp) = regular::open(path)?;
+    let mut digest = blake3::Hasher::new();
+    let mut bytes = vec![0; if stamp.size <= WHOLE { stamp.size } else { PIECE } as usize];
+    let last = stamp.size - bytes.len() as u64;
+    for piece in 0..if last == 0 { 1 } else { PIECES } {
+        let at = u128::from(last) * u128::from(piece) / u128::from(PIECES - 1);
+        regular::read_at(&file, path, &mut bytes, at as u64)?;
+        digest.update(&bytes);
+    }
+    Ok(Some(digest.finalize().to_hex().to_string()))
 }
 
 /// The inputs of a run, as far as an output folder must know them.
@@ -34,9 +104,9 @@ impl Inputs {
         let mut found = Inputs { folders: Vec::new(), files: Vec::new(), stamps: Vec::new() };
         for input in inputs {
             let resolved = fs::canonicalize(input).map_err(|error| Error::io("opening the input", input, &error))?;
-            if resolved.is_dir() {
-                let identity = identity(&resolved)?.ok_or_else(|| Error::vanished(&resolved))?;
-                found.folders.push((resolved.clone(), identity));
+            let there = metadata(&resolved)?.ok_or_else(|| Error::vanished(&resolved))?;
+            if there.is_dir() {
+                found.folders.push((resolved.clone(), (there.dev(), there.ino())));
                 found.weights_of(&resolved)?;
             } else {
                 found.file(&resolved)?;
@@ -46,28 +116,26 @@ impl Inputs {
     }
 
     fn weights_of(&mut self, folder: &Path) -> Result<()> {
-        let list = |error| Error::io("listing", folder, &error);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(folder).map_err(list)? {
-            let path = entry.map_err(list)?.path();
-            if path.extension().is_some_and(|extension| extension == "safetensors") {
-                names.push(path);
-            }
+        let mut paths: Vec<PathBuf> = names(folder)?.iter().map(|name| folder.join(name)).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+        paths.sort();
+        paths.iter().try_for_each(|path| self.file(path))
+    }
+
+    /// Reads of every weight file what it is known again by.
+    pub(crate) fn sample(&mut self) -> Result<()> {
+        let samples = workers::map(&self.files, |path| sample(path));
+        for (stamp, sample) in self.stamps.iter_mut().zip(samples) {
+            stamp.sample = sample?;
         }
-        names.sort();
-        names.iter().try_for_each(|path| self.file(path))
+        Ok(())
     }
 
     /// A name that leads nowhere is the reader's to report, not ours.
     fn file(&mut self, path: &Path) -> Result<()> {
-        let Ok(resolved) = fs::canonicalize(path) else { return Ok(()) };
+        let Some(resolved) = resolved(path)? else { return Ok(()) };
         let Some(metadata) = metadata(&resolved)? else { return Ok(()) };
-        let modified = metadata.modified().map_err(|error| Error::io("examining", path, &error))?;
-        let modified = match modified.duration_since(UNIX_EPOCH) {
-            Ok(after) => after.as_nanos() as i128,
-            Err(before) => -(before.duration().as_nanos() as i128),
-        };
-        self.stamps.push(Stamp { path: path.display().to_string(), size: metadata.len(), modified });
+        self.stamps.push(Stamp::new(path, &metadata));
         self.files.push(resolved);
         Ok(())
     }
@@ -85,7 +153,8 @@ impl Inputs {
             if above.contains(it) {
                 return Err(Error::output_in_input(output, input));
             }
-            if own.is_some_and(|own| ancestors(input).is_ok_and(|above| above.contains(&own))) {
+            let above_input = ancestors(input)?;
+            if own.is_some_and(|own| above_input.contains(&own)) {
                 return Err(Error::input_in_output(output, input));
             }
         }
@@ -110,7 +179,7 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
                 match fs::canonicalize(&next) {
                     Ok(found) => resolved = found,
                     Err(error) if error.kind() == ErrorKind::NotFound => {
-                        if fs::symlink_metadata(&next).is_ok() {
+                        if known(fs::symlink_metadata(&next), "resolving", &next)?.is_some() {
                             return Err(Error::dangling_link(&next));
                         }
                         resolved = next;
@@ -125,14 +194,6 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
         }
     }
     Ok(resolved)
-}
-
-fn metadata(path: &Path) -> Result<Option<fs::Metadata>> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("examining", path, &error)),
-    }
 }
 
 fn identity(path: &Path) -> Result<Option<Identity>> {

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub struct Options {
     /// A checkpoint or an unfinished run of another plan in the folder is replaced as a whole.
     pub overwrite: bool,
-    /// An unfinished run of the same plan goes on where it stopped.
+    /// An unfinished run of the same plan goes on where it stopped; without this it begins again.
     pub resume: bool,
     /// What an unfinished run left complete is read once more; a shard whose digest differs is written again.
     pub rehash: bool,

@@ -251,7 +251,8 @@ impl Tiler {
         let sum = method.and_then(Method::sum_of);
         // What α = 0 leaves alone is copied as it is stored.
         let target = program.job.target();
-        let stored = (stepped && finite).then(|| chunks[0].stored(target.dtype, at, n)).flatten();
+        let raw = stepped.then(|| chunks[0].stored(target.dtype, at, n)).flatten();
+        let stored = raw.filter(|_| finite);
         let short = R::IS_F32 && place.is_short(span);
         // What does not depend on α is measured once.
         let mut first: Option<StepSums> = None;
@@ -296,6 +297,10 @@ impl Tiler {
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
             let finite = target.encode(level, R::floats(out), rounding, output.bytes)?;
+            if let (true, Some(raw)) = (alpha == 0.0, raw) {
+                // What is not finite was computed to be counted; a signalling NaN has become a quiet one by that.
+                output.bytes.copy_from_slice(raw);
+            }
             if !counted {
                 continue;
             }

@@ -58,7 +58,7 @@ impl<'m> Opened<'m> {
     pub(crate) fn find(&self, name: &str) -> Option<(Part<'_>, &[u64])> {
         let (checkpoint, mapped) = self.stored()?;
         let found = checkpoint.find(name)?;
-        let (file, elements) = (&mapped[found.file], found.shape.iter().product());
+        let (file, elements) = (&mapped[found.file], found.len / found.dtype.size() as u64);
         Some((Part { file, offset: found.offset, elements, dtype: found.dtype }, found.shape))
     }
 

@@ -14,6 +14,7 @@ use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
+use crate::file::regular;
 
 pub(super) mod chunk;
 pub(super) mod places;
@@ -23,6 +24,8 @@ use places::{integer, ones, ones_before, partition, Places};
 
 /// Elements between two entries of the directory.
 const STEP: u64 = 1 << 16;
+/// Elements that a tensor may have whose size no stored byte bears out: a hundred times those of the largest there are.
+const MOST: u64 = 1 << 40;
 /// Bytes looked at together while checking.
 const PIECE: u64 = 1 << 20;
 
@@ -33,7 +36,10 @@ pub(crate) struct Sparse<'a> {
     places: Part<'a>,
     elements: u64,
     kind: Places,
-    /// Values before element `i · STEP`.
+    /// Elements between two entries of the directory: of indices so many that it has no more entries than there are
+    /// values, whatever the shape claims.
+    step: u64,
+    /// Values before element `i · step`.
     ranks: Vec<u64>,
 }
 
@@ -57,8 +63,14 @@ impl<'a> Sparse<'a> {
         if !values.dtype.is_float() {
             return Err(wrong(format!("values are {}, not of a floating-point type", values.dtype)));
         }
-        let mut sparse =
-            Sparse { values, places, elements, kind, ranks: Vec::with_capacity((elements / STEP + 2) as usize) };
+        if elements > MOST {
+            return Err(wrong(format!("a tensor of {elements} elements, of which {MOST} are the most that are read")));
+        }
+        let step = match kind {
+            Places::Mask => STEP,
+            Places::Index => STEP.max(elements.div_ceil(places.elements + 1)),
+        };
+        let mut sparse = Sparse { values, places, elements, kind, step, ranks: Vec::new() };
         let found = match kind {
             Places::Mask => {
                 if places.dtype != Dtype::U8 || places.elements != elements.div_ceil(8) {
@@ -121,14 +133,14 @@ impl<'a> Sparse<'a> {
                 if previous.is_some_and(|previous| previous >= index) {
                     return Err(wrong(format!("index {index} does not come after the one before it")));
                 }
-                while self.ranks.len() as u64 * STEP <= index {
+                while self.ranks.len() as u64 * self.step <= index {
                     self.ranks.push(at + i as u64);
                 }
                 previous = Some(index);
             }
             at = range.end;
         }
-        while self.ranks.len() as u64 * STEP < elements {
+        while (self.ranks.len() as u64).saturating_mul(self.step) < elements {
             self.ranks.push(self.places.elements);
         }
         // The entry that ends the last step, whole or not.
@@ -149,15 +161,15 @@ impl<'a> Sparse<'a> {
         values: &'s mut Vec<u8>,
     ) -> Result<SparseChunk<'s>> {
         // The entry at or before the range, and the one at or behind it, bound the values that can be in it.
-        let low = (elements.start / STEP) as usize;
-        let high = (elements.end.div_ceil(STEP) as usize).min(self.ranks.len() - 1);
+        let low = (elements.start / self.step) as usize;
+        let high = (elements.end.div_ceil(self.step) as usize).min(self.ranks.len() - 1);
         let (mut from, mut to) = (self.ranks[low], self.ranks[high]);
         let (mut skip, stored);
         match self.kind {
             Places::Mask => {
-                let start = low as u64 * STEP / 8;
+                let start = low as u64 * self.step / 8;
                 let bytes = self.places.read(start..elements.end.div_ceil(8), places)?;
-                skip = (elements.start - low as u64 * STEP) as usize;
+                skip = (elements.start - low as u64 * self.step) as usize;
                 from += ones_before(bytes, skip);
                 to = to.min(from + ones_before(&bytes[skip / 8..], bytes.len() * 8 - skip / 8 * 8));
                 stored = &bytes[skip / 8..];
@@ -169,11 +181,14 @@ impl<'a> Sparse<'a> {
                 let count = bytes.len() / size;
                 let index = |i: usize| integer(&bytes[i * size..(i + 1) * size]) as u64;
                 let first = partition(count, |i| index(i) < elements.start);
-                let last = partition(count, |i| index(i) < elements.end);
+                let last = partition(count, |i| index(i) < elements.end).max(first);
                 (from, to) = (from + first as u64, from + last as u64);
                 stored = &bytes[first * size..last * size];
                 skip = 0;
             }
+        }
+        if from > to {
+            return Err(self.changed());
         }
         let values = self.values.read(from..to, values)?;
         Ok(SparseChunk {
@@ -187,6 +202,14 @@ impl<'a> Sparse<'a> {
             otherwise,
             cursor: Cell::new((0, 0)),
         })
+    }
+}
+
+impl Sparse<'_> {
+    /// The error where what was checked is there no more: its bytes are those of the file, which others may write to.
+    fn changed(&self) -> Error {
+        let looked = self.places.file.unchanged().and_then(|()| self.values.file.unchanged());
+        looked.err().unwrap_or_else(|| regular::written_to(self.places.file.path()))
     }
 }
 

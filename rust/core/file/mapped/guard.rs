@@ -14,7 +14,7 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::Mutex;
 
 use memmap2::Mmap;
@@ -44,19 +44,21 @@ const FREE: usize = usize::MAX;
 
 static SLOTS: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
-/// The thread that is calling the previous handler, to notice when that one calls this one.
-static PASSING_ON: AtomicI32 = AtomicI32::new(0);
-/// Guards changes of the list and of the handler; never taken by the handler.
-static CHANGES: Mutex<()> = Mutex::new(());
+/// The signal that is being given to the previous handler, and how deep in the stack, to notice when that one gives it
+/// back: the same signal then comes from further down. A handler that never returns, but jumps to where its library
+/// goes on, leaves these as they are; the next signal there does not come from further down.
+static PASSING_ON: [AtomicUsize; 3] = [const { AtomicUsize::new(0) }; 3];
+/// Guards changes of the list and of the handler, and holds the slots that were let go; never taken by the handler.
+static CHANGES: Mutex<Vec<&'static Slot>> = Mutex::new(Vec::new());
 
 impl Watch {
     /// None where the handler cannot be installed.
     pub(super) fn new(map: &Mmap) -> Option<Watch> {
-        let _changing = CHANGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut free = CHANGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         install()?;
         let start = map.as_ptr() as usize;
         let end = start + map.len().next_multiple_of(rustix::param::page_size());
-        let slot = match slots().find(|slot| slot.start.load(Ordering::Relaxed) == FREE) {
+        let slot = match free.pop() {
             Some(slot) => slot,
             None => {
                 let slot = Box::leak(Box::new(Slot {
@@ -91,9 +93,10 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let _changing = CHANGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut free = CHANGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         self.0.start.store(FREE, Ordering::SeqCst);
         self.0.end.store(0, Ordering::SeqCst);
+        free.push(self.0);
     }
 }
 
@@ -169,8 +172,10 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, context: *
 
 /// Gives the signal to whoever had it before.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let here = 0u8;
     // SAFETY: takes nothing and cannot fail.
-    let thread = unsafe { libc::gettid() };
+    let thread = unsafe { libc::gettid() } as usize;
+    let passing = [thread, info as usize, std::hint::black_box(&raw const here) as usize];
     // SAFETY: null, or a box that was leaked.
     let previous = unsafe { PREVIOUS.load(Ordering::SeqCst).as_ref() };
     let handler = previous.map_or(libc::SIG_DFL, |action| action.sa_sigaction);
@@ -178,7 +183,7 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     if handler == libc::SIG_IGN && unsafe { (*info).si_code } <= 0 {
         return;
     }
-    if handler == libc::SIG_DFL || handler == libc::SIG_IGN || PASSING_ON.load(Ordering::SeqCst) == thread {
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN || is_given_back(passing) {
         // Nobody, or somebody who has given it back. With the default restored the signal ends the process, as it
         // would have without this module.
         // SAFETY: a sigaction of zeros is the default action; both calls may be made in a handler.
@@ -189,7 +194,7 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
         }
         return;
     }
-    PASSING_ON.store(thread, Ordering::SeqCst);
+    note(passing);
     if previous.is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0) {
         // SAFETY: it was installed as a handler of this form.
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = unsafe { std::mem::transmute(handler) };
@@ -199,5 +204,16 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
         let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler) };
         handler(signal);
     }
-    PASSING_ON.store(0, Ordering::SeqCst);
+    note([0; 3]);
+}
+
+/// Thread, signal and depth of what is passed on now.
+fn note(passing: [usize; 3]) {
+    PASSING_ON.iter().zip(passing).for_each(|(noted, now)| noted.store(now, Ordering::SeqCst));
+}
+
+/// Whether the previous handler has called this one for the signal that it was given.
+fn is_given_back([thread, signal, depth]: [usize; 3]) -> bool {
+    let [noted_thread, noted_signal, noted_depth] = PASSING_ON.each_ref().map(|noted| noted.load(Ordering::SeqCst));
+    (thread, signal) == (noted_thread, noted_signal) && depth < noted_depth
 }

@@ -52,6 +52,11 @@ impl SparseChunk<'_> {
         self.cursor.set((at + out.len(), from + count));
         let size = self.dtype.size();
         let mut values = [R::ZERO; TILE];
+        // The places are a file's bytes, in which others may write: then they may ask for values that are not there,
+        // and what is computed here is thrown away once the file is looked at again.
+        let stored = self.values.len() / size;
+        let from = from.min(stored);
+        let count = count.min(stored - from);
         let finite = widen(level, self.dtype, &self.values[from * size..(from + count) * size], &mut values[..count]);
         for (place, value) in places[..count].iter().zip(&values[..count]) {
             out[usize::from(*place)] = *value;
@@ -88,8 +93,8 @@ impl SparseChunk<'_> {
         let size = self.index_type.size();
         let start = self.first + at as u64;
         let mut count = 0;
-        for raw in self.places[from * size..].chunks_exact(size) {
-            let place = integer(raw) as u64 - start;
+        for raw in self.places.get(from * size..).unwrap_or_default().chunks_exact(size).take(n) {
+            let place = (integer(raw) as u64).wrapping_sub(start);
             if place >= n as u64 {
                 break;
             }
