@@ -63,8 +63,8 @@ class Checkpoint:
 class FolderLock:
     """The lock of an output folder, held from ``__enter__`` to ``__exit__``.
 
-    ``run``, ``extract`` and ``finish_folder`` of this process, one at a time, use it instead of their own; runs of
-    others are refused. A folder that is created for it goes again where nothing was put into it.
+    ``run``, ``extract`` and ``finish_folder`` of this process, one at a time, use it instead of their own;
+    runs of others are refused. A folder that is created for it goes again where nothing was put into it.
     """
 
     def __new__(cls, path: _Path, *, inputs: Sequence[_Path] = ...) -> FolderLock: ...

@@ -253,7 +253,9 @@ fn overwriting_replaces_the_whole_checkpoint_and_nothing_else() {
     symlink(outside.join("kept/file.json"), out.join("other.safetensors")).unwrap();
     fs::write(out.join("pooling/config.json"), b"{}").unwrap();
     fs::write(out.join("notes.txt"), b"mine").unwrap();
-    for name in ["model-7.safetensors", INDEX, "chat_template.jinja", "extra.py", ".x.part"] {
+    for name in
+        ["model-7.safetensors", INDEX, "chat_template.jinja", "extra.py", ".x.part", ".model-9.safetensors.part"]
+    {
         fs::write(out.join(name), b"old").unwrap();
     }
     let listed = ["extra.py", "pooling/config.json", "linked/kept/file.json", "../outside/kept/file.json"];
@@ -264,7 +266,7 @@ fn overwriting_replaces_the_whole_checkpoint_and_nothing_else() {
     fs::write(out.join(MANIFEST), serde_json::json!({ "files": files }).to_string()).unwrap();
 
     let folder = admit(&out, &[], &OVERWRITE).unwrap();
-    assert_eq!(names(&out), [".taskvec", "folder.safetensors", "linked", "notes.txt", "pooling"]);
+    assert_eq!(names(&out), [".taskvec", ".x.part", "folder.safetensors", "linked", "notes.txt", "pooling"]);
     assert_eq!(names(&out.join("pooling")), ["empty"]);
     assert_eq!(fs::read(outside.join("kept/file.json")).unwrap(), b"{}");
     assert_eq!(names(&out.join(".taskvec")), ["inputs.json", "journal.jsonl", "lock", "plan.json"]);

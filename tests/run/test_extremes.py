@@ -55,14 +55,17 @@ def test_a_factor_outside_of_single_precision_is_applied_as_it_is(
     target: float, donor: float, reference: float, alpha: float
 ) -> None:
     t, d, r = (np.array([x], np.float64).astype(BF16) for x in (target, donor, reference))
-    merged = tv.from_state_dict({"w": t}) + alpha * (tv.from_state_dict({"w": d}) - tv.from_state_dict({"w": r}))
+    merged = tv.from_state_dict({"w": t}) + alpha * (
+        tv.from_state_dict({"w": d}) - tv.from_state_dict({"w": r})
+    )
     t, d, r = (Fraction(float(x[0])) for x in (t, d, r))
     exact = np.array([float(t + Fraction(alpha) * (d - r))]).astype(BF16)
     assert dict(merged.items())["w"].tobytes() == exact.tobytes()
 
 
 @pytest.mark.parametrize(
-    ("dtype", "signalling"), [("BF16", 0x7F81), ("F16", 0x7C01), ("F32", 0x7F800001), ("F64", 0x7FF0000000000001)]
+    ("dtype", "signalling"),
+    [("BF16", 0x7F81), ("F16", 0x7C01), ("F32", 0x7F800001), ("F64", 0x7FF0000000000001)],
 )
 def test_alpha_zero_is_the_target_bit_for_bit_also_where_it_is_no_number(dtype: str, signalling: int) -> None:
     kind = NAMES[dtype]
