@@ -9,7 +9,7 @@ from typing import Any
 
 from taskvec.compat.check import check_models
 from taskvec.compat.findings import Finding, enforce, finding, in_order
-from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
+from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
 from taskvec.models.adapter import Adapter
@@ -171,6 +171,7 @@ def _source(draft: Draft, model: Readable | Adapter, adapted: tuple[Adapter, Mod
 def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> dict[str, bytes]:
     """Tokenizer files where they are of another model, and the chat template that the recipe names."""
     files: dict[str, bytes] = {}
+    _check_union(recipe, opened, config_from)
     chosen = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
     if chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
@@ -184,6 +185,22 @@ def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Rec
             files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
         files[TEMPLATE] = _template(merge.chat_template, opened, recipe).encode()
     return files
+
+
+def _check_union(recipe: Recipe, opened: Opened, base: Model) -> None:
+    """Hold that the vocabularies whose union is asked for are equal: it is the base's then."""
+    if recipe.tokenizer_from != "union":
+        return
+    for model in opened.values():
+        if isinstance(model, Model) and model is not base and (why := vocabulary_difference(base, model)):
+            raise recipe.error(
+                ("tokenizer",) if recipe.tokenizer is not None else ("tokenizer_source",),
+                "a tokenizer of all vocabularies together (`union`) cannot be made yet, and these are not "
+                f"known to be equal to that of `{base.spec}`: {why}",
+                "merge models of one vocabulary; or leave embedding and head out: `tokenizer_source: base` "
+                "and `preset: no-embed`",
+                key=True,
+            )
 
 
 def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
