@@ -110,8 +110,8 @@ def _unknown_key(document: Document, form: type[BaseModel], path: tuple[Key, ...
 
 def _parameter_hint(document: Document, key: str, parameter: str) -> str:
     """Where a parameter at the top belongs, or that the method does not have it."""
-    name = document.plain().get("merge_method")
-    method = METHODS.get(name) if isinstance(name, str) else None
+    node = document.root.below("merge_method")
+    method = METHODS.get(node.value) if node is not None and isinstance(node.value, str) else None
     if method is not None and method.parameter(parameter) is None:
         others = ", ".join(f"`{each}`" for each in owners(parameter)[:4])
         return f"remove it: `{parameter}` is a parameter of {others}, and `{method.name}` does not have it"

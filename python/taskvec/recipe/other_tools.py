@@ -38,8 +38,9 @@ def refuse_other_tools(document: Document) -> None:
     RecipeError
         It is for another tool.
     """
-    content = document.plain()
-    method = str(content.get("merge_method", "")).lower().replace("-", "_")
+    content = document.root.value
+    node = content.get("merge_method")
+    method = str(node.value).lower().replace("-", "_") if node is not None else ""
     for tool in _TOOLS:
         key = next((key for key in content if key in tool.keys), None)
         if key is None and method not in tool.methods:

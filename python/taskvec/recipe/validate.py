@@ -235,10 +235,10 @@ def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -
     if parameter is not None or name in PUBLISHED:
         return parameter
     near = nearest(name, [p.name for p in method.parameters])
-    if near is not None:
-        hint = f"did you mean `{near}`?"
-    elif elsewhere := owners(name):
+    if elsewhere := owners(name):
         hint = f"it belongs to {', '.join(f'`{each}`' for each in elsewhere[:4])}"
+    elif near is not None:
+        hint = f"did you mean `{near}`?"
     elif method.parameters:
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"
     else:
