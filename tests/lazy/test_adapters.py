@@ -29,11 +29,15 @@ SIZES = {
 }
 
 
+def _head_model(kind: str) -> str:
+    return "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+
+
 def base(folder: Path, family: str) -> Any:
     torch.manual_seed(0)
     kind, settings = FAMILIES[family]
     config = getattr(transformers, f"{kind}Config")(**(settings if family == "gpt2" else SIZES | settings))
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = getattr(transformers, _head_model(kind))(config)
     model.save_pretrained(folder)
     return model
 
@@ -45,7 +49,7 @@ def adapted(model: Any, folder: Path, **settings: Any) -> None:
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
                 parameter.normal_(0, 0.2)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(folder, save_embedding_layers=False)
     peft.unload()
 
 
@@ -59,7 +63,7 @@ def merged(tmp_path: Path, name: str = "out", spec: str | None = None) -> dict[s
 
 
 def by_peft(tmp_path: Path, family: str) -> dict[str, np.ndarray]:
-    kind = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")
+    kind = getattr(transformers, _head_model(FAMILIES[family][0]))
     model = PeftModel.from_pretrained(kind.from_pretrained(tmp_path / "base"), str(tmp_path / "lora"))
     model.merge_and_unload().save_pretrained(tmp_path / "peft")
     return load_file(tmp_path / "peft" / "model.safetensors")

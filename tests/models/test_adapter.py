@@ -119,6 +119,7 @@ def test_every_setting_of_peft_is_either_without_effect_or_refused(tmp_path: Pat
         ("ia3_l", "IA³"),
         ("modules_to_save.weight", "whole weight"),
         ("lora_A.default.weight", "another kind of name"),
+        ("base_layer.weight", "a copy of the whole layer"),
         ("surprise", "no known kind"),
     ],
 )

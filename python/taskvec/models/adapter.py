@@ -24,8 +24,15 @@ WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
+# With factors of an embedding or a head peft saves the layer itself too, in case it has been resized.
+_COPY = r"\.base_layer\."
+_WITHOUT_COPY = (
+    "if it is the model's own weight, save the adapter without it (`save_embedding_layers=False` of "
+    f"save_pretrained); otherwise {MERGE_FIRST}"
+)
 # What else is found in such a file, by the name of its tensors.
 _OTHER_KINDS = (
+    (_COPY, "a copy of the whole layer below its factors"),
     (r"lora_magnitude_vector", "a magnitude of DoRA"),
     (r"lora_(embedding_)?B\.bias$", "a bias of B"),
     (r"\.(lora_E|ranknum)$", "a part of AdaLoRA"),
@@ -142,7 +149,7 @@ def _pairs(tensors: Mapping[str, TensorInfo], spec: str) -> tuple[dict[str, dict
             words = next((words for mark, words in _OTHER_KINDS if re.search(mark, name)), "of no known kind")
             raise FormatError(
                 f"the adapter `{spec}` has the tensor `{name}`, {words}, which is not a factor of a weight",
-                MERGE_FIRST,
+                _WITHOUT_COPY if re.search(_COPY, name) else MERGE_FIRST,
             )
         module = match["module"].removeprefix(_PREFIX)
         other = pairs.setdefault(module, {}).setdefault(match["factor"], name)
