@@ -58,7 +58,7 @@ def test_values_of_our_additions() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nparameters:\n  t: 0.5\n  normalize: true\n",
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nparameters:\n  t: 0.5\n  normalize: 1\n",
          {6: "normalize"}),
         (TIES + "models:\n- model: b\n  parameters:\n    weight: 1\n    gamma: 0.1\n", {7: "gamma"}),
         ("merge_method: karcher\nmodels:\n- model: a\n  parameters:\n    weight: 1\n- model: b\nparameters:\n"
