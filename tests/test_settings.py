@@ -20,7 +20,7 @@ from taskvec.settings import Options, Settings, format_alpha, parse_alphas, pars
     ("text", "count"),
     [
         ("5GB", 5_000_000_000), ("512MiB", 512 << 20), ("1.5k", 1500), (" 2 TiB ", 2 << 40), ("7", 7), (7, 7),
-        ("4B", 4), (".5kb", 500), ("1kib", 1024),
+        ("4000000B", 4_000_000), (".5kb", 500), ("1kib", 1024),
     ],
 )  # fmt: skip
 def test_sizes(text: str | int, count: int) -> None:
@@ -33,6 +33,15 @@ def test_sizes(text: str | int, count: int) -> None:
 def test_what_is_no_size(text: object) -> None:
     with pytest.raises(tv.RecipeError):
         parse_size(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "meant"), [("5B", "5GB"), ("2.5 b", "2.5GB"), ("13b", "13GB")])
+def test_billions_are_not_taken_for_bytes(text: str, meant: str) -> None:
+    with pytest.raises(tv.RecipeError, match="stands for bytes") as caught:
+        parse_size(text)
+    hint = caught.value.hint or ""
+    assert f"`{meant}`" in hint
+    assert parse_size(meant) == float(meant.removesuffix("GB")) * 1e9
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ Rounding = Literal["nearest", "stochastic"]
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
 _MAX_SEED = 2**64 - 1
 _MAX_SIZE = 2**63 - 1
+# mergekit writes `5B` for five billion: no weight file or buffer that is meant in bytes is so small.
+_SMALLEST_IN_BYTES = 1_000_000
 
 
 def parse_size(value: str | int) -> int:
@@ -41,8 +43,16 @@ def parse_size(value: str | int) -> int:
         power = " kmgtp".index(match[2].lower() or " ")
         # a number beyond all sizes would be infinite
         count = int(min(float(match[1]), float(_MAX_SIZE)) * (1024 if match[3] else 1000) ** power)
+        if power == 0 and match[4] and count < _SMALLEST_IN_BYTES:
+            number = match[1]
+            raise RecipeError(
+                f"the size `{value}` is {count} bytes: `B` stands for bytes, not for billions",
+                f"write `{number}GB` for {number} billion bytes",
+            )
     if not 0 < count <= _MAX_SIZE:
-        raise RecipeError(f"the size `{value}` is out of range", "give a size above zero")
+        raise RecipeError(
+            f"the size `{value}` is out of range", "give a size above zero, and below 2^63 bytes"
+        )
     return count
 
 

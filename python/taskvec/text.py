@@ -84,9 +84,9 @@ def as_tuple(texts: str | Iterable[str]) -> tuple[str, ...]:
 Key = str | int
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of `words` that `word` is probably meant to be."""
-    near = difflib.get_close_matches(str(word)[:64], list(words), n=1, cutoff=0.6)
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `words` that `word` is probably meant to be: at least so alike, 1 being equal."""
+    near = difflib.get_close_matches(str(word)[:64], list(words), n=1, cutoff=cutoff)
     return near[0] if near else None
 
 

@@ -210,6 +210,48 @@ def test_the_most_common_chat_template(tmp_path: Path) -> None:
     assert (tmp_path / "file" / "chat_template.jinja").read_text() == "RARE"
 
 
+UNIONS = ({"tokenizer_source": "union"}, {"tokenizer": {}}, {"tokenizer": {"source": "union"}})
+
+
+def vocabulary(folder: Path, vocab: dict[str, int]) -> None:
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []}})
+    )
+
+
+@pytest.mark.parametrize("keys", UNIONS)
+def test_the_union_of_equal_vocabularies_is_the_base_s(
+    keys: dict[str, Any], tmp_path: Path, models: dict[str, dict[str, np.ndarray]]
+) -> None:
+    for name in models:
+        vocabulary(tmp_path / name, {"x": 0})
+    halves = [{"model": "a", "parameters": {"weight": 0.5}}, {"model": "b", "parameters": {"weight": 0.5}}]
+    tv.merge(recipe(tmp_path, merge_method="linear", models=halves, **keys), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "a/tokenizer.json").read_bytes()
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    for name, array in got.items():
+        np.testing.assert_allclose(array, (models["a"][name] + models["b"][name]) / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("keys", UNIONS)
+def test_the_union_of_other_vocabularies_is_an_error_whose_way_out_works(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        vocabulary(tmp_path / name, {name: 0})
+    halves = [{"model": "a", "parameters": {"weight": 0.5}}, {"model": "b", "parameters": {"weight": 0.5}}]
+    document = recipe(tmp_path, merge_method="linear", models=halves)
+    with pytest.raises(tv.Error) as caught:
+        tv.merge({**document, **keys}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "vocabular" in str(caught.value)
+    tv.merge({**document, "tokenizer_source": "base", "preset": "no-embed"}, tmp_path / "out")
+    (tmp_path / "b" / "tokenizer.json").unlink()
+    with pytest.raises(tv.RecipeError, match="not known to be equal"):
+        tv.merge({**document, **keys}, tmp_path / "other")
+
+
 @pytest.mark.usefixtures("models")
 def test_no_chat_template_to_choose(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"

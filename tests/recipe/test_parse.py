@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.recipes import LINEAR, SAME_AS_MERGEKIT, SLICE, mistake
+from support.recipes import LINEAR, SAME_AS_MERGEKIT, SLICE, TIES, mistake
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.methods.catalogue import METHODS
 from taskvec.recipe.load import load
@@ -85,7 +85,10 @@ def test_a_file_is_named_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytes
     Path("recipe.yaml").write_text(LINEAR + "lamda: 1\n")
     message, hint = mistake("recipe.yaml")
     assert message == "recipe.yaml:4: unknown key `lamda`"
-    assert hint == "`lambda` belongs under `parameters`"
+    assert hint.startswith("remove it: `lambda` is a parameter of `task_arithmetic`, ")
+    assert hint.endswith(" and `linear` does not have it")
+    Path("ties.yaml").write_text(TIES + "models: [{model: b, parameters: {weight: 1}}]\nlamda: 1\n")
+    assert mistake("ties.yaml")[1] == "`lambda` belongs under `parameters`"
     with pytest.raises(NotFoundError, match="is not there"):
         load("other.yaml")
     with pytest.raises(NotFoundError, match="is not a file"):

@@ -55,6 +55,24 @@ def test_values_of_our_additions() -> None:
     assert recipe.models[1].ref == ModelRef("v.vec", "vector")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nparameters:\n  t: 0.5\n  normalize: 1\n",
+         {6: "normalize"}),
+        (TIES + "models:\n- model: b\n  parameters:\n    weight: 1\n    gamma: 0.1\n", {7: "gamma"}),
+        ("merge_method: karcher\nmodels:\n- model: a\n  parameters:\n    weight: 1\n- model: b\nparameters:\n"
+         "  int8_mask: true\n  embed_slerp: true\n", {5: "weight", 8: "int8_mask", 9: "embed_slerp"}),
+    ],
+)  # fmt: skip
+def test_words_of_other_methods_are_remarked_upon_with_their_lines(text: str, words: dict[int, str]) -> None:
+    found = load(text).last.remarks
+    assert {(each.subject, each.id) for each in found} == {
+        (f"recipe:{line}", "recipe-ignored") for line in words
+    }
+    assert all(any(f"`{word}` is not a parameter" in each.found for each in found) for word in words.values())
+
+
 def test_models_and_adapters() -> None:
     recipe = load(ACCEPTED["adapters"]).final
     assert recipe.models is not None

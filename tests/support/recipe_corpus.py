@@ -21,9 +21,9 @@ MISTAKES = {
         "did you mean `lambda`?",
     ),
     "another method's parameter": (
-        TIES + "models: [{model: b, parameters: {weight: 1, gamma: 0.1}}]\n",
-        "recipe:3: `gamma` is not a parameter of `ties`",
-        "it belongs to `breadcrumbs`, `breadcrumbs_ties`",
+        TIES + "models: [{model: b, parameters: {weight: 1, tall_lambda: 0.1}}]\n",
+        "recipe:3: `tall_lambda` is not a parameter of `ties`",
+        "it belongs to `consensus`",
     ),
     "unknown method": (
         TIES.replace("ties", "tise") + "models: [{model: b}]\n",
@@ -251,20 +251,40 @@ MISTAKES = {
         "recipe:4: `alpha` scales a step from the base, and `linear` makes none",
         "remove `alpha`",
     ),
-    "union": (
-        LINEAR + "tokenizer_source: union\n",
-        "recipe:4: `tokenizer_source`: a tokenizer of all",
-        "`base`",
+    "a mixture of experts": (
+        "base_model: a\ngate_mode: hidden\nexperts:\n- source_model: a\n",
+        "recipe:2: this is a recipe for `mergekit-moe`, which makes a mixture of experts",
+        "run `mergekit-moe`",
     ),
-    "union, modern": (
-        LINEAR + "tokenizer: {source: union}\n",
-        "recipe:4: `tokenizer.source`: a tokenizer",
-        "`base`",
+    "a mixture of experts, by method": (
+        "merge_method: moe\nmodels: [{model: a}]\n",
+        "recipe:1: this is a recipe for `mergekit-moe`",
+        "run `mergekit-moe`",
     ),
-    "union, by default": (
-        LINEAR + "tokenizer: {}\n",
-        "recipe:4: `tokenizer` without `source` means",
-        "source: base",
+    "a search for a recipe": (
+        "genome:\n  models: [a, b]\n  merge_method: ties\ntasks: [{name: x}]\n",
+        "recipe:1: this is a recipe for `mergekit-evolve`",
+        "run `mergekit-evolve`",
+    ),
+    "a stack of layers": (
+        "layer_sources: [{model: a}]\n",
+        "recipe:1: this is a recipe for `bakllama`",
+        "run `bakllama`",
+    ),
+    "a parameter of another method at the top": (
+        TIES + "models: [{model: b, parameters: {weight: 1}}]\ngamma: 0.1\n",
+        "recipe:4: unknown key `gamma`",
+        "remove it: `gamma` is a parameter of `breadcrumbs`, `breadcrumbs_ties`, and `ties` does not have it",
+    ),
+    "a key like no other": (
+        TIES + "models: [{model: b, parameters: {weight: 1}}]\nexponent: 2\n",
+        "recipe:4: unknown key `exponent`",
+        "known here: `merge_method`",
+    ),
+    "the same model twice": (
+        "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}, {model: b}]\n",
+        "`b` is there twice",
+        "name it once",
     ),
     "single tokens": (
         LINEAR + "tokenizer:\n  source: a\n  tokens: {x: {source: b}}\n",
@@ -309,6 +329,12 @@ ACCEPTED = {
         "model: a", "model: {model: {path: a, revision: r}, lora: {path: b}, override_architecture: null}"
     )
     + "tokenizer: {source: a, tokens: {}, pad_to_multiple_of: null}\n",
+    "union": LINEAR + "tokenizer_source: union\n",
+    "union, modern": LINEAR + "tokenizer: {source: union}\n",
+    "union, by default": LINEAR + "tokenizer: {}\nchat_template: auto\n",
+    "words without effect": "merge_method: model_stock\nbase_model: a\n"
+    "models: [{model: b, parameters: {weight: 1, density: 0.5}}, {model: c}]\n"
+    "parameters: {normalize: true, int8_mask: true, embed_slerp: true, t: [0, 1]}\n",
     "keys of nothing": LINEAR + "base_model: null\nslices: null\ndtype: ~\nchat_template: null\nname: null\n",
     "a jinja template": LINEAR + 'chat_template: "{% for m in messages %}{{ m.content }}{% endfor %}"\n',
     "a number as text": LINEAR.replace("1", '"1e-5"'),

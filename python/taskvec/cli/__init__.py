@@ -142,7 +142,8 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         return UsageError(f"missing {kind} {names}", where)
     if isinstance(error, click.BadParameter):
         message = _sentence(error.message)
-        return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, where)
+        hint = getattr(error, "hint", None) or where
+        return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
 
 

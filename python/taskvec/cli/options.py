@@ -83,6 +83,14 @@ def together(*decorators: Callable[[Function], Function]) -> Callable[[Function]
 
 
 # --- values
+class BadValue(click.BadParameter):
+    """A value that the library refuses, with its way out."""
+
+    def __init__(self, error: Error, ctx: click.Context | None, param: click.Parameter | None) -> None:
+        super().__init__(error.message, ctx, param)
+        self.hint = error.hint
+
+
 class Alphas(click.ParamType):
     """Numbers separated by commas; the option may also be given several times."""
 
@@ -118,7 +126,7 @@ class Size(click.ParamType):
         try:
             return parse_size(str(value))
         except Error as error:
-            self.fail(str(error), param, ctx)
+            raise BadValue(error, ctx, param) from None
 
 
 def flatten(

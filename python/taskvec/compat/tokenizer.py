@@ -21,6 +21,15 @@ SPECIAL = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 # What comes instead of tokenizer.json: can only be compared byte for byte.
 _OPAQUE = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tekken.json")
+_ADDED = "added_tokens.json"
+# By these findings a row of the embedding may be another token, or a text other tokens.
+_OF_TOKENS = (
+    "tokenizer-vocabulary",
+    "tokenizer-merges",
+    "tokenizer-missing",
+    "added-tokens",
+    "added-tokens-extra",
+)
 _PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _BOUNDS = ("bos_token", "eos_token")
 _MINOR = (
@@ -35,7 +44,7 @@ _MINOR = (
 
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file of a checkpoint belongs to its tokenizer."""
-    return name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, "added_tokens.json", *_OPAQUE)
+    return name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, _ADDED, *_OPAQUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,24 @@ def check_tokenizers(
         subject = each.subject.replace("{who}", roles(who))
         findings.append(Finding(level, each.id, subject, each.expected, each.found, each.fix))
     return findings
+
+
+def vocabulary_difference(own: Model, other: Model) -> str | None:
+    """Why the tokens of two models are not known to be the same with the same ids; ``None`` if they are."""
+    mine, theirs = _read(own), _read(other)
+    for each in _compare("base", mine, theirs):
+        if each.id in _OF_TOKENS:
+            return f"{each.subject.replace('{who}', f'`{other.spec}`')}: {each.found}"
+    if TOKENIZER not in mine.raw and _apart(own, mine) != _apart(other, theirs):
+        return f"added tokens of `{other.spec}`: others"
+    return None
+
+
+def _apart(checkpoint: Model, tokenizer: _Tokenizer) -> tuple[Any, Any]:
+    """Tokens that are added outside of the file of the vocabulary."""
+    has_file = _ADDED in checkpoint.other_files
+    added = parse_object(checkpoint.read_file(_ADDED), f"{checkpoint.spec}/{_ADDED}") if has_file else {}
+    return added, tokenizer.json(SETTINGS).get("added_tokens_decoder")
 
 
 def _read(checkpoint: Model) -> _Tokenizer:

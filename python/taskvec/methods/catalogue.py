@@ -432,6 +432,12 @@ FUNCTIONS = tuple(sorted(name for name, method in METHODS.items() if not method.
 PARAMETERS = frozenset(p.name for method in _ROWS for p in method.parameters)
 """Every parameter that some method has."""
 
+PUBLISHED = frozenset(
+    {"embed_slerp"} | {p.name for method in _ROWS if method.mergekit for p in method.parameters}
+)
+"""Words of mergekit's recipes: it passes over those that the method does not have, and so do we, with a
+remark. ``embed_slerp`` is of its first versions, for vocabularies that differ."""
+
 
 def get(name: str) -> Method:
     """The method of that name.

@@ -6,30 +6,43 @@ adapter is rank-stabilised (Kalajdzievski, 2312.03732). The engine computes it t
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskvec._core import Checkpoint as Reader
-from taskvec.errors import FormatError, NotFoundError
-from taskvec.files.json import read_object
-from taskvec.models.model import Model, TensorInfo
+from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.errors import FormatError
+from taskvec.models.adapter_config import CONFIG, MERGE_FIRST, check_config, is_set, scale_of
+from taskvec.models.model import Remote, TensorInfo
 
-CONFIG = "adapter_config.json"
+if TYPE_CHECKING:
+    from taskvec._core import Checkpoint as Reader
+
 WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
-# Settings by which an adapter is more than A and B; each changes the meaning of B·A.
-_UNSUPPORTED = {
-    "use_dora": "DoRA (weight-decomposed adapters)",
-    "use_qalora": "QALoRA",
-    "lora_bias": "biases of B",
-    "megatron_config": "Megatron layers",
-}
+# With factors of an embedding or a head peft saves the layer itself too, in case it has been resized.
+_COPY = r"\.base_layer\."
+_WITHOUT_COPY = (
+    "if it is the model's own weight, save the adapter without it (`save_embedding_layers=False` of "
+    f"save_pretrained); otherwise {MERGE_FIRST}"
+)
+# What else is found in such a file, by the name of its tensors.
+_OTHER_KINDS = (
+    (_COPY, "a copy of the whole layer below its factors"),
+    (r"lora_magnitude_vector", "a magnitude of DoRA"),
+    (r"lora_(embedding_)?B\.bias$", "a bias of B"),
+    (r"\.(lora_E|ranknum)$", "a part of AdaLoRA"),
+    (r"\.hada_", "a factor of LoHa"),
+    (r"\.lokr_", "a factor of LoKr"),
+    (r"\.ia3_", "a vector of IA³"),
+    (r"vera_|\.lora_[AB]\.[^.]+\.weight$", "a factor under another kind of name"),
+    (r"token_adapter|trainable_tokens", "rows of single tokens"),
+    (r"\.(bias|weight)$", "a whole weight or bias"),
+)
 
 
 class Factors(NamedTuple):
@@ -50,12 +63,20 @@ class Adapter:
     spec : str
         What the user wrote.
     path : Path
-        Its folder.
+        Its folder; of a remote one the folder that it will have here.
     factors : mapping of str to Factors
-        By the name of the weight that they change.
+        By the name of the weight that they change: PEFT's, or the model's once it is fitted to one.
     tensors : mapping of str to TensorInfo
         The weights that it gives: those that it changes, with the bytes of their factors, or all of its
         model's once it is put on top of one.
+    embeddings : frozenset of str
+        Those of its names whose factors are of an embedding.
+    repository, revision : str or None
+        The name on the hub and the commit.
+    download_bytes : int
+        What a run would still download.
+    remote : Remote or None
+        Where its files are fetched from, when they are not here.
     base : int, optional
         The plan's number of the model that it is put on top of.
     """
@@ -67,152 +88,98 @@ class Adapter:
     file_sizes: dict[str, int]
     fingerprint: str
     config: dict[str, Any]
+    embeddings: frozenset[str] = field(default=frozenset())
     base: int | None = None
     repository: str | None = None
     revision: str | None = None
+    download_bytes: int = 0
+    remote: Remote | None = None
 
     @property
     def location(self) -> Path:
         """Its folder."""
         return self.path
 
-    @property
-    def download_bytes(self) -> int:
-        """Nothing is left to download."""
-        return 0
-
-    def on_top_of(self, model: Model, number: int) -> Adapter:
-        """The adapter with its model, which is source `number` of a plan.
-
-        Raises
-        ------
-        FormatError
-            The model does not have the weights that the adapter changes.
-        """
-        unknown = [name for name in self.factors if name not in model.tensors]
-        if unknown:
-            raise FormatError(
-                f"the adapter `{self.spec}` changes `{unknown[0]}`, which `{model.spec}` does not have",
-                "use the model that the adapter was trained for",
-            )
-        tensors = dict(model.tensors)
-        for name in self.factors:
-            info = tensors[name]
-            tensors[name] = info._replace(nbytes=info.nbytes + self.tensors[name].nbytes)
-        return replace(self, tensors=tensors, base=number)
-
     def __repr__(self) -> str:
         return f"Adapter({self.spec!r}, weights: {len(self.factors):,})"
 
 
-def open_adapter(spec: str | os.PathLike[str]) -> Adapter:
-    """Open a LoRA adapter by its headers and its settings.
+def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) -> Adapter:
+    """An adapter by its settings and the header of its weights.
 
     Raises
     ------
-    NotFoundError
-        There is no adapter in that folder.
     FormatError
         It is damaged, or of a kind whose change of a weight is not B·A alone; the message names it.
     """
-    folder = Path(spec)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise NotFoundError(
-                f"`{spec}` holds no LoRA adapter: `{name}` is not there",
-                f"an adapter is a folder with `{CONFIG}` and `{WEIGHTS}`",
-            )
-    config = read_object(folder / CONFIG)
-    _check(config, folder)
-    reader = Reader(str(folder / WEIGHTS))
+    check_config(config, spec)
     stored = {
         name: TensorInfo(name, dtype, shape, nbytes, file)
         for name, dtype, shape, file, _, nbytes in reader.tensors()
     }
-    factors = _factors(stored, config, folder)
+    pairs, embeddings = _pairs(stored, spec)
+    flag = is_set(config, "fan_in_fan_out", spec)
+    factors, tensors = {}, {}
+    for module, pair in pairs.items():
+        name, a, b = f"{module}.weight", stored[pair["A"]], stored[pair["B"]]
+        _check_factors(module, a, b, spec)
+        is_transposed = module in embeddings or flag
+        factors[name] = Factors(a.name, b.name, scale_of(config, module, a.shape[0], spec), is_transposed)
+        shape = (a.shape[1], b.shape[0]) if is_transposed else (b.shape[0], a.shape[1])
+        tensors[name] = TensorInfo(name, a.dtype, shape, a.nbytes + b.nbytes, a.file)
     return Adapter(
-        os.fspath(spec),
-        folder.absolute(),
+        spec,
+        path,
         factors,
-        {
-            name: _weight(name, stored[pair.a], stored[pair.b], pair.transposed)
-            for name, pair in factors.items()
-        },
+        tensors,
         dict(reader.files()),
         reader.fingerprint,
         config,
+        frozenset(f"{module}.weight" for module in embeddings),
     )
 
 
-def _weight(name: str, a: TensorInfo, b: TensorInfo, transposed: bool) -> TensorInfo:
-    shape = (a.shape[-1], b.shape[0]) if transposed else (b.shape[0], a.shape[-1])
-    return TensorInfo(name, a.dtype, shape, a.nbytes + b.nbytes, a.file)
-
-
-def _check(config: Mapping[str, Any], folder: Path) -> None:
-    kind = str(config.get("peft_type", "LORA")).upper()
-    found = [text for key, text in _UNSUPPORTED.items() if config.get(key)]
-    if kind != "LORA":
-        found.append(f"the adapter type {kind}")
-    if config.get("bias", "none") not in ("none", None):
-        found.append(f"trained biases (`bias: {config['bias']}`)")
-    if config.get("modules_to_save"):
-        found.append(f"whole modules (`modules_to_save: {config['modules_to_save']}`)")
-    if found:
-        raise FormatError(
-            f"the adapter `{folder}` uses {', '.join(found)}, which cannot be merged as B·A",
-            "merge it into its model with `peft` (merge_and_unload) first, and use the result",
-        )
-
-
-def _factors(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], folder: Path
-) -> dict[str, Factors]:
+def _pairs(tensors: Mapping[str, TensorInfo], spec: str) -> tuple[dict[str, dict[str, str]], set[str]]:
+    """The stored names of A and B by module, and the modules that are embeddings."""
     pairs: dict[str, dict[str, str]] = {}
     embeddings: set[str] = set()
     for name in tensors:
         match = _KEY.fullmatch(name)
         if match is None:
+            words = next((words for mark, words in _OTHER_KINDS if re.search(mark, name)), "of no known kind")
             raise FormatError(
-                f"the adapter `{folder}` has the tensor `{name}`, which is not a factor of a weight",
-                "merge it into its model with `peft` (merge_and_unload) first, and use the result",
+                f"the adapter `{spec}` has the tensor `{name}`, {words}, which is not a factor of a weight",
+                _WITHOUT_COPY if re.search(_COPY, name) else MERGE_FIRST,
             )
         module = match["module"].removeprefix(_PREFIX)
-        pairs.setdefault(module, {})[match["factor"]] = name
+        other = pairs.setdefault(module, {}).setdefault(match["factor"], name)
+        if other != name:
+            raise FormatError(f"the adapter `{spec}` has two factors of `{module}`: `{other}` and `{name}`")
         if match["embedding"]:
             embeddings.add(module)
-    made = {}
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
             raise FormatError(
-                f"the adapter `{folder}` has one factor of `{module}` without the other", "save it again"
+                f"the adapter `{spec}` has one factor of `{module}` without the other", "save it again"
             )
-        scale = _scale(config, module, tensors[pair["A"]].shape[0], folder)
-        transposed = module in embeddings or bool(config.get("fan_in_fan_out"))
-        made[f"{module}.weight"] = Factors(pair["A"], pair["B"], scale, transposed)
-    return made
+    if not pairs:
+        raise FormatError(f"the adapter `{spec}` holds no factors", "save it again")
+    return pairs, embeddings
 
 
-def _scale(config: Mapping[str, Any], module: str, stored_rank: int, folder: Path) -> float:
-    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    for name, value in (("r", rank), ("lora_alpha", alpha)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise FormatError(f"`{folder / CONFIG}`: `{name}` is {value!r}, expected a number")
-    if rank != stored_rank or rank <= 0:
+def _check_factors(module: str, a: TensorInfo, b: TensorInfo, spec: str) -> None:
+    for info in (a, b):
+        if info.dtype not in FLOAT_DTYPES:
+            raise FormatError(f"`{info.name}` of the adapter `{spec}` is {info.dtype}, expected a float type")
+        if len(info.shape) != 2:
+            raise FormatError(
+                f"`{info.name}` of the adapter `{spec}` has {len(info.shape)} dimensions, expected 2: "
+                "the factors of a convolution cannot be merged as B·A",
+                MERGE_FIRST,
+            )
+    if a.shape[0] != b.shape[1]:
         raise FormatError(
-            f"the adapter `{folder}` has rank {stored_rank} at `{module}`, its settings say {rank}",
-            f"`{CONFIG}` and `{WEIGHTS}` come from different saves",
+            f"the factors of `{module}` in the adapter `{spec}` do not fit: A is {list(a.shape)}, B is "
+            f"{list(b.shape)}",
+            "save it again",
         )
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return value
-        except re.error:
-            continue
-    return default

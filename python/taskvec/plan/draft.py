@@ -9,6 +9,7 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
 from taskvec.models.storage import stored_bytes
+from taskvec.plan.adapters import on_top
 from taskvec.plan.config_changes import config_changes
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
@@ -52,13 +53,13 @@ class Draft:
         return number
 
     def adapter(self, adapter: Adapter, role: str, *, base: int | None) -> int:
-        """The number of an adapter, on top of source `base` or alone."""
-        key = str(adapter.path), f"{adapter.fingerprint} on {base}"
+        """The number of an adapter that is fitted to its model, on top of source `base` or alone."""
+        key = str(adapter.path), f"{adapter.fingerprint} on {base}: {' '.join(adapter.factors)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             model = None if base is None else self.checkpoints[base]
             self.checkpoints.append(
-                adapter.on_top_of(model, base) if isinstance(model, Model) and base is not None else adapter
+                on_top(adapter, model, base) if isinstance(model, Model) and base is not None else adapter
             )
             self.roles.append(role)
         return number

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from taskvec.compat.check import check_models
 from taskvec.compat.findings import Finding, enforce, finding, in_order
-from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
+from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
-from taskvec.models.adapter import Adapter, open_adapter
+from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
+from taskvec.plan.adapters import fitted, tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
 from taskvec.plan.plan import PlanRecord
@@ -24,6 +25,7 @@ from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Recipe
 from taskvec.recipe.validate import Checked
+from taskvec.resolve.adapter import open_adapter
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
 from taskvec.settings import Settings, out_dtype, written
@@ -60,7 +62,8 @@ def plan_recipe(
         The models do not fit each other.
     """
     settings, recipe = settings or Settings(), step.recipe
-    opened = {ref: _open(ref, opening or _checkpoint) for ref in sources(step)}
+    opened = _opened(sources(step), opening or _checkpoint)
+    adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
     merge = expand(step, {ref: _facts(model) for ref, model in opened.items()})
     settings = replace(
         settings,
@@ -70,10 +73,15 @@ def plan_recipe(
     )
     config_from = opened[merge.models[merge.config_from]]
     assert isinstance(config_from, Model)
-    found = enforce(_findings(merge, opened, config_from, recipe), settings.force)
+    found = _findings(merge, opened, config_from, recipe)
+    found += tie_findings([*adapters.values(), *_alone(opened)])
+    found = enforce(in_order(found), settings.force)
     refuse_conversion(found, settings)
     draft = Draft(config_from, _role(merge.config_from, merge))
-    numbers = [_source(draft, ref, opened, _role(number, merge)) for number, ref in enumerate(merge.models)]
+    numbers = [
+        _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
+        for number, ref in enumerate(merge.models)
+    ]
     operations = [draft.operation(operation) for operation in merge.operations]
     copy = draft.operation({"kind": "copy"})
     for tensor in merge.tensors:
@@ -105,12 +113,37 @@ def _checkpoint(ref: ModelRef) -> Model:
     return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
 
-def _open(ref: ModelRef, opening: Callable[[ModelRef], Model]) -> Readable | Adapter:
-    if ref.kind == "vector":
-        return ref.opened if isinstance(ref.opened, SavedVector) else open_vector(ref.spec)
-    if ref.kind == "adapter":
-        return open_adapter(ref.spec)
-    return opening(ref.plain)
+def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> Opened:
+    """Everything that a recipe names; an adapter alone is fitted to the model that it is made for."""
+    opened: dict[ModelRef, Readable | Adapter] = {}
+    for ref in refs:
+        if ref.kind == "vector":
+            opened[ref] = ref.opened if isinstance(ref.opened, SavedVector) else open_vector(ref.spec)
+        elif ref.kind == "checkpoint":
+            opened[ref] = opening(ref.plain)
+        else:
+            opened[ref] = open_adapter(ref.spec)
+    for ref, adapter in opened.items():
+        if isinstance(adapter, Adapter):
+            assert ref.made_for is not None
+            opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
+    return opened
+
+
+def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
+    """The adapters that are taken without their model, and that model."""
+    return [
+        (model, _checkpoint_of(opened, ModelRef(ref.made_for)))
+        for ref, model in opened.items()
+        if isinstance(model, Adapter) and ref.made_for is not None
+    ]
+
+
+def _adapted(ref: ModelRef, opened: Opened) -> tuple[Adapter, Model]:
+    """The adapter of a model, fitted to it, and the model."""
+    assert ref.adapter is not None
+    model = _checkpoint_of(opened, ref)
+    return fitted(open_adapter(ref.adapter), model), model
 
 
 def _facts(model: Readable | Adapter) -> Facts:
@@ -127,20 +160,18 @@ def _checkpoint_of(opened: Opened, ref: ModelRef) -> Model:
     return model
 
 
-def _source(draft: Draft, ref: ModelRef, opened: Opened, role: str) -> int:
+def _source(draft: Draft, model: Readable | Adapter, adapted: tuple[Adapter, Model] | None, role: str) -> int:
     """The number of a model in the plan; a model with an adapter is the adapter on top of the model."""
-    model = opened[ref]
     if isinstance(model, Adapter):
         return draft.adapter(model, role, base=None)
     number = draft.source(model, role)
-    if ref.adapter is None:
-        return number
-    return draft.adapter(open_adapter(ref.adapter), role, base=number)
+    return number if adapted is None else draft.adapter(adapted[0], role, base=number)
 
 
 def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> dict[str, bytes]:
     """Tokenizer files where they are of another model, and the chat template that the recipe names."""
     files: dict[str, bytes] = {}
+    _check_union(recipe, opened, config_from)
     chosen = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
     if chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
@@ -154,6 +185,22 @@ def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Rec
             files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
         files[TEMPLATE] = _template(merge.chat_template, opened, recipe).encode()
     return files
+
+
+def _check_union(recipe: Recipe, opened: Opened, base: Model) -> None:
+    """Hold that the vocabularies whose union is asked for are equal: it is the base's then."""
+    if recipe.tokenizer_from != "union":
+        return
+    for model in opened.values():
+        if isinstance(model, Model) and model is not base and (why := vocabulary_difference(base, model)):
+            raise recipe.error(
+                ("tokenizer",) if recipe.tokenizer is not None else ("tokenizer_source",),
+                "a tokenizer of all vocabularies together (`union`) cannot be made yet, and these are not "
+                f"known to be equal to that of `{base.spec}`: {why}",
+                "merge models of one vocabulary; or leave embedding and head out: `tokenizer_source: base` "
+                "and `preset: no-embed`",
+                key=True,
+            )
 
 
 def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
@@ -197,4 +244,4 @@ def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: 
     for name, models in merge.missing:
         missing = listed([str(merge.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))
-    return in_order(found)
+    return found

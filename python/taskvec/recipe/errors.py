@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from taskvec.errors import RecipeError
-from taskvec.methods.catalogue import PARAMETERS
+from taskvec.methods.catalogue import METHODS, PARAMETERS, owners
 from taskvec.methods.values import SettingError
 from taskvec.recipe.document import Document, dotted
 from taskvec.text import Key, kind_of, nearest, shown
@@ -27,6 +27,10 @@ _INSTEAD = {
     "lora": "write `model: MODEL+ADAPTER`",
     "residual_weight": "remove it: mergekit reads it and does nothing with it",
 }
+
+# How alike an unknown key has to be to a known one to be taken for a slip of it: `gate_mode` is none of
+# `base_model`, at 0.74.
+_ALIKE = 0.75
 
 
 def first_error(document: Document, form: type[BaseModel], error: ValidationError) -> RecipeError:
@@ -96,13 +100,22 @@ def _unknown_key(document: Document, form: type[BaseModel], path: tuple[Key, ...
     if key in _INSTEAD:
         return document.error(path, message, _INSTEAD[key], key=True)
     known = _keys_at(form, parent)
-    near = nearest(key, known)
-    parameter = nearest(key, PARAMETERS)
+    near = nearest(key, known, _ALIKE)
+    parameter = nearest(key, PARAMETERS, _ALIKE)
     if near is None and parameter is not None and not parent:
-        meant = "it" if parameter == key else f"`{parameter}`"
-        return document.error(path, message, f"{meant} belongs under `parameters`", key=True)
+        return document.error(path, message, _parameter_hint(document, key, parameter), key=True)
     hint = f"did you mean `{near}`?" if near else "known here: " + ", ".join(f"`{each}`" for each in known)
     return document.error(path, message, hint, key=True)
+
+
+def _parameter_hint(document: Document, key: str, parameter: str) -> str:
+    """Where a parameter at the top belongs, or that the method does not have it."""
+    node = document.root.below("merge_method")
+    method = METHODS.get(node.value) if node is not None and isinstance(node.value, str) else None
+    if method is not None and method.parameter(parameter) is None:
+        others = ", ".join(f"`{each}`" for each in owners(parameter)[:4])
+        return f"remove it: `{parameter}` is a parameter of {others}, and `{method.name}` does not have it"
+    return f"{'it' if parameter == key else f'`{parameter}`'} belongs under `parameters`"
 
 
 def _keys_at(form: type[BaseModel], path: Sequence[Key]) -> list[str]:

@@ -75,12 +75,7 @@ def _range(value: Any) -> tuple[int, int]:
 
 
 def _tokenizer_source(value: Any) -> Any:
-    if value == "union":
-        raise SettingError(
-            "a tokenizer of all vocabularies together (`union`) cannot be made yet",
-            "choose one model's: `base`, or the model itself; the vocabularies have to be equal",
-        )
-    return value if value in ("base", None) else _model(value)
+    return value if value in ("base", "union", None) else _model(value)
 
 
 def _no_tokens(value: Any) -> None:
@@ -143,9 +138,9 @@ LayerRange = Annotated[
     ),
 ]
 TokenizerSource = Annotated[
-    ModelRef | Literal["base"] | None,
+    ModelRef | Literal["base", "union"] | None,
     PlainValidator(_tokenizer_source),
-    WithJsonSchema({"anyOf": [{"const": "base"}, {"definition": "ModelName"}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [{"enum": ["base", "union"]}, {"definition": "ModelName"}, {"type": "null"}]}),
 ]
 NoTokens = Annotated[
     None, PlainValidator(_no_tokens), WithJsonSchema({"maxProperties": 0, "type": ["object", "null"]})

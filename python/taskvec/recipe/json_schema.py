@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from taskvec.methods.catalogue import METHODS, PARAMETERS
+from taskvec.methods.catalogue import METHODS, PARAMETERS, PUBLISHED
 from taskvec.methods.method import Method, Parameter
 from taskvec.recipe.schema import Recipe
 
@@ -91,7 +91,7 @@ def schema() -> dict[str, Any]:
         DtypeName=_DTYPE,
         Parameters={
             "type": "object",
-            "properties": {name: _parameter(name) for name in sorted(PARAMETERS)},
+            "properties": {name: _parameter(name) for name in sorted(PARAMETERS | PUBLISHED)},
             "additionalProperties": False,
         },
     )
@@ -131,7 +131,7 @@ def _parameter(name: str) -> dict[str, Any]:
         parameter = method.parameter(name)
         if parameter is not None and _text(parameter) not in texts:
             texts.append(_text(parameter))
-    return {"$ref": "#/$defs/Value", "description": "; or ".join(texts)}
+    return {"$ref": "#/$defs/Value", "description": "; or ".join(texts) or "without effect"}
 
 
 def _text(parameter: Parameter) -> str:
@@ -140,8 +140,13 @@ def _text(parameter: Parameter) -> str:
 
 def _names_of(method: Method) -> dict[str, Any]:
     """Which parameters a recipe of this method may have, on every level."""
-    everywhere = {"propertyNames": {"enum": [p.name for p in method.parameters]}}
-    per_model = {"propertyNames": {"enum": [p.name for p in method.parameters if p.scope == "model"]}}
+    own = {p.name: p.scope for p in method.parameters}
+    # Words without effect come last: an editor offers the names in this order.
+    foreign = sorted(PUBLISHED - own.keys())
+    everywhere = {"propertyNames": {"enum": [*own, *foreign]}}
+    per_model = {
+        "propertyNames": {"enum": [*(name for name, scope in own.items() if scope == "model"), *foreign]}
+    }
 
     def inputs(key: str) -> dict[str, Any]:
         return {key: {"items": {"properties": {"parameters": per_model}}}}

@@ -33,6 +33,7 @@ from taskvec.recipe.fields import (
     VectorName,
 )
 from taskvec.recipe.model_ref import ModelRef
+from taskvec.recipe.other_tools import refuse_other_tools
 from taskvec.settings import Rounding
 from taskvec.text import Key, shown
 
@@ -90,7 +91,9 @@ class Module(Form):
 class Tokenizer(Form):
     """Whose tokenizer the output has."""
 
-    source: TokenizerSource = Field(None, description="`base`, or one of the models")
+    source: TokenizerSource = Field(
+        None, description="`base`, one of the models, or `union` of equal vocabularies"
+    )
     tokens: NoTokens = None
     pad_to_multiple_of: NoPadding = None
 
@@ -140,8 +143,8 @@ class Recipe(Form):
 
     @property
     def tokenizer_from(self) -> TokenizerSource:
-        """Whose tokenizer is asked for."""
-        return self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
+        """Whose tokenizer is asked for; `tokenizer` without a source means ``union``, as in mergekit."""
+        return (self.tokenizer.source or "union") if self.tokenizer is not None else self.tokenizer_source
 
     def groups(self) -> Iterator[Group]:
         """Every set of models that is merged together, with the base added where the format implies it."""
@@ -261,6 +264,7 @@ def from_document(document: Document) -> Recipe:
     RecipeError
         An unknown key, a value of the wrong kind, or a key that is missing, with the line.
     """
+    refuse_other_tools(document)
     try:
         recipe = Recipe.model_validate(document.plain(), context=document)
     except ValidationError as error:
@@ -289,13 +293,6 @@ def _check_form(recipe: Recipe) -> None:
     if recipe.tokenizer is not None and recipe.tokenizer_source is not None:
         raise recipe.error(
             ("tokenizer",), "`tokenizer` and `tokenizer_source` together", "keep one", key=True
-        )
-    if recipe.tokenizer is not None and recipe.tokenizer.source is None:
-        raise recipe.error(
-            ("tokenizer",),
-            "`tokenizer` without `source` means all vocabularies (`union`), which cannot be made yet",
-            "write `source: base`, or one of the models",
-            key=True,
         )
     for path, entry in _entries(recipe):
         if (entry.model is None) == (entry.vector is None):

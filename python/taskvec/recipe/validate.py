@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
-from taskvec.methods.catalogue import METHODS, owners
+from taskvec.methods.catalogue import METHODS, PUBLISHED, owners
 from taskvec.methods.method import Method, Parameter
 from taskvec.methods.values import Setting, SettingError, coerce
 from taskvec.recipe.document import dotted
@@ -88,7 +88,7 @@ def _check_inputs(recipe: Recipe, method: Method, group: Group) -> None:
     _check_layers(recipe, group)
     for source in group.sources:
         _check_difference(recipe, method, source)
-    _check_twice(recipe, group)
+    _check_twice(recipe, method, group)
     is_used = method.base != "input"
     has_base = any(group.is_base(source) for source in group.sources)
     if method.base == "required" and group.base is None:
@@ -158,7 +158,7 @@ def _check_difference(recipe: Recipe, method: Method, source: Source) -> None:
         )
 
 
-def _check_twice(recipe: Recipe, group: Group) -> None:
+def _check_twice(recipe: Recipe, method: Method, group: Group) -> None:
     seen: dict[tuple[object, object], Source] = {}
     for source in group.sources:
         first = seen.setdefault((source.ref, source.relative_to), source)
@@ -166,7 +166,7 @@ def _check_twice(recipe: Recipe, group: Group) -> None:
             raise recipe.error(
                 source.path,
                 f"`{shown(str(source.ref))}` is there twice, first at `{dotted(first.path)}`",
-                "name it once, with the sum of the weights",
+                "name it once, with the sum of the weights" if method.parameter("weight") else "name it once",
             )
 
 
@@ -180,6 +180,9 @@ def _check_settings(
 ) -> Iterator[Finding]:
     for name, setting in settings.items():
         parameter = _parameter(recipe, method, name, (*path, name))
+        if parameter is None:
+            yield _foreign(recipe, method, name, (*path, name))
+            continue
         filters.update(setting.filters)
         is_default = True
         for below, value in setting.leaves():
@@ -197,7 +200,7 @@ def _check_source(
     path = (*source.path, "parameters")
     for name in source.parameters:
         parameter = _parameter(recipe, method, name, (*path, name))
-        if parameter.scope == "merge":
+        if parameter is not None and parameter.scope == "merge":
             raise recipe.error(
                 (*path, name),
                 f"`{name}` is one value for the whole merge, not one per model",
@@ -214,15 +217,28 @@ def _ignored(recipe: Recipe, path: Sequence[Key], found: str) -> Finding:
     return finding("recipe-ignored", recipe.document.place(path, key=True), "", found, "remove it")
 
 
-def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Parameter:
+def _foreign(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Finding:
+    """The remark on a word of published recipes that the method does not have."""
+    near = nearest(name, [p.name for p in method.parameters])
+    return finding(
+        "recipe-ignored",
+        recipe.document.place(path, key=True),
+        "",
+        f"`{name}` is not a parameter of `{method.name}` and has no effect",
+        f"remove it, or did you mean `{near}`?" if near else "remove it",
+    )
+
+
+def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Parameter | None:
+    """The parameter of that name; ``None`` for a word of published recipes that the method does not have."""
     parameter = method.parameter(name)
-    if parameter is not None:
+    if parameter is not None or name in PUBLISHED:
         return parameter
     near = nearest(name, [p.name for p in method.parameters])
-    if near is not None:
-        hint = f"did you mean `{near}`?"
-    elif elsewhere := owners(name):
+    if elsewhere := owners(name):
         hint = f"it belongs to {', '.join(f'`{each}`' for each in elsewhere[:4])}"
+    elif near is not None:
+        hint = f"did you mean `{near}`?"
     elif method.parameters:
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"
     else:
@@ -235,7 +251,7 @@ def _check_required(recipe: Recipe, method: Method, group: Group) -> None:
         if any(parameter.name in scope.settings for scope in group.scopes):
             continue
         name = parameter.name
-        if parameter.scope == "merge":
+        if parameter is not None and parameter.scope == "merge":
             raise recipe.error(
                 ("merge_method",),
                 f"`{method.name}` needs the parameter `{name}`",

@@ -17,9 +17,10 @@ from taskvec.errors import HubError, RecipeError
 from taskvec.files import look
 from taskvec.files.folder import is_inside
 from taskvec.files.names import CONFIG
+from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import RemoteFile
 from taskvec.resolve.hub_errors import explained, is_unreachable
-from taskvec.resolve.repository import COMMIT, HubName, Repository, has_weights
+from taskvec.resolve.repository import COMMIT, HubName, Repository, has_adapter, has_weights
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -108,7 +109,10 @@ def resolve(name: HubName) -> Repository:
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             )
         except Exception as error:
-            if not (is_unreachable(error) and snapshot and has_weights(snapshot)):
+            if not is_unreachable(error):
+                raise
+            snapshot = snapshot if snapshot and has_weights(snapshot) else _remembered_adapter(name)
+            if snapshot is None:
                 raise
             if not constants.HF_HUB_OFFLINE:
                 log.warning("the hub cannot be reached; `%s` is taken from the cache", name)
@@ -118,10 +122,20 @@ def resolve(name: HubName) -> Repository:
 
 def _remembered(name: HubName) -> Path | None:
     """The snapshot with a config that the cache has of this revision, by what it stood for when fetched."""
+    return _snapshot_with(name, CONFIG)
+
+
+def _remembered_adapter(name: HubName) -> Path | None:
+    """The snapshot with a whole adapter that the cache has of this revision."""
+    snapshot = _snapshot_with(name, ADAPTER_CONFIG)
+    return snapshot if snapshot and has_adapter(snapshot) else None
+
+
+def _snapshot_with(name: HubName, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(name.repository, CONFIG, revision=name.revision)
-    return Path(config).parent if isinstance(config, str) else None
+    found = try_to_load_from_cache(name.repository, file, revision=name.revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _cached(name: HubName, snapshot: Path) -> Repository:

@@ -30,7 +30,7 @@ def open_path(spec: str, path: Path) -> Model:
         It cannot be looked at.
     """
     if look.is_folder(path):
-        snapshot = _cached_snapshot(path)
+        snapshot = cached_snapshot(path)
         opened = open_folder(spec, snapshot or path)
         return replace(opened, revision=snapshot.name) if snapshot else opened
     reader = Reader(str(path))
@@ -53,7 +53,7 @@ def open_folder(spec: str, path: Path) -> Model:
     return _of_folder(spec, path.absolute(), Reader(str(path)))
 
 
-def _cached_snapshot(path: Path) -> Path | None:
+def cached_snapshot(path: Path) -> Path | None:
     """The snapshot to take where the path is a repository in the hub's cache: `main`, or the only one.
 
     huggingface_hub knows the latter only by scanning every repository of the cache.

@@ -7,12 +7,15 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
 from taskvec.files import look
 from taskvec.models.model import Model, Remote
 from taskvec.resolve.local import open_path
 from taskvec.resolve.remote import open_remote
+
+Found = TypeVar("Found")
 
 
 def _hub(address: str, revision: str | None) -> Remote | None:
@@ -48,14 +51,30 @@ def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
+    return reach(spec, revision, lambda text, path: _open_local(text, path, revision), open_remote)
+
+
+def reach(
+    spec: str | os.PathLike[str],
+    revision: str | None,
+    local: Callable[[str, Path], Found],
+    remote: Callable[[str, Remote], Found],
+) -> Found:
+    """What `local` makes of a path that is there, or `remote` of an address; both take the text first.
+
+    Raises
+    ------
+    NotFoundError, HubError
+        There is neither; the message says where it was looked for.
+    """
     text, scheme = os.fspath(spec), _scheme(spec)
     path = Path(text).expanduser()
     if not scheme and look.exists(path, follow_links=False):
-        return _open_local(text, path, revision)
+        return local(text, path)
     try:
-        remote = SCHEMES[scheme](text, revision) if isinstance(spec, str) else None
-        if remote is not None:
-            return open_remote(text, remote)
+        address = SCHEMES[scheme](text, revision) if isinstance(spec, str) else None
+        if address is not None:
+            return remote(text, address)
     except (NotFoundError, HubError) as error:
         near = None if scheme else _near(path)
         if near is None:

@@ -12,6 +12,8 @@ from taskvec.errors import Error, HubError
 from taskvec.files import folder, look
 from taskvec.files.json import parse_object
 from taskvec.files.names import CONFIG
+from taskvec.models.adapter import FILES as ADAPTER_FILES
+from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model, Remote, fetched_bytes
 from taskvec.resolve.local import open_folder, tensor_table
 
@@ -65,23 +67,36 @@ def needed_files(names: Collection[str], weights: Iterable[str]) -> list[str]:
 
 
 def materialised(source: Source, progress: Callback | None = None) -> Source:
-    """The source with its files here: of a remote model what a run needs is fetched; the others are local.
+    """The source with its files here: of a remote model or adapter what a run needs is fetched.
 
     Raises
     ------
     HubError
         The download failed, or its headers are not those seen before.
     """
+    if isinstance(source, Adapter) and source.remote is not None:
+        return cast(Source, _fetched_adapter(source, source.remote, progress))
     if not isinstance(source, Model) or source.remote is None:
         return source
     names = needed_files(source.remote.list(), source.file_sizes)
     local = open_folder(source.spec, source.remote.fetch(names, progress=progress))
     if local.fingerprint != source.fingerprint:
-        raise HubError(
-            f"the weights of `{source.spec}` have other headers than those read before",
-            "run the same command again; if it stays so, a mirror or proxy on the way serves other files",
-        )
+        raise _changed(source.spec)
     return cast(Source, _identified(local, source.remote))
+
+
+def _fetched_adapter(adapter: Adapter, remote: Remote, progress: Callback | None) -> Adapter:
+    remote.fetch(ADAPTER_FILES, progress=progress)
+    if Reader(str(adapter.path / ADAPTER_FILES[1])).fingerprint != adapter.fingerprint:
+        raise _changed(adapter.spec)
+    return replace(adapter, remote=None, download_bytes=0)
+
+
+def _changed(spec: str) -> HubError:
+    return HubError(
+        f"the weights of `{spec}` have other headers than those read before",
+        "run the same command again; if it stays so, a mirror or proxy on the way serves other files",
+    )
 
 
 def _missing(remote: Remote, names: Iterable[str]) -> list[str]:

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from taskvec._core import Checkpoint as Reader
 from taskvec._core import write_atomic
 from taskvec.errors import Error, HubError, NotFoundError
+from taskvec.files import look
+from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback, Progress
 from taskvec.resolve.hub_errors import explained, is_unreachable
@@ -117,7 +119,7 @@ class Repository:
             self._fetch(self._file(name), folder, report)
             done += self.size(name)
             report(0)
-        if missing and folder is None and has_weights(self.folder):
+        if missing and folder is None and (has_weights(self.folder) or has_adapter(self.folder)):
             self._remember()
         return folder or self.folder
 
@@ -204,6 +206,11 @@ def has_weights(snapshot: Path) -> bool:
     except Error:
         return False
     return True
+
+
+def has_adapter(snapshot: Path) -> bool:
+    """Whether a snapshot of the cache has a whole adapter."""
+    return all(look.exists(snapshot / name) for name in ADAPTER_FILES)
 
 
 def _repeated(action: Callable[[], Result], again: Callable[[Exception], bool]) -> Result:

@@ -1,0 +1,133 @@
+"""An adapter on its model: which stored weight every pair of factors changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.compat.tied_heads import Head, head_of
+from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.errors import FormatError
+from taskvec.models.adapter import Adapter, Factors
+from taskvec.models.adapter_config import MERGE_FIRST
+from taskvec.models.adapter_names import StoredNames, ambiguous, core, not_found
+from taskvec.models.model import Model, TensorInfo
+
+_HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")
+# Models whose weights of these modules are stored as [inputs, outputs] (Conv1D of transformers).
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D_MODULES = ("c_attn", "q_attn", "c_proj", "c_fc")
+
+
+def fitted(adapter: Adapter, model: Model) -> Adapter:
+    """The adapter with its factors under the names that its model stores.
+
+    Raises
+    ------
+    FormatError
+        A weight is not there, may be one of several, is changed twice, or has another shape.
+    """
+    found: dict[str, Factors] = {}
+    tensors: dict[str, TensorInfo] = {}
+    head, stored = head_of(model), StoredNames(model.tensors.keys())
+    for name, factors in adapter.factors.items():
+        for weight in _stored(adapter, name, model, head, stored):
+            if weight in found:
+                raise _twice(adapter, name, weight, head)
+            is_embedding = name in adapter.embeddings
+            info = model.tensors[weight]
+            is_transposed = is_embedding or _is_transposed(adapter, name, model, info)
+            _check_weight(adapter, name, model, info, is_transposed)
+            found[weight] = factors._replace(transposed=is_transposed)
+            tensors[weight] = adapter.tensors[name]._replace(name=weight, shape=info.shape)
+    return replace(adapter, factors=found, tensors=tensors, embeddings=frozenset())
+
+
+def on_top(adapter: Adapter, model: Model, number: int) -> Adapter:
+    """A fitted adapter with its model, which is source `number` of a plan: all of the model's weights."""
+    tensors = dict(model.tensors)
+    for name in adapter.factors:
+        info = tensors[name]
+        tensors[name] = info._replace(nbytes=info.nbytes + adapter.tensors[name].nbytes)
+    return replace(adapter, tensors=tensors, base=number)
+
+
+def tie_findings(pairs: Sequence[tuple[Adapter, Model]]) -> Iterator[Finding]:
+    """Warnings for adapters, fitted to their models, that change a head tied to the embedding."""
+    for adapter, model in pairs:
+        head = head_of(model)
+        if _is_tied(head) and any(name in adapter.factors for name in (head.embedding, head.head)):
+            yield finding(
+                "tied-head",
+                f"output head of `{model.spec}`",
+                "a tensor of its own",
+                f"tied to the embedding, and the adapter `{adapter.spec}` changes it",
+                "the shared weight takes the change, as `merge_and_unload` of peft does it: both change",
+            )
+
+
+def _is_tied(head: Head) -> bool:
+    return head.state in ("tied", "double")
+
+
+def _stored(adapter: Adapter, name: str, model: Model, head: Head, stored: StoredNames) -> tuple[str, ...]:
+    """The stored weights that a name of PEFT stands for: one, or the copies of a tied head."""
+    alike = stored.alike(name)
+    if len(alike) > 1:
+        raise ambiguous(adapter.spec, name, model.spec, alike)
+    is_head = alike == [head.head] if alike else core(f"model.{name}") in _HEADS
+    if _is_tied(head) and (is_head or alike == [head.embedding]):
+        return tuple(each for each in (head.embedding, head.head) if each is not None)
+    if not alike:
+        lacking = [each for each in adapter.factors if not stored.alike(each)]
+        raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
+    return (alike[0],)
+
+
+def _twice(adapter: Adapter, name: str, weight: str, head: Head) -> FormatError:
+    if _is_tied(head) and weight in (head.embedding, head.head):
+        return FormatError(
+            f"the adapter `{adapter.spec}` changes the embedding and the head, which are tied to each other: "
+            f"both are `{weight}`",
+            MERGE_FIRST,
+        )
+    return FormatError(
+        f"the adapter `{adapter.spec}` changes `{weight}` twice, the second time as `{name}`",
+        "it has the factors of several saves: save it again",
+    )
+
+
+def _is_transposed(adapter: Adapter, name: str, model: Model, info: TensorInfo) -> bool:
+    """Whether a weight is [inputs, outputs]: its shape tells, where it is not square.
+
+    `fan_in_fan_out` is one flag for all modules, and PEFT overrules it by the class of each.
+    """
+    a, b = _sides(adapter, name)
+    if a != b or len(info.shape) != 2:
+        return info.shape == (a, b)
+    kind = model.config.get("model_type")
+    if isinstance(kind, str):
+        return kind in _CONV1D_MODELS and name.split(".")[-2] in _CONV1D_MODULES
+    return adapter.factors[name].transposed
+
+
+def _sides(adapter: Adapter, name: str) -> tuple[int, int]:
+    """Inputs and outputs of the factors."""
+    first, second = adapter.tensors[name].shape
+    return (first, second) if adapter.factors[name].transposed else (second, first)
+
+
+def _check_weight(adapter: Adapter, name: str, model: Model, info: TensorInfo, is_transposed: bool) -> None:
+    inputs, outputs = _sides(adapter, name)
+    if info.dtype not in FLOAT_DTYPES:
+        raise FormatError(
+            f"the adapter `{adapter.spec}` changes `{info.name}`, in `{model.spec}` {info.dtype}",
+            "put the adapter on the model before it was quantised: same weights in BF16, F16 or F32",
+        )
+    if info.shape != ((inputs, outputs) if is_transposed else (outputs, inputs)):
+        raise FormatError(
+            f"the adapter `{adapter.spec}` changes `{name}`, of {inputs} inputs and {outputs} outputs; "
+            f"`{info.name}` of `{model.spec}` is {list(info.shape)}",
+            "give the model with these sizes: another size, or another vocabulary, is another model",
+        )
