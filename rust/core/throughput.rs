@@ -81,7 +81,6 @@ pub fn memcpy_rate(size: usize, threads: usize) -> f64 {
                 let Some((from, to)) = lock(&waiting).next() else { return };
                 std::hint::black_box(to.as_mut_slice()).copy_from_slice(std::hint::black_box(from));
             });
-            drop(waiting);
             (each * threads) as f64 / started.elapsed().as_secs_f64()
         })
         .skip(1)
