@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import FormatError, NotFoundError
+from taskvec.files import look
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
@@ -62,25 +63,35 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
     NotFoundError
         There is no such file.
     FormatError
-        It is a folder, a FIFO, a device, larger than `maximum`, or cannot be read.
+        It is a folder, a FIFO, a device, or larger than `maximum`.
+    OutputError
+        It cannot be opened or read.
     """
     try:
         # A FIFO must not block the open, so that it can be refused.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise NotFoundError(f"`{path}` does not exist") from None
     except OSError as error:
-        raise FormatError(f"`{path}` cannot be opened: {error.strerror}", "check its permissions") from None
+        look.hold_absent(path, error)
+        raise NotFoundError(f"`{path}` does not exist") from None
+    try:
+        try:
+            return _read(descriptor, path, maximum)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise look.unanswered(path, error) from error
+
+
+def _read(descriptor: int, path: Path, maximum: int) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
         raise FormatError(f"`{path}` is not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > maximum:
-            raise FormatError(
-                f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
-                "this is no file of its kind; look at what it holds",
-            )
+    if status.st_size > maximum:
+        raise FormatError(
+            f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
+            "this is no file of its kind; look at what it holds",
+        )
+    with open(descriptor, "rb", closefd=False) as file:
         return file.read(maximum + 1)
 
 
