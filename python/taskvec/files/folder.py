@@ -23,7 +23,11 @@ _WEIGHT_SUFFIXES = (
 )
 # `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` does not.
 _WEIGHT_BIN = re.compile(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
-_WEIGHT_INDEX = re.compile(r"\.(?:safetensors|bin|pt|pth|msgpack|h5)\.index\.json$")
+# `model.safetensors.index.fp16.json` and `model.safetensors.fp16.index.json` are those of a variant.
+_VARIANT = re.compile(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
+_WEIGHT_INDEX = re.compile(
+    r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
+)
 _SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
@@ -59,6 +63,11 @@ def index_of(names: Iterable[str]) -> str | None:
     """The index among the names of a folder's files: the standard one, or the only one."""
     indices = [name for name in names if "/" not in name and name.endswith(INDEX_SUFFIX)]
     return INDEX if INDEX in indices else indices[0] if len(indices) == 1 else None
+
+
+def is_variant_index(name: str) -> bool:
+    """Whether a file is the index of a variant: weights in another type beside those without a tag."""
+    return _VARIANT.search(name) is not None
 
 
 def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[str]:

@@ -101,8 +101,8 @@ def _read_headers(spec: str, remote: Remote, index: str | None, weights: list[st
 
     with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
         # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
-        for name in () if weights else remote.list():
-            if "/" not in name:
+        for name in remote.list():
+            if "/" not in name and (not weights or folder.is_variant_index(name)):
                 (Path(place) / name).touch()
         if index:
             (Path(place) / index).write_bytes(fetched_bytes(spec, remote, index))

@@ -23,7 +23,8 @@ from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
-from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
+from taskvec.report.report import Output, Report, Shard, parse_engine_report, rounding_findings
+from taskvec.report.survival import Survival
 from taskvec.resolve.remote import materialised
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
@@ -144,7 +145,7 @@ def _output_of(data: dict[str, Any], folder: Path, alpha: float, weights: set[st
         folder=str(folder),
         alpha=alpha,
         shards=tuple(Shard(*file) for file in files(data, folder) if file.name in weights),
-        survival=Survival(*survival["total"]) if survival["total"] else None,
+        survival=Survival.measured(Survival(*survival["total"]) if survival["total"] else None),
         tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
         non_finite=tuple(map(tuple, data["non_finite"])),
     )
