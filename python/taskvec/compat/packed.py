@@ -38,7 +38,9 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 # The ends of packed names that the names of their scales do not have.
-_PACKED_END = re.compile(r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE)
+_PACKED_END = re.compile(
+    r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE
+)
 # Beside a plain weight of float8 there may be these in a wider type.
 _ORDINARY = re.compile(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
 
@@ -81,7 +83,16 @@ def _parents(name: str) -> Iterator[str]:
             yield name
 
 
-_OUTSIDE = ("_scale", "_scales", "_scale_inv", "_weight_scale", "_weight_scale_inv", "_absmax", "_zero_point", "_zeros")
+_OUTSIDE = (
+    "_scale",
+    "_scales",
+    "_scale_inv",
+    "_weight_scale",
+    "_weight_scale_inv",
+    "_absmax",
+    "_zero_point",
+    "_zeros",
+)
 
 
 def _beside(stem: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
@@ -108,4 +119,6 @@ def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
         return True
     if _WEIGHT.search(leaf):
         return _ORDINARY.search(theirs) is None
-    return info.dtype in (_PACKING | _FLOAT8) and re.fullmatch(_SCALE.pattern, theirs, re.IGNORECASE) is not None
+    return (
+        info.dtype in (_PACKING | _FLOAT8) and re.fullmatch(_SCALE.pattern, theirs, re.IGNORECASE) is not None
+    )

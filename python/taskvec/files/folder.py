@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.modules import module_weights
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -56,7 +58,12 @@ def is_weight(name: str) -> bool:
 def is_needed(name: str) -> bool:
     """Whether a repository's file is worth downloading besides its weights in use."""
     parts = PurePosixPath(name).parts
-    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or parts[0].lower() in _SECOND_COPIES)
+    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or is_second_copy(name))
+
+
+def is_second_copy(name: str) -> bool:
+    """Whether a file lies in a folder that holds the same weights in another vendor's layout."""
+    return PurePosixPath(name).parts[0].lower() in _SECOND_COPIES
 
 
 def index_of(names: Iterable[str]) -> str | None:
@@ -90,8 +97,8 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
 class Listing:
     """The files of a folder besides its weights in use, as relative POSIX names in order.
 
-    ``other`` come along to an output; ``left`` do not: weights that are not in use, links to folders,
-    special files.
+    ``other`` come along to an output, weights of modules among them; ``left`` do not: weights that are not in
+    use, links to folders, special files.
     """
 
     other: tuple[str, ...]
@@ -123,6 +130,13 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
                 continue
             is_other = not is_weight(path) and _is_text(path) and look.is_file(os.path.join(root, name))
             (other if is_other else left).append(path)
+    modules = module_weights(
+        [name for name in left if is_weight(name) and look.is_file(folder / name)],
+        other,
+        lambda name: read_bytes(folder / name),
+    )
+    other += modules
+    left = [name for name in left if name not in modules]
     return Listing(
         tuple(sorted(other)), tuple(sorted(path.encode("utf-8", "replace").decode() for path in left))
     )
