@@ -22,7 +22,7 @@ _NOT_COPIED = frozenset({"left", "reference"})
 
 
 def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()) -> Iterator[Finding]:
-    """The files that come along to the output from the base, those that do not, and the tokenizers compared."""
+    """The base's files that come along to the output and those that do not, and the tokenizers compared."""
     yield from check_copied(role, base, tokenizer_only=role in _NOT_COPIED)
     for name, model in others:
         pointers = _pointers(model, [file for file in model.other_files if is_tokenizer_file(file)])

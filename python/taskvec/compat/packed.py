@@ -21,6 +21,8 @@ _WIDE = FLOAT_DTYPES - _FLOAT8
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
 # Token ids and counts are I64; nobody packs weights into it.
 _PACKING = _INTEGERS - {"I64", "U64"}
+# Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.
+_SHORT = frozenset({"I8", "U8", "I16", "U16"})
 
 # Last parts of names of weights, and of ordinary buffers of integers.
 _WEIGHT = re.compile(
@@ -34,7 +36,7 @@ _BUFFER = re.compile(
 # What holds scales and the like, as the whole of a name's last part or the end of it.
 _SCALE = re.compile(
     r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
-    r"|biases|code_?books?|lut|quant_map|qmap|statistics)$",
+    r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
     re.IGNORECASE,
 )
 # The ends of packed names that the names of their scales do not have.
@@ -117,8 +119,6 @@ def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
     root = _PACKED_END.sub("", leaf)
     if root != leaf and theirs.startswith(root) and _SCALE.search(theirs):
         return True
-    if _WEIGHT.search(leaf):
+    if _WEIGHT.search(leaf) or info.dtype in _SHORT:
         return _ORDINARY.search(theirs) is None
-    return (
-        info.dtype in (_PACKING | _FLOAT8) and re.fullmatch(_SCALE.pattern, theirs, re.IGNORECASE) is not None
-    )
+    return info.dtype in _PACKING | _FLOAT8 and _SCALE.match(theirs) is not None

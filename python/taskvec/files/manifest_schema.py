@@ -60,7 +60,7 @@ def schema() -> dict[str, Any]:
         {
             "status": {
                 "enum": ["measured", "zero", "not-measured", "not-finite"],
-                "description": "of the total: not measured, and null, where no tensor takes a step from a base",
+                "description": "of the total, which is null where no tensor takes a step from a base",
             }
         },
     )

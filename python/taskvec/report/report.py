@@ -30,9 +30,9 @@ class Shard(NamedTuple):
 class Output:
     """One folder that was written.
 
-    ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors`` has
-    that of each tensor that takes one. ``non_finite`` says in which tensor and where how many values are NaN
-    or infinite, if ``non-finite`` was forced.
+    ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
+    has that of each tensor that takes one. ``non_finite`` says in which tensor and where how many values are
+    NaN or infinite, if ``non-finite`` was forced.
     """
 
     folder: str
