@@ -206,3 +206,23 @@ def test_float8_without_scales_is_ordinary(trio: Trio, tmp_path: Path) -> None:
     for folder in trio:
         add(folder, {"model.layers.0.extra.weight": np.ones((4, 4), DTYPES["F8_E4M3"])})
     assert "quantised" not in [each.id for each in tv.transfer(*trio, tmp_path / "out").findings]
+
+
+@pytest.mark.parametrize("method", ["linear", "passthrough"])
+def test_slices_of_packed_models_may_only_be_copied(trio: Trio, tmp_path: Path, method: str) -> None:
+    for folder in trio:
+        add(folder, packed())
+    models = [str(trio.target), str(trio.donor)][: 2 if method == "linear" else 1]
+    slices = [{"sources": [{"model": model, "layer_range": [0, 2]} for model in models]}]
+    document: dict[str, Any] = {"merge_method": method, "slices": slices, "dtype": "bfloat16"}
+    if method == "linear":
+        document["parameters"] = {"weight": 0.5}
+        with pytest.raises(CompatibilityError, match="quantised"):
+            tv.merge(document, tmp_path / "out")
+    else:
+        del document["dtype"]
+        tv.merge(document, tmp_path / "out")
+        assert np.array_equal(
+            read_tensors(tmp_path / "out")["model.layers.0.extra.weight"],
+            packed()["model.layers.0.extra.weight"],
+        )
