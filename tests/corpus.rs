@@ -119,6 +119,14 @@ fn what_is_strange_and_right_is_read() {
 /// One folder: what it is, how it is made, and the tensors found or the error's kind and a part of its message.
 type Case = (&'static str, fn(&Path), Result<&'static [&'static str], (Kind, &'static str)>);
 
+/// Two shards of weights in float16 and an index of that name.
+fn variant(folder: &Path, index_name: &str) {
+    let [one, two] = [1, 2].map(|i| format!("model.fp16-0000{i}-of-00002.safetensors"));
+    put(folder, &one, shard(&["a"]));
+    put(folder, &two, shard(&["b"]));
+    put(folder, index_name, index(&[("a", &one), ("b", &two)]));
+}
+
 #[rustfmt::skip]
 const CASES: &[Case] = &[
     ("a single file", |f| put(f, "model.safetensors", shard(&["b", "a"])), Ok(&["b", "a"])),
@@ -197,6 +205,20 @@ const CASES: &[Case] = &[
         put(f, ONE, shard(&["a"]));
         put(f, TWO, shard(&["b"]));
     }, Err((Kind::Format, "there are 2 safetensors files and no index: `model-00001-of-00002.safetensors`, `model-0"))),
+    ("only a variant", |f| variant(f, "model.safetensors.index.fp16.json"), Err((Kind::Format, "`model.safetensors.index.fp16.json` is the index of a variant"))),
+    ("only a variant, with its tag before the word", |f| variant(f, "model.safetensors.fp16.index.json"), Err((Kind::Format, "`model.safetensors.fp16.index.json` is the index of a variant"))),
+    ("half a variant", |f| {
+        variant(f, "model.safetensors.index.fp16.json");
+        fs::remove_file(f.join("model.fp16-00002-of-00002.safetensors")).unwrap();
+    }, Err((Kind::Format, "is the index of a variant"))),
+    ("a variant beside a single file", |f| {
+        variant(f, "diffusion_pytorch_model.safetensors.index.fp16.json");
+        put(f, "diffusion_pytorch_model.safetensors", shard(&["a", "b"]));
+    }, Ok(&["a", "b"])),
+    ("a variant beside shards", |f| {
+        variant(f, "model.safetensors.index.fp16.json");
+        sharded(f);
+    }, Ok(&["a", "b"])),
     ("several indices, none of them the standard one", |f| {
         put(f, "a.safetensors.index.json", "{}");
         put(f, "b.safetensors.index.json", "{}");

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
     from taskvec.report.report import Report as Report
-    from taskvec.report.report import Survival as Survival
+    from taskvec.report.survival import Survival as Survival
     from taskvec.report.verify import Verification as Verification
     from taskvec.run.in_place import Change as Change
     from taskvec.settings import Settings as Settings
@@ -94,7 +94,8 @@ _MODULES = {
     "lazy.plan": ("Plan",),
     "progress": ("Progress",),
     "lazy.recipe": ("RecipeMerge", "merge", "open_recipe"),
-    "report.report": ("Report", "Survival"),
+    "report.report": ("Report",),
+    "report.survival": ("Survival",),
     "models.selection": ("Selection",),
     "settings": ("Settings",),
     "lazy.vector": ("TaskVector", "load_vector"),

@@ -83,8 +83,7 @@ pub fn extract(
     for (name, shape, donor, reference) in &plan.tensors {
         items.push(Item::new(&plan.sources, &sources, name, shape, [donor, reference])?);
     }
-    let paths = sources.paths();
-    let inputs: Vec<&Path> = paths.iter().map(std::path::PathBuf::as_path).collect();
+    let inputs = sources.paths();
     OutputFolder::foresee(out, &inputs, plan_json, &options.folder)?;
     monitor.expect(2 * items.iter().map(Item::cost).sum::<u64>());
 

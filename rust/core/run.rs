@@ -110,8 +110,7 @@ fn admit(
     monitor: &Monitor,
 ) -> Result<Vec<OutputFolder>> {
     let sizes: Vec<(String, u64)> = layout.shards.iter().map(|shard| (shard.name.clone(), shard.size)).collect();
-    let inputs: Vec<PathBuf> = sources.paths();
-    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let inputs = sources.paths();
     let place = |output: &Output| if output.folder.is_empty() { out.to_path_buf() } else { out.join(&output.folder) };
     let paths: Vec<PathBuf> = plan.outputs.iter().map(place).collect();
     let requests: Vec<Request<'_>> = paths.iter().map(|path| Request { path, shards: &sizes }).collect();

@@ -11,6 +11,7 @@ import taskvec as tv
 from support.hub_server import Hub, Repo
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from taskvec.errors import FormatError
 
 REPOSITORIES = ("org/target", "org/donor", "org/reference")
 
@@ -92,3 +93,26 @@ def test_an_interrupted_download_goes_on(remote: Trio, tmp_path: Path) -> None:
     tv.transfer(*REPOSITORIES, tmp_path / "again")
     same_files(tmp_path / "out", tmp_path / "again")
     del remote
+
+
+def test_modules_on_the_hub_come_along(remote: Trio, hub: Hub, tmp_path: Path) -> None:
+    (remote.target / "2_Dense").mkdir()
+    (remote.target / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    (remote.target / "modules.json").write_text(json.dumps([{"path": "2_Dense"}]))
+    hub.repos["org/target"] = Repo.from_folder(remote.target)
+    report = tv.transfer(*REPOSITORIES, tmp_path / "out")
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").read_bytes() == b"weights"
+    assert "files-kept" in [each.id for each in report.findings]
+
+
+def test_a_variant_alone_on_the_hub(remote: Trio, hub: Hub) -> None:
+    index = remote.target / "model.safetensors.index.json"
+    for path in remote.target.glob("model-*"):
+        path.rename(path.with_name(path.name.replace("model-", "model.fp16-")))
+    index.with_name("model.safetensors.index.fp16.json").write_text(
+        index.read_text().replace("model-", "model.fp16-")
+    )
+    index.unlink()
+    hub.repos["org/target"] = Repo.from_folder(remote.target)
+    with pytest.raises(FormatError, match="index of a variant"):
+        tv.open("org/target")

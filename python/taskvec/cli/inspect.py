@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.console import Console, Page
-from taskvec.cli.job import write_vector
+from taskvec.cli.job import write_survival, write_vector
 from taskvec.cli.options import option, talk_options, verb
 from taskvec.text import amount, plural, printable, size
 
@@ -91,6 +91,8 @@ def write_facts(page: Page, result: Inspection) -> None:
         page.fact("made by", printable(f"taskvec {engine['version']}"))
         if result.manifest.get("command"):
             page.fact("command", printable(result.manifest["command"]))
+        if vector is None:
+            write_survival(page, result.survival)
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,8 @@ from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from taskvec.lazy.plan import Plan
-    from taskvec.report.report import Output, Report, Survival
+    from taskvec.report.report import Output, Report
+    from taskvec.report.survival import Survival
 
 ENCODINGS = {
     "dense": "dense",
@@ -152,10 +153,10 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
             f"{plural(report.threads, 'thread')} ({report.cpu_level})",
         )
     measured = [output for output in outputs if output.survival is not None]
-    if len(measured) == 1 and measured[0].survival is not None:
-        write_survival(page, measured[0].survival)
-    elif measured:
+    if len(measured) > 1:
         write_survival_table(page, measured)
+    elif report.vector is None:
+        write_survival(page, report.survival)
     if report.vector is not None:
         write_vector(page, report.vector, verbose=verbose)
     if verbose:
@@ -163,29 +164,12 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
             write_tensors(page, output)
 
 
-def write_survival(page: Page, survival: Survival) -> None:
+def write_survival(page: Page, survival: Survival | None) -> None:
     """The survival of the step, in one or two lines."""
+    from taskvec.report.survival import survival_words
+
     for label, words in zip(("survival", ""), survival_words(survival), strict=False):
         page.fact(label, words)
-
-
-def survival_words(survival: Survival) -> list[str]:
-    """The survival of the step: what is left of it, and how close it is to the step asked for."""
-    changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements"
-    if not survival.step_norm:
-        return ["the step is zero: the merged tensors are the target's"]
-    if not survival.relative_error:
-        return [f"complete: {changed} change, each exactly as asked"]
-    lost = percent(survival.rounded_away_share)
-    error = percent(survival.relative_error)
-    return [
-        f"{changed} change; {lost} of these were rounded away",
-        f"step taken against step asked for: error {error}, cosine {_figure(survival.cosine)}",
-    ]
-
-
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
 
 
 def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False) -> None:
@@ -216,13 +200,14 @@ def write_survival_table(page: Page, outputs: Sequence[Output]) -> None:
         survival = output.survival
         if survival is None:
             continue
+        error = {"zero": "-", "not-finite": "not finite"}.get(survival.status)
         rows.append(
             (
                 os.path.basename(output.folder) if output.alpha is None else format_alpha(output.alpha),
                 percent(survival.changed_share),
-                percent(survival.rounded_away_share) if survival.step_norm else "-",
-                _figure(survival.cosine) if survival.cosine is not None else "-",
-                percent(survival.relative_error) if survival.relative_error is not None else "-",
+                "-" if survival.status == "zero" else percent(survival.rounded_away_share),
+                "-" if survival.cosine is None else f"{survival.cosine:.4f}",
+                error or percent(survival.relative_error or 0.0),
             )
         )
     header = ("alpha", "changed", "rounded away", "cosine", "error")
@@ -239,13 +224,19 @@ def write_tensors(page: Page, output: Output) -> None:
                 printable(name),
                 percent(row.changed_share),
                 percent(row.rounded_away_share),
-                "" if row.cosine is None else f"{row.cosine:.4f}",
+                _cosine(row),
                 f"{row.step_norm / row.target_norm:.1e}" if row.step_norm and row.target_norm else "",
             )
             for name, row in output.tensors.items()
         ),
         right=range(1, 5),
     )
+
+
+def _cosine(row: Survival) -> str:
+    if row.status == "not-finite":
+        return "not finite"
+    return "" if row.cosine is None else f"{row.cosine:.4f}"
 
 
 def findings_summary(findings: Iterable[Any]) -> str:

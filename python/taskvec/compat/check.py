@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from taskvec.compat.companions import check_files
 from taskvec.compat.config import check_config
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
@@ -18,7 +19,6 @@ from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.compat.tokenizer import check_tokenizers
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_vocabulary
-from taskvec.text import listed
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -105,7 +105,5 @@ def check_models(
     findings += check_tensors(role, base, models, selection, selected, tie)
     with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))
     findings += check_tokenizers(role, base, models, vocabulary_selected=with_rows)
-    if base.left_files:
-        what = f"{listed(base.left_files)} do not come along to the output"
-        findings.append(finding("files-left", f"files of the {role}", "", what))
+    findings += check_files(role, base, models)
     return in_order(findings)

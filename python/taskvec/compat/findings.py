@@ -54,6 +54,10 @@ FINDINGS: dict[str, Kind] = {
     "tied-head": Kind("warning", "some models tie the output head to the embedding and others do not"),
     "nothing-selected": Kind("error", "no tensor would be changed"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
+    "lfs-pointer": Kind(
+        "error", "a git-lfs pointer lies in the place of a file", "the pointer is copied as it is"
+    ),
+    "files-kept": Kind("warning", "weights of the target's modules come along unchanged"),
     "files-left": Kind("note", "files of the target do not come along to the output"),
     # Tokenizer
     "tokenizer-missing": Kind(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.packed import packed_weights
+from taskvec.errors import FormatError
+from taskvec.files.json import parse_object
 from taskvec.text import listed
 
 if TYPE_CHECKING:
-    from taskvec.models.model import Model
+    from taskvec.models.model import Model, TensorInfo
 
 # The way out where a format is refused.
 _DEQUANTISE = "take the unquantised checkpoint, or dequantise it once with the tool that wrote it"
@@ -71,6 +75,7 @@ FORMATS = (
     Format("torchao", ("torchao",)),
     Format("BitNet", ("bitnet",)),
 )
+_MLX = Format("MLX")
 _BY_METHOD = {method: kind for kind in FORMATS for method in kind.methods}
 _BY_SUFFIX = {mark.suffix: (kind, mark) for kind in FORMATS for mark in kind.marks}
 _SUFFIXES = tuple(sorted(_BY_SUFFIX, key=len, reverse=True))
@@ -81,16 +86,49 @@ _SIBLINGS = (
 )
 
 
+# Keys of the headers that declare one, without the underscores around them.
+_IN_METADATA = ("quantization_metadata", "quantization_config", "quantization")
+# Keys of config.json, or of a model within it, that declare a format: the last one is MLX's.
+_DECLARING = ("quantization_config", "compression_config", "quantization")
+
+
 def declared_format(checkpoint: Model) -> Format | None:
-    """The quantised format that the config declares."""
+    """The quantised format that config.json, the headers or a file beside them declare."""
     config = checkpoint.config
-    inner = config.get("text_config")
-    for source in (config, inner if isinstance(inner, dict) else {}):
-        declared: Any = source.get("quantization_config") or source.get("compression_config")
-        if isinstance(declared, dict) and declared:
-            method = str(declared.get("quant_method") or "of an unnamed method").lower()
-            return _BY_METHOD.get(method) or Format(f"`{method}`")
-    return None
+    for source in (config, *(inner for inner in config.values() if isinstance(inner, dict))):
+        for key in _DECLARING:
+            if source.get(key) and isinstance(source[key], (dict, str)):
+                return _named(source[key], _MLX if key == "quantization" else None)
+    metadata = checkpoint.weights.metadata if checkpoint.kind == "checkpoint" and checkpoint.weights else {}
+    key = next((key for key in metadata if key.strip("_") in _IN_METADATA), None)
+    if key is not None and metadata[key].lstrip().startswith("{"):
+        return Format(f"the file's metadata `{key}` says")
+    return next(filter(None, map(partial(_declared_by, checkpoint), checkpoint.other_files)), None)
+
+
+def _named(declared: Any, unnamed: Format | None = None) -> Format:
+    """The format that a declaration names."""
+    facts = declared if isinstance(declared, dict) else {"quant_method": declared}
+    method = facts.get("quant_method") or facts.get("quant_type") or facts.get("quant_algo")
+    if method is None and unnamed is not None and {"bits", "group_size"} & facts.keys():
+        return unnamed
+    word = str(method or "of an unnamed method").lower()
+    return _BY_METHOD.get(word) or Format(f"`{word}`")
+
+
+def _declared_by(checkpoint: Model, name: str) -> Format | None:
+    """The format that a file such as hf_quant_config.json or quantize_config.json declares."""
+    if "/" in name or "quant" not in name or not name.endswith(".json"):
+        return None
+    try:
+        facts = parse_object(checkpoint.read_file(name), name)
+    except FormatError:
+        return Format(f"`{name}` says")
+    inner = facts.get("quantization", facts)
+    if not inner or (isinstance(inner, dict) and "quant_algo" in inner and not inner["quant_algo"]):
+        return None  # ModelOpt writes the file for a quantised cache too
+    method = inner.get("quant_method") if isinstance(inner, dict) else None
+    return _BY_METHOD.get(str(method).lower()) or Format(f"`{name}` says")
 
 
 def quantised_tensors(checkpoint: Model) -> dict[str, Format]:
@@ -106,7 +144,20 @@ def quantised_tensors(checkpoint: Model) -> dict[str, Format]:
             continue
         found[name] = kind
         found.update((stem + end, kind) for end in (mark.weight, *_SIBLINGS) if stem + end in tensors)
+    for name, companions in packed_weights(tensors).items():
+        kind = found.get(name) or _unnamed(name, companions, tensors)
+        for part in (name, *companions):
+            found.setdefault(part, kind)
     return found
+
+
+def _unnamed(name: str, companions: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Format:
+    """The format of a packed weight that no mark tells."""
+    dtype = tensors[name].dtype
+    if dtype == "U32" and f"{name.rpartition('.')[0]}.scales" in companions:
+        return _MLX
+    beside = f" beside `{companions[0]}`" if companions else ""
+    return Format(f"an unknown quantised format ({dtype}{beside})")
 
 
 def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) -> Iterator[Finding]:
@@ -118,9 +169,8 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
     wanted = set(selected)
     base, in_base = models[0][1], quantised_tensors(models[0][1])
     for role, checkpoint in models:
-        # Equal names, the usual case, are looked through once.
-        is_alike = checkpoint.tensors.keys() == base.tensors.keys()
-        tensors = in_base if is_alike else quantised_tensors(checkpoint)
+        is_same = checkpoint.fingerprint == base.fingerprint
+        tensors = in_base if is_same else quantised_tensors(checkpoint)
         yield from _check_quantised(role, declared_format(checkpoint), tensors, wanted)
         if is_adapter(checkpoint):
             yield finding(
@@ -135,7 +185,8 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
 def _check_quantised(
     role: str, declared: Format | None, tensors: Mapping[str, Format], wanted: set[str]
 ) -> Iterator[Finding]:
-    touched = [name for name in tensors if name in wanted]
+    # `X.qweight` is the weight `X.weight` of another model
+    touched = [name for name in tensors if name in wanted or f"{name.rpartition('.')[0]}.weight" in wanted]
     kind = declared or next((tensors[name] for name in (*touched, *tensors)), None)
     if kind is None or kind.refused is None:
         return

@@ -81,7 +81,8 @@ def _check_names(
 ) -> Iterator[Finding]:
     missing: dict[tuple[str, ...], list[str]] = {}
     extra: dict[tuple[str, ...], list[str]] = {}
-    wanted = set(selected)
+    # what is not float is the base's in any case, so that nothing is missing where another model lacks it
+    wanted = {name for name in selected if base.tensors[name].dtype in FLOAT_DTYPES}
     for name, other in others:
         table, substitutes = other.tensors, tie.substitutes.get(name, {})
         lacking = wanted - table.keys()
@@ -147,6 +148,8 @@ def _check_pairs(
         for name in selected:
             mine, theirs = own(name), get(substitutes.get(name, name) if substitutes else name)
             if mine is None or theirs is None:
+                continue
+            if mine.dtype not in FLOAT_DTYPES and theirs.dtype not in FLOAT_DTYPES:
                 continue
             if theirs.shape != mine.shape:
                 is_rows = is_vocabulary(name) and theirs.shape[1:] == mine.shape[1:]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.files.json import parse_object
+from taskvec.files.lfs import is_pointer
 from taskvec.text import roles
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ def _read(checkpoint: Model) -> _Tokenizer:
     raw = {}
     for name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, *_OPAQUE):
         if name in checkpoint.other_files and not (name in _OPAQUE and TOKENIZER in raw):
-            raw[name] = checkpoint.read_file(name)
+            data = checkpoint.read_file(name)
+            if not is_pointer(data):
+                raw[name] = data
     return _Tokenizer(checkpoint.spec, raw)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.modules import module_weights
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -22,7 +24,11 @@ _WEIGHT_SUFFIXES = (
 )
 # `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` does not.
 _WEIGHT_BIN = re.compile(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
-_WEIGHT_INDEX = re.compile(r"\.(?:safetensors|bin|pt|pth|msgpack|h5)\.index\.json$")
+# `model.safetensors.index.fp16.json` and `model.safetensors.fp16.index.json` are those of a variant.
+_VARIANT = re.compile(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
+_WEIGHT_INDEX = re.compile(
+    r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
+)
 _SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
@@ -51,13 +57,23 @@ def is_weight(name: str) -> bool:
 def is_needed(name: str) -> bool:
     """Whether a repository's file is worth downloading besides its weights in use."""
     parts = PurePosixPath(name).parts
-    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or parts[0].lower() in _SECOND_COPIES)
+    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or is_second_copy(name))
+
+
+def is_second_copy(name: str) -> bool:
+    """Whether a file lies in a folder that holds the same weights in another vendor's layout."""
+    return PurePosixPath(name).parts[0].lower() in _SECOND_COPIES
 
 
 def index_of(names: Iterable[str]) -> str | None:
     """The index among the names of a folder's files: the standard one, or the only one."""
     indices = [name for name in names if "/" not in name and name.endswith(INDEX_SUFFIX)]
     return INDEX if INDEX in indices else indices[0] if len(indices) == 1 else None
+
+
+def is_variant_index(name: str) -> bool:
+    """Whether a file is the index of a variant: weights in another type beside those without a tag."""
+    return _VARIANT.search(name) is not None
 
 
 def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[str]:
@@ -80,8 +96,8 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
 class Listing:
     """The files of a folder besides its weights in use, as relative POSIX names in order.
 
-    ``other`` come along to an output; ``left`` do not: weights that are not in use, links to folders,
-    special files. ``stamps`` are the states of ``other``.
+    ``other`` come along to an output, weights of modules among them; ``left`` do not: weights that are not in
+    use, links to folders, special files. ``stamps`` are the states of ``other``.
     """
 
     other: tuple[str, ...]
@@ -111,6 +127,12 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
                 left.append(path)
             else:
                 stamps[path] = stamp
+    unused = [name for name in left if is_weight(name) and look.is_file(folder / name)]
+    for name in module_weights(unused, sorted(stamps), lambda name: read_bytes(folder / name)):
+        stamp = look.stamp(folder / name)
+        if stamp is not None:
+            stamps[name] = stamp
+            left.remove(name)
     shown = (path.encode("utf-8", "replace").decode() for path in left)
     return Listing(tuple(sorted(stamps)), tuple(sorted(shown)), stamps)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
+from taskvec.files.lfs import PULL, is_pointer
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
@@ -46,6 +47,8 @@ def parse_object(data: bytes, subject: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
+        if is_pointer(data):
+            raise FormatError(f"`{subject}` is a git-lfs pointer and not the file itself", PULL) from None
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FormatError(
             f"`{subject}` is not valid JSON: {reason}", "the file is damaged; copy or download it again"

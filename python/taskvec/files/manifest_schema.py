@@ -56,7 +56,13 @@ def schema() -> dict[str, Any]:
             },
             "total": {"anyOf": [_NUMBERS, {"type": "null"}]},
             "tensors": {"type": "object", "additionalProperties": _NUMBERS},
-        }
+        },
+        {
+            "status": {
+                "enum": ["measured", "zero", "not-measured", "not-finite"],
+                "description": "of the total, which is null where no tensor takes a step from a base",
+            }
+        },
     )
     vector = _object(
         {

@@ -8,10 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from taskvec.compat.check import check_models
+from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
+from taskvec.compat.formats import check_formats
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
+from taskvec.methods.operation import COPY
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
@@ -231,6 +234,27 @@ def _role(number: int, merge: ExpandedMerge) -> str:
     return f"model {number}" if number else "base"
 
 
+def _computed(merge: ExpandedMerge) -> list[str]:
+    """Stored names of the tensors that are computed with and not only copied."""
+    rows = (tensor for tensor in merge.tensors if merge.operations[tensor.operation] != COPY)
+    return list(dict.fromkeys(name for tensor in rows for _, name in tensor.inputs))
+
+
+def _copied(merge: ExpandedMerge, opened: Opened) -> set[str]:
+    """Output tensors that are no floats: one model's bytes, whether or not the others have them."""
+    dtypes = (
+        {
+            tensor.name: _checkpoint_of(opened, merge.models[tensor.template[0]])
+            .tensors[tensor.template[1]]
+            .dtype
+            for tensor in merge.tensors
+        }
+        if merge.missing
+        else {}
+    )
+    return {name for name, dtype in dtypes.items() if dtype not in FLOAT_DTYPES}
+
+
 def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> list[Finding]:
     found = list(merge.remarks)
     others = [
@@ -239,9 +263,20 @@ def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: 
         if isinstance(model, Model) and model is not config_from
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
-    if not has_slices:
+    if has_slices:
+        found += check_files(_role(merge.config_from, merge), config_from)
+        found += check_formats(
+            [(str(merge.models[merge.config_from]), config_from), *others], _computed(merge)
+        )
+    else:
         found += check_models(others, config_from, selection=recipe.selection)
+    tokenizer = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
+    if tokenizer is not config_from:
+        found += check_copied(str(merge.models[merge.tokenizer_from]), tokenizer, tokenizer_only=True)
+    copied = _copied(merge, opened)
     for name, models in merge.missing:
+        if name in copied:
+            continue
         missing = listed([str(merge.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))
     return found

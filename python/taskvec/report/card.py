@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec.report import reproduce
-from taskvec.report.report import ROUNDED_AWAY_LIMIT, Survival
+from taskvec.report.report import ROUNDED_AWAY_LIMIT
+from taskvec.report.survival import Survival
 from taskvec.settings import format_alpha
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
@@ -213,12 +214,24 @@ def _models(sources: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _survival(survival: Mapping[str, Any]) -> str:
+    title = "## What survived rounding\n\n"
     if survival["total"] is None:
-        return ""
+        return f"{title}Not measured: no tensor takes a step from a base, so there is none to compare with."
     row = Survival(*survival["total"])
-    if not row.step_norm:
-        return "## What survived rounding\n\nThe step is zero: the output has the target's weights."
-    figures = {
+    if row.status == "zero":
+        return f"{title}The step is zero: the output has the target's weights."
+    remark = ""
+    if row.status == "not-finite":
+        remark = "Values of the step are NaN or infinite: what is left blank has no value for that reason."
+    elif row.rounded_away_share > ROUNDED_AWAY_LIMIT:
+        remark = (
+            "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more."
+        )
+    return title + _table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "")
+
+
+def _survival_figures(row: Survival) -> dict[str, str]:
+    return {
         "elements in which the vector is not zero": f"{row.changed_share:.2%}",
         "of these, rounded away": f"{row.rounded_away_share:.2%}",
         "length of the step asked for": _figure(row.step_norm),
@@ -226,13 +239,6 @@ def _survival(survival: Mapping[str, Any]) -> str:
         "cosine of the two": _figure(row.cosine),
         "relative error of the step": _figure(row.relative_error),
     }
-    lines = ["## What survived rounding", "", _table(figures)]
-    if row.rounded_away_share > ROUNDED_AWAY_LIMIT:
-        lines += [
-            "",
-            "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more.",
-        ]
-    return "\n".join(lines)
 
 
 def _table(figures: Mapping[str, str]) -> str:

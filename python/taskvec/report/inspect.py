@@ -14,6 +14,7 @@ from taskvec.files.json import read_bytes
 from taskvec.files.manifest import MAXIMUM_BYTES, parse
 from taskvec.files.names import MANIFEST
 from taskvec.models.model import Model, TensorInfo
+from taskvec.report.survival import Status, Survival, status_of
 from taskvec.resolve.open import open as open_model
 
 SCHEMA = 1
@@ -75,9 +76,19 @@ class Inspection:
     manifest: dict[str, Any] | None
     download: int
 
+    @property
+    def survival(self) -> Survival | None:
+        """What survived of the step, if taskvec made this folder and it was measured."""
+        total = self.manifest["survival"]["total"] if self.manifest else None
+        return Survival.measured(Survival(*total) if total else None)
+
+    @property
+    def survival_status(self) -> Status | None:
+        """What ``survival`` is worth; ``None`` if taskvec did not make this folder."""
+        return status_of(self.survival) if self.manifest else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; of the manifest only how the folder was made."""
-        made = self.manifest or {}
         return {
             "schema": SCHEMA,
             "spec": self.spec,
@@ -92,8 +103,17 @@ class Inspection:
             "files": [file._asdict() for file in self.files],
             "other_files": list(self.other_files),
             "config": self.config,
-            "made": {key: made[key] for key in ("engine", "recipe", "command", "sources")} if made else None,
+            "made": self._made(),
             "tensors": [{**info._asdict(), "shape": list(info.shape)} for info in self.tensors],
+        }
+
+    def _made(self) -> dict[str, Any] | None:
+        if self.manifest is None:
+            return None
+        return {
+            **{key: self.manifest[key] for key in ("engine", "recipe", "command", "sources")},
+            "survival": self.survival.to_dict() if self.survival else None,
+            "survival_status": self.survival_status,
         }
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
 from taskvec.plan.plan import ARITHMETIC
 from taskvec.report import reproduce
-from taskvec.report.report import Survival
+from taskvec.report.survival import Survival
 
 if TYPE_CHECKING:
     from taskvec.files.manifest import File
@@ -46,6 +46,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
         ],
         "findings": [finding.to_dict() for finding in plan.findings],
         "survival": {
+            "status": output.survival_status,
             "fields": list(Survival._fields),
             "total": list(output.survival) if output.survival else None,
             "tensors": output.tensors,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec.report.survival import Status, Survival, status_of, survival_words
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,47 +16,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ROUNDED_AWAY_LIMIT = 0.05
-
-
-class Survival(NamedTuple):
-    """The part of α·v that is left after rounding to the output type; norms are L2 over float64 sums.
-
-    ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
-    difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is
-    ``None``.
-    """
-
-    step_norm: float | None
-    moved_norm: float | None
-    cosine: float | None
-    relative_error: float | None
-    target_norm: float | None
-    changed: int
-    rounded_away: int
-    elements: int
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Survival:
-        """From the engine's report, or from a manifest."""
-        return cls(*(row[field] for field in cls._fields))
-
-    @property
-    def changed_share(self) -> float:
-        """Share of the elements where the vector is not zero."""
-        return self.changed / self.elements if self.elements else 0.0
-
-    @property
-    def rounded_away_share(self) -> float:
-        """Share of those whose value in the output is the target's all the same."""
-        return self.rounded_away / self.changed if self.changed else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields and the two shares."""
-        return {
-            **self._asdict(),
-            "changed_share": self.changed_share,
-            "rounded_away_share": self.rounded_away_share,
-        }
 
 
 class Shard(NamedTuple):
@@ -69,8 +30,9 @@ class Shard(NamedTuple):
 class Output:
     """One folder that was written.
 
-    ``survival`` is that of the whole output, ``tensors`` has each merged tensor's; ``non_finite`` says in
-    which tensor and where how many values are NaN or infinite, if ``non-finite`` was forced.
+    ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
+    has that of each tensor that takes one. ``non_finite`` says in which tensor and where how many values are
+    NaN or infinite, if ``non-finite`` was forced.
     """
 
     folder: str
@@ -80,6 +42,11 @@ class Output:
     tensors: Mapping[str, Survival]
     non_finite: tuple[tuple[str, str, int], ...]
 
+    @property
+    def survival_status(self) -> Status:
+        """Whether the survival was measured, is that of a zero step, or has no length."""
+        return status_of(self.survival)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -87,6 +54,7 @@ class Output:
             "alpha": self.alpha,
             "shards": [shard._asdict() for shard in self.shards],
             "survival": self.survival.to_dict() if self.survival else None,
+            "survival_status": self.survival_status,
             "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
         }
@@ -134,8 +102,13 @@ class Report:
 
     @property
     def survival(self) -> Survival | None:
-        """That of the only output, or of the first."""
+        """That of the only output, or of the first; ``None`` where it was not measured."""
         return self.outputs[0].survival if self.outputs else None
+
+    @property
+    def survival_status(self) -> Status:
+        """What ``survival`` is worth: ``"measured"``, ``"zero"``, ``"not-measured"`` or ``"not-finite"``."""
+        return status_of(self.survival)
 
     @property
     def bytes_per_second(self) -> float:
@@ -164,12 +137,8 @@ class Report:
         lines = []
         for output in self.outputs:
             lines.append(output.folder)
-            if output.survival is not None and output.survival.changed:
-                row = output.survival
-                lines.append(
-                    f"  {row.changed_share:.1%} of the elements differ in the vector, "
-                    f"{row.rounded_away_share:.1%} of those were rounded away"
-                )
+            if self.vector is None:
+                lines += [f"  {words}" for words in survival_words(output.survival)]
         lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
         return "\n".join(lines)
 
@@ -181,7 +150,7 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
     findings = []
     for output in outputs:
         row = output.survival
-        if row is None or not row.step_norm or row.rounded_away_share <= ROUNDED_AWAY_LIMIT:
+        if row is None or row.status != "measured" or row.rounded_away_share <= ROUNDED_AWAY_LIMIT:
             continue
         ways = (
             ["`--out-dtype float32`"]
@@ -211,7 +180,7 @@ def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Out
                 folder=str(out / entry["folder"]) if entry["folder"] else str(out),
                 alpha=entry.get("alpha"),
                 shards=tuple(Shard(s["name"], s["size"], s["digest"]) for s in entry["shards"]),
-                survival=survival.get("total"),
+                survival=Survival.measured(survival.get("total")),
                 tensors=dict(survival.get("tensors", ())),
                 non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
             )

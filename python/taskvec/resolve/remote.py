@@ -11,6 +11,7 @@ from taskvec._core import Checkpoint as Reader
 from taskvec.errors import Error, HubError
 from taskvec.files import folder, look
 from taskvec.files.json import parse_object
+from taskvec.files.modules import module_weights
 from taskvec.files.names import CONFIG
 from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.adapter import Adapter
@@ -40,7 +41,9 @@ def open_remote(spec: str, remote: Remote) -> Model:
     index = folder.index_of(files)
     parsed = parse_object(fetched_bytes(spec, remote, index), f"{spec}/{index}") if index else None
     weights = folder.weights_of(files, parsed)
-    needed = needed_files(files, weights)
+    unused = [name for name in files if folder.is_weight(name) and name not in weights]
+    modules = module_weights(unused, files, lambda name: fetched_bytes(spec, remote, name))
+    needed = needed_files(files, weights, modules)
     if weights and not _missing(remote, needed):
         return _identified(open_folder(spec, remote.folder), remote)
     reader = _read_headers(spec, remote, index, weights)
@@ -60,10 +63,11 @@ def open_remote(spec: str, remote: Remote) -> Model:
     return _identified(model, remote)
 
 
-def needed_files(names: Collection[str], weights: Iterable[str]) -> list[str]:
+def needed_files(names: Collection[str], weights: Iterable[str], modules: Iterable[str] = ()) -> list[str]:
     """Those of an address's files that a run needs, small ones first: a refusal then shows early."""
     index = folder.index_of(names)
-    return [*(name for name in names if folder.is_needed(name)), *([index] if index else []), *weights]
+    small = [name for name in names if folder.is_needed(name)]
+    return [*small, *([index] if index else []), *sorted(modules), *weights]
 
 
 def materialised(source: Source, progress: Callback | None = None) -> Source:
@@ -78,7 +82,8 @@ def materialised(source: Source, progress: Callback | None = None) -> Source:
         return cast(Source, _fetched_adapter(source, source.remote, progress))
     if not isinstance(source, Model) or source.remote is None:
         return source
-    names = needed_files(source.remote.list(), source.file_sizes)
+    modules = filter(folder.is_weight, source.other_files)
+    names = needed_files(source.remote.list(), source.file_sizes, modules)
     local = open_folder(source.spec, source.remote.fetch(names, progress=progress))
     if local.fingerprint != source.fingerprint:
         raise _changed(source.spec)
@@ -116,8 +121,8 @@ def _read_headers(spec: str, remote: Remote, index: str | None, weights: list[st
 
     with tempfile.TemporaryDirectory(prefix="taskvec-headers-") as place:
         # Without weights, the reader says what is there instead: pickles, an adapter, nothing.
-        for name in () if weights else remote.list():
-            if "/" not in name:
+        for name in remote.list():
+            if "/" not in name and (not weights or folder.is_variant_index(name)):
                 (Path(place) / name).touch()
         if index:
             (Path(place) / index).write_bytes(fetched_bytes(spec, remote, index))

@@ -22,7 +22,7 @@ from taskvec.plan.delta import Step
 from taskvec.plan.rows import Operations, Row, encode_part
 from taskvec.plan.transfer import plan_steps
 from taskvec.progress import Callback, meter
-from taskvec.report.report import Survival
+from taskvec.report.survival import Survival
 from taskvec.run.evaluate import evaluated
 from taskvec.run.live import (
     Live,

@@ -19,6 +19,14 @@ const PICKLES: [&str; 5] = [".bin", ".pt", ".pth", ".ckpt", ".pkl"];
 /// What a trainer leaves behind: pickles, but not the weights.
 const NOT_WEIGHTS: [&str; 4] = ["training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"];
 
+/// Beginning and tag of the index of a variant, weights in another type: `model.safetensors.index.fp16.json` by
+/// `save_pretrained`, `model.safetensors.fp16.index.json` by others.
+fn variant(name: &str) -> Option<(&str, &str)> {
+    let (stem, rest) = name.strip_suffix(".json")?.rsplit_once(".safetensors.")?;
+    let tag = rest.strip_prefix("index.").or_else(|| rest.strip_suffix(".index"))?;
+    (!tag.is_empty() && !tag.contains('.')).then_some((stem, tag))
+}
+
 /// The files of a checkpoint.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -41,6 +49,9 @@ pub(super) fn find(path: &Path) -> Result<Found> {
         let folder = parent(path);
         let listing = Listing::read(&folder)?;
         return indexed(&folder, &name, &listing);
+    }
+    if variant(&name).is_some() {
+        return Err(of_variant(&name).at(&parent(path)));
     }
     if is_pickle(&name) {
         return Err(pickle(&name).at(path));
@@ -82,7 +93,8 @@ fn in_folder(folder: &Path) -> Result<Found> {
     if listing.tensors.iter().any(|name| name == SINGLE) {
         return Ok(chosen(folder, SINGLE, &listing));
     }
-    match listing.tensors.as_slice() {
+    let plain: Vec<String> = listing.tensors.iter().filter(|name| !listing.is_of_variant(name)).cloned().collect();
+    match plain.as_slice() {
         [] => Err(listing.nothing().at(folder)),
         [name] if is_adapter(name) => Err(adapter().at(folder)),
         [name] => Ok(chosen(folder, name, &listing)),
@@ -133,6 +145,8 @@ fn indexed(folder: &Path, name: &str, listing: &Listing) -> Result<Found> {
 #[derive(Default)]
 struct Listing {
     indices: Vec<String>,
+    /// Indices of variants.
+    variants: Vec<String>,
     tensors: Vec<String>,
     pickles: Vec<String>,
     /// Whether there is an `adapter_config.json`.
@@ -148,19 +162,29 @@ impl Listing {
             match name.as_str() {
                 hidden if hidden.starts_with('.') => {}
                 index if index.ends_with(INDEX_SUFFIX) => listing.indices.push(name),
+                index if variant(index).is_some() => listing.variants.push(name),
                 tensors if tensors.ends_with(SUFFIX) => listing.tensors.push(name),
                 weights if is_pickle(weights) => listing.pickles.push(name),
                 other => listing.adapter |= other == ADAPTER_CONFIG,
             }
         }
-        for names in [&mut listing.indices, &mut listing.tensors, &mut listing.pickles] {
+        for names in [&mut listing.indices, &mut listing.variants, &mut listing.tensors, &mut listing.pickles] {
             names.sort_unstable_by(|a, b| natural(a, b));
         }
         Ok(listing)
     }
 
-    /// Why there is no safetensors file.
+    /// Whether a file bears the tag of a variant whose index is there: `model.fp16-00001-of-00002.safetensors`.
+    fn is_of_variant(&self, file: &str) -> bool {
+        let mut tags = self.variants.iter().filter_map(|name| variant(name));
+        tags.any(|(_, tag)| file.split(['.', '-']).skip(1).any(|part| part == tag))
+    }
+
+    /// Why there is no safetensors file to read.
     fn nothing(&self) -> Error {
+        if let Some(name) = self.variants.first() {
+            return of_variant(name);
+        }
         if self.adapter || self.pickles.iter().any(|name| is_adapter(name)) {
             return adapter();
         }
@@ -186,6 +210,16 @@ fn pickle(name: &str) -> Error {
         "convert them where you trust them: \
          `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)`",
     )
+}
+
+/// Only the index of a variant is there.
+fn of_variant(name: &str) -> Error {
+    let plain = variant(name).map_or_else(|| INDEX.to_owned(), |(stem, _)| format!("{stem}{INDEX_SUFFIX}"));
+    let message = format!("`{}` is the index of a variant, and there is no other", shown(name));
+    Error::new(Kind::Format, message).hint(format!(
+        "copy or link it to `{}` in the same folder: the weight files that it lists keep their names",
+        shown(&plain)
+    ))
 }
 
 fn adapter() -> Error {

@@ -54,7 +54,11 @@ fn parse(json: &[u8]) -> Result<WeightMap> {
     let weight_map = Top
         .deserialize(&mut deserializer)
         .and_then(|weight_map| deserializer.end().map(|()| weight_map))
-        .map_err(|error| wrong(format!("the index is not the JSON expected: {}", shown(&error.to_string()))))?;
+        .map_err(|error| match text.starts_with("version https://git-lfs.github.com/spec/") {
+            true => wrong("the index is a git-lfs pointer and not the file itself".into())
+                .hint("run `git lfs pull` in its folder, or download it again"),
+            false => wrong(format!("the index is not the JSON expected: {}", shown(&error.to_string()))),
+        })?;
     if weight_map.tensors.is_empty() {
         return Err(wrong("the index lists no tensors".into()));
     }

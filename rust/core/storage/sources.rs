@@ -1,6 +1,6 @@
 //! The sources of a plan, opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::input::Input;
 use super::opened::Opened;
@@ -13,6 +13,8 @@ use crate::file::mapped::Mapped;
 /// Every source of a plan: open files, and what the embedding process holds.
 pub(crate) struct Sources<'m> {
     opened: Vec<Opened<'m>>,
+    /// Those of the sources that lie in files.
+    paths: Vec<PathBuf>,
 }
 
 impl<'m> Sources<'m> {
@@ -33,7 +35,11 @@ impl<'m> Sources<'m> {
             (SourceKind::Memory, buffers) => checked(buffers.next()),
             _ => Opened::files(source),
         });
-        Ok(Sources { opened: opened.collect::<Result<_>>()? })
+        let stored = sources.iter().filter(|source| source.kind != SourceKind::Memory);
+        Ok(Sources {
+            opened: opened.collect::<Result<_>>()?,
+            paths: stored.map(|source| source.path.clone().into()).collect(),
+        })
     }
 
     /// One tensor of one source, however that stores it; `sources` are those that this was opened from.
@@ -51,9 +57,10 @@ impl<'m> Sources<'m> {
         Input::find(&Wanted { name, shape, elements, sources, all: &self.opened, source, opened })
     }
 
-    /// Folders that the inputs lie in.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.stored().map(|(checkpoint, _)| checkpoint.folder.clone()).collect()
+    /// What an output must not touch: the folder of each source, or its file where it is a single one. Other files
+    /// beside a single one are no input.
+    pub(crate) fn paths(&self) -> Vec<&Path> {
+        self.paths.iter().map(PathBuf::as_path).collect()
     }
 
     /// No file has changed since it was opened.

@@ -1,0 +1,68 @@
+"""The other files of a target: pointers in the place of files, and weights that its files name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.compat.tokenizer import is_tokenizer_file
+from taskvec.files.folder import is_second_copy, is_weight
+from taskvec.files.lfs import PULL, is_pointer_file
+from taskvec.files.modules import naming
+from taskvec.files.names import is_own
+from taskvec.text import listed
+
+if TYPE_CHECKING:
+    from taskvec.models.model import Model
+
+
+# Roles of a model whose other files are not copied: there is no output, or it is a vector.
+_NOT_COPIED = frozenset({"left", "reference"})
+
+
+def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()) -> Iterator[Finding]:
+    """The base's files that come along to the output and those that do not, and the tokenizers compared."""
+    yield from check_copied(role, base, tokenizer_only=role in _NOT_COPIED)
+    for name, model in others:
+        pointers = _pointers(model, [file for file in model.other_files if is_tokenizer_file(file)])
+        if pointers:
+            found = f"{listed(pointers)}: git-lfs pointers in place of the files, which cannot be compared"
+            yield finding("lfs-pointer", f"files of the {name}", "the files", found, PULL, level="warning")
+    yield from _weights(role, base)
+
+
+def check_copied(role: str, model: Model, *, tokenizer_only: bool = False) -> Iterator[Finding]:
+    """Pointers among the files of a model, or of its tokenizer, that an output takes from it."""
+    names = [name for name in model.other_files if not is_own(name)]
+    pointers = _pointers(model, list(filter(is_tokenizer_file, names)) if tokenizer_only else names)
+    if pointers:
+        found = f"{listed(pointers)}: git-lfs pointers in place of the files, which would be copied"
+        yield finding("lfs-pointer", f"files of the {role}", "the files", found, PULL)
+
+
+def _pointers(model: Model, names: Sequence[str]) -> list[str]:
+    folder = model.path
+    return [] if folder is None else [name for name in names if is_pointer_file(folder / name)]
+
+
+def _weights(role: str, base: Model) -> Iterator[Finding]:
+    """Weights besides the model's own: those that come along, those that stay behind, and who names them."""
+    is_copied = role not in _NOT_COPIED
+    along = [name for name in base.other_files if is_weight(name)]
+    if along and is_copied:
+        what = f"{listed(along)} come along as they are: weights of modules are not computed with"
+        yield finding("files-kept", f"files of the {role}", "", what)
+    if not base.left_files:
+        return
+    weights = [name for name in base.left_files if is_weight(name) and not is_second_copy(name)]
+    named = naming(weights, base.other_files, base.read_file) if is_copied and base.path else {}
+    if named:
+        by = listed(list(dict.fromkeys(named.values())))
+        what = f"{listed(list(named))} do not come along to the output, although {by} names them"
+        fix = "copy them into the output afterwards, or merge their folders on their own"
+        yield finding("files-left", f"files of the {role}", "", what, fix, level="warning")
+    rest = [name for name in base.left_files if name not in named]
+    if rest:
+        what = f"{listed(rest)} do not come along to the output"
+        yield finding("files-left", f"files of the {role}", "", what)

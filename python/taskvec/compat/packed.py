@@ -1,0 +1,124 @@
+"""Packed weights: integers or float8 numbers that mean something only together with scales beside them.
+
+Names of formats come and go, so this looks at what is stored: whatever is not known to be an ordinary buffer,
+and has float companions, is taken for packed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from taskvec.dtypes import FLOAT_DTYPES
+
+if TYPE_CHECKING:
+    from taskvec.models.model import TensorInfo
+
+_FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+_WIDE = FLOAT_DTYPES - _FLOAT8
+_INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
+# Token ids and counts are I64; nobody packs weights into it.
+_PACKING = _INTEGERS - {"I64", "U64"}
+# Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.
+_SHORT = frozenset({"I8", "U8", "I16", "U16"})
+
+# Last parts of names of weights, and of ordinary buffers of integers.
+_WEIGHT = re.compile(
+    r"weight|packed|(?:^|_)(?:kernel|blocks|codes|qdata|qidxs)$|^(?:_data|data|w|w_?q|qw|q)$", re.IGNORECASE
+)
+_BUFFER = re.compile(
+    r"(?:^|_)(?:ids?|index|indices|idx|counts?|tracked|mask|steps?|num|initiali[sz]ed|inited|usage|lengths?|sizes?"
+    r"|shapes?|bias|positions?|offsets?)$",
+    re.IGNORECASE,
+)
+# What holds scales and the like, as the whole of a name's last part or the end of it.
+_SCALE = re.compile(
+    r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
+    r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
+    re.IGNORECASE,
+)
+# The ends of packed names that the names of their scales do not have.
+_PACKED_END = re.compile(
+    r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE
+)
+# Beside a plain weight of float8 there may be these in a wider type.
+_ORDINARY = re.compile(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
+
+
+def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Packed weights by name, and the names of what lies beside each: scales, zero points, code books.
+
+    Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
+    """
+    narrow = [info for info in tensors.values() if info.dtype in _INTEGERS or info.dtype in _FLOAT8]
+    if not narrow:
+        return {}
+    below: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tensors:
+        for parent in _parents(name):
+            below[parent].append(name)
+    found = {}
+    for info in narrow:
+        stem, leaf = _split(info.name)
+        companions = [
+            name
+            for name in dict.fromkeys((*below[info.name], *below[stem], *_beside(stem, tensors)))
+            if name != info.name and _belongs(info, stem, leaf, tensors[name])
+        ]
+        if companions or (info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf)):
+            found[info.name] = companions
+    return found
+
+
+def _split(name: str) -> tuple[str, str]:
+    stem, _, leaf = name.rpartition(".")
+    return stem, leaf
+
+
+def _parents(name: str) -> Iterator[str]:
+    """The two names above: of `q.weight.absmax` those of the layer and of its weight."""
+    for _ in range(2):
+        name = name.rpartition(".")[0]
+        if name:
+            yield name
+
+
+_OUTSIDE = (
+    "_scale",
+    "_scales",
+    "_scale_inv",
+    "_weight_scale",
+    "_weight_scale_inv",
+    "_absmax",
+    "_zero_point",
+    "_zeros",
+)
+
+
+def _beside(stem: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Scales that are named like the layer and not like its weight: `q_proj_scale` beside `q_proj.weight`."""
+    return [stem + end for end in _OUTSIDE if stem and stem + end in tensors]
+
+
+def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
+    """Whether another tensor is a companion of this one, which is narrow."""
+    is_float8 = info.dtype in _FLOAT8
+    if other.dtype not in (_WIDE if is_float8 else FLOAT_DTYPES):
+        return False
+    is_buffer = not is_float8 and _BUFFER.search(leaf) is not None
+    rest = other.name.removeprefix(info.name)
+    if rest != other.name and rest[0] in "._:":  # `weight.absmax`, `gate_up_proj_scale`, `weight:scale`
+        return not (is_float8 or is_buffer) or _SCALE.search(rest) is not None
+    their_stem, theirs = _split(other.name)
+    if their_stem != stem:
+        return _SCALE.search(other.name) is not None and not is_buffer and _WEIGHT.search(leaf) is not None
+    if is_buffer or len(info.shape) < 2:
+        return False
+    root = _PACKED_END.sub("", leaf)
+    if root != leaf and theirs.startswith(root) and _SCALE.search(theirs):
+        return True
+    if _WEIGHT.search(leaf) or info.dtype in _SHORT:
+        return _ORDINARY.search(theirs) is None
+    return info.dtype in _PACKING | _FLOAT8 and _SCALE.match(theirs) is not None

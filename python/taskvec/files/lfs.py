@@ -1,0 +1,35 @@
+"""Pointers of git-lfs: the few lines that lie in the place of a file that was not pulled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from taskvec.files import look
+
+# The specification allows a pointer less than 1024 bytes; the second is its name of 2015.
+_MAXIMUM = 1024
+_BEGINNINGS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+PULL = "run `git lfs pull` in its folder, or download it again"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether the bytes of a file are those of a pointer."""
+    return len(data) < _MAXIMUM and data.startswith(_BEGINNINGS)
+
+
+def is_pointer_file(path: Path) -> bool:
+    """Whether a file is a pointer; one that is not there is none.
+
+    Raises
+    ------
+    OutputError
+        It cannot be looked at.
+    """
+    try:
+        if os.stat(path).st_size >= _MAXIMUM:
+            return False
+        return is_pointer(path.read_bytes())
+    except OSError as error:
+        look.hold_absent(path, error)
+        return False

@@ -1,0 +1,91 @@
+"""Survival: how much of a step is left after rounding, and whether that was measured at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from taskvec.text import amount, percent
+
+Status = Literal["measured", "zero", "not-measured", "not-finite"]
+
+# The method adds no step to a base, so that there is nothing of which a part could survive.
+NOT_MEASURED: Status = "not-measured"
+
+
+class Survival(NamedTuple):
+    """The part of α·v that is left after rounding to the output type; norms are L2 over float64 sums.
+
+    ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
+    difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is
+    ``None``.
+    """
+
+    step_norm: float | None
+    moved_norm: float | None
+    cosine: float | None
+    relative_error: float | None
+    target_norm: float | None
+    changed: int
+    rounded_away: int
+    elements: int
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Survival:
+        """From the engine's report, or from a manifest."""
+        return cls(*(row[field] for field in cls._fields))
+
+    @classmethod
+    def measured(cls, row: Survival | None) -> Survival | None:
+        """The same, or ``None`` where no tensor took a step: then the figures are those of nothing."""
+        return row if row is not None and row.elements else None
+
+    @property
+    def status(self) -> Status:
+        """Whether the figures say something: ``"measured"``, ``"zero"`` (no step) or ``"not-finite"``."""
+        if None in (self.step_norm, self.moved_norm, self.target_norm):
+            return "not-finite"
+        if not self.step_norm:
+            return "zero"
+        return "not-finite" if self.relative_error is None else "measured"
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the elements where the vector is not zero."""
+        return self.changed / self.elements if self.elements else 0.0
+
+    @property
+    def rounded_away_share(self) -> float:
+        """Share of those whose value in the output is the target's all the same."""
+        return self.rounded_away / self.changed if self.changed else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the two shares."""
+        return {
+            **self._asdict(),
+            "changed_share": self.changed_share,
+            "rounded_away_share": self.rounded_away_share,
+        }
+
+
+def status_of(survival: Survival | None) -> Status:
+    """The status of an output's survival; without figures it was not measured."""
+    return NOT_MEASURED if survival is None else survival.status
+
+
+def survival_words(survival: Survival | None) -> list[str]:
+    """The survival of a step in one or two lines: what is left of it, and how close it is to the step asked
+    for."""
+    if survival is None:
+        return ["not measured: no tensor takes a step from a base"]
+    if survival.status == "zero":
+        return ["the step is zero: the merged tensors are the target's"]
+    changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements change"
+    rounded = f"{changed}; {percent(survival.rounded_away_share)} of these were rounded away"
+    if survival.status == "not-finite":
+        return [rounded, "the step as a whole has no length: values of it are NaN or infinite"]
+    if not survival.relative_error:
+        return [f"complete: {changed}, each exactly as asked"]
+    error, cosine = percent(survival.relative_error), survival.cosine
+    figure = "undefined" if cosine is None else f"{cosine:.4f}"
+    return [rounded, f"step taken against step asked for: error {error}, cosine {figure}"]

@@ -1,0 +1,126 @@
+"""The other files of a target: pointers of git-lfs, weights of modules, integer buffers that others lack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from support.models import Trio, read_tensors, write_weights
+from taskvec.errors import CompatibilityError, FormatError
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 11421896\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "spiece.model", "notes/picture.png", "vocab.txt", "custom.py"],
+)
+def test_a_pointer_in_place_of_a_file_stops_the_run(trio: Trio, tmp_path: Path, name: str) -> None:
+    for folder in trio:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(POINTER)
+    with pytest.raises(CompatibilityError) as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    finding = next(each for each in caught.value.findings if each.id == "lfs-pointer")
+    assert name in finding.message
+    assert "git lfs pull" in finding.fix
+    assert not (tmp_path / "out").exists()
+    tv.transfer(*trio, tmp_path / "out", force=["lfs-pointer"])
+    assert (tmp_path / "out" / name).read_text() == POINTER
+
+
+def test_a_pointer_in_another_model_cannot_be_compared(trio: Trio, tmp_path: Path) -> None:
+    (trio.donor / "tokenizer.json").write_text(POINTER)
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert [each.level for each in report.findings if each.id == "lfs-pointer"] == ["warning"]
+
+
+def test_a_pointer_in_place_of_the_config(trio: Trio) -> None:
+    (trio.target / "config.json").write_text(POINTER)
+    with pytest.raises(FormatError, match="git-lfs pointer") as caught:
+        tv.open(trio.target)
+    assert "git lfs pull" in str(caught.value.hint)
+
+
+def test_text_that_names_git_lfs_is_no_pointer(trio: Trio, tmp_path: Path) -> None:
+    (trio.target / "notes.txt").write_text("See " + POINTER)
+    tv.transfer(*trio, tmp_path / "out")
+
+
+def put(folder: Path, name: str, content: str = "weights") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content)
+
+
+def test_modules_come_along(trio: Trio, tmp_path: Path) -> None:
+    listed = [
+        {"idx": i, "name": str(i), "path": path}
+        for i, path in enumerate(("", "1_Pooling", "2_Dense", "3_Dense"))
+    ]
+    put(trio.target, "modules.json", json.dumps(listed))
+    put(trio.target, "2_Dense/model.safetensors")
+    put(trio.target, "2_Dense/pytorch_model.bin", "the same once more")
+    put(trio.target, "3_Dense/pytorch_model.bin", "pickle")
+    put(trio.target, "4_Other/model.safetensors")
+    report = tv.transfer(*trio, tmp_path / "out")
+    out = tmp_path / "out"
+    assert (out / "2_Dense/model.safetensors").read_text() == "weights"
+    assert (out / "3_Dense/pytorch_model.bin").read_text() == "pickle"
+    assert not (out / "2_Dense/pytorch_model.bin").exists()
+    assert not (out / "4_Other").exists()
+    kept = next(each for each in report.findings if each.id == "files-kept")
+    assert kept.level == "warning"
+    assert "3_Dense/pytorch_model.bin" in kept.found
+    assert tv.verify(out).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}),
+        ("config.json.extra.json", {"path": "./vae/"}),
+        ("parts.json", {"file": "vae/weights.safetensors"}),
+    ],
+)
+def test_weights_that_a_file_names_are_not_left_in_silence(
+    trio: Trio, tmp_path: Path, name: str, content: dict[str, object]
+) -> None:
+    put(trio.target, "vae/weights.safetensors")
+    put(trio.target, "onnx/model.onnx")
+    report = tv.transfer(*trio, tmp_path / "before")
+    assert [each.level for each in report.findings if each.id == "files-left"] == ["note"]
+    put(trio.target, name, json.dumps(content))
+    report = tv.transfer(*trio, tmp_path / "out")
+    warning = next(each for each in report.findings if each.id == "files-left" and each.level == "warning")
+    assert "`vae/weights.safetensors`" in warning.found
+    assert name in warning.found
+
+
+def add(folder: Path, name: str, shape: tuple[int, ...], dtype: type = np.int64) -> None:
+    tensors = {**read_tensors(folder), name: np.arange(np.prod(shape), dtype=dtype).reshape(shape)}
+    write_weights(folder, tensors)
+
+
+def test_an_integer_buffer_that_others_lack_is_the_targets(trio: Trio, tmp_path: Path) -> None:
+    add(trio.target, "embeddings.position_ids", (1, 8))
+    tv.transfer(*trio, tmp_path / "out")
+    assert np.array_equal(read_tensors(tmp_path / "out")["embeddings.position_ids"], np.arange(8)[None])
+
+
+def test_an_integer_buffer_of_another_length_is_the_targets(trio: Trio, tmp_path: Path) -> None:
+    for folder, count in zip(trio, (8, 6, 7), strict=True):
+        add(folder, "embeddings.position_ids", (1, count), np.int32)
+    tv.transfer(*trio, tmp_path / "out")
+    assert np.array_equal(read_tensors(tmp_path / "out")["embeddings.position_ids"], np.arange(8)[None])
+
+
+@pytest.mark.parametrize("lacking", ["base", "model"])
+def test_an_integer_buffer_that_one_model_of_a_recipe_lacks(trio: Trio, tmp_path: Path, lacking: str) -> None:
+    add(trio.reference if lacking == "model" else trio.donor, "embeddings.position_ids", (1, 8))
+    merge = tv.ties([trio.donor, trio.target], base=trio.reference, weight=0.5, density=0.5)
+    merge.save(tmp_path / "out")
+    assert ("embeddings.position_ids" in read_tensors(tmp_path / "out")) is (lacking == "model")

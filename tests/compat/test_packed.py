@@ -1,0 +1,228 @@
+"""Packed weights are told by what lies beside them: tables of what formats store, and of ordinary buffers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from support.models import DTYPES, Tensors, Trio, edit_json, read_tensors, write_weights
+from taskvec.compat.packed import packed_weights
+from taskvec.errors import CompatibilityError
+from taskvec.models.model import TensorInfo
+
+Stored = dict[str, tuple[str, tuple[int, ...]]]
+
+# What is written by MLX, compressed-tensors, ModelOpt, bitsandbytes, GPTQ, AWQ, HQQ, Quanto, AQLM, torchao,
+# ExLlama, ComfyUI, Marlin, and by scripts that nobody has a name for.
+PACKED: list[Stored] = [
+    {"l.q.weight": ("U32", (8, 8)), "l.q.scales": ("F16", (8, 1)), "l.q.biases": ("F16", (8, 1))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.weight_scale_inv": ("F32", (1, 1))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.scale_weight": ("F32", ())},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.scale": ("BF16", ())},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q_scale": ("BF16", ())},
+    {"l.q.weight": ("I8", (8, 8)), "l.q.weight_scale": ("F32", (8, 1))},
+    {"l.q.weight": ("I8", (8, 8)), "l.q.SCB": ("F32", (8,))},
+    {
+        "l.q.weight": ("U8", (32, 1)),
+        "l.q.weight.absmax": ("F32", (4,)),
+        "l.q.weight.quant_map": ("F32", (16,)),
+    },
+    {"l.q.qweight": ("I32", (8, 8)), "l.q.qzeros": ("I32", (1, 1)), "l.q.scales": ("F16", (1, 8))},
+    {
+        "l.experts.gate_up_proj_blocks": ("U8", (2, 8, 8, 16)),
+        "l.experts.gate_up_proj_scales": ("U8", (2, 8, 8)),
+    },
+    {"l.experts.gate_up_proj": ("F8_E4M3", (2, 8, 8)), "l.experts.gate_up_proj_scale": ("F32", (2, 1, 1))},
+    {"l.experts.gate_up_proj": ("I8", (2, 8, 8)), "l.experts.gate_up_proj_scale_inv": ("F32", (2, 1, 1))},
+    {"l.w_q": ("U8", (8, 8)), "l.scale": ("F16", (8, 1)), "l.zero": ("F16", (8, 1))},
+    {"l.W_q": ("U8", (8, 8)), "l.meta_scale": ("F16", (8, 1))},
+    {"l.q.weight._data": ("I8", (8, 8)), "l.q.weight._scale": ("F32", (8, 1))},
+    {"l.q.codes": ("I16", (8, 8, 1)), "l.q.codebooks": ("F16", (1, 256, 1, 8)), "l.q.scales": ("F16", (8,))},
+    {"l.q.weight:int_data": ("I8", (8, 8)), "l.q.weight:scale": ("F32", (8, 1))},
+    {"weight": ("I8", (8, 8)), "scale": ("F32", (8, 1))},
+    {"q.weight_q": ("I8", (8, 8)), "q.weight_s": ("F32", (8, 1))},
+    {"q.weight_packed": ("I32", (8, 1)), "q.weight_scale": ("F32", (8, 1)), "q.weight_shape": ("I64", (2,))},
+    {"q.int_weight": ("I8", (8, 8)), "q.fp_scale": ("F32", (8, 1))},
+    {"q.trellis": ("I16", (8, 8, 48)), "q.suh": ("F16", (8,)), "q.svh": ("F16", (8,))},
+    {
+        "q.q_weight": ("I32", (8, 8)),
+        "q.q_scale": ("I32", (8, 8)),
+        "q.q_scale_max": ("F16", (8,)),
+        "q.q_groups": ("I16", (2,)),
+    },
+    {"q.q_perm": ("I16", (8,)), "q.q_weight": ("I32", (8, 8)), "q.q_scale_max": ("F16", (8,))},
+    {"q.kernel": ("I8", (8, 8)), "q.kernel_scale": ("F32", (8,))},
+    {"emb.tokens": ("I8", (8, 8)), "emb.tokens_scale": ("F32", (8,))},
+    {"emb.tokens": ("I8", (8, 8)), "emb.scales": ("F32", (8,))},
+    {"l.q.weight": ("I64", (8, 8)), "l.q.scales": ("F32", (8,))},
+    {"l.q.weight": ("F8_E5M2", (8, 8)), "l.q.weight_scale": ("F32", (1,))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.weight.scale": ("F32", (1,))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.input_scale": ("F32", (1,)), "l.q.weight_scale": ("F32", (1,))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.dequant_scale": ("F32", (1,))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.weight_absmax": ("F32", (1,))},
+    {"l.q.qweight": ("I32", (8, 8)), "l.q.s": ("F16", (8,))},
+    {"l.q.B": ("I32", (8, 8)), "l.q.s": ("F16", (8,))},
+    {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.wq.scale": ("F16", (8,))},
+    {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.wq_s": ("F16", (8,))},
+    {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.scale_wq": ("F16", (8,))},
+]
+ORDINARY: list[Stored] = [
+    {
+        "e.position_ids": ("I64", (1, 512)),
+        "e.word.weight": ("F32", (8, 8)),
+        "e.class_embedding": ("F32", (8,)),
+    },
+    {"bn.num_batches_tracked": ("I64", ()), "bn.weight": ("F32", (8,)), "bn.running_mean": ("F32", (8,))},
+    {
+        "a.relative_position_index": ("I64", (49, 49)),
+        "a.relative_position_bias_table": ("F32", (9, 2)),
+        "a.logit_scale": ("F32", (2, 1, 1)),
+    },
+    {"a.bias": ("U8", (1, 1, 8, 8)), "a.masked_bias": ("F16", ()), "a.c_attn.weight": ("F16", (8, 8))},
+    {"a.bias": ("U8", (1, 1, 8, 8)), "a.scale": ("F16", ())},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.bias": ("BF16", (8,))},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.bias": ("F8_E4M3", (8,)), "norm.scale": ("BF16", (8,))},
+    {"gate.weight": ("F8_E4M3", (8, 8)), "gate.e_score_correction_bias": ("F32", (8,))},
+    {"text_projection": ("F8_E4M3", (8, 8)), "logit_scale": ("F32", ())},
+    {
+        "img.norm.query_norm.scale": ("F8_E4M3", (8,)),
+        "img.qkv.weight": ("F8_E4M3", (8, 8)),
+        "img.proj.weight": ("F8_E4M3", (8, 8)),
+    },
+    {"m.token_counts": ("I32", (100,)), "m.weight": ("F32", (8, 8)), "m.scale": ("F32", ())},
+    {"m.token_counts": ("I64", (100, 2)), "m.scale": ("F32", ())},
+    {"m.tid2eid": ("I64", (100, 2)), "m.weight": ("F32", (8, 8))},
+    {"m.tid2eid": ("I32", (100, 2)), "m.weight": ("F32", (8, 8)), "m.bias": ("F32", (8,))},
+    {
+        "q.codebook.initialized": ("F32", (1,)),
+        "q.codebook.usage": ("I64", (8,)),
+        "q.codebook.embed": ("F32", (8, 8)),
+    },
+    {"rope.inv_freq_index": ("I32", (8, 8)), "rope.inv_freq": ("F32", (8,))},
+    {"e.experts.gate_up_proj": ("F8_E4M3", (2, 8, 8)), "e.experts.gate_up_proj_bias": ("BF16", (2, 8))},
+    {"m.ids": ("I32", (8, 8)), "m.scale": ("F32", ())},
+    {"vq.n_steps": ("I32", (1,)), "vq.scale": ("F32", ())},
+    {
+        "l.q.weight": ("F8_E4M3", (8, 8)),
+        "l.q.lora_A.weight": ("BF16", (8, 8)),
+        "l.q.lora_B.weight": ("BF16", (8, 8)),
+    },
+    {"norm.weight": ("F8_E4M3", (8,)), "norm.eps": ("F32", ())},
+    {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.norm.weight": ("BF16", (8,)), "l.scale": ("F32", ())},
+    {"pos.table": ("I32", (8, 8)), "pos.weight": ("F32", (8, 8))},
+    {"l.tokens_per_expert": ("I32", (8, 8)), "l.router_scale": ("F32", (8, 8))},
+]
+
+
+def table(stored: Stored) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, dtype, shape, 1, "file") for name, (dtype, shape) in stored.items()}
+
+
+@pytest.mark.parametrize("stored", PACKED, ids=lambda stored: " ".join(stored))
+def test_packed(stored: Stored) -> None:
+    assert packed_weights(table(stored))
+
+
+@pytest.mark.parametrize("stored", ORDINARY, ids=lambda stored: " ".join(stored))
+def test_ordinary(stored: Stored) -> None:
+    assert packed_weights(table(stored)) == {}
+
+
+def test_the_companions_are_named() -> None:
+    stored: Stored = {"a.weight": ("U32", (8, 8)), "a.scales": ("F16", (8, 1)), "b.weight": ("F16", (8, 8))}
+    assert packed_weights(table(stored)) == {"a.weight": ["a.scales"]}
+
+
+def add(folder: Path, tensors: Tensors) -> None:
+    write_weights(folder, {**read_tensors(folder), **tensors})
+
+
+def packed(kind: str = "I8") -> Tensors:
+    stem = "model.layers.0.extra"
+    return {f"{stem}.weight": np.ones((4, 4), DTYPES[kind]), f"{stem}.fancy": np.ones(4, np.float32)}
+
+
+@pytest.mark.parametrize("role", ["target", "donor", "reference"])
+def test_no_model_may_be_packed(trio: Trio, tmp_path: Path, role: str) -> None:
+    for folder in trio:
+        add(folder, packed())
+    with pytest.raises(CompatibilityError, match="quantised") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    found = {finding.subject: finding.found for finding in caught.value.findings if finding.id == "quantised"}
+    assert "unknown quantised format (I8 beside `model.layers.0.extra.fancy`)" in found[role]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_file_without_a_config_is_looked_at_too(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        add(folder, packed())
+    with pytest.raises(CompatibilityError, match="quantised"):
+        tv.transfer(*(folder / "model.safetensors" for folder in trio), tmp_path / "out")
+
+
+def test_a_packed_tensor_outside_the_selection_is_copied(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        add(folder, packed())
+    report = tv.transfer(*trio, tmp_path / "out", include=["self_attn"])
+    assert [each.id for each in report.findings].count("quantised-copied") == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": {"group_size": 64, "bits": 4}},
+        {"text_config": {"quantization": {"group_size": 64, "bits": 4}}},
+        {"language_config": {"quantization_config": {"quant_method": "new"}}},
+        {"quantization_config": {"bits": 3}},
+        {"quantization_config": "int4"},
+    ],
+)
+def test_a_config_is_enough(trio: Trio, changes: dict[str, Any]) -> None:
+    edit_json(trio.target / "config.json", **changes)
+    assert "quantised" in [each.id for each in tv.check(*trio)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_declared"),
+    [
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, True),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, False),
+        ("quantize_config.json", {"bits": 4, "group_size": 128}, True),
+        ("quant_config.json", {"zero_point": True, "w_bit": 4}, True),
+        ("quanto_qmap.json", {"model.layers.0": {"weights": "qint8"}}, True),
+    ],
+)
+def test_a_file_is_enough(trio: Trio, name: str, content: dict[str, Any], is_declared: bool) -> None:
+    (trio.donor / name).write_text(json.dumps(content))
+    assert ("quantised" in [each.id for each in tv.check(*trio)]) is is_declared
+
+
+def test_float8_without_scales_is_ordinary(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        add(folder, {"model.layers.0.extra.weight": np.ones((4, 4), DTYPES["F8_E4M3"])})
+    assert "quantised" not in [each.id for each in tv.transfer(*trio, tmp_path / "out").findings]
+
+
+@pytest.mark.parametrize("method", ["linear", "passthrough"])
+def test_slices_of_packed_models_may_only_be_copied(trio: Trio, tmp_path: Path, method: str) -> None:
+    for folder in trio:
+        add(folder, packed())
+    models = [str(trio.target), str(trio.donor)][: 2 if method == "linear" else 1]
+    slices = [{"sources": [{"model": model, "layer_range": [0, 2]} for model in models]}]
+    document: dict[str, Any] = {"merge_method": method, "slices": slices, "dtype": "bfloat16"}
+    if method == "linear":
+        document["parameters"] = {"weight": 0.5}
+        with pytest.raises(CompatibilityError, match="quantised"):
+            tv.merge(document, tmp_path / "out")
+    else:
+        del document["dtype"]
+        tv.merge(document, tmp_path / "out")
+        assert np.array_equal(
+            read_tensors(tmp_path / "out")["model.layers.0.extra.weight"],
+            packed()["model.layers.0.extra.weight"],
+        )
