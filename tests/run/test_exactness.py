@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 import taskvec as tv
 from support.models import DTYPES, Tensors, Trio, read_tensors, write_checkpoint
 from support.oracle import decode, same_files
+from support.pairs import pair
 
 ALPHAS = (-1.0, 0.0, 0.3, 1.0, 1.5)
 # values whose differences are rounded, cancel, overflow or lose a sign
@@ -134,8 +135,9 @@ def test_what_is_kept_beside_the_differences_is_documented(tmp_path: Path) -> No
     assert tv.verify(tmp_path / "vec").ok
 
 
-def test_an_ordinary_vector_keeps_nothing_beside(trio: Trio, tmp_path: Path) -> None:
-    tv.extract(trio.donor, trio.reference, tmp_path / "vec")
+def test_a_vector_of_small_steps_keeps_nothing_beside(tmp_path: Path) -> None:
+    tv.extract(*pair(tmp_path, 0.15), tmp_path / "vec")
+    assert json.loads((tmp_path / "vec" / "taskvec.json").read_text())["vector"]["format"] == 1
     assert not [name for name in tv.open(tmp_path / "vec") if ".exact." in name]
 
 
@@ -193,7 +195,7 @@ def stored_rows(vector: Path) -> dict[str, dict]:
 
 
 def close_pair(dtype: str, share: float, seed: int, shape: tuple[int, int] = (400, 500)) -> list[np.ndarray]:
-    """Donor and reference as training leaves them: this share of the elements moved by a fiftieth of their size."""
+    """Donor and reference as training leaves them: this share of the elements has moved a little."""
     rng = np.random.default_rng(seed)
     reference = converted(rng.standard_normal(shape) * 0.05, dtype)
     step = np.where(rng.random(shape) < share, 1e-3 * rng.standard_normal(shape), 0.0)
@@ -256,27 +258,43 @@ def test_numpy_gives_back_the_donor_of_every_bit_pattern(tmp_path: Path, seed: i
     the_donor_again([trio.donor, trio.reference], tmp_path / "vec")
 
 
-@pytest.mark.parametrize("outlier", [2.0**-133, -(2.0**-40), 1e-3, 3e38, -65520.0])
+@pytest.mark.parametrize(
+    ("outlier", "under"),
+    [
+        (1e-3, 0.75),
+        (-(2.0**-40), 0.75),
+        (-65520.0, 0.75),
+        (3e38, 3e37),
+        (3e38, -3e38),  # beyond f32 too
+        (2.0**-120, 2.0**-130 + 2.0**-133),
+    ],
+)
 @pytest.mark.parametrize("share", [0.001, 0.3, 1.0])
-def test_an_outlier_does_not_widen_its_tensor(tmp_path: Path, outlier: float, share: float) -> None:
+def test_an_outlier_does_not_widen_its_tensor(
+    tmp_path: Path, outlier: float, under: float, share: float
+) -> None:
     rng = np.random.default_rng(4)
     reference = (rng.choice([-1.0, 1.0], 20_000) * (1 + rng.random(20_000))).astype(ml_dtypes.bfloat16)
     step = np.where(rng.random(20_000) < share, 2.0**-7, 0.0)
     donor = (reference.astype(np.float64) + step).astype(ml_dtypes.bfloat16)
     donor[7] = outlier
-    reference[7] = 0.75
-    folders = [write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))]
+    reference[7] = under
+    folders = [
+        write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))
+    ]
     tv.extract(*folders, tmp_path / "vec")
     row = stored_rows(tmp_path / "vec")["w"]
     assert (row["dtype"], row["exact"], row["rounded"]) == ("BF16", 1, True)
     the_donor_again(folders, tmp_path / "vec")
-    as_a_transfer([folders[1], *folders], tmp_path / "vec", tmp_path / "out")
+    as_a_transfer([folders[1], *folders], tmp_path / "vec", tmp_path / "out", force="non-finite")
 
 
 def test_where_most_elements_are_wide_the_type_is(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     donor, reference = (rng.standard_normal(5000).astype(np.float32) * s for s in (1.0, 1e-6))
-    folders = [write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))]
+    folders = [
+        write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))
+    ]
     tv.extract(*folders, tmp_path / "vec")
     row = stored_rows(tmp_path / "vec")["w"]
     assert row["dtype"] == "F64"
@@ -286,7 +304,9 @@ def test_where_most_elements_are_wide_the_type_is(tmp_path: Path) -> None:
 
 def test_the_vector_does_not_depend_on_threads(tmp_path: Path) -> None:
     donor, reference = close_pair("BF16", 1.0, 2, (1100, 1000))
-    folders = [write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))]
+    folders = [
+        write_checkpoint(tmp_path / role, {"w": array}) for role, array in (("d", donor), ("r", reference))
+    ]
     for threads in (1, 3):
         tv.extract(*folders, tmp_path / f"{threads}", threads=threads)
     same_files(tmp_path / "1", tmp_path / "3")

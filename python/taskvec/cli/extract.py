@@ -52,8 +52,8 @@ def command(
     """Save DONOR - REFERENCE as a task vector.
 
     The vector is stored without loss: each tensor dense, as a bit mask with values, or as indices with
-    values, whichever is smallest, and the elements that its type does not hold exactly beside it. `taskvec apply` gives
-    bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
+    values, whichever is smallest, and the elements that its type does not hold exactly beside it.
+    `taskvec apply` gives bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
     """
     from taskvec.api import plan_extract
 

@@ -38,7 +38,8 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
     vector = data.get("vector")
     if not isinstance(vector, dict) or vector.get("format") not in FORMATS:
         raise FormatError(
-            f"`{stored.spec}` has no description of a vector of format {FORMATS[0]} or {FORMATS[1]} in its manifest",
+            f"`{stored.spec}` has no description of a vector of format "
+            f"{FORMATS[0]} or {FORMATS[1]} in its manifest",
             "extract it again with this version",
         )
     tensors = vector.get("tensors")
