@@ -289,6 +289,22 @@ def test_an_outlier_does_not_widen_its_tensor(
     as_a_transfer([folders[1], *folders], tmp_path / "vec", tmp_path / "out", force="non-finite")
 
 
+def test_a_rounded_vector_shows_what_the_models_show(tmp_path: Path) -> None:
+    """In memory, from NumPy and one by one: in the type of the difference of the two models."""
+    for dtype in ("BF16", "F16", "F32", "F64"):
+        donor, reference = close_pair(dtype, 1.0, 3, (30, 40))
+        donor[0] *= 1000
+        reference[0] /= 64
+        folders = [
+            write_checkpoint(tmp_path / dtype / r, {"w": w}) for r, w in (("d", donor), ("r", reference))
+        ]
+        tv.extract(*folders, tmp_path / dtype / "vec")
+        shown = tv.load_vector(tmp_path / dtype / "vec")["w"]
+        expected = (tv.open(folders[0]) - tv.open(folders[1]))["w"]
+        assert shown.dtype == expected.dtype == (np.float64 if dtype == "F64" else np.float32)
+        assert shown.tobytes() == expected.tobytes()
+
+
 def test_where_most_elements_are_wide_the_type_is(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     donor, reference = (rng.standard_normal(5000).astype(np.float32) * s for s in (1.0, 1e-6))

@@ -70,7 +70,13 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
             "`taskvec verify` names every file that has changed; extract or download the vector again",
         )
     tensors = {
-        name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
+        name: TensorInfo(
+            name,
+            vector_manifest.widest(name, row, stored),
+            tuple(row["shape"]),
+            row["bytes"],
+            row["file"] or "",
+        )
         for name, row in rows.items()
     }
     return SavedVector(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.dtypes import FLOAT_DTYPES, TYPES
 from taskvec.errors import FormatError
 from taskvec.models.saved_vector import FORMATS
 
@@ -80,6 +80,13 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
             f"`{stored.spec}` has a damaged `vector.{wrong or 'dtype'}` in its manifest", _AGAIN
         )
     return tensors
+
+
+def widest(name: str, row: Mapping[str, Any], stored: Model) -> str:
+    """The widest type of what a tensor's differences come from: values, and exact elements for what is rounded."""
+    parts = ("donor", "reference") if "rounded" in row else ()
+    dtypes = [row["dtype"], *(stored.tensors[f"{name}.exact.{part}"].dtype for part in parts)]
+    return max(dtypes, key=lambda dtype: TYPES[dtype].bytes)
 
 
 def _is_count(value: Any) -> bool:
