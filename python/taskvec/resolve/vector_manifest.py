@@ -83,7 +83,7 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
 
 
 def widest(name: str, row: Mapping[str, Any], stored: Model) -> str:
-    """The widest type of what a tensor's differences come from: values, and exact elements for what is rounded."""
+    """The widest type of what differences come from: values, and exact elements for what is rounded."""
     parts = ("donor", "reference") if "rounded" in row else ()
     dtypes = [row["dtype"], *(stored.tensors[f"{name}.exact.{part}"].dtype for part in parts)]
     return max(dtypes, key=lambda dtype: TYPES[dtype].bytes)
