@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,8 @@ def test_the_decoder_decodes(trio: Trio, tmp_path: Path) -> None:
     tv.extract(trio.donor, trio.reference, tmp_path / "v.vec", exclude="layernorm")
     decoded = dict(decode(tmp_path / "v.vec"))
     assert decoded
+    rows = json.loads((tmp_path / "v.vec" / "taskvec.json").read_text())["vector"]["tensors"]
+    assert any(row.get("rounded") for row in rows.values())
     for name, delta in decoded.items():
         expected = donor[name].astype(np.float64) - reference[name].astype(np.float64)
         np.testing.assert_array_equal(delta, expected)

@@ -198,8 +198,8 @@ def extract(
     out : str or path
         The output folder.
     dtype : str, optional
-        A float type for all values, which loses what it cannot hold; by default each tensor has the narrowest
-        type that holds all its values.
+        A float type for all values, which loses what it cannot hold; by default each tensor has the type
+        that takes the fewest bytes, and what it does not hold is kept exactly beside it.
     include, exclude, preset, layers
         The tensors that belong to the vector; see :func:`transfer`.
     progress : callable, optional

@@ -1,5 +1,5 @@
-//! donor − reference as an artifact of its own: without loss, each tensor in the narrowest exact type and the smallest
-//! of three encodings.
+//! donor − reference as an artifact of its own: without loss, each tensor in the type and the encoding that take least
+//! together with the elements that this type does not hold.
 //!
 //! Two passes: the first finds out what each tensor needs, from which the sizes of all files follow; the second writes.
 
@@ -18,7 +18,6 @@ use crate::output::folder::OutputFolder;
 use crate::plan::FORMAT;
 use crate::run::report::text;
 use crate::run::Options;
-use crate::storage::encoding::Encoding;
 use crate::storage::source::Buffers;
 use crate::storage::source::Source;
 use crate::storage::sources::Sources;
@@ -105,7 +104,7 @@ pub fn extract(
             .hint("exclude the tensor (`--exclude`), choose a wider type, or go on with `--force non-finite`"));
     }
     for item in &mut items {
-        item.encoding = Encoding::smallest(item.elements, &item.total, lossy);
+        item.choose(lossy);
     }
     let files = lay_out(&items, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import taskvec as tv
-from support.models import Trio
+from support.models import Tensors, Trio, write_checkpoint
 from taskvec.report.card import card, escape, formula
 from taskvec.report.report import Survival
 
@@ -143,3 +145,28 @@ def test_a_merge_shows_its_recipe_and_cites_no_vector() -> None:
     assert list(yaml.safe_load_all(block[2])) == [document, {"name": "second"}]
     assert "taskvec merge recipe.yaml OUT --out-dtype float32" in text
     assert "2509.01363" not in text
+
+
+def test_the_decoder_of_a_vector_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the card has it, with names put in: for every encoding, and for rounded values."""
+    rng = np.random.default_rng(1)
+    reference = rng.standard_normal((300, 40)).astype(np.float32)
+    models: list[Tensors] = [{}, {}]
+    for share in (0.01, 0.2, 1.0):
+        moved = np.where(rng.random(reference.shape) < share, 0.02 * rng.standard_normal(reference.shape), 0)
+        donor = (reference + moved).astype(np.float32)
+        for tensors, array in zip(models, (donor, reference), strict=True):
+            tensors[f"w{share}"] = array
+    folders = [write_checkpoint(tmp_path / role, m) for role, m in zip("dr", models, strict=True)]
+    tv.extract(*folders, tmp_path / "vec")
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "vec" / "README.md").read_text(), re.DOTALL)
+    (source,) = [block for block in blocks if "load_file" in block]
+    rows = json.loads((tmp_path / "vec" / "taskvec.json").read_text())["vector"]["tensors"]
+    assert {row["encoding"] for row in rows.values()} == {"index", "mask", "dense"}
+    assert any(row.get("rounded") for row in rows.values())
+    monkeypatch.chdir(tmp_path / "vec")
+    for name, row in rows.items():
+        names: dict[str, Any] = {}
+        exec(source.replace("NAME", name).replace("FILE", row["file"]), names)
+        donor, reference = (tensors[name].astype(np.float64) for tensors in models)
+        np.testing.assert_array_equal(names["vector"], donor - reference)

@@ -60,6 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "zero",
     ]
     assert rows[EXACT]["exact"] == donor[EXACT][:2].size
+    assert [rows[name].get("rounded", False) for name in (MASK, INDEX, EXACT)] == [True, False, True]
     shutil.rmtree(root / "donor")
     yield root
     shutil.rmtree(root)
@@ -136,14 +137,14 @@ def gone(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def renamed_in(name: str) -> Damage:
+def said_no_more(key: str) -> Damage:
     """The header says other things than the manifest."""
 
     def damage(folder: Path) -> None:
         data = (folder / FILE).read_bytes()
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
-        header["__metadata__"].pop(f"taskvec.origin.{name}")
+        header["__metadata__"].pop(key)
         (folder / FILE).write_bytes(header_bytes(header) + data[8 + length :])
         relist(folder)
 
@@ -173,6 +174,11 @@ def cases() -> Iterator[tuple[str, Damage, str, bool]]:
             yield f"{key} is missing", lacks, rf"`{key}` is missing", False
     for value in (0, 1, 3000, "x"):
         yield f"exact elements are {value!r}", of_row(EXACT, "exact", value), EXACT, False
+    for value in (False, None, 1, "x"):
+        yield f"rounded is {value!r}", of_row(MASK, "rounded", value), MASK, False
+    for name in (INDEX, DENSE, ZERO):
+        yield f"{name} is rounded", of_row(name, "rounded", True), name, False
+    yield "rounded is missing", member(lambda v: v["tensors"][MASK].pop("rounded")), "rounded values", False
     yield "zero with changes", of_row(ZERO, "changed", 3), ZERO, False
     yield "zero in a file", of_row(ZERO, "file", FILE), ZERO, False
     yield "row is a list", member(lambda v: v["tensors"].update({MASK: [1]})), "is not an object", False
@@ -181,7 +187,7 @@ def cases() -> Iterator[tuple[str, Damage, str, bool]]:
     more = member(lambda v: v["tensors"].update({"new": v["tensors"][DENSE]}))
     yield "row too many", more, "lacks `new`", False
     whole: dict[str, list[Any]] = {
-        "format": [None, 2, "1"],
+        "format": [None, 1, 3, "2"],
         "dtype": ["BF16", "x", 4],
         "fits": [None, {}, {"architecture": "0" * 64, "tokenizer": None}, "x"],
         "elements": [None, 5, "x"],
@@ -239,7 +245,8 @@ def cases() -> Iterator[tuple[str, Damage, str, bool]]:
     yield "file empty", bytes_of_file(lambda _: b""), FILE, False
     yield "file gone", gone(FILE), "safetensors", True
     yield "header cut", bytes_of_file(lambda data: data[:100]), FILE, False
-    yield "another origin", renamed_in(MASK), "of models of BF16", False
+    yield "another origin", said_no_more(f"taskvec.origin.{MASK}"), "of models of BF16", False
+    yield "not rounded", said_no_more(f"taskvec.rounded.{MASK}"), "with every value exact", False
     yield "configuration gone", gone("reference/config.json"), "reference/config.json", True
     for name in ("config.json", "tokenizer.json"):
         damage = bytes_of_file(lambda data: data + b" ", f"reference/{name}", listed=False)

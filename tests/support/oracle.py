@@ -60,15 +60,19 @@ def decode(folder: Path) -> Tensors:
         stored.update(load_file(file))
     vector: Tensors = {}
     for name, row in facts.items():
+        values = stored.get(f"{name}.values", stored.get(name, np.empty(0, np.float32)))
+        vector[name] = np.zeros(row["elements"], np.float64 if row.get("rounded") else values.dtype)
         if row["encoding"] == "dense":
-            vector[name] = stored[name]
-            continue
-        values = stored.get(f"{name}.values", np.empty(0, np.float32))
-        vector[name] = np.zeros(row["elements"], values.dtype)
-        if row["encoding"] == "mask":
+            vector[name][:] = values.ravel()
+        elif row["encoding"] == "mask":
             bits = np.unpackbits(stored[f"{name}.mask"], bitorder="little")[: row["elements"]]
             vector[name][bits.astype(bool)] = values
         elif row["encoding"] == "index":
             vector[name][stored[f"{name}.indices"]] = values
+        if row.get("rounded"):
+            donor, reference = (
+                stored[f"{name}.exact.{role}"].astype(np.float64) for role in ("donor", "reference")
+            )
+            vector[name][stored[f"{name}.exact.indices"]] = donor - reference
         vector[name] = vector[name].reshape(row["shape"])
     return vector

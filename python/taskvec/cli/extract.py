@@ -36,7 +36,7 @@ Then add it to any model that fits:
     "--dtype",
     metavar="DTYPE",
     section="Arithmetic",
-    help="One type for all values, with loss.  [default: per tensor the narrowest that is exact]",
+    help="One type for all values, with loss.  [default: per tensor the smallest without loss]",
 )
 @selection_options
 @out_option
@@ -51,9 +51,9 @@ def command(
 ) -> int:
     """Save DONOR - REFERENCE as a task vector.
 
-    The vector is stored without loss: each tensor in the narrowest type that holds all its differences,
-    dense, as a bit mask with values, or as indices with values, whichever is smallest. `taskvec apply` gives
-    bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
+    The vector is stored without loss: each tensor dense, as a bit mask with values, or as indices with
+    values, whichever is smallest, and the elements that its type does not hold exactly beside it.
+    `taskvec apply` gives bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
     """
     from taskvec.api import plan_extract
 

@@ -66,7 +66,7 @@ def schema() -> dict[str, Any]:
     )
     vector = _object(
         {
-            "format": {"const": 1},
+            "format": {"enum": [1, 2], "description": "2 where a tensor has rounded values"},
             "dtype": {"type": ["string", "null"], "description": "null: without loss"},
             "fits": _object(
                 {
@@ -101,7 +101,11 @@ def schema() -> dict[str, Any]:
                         "exact": {
                             **_COUNT,
                             "description": "elements of which donor and reference are stored too",
-                        }
+                        },
+                        "rounded": {
+                            "const": True,
+                            "description": "differences beyond the type are those of the exact elements",
+                        },
                     },
                 ),
             },

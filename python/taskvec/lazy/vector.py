@@ -110,7 +110,7 @@ class TaskVector(Measured, InPlace):
         progress: Callback | None = None,
         **settings: Unpack[Options],
     ) -> Report:
-        """Save the vector, without loss: each tensor in the narrowest exact type and the smallest encoding.
+        """Save the vector, without loss: each tensor in the type and the encoding that are smallest.
 
         Parameters
         ----------

@@ -14,7 +14,8 @@ from taskvec.files.names import CONFIG
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.selection import Selection
 
-FORMAT = 1
+# A vector of format 2 has tensors whose exact elements stand in for values that are rounded.
+FORMATS = (1, 2)
 INDEX = "vector.safetensors.index.json"
 # The files that a target is compared with when the vector is applied.
 COMPARED = (

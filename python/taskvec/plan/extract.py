@@ -40,8 +40,8 @@ def plan_extract(
     settings : Settings, optional
         ``max_shard_size`` and ``force`` matter here.
     dtype : str, optional
-        A float type for all values, which loses what it cannot hold; by default each tensor has the narrowest
-        type that holds all its values.
+        A float type for all values, which loses what it cannot hold; by default each tensor has the type
+        that takes the fewest bytes, and what it does not hold is kept exactly beside it.
     force : iterable of str
         More findings to go on in spite of.
 
@@ -96,7 +96,7 @@ def plan_extract(
         weight_map=dict.fromkeys(own, ""),
         merged=len(own),
         copied=0,
-        # if every element has changed and no difference needs a wider type; known only when it has been read
+        # if every element has changed and few differences need a wider type; known only when it has been read
         bytes_out=_dense_bytes(reference, own, dtype),
         most_inputs=2,
         findings=tuple(found),

@@ -43,6 +43,10 @@ else:
     else:
         places = stored["NAME.indices"]
     vector[places] = stored["NAME.values"]
+if facts.get("rounded"):
+    donor, reference = (stored[f"NAME.exact.{role}"].astype("f8") for role in ("donor", "reference"))
+    vector = vector.ravel().astype("f8")
+    vector[stored["NAME.exact.indices"]] = donor - reference
 vector = vector.reshape(facts["shape"])"""
 
 
@@ -88,7 +92,7 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "bytes of the values": f"{vector['bytes']:,}",
         "type": f"{escape(vector['dtype'])}, with loss"
         if vector["dtype"]
-        else "the narrowest exact one, tensor by tensor",
+        else "the smallest without loss, tensor by tensor",
     }
     return _text(
         _front_matter(facts, ["task-vector", "taskvec"]),
@@ -105,7 +109,8 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "`NAME.values`, or, if it is zero, not at all:",
         _fenced(_DECODE, "python"),
         "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold "
-        "the elements whose difference was rounded or lost the sign of a zero; the vector is whole without.",
+        "the elements whose difference was rounded, lost the sign of a zero, or is beyond the type of the "
+        "values; only for the last, of a tensor that is `rounded`, does the vector need them.",
         _findings(facts["findings"]),
         *_ways(facts["recipe"]),
         *_citation(),

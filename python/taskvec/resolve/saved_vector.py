@@ -2,10 +2,11 @@
 
 Each tensor is stored in the smallest of three ways: ``T`` itself; ``T.mask`` (a bit for each element, the
 lowest bit of a byte first) and ``T.values``; or ``T.indices`` (flat and sorted) and ``T.values``. A tensor
-that is zero is not stored. Where a difference does not give its donor back (a negative zero, or numbers so
-far apart that their difference was rounded), ``T.exact.indices``, ``T.exact.donor`` and
-``T.exact.reference`` hold the element. ``reference/`` holds config and tokenizer of the model that was
-subtracted: what a target is compared with.
+that is zero is not stored. The type of the values is the one that takes the fewest bytes; where it does not
+hold a difference, or a difference does not give its donor back (a negative zero, or numbers so far apart
+that their difference was rounded), ``T.exact.indices``, ``T.exact.donor`` and ``T.exact.reference`` hold
+the element. ``reference/`` holds config and tokenizer of the model that was subtracted: what a target is
+compared with.
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
             "`taskvec verify` names every file that has changed; extract or download the vector again",
         )
     tensors = {
-        name: TensorInfo(name, row["dtype"], tuple(row["shape"]), row["bytes"], row["file"] or "")
+        name: TensorInfo(
+            name,
+            vector_manifest.widest(name, row, stored),
+            tuple(row["shape"]),
+            row["bytes"],
+            row["file"] or "",
+        )
         for name, row in rows.items()
     }
     return SavedVector(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.dtypes import FLOAT_DTYPES, TYPES
 from taskvec.errors import FormatError
-from taskvec.models.saved_vector import FORMAT
+from taskvec.models.saved_vector import FORMATS
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -36,9 +36,10 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
         A member is missing or wrong, or manifest and files contradict each other.
     """
     vector = data.get("vector")
-    if not isinstance(vector, dict) or vector.get("format") != FORMAT:
+    if not isinstance(vector, dict) or vector.get("format") not in FORMATS:
         raise FormatError(
-            f"`{stored.spec}` has no description of a vector of format {FORMAT} in its manifest",
+            f"`{stored.spec}` has no description of a vector of format "
+            f"{FORMATS[0]} or {FORMATS[1]} in its manifest",
             "extract it again with this version",
         )
     tensors = vector.get("tensors")
@@ -59,9 +60,12 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
             _hold(stored, f"{name}{part}", row, dtypes, shape)
             wanted[f"{name}{part}"] = name
         _hold_bytes(stored, name, row, metadata.get(f"taskvec.origin.{name}", "BF16"))
+        _hold_rounded(stored, name, row, f"taskvec.rounded.{name}" in metadata)
     surplus = next((name for name in stored.tensors if name not in wanted), None)
     if surplus is not None:
         raise FormatError(f"`{stored.spec}` holds `{surplus}`, which its manifest does not list", _AGAIN)
+    if vector["format"] != FORMATS[any("rounded" in row for row in tensors.values())]:
+        raise FormatError(f"`{stored.spec}` has a damaged `vector.format` in its manifest", _AGAIN)
     for member in ("elements", "changed", "bytes"):
         total = sum(row[member] for row in tensors.values())
         if vector.get(member) != total:
@@ -76,6 +80,13 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
             f"`{stored.spec}` has a damaged `vector.{wrong or 'dtype'}` in its manifest", _AGAIN
         )
     return tensors
+
+
+def widest(name: str, row: Mapping[str, Any], stored: Model) -> str:
+    """The widest type of what differences come from: values, and exact elements for what is rounded."""
+    parts = ("donor", "reference") if "rounded" in row else ()
+    dtypes = [row["dtype"], *(stored.tensors[f"{name}.exact.{part}"].dtype for part in parts)]
+    return max(dtypes, key=lambda dtype: TYPES[dtype].bytes)
 
 
 def _is_count(value: Any) -> bool:
@@ -120,6 +131,8 @@ def _wrong_member(row: Any) -> str | None:
         return "changed"
     if not _is_count(row.get("exact", 0)) or (row["encoding"] == "zero" and row.get("exact")):
         return "exact"
+    if row.get("rounded", True) is not True or ("rounded" in row and not row.get("exact")):
+        return "rounded"
     if (row["encoding"] == "zero") != (row["file"] is None):
         return "file"
     return None
@@ -166,6 +179,12 @@ def _hold_bytes(stored: Model, name: str, row: Mapping[str, Any], origin: str) -
         raise _contradiction(stored, name, f"{found} bytes", f"{row['bytes']}")
     if row["encoding"] != "zero" and origin != row["origin"]:
         raise _contradiction(stored, name, f"of models of {origin}", row["origin"])
+
+
+def _hold_rounded(stored: Model, name: str, row: Mapping[str, Any], found: bool) -> None:
+    kinds = {False: "with every value exact", True: "with rounded values"}
+    if found != ("rounded" in row):
+        raise _contradiction(stored, name, kinds[found], kinds[not found])
 
 
 def _contradiction(stored: Model, name: str, found: str, listed: str) -> FormatError:

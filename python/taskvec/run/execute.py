@@ -19,12 +19,7 @@ from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
-<<<<<<< HEAD
 from taskvec.report.report import Report, parse_engine_report, rounding_findings
-=======
-from taskvec.report.report import Output, Report, Shard, parse_engine_report, rounding_findings
-from taskvec.report.survival import Survival
->>>>>>> formats
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, input_rows
@@ -115,45 +110,3 @@ def execute(
         findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
         plan=plan.digest,
     )
-<<<<<<< HEAD
-=======
-
-
-def _finished(plan: PlanRecord, folders: Sequence[Path]) -> Report | None:
-    """The report of a run over several folders that was killed between ending the first and ending the last.
-
-    All manifests are in place then, so that what is left is to remove the state of the others.
-    """
-    if len(folders) == 1:
-        return None
-    open_ones = [folder for folder in folders if (folder / STATE / "plan.json").exists()]
-    if not open_ones or len(open_ones) == len(folders):
-        return None
-    outputs, run = [], {}
-    for folder, planned in zip(folders, plan.outputs, strict=True):
-        if not (folder / MANIFEST).exists():
-            return None
-        data = read(folder)
-        run = data["run"]
-        if run.get("plan") != plan.digest:
-            return None
-        outputs.append(_output_of(data, folder, planned.alpha, {shard.name for shard in plan.shards}))
-    for folder in open_ones:
-        finish_folder(folder)
-    shards = sum(len(output.shards) for output in outputs)
-    return Report(
-        tuple(outputs), 0.0, 0, 0, run["threads"], run["cpu_level"], shards, plan.findings, plan.digest
-    )
-
-
-def _output_of(data: dict[str, Any], folder: Path, alpha: float, weights: set[str]) -> Output:
-    survival = data["survival"]
-    return Output(
-        folder=str(folder),
-        alpha=alpha,
-        shards=tuple(Shard(*file) for file in files(data, folder) if file.name in weights),
-        survival=Survival.measured(Survival(*survival["total"]) if survival["total"] else None),
-        tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
-        non_finite=tuple(map(tuple, data["non_finite"])),
-    )
->>>>>>> formats

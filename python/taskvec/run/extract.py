@@ -13,8 +13,7 @@ from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
-from taskvec.models.saved_vector import COMPARED, INDEX, REFERENCE, fits
-from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
+from taskvec.models.saved_vector import COMPARED, FORMATS, INDEX, REFERENCE, fits
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
@@ -106,7 +105,7 @@ def _vector(
     values = tensors.values()
     norms = [row["norm"] for row in values if row["norm"] is not None]
     return {
-        "format": VECTOR_FORMAT,
+        "format": FORMATS[any(row.get("rounded") for row in values)],
         "dtype": recipe.get("dtype"),
         "fits": fits(tensors, config, files),
         "elements": sum(row["elements"] for row in values),

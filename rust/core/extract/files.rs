@@ -6,6 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::header;
 use crate::plan::layout::ALIGN;
 use crate::storage::encoding::Form;
+use crate::storage::exact_elements::rounded_key;
 
 /// One file of the vector.
 pub(super) struct File {
@@ -45,6 +46,9 @@ pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
             rows.extend(item.rows());
             if item.origin != Dtype::BF16 {
                 metadata.push((format!("taskvec.origin.{}", item.name), item.origin.name().to_owned()));
+            }
+            if item.is_rounded() {
+                metadata.push((rounded_key(item.name), "exact".to_owned()));
             }
         }
         if let Some((twice, _, _)) = rows.iter().find(|(name, _, _)| !names.insert(name.clone())) {

@@ -29,7 +29,7 @@ pub(super) struct Place {
     /// Offset in its file of places and of values.
     pub(super) places: u64,
     pub(super) values: u64,
-    /// Of the elements that they do not give back, in the order of [`exact_elements::PARTS`].
+    /// Of the elements that are stored by themselves, in the order of [`exact_elements::PARTS`].
     pub(super) exact: [u64; 3],
 }
 
@@ -65,7 +65,25 @@ impl<'a> Item<'a> {
         self.origin == Dtype::BF16
     }
 
-    /// How the elements are stored that its differences do not give back.
+    /// Chooses how it is stored.
+    pub(super) fn choose(&mut self, lossy: Option<Dtype>) {
+        // What an adapter makes is computed: a type that it is stored in does not hold it.
+        let told = self.inputs.iter().all(|input| input.is_plain(input.dtype));
+        let each = self.exact().bytes(1);
+        self.encoding = Encoding::smallest(self.elements, &self.total, lossy, each, told);
+    }
+
+    /// Elements that are stored by themselves.
+    pub(super) fn apart(&self) -> u64 {
+        self.total.apart(self.encoding.dtype)
+    }
+
+    /// Whether values of such elements are rounded: their differences are beyond the type.
+    pub(super) fn is_rounded(&self) -> bool {
+        self.apart() > 0 && self.total.is_beyond(self.encoding.dtype)
+    }
+
+    /// How the elements are stored that its values do not give back.
     pub(super) fn exact(&self) -> Exact {
         Exact { types: [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype] }
     }
@@ -73,19 +91,19 @@ impl<'a> Item<'a> {
     /// The stored tensors.
     pub(super) fn rows(&self) -> Vec<(String, Dtype, Vec<u64>)> {
         let mut rows = self.encoding.rows(self.name, self.shape, self.elements, self.total.changed);
-        rows.extend(self.exact().rows(self.name, self.total.lost));
+        rows.extend(self.exact().rows(self.name, self.apart()));
         rows
     }
 
     /// Bytes stored.
     pub(super) fn bytes(&self) -> u64 {
-        self.encoding.bytes(self.elements, self.total.changed) + self.exact().bytes(self.total.lost)
+        self.encoding.bytes(self.elements, self.total.changed) + self.exact().bytes(self.apart())
     }
 
     /// Where it goes in a file from `at` on.
     pub(super) fn place(&self, item: usize, at: u64) -> Place {
         let values = at + self.encoding.places_bytes(self.elements, self.total.changed);
         let behind = at + self.encoding.bytes(self.elements, self.total.changed);
-        Place { item, places: at, values, exact: self.exact().offsets(behind, self.total.lost) }
+        Place { item, places: at, values, exact: self.exact().offsets(behind, self.apart()) }
     }
 }

@@ -11,7 +11,7 @@ use super::item::{Item, Place};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::combine::difference;
-use crate::kernels::encode::{facts, lost, lost_places, Facts};
+use crate::kernels::encode::{count, facts, flags, places, Facts};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 use crate::measure::NonFinite;
@@ -27,9 +27,9 @@ use crate::threads::{each, lock, Threads};
 struct Piece<'a> {
     place: &'a Place,
     chunk: u64,
-    /// Values before it, and elements before it that the differences do not give back.
+    /// Values before it, and elements before it that are stored by themselves.
     rank: u64,
-    lost: u64,
+    apart: u64,
 }
 
 thread_local! {
@@ -75,12 +75,13 @@ impl Work<'_> {
                         let delta = &mut room[..donor.len()];
                         difference(self.level, donor, reference, delta);
                         self.round(delta);
-                        let lost = if self.lossy.is_some() {
-                            0
-                        } else {
-                            lost(self.level, donor, reference, delta, item.is_narrow())
-                        };
-                        sum.merge(&Facts { lost, ..facts(self.level, delta) });
+                        sum.merge(&facts(self.level, delta));
+                        if self.lossy.is_none() {
+                            let mut found = [0; TILE];
+                            let found = &mut found[..delta.len()];
+                            flags(self.level, donor, reference, delta, item.is_narrow(), found);
+                            sum.merge(&count(self.level, found));
+                        }
                     });
                 },
             )?;
@@ -116,11 +117,12 @@ impl Work<'_> {
             .places
             .iter()
             .flat_map(|place| {
-                let (mut rank, mut lost) = (0, 0);
+                let (mut rank, mut apart) = (0, 0);
+                let dtype = items[place.item].encoding.dtype;
                 items[place.item].chunks.iter().enumerate().map(move |(chunk, facts)| {
-                    let piece = Piece { place, chunk: chunk as u64, rank, lost };
+                    let piece = Piece { place, chunk: chunk as u64, rank, apart };
                     rank += facts.changed;
-                    lost += facts.lost;
+                    apart += facts.apart(dtype);
                     piece
                 })
             })
@@ -154,13 +156,12 @@ impl Work<'_> {
             reference.tile(self.level, at, y);
             difference(self.level, x, y, delta);
             self.round(delta);
-            if facts.lost > 0 {
-                let index = |i: usize| range.start + (at + i) as u64;
-                exact.extend(lost_places(x, y, delta, item.is_narrow()).map(|i| (index(i), x[i], y[i])));
+            if facts.apart(item.encoding.dtype) > 0 {
+                self.take_apart(item, range.start + at as u64, [x, y], delta, &mut exact);
             }
             stored.tile(self.level, at, delta);
         }
-        for (bytes, offset) in item.exact().encode(self.level, &exact, place.exact, piece.lost) {
+        for (bytes, offset) in item.exact().encode(self.level, &exact, place.exact, piece.apart) {
             shard.write_at(offset, &bytes)?;
         }
         if let Some((bytes, at)) = stored.places(range.start, rank) {
@@ -175,5 +176,26 @@ impl Work<'_> {
         }
         self.monitor.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
         Ok(())
+    }
+
+    /// Notes index, donor and reference of the elements of a tile that have to be stored by themselves: the tile begins
+    /// with element `first`. Their values stay within the type.
+    fn take_apart(
+        &self,
+        item: &Item<'_>,
+        first: u64,
+        [donor, reference]: [&[f64]; 2],
+        delta: &mut [f64],
+        exact: &mut Vec<(u64, f64, f64)>,
+    ) {
+        let (mut found, mut at) = ([0; TILE], [0; TILE]);
+        let found = &mut found[..delta.len()];
+        flags(self.level, donor, reference, delta, item.is_narrow(), found);
+        let count = places(found, item.encoding.dtype, &mut at);
+        for place in &at[..count] {
+            let i = *place as usize;
+            exact.push((first + i as u64, donor[i], reference[i]));
+            delta[i] = item.encoding.within(delta[i]);
+        }
     }
 }

@@ -42,9 +42,12 @@ pub(super) struct Row<'a> {
     changed: u64,
     norm: Option<f64>,
     largest: Option<f64>,
-    /// Elements that the differences do not give back.
+    /// Elements that are stored by themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     exact: Option<u64>,
+    /// Whether their values are rounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounded: Option<bool>,
 }
 
 /// Stored tensors and their files.
@@ -85,7 +88,8 @@ pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'
         changed: item.total.changed,
         norm: number(item.total.square.sqrt()),
         largest: number(item.total.largest),
-        exact: Some(item.total.lost).filter(|lost| *lost > 0),
+        exact: Some(item.apart()).filter(|apart| *apart > 0),
+        rounded: item.is_rounded().then_some(true),
     };
     items.iter().zip(file_of).map(row).collect()
 }

@@ -2,64 +2,133 @@
 
 use super::combine::CANCELLED;
 use super::real::{Real, LANES};
+use crate::dtype::Dtype;
+
+/// The types that values are stored in without loss, the narrowest first; what is said of each has its place here.
+pub(crate) const TYPES: [Dtype; 4] = [Dtype::BF16, Dtype::F16, Dtype::F32, Dtype::F64];
+
+/// Of an element: [`TYPES`]`[i]` does not hold its difference.
+const BEYOND: [u32; 4] = [1, 2, 4, 0];
+/// Of an element: reference + δ does not give its donor back.
+const LOST: u32 = 8;
 
 /// Facts about the differences of one chunk.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Facts {
     /// Elements that are not zero.
     pub changed: u64,
-    /// Elements that reference + δ does not give back; see [`lost`].
-    pub lost: u64,
-    /// Every element is exact in BF16.
-    pub bf16: bool,
-    /// Every element is exact in F16.
-    pub f16: bool,
-    /// Every element is exact in F32.
-    pub f32: bool,
+    /// For each of [`TYPES`]: elements that it does not hold, or that reference + δ does not give back.
+    pub apart: [u64; 4],
+    /// For each of [`TYPES`]: a difference is beyond it.
+    pub beyond: [bool; 4],
     /// Σ δ².
     pub square: f64,
     /// max |δ|.
     pub largest: f64,
 }
 
-impl Default for Facts {
-    fn default() -> Self {
-        Facts { changed: 0, lost: 0, bf16: true, f16: true, f32: true, square: 0.0, largest: 0.0 }
-    }
-}
-
 impl Facts {
     /// Adds those of the chunk that follows.
     pub(crate) fn merge(&mut self, other: &Facts) {
         self.changed += other.changed;
-        self.lost += other.lost;
-        self.bf16 &= other.bf16;
-        self.f16 &= other.f16;
-        self.f32 &= other.f32;
+        self.apart.iter_mut().zip(other.apart).for_each(|(sum, more)| *sum += more);
+        self.beyond.iter_mut().zip(other.beyond).for_each(|(any, more)| *any |= more);
         self.square += other.square;
         self.largest = self.largest.max(other.largest);
     }
+
+    /// How many elements have to be stored by themselves where the values are of this type.
+    pub(crate) fn apart(&self, dtype: Dtype) -> u64 {
+        index(dtype).map_or(0, |i| self.apart[i])
+    }
+
+    /// Whether a difference is beyond this type.
+    pub(crate) fn is_beyond(&self, dtype: Dtype) -> bool {
+        index(dtype).is_some_and(|i| self.beyond[i])
+    }
+}
+
+fn index(dtype: Dtype) -> Option<usize> {
+    TYPES.iter().position(|one| *one == dtype)
 }
 
 kernel! {
-    /// Looks at the differences of a tile.
+    /// What stands in the way of each element of a tile, as [`count`] and [`places`] read it: the types that do not hold
+    /// it, and whether reference + δ, as a run with α = 1 computes it, is not the donor bit for bit.
+    pub(crate) fn flags(donor: &[f64], reference: &[f64], delta: &[f64], narrow: bool, out: &mut [u32]) {
+        for (((slot, d), r), x) in out.iter_mut().zip(donor).zip(reference).zip(delta) {
+            let single = *x as f32;
+            let wide = f64::from(single) != *x;
+            let low = single.to_bits() & 0xFFFF != 0;
+            // On the grid of F16, and within its range: multiples of 2^-24, eleven bits, at most 65504.
+            let magnitude = single.abs();
+            let ulp = (single.to_bits() & 0x7F80_0000).saturating_sub(10 << 23).max(103 << 23);
+            // Times its reciprocal, a power of two as well: a division takes four times as long.
+            let steps = magnitude * f32::from_bits((254 << 23) - ulp);
+            let half = (magnitude > 65504.0) | (steps != steps.trunc());
+            *slot = u32::from(wide | low)
+                | (u32::from(wide | half) << 1)
+                | (u32::from(wide) << 2)
+                | (u32::from(is_lost(*d, *r, *x, narrow)) << 3);
+        }
+    }
+}
+
+/// Whether reference + δ is not the donor bit for bit: where the difference was rounded, or the donor is a negative
+/// zero. Differences of `narrow` types are added in f32 too, where the target is of one as well; a sum that cancels is
+/// repeated in f64 there.
+#[inline(always)]
+fn is_lost(donor: f64, reference: f64, delta: f64, narrow: bool) -> bool {
+    let back = if delta == 0.0 { reference } else { reference + delta };
+    let (r, x) = (reference as f32, delta as f32);
+    let sum = r + x;
+    let repeated = sum.abs() < r.abs() * CANCELLED as f32;
+    let single = narrow & (x != 0.0) & !repeated & (f64::from(sum).to_bits() != donor.to_bits());
+    (back.to_bits() != donor.to_bits()) | single
+}
+
+kernel! {
+    /// What [`flags`] has found, counted; the rest is zero.
+    pub(crate) fn count(flags: &[u32]) -> Facts {
+        let mut facts = Facts::default();
+        let mut any = 0;
+        let mut apart = [0u32; 4];
+        for found in flags {
+            any |= found;
+            for (sum, beyond) in apart.iter_mut().zip(BEYOND) {
+                *sum += u32::from(found & (beyond | LOST) != 0);
+            }
+        }
+        for i in 0..TYPES.len() {
+            facts.apart[i] = u64::from(apart[i]);
+            facts.beyond[i] = any & BEYOND[i] != 0;
+        }
+        facts
+    }
+}
+
+/// The places in a tile of what has to be stored by itself where the values are of this type; returns how many.
+pub(crate) fn places(flags: &[u32], dtype: Dtype, out: &mut [u32]) -> usize {
+    let wanted = LOST | index(dtype).map_or(0, |i| BEYOND[i]);
+    let mut count = 0;
+    for (i, found) in flags.iter().enumerate() {
+        // Written whether kept or not, as in [`compact`].
+        out[count] = i as u32;
+        count += usize::from(found & wanted != 0);
+    }
+    count
+}
+
+kernel! {
+    /// Looks at the differences of a tile: what [`count`] does not say of them.
     pub(crate) fn facts(delta: &[f64]) -> Facts {
         let mut square = [0f64; LANES];
         let mut largest = [0f64; LANES];
-        let (mut changed, mut wide, mut low, mut half) = ([0u32; LANES], [0u32; LANES], [0u32; LANES], [0u32; LANES]);
+        let mut changed = [0u32; LANES];
         macro_rules! lane {
             ($lane:expr, $x:expr) => {{
                 let (lane, x): (usize, f64) = ($lane, $x);
-                let single = x as f32;
                 changed[lane] += u32::from(x != 0.0);
-                wide[lane] |= u32::from(f64::from(single) != x);
-                low[lane] |= single.to_bits() & 0xFFFF;
-                // On the grid of F16, and within its range: multiples of 2^-24, eleven bits, at most 65504.
-                let magnitude = single.abs();
-                let ulp = (single.to_bits() & 0x7F80_0000).saturating_sub(10 << 23).max(103 << 23);
-                // Times its reciprocal, a power of two as well: a division takes four times as long.
-                let steps = magnitude * f32::from_bits((254 << 23) - ulp);
-                half[lane] |= u32::from(magnitude > 65504.0) | u32::from(steps != steps.trunc());
                 square[lane] += x * x;
                 largest[lane] = if x.abs() > largest[lane] { x.abs() } else { largest[lane] };
             }};
@@ -73,51 +142,13 @@ kernel! {
         for (lane, x) in delta[whole..].iter().enumerate() {
             lane!(lane, *x);
         }
-        let none = |flags: &[u32; LANES]| flags.iter().all(|flag| *flag == 0);
         Facts {
             changed: changed.iter().map(|c| u64::from(*c)).sum(),
-            lost: 0,
-            bf16: none(&wide) && none(&low),
-            f16: none(&wide) && none(&half),
-            f32: none(&wide),
             square: super::stats::fold(&square),
             largest: largest.iter().fold(0.0, |a: f64, b| a.max(*b)),
+            ..Facts::default()
         }
     }
-}
-
-/// Whether reference + δ, as a run with α = 1 computes it, is not the donor bit for bit: where the difference was
-/// rounded, or the donor is a negative zero. Differences of `narrow` types are added in f32 too, where the target is
-/// of one as well; a sum that cancels is repeated in f64 there.
-#[inline(always)]
-fn is_lost(donor: f64, reference: f64, delta: f64, narrow: bool) -> bool {
-    let back = if delta == 0.0 { reference } else { reference + delta };
-    let (r, x) = (reference as f32, delta as f32);
-    let sum = r + x;
-    let repeated = sum.abs() < r.abs() * CANCELLED as f32;
-    let single = narrow & (x != 0.0) & !repeated & (f64::from(sum).to_bits() != donor.to_bits());
-    (back.to_bits() != donor.to_bits()) | single
-}
-
-kernel! {
-    /// How many elements of a tile of differences do not give their donor back.
-    pub(crate) fn lost(donor: &[f64], reference: &[f64], delta: &[f64], narrow: bool) -> u64 {
-        let mut count = 0u32;
-        for ((d, r), x) in donor.iter().zip(reference).zip(delta) {
-            count += u32::from(is_lost(*d, *r, *x, narrow));
-        }
-        u64::from(count)
-    }
-}
-
-/// Where these elements are.
-pub(crate) fn lost_places<'a>(
-    donor: &'a [f64],
-    reference: &'a [f64],
-    delta: &'a [f64],
-    narrow: bool,
-) -> impl Iterator<Item = usize> + 'a {
-    (0..delta.len()).filter(move |i| is_lost(donor[*i], reference[*i], delta[*i], narrow))
 }
 
 /// Moves the elements that are not zero to the front, in order, and notes their places; returns how many there are.
@@ -162,13 +193,25 @@ mod tests {
         ];
         for level in Level::available() {
             for x in values {
-                let found = facts(level, &[x, 0.0]);
-                assert_eq!(found.f32, f64::from(x as f32) == x, "{x}");
-                assert_eq!(found.bf16, f64::from(half::bf16::from_f32(x as f32).to_f32()) == x, "{x}");
-                assert_eq!(found.f16, f64::from(half::f16::from_f32(x as f32).to_f32()) == x, "{x}");
-                assert_eq!((found.changed, found.largest), (u64::from(x != 0.0), x.abs()));
+                let found = count(level, &looked_at(level, &[x, 0.0], &[0.0, 0.0], &[x, 0.0]));
+                let held = [
+                    f64::from(half::bf16::from_f32(x as f32).to_f32()) == x,
+                    f64::from(half::f16::from_f32(x as f32).to_f32()) == x,
+                    f64::from(x as f32) == x,
+                    true,
+                ];
+                assert_eq!(found.beyond, held.map(|held| !held), "{x}");
+                assert_eq!(found.apart, held.map(|held| u64::from(!held)), "{x}");
+                let figures = facts(level, &[x, 0.0]);
+                assert_eq!((figures.changed, figures.largest), (u64::from(x != 0.0), x.abs()));
             }
         }
+    }
+
+    fn looked_at(level: Level, donor: &[f64], reference: &[f64], delta: &[f64]) -> Vec<u32> {
+        let mut found = vec![0; delta.len()];
+        flags(level, donor, reference, delta, false, &mut found);
+        found
     }
 
     #[test]
@@ -188,8 +231,11 @@ mod tests {
         for level in Level::available() {
             for (donor, reference, is_lost) in rows {
                 let (d, r, x) = ([1.0, donor], [1.0, reference], [0.0, donor - reference]);
-                assert_eq!(lost(level, &d, &r, &x, false), u64::from(is_lost), "{donor} {reference}");
-                assert_eq!(lost_places(&d, &r, &x, false).next(), is_lost.then_some(1), "{donor} {reference}");
+                let found = looked_at(level, &d, &r, &x);
+                assert_eq!(count(level, &found).apart[3], u64::from(is_lost), "{donor} {reference}");
+                let mut at = [0; 2];
+                let n = places(&found, Dtype::F64, &mut at);
+                assert_eq!(at[..n].first(), is_lost.then_some(&1), "{donor} {reference}");
             }
         }
     }

@@ -39,7 +39,7 @@ pub(crate) trait Tiles {
     /// Computes the elements from element `at` of this range on; true if all are finite.
     fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool;
 
-    /// Elements of a saved vector that its differences do not give back, if there are any here.
+    /// Elements of a saved vector that its values do not give back, if there are any here.
     fn exact(&self) -> Option<Exact<'_>> {
         None
     }
@@ -95,7 +95,7 @@ impl Chunk<'_> {
         }
     }
 
-    /// Elements of a saved vector that its differences do not give back, if there are any.
+    /// Elements of a saved vector that its values do not give back, if there are any.
     pub(crate) fn exact(&self) -> Option<Exact<'_>> {
         match self {
             Chunk::Plain { .. } => None,

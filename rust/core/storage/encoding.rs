@@ -1,7 +1,7 @@
 //! The three ways to store a difference: dense, bit mask and values, sorted flat indices and values.
 
 use crate::dtype::Dtype;
-use crate::kernels::encode::{compact, Facts};
+use crate::kernels::encode::{compact, Facts, TYPES};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 
@@ -47,22 +47,42 @@ impl Encoding {
         Encoding { form: Form::Zero, dtype: Dtype::BF16, index: Dtype::I32 }
     }
 
-    /// The smallest encoding in the narrowest exact type, or in the type asked for. A tensor that only has elements
-    /// that differences do not give back ([`crate::storage::exact_elements`]) is an empty list of them.
-    pub(crate) fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>) -> Self {
-        let exact = [(facts.bf16, Dtype::BF16), (facts.f16, Dtype::F16), (facts.f32, Dtype::F32)];
-        let narrowest = exact.into_iter().find(|(fits, _)| *fits).map_or(Dtype::F64, |(_, dtype)| dtype);
+    /// What takes the fewest bytes together with the elements that have to be stored by themselves, of which each takes
+    /// `each` bytes ([`crate::storage::exact_elements`]): a type and a form. A difference may only be beyond the type
+    /// if it can be told from those elements (`told`). A type that was asked for is taken. A tensor without differences
+    /// that has such elements is an empty list and them.
+    pub(crate) fn smallest(elements: u64, facts: &Facts, asked: Option<Dtype>, each: u64, told: bool) -> Self {
         let index = if elements <= 1 << 31 { Dtype::I32 } else { Dtype::I64 };
-        if facts.changed == 0 && facts.lost == 0 {
+        if facts.changed == 0 && facts.apart(Dtype::F64) == 0 {
             return Encoding::zero();
         }
-        let with = |form| Encoding { form, dtype: asked.unwrap_or(narrowest), index };
+        let types = TYPES.into_iter().filter(|dtype| told || !facts.is_beyond(*dtype));
+        let types: Vec<Dtype> = asked.map_or_else(|| types.collect(), |dtype| vec![dtype]);
         // In this order where sizes are equal.
-        [Form::Dense, Form::Mask, Form::Index]
-            .map(with)
+        let forms = [Form::Dense, Form::Mask, Form::Index];
+        types
             .into_iter()
-            .min_by_key(|encoding| encoding.bytes(elements, facts.changed))
+            .flat_map(|dtype| forms.map(|form| Encoding { form, dtype, index }))
+            .min_by_key(|encoding| {
+                let apart = facts.apart(encoding.dtype);
+                (encoding.bytes(elements, facts.changed) + apart * each, apart)
+            })
             .unwrap_or_else(Encoding::zero)
+    }
+
+    /// The nearest to `x` that does not round to an infinity in this type; what is infinite stays.
+    pub(crate) fn within(&self, x: f64) -> f64 {
+        let largest = match self.dtype {
+            Dtype::BF16 => f64::from(f32::from_bits(0x7F7F_0000)),
+            Dtype::F16 => 65504.0,
+            Dtype::F32 => f64::from(f32::MAX),
+            _ => f64::MAX,
+        };
+        if x.is_finite() {
+            x.clamp(-largest, largest)
+        } else {
+            x
+        }
     }
 
     /// Bytes of the places.

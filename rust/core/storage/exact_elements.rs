@@ -1,9 +1,10 @@
-//! The elements of a saved vector whose donor reference + δ does not give back: the donor is a negative zero, or so far
-//! from the reference that their difference was rounded.
+//! The elements of a saved vector that its values do not give back: the donor is a negative zero, or so far from the
+//! reference that their difference was rounded, or the difference is beyond the type of the values.
 //!
-//! A run with α = 1 gives the donor wherever the target is the reference. For the bytes of a vector's run to be the same,
-//! donor and reference of these elements are stored too: `T.exact.indices` (flat and sorted),
-//! `T.exact.donor`, `T.exact.reference`. Few tensors have any.
+//! Donor and reference of these elements are stored too: `T.exact.indices` (flat and sorted), `T.exact.donor`,
+//! `T.exact.reference`. A run with α = 1 gives the donor wherever the target is the reference. Where a difference is
+//! beyond the type, the header says so ([`rounded_key`]): then the differences of these elements are those of their
+//! donor and reference, and their values are only near.
 
 use std::ops::Range;
 
@@ -19,15 +20,22 @@ use super::Storage;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::narrow::{narrow, Rounding};
-use crate::kernels::{Floats, Level};
+use crate::kernels::{Floats, Level, Real, TILE};
 
 /// What the names of the stored tensors end in: indices, donor, reference.
 pub(crate) const PARTS: [&str; 3] = ["exact.indices", "exact.donor", "exact.reference"];
+
+/// The key in the header of a file of the vector that says that values of the exact elements of a tensor are rounded.
+pub(crate) fn rounded_key(name: &str) -> String {
+    format!("taskvec.rounded.{name}")
+}
 
 /// Donor and reference of some elements of a tensor.
 pub(crate) struct Elements<'a> {
     donor: Sparse<'a>,
     reference: Sparse<'a>,
+    /// Whether their differences have to be told from these.
+    rounded: bool,
 }
 
 /// Differences with those elements.
@@ -40,6 +48,7 @@ struct OverChunk<'a> {
     differences: Chunk<'a>,
     donor: SparseChunk<'a>,
     reference: SparseChunk<'a>,
+    rounded: bool,
 }
 
 /// What is stored of such elements of a saved vector's tensor, if anything is: [`PARTS`].
@@ -55,7 +64,8 @@ pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Elements<'a>>> 
         let name = format!("{}.{part}", wanted.name);
         Sparse::check(&name, wanted.elements, Places::Index, indices, values)
     };
-    Ok(Some(Elements { donor: with(PARTS[1], donor)?, reference: with(PARTS[2], reference)? }))
+    let rounded = wanted.metadata(&rounded_key(wanted.name)).is_some();
+    Ok(Some(Elements { donor: with(PARTS[1], donor)?, reference: with(PARTS[2], reference)?, rounded }))
 }
 
 impl<'a> Elements<'a> {
@@ -90,7 +100,7 @@ impl Storage for Over<'_> {
         }
         // NaN is the same as no target.
         let reference = self.elements.reference.range(elements, f64::NAN, again, reference)?;
-        Ok(Chunk::Tiles(Box::new(OverChunk { differences, donor, reference })))
+        Ok(Chunk::Tiles(Box::new(OverChunk { differences, donor, reference, rounded: self.elements.rounded })))
     }
 
     fn ahead(&self, elements: Range<u64>) {
@@ -102,11 +112,31 @@ impl Storage for Over<'_> {
     }
 }
 
+impl OverChunk<'_> {
+    fn compute<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
+        let finite = self.differences.tile(level, at, out);
+        if !self.rounded {
+            return finite;
+        }
+        // In f64, as when it was extracted.
+        let (mut places, mut donor, mut reference) = ([0u16; TILE], [0f64; TILE], [0f64; TILE]);
+        let (count, _) = self.donor.stored(level, at, out.len(), &mut places, &mut donor);
+        self.reference.stored(level, at, out.len(), &mut places, &mut reference);
+        let mut told = true;
+        for ((place, donor), reference) in places.iter().zip(donor).zip(reference).take(count) {
+            let difference = R::from_f64(donor - reference);
+            out[usize::from(*place)] = difference;
+            told &= difference.is_finite();
+        }
+        finite && told
+    }
+}
+
 impl Tiles for OverChunk<'_> {
     fn tile(&self, level: Level, at: usize, out: Floats<'_>) -> bool {
         match out {
-            Floats::F32(out) => self.differences.tile(level, at, out),
-            Floats::F64(out) => self.differences.tile(level, at, out),
+            Floats::F32(out) => self.compute(level, at, out),
+            Floats::F64(out) => self.compute(level, at, out),
         }
     }
 

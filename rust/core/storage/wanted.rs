@@ -59,9 +59,14 @@ impl<'w, 'a> Wanted<'w, 'a> {
         if self.source.kind != SourceKind::Vector {
             return None;
         }
+        let named = self.metadata(&format!("taskvec.origin.{}", self.name));
+        Some(named.and_then(Dtype::from_name).unwrap_or(Dtype::BF16))
+    }
+
+    /// What the files of the source say under this key.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&'a str> {
         let (checkpoint, _) = self.opened.stored()?;
-        let named = checkpoint.metadata.get(&format!("taskvec.origin.{}", self.name));
-        Some(named.and_then(|name| Dtype::from_name(name)).unwrap_or(Dtype::BF16))
+        checkpoint.metadata.get(key).map(String::as_str)
     }
 
     /// What is stored has the shape that is wanted.

@@ -42,26 +42,39 @@ impl SparseChunk<'_> {
     /// Expands `out.len()` elements from element `at` of this chunk on; true if all values are finite.
     fn expand<R: Real>(&self, level: Level, at: usize, out: &mut [R]) -> bool {
         out.fill(R::from_f64(self.otherwise));
-        let (element, rank) = self.cursor.get();
-        let from = if element == at { rank } else { self.rank(at) };
-        let mut places = [0u16; TILE];
-        let count = match self.kind {
-            Places::Mask => self.masked(at, out.len(), &mut places),
-            Places::Index => self.indexed(at, out.len(), from, &mut places),
-        };
-        self.cursor.set((at + out.len(), from + count));
-        let size = self.dtype.size();
-        let mut values = [R::ZERO; TILE];
-        // The places are a file's bytes, in which others may write: then they may ask for values that are not there,
-        // and what is computed here is thrown away once the file is looked at again.
-        let stored = self.values.len() / size;
-        let from = from.min(stored);
-        let count = count.min(stored - from);
-        let finite = widen(level, self.dtype, &self.values[from * size..(from + count) * size], &mut values[..count]);
+        let (mut places, mut values) = ([0u16; TILE], [R::ZERO; TILE]);
+        let (count, finite) = self.stored(level, at, out.len(), &mut places, &mut values);
         for (place, value) in places[..count].iter().zip(&values[..count]) {
             out[usize::from(*place)] = *value;
         }
         finite
+    }
+
+    /// The values stored of `n` elements from element `at` of this chunk on, and their places counted from there: how
+    /// many, and whether all are finite.
+    pub(in crate::storage) fn stored<R: Real>(
+        &self,
+        level: Level,
+        at: usize,
+        n: usize,
+        places: &mut [u16; TILE],
+        values: &mut [R; TILE],
+    ) -> (usize, bool) {
+        let (element, rank) = self.cursor.get();
+        let from = if element == at { rank } else { self.rank(at) };
+        let count = match self.kind {
+            Places::Mask => self.masked(at, n, places),
+            Places::Index => self.indexed(at, n, from, places),
+        };
+        self.cursor.set((at + n, from + count));
+        let size = self.dtype.size();
+        // The places are a file's bytes, in which others may write: then they may ask for values that are not there,
+        // and what is computed here is thrown away once the file is looked at again.
+        let held = self.values.len() / size;
+        let from = from.min(held);
+        let count = count.min(held - from);
+        let stored = &self.values[from * size..(from + count) * size];
+        (count, widen(level, self.dtype, stored, &mut values[..count]))
     }
 
     /// Places within the tile of the bits that are set.
