@@ -83,7 +83,7 @@ def can_clone(root: Path) -> bool:
     from taskvec.run.publish import share
 
     (root / "a").write_bytes(b"1" * 8192)
-    share(root / "a", root / "b")
+    share(root / "a", root, "b")
     return (root / "a").stat().st_ino != (root / "b").stat().st_ino
 
 

@@ -54,14 +54,19 @@ def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping
     console.findings(plan.findings)
     with console.progress() as progress:
         report = plan.run(out, settings=Settings.of(settings_of(options)), progress=progress)
+    write_report(console, report, out, known=plan.findings)
+    return report
+
+
+def write_report(console: Console, report: Report, out: str, known: Iterable[Any] = ()) -> None:
+    """Print the outcome of a run, without the findings that are known."""
     page = console.talk()
     write_outcome(page, report, verbose=console.verbose)
     console.say(page)
-    known = set(plan.findings)
-    console.findings(finding for finding in report.findings if finding not in known)
+    told = set(known)
+    console.findings(finding for finding in report.findings if finding not in told)
     console.show("\n".join(printable(output.folder) for output in report.outputs))
     console.emit({"dry_run": False, "out": os.path.abspath(out), **report_record(report)})
-    return report
 
 
 def report_record(report: Report) -> dict[str, Any]:
@@ -124,13 +129,17 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
     total = sum(shard.size for output in outputs for shard in output.shards)
     files = plural(sum(len(output.shards) for output in outputs), "file")
     folder = outputs[0].folder if len(outputs) == 1 else os.path.dirname(outputs[0].folder)
-    resumed = f", {report.resumed_shards} of them by an earlier run" if report.resumed_shards else ""
-    page.fact("written", f"{printable(folder)} ({size(total)} in {files}{resumed})", fg="green", bold=True)
-    page.fact(
-        "speed",
-        f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
-        f"{plural(report.threads, 'thread')} ({report.cpu_level})",
-    )
+    where = f"{printable(folder)} ({size(total)} in {files}"
+    if report.already_done:
+        page.fact("already done", f"{where}), nothing was touched", fg="green", bold=True)
+    else:
+        resumed = f", {report.resumed_shards} of them by an earlier run" if report.resumed_shards else ""
+        page.fact("written", f"{where}{resumed})", fg="green", bold=True)
+        page.fact(
+            "speed",
+            f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
+            f"{plural(report.threads, 'thread')} ({report.cpu_level})",
+        )
     measured = [output for output in outputs if output.survival is not None]
     if len(measured) == 1 and measured[0].survival is not None:
         write_survival(page, measured[0].survival)

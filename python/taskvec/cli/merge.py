@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.job import execute, settings_of
+from taskvec.cli.job import execute, settings_of, write_report
 from taskvec.cli.options import option, run_options, talk_options, verb
 from taskvec.text import printable
 
@@ -55,11 +55,16 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
         execute(console, merge.plan(), out, _title(final.merge_method, recipe), options)
         return 0
     steps = len(merge.file.steps)
+    report = merge.finished(out)
+    if report is not None:
+        merge.clear(out)
+        write_report(console, report, out)
+        return 0
     for number, (plan, place) in enumerate(merge.plans(out), 1):
         if number < steps:
             console.say(f"document {number} of {steps}: {printable(str(place.name))}")
             with console.progress() as progress:
-                plan.run(place, settings=merge.settings, progress=progress)
+                merge.run_document(plan, place, out, progress)
         else:
             execute(console, plan, out, _title(final.merge_method, recipe), options)
     merge.clear(out)

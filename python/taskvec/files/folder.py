@@ -3,10 +3,9 @@ behind."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,11 +81,12 @@ class Listing:
     """The files of a folder besides its weights in use, as relative POSIX names in order.
 
     ``other`` come along to an output; ``left`` do not: weights that are not in use, links to folders,
-    special files.
+    special files. ``stamps`` are the states of ``other``.
     """
 
     other: tuple[str, ...]
     left: tuple[str, ...]
+    stamps: dict[str, look.Stamp] = field(default_factory=dict)
 
 
 def list_folder(folder: Path, weights: Collection[str]) -> Listing:
@@ -97,26 +97,22 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
     OutputError
         A folder or a file cannot be looked at.
     """
-    other: list[str] = []
+    stamps: dict[str, look.Stamp] = {}
     left: list[str] = []
-
-    def unreadable(error: OSError) -> None:
-        look.hold_absent(error.filename, error)
-
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        relative = PurePosixPath(Path(root).relative_to(folder).as_posix())
-        links = {name for name in folders if os.path.islink(os.path.join(root, name))}
-        left += [f"{relative / name}/" for name in links - _SKIPPED_FOLDERS]
-        folders[:] = [name for name in folders if name not in links and name not in _SKIPPED_FOLDERS]
-        for name in files:
-            path = str(relative / name)
+    for level in look.walk(folder, without=_SKIPPED_FOLDERS):
+        relative = PurePosixPath(level.path)
+        left += [f"{relative / name}/" for name in level.links_to_folders]
+        for path in (str(relative / name) for name in level.files):
             if path in weights or ("/" not in path and path.endswith(INDEX_SUFFIX)):
                 continue
-            is_other = not is_weight(path) and _is_text(path) and look.is_file(os.path.join(root, name))
-            (other if is_other else left).append(path)
-    return Listing(
-        tuple(sorted(other)), tuple(sorted(path.encode("utf-8", "replace").decode() for path in left))
-    )
+            is_candidate = not is_weight(path) and _is_text(path)
+            stamp = look.stamp(folder / path) if is_candidate else None
+            if stamp is None:
+                left.append(path)
+            else:
+                stamps[path] = stamp
+    shown = (path.encode("utf-8", "replace").decode() for path in left)
+    return Listing(tuple(sorted(stamps)), tuple(sorted(shown)), stamps)
 
 
 def _is_text(name: str) -> bool:

@@ -8,9 +8,10 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from taskvec.errors import FormatError, NotFoundError
+from taskvec.errors import Error, FormatError, NotFoundError
+from taskvec.files import look
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
@@ -62,26 +63,35 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
     NotFoundError
         There is no such file.
     FormatError
-        It is a folder, a FIFO, a device, larger than `maximum`, or cannot be read.
+        It is a folder, a FIFO, a device, or larger than `maximum`.
+    OutputError
+        It cannot be opened or read.
     """
     try:
         # A FIFO must not block the open, so that it can be refused.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise NotFoundError(f"`{path}` does not exist") from None
     except OSError as error:
-        raise FormatError(f"`{path}` cannot be opened: {error.strerror}", "check its permissions") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise FormatError(f"`{path}` is not a regular file")
+        look.hold_absent(path, error)
+        raise NotFoundError(f"`{path}` does not exist") from None
     with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > maximum:
-            raise FormatError(
-                f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
-                "this is no file of its kind; look at what it holds",
-            )
-        return file.read(maximum + 1)
+        try:
+            return _read(file, path, maximum)
+        except OSError as error:
+            if isinstance(error, Error):
+                raise
+            raise look.unanswered(path, error) from error
+
+
+def _read(file: BinaryIO, path: Path, maximum: int) -> bytes:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"`{path}` is not a regular file")
+    if status.st_size > maximum:
+        raise FormatError(
+            f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
+            "this is no file of its kind; look at what it holds",
+        )
+    return file.read(maximum + 1)
 
 
 def read_object(path: Path, *, maximum: int = MAXIMUM_BYTES) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from taskvec.errors import OutputError
 
@@ -21,8 +23,29 @@ _WAYS_OUT = {
     errno.EPERM: "check the permissions of it and of the folders above it",
     errno.ESTALE: "the network file system has changed: mount it again, then run the same command again",
     errno.EIO: "the disk or its connection is faulty: look at the system's log, or use a copy elsewhere",
+    errno.EMFILE: "allow more open files (`ulimit -n`), then run the same command again",
+    errno.ENFILE: "close other programs' files, then run the same command again",
+    errno.ENOMEM: "free memory, then run the same command again",
     errno.ENAMETOOLONG: "check the path",
 }
+
+
+class Stamp(NamedTuple):
+    """The state of a file, by which a change of it shows: bytes, nanoseconds since 1970, and inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+
+class Level(NamedTuple):
+    """One folder of a walk: its path below the first one, and the sorted names of its entries by kind."""
+
+    path: str
+    folders: list[str]
+    links_to_folders: list[str]
+    files: list[str]
 
 
 def exists(path: _Path, *, follow_links: bool = True) -> bool:
@@ -62,6 +85,65 @@ def listing(path: _Path) -> list[str]:
         return []
 
 
+def stamp(path: _Path) -> Stamp | None:
+    """The state of a regular file, or of the one that a link leads to; raises as :func:`exists`."""
+    status = _status(path, True)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def walk(folder: _Path, *, without: frozenset[str] = frozenset()) -> Iterator[Level]:
+    """A folder that is there and those below it; links to folders are told, not followed.
+
+    ``os.walk`` takes an entry that cannot be looked at for a file, and a folder that cannot be listed for an
+    empty one.
+
+    Parameters
+    ----------
+    folder : str or path
+        Where to begin.
+    without : frozenset of str
+        Names of folders that are left out at every level.
+
+    Raises
+    ------
+    OutputError
+        A folder or an entry cannot be looked at, or went away meanwhile.
+    """
+    waiting = [""]
+    while waiting:
+        path = waiting.pop()
+        level = Level(path, [], [], [])
+        here = os.path.join(folder, path) if path else os.fspath(folder)
+        try:
+            with os.scandir(here) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if _leads_to_folder(entry):
+                        if entry.name not in without:
+                            (level.links_to_folders if entry.is_symlink() else level.folders).append(
+                                entry.name
+                            )
+                    else:
+                        level.files.append(entry.name)
+        except OSError as error:
+            raise unanswered(error.filename or here, error) from error
+        waiting += [os.path.join(path, name) for name in reversed(level.folders)]
+        yield level
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    return is_folder(entry.path) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
+
+
+def unanswered(path: _Path, error: OSError) -> OutputError:
+    """The error for a path that could not be looked at, with the way out."""
+    return OutputError(
+        f"`{os.fspath(path)}` cannot be looked at: {error.strerror or error}",
+        _WAYS_OUT.get(error.errno or 0, "look at the file system that it lies on"),
+    )
+
+
 def hold_absent(path: _Path, error: OSError) -> None:
     """Return if an error says that nothing is there.
 
@@ -71,15 +153,17 @@ def hold_absent(path: _Path, error: OSError) -> None:
         It says anything else.
     """
     if error.errno not in _ABSENT:
-        raise OutputError(
-            f"`{os.fspath(path)}` cannot be looked at: {error.strerror or error}",
-            _WAYS_OUT.get(error.errno or 0, "look at the file system that it lies on"),
-        ) from error
+        raise unanswered(path, error) from error
 
 
 def _mode(path: _Path, follow_links: bool) -> int | None:
+    status = _status(path, follow_links)
+    return None if status is None else status.st_mode
+
+
+def _status(path: _Path, follow_links: bool) -> os.stat_result | None:
     try:
-        return os.stat(path, follow_symlinks=follow_links).st_mode
+        return os.stat(path, follow_symlinks=follow_links)
     except ValueError:  # a zero byte, which no name has
         return None
     except OSError as error:

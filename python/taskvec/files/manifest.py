@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError, NotFoundError
-from taskvec.files.json import read_object
+from taskvec.files import look
+from taskvec.files.json import parse_object, read_bytes
 from taskvec.files.manifest_schema import VERSION
 from taskvec.files.names import MANIFEST
 
@@ -38,11 +39,22 @@ def read(folder: Path) -> dict[str, Any]:
         It is not a manifest of this version, or names files outside the folder.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not look.exists(path):
         raise NotFoundError(
             f"`{folder}` has no `{MANIFEST}`", "only folders that taskvec wrote have one; name such a folder"
         )
-    manifest = read_object(path, maximum=MAXIMUM_BYTES)
+    return parse(read_bytes(path, maximum=MAXIMUM_BYTES), path)
+
+
+def parse(data: bytes, path: Path) -> dict[str, Any]:
+    """The same from the bytes of the manifest at `path`.
+
+    Raises
+    ------
+    FormatError
+        As :func:`read`.
+    """
+    manifest = parse_object(data, str(path))
     if manifest.get("schema") != VERSION:
         raise FormatError(
             f"`{path}` has schema {manifest.get('schema')!r}, expected {VERSION}",

@@ -144,7 +144,20 @@ def schema() -> dict[str, Any]:
                         "seconds": {"type": "number"},
                         "threads": _COUNT,
                         "cpu_level": _TEXT,
-                    }
+                    },
+                    {
+                        "inputs": {
+                            "type": "array",
+                            "items": {"type": "array", "prefixItems": [_TEXT, _TEXT], "minItems": 2},
+                            "description": "model, file, and the state that it was in: bytes, times of its "
+                            "change in nanoseconds since 1970 (of the content, of the entry), inode; of a "
+                            "model at an address bytes and revision",
+                        },
+                        "request": {
+                            **_DIGEST,
+                            "description": "BLAKE3 over a recipe of several documents and the settings",
+                        },
+                    },
                 ),
             },
             {"vector": vector},

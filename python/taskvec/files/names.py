@@ -6,6 +6,8 @@ CONFIG = "config.json"
 CARD = "README.md"
 MANIFEST = "taskvec.json"
 STATE = ".taskvec"
+# In the state folder: the plan of an unfinished run, byte for byte.
+PLAN = "plan.json"
 
 
 def is_own(name: str) -> bool:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from taskvec.errors import RecipeError
+from taskvec._core import blake3_hex
+from taskvec.errors import OutputError, RecipeError
+from taskvec.files import look
 from taskvec.lazy.plan import Plan
+from taskvec.models.adapter import open_adapter
 from taskvec.models.model import Model
+from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.merge import plan_recipe
+from taskvec.plan.plan import Request
+from taskvec.recipe.expand import sources
 from taskvec.recipe.load import RecipeFile, load
 from taskvec.resolve.open import open as open_model
-from taskvec.settings import Options, Settings
+from taskvec.resolve.saved_vector import open_vector
+from taskvec.run.finished import finished_report, finished_run, manifests_of_request
+from taskvec.run.inputs import input_rows
+from taskvec.settings import Options, Settings, format_alpha, written
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -71,12 +81,46 @@ class RecipeMerge:
         RecipeError, CompatibilityError, OutputError, FormatError, NonFiniteError
             As :func:`taskvec.transfer`; the same call goes on where it was.
         """
-        report = None
-        for plan, place in self.plans(out):
-            report = plan.run(place, settings=self.settings, progress=progress)
+        report = self.finished(out)
+        for plan, place in () if report is not None else self.plans(out):
+            report = self.run_document(plan, place, out, progress)
         assert report is not None
         self.clear(out)
         return report
+
+    def finished(self, out: str | os.PathLike[str]) -> Report | None:
+        """The report of this recipe of several documents where an earlier run has finished it.
+
+        Of a recipe of one document ``None``: its plan tells by itself.
+
+        Raises
+        ------
+        OutputError
+            It has finished, but an input or a file of the output is not what it was then.
+        """
+        if len(self.file.steps) == 1 or not self.settings.resume or self.settings.overwrite:
+            return None
+        digest, folders = self._digest(), self._folders(Path(out))
+        manifests = manifests_of_request(digest, folders)
+        rows = self._request(digest).inputs if manifests else None
+        if rows is None:
+            return None
+        alphas = [data["recipe"].get("alpha") for data in manifests]
+        return finished_report(folders, manifests, rows, self.settings, alphas)
+
+    def run_document(
+        self, plan: Plan, place: Path, out: str | os.PathLike[str], progress: Callback | None = None
+    ) -> Report:
+        """Run one of :meth:`plans`; a result of an earlier document that is no longer right is made again."""
+        if place == Path(out):
+            return plan.run(place, settings=self.settings, progress=progress)
+        try:
+            done = finished_run(plan, [place], input_rows(plan.checkpoints), self.settings)
+        except OutputError:
+            done = None  # its inputs have changed, or it cannot be looked at: then the run says so
+        if done is not None:
+            return done
+        return plan.run(place, settings=replace(self.settings, overwrite=True), progress=progress)
 
     def plans(self, out: str | os.PathLike[str]) -> Iterator[tuple[Plan, Path]]:
         """The plan of each document and where its result goes, the output last.
@@ -84,14 +128,51 @@ class RecipeMerge:
         Each is made when it is asked for: by then those before it have to be run.
         """
         scratch = scratch_of(Path(out))
+        request = self._request(self._digest()) if len(self.file.steps) > 1 else None
         for step in self.file.steps[:-1]:
             yield self._plan(step, scratch), scratch / str(step.recipe.name)
-        yield self._plan(self.file.last, scratch), Path(out)
+        yield replace(self._plan(self.file.last, scratch), request=request), Path(out)
 
     def clear(self, out: str | os.PathLike[str]) -> None:
         """Remove the results of earlier documents."""
-        if len(self.file.steps) > 1:
-            shutil.rmtree(scratch_of(Path(out)), ignore_errors=True)
+        scratch = scratch_of(Path(out))
+        if len(self.file.steps) == 1 or not look.exists(scratch):
+            return
+        try:
+            shutil.rmtree(scratch)
+        except OSError as error:
+            raise OutputError(
+                f"`{scratch}`, which held the results of earlier documents, cannot be removed: "
+                f"{error.strerror or error}",
+                "the output is complete; remove that folder, or run the same command again",
+            ) from error
+
+    def _digest(self) -> str:
+        """What is asked for, apart from the state of the models."""
+        asked = [list(self.file.documents), written(self.settings), list(self.settings.force)]
+        return blake3_hex(json.dumps(asked, sort_keys=True, default=str).encode())
+
+    def _request(self, digest: str) -> Request:
+        """The same with the states of the files of all models that no document makes."""
+        read = [ref for step in self.file.steps for ref in sources(step)]
+        outside = [ref for ref in dict.fromkeys(read) if self.file.step_of(ref) is None]
+        models: list[Any] = [self._open(ref) for ref in outside]
+        models += [open_adapter(ref.adapter) for ref in dict.fromkeys(read) if ref.adapter is not None]
+        each = [input_rows([model]) for model in models]
+        rows = [row for found in each if found is not None for row in found]
+        return Request(digest, rows if None not in each else None)
+
+    def _open(self, ref: ModelRef) -> Any:
+        if isinstance(ref.opened, Model | SavedVector):
+            return ref.opened
+        openers = {"vector": open_vector, "adapter": open_adapter, "checkpoint": open_model}
+        return openers[ref.kind](ref.spec)
+
+    def _folders(self, out: Path) -> list[Path]:
+        alpha = self.file.final.alpha
+        if not isinstance(alpha, list | tuple) or len(alpha) == 1:
+            return [out]
+        return [out / f"alpha={format_alpha(value)}" for value in alpha]
 
     def _plan(self, step: Checked, scratch: Path) -> Plan:
         def opening(ref: ModelRef) -> Model:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import FormatError, NotFoundError
+from taskvec.files import look
 from taskvec.files.json import read_object
 from taskvec.models.model import Model, TensorInfo
 
@@ -117,7 +118,7 @@ def open_adapter(spec: str | os.PathLike[str]) -> Adapter:
     """
     folder = Path(spec)
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+        if not look.is_file(folder / name):
             raise NotFoundError(
                 f"`{spec}` holds no LoRA adapter: `{name}` is not there",
                 f"an adapter is a folder with `{CONFIG}` and `{WEIGHTS}`",

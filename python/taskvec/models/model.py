@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from taskvec.errors import FormatError, HubError, NotFoundError
 from taskvec.files.json import MAXIMUM_BYTES, read_bytes
+from taskvec.files.look import Stamp
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -185,6 +186,8 @@ class Model:
         Where the files are fetched from, when they are not here.
     kind : {"checkpoint", "memory"}
         Whether the weights lie in files or in buffers of this process.
+    stamps : mapping of str to Stamp
+        The states of ``other_files`` when a local folder was opened.
     """
 
     spec: str
@@ -202,6 +205,7 @@ class Model:
     remote: Remote | None = None
     weights: Any = None
     kind: Kind = "checkpoint"
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
 
     def info(self, name: str) -> TensorInfo:
         """One tensor as the headers describe it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.files import look
 from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.models.model import Model
 
@@ -16,7 +17,8 @@ def source_path(checkpoint: Model | SavedVector) -> str:
     """Where the engine finds a checkpoint: its folder, or its file if it was opened as a single one."""
     folder = checkpoint.location
     file = Path(checkpoint.spec).name
-    is_file = checkpoint.repository is None and file in checkpoint.file_sizes and not (folder / file).is_dir()
+    is_listed = checkpoint.repository is None and file in checkpoint.file_sizes
+    is_file = is_listed and not look.is_folder(folder / file)
     return str(folder / file) if is_file else str(folder)
 
 

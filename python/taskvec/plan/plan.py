@@ -54,6 +54,22 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A recipe of several documents, of which a plan is one: what a finished run is told by.
+
+    Attributes
+    ----------
+    digest : str
+        BLAKE3 over the documents and the settings.
+    inputs : sequence or None
+        The states of the files of all models that are read, as a manifest has them.
+    """
+
+    digest: str
+    inputs: Sequence[Sequence[Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRecord:
     """A run before it is run, as plain data; made from a :class:`taskvec.plan.draft.Draft`, never changed.
 
@@ -87,6 +103,8 @@ class PlanRecord:
         The opened sources. The other files of the first come along to the outputs.
     files : mapping of str to bytes
         Files that the outputs have instead of the first source's.
+    request : Request or None
+        The recipe of several documents whose last one this is.
     """
 
     json: bytes = field(repr=False)
@@ -106,6 +124,7 @@ class PlanRecord:
     recipe: Mapping[str, Any]
     checkpoints: tuple[Model | SavedVector | Adapter, ...] = field(repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    request: Request | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def make(

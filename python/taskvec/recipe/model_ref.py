@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from taskvec.files import look
 from taskvec.text import kind_of, nearest, shown
 
 
@@ -51,10 +51,7 @@ class ModelRef:
 
 def exists(text: str) -> bool:
     """Whether a file or folder of that name is there."""
-    try:
-        return os.path.exists(text)
-    except ValueError:
-        return False
+    return look.exists(text)
 
 
 def parse_model(value: Any) -> ModelRef:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from taskvec.errors import NotFoundError, RecipeError
+from taskvec.errors import Error, NotFoundError, RecipeError
+from taskvec.files import look
 from taskvec.recipe.document import Document, Node
 from taskvec.recipe.scan import CORE, Scan, error_at
 from taskvec.text import kind_of, shown
@@ -46,8 +46,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
     """
     name = os.fspath(path)
     try:
-        if not Path(name).is_file():
-            missing = not Path(name).exists()
+        if not look.is_file(name):
+            missing = not look.exists(name)
             raise NotFoundError(
                 f"recipe `{name}` {'is not there' if missing else 'is not a file'}",
                 "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
         with open(name, "rb") as file:
             data = file.read(MAXIMUM_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, NotFoundError):
+        if isinstance(error, Error):
             raise
         raise RecipeError(f"recipe `{shown(name)}` cannot be read: {error}") from None
     if len(data) > MAXIMUM_BYTES:

@@ -8,8 +8,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from taskvec.errors import FormatError, NotFoundError
-from taskvec.files.manifest import read
+from taskvec.errors import FormatError
+from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.manifest import MAXIMUM_BYTES, parse
+from taskvec.files.names import MANIFEST
 from taskvec.models.model import Model, TensorInfo
 from taskvec.resolve.open import open as open_model
 
@@ -135,9 +138,11 @@ def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
 
 def _manifest(checkpoint: Model) -> dict[str, Any] | None:
     """The manifest, if there is one that can be read; the weights can be looked at without it."""
-    if checkpoint.path is None:
+    path = None if checkpoint.path is None else checkpoint.path / MANIFEST
+    if path is None or not look.exists(path):
         return None
+    data = read_bytes(path, maximum=MAXIMUM_BYTES)
     try:
-        return read(checkpoint.path)
-    except (NotFoundError, FormatError):
+        return parse(data, path)
+    except FormatError:
         return None

@@ -34,14 +34,11 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
 
     ``vector`` describes a saved vector, of which there is no survival.
     """
-    recipe = dict(plan.recipe)
-    if "alpha" in recipe:
-        recipe["alpha"] = output.alpha
     return {
         "schema": VERSION,
         "kind": plan.kind,
         "engine": {"name": "taskvec", "version": __version__, "arithmetic": ARITHMETIC},
-        "recipe": recipe,
+        "recipe": recipe_of(plan, output.alpha),
         "sources": [
             _source(source.role, checkpoint)
             for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
@@ -57,14 +54,28 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
     }
 
 
-def run_facts(plan: PlanRecord, engine: Mapping[str, Any], begin: float) -> dict[str, Any]:
-    """The facts of this run alone; ``begin`` is when it began, on the monotonic clock."""
+def recipe_of(plan: PlanRecord, alpha: float | None) -> dict[str, Any]:
+    """The recipe of one output as its manifest has it."""
+    recipe = dict(plan.recipe)
+    return {**recipe, "alpha": alpha} if "alpha" in recipe else recipe
+
+
+def run_facts(
+    plan: PlanRecord, engine: Mapping[str, Any], begin: float, inputs: Sequence[Sequence[Any]] | None
+) -> dict[str, Any]:
+    """The facts of this run alone.
+
+    ``begin`` is when it began, on the monotonic clock; ``inputs`` are the states of its input files, by which
+    the same command given again knows that there is nothing to do.
+    """
     return {
         "plan": plan.digest,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 3),
         "threads": engine["threads"],
         "cpu_level": engine["cpu_level"],
+        **({"inputs": inputs} if inputs is not None else {}),
+        **({"request": plan.request.digest} if plan.request is not None else {}),
     }
 
 

@@ -116,6 +116,8 @@ class Report:
         Digest of the plan.
     vector : mapping or None
         Of a vector that was saved: totals and, under ``tensors``, each tensor's encoding and figures.
+    already_done : bool
+        An earlier run of the same plan over the same inputs had finished, and nothing was touched.
     """
 
     outputs: tuple[Output, ...]
@@ -128,6 +130,7 @@ class Report:
     findings: tuple[Finding, ...]
     plan: str
     vector: Mapping[str, Any] | None = None
+    already_done: bool = False
 
     @property
     def survival(self) -> Survival | None:
@@ -151,6 +154,7 @@ class Report:
             "threads": self.threads,
             "cpu_level": self.cpu_level,
             "resumed_shards": self.resumed_shards,
+            "already_done": self.already_done,
             "outputs": [output.to_dict() for output in self.outputs],
             "findings": [finding.to_dict() for finding in self.findings],
             "vector": dict(self.vector) if self.vector else None,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
+from taskvec.files import look
 from taskvec.files.manifest import File, files, read
 from taskvec.files.names import MANIFEST, STATE
 from taskvec.progress import Callback, Progress
@@ -109,10 +109,12 @@ def verify(
         The manifest is damaged.
     VerificationError
         The folder holds an unfinished run.
+    OutputError
+        A file or folder cannot be looked at.
     """
     begin = time.monotonic()
     folder = Path(path)
-    if not folder.is_dir():
+    if not look.is_folder(folder):
         raise NotFoundError(f"`{path}` is not a folder", "name the folder that taskvec wrote")
     parts = _parts(folder)
     listed = [(prefix, file) for prefix, part in parts for file in files(part, folder / prefix)]
@@ -131,12 +133,13 @@ def verify(
 
 def _parts(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """The manifests of a folder, with the prefixes of their names: one, or one for each alpha."""
-    if not (folder / MANIFEST).exists():
-        if (folder / STATE).is_dir():
+    if not look.exists(folder / MANIFEST):
+        if look.is_folder(folder / STATE):
             raise _unfinished(folder)
-        several = sorted(entry for entry in folder.glob("alpha=*") if entry.is_dir())
+        named = [folder / name for name in look.listing(folder) if name.startswith("alpha=")]
+        several = [entry for entry in named if look.is_folder(entry)]
         for entry in several:
-            if not (entry / MANIFEST).exists() and (entry / STATE).is_dir():
+            if not look.exists(entry / MANIFEST) and look.is_folder(entry / STATE):
                 raise _unfinished(entry)
         if several:
             return [(f"{entry.name}/", read(entry)) for entry in several]
@@ -152,15 +155,13 @@ def _unfinished(folder: Path) -> VerificationError:
 
 def _check(folder: Path, prefix: str, file: File, threads: int) -> FileCheck:
     name, path = f"{prefix}{file.name}", folder / file.name
-    try:
-        status = os.stat(path)
-    except OSError:
-        return FileCheck(name, "missing", file.bytes, None, file.blake3, None)
-    if not stat.S_ISREG(status.st_mode):
-        return FileCheck(name, "differs", file.bytes, None, file.blake3, None)
-    if status.st_size != file.bytes:
-        verdict: Status = "truncated" if status.st_size < file.bytes else "differs"
-        return FileCheck(name, verdict, file.bytes, status.st_size, file.blake3, None)
+    stamp = look.stamp(path)
+    if stamp is None:
+        verdict: Status = "differs" if look.exists(path) else "missing"
+        return FileCheck(name, verdict, file.bytes, None, file.blake3, None)
+    if stamp.size != file.bytes:
+        verdict = "truncated" if stamp.size < file.bytes else "differs"
+        return FileCheck(name, verdict, file.bytes, stamp.size, file.blake3, None)
     size, digest = digest_file(path, threads=threads)
     verdict = "ok" if (size, digest) == (file.bytes, file.blake3) else "differs"
     return FileCheck(name, verdict, file.bytes, size, file.blake3, digest)
@@ -168,8 +169,7 @@ def _check(folder: Path, prefix: str, file: File, threads: int) -> FileCheck:
 
 def _others(folder: Path, known: set[str]) -> list[str]:
     others = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in (".git", ".cache", STATE))
-        relative = Path(root).relative_to(folder)
-        others += [(relative / name).as_posix() for name in sorted(names)]
+    for level in look.walk(folder, without=frozenset({".git", ".cache", STATE})):
+        relative = PurePosixPath(level.path)
+        others += [str(relative / name) for name in level.files]
     return [name for name in others if name not in known]

@@ -6,7 +6,6 @@ huggingface_hub does the asking: its cache, tokens, offline mode and HF_ENDPOINT
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -130,13 +129,12 @@ def _cached(name: HubName, snapshot: Path) -> Repository:
 
 
 def _on_disk(snapshot: Path) -> Iterator[RemoteFile]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root, _, names in os.walk(snapshot, onerror=refuse):
-        for path in (Path(root, name) for name in names):
-            if look.exists(path):
-                yield RemoteFile(path.relative_to(snapshot).as_posix(), path.stat().st_size)
+    for level in look.walk(snapshot):
+        for name in level.files:
+            path = Path(level.path, name)
+            stamp = look.stamp(snapshot / path)
+            if stamp is not None:
+                yield RemoteFile(path.as_posix(), stamp.size)
 
 
 def _listed(name: HubName, info: ModelInfo) -> Repository:

@@ -81,6 +81,7 @@ def _of_folder(spec: str, path: Path, reader: Reader) -> Model:
         config=read_object(path / CONFIG, maximum=MAXIMUM_CONFIG) if has_config else {},
         other_files=listing.other,
         left_files=listing.left,
+        stamps=listing.stamps,
         file_sizes=sizes,
         fingerprint=reader.fingerprint,
         weights=reader,

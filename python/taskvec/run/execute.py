@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taskvec._core import finish_folder
 from taskvec._core import run as engine_run
-from taskvec.files.manifest import files, read
-from taskvec.files.names import MANIFEST, STATE
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
-from taskvec.report.report import Output, Report, Shard, Survival, parse_engine_report, rounding_findings
+from taskvec.report.report import Report, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
+from taskvec.run.finished import finished_run
+from taskvec.run.inputs import Inputs, input_rows
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
 
@@ -43,7 +41,8 @@ def execute(
     plan : PlanRecord
         Of a checkpoint or of a task vector.
     out : str or path
-        The output folder: new, empty, or holding an unfinished run of this plan.
+        The output folder: new, empty, or holding an unfinished or a finished run of this plan. Over the same
+        inputs, a finished one is left as it is, and reported as ``already_done``.
     settings : Settings, optional
         ``threads``, ``max_memory``, ``overwrite``, ``resume``, ``rehash`` and ``force`` matter here.
     progress : callable, optional
@@ -63,17 +62,22 @@ def execute(
     settings = settings or Settings()
     begin = time.monotonic()
     out = Path(out)
+    folders = [out / output.folder if output.folder else out for output in plan.outputs]
+    rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
+    finished = finished_run(plan, folders, rows, settings)
+    if finished is not None:
+        return finished
     if plan.kind == "vector":
         from taskvec.run.extract import execute_extract
 
-        return execute_extract(plan, out, settings=settings, progress=progress, begin=begin)
+        return execute_extract(plan, out, settings=settings, progress=progress, begin=begin, rows=rows)
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
     if plan.download:
         plan = with_lineage(plan, checkpoints)
-    folders = [out / output.folder if output.folder else out for output in plan.outputs]
-    finished = _finished(plan, folders)
-    if finished is not None:
-        return finished
+    base = checkpoints[0]
+    assert isinstance(base, Model)
+    publish = Publisher(plan, base, settings, Inputs(checkpoints), meter(progress, "publish"))
+    publish.foresee()
     # an unfinished run cannot know whether tensors in memory are what they were
     buffers = buffers_of(checkpoints)
     engine, outputs = parse_engine_report(
@@ -91,11 +95,8 @@ def execute(
         ),
         out,
     )
-    base = checkpoints[0]
-    assert isinstance(base, Model)
-    publish = Publisher(plan, base, settings, meter(progress, "publish"))
     for folder, output in zip(folders, outputs, strict=True):
-        publish(folder, output, manifest.run_facts(plan, engine, begin))
+        publish(folder, output, manifest.run_facts(plan, engine, begin, rows))
     for folder in folders:
         finish_folder(folder)
     return Report(
@@ -108,43 +109,4 @@ def execute(
         resumed_shards=engine["resumed_shards"],
         findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
         plan=plan.digest,
-    )
-
-
-def _finished(plan: PlanRecord, folders: Sequence[Path]) -> Report | None:
-    """The report of a run over several folders that was killed between ending the first and ending the last.
-
-    All manifests are in place then, so that what is left is to remove the state of the others.
-    """
-    if len(folders) == 1:
-        return None
-    open_ones = [folder for folder in folders if (folder / STATE / "plan.json").exists()]
-    if not open_ones or len(open_ones) == len(folders):
-        return None
-    outputs, run = [], {}
-    for folder, planned in zip(folders, plan.outputs, strict=True):
-        if not (folder / MANIFEST).exists():
-            return None
-        data = read(folder)
-        run = data["run"]
-        if run.get("plan") != plan.digest:
-            return None
-        outputs.append(_output_of(data, folder, planned.alpha, {shard.name for shard in plan.shards}))
-    for folder in open_ones:
-        finish_folder(folder)
-    shards = sum(len(output.shards) for output in outputs)
-    return Report(
-        tuple(outputs), 0.0, 0, 0, run["threads"], run["cpu_level"], shards, plan.findings, plan.digest
-    )
-
-
-def _output_of(data: dict[str, Any], folder: Path, alpha: float, weights: set[str]) -> Output:
-    survival = data["survival"]
-    return Output(
-        folder=str(folder),
-        alpha=alpha,
-        shards=tuple(Shard(*file) for file in files(data, folder) if file.name in weights),
-        survival=Survival(*survival["total"]) if survival["total"] else None,
-        tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
-        non_finite=tuple(map(tuple, data["non_finite"])),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from taskvec._core import blake3_hex, digest_file, extract, finish_folder, write_atomic
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
+from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, INDEX, REFERENCE, fits
 from taskvec.models.saved_vector import FORMAT as VECTOR_FORMAT
@@ -22,16 +23,25 @@ from taskvec.report.card import vector_card
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard
 from taskvec.resolve.remote import materialised
-from taskvec.run.publish import copy
+from taskvec.run.inputs import InputRow, Inputs
+from taskvec.run.publish import copy, hold_complete, hold_ours
 from taskvec.settings import Settings
 
 
 def execute_extract(
-    plan: PlanRecord, out: Path, *, settings: Settings, progress: Callback | None, begin: float
+    plan: PlanRecord,
+    out: Path,
+    *,
+    settings: Settings,
+    progress: Callback | None,
+    begin: float,
+    rows: list[InputRow] | None,
 ) -> Report:
     """Run a plan of :func:`plan_extract`; see :func:`taskvec.run.execute.execute`."""
-    _, reference = (materialised(checkpoint, progress) for checkpoint in plan.checkpoints)
+    sources = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    reference = sources[1]
     assert isinstance(reference, Model)
+    inputs = Inputs(sources)
     buffers = buffers_of(plan.checkpoints)
     engine = json.loads(
         extract(
@@ -51,8 +61,9 @@ def execute_extract(
     files = [File(*shard) for shard in shards]
     for name in COMPARED:
         if name in reference.other_files:
-            copy(reference, name, out / REFERENCE)
+            copy(reference, name, out, f"{REFERENCE}/{name}")
             files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))
+    inputs.hold()
     vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
     facts = manifest.provenance(plan, written, vector)
     small = {CARD: vector_card(facts)}
@@ -61,9 +72,13 @@ def execute_extract(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(engine["weight_map"].items()))}
         small[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
     for name, data in small.items():
+        hold_ours(out, plan.json)
         write_atomic(out / name, data)
         files.append(File(name, len(data), blake3_hex(data)))
-    run = manifest.run_facts(plan, engine, begin)
+    sync_folders(out, [file.name for file in files])
+    hold_complete(out, files)
+    hold_ours(out, plan.json)
+    run = manifest.run_facts(plan, engine, begin, rows)
     write_atomic(out / MANIFEST, manifest.text(facts, files=files, run=run))
     finish_folder(out)
     return Report(

@@ -8,6 +8,7 @@ cancel, is not done there: a result can differ in its last bit.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,18 +122,40 @@ def change(
     if is_checked:
         job.engine(on_cpu, write=False, progress=progress)
         job.torch(elsewhere, write=False)
-    record = None if kept is None else Kept(alpha, live, {name: copied(each) for name, each in live.items()})
-    try:
+    with _keeping(kept, alpha, live, settings):
         survival = job.engine(on_cpu, write=True, progress=progress)
         job.torch(elsewhere, write=True)
-    finally:
-        write_back(live.values())
-    if kept is not None and record is not None:
-        record.after = state(live, settings.threads)
-        kept.append(record)
     # what a model in memory never has is not missing
     findings = tuple(each for each in plan.findings if each.id not in ("config-missing", "tokenizer-missing"))
     return Change(len(rows), survival=survival, findings=findings)
+
+
+@contextlib.contextmanager
+def _keeping(
+    kept: list[Kept] | None, alpha: float, live: Mapping[str, Live], settings: Settings
+) -> Iterator[None]:
+    """Writes back what is changed in copies, and keeps the originals also of a change that does not end."""
+    if kept is None:
+        try:
+            yield
+        finally:
+            write_back(live.values())
+        return
+    before = state(live, settings.threads)
+    record = Kept(alpha, dict(live), {name: copied(each) for name, each in live.items()})
+    kept.append(record)
+    try:
+        yield
+    except BaseException as error:
+        write_back(live.values())
+        record.after = state(live, settings.threads)
+        if record.after == before:
+            kept.remove(record)
+        else:
+            error.add_note("the model is changed, in part or as a whole; `remove_` puts back the originals")
+        raise
+    write_back(live.values())
+    record.after = state(live, settings.threads)
 
 
 def restored(kept: list[Kept], model: Any, alpha: float | None, settings: Settings) -> Change | None:

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.errors import OutputError
-from taskvec.files import json_edit
+from taskvec.files import json_edit, look
 from taskvec.files.folder import INDEX, SINGLE, index_of
+from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
-from taskvec.files.names import CARD, CONFIG, MANIFEST, is_own
+from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, STATE
+from taskvec.files.place import placing, sync_folders
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.report import manifest
 from taskvec.report.card import card
 from taskvec.report.report import Output
+from taskvec.run.inputs import Inputs, companions
 from taskvec.settings import Settings
 
 _FICLONE = 0x40049409  # <linux/fs.h>: share all extents of a file
 
 
-def names(base: Model) -> list[str]:
-    """The files of `base` that come along unchanged, as relative POSIX names.
-
-    Its model card, its config.json and the files of an earlier run of taskvec are not among them.
-    """
-    return [name for name in base.other_files if name != CONFIG and not is_own(name)]
-
-
-def copy(base: Model, name: str, out: Path) -> None:
-    """Copy one file; its blocks are shared where the file system can."""
-    place = out / name
-    with _writing(place) as part:
+def copy(base: Model, name: str, out: Path, place: str | None = None) -> None:
+    """Copy one file to the same or another place below `out`; its blocks are shared where that can be."""
+    with placing(out, place or name) as part:
         if base.path is None:
             part.write_bytes(base.read_file(name))
         elif not _reflink(base.path / name, part):
             shutil.copyfile(base.path / name, part)
 
 
-def share(source: Path, place: Path) -> None:
-    """Give the output at `place` the same file as another output: reflinked, hard-linked, or else copied."""
-    with _writing(place) as part:
+def share(source: Path, out: Path, name: str) -> None:
+    """Give the output `out` the same file as another output: reflinked, hard-linked, or else copied."""
+    with placing(out, name) as part:
         if _reflink(source, part):
             return
         part.unlink(missing_ok=True)
@@ -54,6 +47,45 @@ def share(source: Path, place: Path) -> None:
             os.link(source, part)
         except OSError:
             shutil.copyfile(source, part)
+
+
+def hold_complete(folder: Path, listed: Sequence[File]) -> None:
+    """Return if a folder may be called complete: all files that its manifest will list are there.
+
+    Raises
+    ------
+    OutputError
+        A file is missing or has another size.
+    """
+    for file in listed:
+        stamp = look.stamp(folder / file.name)
+        if stamp is None or stamp.size != file.bytes:
+            found = "is missing" if stamp is None else f"has {stamp.size} bytes, expected {file.bytes}"
+            raise OutputError(
+                f"`{folder / file.name}` {found}: something else changed the output during the run",
+                "run the same command again when nothing else writes to the folder",
+            )
+
+
+def hold_ours(folder: Path, plan: bytes) -> None:
+    """Return if the state in a folder is that of this plan's run, or has gone without another run's manifest.
+
+    Raises
+    ------
+    OutputError
+        Another run has taken the folder.
+    """
+    saved = folder / STATE / PLAN
+    stamp = look.stamp(saved)
+    if stamp is None:
+        is_ours = not look.exists(folder / MANIFEST)
+    else:
+        is_ours = stamp.size == len(plan) and read_bytes(saved) == plan
+    if not is_ours:
+        raise OutputError(
+            f"another run has taken the output folder `{folder}`",
+            "choose another output folder, or run the same command again when the other run has ended",
+        )
 
 
 def edited_config(text: str, changes: Mapping[str, Any]) -> str:
@@ -64,37 +96,6 @@ def edited_config(text: str, changes: Mapping[str, Any]) -> str:
     for key, value in changes.items():
         text = json_edit.replace(text, tuple(key.split(".")), value)
     return text
-
-
-@contextlib.contextmanager
-def _writing(place: Path) -> Iterator[Path]:
-    """A file next to `place` that takes its name once it is on the disk, or goes if that fails."""
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(part, place)
-        _sync_folder(place.parent)
-    except OSError as error:
-        raise OutputError(
-            f"writing `{place}` failed: {error.strerror or error}",
-            "free space, check permissions, then run the same command again",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reflink(source: Path, place: Path) -> bool:
@@ -109,6 +110,14 @@ def _reflink(source: Path, place: Path) -> bool:
     return True
 
 
+def config_of(base: Model, plan: PlanRecord) -> bytes:
+    """The config.json of the outputs of a plan."""
+    data = base.read_file(CONFIG)
+    if not plan.config:
+        return data
+    return edited_config(data.decode("utf-8"), plan.config).encode("utf-8")
+
+
 class Publisher:
     """Writes the other files of the outputs, which share what is the same in all where that can be."""
 
@@ -117,34 +126,57 @@ class Publisher:
         plan: PlanRecord,
         base: Model,
         settings: Settings,
+        inputs: Inputs,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.plan = plan
         self.base = base
         self.threads = settings.threads or 0
         self.progress = progress
-        self.names = [name for name in names(base) if name not in plan.files]
+        self.inputs = inputs
+        self.names = [name for name in companions(base) if name not in plan.files]
         self.copied: dict[str, tuple[Path, File]] = {}
         self.done = 0
+
+    def foresee(self) -> None:
+        """Fail where the other files cannot be written as planned: what is in the folder is still there.
+
+        Raises
+        ------
+        OutputError, FormatError
+            A file cannot be read, or config.json not be changed.
+        """
+        for name in self.names if self.base.path is not None else ():
+            try:
+                open(self.base.location / name, "rb").close()
+            except OSError as error:
+                raise look.unanswered(self.base.location / name, error) from error
+        if CONFIG in self.base.other_files:
+            self._config()
 
     def __call__(self, folder: Path, output: Output, run: dict[str, Any]) -> None:
         files = [File(*shard) for shard in output.shards]
         for name in self.names:
             files.append(self._unchanged(folder, name))
             self._tell()
+        config = self._config() if CONFIG in self.base.other_files else None
+        self.inputs.hold()
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
         facts = manifest.provenance(self.plan, output)
         files.append(self._write(folder, CARD, card(facts)))
-        if CONFIG in self.base.other_files:
-            files.append(self._write(folder, CONFIG, self._config()))
+        if config is not None:
+            files.append(self._write(folder, CONFIG, config))
         if [shard.name for shard in self.plan.shards] != [SINGLE]:
             files.append(self._write(folder, self._index_name(), index(self.plan)))
+        sync_folders(folder, [file.name for file in files])
+        hold_complete(folder, files)
         self._write(folder, MANIFEST, manifest.text(facts, files=files, run=run))
 
     def _unchanged(self, folder: Path, name: str) -> File:
+        hold_ours(folder, self.plan.json)
         if name in self.copied:
             first, file = self.copied[name]
-            share(first, folder / name)
+            share(first, folder, name)
             return file
         copy(self.base, name, folder)
         size, digest = digest_file(folder / name, threads=self.threads)
@@ -152,6 +184,7 @@ class Publisher:
         return self.copied[name][1]
 
     def _write(self, folder: Path, name: str, data: bytes) -> File:
+        hold_ours(folder, self.plan.json)
         write_atomic(folder / name, data)
         self._tell()
         return File(name, len(data), blake3_hex(data))
@@ -159,14 +192,11 @@ class Publisher:
     def _index_name(self) -> str:
         """The target's own where its weight files keep their names."""
         is_kept = all(shard.name in self.base.file_sizes for shard in self.plan.shards)
-        own = index_of(os.listdir(self.base.location)) if is_kept else None
+        own = index_of(look.listing(self.base.location)) if is_kept else None
         return own or INDEX
 
     def _config(self) -> bytes:
-        data = self.base.read_file(CONFIG)
-        if not self.plan.config:
-            return data
-        return edited_config(data.decode("utf-8"), self.plan.config).encode("utf-8")
+        return config_of(self.base, self.plan)
 
     def _tell(self) -> None:
         self.done += 1

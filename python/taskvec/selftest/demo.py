@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import OutputError
+from taskvec.files import look
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -131,8 +132,8 @@ def _prepare(folder: Path, overwrite: bool) -> Path:
     """An empty folder that carries our mark."""
     mark = folder / f".{MARK}"
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            if not mark.is_file():
+        if look.listing(folder):
+            if not look.is_file(mark):
                 raise OutputError(
                     f"`{folder}` is not empty and no earlier demo made it", "name another folder"
                 )

@@ -1,0 +1,92 @@
+"""Files put in place: written under another name, flushed, renamed; and folders flushed with their names.
+
+The other name lies in the state folder of the run, which goes when the run ends, and with it whatever a
+killed one has left there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from taskvec.errors import OutputError
+from taskvec.files.names import STATE
+
+
+@contextlib.contextmanager
+def placing(out: Path, name: str) -> Iterator[Path]:
+    """A file that becomes `name` in the folder `out` once it is on the disk, or goes if that fails.
+
+    Parameters
+    ----------
+    out : path
+        An output folder, which is there and on one file system with its state folder.
+    name : str
+        Relative, with ``/`` between its parts; folders on the way are made.
+
+    Yields
+    ------
+    path
+        Where to write it.
+
+    Raises
+    ------
+    OutputError
+        It could not be written, or the folder has gone.
+    """
+    state = out / STATE
+    part = state / f"copy.{os.getpid()}.part"
+    try:
+        for folder in (state, *_between(out, name)):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+        yield part
+        _sync(part, os.O_RDONLY)
+        os.replace(part, out / name)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"writing `{out / name}` failed: {error.strerror or error}",
+            "free space, check permissions, then run the same command again",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sync_folders(out: Path, names: list[str]) -> None:
+    """Flush the folders that hold these files, and `out`, so that their names outlive a power cut.
+
+    Raises
+    ------
+    OutputError
+        One of them cannot be flushed.
+    """
+    folders = dict.fromkeys(folder for name in names for folder in _between(out, name))
+    for folder in (*reversed(folders), out):
+        try:
+            _sync(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        except OSError as error:
+            # some network and user-space file systems cannot flush a folder and say so in this way
+            if error.errno != errno.EINVAL:
+                raise OutputError(
+                    f"flushing the folder `{folder}` failed: {error.strerror or error}",
+                    "check the disk, then run the same command again",
+                ) from error
+
+
+def _between(out: Path, name: str) -> list[Path]:
+    """The folders below `out` that lead to a file, outermost first."""
+    return [out / folder for folder in reversed(PurePosixPath(name).parents[:-1])]
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""A run that has finished, and its command given again: there is nothing to do, and nothing is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec._core import blake3_hex, digest_file, finish_folder
+from taskvec.errors import FormatError, OutputError
+from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.manifest import MAXIMUM_BYTES, File, files, parse
+from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE
+from taskvec.models.model import Model
+from taskvec.plan.plan import PlanRecord
+from taskvec.report.manifest import recipe_of
+from taskvec.report.report import Output, Report, Shard, Survival, rounding_findings
+from taskvec.run.inputs import InputRow, difference
+from taskvec.run.publish import config_of
+from taskvec.settings import Settings
+
+_WAYS_OUT = "use --overwrite to make it again, or choose another output folder"
+
+
+def finished_run(
+    plan: PlanRecord, folders: Sequence[Path], rows: Sequence[InputRow] | None, settings: Settings
+) -> Report | None:
+    """The report of a run of this plan that has finished in these folders; ``None`` where none has.
+
+    A run over several folders may have been killed between ending the first and ending the last. All
+    manifests are in place then, so that what is left is to remove the state of the others.
+
+    Parameters
+    ----------
+    plan : PlanRecord
+    folders : sequence of path
+        Of the plan's outputs, in their order.
+    rows : sequence or None
+        The states of the inputs; ``None`` where they cannot be told.
+    settings : Settings
+        ``overwrite``, ``resume`` and ``rehash`` matter here.
+
+    Raises
+    ------
+    OutputError
+        It has finished, but an input or a file of the output is not what it was then.
+    """
+    is_ending = 0 < sum(look.exists(folder / STATE / PLAN) for folder in folders) < len(folders)
+    if rows is None or not settings.resume or (settings.overwrite and not is_ending):
+        return None
+    manifests = [_manifest(folder) for folder in folders]
+    found = [data for data in manifests if data is not None]
+    if len(found) < len(folders):
+        return None
+    alphas = [output.alpha for output in plan.outputs]
+    if not all(_is_of(plan, alpha, data, settings) for alpha, data in zip(alphas, found, strict=True)):
+        return None
+    if settings.overwrite and any(data["run"]["inputs"] != _plain(rows) for data in found):
+        return None
+    return finished_report(folders, found, rows, settings, alphas, plan)
+
+
+def finished_report(
+    folders: Sequence[Path],
+    manifests: Sequence[Mapping[str, Any]],
+    rows: Sequence[InputRow],
+    settings: Settings,
+    alphas: Sequence[float | None],
+    plan: PlanRecord | None = None,
+) -> Report:
+    """The report of a finished run from its manifests, once inputs and outputs are found as it left them.
+
+    Raises
+    ------
+    OutputError
+        They are not.
+    """
+    for folder, data in zip(folders, manifests, strict=True):
+        if data["run"]["inputs"] != _plain(rows):
+            changed = difference(data["run"]["inputs"], _plain(rows))
+            raise OutputError(f"`{folder}` holds a finished output, but {changed} since", _WAYS_OUT)
+        _hold_files(folder, files(data, folder / MANIFEST), settings)
+    for folder in folders:
+        if look.exists(folder / STATE):
+            finish_folder(folder)
+    outputs = tuple(map(_output, folders, manifests, alphas))
+    run = manifests[0]["run"]
+    return Report(
+        outputs=outputs,
+        seconds=0.0,
+        bytes_read=0,
+        bytes_written=0,
+        threads=run["threads"],
+        cpu_level=run["cpu_level"],
+        resumed_shards=sum(len(output.shards) for output in outputs),
+        findings=(*(plan.findings if plan else ()), *rounding_findings(outputs, settings.rounding)),
+        plan=run["plan"],
+        vector=manifests[0].get("vector"),
+        already_done=True,
+    )
+
+
+def manifests_of_request(request: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The manifests in these folders, if all are there and of this request; none otherwise."""
+    found = [data for folder in folders if (data := _manifest(folder)) is not None]
+    is_all = len(found) == len(folders) and all(data["run"].get("request") == request for data in found)
+    return found if is_all else []
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished run that has told its inputs."""
+    path = folder / MANIFEST
+    if not look.exists(path):
+        return None
+    data = read_bytes(path, maximum=MAXIMUM_BYTES)
+    try:
+        manifest = parse(data, path)
+    except FormatError:
+        return None
+    run = manifest.get("run")
+    return manifest if isinstance(run, dict) and isinstance(run.get("inputs"), list) else None
+
+
+def _is_of(plan: PlanRecord, alpha: float, data: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a manifest is of this plan, with the same files beside the weights."""
+    if data["run"].get("plan") != plan.digest or data["recipe"] != _plain(recipe_of(plan, alpha)):
+        return False
+    if data["non_finite"] and "non-finite" not in settings.force:
+        return False
+    listed = {file.name: file.blake3 for file in files(data, Path(MANIFEST))}
+    small = dict(plan.files)
+    base = plan.checkpoints[0]
+    if plan.kind == "checkpoint" and isinstance(base, Model) and CONFIG in base.other_files:
+        small[CONFIG] = config_of(base, plan)
+    return all(listed.get(name) == blake3_hex(content) for name, content in small.items())
+
+
+def _hold_files(folder: Path, listed: Sequence[File], settings: Settings) -> None:
+    for file in listed:
+        path = folder / file.name
+        stamp = look.stamp(path)
+        if stamp is None:
+            problem = "is missing"
+        elif stamp.size != file.bytes:
+            problem = f"has {stamp.size} bytes, expected {file.bytes}"
+        elif settings.rehash and digest_file(path, threads=settings.threads or 0)[1] != file.blake3:
+            problem = "has other bytes than its manifest lists"
+        else:
+            continue
+        raise OutputError(f"`{folder}` holds a finished output, but `{file.name}` {problem}", _WAYS_OUT)
+
+
+def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Output:
+    survival = data["survival"]
+    weights = [f for f in files(data, folder) if f.name.endswith(".safetensors") and "/" not in f.name]
+    return Output(
+        folder=str(folder),
+        alpha=alpha if data["kind"] == "checkpoint" else None,
+        shards=tuple(Shard(*file) for file in weights),
+        survival=Survival(*survival["total"]) if survival["total"] else None,
+        tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
+        non_finite=tuple(map(tuple, data["non_finite"])),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value))
