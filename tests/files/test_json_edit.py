@@ -80,21 +80,28 @@ def test_what_an_output_has_of_its_own(name: str, is_own: bool) -> None:
 def test_a_file_is_shared_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * 10_000)
-    publish.share(source, tmp_path / "a" / "shared")
-    assert (tmp_path / "a" / "shared").read_bytes() == source.read_bytes()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    publish.share(source, tmp_path / "a", "sub/shared")
+    assert (tmp_path / "a" / "sub" / "shared").read_bytes() == source.read_bytes()
 
     def refuse(*_: object) -> None:
         raise OSError(18, "cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    publish.share(source, tmp_path / "b" / "shared")
-    assert (tmp_path / "b" / "shared").read_bytes() == source.read_bytes()
-    assert [path.name for path in (tmp_path / "b").iterdir()] == ["shared"]
+    publish.share(source, tmp_path / "b", "sub/shared")
+    assert (tmp_path / "b" / "sub" / "shared").read_bytes() == source.read_bytes()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in files) == [
+        "a/sub/shared",
+        "b/sub/shared",
+        "source",
+    ]
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     (tmp_path / "source").write_text("x")
     with pytest.raises(tv.OutputError, match="place"):
-        publish.share(tmp_path / "source", tmp_path / "place")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "source"]
+        publish.share(tmp_path / "source", tmp_path, "place")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["source"]

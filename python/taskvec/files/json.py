@@ -8,9 +8,9 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from taskvec.errors import Error, FormatError, NotFoundError
+from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
@@ -73,17 +73,17 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
     except OSError as error:
         look.hold_absent(path, error)
         raise NotFoundError(f"`{path}` does not exist") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         try:
-            return _read(file, path, maximum)
-        except OSError as error:
-            if isinstance(error, Error):
-                raise
-            raise look.unanswered(path, error) from error
+            return _read(descriptor, path, maximum)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise look.unanswered(path, error) from error
 
 
-def _read(file: BinaryIO, path: Path, maximum: int) -> bytes:
-    status = os.fstat(file.fileno())
+def _read(descriptor: int, path: Path, maximum: int) -> bytes:
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(f"`{path}` is not a regular file")
     if status.st_size > maximum:
@@ -91,7 +91,8 @@ def _read(file: BinaryIO, path: Path, maximum: int) -> bytes:
             f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
             "this is no file of its kind; look at what it holds",
         )
-    return file.read(maximum + 1)
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(maximum + 1)
 
 
 def read_object(path: Path, *, maximum: int = MAXIMUM_BYTES) -> dict[str, Any]:

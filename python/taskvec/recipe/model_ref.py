@@ -9,6 +9,10 @@ from typing import Any, Literal
 from taskvec.files import look
 from taskvec.text import kind_of, nearest, shown
 
+# Linux: bytes of a path, and of one of its parts.
+MAXIMUM_PATH = 4096
+MAXIMUM_NAME = 255
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
@@ -51,6 +55,10 @@ class ModelRef:
 
 def exists(text: str) -> bool:
     """Whether a file or folder of that name is there."""
+    name = text.encode("utf-8", "replace")
+    # longer than any path: an error of the file system and not an answer, but no such file can be there
+    if len(name) >= MAXIMUM_PATH or max(map(len, name.split(b"/"))) > MAXIMUM_NAME:
+        return False
     return look.exists(text)
 
 
