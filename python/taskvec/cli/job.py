@@ -35,8 +35,18 @@ def plan_options(options: Mapping[str, Any]) -> Any:
     return {name: value for name, value in options.items() if name != "dry_run"}
 
 
-def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping[str, Any]) -> Report | None:
-    """Print the plan, run it unless ``--dry-run`` is given, print the outcome."""
+def execute(
+    console: Console,
+    plan: Plan,
+    out: str,
+    title: str,
+    options: Mapping[str, Any],
+    settings: Settings | None = None,
+) -> Report | None:
+    """Print the plan, run it unless ``--dry-run`` is given, print the outcome.
+
+    ``settings`` are those of the options by default.
+    """
     threads = options["threads"]
     if options["dry_run"]:
         page = console.data()
@@ -53,7 +63,8 @@ def execute(console: Console, plan: Plan, out: str, title: str, options: Mapping
     console.say(page)
     console.findings(plan.findings)
     with console.progress() as progress:
-        report = plan.run(out, settings=Settings.of(settings_of(options)), progress=progress)
+        chosen = settings or Settings.of(settings_of(options))
+        report = plan.run(out, settings=chosen, progress=progress)
     write_report(console, report, out, known=plan.findings)
     return report
 

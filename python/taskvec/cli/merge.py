@@ -66,7 +66,8 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
             with console.progress() as progress:
                 merge.run_document(plan, place, out, progress)
         else:
-            execute(console, plan, out, _title(final.merge_method, recipe), options)
+            settings = merge.settings_of(plan, place, out)
+            execute(console, plan, out, _title(final.merge_method, recipe), options, settings)
     merge.clear(out)
     return 0
 

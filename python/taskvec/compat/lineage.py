@@ -18,6 +18,7 @@ from taskvec.compat.counterparts import counterparts
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.files import look
 from taskvec.text import listed, roles
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def same_files(one: Model, other: Model) -> str | None:
         return f"`{one.repository}` at `{one.revision}`"
     if one.path is None or other.path is None or one.file_sizes.keys() != other.file_sizes.keys():
         return None
-    if all((one.path / file).samefile(other.path / file) for file in one.file_sizes):
+    if all(look.is_same(one.path / file, other.path / file) for file in one.file_sizes):
         return f"`{one.path}`"
     return None
 

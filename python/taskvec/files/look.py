@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from taskvec.errors import OutputError
@@ -91,6 +92,20 @@ def stamp(path: _Path) -> Stamp | None:
     if status is None or not stat.S_ISREG(status.st_mode):
         return None
     return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def is_same(one: _Path, other: _Path) -> bool:
+    """Whether two names lead to one file that is there; raises as :func:`exists`."""
+    found = [_status(path, True) for path in (one, other)]
+    return None not in found and len({(each.st_dev, each.st_ino) for each in found if each}) == 1
+
+
+def resolved(path: _Path) -> Path:
+    """The path without links of something that is there; raises as :func:`exists`, and if it is not."""
+    try:
+        return Path(path).resolve(strict=True)
+    except OSError as error:
+        raise unanswered(path, error) from error
 
 
 def walk(folder: _Path, *, without: frozenset[str] = frozenset()) -> Iterator[Level]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from taskvec._core import blake3_hex
 from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.names import MANIFEST, PLAN, STATE
 from taskvec.lazy.plan import Plan
 from taskvec.models.adapter import open_adapter
 from taskvec.models.model import Model
@@ -112,15 +114,32 @@ class RecipeMerge:
         self, plan: Plan, place: Path, out: str | os.PathLike[str], progress: Callback | None = None
     ) -> Report:
         """Run one of :meth:`plans`; a result of an earlier document that is no longer right is made again."""
+        settings = self.settings_of(plan, place, out)
         if place == Path(out):
-            return plan.run(place, settings=self.settings, progress=progress)
+            return plan.run(place, settings=settings, progress=progress)
         try:
             done = finished_run(plan, [place], input_rows(plan.checkpoints), self.settings)
         except OutputError:
             done = None  # its inputs have changed, or it cannot be looked at: then the run says so
         if done is not None:
             return done
-        return plan.run(place, settings=replace(self.settings, overwrite=True), progress=progress)
+        return plan.run(place, settings=replace(settings, overwrite=True), progress=progress)
+
+    def settings_of(self, plan: Plan, place: Path, out: str | os.PathLike[str]) -> Settings:
+        """The settings of one of :meth:`plans`: a run begins again if what it read was made again since."""
+        if self._is_stale(plan, place, out):
+            return replace(self.settings, overwrite=True, resume=False)
+        return self.settings
+
+    def _is_stale(self, plan: Plan, place: Path, out: str | os.PathLike[str]) -> bool:
+        """Whether a place holds an unfinished run of this plan that read results made again since."""
+        begun = look.stamp(place / STATE / PLAN)
+        if begun is None or begun.size != len(plan.json) or read_bytes(place / STATE / PLAN) != plan.json:
+            return False
+        scratch = scratch_of(Path(out))
+        earlier = [model.location for model in plan.checkpoints if scratch in model.location.parents]
+        made = [stamp for folder in earlier if (stamp := look.stamp(folder / MANIFEST)) is not None]
+        return any(stamp.modified > begun.modified for stamp in made)
 
     def plans(self, out: str | os.PathLike[str]) -> Iterator[tuple[Plan, Path]]:
         """The plan of each document and where its result goes, the output last.
