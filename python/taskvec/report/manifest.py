@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import __version__
+from taskvec.files import look
 from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
 from taskvec.plan.plan import ARITHMETIC
@@ -115,7 +116,7 @@ def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int
     """A weight file; one of the hub's cache is a link to a blob that is named by its SHA-256."""
     entry: dict[str, Any] = {"name": name, "bytes": size}
     if checkpoint.revision:
-        blob = (checkpoint.location / name).resolve().name
+        blob = look.resolved(checkpoint.location / name).name
         if DIGEST.fullmatch(blob):
             entry["sha256"] = blob
     return entry
