@@ -26,7 +26,7 @@ from taskvec.lazy.recipe import scratch_of
 CALLS = ("open", "stat", "lstat", "listdir", "scandir", "mkdir", "replace", "link", "unlink", "rmdir")
 CALLS += ("fstat", "fsync", "read", "write", "sendfile")
 # Points that are tried of each verb; of the longer ones evenly, so that all take less than a minute.
-MOST = {"transfer": 130, "alphas": 40, "extract": 60, "apply": 40, "merge": 40, "documents": 30}
+MOST = {"transfer": 260, "alphas": 90, "extract": 130, "apply": 90, "merge": 90, "documents": 60}
 FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES, None)  # None: an interrupt
 
 

@@ -437,3 +437,23 @@ def test_a_plan_of_tensors_in_memory_stays_in_its_process(models: Models) -> Non
     assert plan.recipe["target"] == "<state dict>"
     with pytest.raises(tv.RecipeError, match="tensors of the process that made it"):
         tv.Plan.from_json(plan.json)
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError])
+def test_originals_are_kept_of_a_change_that_does_not_end(how: type[BaseException]) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {"a.weight": rng.standard_normal((700, 999)).astype(np.float32)}
+    other = {"a.weight": tensors["a.weight"] + np.float32(0.1)}
+    vector = tv.from_state_dict(other) - tv.from_state_dict(tensors)
+    model = {"a.weight": rng.standard_normal((700, 999)).astype(np.float32)}
+    before = model["a.weight"].copy()
+
+    def progress(event: tv.Progress) -> None:
+        if event.phase == "merge":
+            raise how
+
+    with pytest.raises(how):
+        vector.apply_(model, alpha=0.3, keep=True, progress=progress)
+    if (model["a.weight"] != before).any():
+        assert vector.remove_(model).exact
+    assert model["a.weight"].tobytes() == before.tobytes()
