@@ -16,7 +16,8 @@ from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.report.manifest import recipe_of
-from taskvec.report.report import Output, Report, Shard, Survival, rounding_findings
+from taskvec.report.report import Output, Report, Shard, rounding_findings
+from taskvec.report.survival import Survival
 from taskvec.run.inputs import InputRow, difference
 from taskvec.run.publish import config_of
 from taskvec.settings import Settings
@@ -159,7 +160,7 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
         folder=str(folder),
         alpha=alpha if data["kind"] == "checkpoint" else None,
         shards=tuple(Shard(*file) for file in weights),
-        survival=Survival(*survival["total"]) if survival["total"] else None,
+        survival=Survival.measured(Survival(*survival["total"]) if survival["total"] else None),
         tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
         non_finite=tuple(map(tuple, data["non_finite"])),
     )
