@@ -3,136 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from taskvec.compat.findings import Finding, finding
+from taskvec.compat.canonical import Described, canonical, describe
+from taskvec.compat.config_keys import CONTEXT, INNER, is_token, names_function
+from taskvec.compat.families import NOT_KNOWN, family
+from taskvec.compat.findings import Finding, Level, finding
 from taskvec.text import listed, roles
+
+__all__ = ["canonical", "check_config"]
 
 Models = Sequence[tuple[str, Mapping[str, Any]]]
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# The language model's own settings inside a multimodal wrapper's config.
-_INNER = ("text_config", "llm_config", "language_config")
-
-# Last parts of keys that change the function of the same weights. `num_*` and `n_*` count layers, heads,
-# experts.
-_FUNCTION = _words(
-    """
-    hidden_size intermediate_size moe_intermediate_size shared_expert_intermediate_size ffn_dim d_model
-    d_ff head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim q_lora_rank kv_lora_rank layer_types rope
-    rope_interleave partial_rotary_factor rotary_pct rotary_dim position_embedding_type alibi
-    no_rope_layers no_rope_layer_interval hidden_act hidden_activation activation_function rms_norm_eps
-    layer_norm_eps layer_norm_epsilon norm_eps norm_epsilon use_qk_norm qk_norm use_parallel_residual
-    parallel_attn new_decoder_architecture attention_bias mlp_bias use_bias dual_chunk_attention_config
-    attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar attention_multiplier
-    residual_multiplier embedding_multiplier logits_scaling logit_scale scale_emb scale_depth
-    norm_topk_prob scoring_func topk_method routed_scaling_factor topk_group first_k_dense_replace
-    moe_layer_freq decoder_sparse_step mlp_only_layers linear_conv_kernel_dim linear_key_head_dim
-    linear_value_head_dim full_attention_interval state_size conv_kernel expand time_step_rank
-    patch_size image_size
-    """
-)
-_COUNTS_NOTHING = frozenset({"num_labels", "num_return_sequences", "num_beams", "num_beam_groups"})
-_CONTEXT = _words(
-    """
-    max_position_embeddings n_positions max_sequence_length seq_length model_max_length sliding_window
-    max_window_layers attention_chunk_size
-    """
-)
-
-# Housekeeping, training and generation: the weights compute the same whatever these say. The tie flag is
-# judged together with the stored heads, dtypes by what is stored, families on their own.
-_IGNORED = _words(
-    """
-    architectures model_type tie_word_embeddings dtype torch_dtype transformers_version use_cache
-    _name_or_path name_or_path _commit_hash auto_map initializer_range attention_dropout hidden_dropout
-    attn_pdrop embd_pdrop resid_pdrop hidden_dropout_prob attention_probs_dropout_prob dropout
-    output_attentions output_hidden_states return_dict gradient_checkpointing pretraining_tp
-    use_sliding_window quantization_config id2label label2id num_labels problem_type
-    task_specific_params _attn_implementation _attn_implementation_autoset attn_implementation
-    bad_words_ids is_decoder is_encoder_decoder chunk_size_feed_forward torchscript pruned_heads
-    router_aux_loss_coef output_router_logits aux_loss_alpha seq_aux ep_size unsloth_version
-    unsloth_fixed model_name rope_theta rope_scaling rope_parameters rope_local_base_freq
-    """
-)
 
 # The values that transformers takes where a key is absent; only where every family agrees.
 _DEFAULTS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
-    "partial_rotary_factor": 1.0,
     "hidden_act": "silu",
     "rope_interleave": True,
     "rope": {"rope_theta": 10000.0, "rope_type": "default"},
 }
-
-
-def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as flat ``key.key: value``, equal where two configs mean the same.
-
-    The inner language model's settings come to the top, the spellings of the rotary embedding become one
-    (``rope``), defaults that follow from other keys are filled in, ``null`` is the same as absent.
-    """
-    merged = dict(config)
-    for inner in _INNER:
-        if isinstance(merged.get(inner), dict):
-            merged.update(merged.pop(inner))
-            break
-    merged["rope"] = _rope(merged)
-    heads, hidden = merged.get("num_attention_heads"), merged.get("hidden_size")
-    if isinstance(heads, int) and heads > 0:
-        merged.setdefault("num_key_value_heads", heads)
-        if isinstance(hidden, int):
-            merged["head_dim"] = merged.get("head_dim") or hidden // heads
-    if merged.get("use_sliding_window") is False:
-        merged.pop("sliding_window", None)
-        merged.pop("max_window_layers", None)
-    layer_types = merged.get("layer_types")
-    if isinstance(layer_types, list) and all(kind == "full_attention" for kind in layer_types):
-        merged.pop("layer_types")
-    return dict(_flat(merged, ""))
-
-
-def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if item is None or key in _IGNORED:
-            continue
-        if isinstance(item, dict) and key != "rope":
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
-
-
-def _rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One form for ``rope_theta`` + ``rope_scaling`` and for ``rope_parameters``; per layer type where it
-    differs."""
-    given = config.get("rope_parameters")
-    if isinstance(given, dict):
-        if given and all(isinstance(each, dict) for each in given.values()):
-            return {kind: _rope_kind(each, None) for kind, each in sorted(given.items())}
-        return _rope_kind(given, config.get("rope_theta"))
-    scaling = config.get("rope_scaling")
-    if config.get("rope_theta") is None and not isinstance(scaling, dict):
-        return None
-    single = _rope_kind(scaling if isinstance(scaling, dict) else {}, config.get("rope_theta"))
-    if config.get("rope_local_base_freq") is not None:
-        local = _rope_kind({}, config["rope_local_base_freq"])
-        return {"full_attention": single, "sliding_attention": local}
-    return single
-
-
-def _rope_kind(given: Mapping[str, Any], theta: Any) -> dict[str, Any]:
-    result = {key: value for key, value in given.items() if value is not None and key != "type"}
-    result["rope_type"] = given.get("rope_type") or given.get("type") or "default"
-    base = given.get("rope_theta", theta)
-    result["rope_theta"] = float(base) if isinstance(base, int | float) else 10000.0
-    if "factor" in result and isinstance(result["factor"], int):
-        result["factor"] = float(result["factor"])
-    return dict(sorted(result.items()))
 
 
 def check_config(base_role: str, base: Mapping[str, Any], others: Models) -> list[Finding]:
@@ -158,8 +49,17 @@ def check_config(base_role: str, base: Mapping[str, Any], others: Models) -> lis
 
 
 def _families(config: Mapping[str, Any]) -> list[str]:
-    inner = next((config[key] for key in _INNER if isinstance(config.get(key), dict)), {})
+    inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), {})
     return [str(kind) for kind in (config.get("model_type"), inner.get("model_type")) if kind]
+
+
+def _is_one_family(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two configs share a model type, or types that one class stands for."""
+    return bool(set(one) & set(other)) or bool({_written(kind) for kind in one} & {_written(kind) for kind in other})
+
+
+def _written(kind: str) -> str:
+    return family(kind).kind or kind
 
 
 def _classes(config: Mapping[str, Any]) -> str:
@@ -170,7 +70,7 @@ def _classes(config: Mapping[str, Any]) -> str:
 def _check_family(base_role: str, base: Mapping[str, Any], others: Models) -> Iterator[Finding]:
     own, own_classes = _families(base), _classes(base)
     for found, who in _grouped((role, tuple(_families(config))) for role, config in others):
-        if own and found and not set(own) & set(found):
+        if own and found and not _is_one_family(own, found):
             yield finding(
                 "architecture",
                 f"model_type of {roles(who)}",
@@ -189,37 +89,85 @@ def _check_family(base_role: str, base: Mapping[str, Any], others: Models) -> It
             )
 
 
+class _Difference(NamedTuple):
+    """A key with another value: what the base has, what the others have."""
+
+    key: str
+    mine: str
+    theirs: str
+    sort: str
+
+
 def _check_keys(base_role: str, base: Mapping[str, Any], others: Models) -> Iterator[Finding]:
-    own = canonical(base)
-    differing: dict[tuple[str, str, str], list[str]] = {}
+    differing: dict[_Difference, list[str]] = {}
     for role, config in others:
-        other = canonical(config)
-        for key in [*own, *(key for key in other if key not in own)]:
-            default = _DEFAULTS.get(key)
-            mine, theirs = own.get(key, default), other.get(key, default)
-            if mine != theirs:
-                differing.setdefault((key, _show(mine), _show(theirs)), []).append(role)
-    rest: list[str] = []
-    for (key, mine, theirs), who in differing.items():
-        last = key.rpartition(".")[2]
-        is_function = last in _FUNCTION or (last.startswith(("num_", "n_")) and last not in _COUNTS_NOTHING)
-        if last in _CONTEXT:
+        if config == base:
+            continue
+        for each in _differences(base, config):
+            differing.setdefault(each, []).append(role)
+    for (key, mine, theirs, sort), who in differing.items():
+        if sort == "context":
             id, fix = "config-context", "the target's context length is kept; test long inputs"  # noqa: A001
-        elif is_function and "absent" not in (mine, theirs):  # where one is absent, its default is unknown
+        elif sort == "function":
             id, fix = "config-function", "equal shapes, but another function: give models of one lineage"  # noqa: A001
         else:
-            rest.append(key)
             continue
         yield finding(id, f"`{key}` of {roles(who)}", f"{mine} as the {base_role} has it", theirs, fix)
-    if rest:
-        names = list(dict.fromkeys(rest))
-        who = [role for role, _ in others if any(role in group for group in differing.values())]
-        yield finding("config-other", f"config.json of {roles(who)}", "", f"differs in {listed(names, 6)}")
+    yield from _check_rest(others, {d: who for d, who in differing.items() if d.sort == "other"}, "warning")
+    yield from _check_rest(others, {d: who for d, who in differing.items() if d.sort == "token"}, "note")
+
+
+def _check_rest(others: Models, rest: Mapping[_Difference, list[str]], level: Level) -> Iterator[Finding]:
+    if not rest:
+        return
+    names = list(dict.fromkeys(each.key for each in rest))
+    who = [role for role, _ in others if any(role in group for group in rest.values())]
+    message = f"differs in {listed(names, 6)}"
+    yield finding("config-other", f"config.json of {roles(who)}", "", message, level=level)
+
+
+def _differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[_Difference]:
+    """Keys that differ. The defaults of two families are not compared: what is absent stays absent."""
+    own_kinds, kinds = _families(base), _families(other)
+    is_one_family = not (own_kinds and kinds) or _is_one_family(own_kinds, kinds)
+    mine, theirs = (describe(config, with_defaults=is_one_family) for config in (base, other))
+    for key in [*mine.values, *(key for key in theirs.values if key not in mine.values)]:
+        default = _DEFAULTS.get("rope" if key.endswith(".rope") else key)
+        one, two = mine.values.get(key, default), theirs.values.get(key, default)
+        if one != two:
+            yield _Difference(key, _show(one), _show(two), _sort(key, one, two, mine, theirs))
+
+
+def _sort(key: str, one: Any, two: Any, mine: Described, theirs: Described) -> str:
+    """How much a difference counts: ``context``, ``token``, ``function`` or ``other``."""
+    last = key.rpartition(".")[2]
+    if last in CONTEXT:
+        return "context"
+    if is_token(last):
+        return "token"
+    if one is NOT_KNOWN or two is NOT_KNOWN:
+        return "other"
+    is_known = key in mine.known and key in theirs.known
+    if last == "layer_types" and _is_window_without_size(one, two, mine, theirs):
+        return "other"
+    if one is None or two is None:  # where one is absent and no default is known, nothing is
+        return "function" if is_known else "other"
+    return "function" if is_known or names_function(last) else "other"
+
+
+def _is_window_without_size(one: Any, two: Any, mine: Described, theirs: Described) -> bool:
+    """Whether two lists of layers differ by windows alone, and neither config gives the window a size."""
+    if any(each.values.get("sliding_window") is not None for each in (mine, theirs)):
+        return False
+    kinds = {kind for each in (one, two) if isinstance(each, list) for kind in map(str, each)}
+    return kinds <= {"full_attention", "sliding_attention"}
 
 
 def _show(value: Any) -> str:
     if value is None:
         return "absent"
+    if value is NOT_KNOWN:
+        return "not known"
     text = repr(value) if isinstance(value, str) else str(value)
     return f"`{text if len(text) <= 80 else text[:77] + '...'}`"
 

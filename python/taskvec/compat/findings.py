@@ -39,7 +39,7 @@ FINDINGS: dict[str, Kind] = {
     "config-missing": Kind("warning", "a model has no config.json, so its function cannot be compared"),
     "config-function": Kind("error", "a config key that changes the function differs", _TARGETS),
     "config-context": Kind("warning", "the context length or the attention window differs"),
-    "config-other": Kind("note", "config keys differ that are not known to change the function"),
+    "config-other": Kind("warning", "config keys differ that are not known to change the function"),
     # Tensors
     "tensor-missing": Kind("error", "selected tensors of the target are not in another model", _COPIED),
     "tensor-unused": Kind("warning", "tensors of another model have no counterpart in the target"),

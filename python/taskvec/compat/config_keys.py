@@ -1,0 +1,98 @@
+"""Keys of config.json by what they mean for the function of the same weights."""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The language model's own settings inside a multimodal wrapper's config.
+INNER = ("text_config", "llm_config", "language_config")
+
+# Housekeeping, training, generation: the weights compute the same whatever these say. The tie flag is judged
+# together with the stored heads, dtypes by what is stored, families on their own, vocabularies by their rows.
+IGNORED = _words(
+    """
+    architectures model_type tie_word_embeddings tie_embedding tie_encoder_decoder dtype torch_dtype
+    transformers_version use_cache _name_or_path name_or_path _commit_hash commit_hash auto_map
+    output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
+    gradient_checkpointing pretraining_tp tensor_parallel_degree use_sliding_window quantization_config
+    compression_config id2label label2id num_labels problem_type task_specific_params finetuning_task
+    _attn_implementation _attn_implementation_autoset attn_implementation _attn_implementation_internal
+    _experts_implementation bad_words_ids is_decoder is_encoder_decoder add_cross_attention
+    cross_attention_hidden_size chunk_size_feed_forward torchscript pruned_heads use_bfloat16 tf_legacy_loss
+    router_aux_loss_coef output_router_logits aux_loss_alpha seq_aux ep_size unsloth_version unsloth_fixed
+    model_name rope_theta rope_scaling base_model_tp_plan
+    rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base rotary_pct rope_ratio
+    original_max_position_embeddings prefix tokenizer_class
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
+    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens forced_decoder_ids max_new_tokens
+    use_mambapy use_mamba_kernels use_flash_attn use_flash_attention _flash_attn_2_enabled
+    fp32_residual_connection_training gradient_checkpointing_policy return_loss
+    """
+)
+
+# Training and initialisation under any family's name for it.
+_TRAINING = (
+    "dropout", "drop_rate", "dropout_rate", "drop_path_rate", "pdrop", "layerdrop", "_loss", "loss_coef",
+    "loss_coefficient", "loss_weight", "loss_alpha", "loss_type", "_cost", "initializer_range",
+    "initializer_factor", "initializer_bias_prior_prob", "initializer_cutoff_factor", "init_std", "init_method",
+    "init_xavier_std", "jitter_noise", "dropout_prob", "drop_prob", "weight_init_std",
+)  # fmt: skip
+_TRAINING_WORDS = (
+    "loss",
+    "dropout",
+    "initializer",
+    "jitter",
+    "mask_time",
+    "mask_feature",
+    "spec_augment",
+    "flash",
+)
+
+# Token ids: a note, the tokenizers are compared themselves.
+_TOKENS = ("_token_id", "_token_index", "_token_ids", "_token")
+
+CONTEXT = _words(
+    """
+    max_position_embeddings n_positions n_ctx max_sequence_length max_seq_len max_seq_length seq_length
+    model_max_length sliding_window max_window_layers attention_chunk_size max_source_positions
+    max_target_positions
+    """
+)
+
+# Parts of names that say that a key changes the function of the same weights.
+_FUNCTION_PARTS = _words(
+    """
+    rope theta rotary norm eps epsilon scale scaling scalar multiplier alibi window relative bias num n size dim
+    dims ratio factor act activation heads head layers layer hidden ffn position positions positional softcap
+    softcapping router routed expert experts topk top group groups attention attn kernel stride patch rank expand
+    parallel residual interval period pattern conv state gate gated mlp channels pooling feature window depth
+    depths embed embedding embeddings width image temperature frequency freq base causal cross function fn
+    threshold clamp cap limit temp mamba ssm glu swiglu alpha beta gamma logit logits mean std groups shared
+    interleave dilation padding offset
+    """
+)
+
+
+def is_ignored(key: str) -> bool:
+    """Whether a key says nothing of the function of the weights."""
+    return (
+        key in IGNORED
+        or key.startswith("_attn_")
+        or key.endswith(_TRAINING)
+        or any(word in key for word in _TRAINING_WORDS)
+    )
+
+
+def is_token(key: str) -> bool:
+    """Whether a key is the id of a token."""
+    return key.endswith(_TOKENS) or key in ("vocab_size", "text_vocab_size")
+
+
+def names_function(key: str) -> bool:
+    """Whether a key's name says that it changes the function."""
+    return any(part in _FUNCTION_PARTS for part in key.lower().strip("_").split("_"))

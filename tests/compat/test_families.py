@@ -1,0 +1,124 @@
+"""Configs of every family that transformers knows: as published, and as it writes them again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskvec.compat.canonical import canonical
+from taskvec.compat.config import check_config
+from taskvec.compat.families import family
+from taskvec.compat.findings import Finding
+from tests.compat import make_families as table
+
+Config = dict[str, Any]
+
+# What a published config does not say, because transformers 4 did not write it.
+_NEW = ("rope_parameters", "layer_types", "mlp_layer_types", "dtype", "transformers_version", "_name_or_path")
+
+
+def published(config: Config, cls: Any) -> Config:
+    """A config in the spelling of transformers 4, made from what transformers 5 writes."""
+    own = family(str(config.get("model_type", "")))
+    left = {*_NEW, *own.formulas, *own.layers}
+    result = {
+        key: published(value, None) if isinstance(value, dict) and key.endswith("_config") else value
+        for key, value in config.items()
+        if key not in left or key == "model_type"
+    }
+    result.update(_rope_of_old(config.get("rope_parameters"), own))
+    return {key: value for key, value in result.items() if value is not None}
+
+
+def _rope_of_old(given: Any, own: Any) -> Config:
+    if not isinstance(given, dict) or not given:
+        return {}
+    if all(each is None or isinstance(each, dict) for each in given.values()):
+        full, local = given.get("full_attention"), given.get("sliding_attention")
+        if "global_rope_theta" in own.old:
+            return {"global_rope_theta": full["rope_theta"], "local_rope_theta": local["rope_theta"]}
+        if "rope_local_base_freq" in own.old:
+            return {"rope_theta": full["rope_theta"], "rope_local_base_freq": local["rope_theta"]}
+        return {"rope_parameters": given}
+    names = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+    if "rotary_pct" in own.old:
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    result = {name: given[key] for key, name in names.items() if given.get(key) is not None}
+    scaling = {key: value for key, value in given.items() if key not in names and value is not None}
+    kind = scaling.pop("rope_type", "default")
+    if scaling or kind != "default":
+        result["rope_scaling"] = {"type": kind, **scaling}
+    return result
+
+
+def saved(config: Config, folder: Path) -> Config:
+    """What ``AutoConfig.from_pretrained(...).save_pretrained(...)`` makes of a config."""
+    from transformers import AutoConfig
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        AutoConfig.from_pretrained(folder).save_pretrained(folder / "saved")
+    return json.loads((folder / "saved" / "config.json").read_text())
+
+
+def findings(one: Config, other: Config) -> list[Finding]:
+    return check_config("target", one, [("donor", other)])
+
+
+@cache
+def written(kind: str) -> Config | None:
+    """The default config of a family, as transformers 5 writes it."""
+    try:
+        return table.plain(table.classes()[kind]().to_diff_dict()) | {"model_type": kind}
+    except Exception:
+        return None
+
+
+def variants(kind: str) -> Iterator[Config]:
+    """Published configs of a family: with its defaults, with other sizes, and with nothing said."""
+    config = written(kind)
+    if config is None:
+        return
+    old = published(config, None)
+    yield old
+    other = json.loads(json.dumps(old))
+    sections = [value for key, value in other.items() if isinstance(value, dict) and key.endswith("_config")]
+    for section in (other, *sections):
+        if isinstance(section.get("rope_theta"), float):
+            section["rope_theta"] = 54321.0
+        if isinstance(section.get("num_hidden_layers"), int):
+            section["num_hidden_layers"] = 7
+        # With several sections, some sizes of one have to be those of another.
+        if isinstance(section.get("hidden_size"), int) and not sections:
+            section["hidden_size"] *= 2
+    yield other
+    yield {"model_type": kind}
+
+
+def test_every_family_as_published_and_as_saved(tmp_path: Path) -> None:
+    table.quiet()
+    refused: dict[str, list[str]] = {}
+    covered, left_out = set(), {}
+    for kind in table.classes():
+        for number, old in enumerate(variants(kind)):
+            try:
+                new = saved(old, tmp_path / f"{kind}-{number}")
+            except Exception as error:  # the class refuses such a config
+                left_out[f"{kind}-{number}"] = f"{type(error).__name__}: {error}"[:100]
+                continue
+            covered.add(kind)
+            for one, two in ((old, new), (new, old)):
+                errors = [str(each) for each in findings(one, two) if each.level == "error"]
+                if errors:
+                    refused.setdefault(f"{kind}-{number}", errors)
+    Path("/tmp/cfg/refused.json").write_text(json.dumps([refused, left_out, len(covered)], indent=1))
+    assert not refused
+    assert len(covered) >= 600
