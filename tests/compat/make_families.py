@@ -91,7 +91,11 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
     sections = set(section_classes(cls))
     rope = whole.get("rope_parameters")
     left = skipped | sections | {"rope_parameters"}
-    base = {k: v for k, v in whole.items() if k not in left and (k in ROPE or not is_ignored(k)) and not is_token(k)}
+    base = {
+        k: v
+        for k, v in whole.items()
+        if k not in left and (k in ROPE or not is_ignored(k)) and not is_token(k)
+    }
     result = {
         "d": base,
         "r": rope,
@@ -99,7 +103,9 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
         "p": popped(cls, whole),
     }
     result["a"].update(renamed(cls, whole, result["p"]))
-    result["p"] = [name for name in result["p"] if name not in result["a"] and (name in ROPE or not is_ignored(name))]
+    result["p"] = [
+        name for name in result["p"] if name not in result["a"] and (name in ROPE or not is_ignored(name))
+    ]
     result["l"] = {key: found for key in list(base) if (found := layer_rule(cls, key, base, result["p"]))}
     depends = dependencies(cls, whole, base)
     result["f"] = {key: formula(cls, key, on, base) for key, on in depends.items() if key not in result["l"]}
@@ -341,7 +347,9 @@ def _add_overrides(rows: dict[str, Any], name: str, cls: Any) -> None:
         own, given = made(inner) or {}, whole.get(section) or {}
         names = set(own) & set(given) - housekeeping()
         other = {key: given[key] for key in sorted(names) if given[key] != own[key]}
-        other = {key: value for key, value in other.items() if not isinstance(value, dict)}
+        other = {k: v for k, v in other.items() if not isinstance(v, dict) or k == "rope_parameters"}
+        if other:  # these may follow from what is set, and come out the same by chance
+            other.update({key: given[key] for key in ("head_dim", "num_key_value_heads") if given.get(key)})
         if other:
             rows[name].setdefault("o", {})[section] = other
 

@@ -55,7 +55,9 @@ def _families(config: Mapping[str, Any]) -> list[str]:
 
 def _is_one_family(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two configs share a model type, or types that one class stands for."""
-    return bool(set(one) & set(other)) or bool({_written(kind) for kind in one} & {_written(kind) for kind in other})
+    return bool(set(one) & set(other)) or bool(
+        {_written(kind) for kind in one} & {_written(kind) for kind in other}
+    )
 
 
 def _written(kind: str) -> str:

@@ -90,7 +90,7 @@ def is_ignored(key: str) -> bool:
 
 def is_token(key: str) -> bool:
     """Whether a key is the id of a token."""
-    return key.endswith(_TOKENS) or key in ("vocab_size", "text_vocab_size")
+    return key.endswith(_TOKENS) or key.endswith("vocab_size")
 
 
 def names_function(key: str) -> bool:

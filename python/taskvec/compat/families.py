@@ -107,12 +107,14 @@ def filled(config: Mapping[str, Any], own: Family) -> dict[str, Any]:
     for key, value in own.defaults.items():
         if key == "max_window_layers":  # without a window it says nothing, and a window comes with it
             continue
+        if own.rope is not None and key in ("rope_theta", "rope_local_base_freq"):  # the row's own parameters say it
+            continue
         if key not in result or (result[key] is None and key in own.nulls):
             result[key] = NOT_KNOWN if is_open and key not in result else value
     _fill_formulas(result, own)
     for key, rule in own.layers.items():
         if result.get(key) is None:
-            result[key] = layer_list(result, key, rule)
+            result[key] = layer_list(result, key, rule, own.defaults)
     return result
 
 
@@ -157,13 +159,17 @@ def _calculated(rule: list[Any], config: Mapping[str, Any]) -> Any:
     return a * b if operation == "*" else a + b
 
 
-def layer_list(config: Mapping[str, Any], key: str, rule: Mapping[str, Any]) -> Any:
+def layer_list(
+    config: Mapping[str, Any], key: str, rule: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Any:
     """The list that a family's class makes for the layers of a config that does not give it."""
     count = config.get(rule["n"])
     if "cycle" not in rule or not isinstance(count, int) or not 0 < count <= 100_000:
         return NOT_KNOWN
     for name, change in ((rule.get("period"), stretch), (rule.get("first"), lead)):
         value = config.get(name) if name else None
+        if name in defaults and defaults[name] == value:
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= count + 1000:
             rule = change(rule, value)
     window_from = config.get("max_window_layers")

@@ -160,12 +160,11 @@ def _single(
         inside = result.get("original_max_position_embeddings")
         longest = config.get("max_position_embeddings")
         result["original_max_position_embeddings"] = next((v for v in (outside, inside, longest) if v), None)
-    for key, value in _DEFAULTS.get(kind, {}).items():
-        result.setdefault(key, value)
     left = _WITHOUT_EFFECT.get(kind, frozenset()) | {"type", "finetuned"}
-    return {
-        key: _number(result[key]) for key in sorted(result) if key not in left and result[key] is not None
-    }
+    usual = _DEFAULTS.get(kind, {})
+    names = ["rope_theta", "rope_type", *sorted(result.keys() - {"rope_theta", "rope_type"} - left)]
+    kept = {key: result[key] for key in names if result[key] is not None and result[key] != usual.get(key)}
+    return {key: _number(value) for key, value in kept.items()}
 
 
 def _number(value: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from taskvec.compat.families import NO_FAMILY, NOT_KNOWN, Family, family, filled
+
 Config = Mapping[str, Any]
 
 
@@ -106,7 +108,16 @@ def edits(config: Config, kind: str, origins: Sequence[Origin]) -> tuple[dict[st
     old = layer_count(config, kind)
     for prefix, section, keys in _sections(config, kind):
         own = [Origin(_same_section(origin.config, prefix), origin.layer) for origin in origins]
-        rewriter = _Rewriter(section, own, old)
+        row = _family(config, section, prefix)
+        lists, unknown = _implied_lists(section, row, own, keys)
+        changes.update({prefix + key: value for key, value in lists.items()})
+        problems += [prefix + key for key in unknown]
+        rewriter = _Rewriter(section, own, old, frozenset(row.layers))
+        for key, value in row.defaults.items():
+            if key not in section and key not in _settled_by_lists(row) and _is_pattern(key):
+                new = rewriter.rewritten(key, value)
+                if new != value:
+                    changes[prefix + key] = new
         for key, value in section.items():
             is_count = key in keys and value == old
             new = len(origins) if is_count else rewriter.rewritten(key, value)
@@ -121,6 +132,64 @@ def _same_section(config: Config, prefix: str) -> Config:
     return section if isinstance(section, Mapping) else config
 
 
+def _family(config: Config, section: Config, prefix: str) -> Family:
+    """What transformers knows of a section that has layers; nothing where its text part stands elsewhere."""
+    own = family(str(section.get("model_type"))) if section.get("model_type") else NO_FAMILY
+    if own is NO_FAMILY and prefix:
+        own = family(family(str(config.get("model_type"))).sections.get(prefix[:-1], ""))
+    return own
+
+
+def _is_pattern(key: str) -> bool:
+    # `max_window_layers` says nothing where the config does not switch a window on.
+    return key in _PERIODS or key in _LEADING - {"max_window_layers"} or key in _TRAILING or key in _NUMBERS
+
+
+def _settled_by_lists(own: Family) -> set[Any]:
+    return {rule.get(name) for rule in own.layers.values() for name in ("period", "first")}
+
+
+def _implied_lists(
+    section: Config, own: Family, origins: Sequence[Origin], counts: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Lists with an entry per layer that the class makes by itself, where it would now make other ones.
+
+    Returns
+    -------
+    lists : dict
+        What to write.
+    unknown : list of str
+        Keys whose rule is not known, or that the class would change.
+    """
+    lists: dict[str, Any] = {}
+    unknown: list[str] = []
+    for key, rule in own.layers.items():
+        has_list = section.get(key) is not None
+        if (has_list and not rule.get("tail")) or rule["n"] not in counts:
+            continue
+        is_same = all(origin.layer == index for index, origin in enumerate(origins))
+        wanted = [_implied_entry(origin, key, own) for origin in origins]
+        made = filled({**section, rule["n"]: len(origins), key: None}, own)[key]
+        if NOT_KNOWN in wanted or made is NOT_KNOWN:
+            if not (is_same and len(origins) == section.get(rule["n"])):
+                unknown.append(key)
+            continue
+        if rule["tail"] and wanted[-1] != rule["tail"][-1]:
+            unknown.append(key)
+        if made != wanted and not has_list:
+            lists[key] = wanted
+    return lists, unknown
+
+
+def _implied_entry(origin: Origin, key: str, own: Family) -> Any:
+    kind = origin.config.get("model_type")
+    row = family(str(kind)) if kind else own
+    entries = filled(origin.config, row).get(key)
+    if not isinstance(entries, list) or origin.layer >= len(entries):
+        return NOT_KNOWN
+    return entries[origin.layer]
+
+
 @dataclass(slots=True)
 class _Rewriter:
     """Values of one section, counted again for layers that come from elsewhere."""
@@ -128,6 +197,7 @@ class _Rewriter:
     section: Config
     origins: Sequence[Origin]
     old: int | None
+    implied: frozenset[str] = frozenset()
     problems: list[str] = field(default_factory=list)
 
     def rewritten(self, key: str, value: Any) -> Any:
@@ -167,7 +237,8 @@ class _Rewriter:
     def _is_overruled(self, key: str) -> bool:
         if key == "max_window_layers" and not self.section.get("use_sliding_window"):
             return True
-        return self.section.get(_OVERRULED.get(key, "")) is not None
+        listed = _OVERRULED.get(key, "")
+        return self.section.get(listed) is not None or listed in self.implied
 
     def _run(self, key: str, value: int) -> int:
         """A count of layers at one end; a problem where they no longer stand together at that end."""
