@@ -37,12 +37,12 @@ LEFT_OUT = {
 _NEW = ("rope_parameters", "layer_types", "mlp_layer_types", "dtype", "transformers_version", "_name_or_path")
 
 
-def published(config: Config, cls: Any) -> Config:
+def published(config: Config) -> Config:
     """A config in the spelling of transformers 4, made from what transformers 5 writes."""
     own = family(str(config.get("model_type", "")))
     left = {*_NEW, *own.formulas, *own.layers}
     result = {
-        key: published(value, None) if isinstance(value, dict) and key.endswith("_config") else value
+        key: published(value) if isinstance(value, dict) and key.endswith("_config") else value
         for key, value in config.items()
         if key not in left or key == "model_type"
     }
@@ -106,7 +106,7 @@ def variants(kind: str) -> Iterator[Config]:
     config = written(kind)
     if config is None:
         return
-    old = published(config, None)
+    old = published(config)
     yield old
     other = json.loads(json.dumps(old))
     sections = [value for key, value in other.items() if isinstance(value, dict) and key.endswith("_config")]
