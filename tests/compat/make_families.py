@@ -1,18 +1,19 @@
 """Measure transformers' config classes and write what the comparison of configs needs to know of each family.
 
-Run as ``python tests/compat/make_families.py`` (or ``pytest tests/compat --update-families``) with the version of
-transformers that the table is to describe. Nothing is read from its sources but names: every class is made with
-its defaults, then again with one key changed at a time, and what follows is written down.
+Run as ``python tests/compat/make_families.py`` with the version of transformers that the table is to
+describe. Every class is made with its defaults, then again with one key changed at a time, and what follows
+is written down; of its sources, only the names of old keys are read.
 
 A row of the table, by ``model_type`` (a section without one of its own: ``OUTER/SECTION``):
 
 - ``d``: defaults, without housekeeping; ``r``: default parameters of the rotary embedding.
 - ``a``: other names of keys, alias to stored name; ``s``: sections and the rows that describe them.
-- ``f``: keys that follow from others where they are absent: ``[operation, keys or numbers]``, or ``null`` where
-  the rule is not a simple one.
-- ``l``: lists with an entry per layer, as ``{"n": key of the count, "head", "cycle", "tail", "period", "first"}``.
-- ``o``: by section, defaults that the outer class sets otherwise; ``m``: the model type that the class writes.
-- ``n``: keys for which ``null`` means the default; ``p``: old keys that the class takes in and does not write.
+- ``f``: keys that follow from others where they are absent: ``[operation, keys or numbers]``, or ``null``
+  where the rule is not a simple one.
+- ``l``: lists with an entry per layer, as ``{"n": key of the count, "head", "cycle", "tail", "period",
+  "first"}``.
+- ``o``: by section, defaults that the outer class sets otherwise; ``m``: the model type that it writes.
+- ``n``: keys for which ``null`` means the default; ``p``: old keys that are taken in and not written.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ TABLE = Path(__file__).parents[2] / "python" / "taskvec" / "compat" / "families.
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 PERIODS = ("sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
 ROPE = (
-    "rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta", "rotary_emb_base", "rotary_pct",
-    "rope_ratio", "original_max_position_embeddings",
+    "rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta", "rotary_emb_base",
+    "rotary_pct", "rope_ratio", "original_max_position_embeddings",
 )  # fmt: skip
 # Words that decide over other keys.
 WORDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
@@ -56,7 +57,7 @@ def classes() -> dict[str, Any]:
     for kind in sorted(CONFIG_MAPPING.keys()):
         try:
             found[kind] = CONFIG_MAPPING[kind]
-        except Exception:  # noqa: BLE001, S112  (a class that needs a package that is not here)
+        except Exception:
             continue
     return found
 
@@ -70,7 +71,7 @@ def made(cls: Any, **changes: Any) -> dict[str, Any] | None:
     """What the class writes for these keys; nothing where it refuses them."""
     try:
         return plain(cls(**changes).to_dict())
-    except Exception:  # noqa: BLE001  (any class may refuse in any way)
+    except Exception:
         return None
 
 
@@ -128,7 +129,7 @@ def section_classes(cls: Any) -> dict[str, Any]:
 
     try:
         instance = cls()
-    except Exception:  # noqa: BLE001
+    except Exception:
         return {}
     return {k: type(v) for k, v in vars(instance).items() if isinstance(v, PretrainedConfig)}
 
@@ -360,7 +361,7 @@ def packed(rows: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, each in sorted(rows.items()):
         text = json.dumps(each, sort_keys=True)
-        result[name] = first[text] if text in first else each
+        result[name] = first.get(text, each)
         first.setdefault(text, name)
     return result
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.compat import make_families as table
 
 from taskvec.compat.canonical import canonical
 from taskvec.compat.config import check_config
 from taskvec.compat.families import family
 from taskvec.compat.findings import Finding
-from tests.compat import make_families as table
 
 Config = dict[str, Any]
 
@@ -37,12 +37,12 @@ LEFT_OUT = {
 _NEW = ("rope_parameters", "layer_types", "mlp_layer_types", "dtype", "transformers_version", "_name_or_path")
 
 
-def published(config: Config, cls: Any) -> Config:
+def published(config: Config) -> Config:
     """A config in the spelling of transformers 4, made from what transformers 5 writes."""
     own = family(str(config.get("model_type", "")))
     left = {*_NEW, *own.formulas, *own.layers}
     result = {
-        key: published(value, None) if isinstance(value, dict) and key.endswith("_config") else value
+        key: published(value) if isinstance(value, dict) and key.endswith("_config") else value
         for key, value in config.items()
         if key not in left or key == "model_type"
     }
@@ -106,7 +106,7 @@ def variants(kind: str) -> Iterator[Config]:
     config = written(kind)
     if config is None:
         return
-    old = published(config, None)
+    old = published(config)
     yield old
     other = json.loads(json.dumps(old))
     sections = [value for key, value in other.items() if isinstance(value, dict) and key.endswith("_config")]
@@ -175,7 +175,9 @@ def test_a_key_of_the_function_is_refused(kind: str, key: str, one: Any, other: 
 )
 def test_absence_is_the_default_of_the_family(kind: str, key: str, one: Any, other: Any) -> None:
     assert findings({"model_type": kind}, {"model_type": kind, key: one}) == []
-    assert "config-function" in {each.id for each in findings({"model_type": kind}, {"model_type": kind, key: other})}
+    assert "config-function" in {
+        each.id for each in findings({"model_type": kind}, {"model_type": kind, key: other})
+    }
 
 
 def test_an_unknown_key_is_a_warning() -> None:
@@ -186,7 +188,18 @@ def test_an_unknown_key_is_a_warning() -> None:
 
 def test_the_table_is_what_transformers_has() -> None:
     table.quiet()
-    kinds = ["gemma2", "gemma3_text", "llama", "qwen3", "gpt_neox", "t5", "phi3", "bloom", "falcon", "mixtral"]
+    kinds = [
+        "gemma2",
+        "gemma3_text",
+        "llama",
+        "qwen3",
+        "gpt_neox",
+        "t5",
+        "phi3",
+        "bloom",
+        "falcon",
+        "mixtral",
+    ]
     stored = json.loads(table.TABLE.read_text())["families"]
     for kind, row in table.measure([*kinds, "deepseek_v3", "modernbert"]).items():
         own = stored[kind]
@@ -194,6 +207,6 @@ def test_the_table_is_what_transformers_has() -> None:
 
 
 def test_old_words_and_numbers_of_the_rotary_embedding() -> None:
-    assert canonical({"rope_theta": 5, "rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}) == canonical(
-        {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default", "mrope_section": [1, 2]}}
-    )
+    assert canonical(
+        {"rope_theta": 5, "rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}
+    ) == canonical({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default", "mrope_section": [1, 2]}})

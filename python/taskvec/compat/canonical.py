@@ -28,8 +28,8 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as flat ``key.key: value``, equal where two configs mean the same.
 
     The inner language model's settings come to the top, the spellings of the rotary embedding become one
-    (``rope``), defaults of the family and those that follow from other keys are filled in, names that the family
-    has twice become one. ``null`` is the same as absent, unless the family's default is something.
+    (``rope``), defaults of the family and those that follow from other keys are filled in, names that the
+    family has twice become one. ``null`` is the same as absent, unless the family's default is something.
     """
     return describe(config).values
 
@@ -89,7 +89,7 @@ def _brought_up(
 
 
 def _overridden(section: Mapping[str, Any], usual: Mapping[str, Any], inside: Family) -> Mapping[str, Any]:
-    """A section with the outer family's defaults; where only parts are given, who completes them is not known."""
+    """A section with the outer family's defaults; who completes one that is given in part is not known."""
     if not section:
         return usual
     names = [key for key in usual if key not in section and key not in inside.aliases.values()]

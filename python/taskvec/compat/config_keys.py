@@ -39,7 +39,8 @@ IGNORED = _words(
 _TRAINING = (
     "dropout", "drop_rate", "dropout_rate", "drop_path_rate", "pdrop", "layerdrop", "_loss", "loss_coef",
     "loss_coefficient", "loss_weight", "loss_alpha", "loss_type", "_cost", "initializer_range",
-    "initializer_factor", "initializer_bias_prior_prob", "initializer_cutoff_factor", "init_std", "init_method",
+    "initializer_factor", "initializer_bias_prior_prob", "initializer_cutoff_factor", "init_std",
+    "init_method",
     "init_xavier_std", "jitter_noise", "dropout_prob", "drop_prob", "weight_init_std",
 )  # fmt: skip
 _TRAINING_WORDS = (
@@ -67,9 +68,11 @@ CONTEXT = _words(
 # Parts of names that say that a key changes the function of the same weights.
 _FUNCTION_PARTS = _words(
     """
-    rope theta rotary norm eps epsilon scale scaling scalar multiplier alibi window relative bias num n size dim
+    rope theta rotary norm eps epsilon scale scaling scalar multiplier alibi window relative bias num n size
+    dim
     dims ratio factor act activation heads head layers layer hidden ffn position positions positional softcap
-    softcapping router routed expert experts topk top group groups attention attn kernel stride patch rank expand
+    softcapping router routed expert experts topk top group groups attention attn kernel stride patch rank
+    expand
     parallel residual interval period pattern conv state gate gated mlp channels pooling feature window depth
     depths embed embedding embeddings width image temperature frequency freq base causal cross function fn
     threshold clamp cap limit temp mamba ssm glu swiglu alpha beta gamma logit logits mean std groups shared

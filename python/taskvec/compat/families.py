@@ -107,7 +107,10 @@ def filled(config: Mapping[str, Any], own: Family) -> dict[str, Any]:
     for key, value in own.defaults.items():
         if key == "max_window_layers":  # without a window it says nothing, and a window comes with it
             continue
-        if own.rope is not None and key in ("rope_theta", "rope_local_base_freq"):  # the row's own parameters say it
+        if own.rope is not None and key in (
+            "rope_theta",
+            "rope_local_base_freq",
+        ):  # the row's own parameters say it
             continue
         if key not in result or (result[key] is None and key in own.nulls):
             result[key] = NOT_KNOWN if is_open and key not in result else value
@@ -120,10 +123,20 @@ def filled(config: Mapping[str, Any], own: Family) -> dict[str, Any]:
 
 # Old keys of which the comparison knows what they mean.
 _ROPE = frozenset(
-    """
-    partial_rotary_factor rotary_dim swa_rope_theta rope_theta rope_scaling rope_local_base_freq rotary_pct
-    global_rope_theta local_rope_theta rotary_emb_base rope_ratio original_max_position_embeddings
-    """.split()
+    {
+        "partial_rotary_factor",
+        "rotary_dim",
+        "swa_rope_theta",
+        "rope_theta",
+        "rope_scaling",
+        "rope_local_base_freq",
+        "rotary_pct",
+        "global_rope_theta",
+        "local_rope_theta",
+        "rotary_emb_base",
+        "rope_ratio",
+        "original_max_position_embeddings",
+    }
 )
 
 
@@ -174,9 +187,8 @@ def layer_list(
             rule = change(rule, value)
     window_from = config.get("max_window_layers")
     if key == "layer_types" and config.get("use_sliding_window") and isinstance(window_from, int):
-        kinds = [
+        return [
             "sliding_attention" if config.get("sliding_window") and index >= window_from else kind
             for index, kind in enumerate(expand(rule, count))
         ]
-        return kinds
     return expand(rule, count)

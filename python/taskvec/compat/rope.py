@@ -38,8 +38,8 @@ def rope(config: Mapping[str, Any], own: Family = NO_FAMILY) -> dict[str, Any] |
     Returns
     -------
     dict or None
-        ``rope_type``, ``rope_theta`` (float) and what else the type looks at; ``None`` where neither the config
-        nor the family says anything of a rotary embedding.
+        ``rope_type``, ``rope_theta`` (float) and what else the type looks at; ``None`` where neither the
+        config nor the family says anything of a rotary embedding.
     """
     given = _given(config)
     theta, local, partial = _theta(config), _first(config, _LOCAL_THETA), _partial(config, own)
