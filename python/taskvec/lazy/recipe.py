@@ -16,13 +16,13 @@ from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import MANIFEST, PLAN, STATE
 from taskvec.lazy.plan import Plan
-from taskvec.models.adapter import open_adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.merge import plan_recipe
 from taskvec.plan.plan import Request
 from taskvec.recipe.expand import sources
 from taskvec.recipe.load import RecipeFile, load
+from taskvec.resolve.adapter import open_adapter
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
 from taskvec.run.finished import finished_report, finished_run, manifests_of_request
