@@ -1,4 +1,5 @@
-"""What transformers takes where a config says nothing: one row for each family, read when two configs differ.
+"""The defaults of transformers for keys that a config leaves out: a row for each family, read when two configs
+differ.
 
 The table is measured (``tests/compat/make_families.py``), not written by hand.
 """
@@ -8,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from taskvec.compat.layer_patterns import expand, lead, stretch
@@ -68,6 +68,8 @@ NO_FAMILY = Family()
 
 @cache
 def _table() -> dict[str, Any]:
+    from importlib.resources import files  # milliseconds, which equal configs need not pay
+
     text = files("taskvec.compat").joinpath("families.json").read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)["families"]
     return table
