@@ -1,5 +1,6 @@
-"""The defaults of transformers for keys that a config leaves out: a row for each family, read when two configs
-differ.
+"""The defaults of transformers for keys that a config leaves out, a row for each family.
+
+The table is read when two configs differ.
 
 The table is measured (``tests/compat/make_families.py``), not written by hand.
 """
