@@ -45,7 +45,7 @@ def quiet() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     import logging
 
-    logging.disable(logging.CRITICAL)
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
 
 
 def classes() -> dict[str, Any]:

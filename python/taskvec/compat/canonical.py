@@ -139,7 +139,7 @@ def _settled(config: dict[str, Any], own: Family) -> dict[str, Any]:
     for key, rule in own.layers.items():
         if config.get(key) is not NOT_KNOWN:
             for name in ("period", "first"):
-                config.pop(rule.get(name), None)
+                config.pop(str(rule.get(name)), None)
             if key == "layer_types":
                 config.pop("_sliding_window_pattern", None)
                 config.pop("sliding_window_pattern", None)

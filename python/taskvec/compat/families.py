@@ -158,7 +158,7 @@ def _calculated(rule: list[Any], config: Mapping[str, Any]) -> Any:
     operation, *names = rule
     if operation == "by":
         return names[1].get(json.dumps(config.get(names[0]), default=str), NOT_KNOWN)
-    values = [config.get(name) if isinstance(name, str) else name for name in names]
+    values: list[Any] = [config.get(name) if isinstance(name, str) else name for name in names]
     if operation == "=":
         return NOT_KNOWN if values[0] is None else values[0]
     if not all(isinstance(value, int | float) for value in values):
@@ -184,7 +184,7 @@ def layer_list(
         return NOT_KNOWN
     for name, change in ((rule.get("period"), stretch), (rule.get("first"), lead)):
         value = config.get(name) if name else None
-        if name in defaults and defaults[name] == value:
+        if name is not None and name in defaults and defaults[name] == value:
             continue
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= count + 1000:
             rule = change(rule, value)

@@ -66,7 +66,7 @@ class Request:
     """
 
     digest: str
-    inputs: Sequence[Sequence[Any]] | None
+    inputs: Sequence[list[Any]] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def execute_extract(
     settings: Settings,
     progress: Callback | None,
     begin: float,
-    rows: list[InputRow] | None,
+    rows: Sequence[InputRow] | None,
 ) -> Report:
     """Run a plan of :func:`plan_extract`; see :func:`taskvec.run.execute.execute`."""
     sources = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]

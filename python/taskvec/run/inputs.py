@@ -9,8 +9,8 @@ from typing import Any
 from taskvec.errors import FormatError
 from taskvec.files import look
 from taskvec.files.names import CONFIG, MANIFEST, is_own
-from taskvec.models.adapter import CONFIG as ADAPTER_CONFIG
 from taskvec.models.adapter import Adapter
+from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, SavedVector
 
