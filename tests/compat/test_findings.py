@@ -26,8 +26,8 @@ from support.models import (
     write_trio,
     write_weights,
 )
+from taskvec.compat.canonical import canonical
 from taskvec.compat.check import check_models, check_transfer
-from taskvec.compat.config import canonical
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.findings import FINDINGS, Finding, enforce
 from taskvec.compat.tied_heads import tie_decision

@@ -9,7 +9,6 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import source_document, source_path
 from taskvec.models.storage import stored_bytes
-from taskvec.plan.adapters import on_top
 from taskvec.plan.config_changes import config_changes
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
@@ -54,6 +53,8 @@ class Draft:
 
     def adapter(self, adapter: Adapter, role: str, *, base: int | None) -> int:
         """The number of an adapter that is fitted to its model, on top of source `base` or alone."""
+        from taskvec.plan.adapters import on_top  # adapters alone need it
+
         key = str(adapter.path), f"{adapter.fingerprint} on {base}: {' '.join(adapter.factors)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
