@@ -318,11 +318,11 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(name: str) -> None:
     recipe, message, hint = MISTAKES[name]
-    start = time.perf_counter()
+    start = time.process_time()
     found = mistake(recipe)
     assert message in found[0]
     assert hint in found[1]
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- parts of a model ---------------------------------------------------------------------------------------

@@ -145,13 +145,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_recipes_are_errors_in_under_a_second(name: str) -> None:
+def test_hostile_recipes_are_errors_at_once(name: str) -> None:
     best = 9.0
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(RecipeError) as caught:
             load(HOSTILE[name] + "\n")
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
         if best < 1:
             break
     assert best < 1
