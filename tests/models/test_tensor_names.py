@@ -152,6 +152,14 @@ def test_an_entry_per_layer() -> None:
     assert changes["layer_types"] == ["f", "z"]
 
 
+@pytest.mark.parametrize(("theirs", "wanted"), [([], []), ([0], [1]), (True, [1]), ("x", [1]), (None, [1])])
+def test_a_list_of_numbers_that_another_model_has_empty_or_damaged(theirs: object, wanted: list[int]) -> None:
+    base = {"num_hidden_layers": 2, "mlp_only_layers": [0]}
+    other = {"num_hidden_layers": 2, "mlp_only_layers": theirs}
+    changes, _ = edits(base, "text", [Origin(base, 1), Origin(other, 0)])
+    assert changes.get("mlp_only_layers", [0]) == wanted
+
+
 def test_lists_of_layer_numbers() -> None:
     config = {"num_hidden_layers": 6, "mlp_only_layers": [0, 5], "cross_attention_layers": []}
     assert edited(config, [0, 1, 4, 5, 0])[0] == {"num_hidden_layers": 5, "mlp_only_layers": [0, 3, 4]}

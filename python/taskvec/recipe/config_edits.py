@@ -218,11 +218,9 @@ class _Rewriter:
 
     def _list(self, key: str, value: list[Any]) -> list[Any]:
         if key in _NUMBERS:
-            return [
-                index
-                for index, origin in enumerate(self.origins)
-                if origin.layer in (origin.config.get(key) or value)
-            ]
+            own = [origin.config.get(key) for origin in self.origins]
+            listed = [numbers if isinstance(numbers, list) else value for numbers in own]
+            return [index for index, origin in enumerate(self.origins) if origin.layer in listed[index]]
         is_named = key in _ENTRIES or ("layer" in key and not key.startswith(_OTHER_LAYERS))
         if is_named and len(value) == self.old:
             return [self._entry(origin, key, value) for origin in self.origins]
