@@ -333,3 +333,23 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
     (out / "sub" / ".mine.part").write_text("mine")
     tv.transfer(*trio, out, alpha=0.5, overwrite=True)
     assert (out / "sub" / ".mine.part").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "path", ["run.inputs", "run.threads", "run.plan", "survival", "survival.total", "non_finite"]
+)
+@pytest.mark.parametrize("value", [None, 1, "x", [1], [[]], [[[], {}, 1]], {}, {"total": [1]}])
+def test_a_manifest_that_others_have_written_to_is_refused_or_equal(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, value: object
+) -> None:
+    command = ["transfer", "--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
+    assert invoke(capsys, *command, "-o", tmp_path / "out").code == 0
+    manifest = json.loads((tmp_path / "out" / "taskvec.json").read_text())
+    *above, last = path.split(".")
+    part = manifest[above[0]] if above else manifest
+    part[last] = value
+    (tmp_path / "out" / "taskvec.json").write_text(json.dumps(manifest))
+    done = invoke(capsys, *command, "-o", tmp_path / "out")
+    assert done.code in (0, 2)
+    assert "defect" not in done.err
+    assert done.code == 0 or "hint:" in done.err

@@ -120,8 +120,22 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         manifest = parse(data, path)
     except FormatError:
         return None
-    run = manifest.get("run")
-    return manifest if isinstance(run, dict) and isinstance(run.get("inputs"), list) else None
+    return manifest if _is_whole(manifest) else None
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has all that is read of it here, in its form: others may have written to it."""
+    try:
+        run = manifest["run"]
+        _ = run["threads"], run["cpu_level"], run["plan"], manifest["recipe"]
+        _output(Path(), manifest, None)
+        rows = run["inputs"]
+        return isinstance(rows, list) and all(
+            isinstance(row, list) and len(row) > 2 and isinstance(row[0], str) and isinstance(row[1], str)
+            for row in rows
+        )
+    except (AttributeError, FormatError, IndexError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _is_of(plan: PlanRecord, alpha: float, data: Mapping[str, Any], settings: Settings) -> bool:

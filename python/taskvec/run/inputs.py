@@ -86,7 +86,10 @@ def input_rows(sources: Sequence[Source]) -> list[InputRow] | None:
 def difference(before: Iterable[InputRow], now: Iterable[InputRow]) -> str:
     """The first input file that is another one, in words for a message."""
     old, new = ({(row[0], row[1]): row[2:] for row in rows} for rows in (before, now))
-    model, name = next(key for key in [*new, *old] if new.get(key) != old.get(key))
+    found = next((key for key in [*new, *old] if new.get(key) != old.get(key)), None)
+    if found is None:
+        return "the list of its inputs has changed"
+    model, name = found
     verb = "has changed" if (model, name) in old and new.get((model, name)) else "has gone"
     return f"`{name}` of `{model}` {verb if (model, name) in old else 'is new'}"
 
