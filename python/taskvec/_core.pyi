@@ -24,6 +24,7 @@ __all__ = [
     "floor",
     "in_place",
     "memcpy_rate",
+    "replace_output",
     "run",
     "write_atomic",
 ]
@@ -65,9 +66,21 @@ class FolderLock:
 
     ``run``, ``extract`` and ``finish_folder`` of this process, one at a time, use it instead of their own;
     runs of others are refused. A folder that is created for it goes again where nothing was put into it.
+
+    With a ``plan`` it is the lock of one run: what the engine would refuse for what lies in the folder
+    is refused before anything is created, and an output that an earlier run had begun to put in the place of
+    another is put there.
     """
 
-    def __new__(cls, path: _Path, *, inputs: Sequence[_Path] = ...) -> FolderLock: ...
+    def __new__(
+        cls,
+        path: _Path,
+        *,
+        inputs: Sequence[_Path] = ...,
+        plan: bytes | None = None,
+        resume: bool = True,
+        overwrite: bool = False,
+    ) -> FolderLock: ...
     def __enter__(self) -> FolderLock:
         """Take the lock; ``OutputError`` where another run has the folder or one of ``inputs`` touches it."""
 
@@ -145,6 +158,9 @@ def write_atomic(path: _Path, data: bytes) -> None:
 
 def finish_folder(path: _Path) -> None:
     """Remove the state of a run whose manifest is in place."""
+
+def replace_output(path: _Path) -> None:
+    """Put an output that was made in the state folder of another, and is whole, in the place of that one."""
 
 def blake3_hex(data: bytes) -> str:
     """BLAKE3 of some bytes."""

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use taskvec_core::error::Error;
-use taskvec_core::output::lock::Hold;
+use taskvec_core::output::folder::Options;
+use taskvec_core::output::hold::Hold;
 use taskvec_core::output::{digest, publish};
 
 use crate::errors::raise;
@@ -31,20 +32,28 @@ pub(crate) fn finish_folder(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     py.detach(|| publish::finish(&path)).map_err(|e| raise(py, &e))
 }
 
+/// Puts an output that was made in the state folder of another in the place of that one.
+#[pyfunction]
+pub(crate) fn replace_output(py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    py.detach(|| publish::replace(&path)).map_err(|e| raise(py, &e))
+}
+
 /// The lock of an output folder, held from before a run until after what follows it.
 #[pyclass(frozen, module = "taskvec._core")]
 pub struct FolderLock {
     path: PathBuf,
     inputs: Vec<PathBuf>,
+    run: Option<(Vec<u8>, Options)>,
     held: Mutex<Option<Hold>>,
 }
 
 #[pymethods]
 impl FolderLock {
     #[new]
-    #[pyo3(signature = (path, *, inputs=Vec::new()))]
-    fn new(path: PathBuf, inputs: Vec<PathBuf>) -> Self {
-        FolderLock { path, inputs, held: Mutex::new(None) }
+    #[pyo3(signature = (path, *, inputs=Vec::new(), plan=None, resume=true, overwrite=false))]
+    fn new(path: PathBuf, inputs: Vec<PathBuf>, plan: Option<Vec<u8>>, resume: bool, overwrite: bool) -> Self {
+        let run = plan.map(|plan| (plan, Options { overwrite, resume, rehash: false }));
+        FolderLock { path, inputs, run, held: Mutex::new(None) }
     }
 
     fn __enter__(slf: Py<Self>, py: Python<'_>) -> PyResult<Py<Self>> {
@@ -55,7 +64,8 @@ impl FolderLock {
                 return Err(Error::engine("a folder's lock is taken twice"));
             }
             let inputs: Vec<&Path> = lock.inputs.iter().map(PathBuf::as_path).collect();
-            *held = Some(Hold::take(&lock.path, &inputs)?);
+            let run = lock.run.as_ref().map(|(plan, options)| (plan.as_slice(), options));
+            *held = Some(Hold::take(&lock.path, &inputs, run)?);
             Ok(())
         });
         taken.map_err(|error| raise(py, &error))?;

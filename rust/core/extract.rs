@@ -123,6 +123,7 @@ pub fn extract(
         threads: pool.current_num_threads(),
         cpu_level: level.name(),
         resumed_shards: resumed,
+        replaces: folder.replaces(),
         shards: report::shards(&files, &folder),
         weight_map: report::WeightMap { items: &items, files: &files },
         tensors: report::tensors(&items, &files),

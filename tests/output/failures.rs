@@ -54,6 +54,9 @@ impl Trial<'_> {
                 assert_eq!(error.kind, Kind::Output, "call {nth}: {error}");
                 assert!(error.message.contains("failed"), "call {nth}: {error}");
             }
+            if let Some(before) = self.before {
+                job.assert_nothing_lost(&out, before);
+            }
             if let Err(error) = job.run(&out, &self.options) {
                 // All was in place already, only the state of the run was left.
                 assert!(outcome.is_ok() && error.message.contains("holds a finished output"), "call {nth}: {error}");

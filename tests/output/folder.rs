@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use taskvec_core::error::{Error, Kind, Result};
 use taskvec_core::output::folder::{Options, OutputFolder, Request};
-use taskvec_core::output::lock::Hold;
+use taskvec_core::output::hold::Hold;
 use taskvec_core::output::publish::{finish, write_atomic};
 use taskvec_core::output::shard::{copy_whole, ShardFile, Sharing};
 
@@ -173,11 +173,23 @@ fn overwriting_leaves_what_shares_an_inode_with_the_output_alone() {
     fs::hard_link(&weights, out.join("model.safetensors")).unwrap();
     symlink(&weights, out.join("model-2.safetensors")).unwrap();
     let folder = admit(&out, &[&input], &OVERWRITE).unwrap();
-    assert_eq!(names(&out), [".taskvec"]);
-    let shard = ShardFile::create(&folder, "model.safetensors", 4).unwrap();
-    shard.write_at(0, b"DATA").unwrap();
-    shard.publish("", &serde_json::Value::Null).unwrap();
+    assert_eq!(names(&out), [".taskvec", "model-2.safetensors", "model.safetensors"]);
+    replace_with(folder, b"DATA");
+    assert_eq!(names(&out), ["model.safetensors", MANIFEST]);
+    assert_eq!(fs::read(out.join("model.safetensors")).unwrap(), b"DATA");
     assert_eq!(fs::read(&weights).unwrap(), b"data");
+}
+
+/// The rest of a run with one shard that replaces another output.
+fn replace_with(folder: OutputFolder, data: &[u8; 4]) {
+    assert!(folder.replaces());
+    let shard = ShardFile::create(&folder, "model.safetensors", 4).unwrap();
+    shard.write_at(0, data).unwrap();
+    shard.publish("", &serde_json::Value::Null).unwrap();
+    let manifest = serde_json::json!({"files": [{"name": "model.safetensors"}]});
+    write_atomic(&folder.path().join(MANIFEST), manifest.to_string().as_bytes()).unwrap();
+    drop(shard);
+    folder.finish().unwrap();
 }
 
 #[test]
@@ -265,14 +277,73 @@ fn overwriting_replaces_the_whole_checkpoint_and_nothing_else() {
     files.push(serde_json::json!({"name": ".taskvec/lock"}));
     fs::write(out.join(MANIFEST), serde_json::json!({ "files": files }).to_string()).unwrap();
 
+    let before = names(&out);
     let folder = admit(&out, &[], &OVERWRITE).unwrap();
-    assert_eq!(names(&out), [".taskvec", ".x.part", "folder.safetensors", "linked", "notes.txt", "pooling"]);
+    assert_eq!(names(&out), [&[".taskvec".to_string()], &before[..]].concat());
+    assert_eq!(names(&out.join(".taskvec/new/.taskvec")), ["inputs.json", "journal.jsonl", "lock", "plan.json"]);
+    drop(folder);
+    // Without leave to replace it, it is what it was.
+    refused(admit(&out, &[], &Options::default()), "holds a finished output", "--overwrite");
+    // The same command again, with --overwrite, goes on with the new run.
+    replace_with(admit(&out, &[], &OVERWRITE).unwrap(), b"data");
+    let after = [".x.part", "folder.safetensors", "linked", "model.safetensors", "notes.txt", "pooling", MANIFEST];
+    assert_eq!(names(&out), after);
     assert_eq!(names(&out.join("pooling")), ["empty"]);
     assert_eq!(fs::read(outside.join("kept/file.json")).unwrap(), b"{}");
-    assert_eq!(names(&out.join(".taskvec")), ["inputs.json", "journal.jsonl", "lock", "plan.json"]);
+}
+
+#[test]
+fn files_of_the_new_output_in_folders_take_the_place_of_those_of_the_old_one() {
+    let (_place, out) = place();
+    fs::create_dir_all(out.join("old/deep")).unwrap();
+    fs::create_dir_all(out.join("both")).unwrap();
+    for name in ["old/deep/a.txt", "both/b.txt", "model.safetensors"] {
+        fs::write(out.join(name), b"old").unwrap();
+    }
+    let listed = |names: &[&str]| {
+        let rows: Vec<_> = names.iter().map(|name| serde_json::json!({ "name": name })).collect();
+        serde_json::json!({ "files": rows }).to_string()
+    };
+    fs::write(out.join(MANIFEST), listed(&["old/deep/a.txt", "both/b.txt", "model.safetensors"])).unwrap();
+    let folder = admit(&out, &[], &OVERWRITE).unwrap();
+    let shard = ShardFile::create(&folder, "model.safetensors", 4).unwrap();
+    shard.publish("", &serde_json::Value::Null).unwrap();
+    for name in ["new/deep/c.txt", "both/b.txt"] {
+        fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+        fs::write(folder.path().join(name), b"new").unwrap();
+    }
+    let manifest = listed(&["new/deep/c.txt", "both/b.txt", "model.safetensors"]);
+    write_atomic(&folder.path().join(MANIFEST), manifest.as_bytes()).unwrap();
+    drop(shard);
+    folder.finish().unwrap();
+    assert_eq!(names(&out), ["both", "model.safetensors", "new", MANIFEST]);
+    assert_eq!(fs::read(out.join("both/b.txt")).unwrap(), b"new");
+    assert_eq!(fs::read(out.join("new/deep/c.txt")).unwrap(), b"new");
+}
+
+#[test]
+fn without_room_for_both_the_old_output_goes_first() {
+    let (_place, out) = place();
+    fs::create_dir_all(&out).unwrap();
+    let old = fs::File::create(out.join("model.safetensors")).unwrap();
+    if rustix::fs::fallocate(&old, rustix::fs::FallocateFlags::empty(), 0, 512 << 20).is_err() {
+        return; // no room for the test itself
+    }
+    let status = rustix::fs::statvfs(&out).unwrap();
+    let free = status.f_bavail * status.f_frsize;
+    let size = (free + (255 << 20)) / 1025 * 1024;
+    let shards = [("model.safetensors".to_string(), size)];
+    let folder = OutputFolder::admit(&out, &[], PLAN, &shards, &OVERWRITE).unwrap();
+    assert!(!folder.replaces());
+    assert_eq!(names(&out), [".taskvec"]);
+    // What cannot be done in either way is refused, and nothing has gone.
     drop(folder);
-    // The same command again, with --overwrite, goes on with the new run.
-    assert!(admit(&out, &[], &OVERWRITE).is_ok());
+    fs::remove_dir_all(out.join(".taskvec")).unwrap();
+    fs::write(out.join("model.safetensors"), b"old").unwrap();
+    let shards = [("model.safetensors".to_string(), size * 2)];
+    let error = OutputFolder::admit(&out, &[], PLAN, &shards, &OVERWRITE).unwrap_err();
+    assert!(error.message.contains("too little space"), "{error}");
+    assert_eq!(names(&out), ["model.safetensors"]);
 }
 
 #[test]
@@ -345,11 +416,17 @@ fn a_large_input_is_known_by_its_times_its_place_and_a_sample() {
 fn a_held_folder_is_that_of_one_run_of_this_process_after_the_other() {
     let (place, out) = place();
     let us = format!("another run is writing to `{}` (process {})", out.display(), std::process::id());
-    let held = Hold::take(&out, &[]).unwrap();
-    assert!(Hold::take(&out, &[]).unwrap_err().message.contains(&us));
+    let held = Hold::take(&out, &[], None).unwrap();
+    assert!(Hold::take(&out, &[], None).unwrap_err().message.contains(&us));
     let first = admit(&out, &[], &Options::default()).unwrap();
     refused(admit(&out, &[], &Options::default()), &us, "wait");
     drop(first);
+    // A run with all that follows it has it from first to last, and the engine of that run has it then.
+    let whole = Hold::take(&out, &[], Some((PLAN, &OVERWRITE))).unwrap();
+    assert!(Hold::take(&out, &[], Some((PLAN, &OVERWRITE))).unwrap_err().message.contains(&us));
+    drop(admit(&out, &[], &OVERWRITE).unwrap());
+    assert!(Hold::take(&out, &[], Some((PLAN, &OVERWRITE))).unwrap_err().message.contains(&us));
+    drop(whole);
     let job = Job::new(&[2000]);
     assert_eq!(job.run(&out, &OVERWRITE).unwrap(), 0);
     // The manifest is in place and the state is gone; what holds the folder is too.
@@ -357,9 +434,9 @@ fn a_held_folder_is_that_of_one_run_of_this_process_after_the_other() {
     drop(held);
     // Nothing was put into it: nothing stays.
     let new = place.path().join("new/er");
-    drop(Hold::take(&new, &[]).unwrap());
+    drop(Hold::take(&new, &[], None).unwrap());
     assert!(!place.path().join("new").exists());
-    let refused = Hold::take(&out, &[&out]).unwrap_err();
+    let refused = Hold::take(&out, &[&out], None).unwrap_err();
     assert!(refused.message.contains("is an input"), "{refused}");
     assert!(!out.join(".taskvec").exists());
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use taskvec_core::error::{Error, Result};
 use taskvec_core::output::digest::{FileDigest, BLOCK};
 use taskvec_core::output::folder::{Options, OutputFolder};
-use taskvec_core::output::publish::{finish, write_atomic};
+use taskvec_core::output::publish::{finish, replace, write_atomic};
 use taskvec_core::output::shard::ShardFile;
 
 pub(crate) const PLAN: &[u8] = br#"{"format":1}"#;
@@ -53,9 +53,13 @@ impl Job {
         for name in self.weights.keys().filter(|name| !folder.done().contains_key(*name)) {
             self.shard(&folder, name)?;
         }
+        let (place, replaces) = (folder.path().to_path_buf(), folder.replaces());
         folder.close()?;
         for (name, bytes) in &self.small {
-            write_atomic(&out.join(name), bytes)?;
+            write_atomic(&place.join(name), bytes)?;
+        }
+        if replaces {
+            replace(out)?;
         }
         finish(out)?;
         Ok(kept)
@@ -102,6 +106,24 @@ impl Job {
         assert_eq!(names(out), expected);
         for (name, bytes) in self.weights.iter().chain(self.small.iter().map(|(name, bytes)| (name, bytes))) {
             assert!(fs::read(out.join(name)).unwrap() == *bytes, "{name} differs");
+        }
+    }
+
+    /// Of each of the two outputs all files are there while it is not certain that the other is in place.
+    pub(crate) fn assert_nothing_lost(&self, out: &Path, before: &Job) {
+        let is_whole = |job: &Job, places: &[&str]| {
+            job.weights.iter().chain(job.small.iter().map(|(name, bytes)| (name, bytes))).all(|(name, bytes)| {
+                places.iter().any(|place| fs::read(out.join(place).join(name)).is_ok_and(|found| found == *bytes))
+            })
+        };
+        let manifest = fs::read(out.join(MANIFEST)).ok();
+        let is_in_place = manifest.as_ref() == self.small.last().map(|(_, bytes)| bytes);
+        if is_in_place {
+            assert!(is_whole(self, &["."]));
+        } else if !is_whole(before, &["."]) {
+            assert!(out.join(".taskvec/swap.json").exists());
+            assert!(is_whole(before, &[".", ".taskvec/old"]), "of the old output something is missing");
+            assert!(is_whole(self, &[".", ".taskvec/new"]), "of the new output something is missing");
         }
     }
 

@@ -8,6 +8,10 @@ MANIFEST = "taskvec.json"
 STATE = ".taskvec"
 # In the state folder: the plan of an unfinished run, byte for byte.
 PLAN = "plan.json"
+# There too: an output that is to replace the one in the folder, until it is whole; and what is there while
+# the one is put in the place of the other.
+NEW = "new"
+SWAP = "swap.json"
 
 
 def is_own(name: str) -> bool:

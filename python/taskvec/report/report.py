@@ -170,9 +170,14 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
 
 
 def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Output, ...]]:
-    """The engine's report: its own figures, and its outputs under `out`."""
+    """The engine's report: its own figures, and its outputs under `out`.
+
+    The figures have ``replaces``: of each output, whether it was made in the state folder of another one
+    that it is to replace.
+    """
     data = json.loads(text, object_hook=_figures)
     outputs = []
+    data["replaces"] = [entry["replaces"] for entry in data["outputs"]]
     for entry in data.pop("outputs"):
         survival = entry.get("survival") or {}
         outputs.append(

@@ -1,17 +1,19 @@
 """A plan → folders: the engine's pass, then the other files of an output, the manifest last.
 
-The order is what makes a killed run safe. Weights get their names while config.json is missing, then come the
-other files, the card, config.json and the index, and at the end the manifest; only then does the state of the
-run go, which lets the same command go on until that moment.
+The folders are locked until the last of them is ended. An output that is replaced stays until the new one is
+whole. The order is what makes a killed run safe. Weights get their names while config.json is missing, then
+come the other files, the card, config.json and the index, and at the end the manifest; only then does the
+state of the run go, which lets the same command go on until that moment.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from taskvec._core import finish_folder
+from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
@@ -22,7 +24,9 @@ from taskvec.report import manifest
 from taskvec.report.report import Report, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
-from taskvec.run.inputs import Inputs, input_rows
+from taskvec.run.inputs import Inputs, Source, input_rows
+from taskvec.run.job import Job
+from taskvec.run.locked import locked, place_of
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
 
@@ -67,19 +71,43 @@ def execute(
     finished = finished_run(plan, folders, rows, settings)
     if finished is not None:
         return finished
-    if plan.kind == "vector":
+    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    if plan.download and plan.kind == "checkpoint":
+        plan = with_lineage(plan, checkpoints)
+    inputs = Inputs(checkpoints)
+    publish = None if plan.kind == "vector" else _publisher(plan, checkpoints, settings, inputs, progress)
+    with locked(plan, folders, checkpoints, settings):
+        # another run may have ended it meanwhile
+        finished = finished_run(plan, folders, rows, settings, is_locked=True)
+        if finished is not None:
+            return finished
+        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin)
+        if publish is not None:
+            return _execute(job, publish)
         from taskvec.run.extract import execute_extract
 
-        return execute_extract(plan, out, settings=settings, progress=progress, begin=begin, rows=rows)
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    if plan.download:
-        plan = with_lineage(plan, checkpoints)
+        return execute_extract(job)
+
+
+def _publisher(
+    plan: PlanRecord,
+    checkpoints: Sequence[Source],
+    settings: Settings,
+    inputs: Inputs,
+    progress: Callback | None,
+) -> Publisher:
     base = checkpoints[0]
     assert isinstance(base, Model)
-    publish = Publisher(plan, base, settings, Inputs(checkpoints), meter(progress, "publish"))
+    publish = Publisher(plan, base, settings, inputs, meter(progress, "publish"))
     publish.foresee()
+    return publish
+
+
+def _execute(job: Job, publish: Publisher) -> Report:
+    """Write checkpoints into folders that are locked."""
+    plan, out, settings, progress = job.plan, job.out, job.settings, job.progress
     # an unfinished run cannot know whether tensors in memory are what they were
-    buffers = buffers_of(checkpoints)
+    buffers = buffers_of(job.checkpoints)
     engine, outputs = parse_engine_report(
         engine_run(
             plan.json,
@@ -95,13 +123,19 @@ def execute(
         ),
         out,
     )
-    for folder, output in zip(folders, outputs, strict=True):
-        publish(folder, output, manifest.run_facts(plan, engine, begin, rows))
-    for folder in folders:
+    places = [
+        place_of(folder, replaces) for folder, replaces in zip(job.folders, engine["replaces"], strict=True)
+    ]
+    for place, output in zip(places, outputs, strict=True):
+        publish(place, output, manifest.run_facts(plan, engine, job.begin, job.rows))
+    for folder, place in zip(job.folders, places, strict=True):
+        if place != folder:
+            replace_output(folder)
+    for folder in job.folders:
         finish_folder(folder)
     return Report(
         outputs=outputs,
-        seconds=time.monotonic() - begin,
+        seconds=time.monotonic() - job.begin,
         bytes_read=engine["bytes_read"],
         bytes_written=engine["bytes_written"],
         threads=engine["threads"],

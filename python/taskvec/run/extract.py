@@ -4,50 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from taskvec._core import blake3_hex, digest_file, extract, finish_folder, write_atomic
+from taskvec._core import blake3_hex, digest_file, extract, finish_folder, replace_output, write_atomic
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, FORMATS, INDEX, REFERENCE, fits
 from taskvec.models.state_dict import buffers_of
-from taskvec.plan.plan import PlanRecord
-from taskvec.progress import Callback, meter
+from taskvec.progress import meter
 from taskvec.report import manifest
 from taskvec.report.card import vector_card
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard
-from taskvec.resolve.remote import materialised
-from taskvec.run.inputs import InputRow, Inputs
-from taskvec.run.publish import copy, hold_complete, hold_ours
-from taskvec.settings import Settings
+from taskvec.run.job import Job
+from taskvec.run.locked import place_of
+from taskvec.run.publish import copy, hold_complete, hold_or_hide, hold_ours
 
 
-def execute_extract(
-    plan: PlanRecord,
-    out: Path,
-    *,
-    settings: Settings,
-    progress: Callback | None,
-    begin: float,
-    rows: Sequence[InputRow] | None,
-) -> Report:
-    """Run a plan of :func:`plan_extract`; see :func:`taskvec.run.execute.execute`."""
-    sources = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    reference = sources[1]
+def execute_extract(job: Job) -> Report:
+    """Write a vector into a folder that is locked; see :func:`taskvec.run.execute.execute`."""
+    plan, settings, (folder,) = job.plan, job.settings, job.folders
+    reference = job.checkpoints[1]
     assert isinstance(reference, Model)
-    inputs = Inputs(sources)
-    buffers = buffers_of(plan.checkpoints)
+    buffers = buffers_of(job.checkpoints)
     engine = json.loads(
         extract(
             plan.json,
-            out,
+            folder,
             threads=settings.threads or 0,
-            progress=meter(progress, "merge"),
+            progress=meter(job.progress, "merge"),
             resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,
@@ -55,14 +43,15 @@ def execute_extract(
             memories=buffers,
         )
     )
+    out = place_of(folder, engine["replaces"])
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
-    written = Written(str(out), None, shards, None, {}, ())
+    written = Written(str(folder), None, shards, None, {}, ())
     files = [File(*shard) for shard in shards]
     for name in COMPARED:
         if name in reference.other_files:
             copy(reference, name, out, f"{REFERENCE}/{name}")
             files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))
-    inputs.hold()
+    job.inputs.hold()
     vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
     facts = manifest.provenance(plan, written, vector)
     small = {CARD: vector_card(facts)}
@@ -70,19 +59,22 @@ def execute_extract(
         total = sum(row["bytes"] for row in vector["tensors"].values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(engine["weight_map"].items()))}
         small[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+    hold_complete(out, files)
     for name, data in small.items():
         hold_ours(out, plan.json)
         write_atomic(out / name, data)
         files.append(File(name, len(data), blake3_hex(data)))
     sync_folders(out, [file.name for file in files])
-    hold_complete(out, files)
+    hold_or_hide(out, files)
     hold_ours(out, plan.json)
-    run = manifest.run_facts(plan, engine, begin, rows)
+    run = manifest.run_facts(plan, engine, job.begin, job.rows)
     write_atomic(out / MANIFEST, manifest.text(facts, files=files, run=run))
-    finish_folder(out)
+    if out != folder:
+        replace_output(folder)
+    finish_folder(folder)
     return Report(
         outputs=(written,),
-        seconds=time.monotonic() - begin,
+        seconds=time.monotonic() - job.begin,
         bytes_read=engine["bytes_read"],
         bytes_written=engine["bytes_written"],
         threads=engine["threads"],

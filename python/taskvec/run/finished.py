@@ -12,7 +12,7 @@ from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.manifest import MAXIMUM_BYTES, File, files, parse
-from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE
+from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE, SWAP
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.report.manifest import recipe_of
@@ -26,7 +26,12 @@ _WAYS_OUT = "use --overwrite to make it again, or choose another output folder"
 
 
 def finished_run(
-    plan: PlanRecord, folders: Sequence[Path], rows: Sequence[InputRow] | None, settings: Settings
+    plan: PlanRecord,
+    folders: Sequence[Path],
+    rows: Sequence[InputRow] | None,
+    settings: Settings,
+    *,
+    is_locked: bool = False,
 ) -> Report | None:
     """The report of a run of this plan that has finished in these folders; ``None`` where none has.
 
@@ -42,13 +47,21 @@ def finished_run(
         The states of the inputs; ``None`` where they cannot be told.
     settings : Settings
         ``overwrite``, ``resume`` and ``rehash`` matter here.
+    is_locked : bool
+        Whether this process holds the folders' locks. Without them nothing is told of an output that is being
+        put in the place of another.
 
     Raises
     ------
     OutputError
         It has finished, but an input or a file of the output is not what it was then.
     """
-    is_ending = 0 < sum(look.exists(folder / STATE / PLAN) for folder in folders) < len(folders)
+    is_swapping = any(look.exists(folder / STATE / SWAP) for folder in folders)
+    is_ending = is_swapping or 0 < sum(look.exists(folder / STATE / PLAN) for folder in folders) < len(
+        folders
+    )
+    if is_swapping and not is_locked:
+        return None
     if rows is None or not settings.resume or (settings.overwrite and not is_ending):
         return None
     manifests = [_manifest(folder) for folder in folders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.errors import OutputError
 from taskvec.files import json_edit, look
-from taskvec.files.folder import INDEX, SINGLE, index_of
+from taskvec.files.folder import INDEX, INDEX_SUFFIX, SINGLE, index_of
 from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, STATE
@@ -65,6 +66,18 @@ def hold_complete(folder: Path, listed: Sequence[File]) -> None:
                 f"`{folder / file.name}` {found}: something else changed the output during the run",
                 "run the same command again when nothing else writes to the folder",
             )
+
+
+def hold_or_hide(folder: Path, listed: Sequence[File]) -> None:
+    """:func:`hold_complete`; a folder that is not loses its index, by which it looks complete."""
+    try:
+        hold_complete(folder, listed)
+    except OutputError:
+        for file in listed:
+            if file.name.endswith(INDEX_SUFFIX) and "/" not in file.name:
+                with contextlib.suppress(OSError):
+                    (folder / file.name).unlink()
+        raise
 
 
 def hold_ours(folder: Path, plan: bytes) -> None:
@@ -164,12 +177,13 @@ class Publisher:
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
         facts = manifest.provenance(self.plan, output)
         files.append(self._write(folder, CARD, card(facts)))
+        hold_complete(folder, files)
         if config is not None:
             files.append(self._write(folder, CONFIG, config))
         if [shard.name for shard in self.plan.shards] != [SINGLE]:
             files.append(self._write(folder, self._index_name(), index(self.plan)))
         sync_folders(folder, [file.name for file in files])
-        hold_complete(folder, files)
+        hold_or_hide(folder, files)
         self._write(folder, MANIFEST, manifest.text(facts, files=files, run=run))
 
     def _unchanged(self, folder: Path, name: str) -> File:

@@ -120,6 +120,12 @@ impl Error {
         )
     }
 
+    /// A file of an output that was whole is not there when it is to take another's place.
+    pub(crate) fn lost_of_new(file: &Path) -> Self {
+        let message = format!("`{}` is missing: something else changed the output during the run", readable(file));
+        refused(message, "use --overwrite to begin again")
+    }
+
     /// A journal that no kill can have left like this.
     pub(crate) fn damaged_journal(journal: &Path, problem: &str) -> Self {
         let message = format!("the journal `{}` is damaged: {problem}", readable(journal));

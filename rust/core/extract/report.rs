@@ -16,6 +16,8 @@ pub(super) struct Report<'a> {
     pub threads: usize,
     pub cpu_level: &'a str,
     pub resumed_shards: usize,
+    /// Whether it was made in the state folder of the output that it is to replace.
+    pub replaces: bool,
     pub shards: Vec<Shard>,
     pub weight_map: WeightMap<'a>,
     pub tensors: Vec<Row<'a>>,

@@ -10,10 +10,10 @@ use rustix::fs::FileType;
 use super::journal::{Journal, Records};
 use super::lock::Claim;
 use super::overlap::{Inputs, Stamp};
-use super::publish::write_in;
 use super::shared::{Options, Shared};
 use super::system::Directory;
-use super::{contents, space, LOCK, MANIFEST, PLAN, STATE};
+use super::whole::write_in;
+use super::{contents, space, swap, LOCK, MANIFEST, PLAN, STATE};
 use crate::error::{Error, Result};
 
 const INPUTS: &str = "inputs.json";
@@ -29,11 +29,15 @@ pub(super) enum Start {
     Resume,
     /// By removing what is there.
     Replace,
+    /// In the state folder: what is there stays until the new output is whole.
+    Beside,
 }
 
 /// A folder that is locked but unchanged.
 pub(super) struct Candidate {
     claim: Claim,
+    /// That of the folder whose output is replaced by the one in this, once it is whole.
+    outer: Option<Claim>,
     start: Start,
     sizes: BTreeMap<String, u64>,
     resumed: Option<(Journal, Records)>,
@@ -43,10 +47,17 @@ pub(super) struct Candidate {
 pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Options) -> Result<Start> {
     let Some(directory) = directory else { return Ok(Start::Fresh) };
     let path = directory.path();
-    let (mut saved, mut replacing) = (None, false);
+    let (mut saved, mut replacing, mut swapping) = (None, false, None);
     if let Some(state) = directory.subfolder(OsStr::new(STATE))? {
         saved = state.read(OsStr::new(PLAN))?;
         replacing = state.file_size(OsStr::new(REPLACING))?.is_some();
+        swapping = swap::pending(&state)?;
+    }
+    if let Some(swapping) = swapping {
+        return match swapping.plan == hex(plan) || options.overwrite {
+            true => Ok(Start::Beside),
+            false => Err(Error::unfinished_other(path)),
+        };
     }
     if let Some(saved) = saved {
         return match saved == plan {
@@ -60,7 +71,8 @@ pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Opt
     match () {
         () if entries.is_empty() => Ok(Start::Fresh),
         () if !options.overwrite => Err(Error::not_empty(path, entries.iter().any(|name| name == MANIFEST))),
-        () if replacing || contents::is_checkpoint(&entries) => Ok(Start::Replace),
+        () if replacing => Ok(Start::Replace),
+        () if contents::is_checkpoint(&entries) => Ok(Start::Beside),
         () => Err(Error::no_checkpoint_to_overwrite(path)),
     }
 }
@@ -75,35 +87,94 @@ impl Candidate {
     ) -> Result<Candidate> {
         let claim = Claim::take(path)?;
         inputs.refuse_overlap(path)?;
-        let mut start = start_in(Some(&claim.directory), plan, options)?;
         let sizes = sizes(&claim.directory, shards)?;
-        let mut resumed = None;
-        if let (Start::Resume, Err(changed)) = (start, same_inputs(&claim.state, inputs)) {
-            match options.overwrite {
-                true => start = Start::Replace,
-                false => return Err(changed),
-            }
+        match start_in(Some(&claim.directory), plan, options)? {
+            Start::Beside => Candidate::beside(claim, sizes, inputs, plan, options),
+            start => Candidate::inside(claim, None, start, sizes, inputs, plan, options),
         }
-        if start == Start::Resume {
-            let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
-            for record in records.values() {
-                if sizes.get(&record.shard) != Some(&record.size) {
-                    return Err(Error::foreign_record(path, &record.shard));
-                }
-            }
-            let mut missing = Vec::new();
-            for record in records.values() {
-                if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
-                    missing.push(record.shard.clone());
-                }
-            }
-            records.retain(|shard, _| !missing.contains(shard));
-            resumed = Some((journal, records));
-        }
-        Ok(Candidate { claim, start, sizes, resumed })
     }
 
-    pub(super) fn check_space(candidates: &[Candidate]) -> Result<()> {
+    /// In the state folder of an output that stays until this one is whole.
+    fn beside(
+        outer: Claim,
+        sizes: BTreeMap<String, u64>,
+        inputs: &Inputs,
+        plan: &[u8],
+        options: &Options,
+    ) -> Result<Candidate> {
+        let pending = swap::pending(&outer.state)?;
+        if pending.is_some() {
+            swap::swap(&outer.directory)?;
+        }
+        let goes_on = options.resume && goes_on(&outer.state, inputs, plan)?;
+        swap::clear(&outer.state, goes_on)?;
+        let claim = outer.within(OsStr::new(swap::NEW))?;
+        let start = start_in(Some(&claim.directory), plan, options)?;
+        Candidate::inside(claim, Some(outer), start, sizes, inputs, plan, options)
+    }
+
+    fn inside(
+        claim: Claim,
+        outer: Option<Claim>,
+        mut start: Start,
+        sizes: BTreeMap<String, u64>,
+        inputs: &Inputs,
+        plan: &[u8],
+        options: &Options,
+    ) -> Result<Candidate> {
+        let mut resumed = None;
+        if start == Start::Resume {
+            match resume(&claim, &sizes, inputs, plan) {
+                Ok(found) => resumed = Some(found),
+                Err(error) if options.overwrite && is_settled_by_overwriting(&error) => start = Start::Replace,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Candidate { claim, outer, start, sizes, resumed })
+    }
+
+    /// What of these can begin: where there is no room for an output besides the one that it replaces, that one is to
+    /// go first.
+    ///
+    /// # Errors
+    /// There is no room, or one of the files that have to go cannot be removed.
+    pub(super) fn all(candidates: Vec<Candidate>) -> Result<Vec<Candidate>> {
+        let candidates = match Candidate::check_space(&candidates) {
+            Ok(()) => candidates,
+            Err(_) => {
+                let instead: Vec<Candidate> = candidates.into_iter().map(Candidate::in_place).collect();
+                Candidate::check_space(&instead)?;
+                instead
+            }
+        };
+        candidates.iter().try_for_each(Candidate::hold_removable)?;
+        Ok(candidates)
+    }
+
+    /// The same without keeping what is replaced, unless there is something to go on with.
+    fn in_place(self) -> Candidate {
+        let Candidate { claim, outer, start, sizes, resumed } = self;
+        match outer {
+            Some(outer) if resumed.as_ref().is_none_or(|(_, done)| done.is_empty()) => {
+                drop(claim);
+                Candidate { claim: outer, outer: None, start: Start::Replace, sizes, resumed: None }
+            }
+            outer => Candidate { claim, outer, start, sizes, resumed },
+        }
+    }
+
+    fn hold_removable(&self) -> Result<()> {
+        let directory = &self.outer.as_ref().unwrap_or(&self.claim).directory;
+        match (self.start, &self.outer) {
+            (Start::Replace, _) | (_, Some(_)) => {
+                let going = contents::of_checkpoint(directory, &contents::entries(directory)?)?;
+                contents::hold_removable(directory, &going)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_space(candidates: &[Candidate]) -> Result<()> {
         let mut needs = Vec::new();
         for candidate in candidates {
             let done = candidate.resumed.as_ref().map(|(_, done)| done);
@@ -124,7 +195,7 @@ impl Candidate {
         let directory = &self.claim.directory;
         let entries = contents::entries(directory)?;
         let mut going = match self.start {
-            Start::Fresh => Default::default(),
+            Start::Fresh | Start::Beside => Default::default(),
             Start::Replace => contents::of_checkpoint(directory, &entries)?,
             Start::Resume => contents::parts(&entries, &|name| self.sizes.contains_key(name)),
         };
@@ -147,8 +218,11 @@ impl Candidate {
     /// Changes the folder: from here on it is ours.
     pub(super) fn begin(self, inputs: &Inputs, plan: &[u8]) -> Result<(Shared, Records)> {
         let going = self.going()?;
-        let Candidate { mut claim, start, sizes, resumed } = self;
+        let Candidate { mut claim, mut outer, start, sizes, resumed } = self;
         let state = claim.state.clone();
+        if let Some(outer) = &mut outer {
+            outer.keep();
+        }
         if start == Start::Replace {
             // The list is on the disk before the first file goes: a manifest that is gone no longer says what it
             // listed, and a folder without weights no longer says that it held a checkpoint.
@@ -165,7 +239,7 @@ impl Candidate {
             Some(resumed) => resumed,
             None => {
                 for name in state.names()?.iter().filter(|name| *name != LOCK && *name != REPLACING) {
-                    state.remove(name)?;
+                    contents::remove_tree(&state, name)?;
                 }
                 write_in(&state, OsStr::new(INPUTS), &json(&inputs.stamps)?)?;
                 Journal::create(&state, &hex(plan))?;
@@ -175,7 +249,7 @@ impl Candidate {
                 Journal::open(&state, &hex(plan))?
             }
         };
-        Ok((Shared::new(claim, sizes, journal, done.clone()), done))
+        Ok((Shared::new(claim, outer, sizes, journal, done.clone()), done))
     }
 }
 
@@ -193,6 +267,41 @@ fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<Str
         }
     }
     Ok(sizes)
+}
+
+/// The journal of an unfinished run, and which of its shards are in place.
+fn resume(claim: &Claim, sizes: &BTreeMap<String, u64>, inputs: &Inputs, plan: &[u8]) -> Result<(Journal, Records)> {
+    same_inputs(&claim.state, inputs)?;
+    let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
+    let mut missing = Vec::new();
+    for record in records.values() {
+        if sizes.get(&record.shard) != Some(&record.size) {
+            return Err(Error::foreign_record(claim.directory.path(), &record.shard));
+        }
+        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+            missing.push(record.shard.clone());
+        }
+    }
+    records.retain(|shard, _| !missing.contains(shard));
+    Ok((journal, records))
+}
+
+/// Whether what was made in a state folder is an unfinished run of this plan over these inputs.
+fn goes_on(outer: &Directory, inputs: &Inputs, plan: &[u8]) -> Result<bool> {
+    let Some(made) = outer.subfolder(OsStr::new(swap::NEW))? else { return Ok(false) };
+    let Some(state) = made.subfolder(OsStr::new(STATE))? else { return Ok(false) };
+    if state.read(OsStr::new(PLAN))?.is_none_or(|saved| saved != plan) {
+        return Ok(false);
+    }
+    match same_inputs(&state, inputs) {
+        Err(error) if !is_settled_by_overwriting(&error) => Err(error),
+        same => Ok(same.is_ok()),
+    }
+}
+
+/// Whether an error is one of those that `--overwrite` is the way out of.
+fn is_settled_by_overwriting(error: &Error) -> bool {
+    error.hint.as_deref().is_some_and(|hint| hint.contains("--overwrite"))
 }
 
 /// The weight files of the inputs must be as they were when the run began.

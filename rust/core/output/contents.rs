@@ -88,7 +88,7 @@ pub(crate) fn of_checkpoint(directory: &Directory, entries: &[OsString]) -> Resu
 }
 
 /// The names under `files` in the manifest. A manifest that cannot be read lists nothing.
-fn in_manifest(directory: &Directory) -> Result<BTreeSet<String>> {
+pub(super) fn in_manifest(directory: &Directory) -> Result<BTreeSet<String>> {
     let bytes = directory.read(OsStr::new(MANIFEST))?.unwrap_or_default();
     let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let files = manifest.get("files").and_then(serde_json::Value::as_array);
@@ -101,6 +101,93 @@ fn in_manifest(directory: &Directory) -> Result<BTreeSet<String>> {
 pub(crate) fn is_inside(name: &str) -> bool {
     let allowed = |part| matches!(part, Component::Normal(part) if part != STATE);
     !name.is_empty() && Path::new(name).components().all(allowed)
+}
+
+/// How much a file makes its folder look complete: a manifest most, then what programs look for first, then the rest.
+pub(super) fn rank(name: &str) -> u8 {
+    match name {
+        MANIFEST => 2,
+        "config.json" => 1,
+        name => u8::from(is_marker(name.as_ref())),
+    }
+}
+
+/// The first part of a relative path, and what follows it.
+pub(super) fn split(path: &Path) -> Option<(&OsStr, Option<&Path>)> {
+    let mut parts = path.components();
+    let Some(Component::Normal(first)) = parts.next() else { return None };
+    let rest = parts.as_path();
+    Some((first, (!rest.as_os_str().is_empty()).then_some(rest)))
+}
+
+/// The folder in which a file of this relative path lies; `None` where it is not there or no folder.
+fn parent_below(directory: &Directory, path: &Path) -> Result<Option<Directory>> {
+    let mut folder = directory.clone();
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        let Component::Normal(part) = part else { return Ok(None) };
+        let stat = folder.stat(part)?;
+        if stat.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
+            return Ok(None);
+        }
+        match folder.subfolder(part)? {
+            Some(below) => folder = below,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(folder))
+}
+
+/// Device and inode of a file by its relative path; `None` where it is not there.
+pub(super) fn identity_below(directory: &Directory, path: &Path) -> Result<Option<(u64, u64)>> {
+    let (Some(parent), Some(name)) = (parent_below(directory, path)?, path.file_name()) else { return Ok(None) };
+    Ok(parent.stat(name)?.map(|stat| (stat.st_dev, stat.st_ino)))
+}
+
+/// Flushes the folders below this one that lead to a file.
+pub(super) fn sync_below(directory: &Directory, path: &Path) -> Result<()> {
+    for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        if let Some(folder) = parent_below(directory, &above.join("file"))? {
+            folder.sync()?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the folders that lead to a file and are empty.
+pub(super) fn remove_empty(directory: &Directory, path: &Path) -> Result<()> {
+    for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+        let (Some(parent), Some(name)) = (parent_below(directory, above)?, above.file_name()) else { continue };
+        let stat = parent.stat(name)?;
+        let is_folder = stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        if is_folder && !parent.remove_subfolder(name)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a folder with all that is in it, or a file; links are not followed.
+pub(super) fn remove_tree(directory: &Directory, name: &OsStr) -> Result<()> {
+    let Some(stat) = directory.stat(name)? else { return Ok(()) };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return directory.remove(name).map(drop);
+    }
+    if let Some(below) = directory.subfolder(name)? {
+        below.names()?.iter().try_for_each(|name| remove_tree(&below, name))?;
+        directory.remove_subfolder(name)?;
+    }
+    Ok(())
+}
+
+/// Refuses where one of these files could not be removed: a folder that it lies in may not be written to.
+pub(super) fn hold_removable(directory: &Directory, names: &BTreeSet<String>) -> Result<()> {
+    let folders: BTreeSet<&Path> = names.iter().filter_map(|name| Path::new(name).parent()).collect();
+    for folder in folders {
+        if let Some(folder) = parent_below(directory, &folder.join("file"))? {
+            folder.hold_writable()?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that removing these files gives back; a file with a second hard link gives nothing.

@@ -75,9 +75,13 @@ fn registry() -> MutexGuard<'static, BTreeMap<PathBuf, Arc<Faults>>> {
 }
 
 impl Faults {
-    /// What was injected for the folder at this resolved path.
+    /// What was injected for the folder at this resolved path, or for one that it lies in.
     pub(crate) fn of(folder: &Path) -> Option<Arc<Faults>> {
-        ARMED.load(Ordering::Acquire).then(|| registry().get(folder).cloned()).flatten()
+        let find = || {
+            let registry = registry();
+            folder.ancestors().find_map(|above| registry.get(above).cloned())
+        };
+        ARMED.load(Ordering::Acquire).then(find).flatten()
     }
 
     /// Fails if this operation is the one chosen to fail.

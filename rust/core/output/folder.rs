@@ -12,11 +12,11 @@ use super::publish::finish_in;
 pub use super::shared::Options;
 use super::shared::Shared;
 use super::system::Directory;
-use super::{contents, digest};
+use super::{contents, digest, swap};
 use crate::error::{Error, Result};
 
 /// The resolved path of a folder that a run may begin in; nothing is changed.
-fn look_at(path: &Path, inputs: &Inputs, plan: &[u8], options: &Options) -> Result<PathBuf> {
+pub(super) fn look_at(path: &Path, inputs: &Inputs, plan: &[u8], options: &Options) -> Result<PathBuf> {
     let path = resolve(path)?;
     inputs.refuse_overlap(&path)?;
     start_in(Directory::open(&path)?.as_ref(), plan, options)?;
@@ -57,6 +57,9 @@ impl OutputFolder {
     /// each is empty, holds an unfinished run of this very plan, or may be overwritten, and there is room for all.
     /// When this returns, the plan is on the disk in each of them.
     ///
+    /// An output that is replaced stays until the new one is whole, where there is room for both: that is written to
+    /// [`OutputFolder::path`], which [`replaces`](OutputFolder::replaces) then.
+    ///
     /// `plan` is compared byte for byte with that of an unfinished run; `inputs` are the folders (or files) the plan
     /// reads, of which the weight files must be as they were when the unfinished run began. `cancelled` is asked about
     /// every megabyte that is read again.
@@ -79,7 +82,7 @@ impl OutputFolder {
         for (request, path) in requests.iter().zip(&paths) {
             candidates.insert(0, Candidate::lock(path, request.shards, &inputs, plan, options)?);
         }
-        Candidate::check_space(&candidates)?;
+        let candidates = Candidate::all(candidates)?;
         let begin = |candidate: Candidate| {
             let (shared, done) = candidate.begin(&inputs, plan)?;
             let mut folder = OutputFolder { shared: Arc::new(shared), done };
@@ -97,9 +100,15 @@ impl OutputFolder {
         look_at(path, &Inputs::examine(inputs)?, plan, options).map(drop)
     }
 
-    /// The resolved path.
+    /// The resolved path of the folder that is written to.
     pub fn path(&self) -> &Path {
         self.shared.claim.directory.path()
+    }
+
+    /// Whether that lies in the state folder of an output that stays until this one is whole; then
+    /// [`replace`](super::publish::replace) puts this one in its place.
+    pub fn replaces(&self) -> bool {
+        self.shared.outer.is_some()
     }
 
     /// The shards that an earlier run left complete and that need no redoing, by name.
@@ -147,7 +156,10 @@ impl OutputFolder {
 
     /// Ends the run after the manifest is in place; see [`finish`](super::publish::finish).
     pub fn finish(self) -> Result<()> {
-        finish_in(&self.shared.claim.directory)
+        match &self.shared.outer {
+            None => finish_in(&self.shared.claim.directory),
+            Some(outer) => swap::swap(&outer.directory).and_then(|()| finish_in(&outer.directory)),
+        }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::fault::Operation;
-use super::publish::write_in;
 use super::system::Directory;
+use super::whole::write_in;
 use crate::error::{Error, Result};
 
 const NAME: &str = "journal.jsonl";

@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::overlap::{resolve, Inputs};
 use super::system::Directory;
 use super::{LOCK, STATE};
 use crate::error::{Error, Result};
@@ -35,16 +34,37 @@ pub(crate) enum Lock {
     /// Ours. It is given back explicitly: a process forked in the meantime has a copy of the descriptor, and closing
     /// ours alone would leave the folder locked for as long as that process lives. Such a process gives nothing back.
     Own(File, Process),
-    /// That of a [`Hold`] in this process.
+    /// That of a [`Hold`](super::hold::Hold) in this process.
     Lent(Identity),
 }
 
 /// Device and inode of a lock file.
-type Identity = (u64, u64);
+pub(super) type Identity = (u64, u64);
 type Process = u32;
 
-/// The locks that this process holds beyond its runs, and whether a run has one.
-static HELD: Mutex<Vec<(Process, Identity, bool)>> = Mutex::new(Vec::new());
+/// A lock that this process holds for what comes later.
+struct Held {
+    process: Process,
+    identity: Identity,
+    /// Whether it is for one run with all that follows it, and for no other.
+    is_of_run: bool,
+    /// Whether someone has it at the moment.
+    is_lent: bool,
+}
+
+/// All of them, the innermost of a folder last.
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+/// Who may use a lock that this process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Borrow {
+    /// Nobody: a lock of its own is asked for.
+    Never,
+    /// A run with all that follows it: one that was taken for whoever comes.
+    ForRun,
+    /// The engine: any that nobody has at the moment.
+    ForEngine,
+}
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -53,7 +73,7 @@ impl Drop for Lock {
                 let _ = rustix::fs::flock(&*file, FlockOperation::Unlock);
             }
             Lock::Own(..) => {}
-            Lock::Lent(identity) => lent(*identity, false),
+            Lock::Lent(identity) => give_back(*identity),
         }
     }
 }
@@ -64,55 +84,43 @@ impl Lock {
     }
 }
 
-/// Notes whether a run has the held lock.
-fn lent(identity: Identity, now: bool) {
-    let process = std::process::id();
+/// Lets what this process does next use a lock that it has, until [`withdraw`] is called.
+pub(super) fn lend(claim: &Claim, is_of_run: bool) -> Result<Identity> {
+    let stat = claim.state.stat(OsStr::new(LOCK))?.ok_or_else(|| Error::vanished(claim.directory.path()))?;
+    let identity = (stat.st_dev, stat.st_ino);
+    let held = Held { process: std::process::id(), identity, is_of_run, is_lent: false };
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+    Ok(identity)
+}
+
+/// The opposite of [`lend`].
+pub(super) fn withdraw(identity: Identity) {
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-    held.iter_mut().filter(|held| (held.0, held.1) == (process, identity)).for_each(|held| held.2 = now);
-}
-
-/// A folder that is locked from before a run until after what follows it: runs of this process in that folder, one at a
-/// time, use this lock, and those of others are refused.
-#[derive(Debug)]
-pub struct Hold {
-    identity: Identity,
-    // The lock goes after its entry.
-    _claim: Claim,
-}
-
-impl Hold {
-    /// Locks a folder, creating it where needed; what was created goes again where nothing was put into it.
-    ///
-    /// # Errors
-    /// `Kind::Output` where another run, of this process or of another one, has the folder, or where it touches one of
-    /// the folders or files that the run will read.
-    pub fn take(path: &Path, inputs: &[&Path]) -> Result<Hold> {
-        let path = resolve(path)?;
-        Inputs::examine(inputs)?.refuse_overlap(&path)?;
-        let claim = Claim::begin(&path, false)?;
-        let stat = claim.state.stat(OsStr::new(LOCK))?.ok_or_else(|| Error::vanished(&path))?;
-        let identity = (stat.st_dev, stat.st_ino);
-        HELD.lock().unwrap_or_else(PoisonError::into_inner).push((std::process::id(), identity, false));
-        Ok(Hold { identity, _claim: claim })
+    if let Some(at) = innermost(&held, identity) {
+        held.remove(at);
     }
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let process = std::process::id();
-        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|held| (held.0, held.1) != (process, self.identity));
+fn innermost(held: &[Held], identity: Identity) -> Option<usize> {
+    held.iter().rposition(|held| (held.process, held.identity) == (std::process::id(), identity))
+}
+
+/// Notes that nobody has the held lock any more.
+fn give_back(identity: Identity) {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(at) = innermost(&held, identity) {
+        held[at].is_lent = false;
     }
 }
 
 impl Claim {
     /// Locks the folder at a resolved path, creating it where needed.
     pub(crate) fn take(path: &Path) -> Result<Claim> {
-        Claim::begin(path, true)
+        Claim::begin(path, Borrow::ForEngine)
     }
 
-    /// `borrow`: the lock that this process holds already will do.
-    fn begin(path: &Path, borrow: bool) -> Result<Claim> {
+    /// `borrow`: whether the lock that this process holds already will do.
+    pub(super) fn begin(path: &Path, borrow: Borrow) -> Result<Claim> {
         let created = create_folders(path)?;
         let taken = Directory::open(path)
             .and_then(|directory| directory.ok_or_else(|| Error::vanished(path)))
@@ -126,6 +134,16 @@ impl Claim {
                 Err(error)
             }
         }
+    }
+
+    /// Locks a folder of the state, which goes with it.
+    pub(super) fn within(&self, name: &OsStr) -> Result<Claim> {
+        let is_new = self.state.create_subfolder(name)?;
+        let created = if is_new { vec![self.state.path().join(name)] } else { Vec::new() };
+        let directory = self.state.subfolder(name)?.ok_or_else(|| Error::vanished(&self.state.path().join(name)))?;
+        let (state, lock, created_state) = lock(&directory, Borrow::Never)?;
+        self.state.sync()?;
+        Ok(Claim { directory, state, created, created_state, kept: false, lock })
     }
 
     /// The folder was admitted: what was created stays.
@@ -152,14 +170,14 @@ impl Drop for Claim {
 /// Locks a folder that has a state folder; `None` when it has none.
 pub(crate) fn lock_existing(directory: &Directory) -> Result<Option<Lock>> {
     match directory.subfolder(OsStr::new(STATE))? {
-        Some(state) => {
-            try_lock(directory, &state, true)?.map(Some).ok_or_else(|| Error::locked(directory.path(), None))
-        }
+        Some(state) => try_lock(directory, &state, Borrow::ForEngine)?
+            .map(Some)
+            .ok_or_else(|| Error::locked(directory.path(), None)),
         None => Ok(None),
     }
 }
 
-fn lock(directory: &Directory, borrow: bool) -> Result<(Directory, Lock, bool)> {
+fn lock(directory: &Directory, borrow: Borrow) -> Result<(Directory, Lock, bool)> {
     // Another run may end between our steps and take the state folder with it; then there is nothing to wait for.
     for _ in 0..16 {
         let created = directory.create_subfolder(OsStr::new(STATE))?;
@@ -172,7 +190,7 @@ fn lock(directory: &Directory, borrow: bool) -> Result<(Directory, Lock, bool)> 
 }
 
 /// `None` when the lock file was removed while we locked it.
-fn try_lock(directory: &Directory, state: &Directory, borrow: bool) -> Result<Option<Lock>> {
+fn try_lock(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<Option<Lock>> {
     if let Some(held) = held(directory, state, borrow)? {
         return Ok(Some(held));
     }
@@ -199,19 +217,22 @@ fn try_lock(directory: &Directory, state: &Directory, borrow: bool) -> Result<Op
     Ok(Some(Lock::own(file)))
 }
 
-/// The lock that this process holds, if it does: for one run at a time.
-fn held(directory: &Directory, state: &Directory, borrow: bool) -> Result<Option<Lock>> {
+/// The lock that this process holds, if it does: for one at a time.
+fn held(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<Option<Lock>> {
     let Some(stat) = state.stat(OsStr::new(LOCK))? else { return Ok(None) };
-    let (process, identity) = (std::process::id(), (stat.st_dev, stat.st_ino));
+    let identity = (stat.st_dev, stat.st_ino);
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-    match held.iter_mut().find(|held| (held.0, held.1) == (process, identity)) {
-        None => Ok(None),
-        Some(held) if borrow && !held.2 => {
-            held.2 = true;
-            Ok(Some(Lock::Lent(identity)))
-        }
-        Some(_) => Err(Error::locked(directory.path(), Some(process))),
+    let Some(at) = innermost(&held, identity) else { return Ok(None) };
+    let may_have = match borrow {
+        Borrow::Never => false,
+        Borrow::ForRun => !held[at].is_of_run,
+        Borrow::ForEngine => true,
+    };
+    if !may_have || held[at].is_lent {
+        return Err(Error::locked(directory.path(), Some(std::process::id())));
     }
+    held[at].is_lent = true;
+    Ok(Some(Lock::Lent(identity)))
 }
 
 /// The process that noted itself in the lock file.

@@ -3,7 +3,7 @@
 //!
 //! [`folder`] decides whether a folder may be used and takes its lock; [`shard`] is one weight file
 //! being written by many threads; [`digest`] is its BLAKE3 digest, computed in the same pass; [`journal`] remembers what
-//! is in place; [`publish`] puts the small files there and ends the run.
+//! is in place; [`swap`] puts an output in the place of another once it is whole; [`publish`] puts the small files there and ends the run.
 
 mod admission;
 mod contents;
@@ -11,14 +11,17 @@ pub mod digest;
 #[doc(hidden)]
 pub mod fault;
 pub mod folder;
+pub mod hold;
 pub(crate) mod journal;
-pub mod lock;
+mod lock;
 mod overlap;
 pub mod publish;
 pub mod shard;
 mod shared;
 mod space;
+mod swap;
 mod system;
+mod whole;
 
 /// The folder inside an output in which an unfinished run keeps its state.
 pub(crate) const STATE: &str = ".taskvec";

@@ -36,7 +36,7 @@ pub(crate) struct Stamp {
 }
 
 /// Bytes up to which a file is read as a whole to know it again.
-const WHOLE: u64 = 1 << 20;
+const WHOLE: u64 = 4 << 20;
 /// Of a larger one, so many pieces, evenly from its first byte to its last, of so many bytes each.
 const PIECES: u64 = 16;
 const PIECE: u64 = 4096;

@@ -1,14 +1,10 @@
-//! Small files: written next to their place, flushed and renamed, so that a reader sees the old or the new one, never
-//! a part. And the end of a run, when its state is no longer needed.
+//! A small file put in place from outside, and the end of a run, when its state is no longer needed.
 
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
-use super::fault::Operation;
-use super::system::{part_name, Directory};
-use super::{contents, lock, overlap, LOCK, MANIFEST, PLAN, STATE};
+use super::system::Directory;
+use super::whole::write_in;
+use super::{contents, lock, overlap, swap, LOCK, MANIFEST, PLAN, STATE};
 use crate::error::{Error, Result};
 
 /// Writes a file as a whole or not at all. Its folder must exist.
@@ -20,22 +16,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_in(&directory, name, bytes)
 }
 
-/// The same in a folder that is already open.
-pub(crate) fn write_in(directory: &Directory, name: &OsStr, bytes: &[u8]) -> Result<()> {
-    let part = part_name(name);
-    let written = write_part(directory, &part, bytes).and_then(|()| directory.rename(&part, name));
-    if written.is_err() {
-        // The first failure is the one to report.
-        let _ = directory.remove(&part);
-    }
-    written.and_then(|()| directory.sync())
-}
-
-fn write_part(directory: &Directory, part: &OsStr, bytes: &[u8]) -> Result<()> {
-    let failed = |action: &str, error: std::io::Error| Error::io(action, &directory.path().join(part), &error);
-    let mut file: File = directory.create(part)?;
-    directory.fault(Operation::Write).and_then(|()| file.write_all(bytes)).map_err(|error| failed("writing", error))?;
-    directory.fault(Operation::Sync).and_then(|()| file.sync_data()).map_err(|error| failed("flushing", error))
+/// Puts an output that was made in the state folder of another, and has its manifest, in the place of that one. Doing it
+/// again does no harm; the state stays until [`finish`].
+pub fn replace(folder: &Path) -> Result<()> {
+    let folder = overlap::resolve(folder)?;
+    let directory = Directory::open(&folder)?.ok_or_else(|| Error::vanished(&folder))?;
+    let _lock = lock::lock_existing(&directory)?;
+    swap::swap(&directory)
 }
 
 /// Ends a run: the manifest must be in place; what an interrupted run left half written and the state folder go. The
@@ -63,9 +50,9 @@ pub(crate) fn finish_in(directory: &Directory) -> Result<()> {
 }
 
 fn remove_state(directory: &Directory, state: &Directory) -> Result<()> {
-    state.sync()?;
+    swap::clear(state, false)?;
     for name in state.names()?.iter().filter(|name| *name != LOCK) {
-        state.remove(name)?;
+        contents::remove_tree(state, name)?;
     }
     state.remove(LOCK.as_ref())?;
     directory.remove_subfolder(STATE.as_ref())?;

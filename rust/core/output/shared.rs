@@ -30,14 +30,22 @@ impl Default for Options {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) claim: Claim,
+    /// That of the folder whose output this one is to replace.
+    pub(super) outer: Option<Claim>,
     pub(crate) sizes: BTreeMap<String, u64>,
     journal: Mutex<Journal>,
     published: Mutex<Records>,
 }
 
 impl Shared {
-    pub(super) fn new(claim: Claim, sizes: BTreeMap<String, u64>, journal: Journal, published: Records) -> Shared {
-        Shared { claim, sizes, journal: Mutex::new(journal), published: Mutex::new(published) }
+    pub(super) fn new(
+        claim: Claim,
+        outer: Option<Claim>,
+        sizes: BTreeMap<String, u64>,
+        journal: Journal,
+        published: Records,
+    ) -> Shared {
+        Shared { claim, outer, sizes, journal: Mutex::new(journal), published: Mutex::new(published) }
     }
 
     /// Enters a shard that is in place, with what a resumed run finds in [`JournalRecord::extra`].

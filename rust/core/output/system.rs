@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Access, AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::fault::{Faults, Operation};
@@ -172,6 +172,33 @@ impl Directory {
         self.fault(Operation::Rename)
             .and_then(|()| Ok(rustix::fs::renameat(&*self.descriptor, from, &*self.descriptor, to)?))
             .map_err(|error| Error::io("renaming to", &self.path.join(to), &error))
+    }
+
+    /// Moves a file or a link to the same name in another folder, replacing what was there.
+    pub(crate) fn rename_to(&self, name: &OsStr, other: &Directory) -> Result<()> {
+        self.fault(Operation::Rename)
+            .and_then(|()| Ok(rustix::fs::renameat(&*self.descriptor, name, &*other.descriptor, name)?))
+            .map_err(|error| Error::io("renaming to", &other.path.join(name), &error))
+    }
+
+    /// Gives a file the same name in another folder, where nothing has that name: a second one or, where a file cannot
+    /// have two, that alone.
+    pub(crate) fn link_to(&self, name: &OsStr, other: &Directory) -> Result<()> {
+        let linked = self.fault(Operation::Create).and_then(|()| {
+            Ok(rustix::fs::linkat(&*self.descriptor, name, &*other.descriptor, name, AtFlags::empty())?)
+        });
+        linked.or_else(|_| self.rename_to(name, other))
+    }
+
+    /// Refuses a folder in which this process may neither make nor remove files.
+    pub(crate) fn hold_writable(&self) -> Result<()> {
+        match rustix::fs::accessat(&*self.descriptor, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
+                Err(Error::io("writing to", &self.path, &error.into()))
+            }
+            // The answer of a system that cannot tell: what follows finds out.
+            _ => Ok(()),
+        }
     }
 
     /// Flushes the folder itself, so that names survive a power cut.

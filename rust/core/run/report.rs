@@ -90,6 +90,8 @@ struct Folder<'a> {
     alpha: f64,
     folder: &'a str,
     non_finite: Vec<(String, String, u64)>,
+    /// Whether it was made in the state folder of the output that it is to replace.
+    replaces: bool,
     shards: Vec<Shard<'a>>,
     survival: Tensors<'a>,
 }
@@ -139,6 +141,7 @@ impl Serialize for Written<'_> {
             alpha: self.output.alpha,
             folder: &self.output.folder,
             non_finite,
+            replaces: self.folder.replaces(),
             shards: records.iter().map(|(r, _)| Shard { digest: &r.digest, name: &r.shard, size: r.size }).collect(),
             survival: Tensors {
                 tensors: Each(&rows, &|(name, sum)| sum.figures(Some(name))),

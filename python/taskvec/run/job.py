@@ -1,0 +1,46 @@
+"""A run while it is executed: the plan, its opened inputs, where it goes, and how it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskvec.plan.plan import PlanRecord
+from taskvec.progress import Callback
+from taskvec.run.inputs import InputRow, Inputs, Source
+from taskvec.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run while it is executed.
+
+    Attributes
+    ----------
+    plan : PlanRecord
+    out : path
+        As it was given.
+    folders : sequence of path
+        Of the plan's outputs, in their order.
+    checkpoints : sequence of Model, SavedVector or Adapter
+        The plan's sources, all of them here.
+    inputs : Inputs
+        Their files with the states that these had before.
+    rows : sequence or None
+        The same as a manifest keeps them.
+    settings : Settings
+    progress : callable or None
+    begin : float
+        When the run began, as ``time.monotonic`` tells it, in seconds.
+    """
+
+    plan: PlanRecord
+    out: Path
+    folders: Sequence[Path]
+    checkpoints: Sequence[Source]
+    inputs: Inputs
+    rows: Sequence[InputRow] | None
+    settings: Settings
+    progress: Callback | None
+    begin: float

@@ -1,0 +1,50 @@
+"""The locks of the folders of a run, from before the first byte is written until the last one is ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from taskvec._core import FolderLock
+from taskvec.files.names import NEW, STATE
+from taskvec.models.adapter import Adapter
+from taskvec.models.source import source_path
+from taskvec.models.state_dict import buffers_of
+from taskvec.plan.plan import PlanRecord
+from taskvec.run.inputs import Source
+from taskvec.settings import Settings
+
+
+@contextlib.contextmanager
+def locked(
+    plan: PlanRecord, folders: Sequence[Path], sources: Sequence[Source], settings: Settings
+) -> Iterator[None]:
+    """Hold the locks of the folders of a run, which come into being for that where they are missing.
+
+    What the run would refuse for what lies in a folder is refused before anything is made. An output that an
+    earlier run had begun to put in the place of another is put there.
+
+    Raises
+    ------
+    OutputError
+        Another run has one of the folders, one of them touches an input, or what lies there must stay.
+    """
+    inputs = [_path(source) for source in sources if source.path is not None]
+    resume = settings.resume and not buffers_of(sources)
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            lock = FolderLock(
+                folder, inputs=inputs, plan=plan.json, resume=resume, overwrite=settings.overwrite
+            )
+            held.enter_context(lock)
+        yield
+
+
+def _path(source: Source) -> str:
+    return str(source.path) if isinstance(source, Adapter) else source_path(source)
+
+
+def place_of(folder: Path, replaces: bool) -> Path:
+    """Where the files of an output are written: its folder, or first one in the state of what it replaces."""
+    return folder / STATE / NEW if replaces else folder
