@@ -240,6 +240,8 @@ def test_another_overwriting_run_after_a_killed_one(sharded_trio: Trio, tmp_path
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     assert (out / ".taskvec" / "new").is_dir()
+    old = tv.open(out)  # what is in the making belongs to no model
+    assert not [name for name in (*old.other_files, *old.left_files) if ".taskvec" in name]
     tv.transfer(*sharded_trio, out, alpha=3, overwrite=True)
     tv.transfer(*sharded_trio, tmp_path / "fresh", alpha=3)
     assert contents(out) == expected_in_place_of_old(tmp_path / "fresh", "transfer")
@@ -266,3 +268,35 @@ def test_a_changed_input_begins_the_replacing_output_again(
     assert invoke(capsys, *other_command(sharded_trio, out)[3:-2], "--overwrite").code == 0
     tv.transfer(*sharded_trio, tmp_path / "fresh")
     assert contents(out) == expected_in_place_of_old(tmp_path / "fresh", "transfer")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_replaced_under_the_run_is_noticed(
+    sharded_trio: Trio, tmp_path: Path, verb: str, overwrite: bool
+) -> None:
+    job, out = jobs(sharded_trio, tmp_path)[verb], tmp_path / "out"
+    before = put_old(sharded_trio, out, verb) if overwrite else {}
+    folder = tmp_path / "vector" if verb == "apply" else sharded_trio.donor
+    path, done = min(folder.glob("*.safetensors")), []
+
+    def progress(event: tv.Progress) -> None:
+        if event.phase == "merge" and not done:
+            done.append(path.read_bytes())
+            status = path.stat()
+            (folder / "new").write_bytes(done[0][:-1] + bytes([done[0][-1] ^ 1]))
+            os.utime(folder / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+            (folder / "new").replace(path)
+
+    with pytest.raises(tv.FormatError, match=r"changed|replaced"):
+        job(out, progress=progress, overwrite=overwrite)
+    assert contents(out) == before if overwrite else not list(out.rglob("taskvec.json"))
+    path.write_bytes(done[0])
+    job(out, overwrite=overwrite)
+    job(tmp_path / "fresh")
+    expected = (
+        expected_in_place_of_old(tmp_path / "fresh", verb) if overwrite else contents(tmp_path / "fresh")
+    )
+    assert contents(out).keys() == expected.keys()
+    if verb != "documents":
+        assert contents(out) == expected

@@ -12,6 +12,7 @@ from typing import Any
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.modules import module_weights
+from taskvec.files.names import STATE
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -29,7 +30,7 @@ _VARIANT = re.compile(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
 _WEIGHT_INDEX = re.compile(
     r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
 )
-_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__"})
+_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__", STATE})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
 _SECOND_COPIES = frozenset({"original", "metal", "onnx", "openvino", "coreml", "gguf"})

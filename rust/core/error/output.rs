@@ -122,8 +122,12 @@ impl Error {
 
     /// A file of an output that was whole is not there when it is to take another's place.
     pub(crate) fn lost_of_new(file: &Path) -> Self {
-        let message = format!("`{}` is missing: something else changed the output during the run", readable(file));
-        refused(message, "use --overwrite to begin again")
+        let message =
+            format!("`{}` is missing or cut short: something else changed the output during the run", readable(file));
+        refused(
+            message,
+            "the old output is in its place again; run the same command again when nothing else writes there",
+        )
     }
 
     /// A journal that no kill can have left like this.

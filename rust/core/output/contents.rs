@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 
 use super::system::Directory;
 use super::{MANIFEST, STATE};
@@ -89,11 +89,17 @@ pub(crate) fn of_checkpoint(directory: &Directory, entries: &[OsString]) -> Resu
 
 /// The names under `files` in the manifest. A manifest that cannot be read lists nothing.
 pub(super) fn in_manifest(directory: &Directory) -> Result<BTreeSet<String>> {
+    Ok(sizes_in_manifest(directory)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The same with the bytes of each file, where they are told.
+pub(super) fn sizes_in_manifest(directory: &Directory) -> Result<Vec<(String, Option<u64>)>> {
     let bytes = directory.read(OsStr::new(MANIFEST))?.unwrap_or_default();
     let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let files = manifest.get("files").and_then(serde_json::Value::as_array);
-    let names = files.into_iter().flatten().filter_map(|file| file.get("name")?.as_str());
-    Ok(names.filter(|name| is_inside(name)).map(str::to_string).collect())
+    let rows = files.into_iter().flatten().filter_map(|file| Some((file.get("name")?.as_str()?, file.get("bytes"))));
+    let inside = rows.filter(|(name, _)| is_inside(name));
+    Ok(inside.map(|(name, bytes)| (name.to_string(), bytes.and_then(serde_json::Value::as_u64))).collect())
 }
 
 /// A relative path without `..` and not into the state of a run, as a manifest may name it; the manifest is as hostile
@@ -137,10 +143,22 @@ fn parent_below(directory: &Directory, path: &Path) -> Result<Option<Directory>>
     Ok(Some(folder))
 }
 
+/// What is at a relative path; `None` where nothing is.
+fn stat_below(directory: &Directory, path: &Path) -> Result<Option<Stat>> {
+    let (Some(parent), Some(name)) = (parent_below(directory, path)?, path.file_name()) else { return Ok(None) };
+    parent.stat(name)
+}
+
 /// Device and inode of a file by its relative path; `None` where it is not there.
 pub(super) fn identity_below(directory: &Directory, path: &Path) -> Result<Option<(u64, u64)>> {
-    let (Some(parent), Some(name)) = (parent_below(directory, path)?, path.file_name()) else { return Ok(None) };
-    Ok(parent.stat(name)?.map(|stat| (stat.st_dev, stat.st_ino)))
+    Ok(stat_below(directory, path)?.map(|stat| (stat.st_dev, stat.st_ino)))
+}
+
+/// Whether a regular file is at a relative path, with so many bytes where a number is given.
+pub(super) fn is_below(directory: &Directory, path: &Path, bytes: Option<u64>) -> Result<bool> {
+    let stat = stat_below(directory, path)?;
+    let stat = stat.filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+    Ok(stat.is_some_and(|stat| bytes.is_none_or(|bytes| stat.st_size as u64 == bytes)))
 }
 
 /// Flushes the folders below this one that lead to a file.

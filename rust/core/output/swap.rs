@@ -54,7 +54,7 @@ pub(crate) fn swap(directory: &Directory) -> Result<()> {
         swap.parked = true;
         swap.note(&state)?;
     }
-    swap.place(directory, &folder(&state, NEW)?)
+    swap.place(directory, &folder(&state, NEW)?, &state)
 }
 
 /// Forgets a change of names that has come to its end.
@@ -102,9 +102,16 @@ impl Swap {
         old.sync()
     }
 
-    /// Gives the new files their names, in the opposite order.
-    fn place(&self, directory: &Directory, new: &Directory) -> Result<()> {
+    /// Gives the new files their names, in the opposite order. Before the last one, by which the output says that it is
+    /// complete, the others are looked at: where one is not what it was, the old output comes back.
+    fn place(&mut self, directory: &Directory, new: &Directory, state: &Directory) -> Result<()> {
         for rank in [0, 1, 2] {
+            if rank == 2 {
+                if let Err(error) = self.hold_complete(directory, new) {
+                    self.take_back(directory, state)?;
+                    return Err(error);
+                }
+            }
             let names: Vec<&String> = self.new.iter().filter(|name| contents::rank(name) == rank).collect();
             for name in &names {
                 self.give(directory, new, Path::new(name))?;
@@ -115,13 +122,35 @@ impl Swap {
         self.old.iter().try_for_each(|name| contents::remove_empty(directory, Path::new(name)))
     }
 
+    fn hold_complete(&self, directory: &Directory, new: &Directory) -> Result<()> {
+        let made = if new.file_size(OsStr::new(MANIFEST))?.is_some() { new } else { directory };
+        for (name, bytes) in contents::sizes_in_manifest(made)? {
+            if !contents::is_below(directory, Path::new(&name), bytes)? {
+                return Err(Error::lost_of_new(&directory.path().join(name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the old files back in their places.
+    fn take_back(&mut self, directory: &Directory, state: &Directory) -> Result<()> {
+        contents::remove(directory, &self.new)?;
+        self.parked = false;
+        self.note(state)?;
+        let old = folder(state, OLD)?;
+        for rank in [0, 1, 2] {
+            for name in self.old.iter().filter(|name| contents::rank(name) == rank) {
+                move_below(&old, directory, Path::new(name))?;
+            }
+            directory.sync()?;
+        }
+        state.remove(OsStr::new(RECORD)).map(drop)
+    }
+
     /// Gives one new file its name: a second one, where that can be, so that the new output stays whole until the end.
     fn give(&self, directory: &Directory, new: &Directory, path: &Path) -> Result<()> {
         let there = contents::identity_below(directory, path)?;
         let made = contents::identity_below(new, path)?;
-        if made.is_none() && there.is_none() {
-            return Err(Error::lost_of_new(&directory.path().join(path)));
-        }
         if made.is_none() || made == there {
             return Ok(());
         }
