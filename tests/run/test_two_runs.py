@@ -300,3 +300,31 @@ def test_an_input_replaced_under_the_run_is_noticed(
     assert contents(out).keys() == expected.keys()
     if verb != "documents":
         assert contents(out) == expected
+
+
+@pytest.mark.parametrize("verb", ["transfer", "alphas", "extract"])
+@pytest.mark.parametrize("how", ["removed", "cut short"])
+def test_a_new_output_that_is_not_whole_any_more_leaves_the_old_one(
+    sharded_trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, how: str
+) -> None:
+    job, out = jobs(sharded_trio, tmp_path)[verb], tmp_path / "out"
+    before = put_old(sharded_trio, out, verb)
+
+    def replace(folder: Path) -> None:
+        shard = min((folder / ".taskvec" / "new").glob("*.safetensors"))
+        if how == "removed":
+            shard.unlink()
+        else:
+            os.truncate(shard, 100)
+        _core.replace_output(folder)
+
+    for module in (execution, extraction):
+        monkeypatch.setattr(module, "replace_output", replace)
+    with pytest.raises(tv.OutputError, match="missing or cut short"):
+        job(out, overwrite=True)
+    assert contents(out) == before
+    monkeypatch.undo()
+    job(out, overwrite=True)
+    job(tmp_path / "fresh")
+    assert contents(out) == expected_in_place_of_old(tmp_path / "fresh", verb)
+    assert not list(tmp_path.rglob(".taskvec"))
