@@ -328,3 +328,27 @@ def test_a_new_output_that_is_not_whole_any_more_leaves_the_old_one(
     job(tmp_path / "fresh")
     assert contents(out) == expected_in_place_of_old(tmp_path / "fresh", verb)
     assert not list(tmp_path.rglob(".taskvec"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_earlier_output_that_changes_while_a_later_one_is_written(
+    sharded_trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+
+    def write(path: Path, data: bytes) -> None:
+        if path.name == "taskvec.json" and "alpha=1" in path.parts:
+            earlier = Path(str(path.parent).replace("alpha=1", "alpha=0.25"))
+            os.truncate(min(earlier.glob("*.safetensors")), 100)
+        _core.write_atomic(path, data)
+
+    before = put_old(sharded_trio, out, "alphas") if overwrite else {}
+    monkeypatch.setattr("taskvec.run.publish.write_atomic", write)
+    with pytest.raises(tv.OutputError, match="something else changed the output"):
+        tv.transfer(*sharded_trio, out, alpha=[0.25, 1], overwrite=overwrite)
+    monkeypatch.undo()
+    if overwrite:
+        assert contents(out) == before
+    assert overwrite or not (out / "alpha=0.25" / "taskvec.json").exists()
+    tv.transfer(*sharded_trio, out, alpha=[0.25, 1], overwrite=overwrite)
+    assert tv.verify(out).ok

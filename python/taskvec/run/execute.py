@@ -128,6 +128,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
     ]
     for place, output in zip(places, outputs, strict=True):
         publish(place, output, manifest.run_facts(plan, engine, job.begin, job.rows))
+    publish.hold()
     for folder, place in zip(job.folders, places, strict=True):
         if place != folder:
             replace_output(folder)

@@ -69,14 +69,14 @@ def hold_complete(folder: Path, listed: Sequence[File]) -> None:
 
 
 def hold_or_hide(folder: Path, listed: Sequence[File]) -> None:
-    """:func:`hold_complete`; a folder that is not loses its index, by which it looks complete."""
+    """:func:`hold_complete`; a folder that is not loses what makes it look complete, manifest and index."""
     try:
         hold_complete(folder, listed)
     except OutputError:
-        for file in listed:
-            if file.name.endswith(INDEX_SUFFIX) and "/" not in file.name:
+        for name in (MANIFEST, *(file.name for file in listed)):
+            if name == MANIFEST or (name.endswith(INDEX_SUFFIX) and "/" not in name):
                 with contextlib.suppress(OSError):
-                    (folder / file.name).unlink()
+                    (folder / name).unlink()
         raise
 
 
@@ -149,6 +149,7 @@ class Publisher:
         self.inputs = inputs
         self.names = [name for name in companions(base) if name not in plan.files]
         self.copied: dict[str, tuple[Path, File]] = {}
+        self.published: dict[Path, list[File]] = {}
         self.done = 0
 
     def foresee(self) -> None:
@@ -185,6 +186,12 @@ class Publisher:
         sync_folders(folder, [file.name for file in files])
         hold_or_hide(folder, files)
         self._write(folder, MANIFEST, manifest.text(facts, files=files, run=run))
+        self.published[folder] = files
+
+    def hold(self) -> None:
+        """Return if all outputs are whole when the last one is written; raises as :func:`hold_complete`."""
+        for folder, files in self.published.items():
+            hold_or_hide(folder, files)
 
     def _unchanged(self, folder: Path, name: str) -> File:
         hold_ours(folder, self.plan.json)
