@@ -10,6 +10,7 @@ use super::difference::{deltas, rows, views, Pair};
 use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
+use crate::kernels::factor::Factor;
 use crate::kernels::stats::add_pairs;
 use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
@@ -370,8 +371,8 @@ impl<R: Real> Method<R> for GramMethod {
             Groups::Whole => {
                 for (k, (delta, c)) in all.iter().zip(&found.values).enumerate() {
                     match k {
-                        0 => scale(tile.level, delta, R::from_f64(*c), out),
-                        _ => add_scaled(tile.level, delta, R::from_f64(*c), out),
+                        0 => scale(tile.level, delta, Factor::new(*c), out),
+                        _ => add_scaled(tile.level, delta, Factor::new(*c), out),
                     }
                 }
             }
@@ -383,7 +384,7 @@ impl<R: Real> Method<R> for GramMethod {
                     let c = &found.values[group as usize * n..(group as usize + 1) * n];
                     let mut sum = R::ZERO;
                     for (delta, c) in all.iter().zip(c) {
-                        sum += R::from_f64(*c) * delta[e];
+                        sum += Factor::new(*c).times(delta[e]);
                     }
                     *slot = sum;
                 }
