@@ -47,7 +47,7 @@ def run(folder: Path, count: int, operation: dict[str, Any], **options: Any) -> 
     ]
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": sources,
         "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": ["model.safetensors"],
@@ -561,7 +561,7 @@ def test_an_adapter_is_added_tile_by_tile(transposed: bool, alone: bool, tmp_pat
     step = {"kind": "task_arithmetic", "terms": [term(1, 0.5, None if alone else 0)]}
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [model, adapter],
         "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": ["model.safetensors"],
