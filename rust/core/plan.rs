@@ -87,8 +87,21 @@ impl Plan {
     /// # Errors
     /// `Kind::Plan` for anything that is not a plan of this format, or that contradicts itself.
     pub(crate) fn parse(json: &[u8]) -> Result<Plan> {
+        Plan::of(json, ARITHMETIC)
+    }
+
+    /// The same of a plan whose results are not kept: nothing of them is resumed, so that one made before a change of
+    /// the arithmetic may be computed with that of today.
+    ///
+    /// # Errors
+    /// As [`Plan::parse`].
+    pub(crate) fn in_memory(json: &[u8]) -> Result<Plan> {
+        Plan::of(json, 1)
+    }
+
+    fn of(json: &[u8], oldest: u32) -> Result<Plan> {
         let document: Document = serde_json::from_slice(json).map_err(|e| unreadable(&e.to_string()))?;
-        if document.format != FORMAT || document.arithmetic != ARITHMETIC {
+        if document.format != FORMAT || !(oldest..=ARITHMETIC).contains(&document.arithmetic) {
             return Err(bad(format!(
                 "format {} and arithmetic {}, expected {FORMAT} and {ARITHMETIC}",
                 document.format, document.arithmetic

@@ -15,9 +15,9 @@ A row of the table, by ``model_type`` (a section without one of its own: ``OUTER
 - ``o``: by section, defaults that the outer class sets otherwise; ``m``: the model type that it writes.
 - ``n``: keys for which ``null`` means the default; ``p``: old keys that are taken in and not written.
 
-Beside the rows, keys of any class: ``harmless``, of training and initialisation, and ``tokens``, ids and their number. They
-are picked by their names from what transformers has, and looked through by hand: ``NOT_HARMLESS`` are those that do
-something else than they are called.
+Beside the rows, keys of any class: ``harmless``, of training and initialisation, and ``tokens``, ids and
+their number. They are picked by their names from what transformers has, and looked through by hand:
+``NOT_HARMLESS`` are those that do something else than they are called.
 """
 
 from __future__ import annotations

@@ -126,7 +126,11 @@ ORDINARY: list[Stored] = [
     {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.norm.weight": ("BF16", (8,)), "l.scale": ("F32", ())},
     {"pos.table": ("I32", (8, 8)), "pos.weight": ("F32", (8, 8))},
     {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.layer_scale1.lambda1": ("F32", (8,))},
-    {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.norm1.scale": ("F32", (8,)), "b.0.norm1.bias": ("F32", (8,))},
+    {
+        "b.0.mlp.weight": ("F8_E4M3", (8, 8)),
+        "b.0.norm1.scale": ("F32", (8,)),
+        "b.0.norm1.bias": ("F32", (8,)),
+    },
     {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.residual_scale": ("F32", (8,))},
     {"l.tokens_per_expert": ("I32", (8, 8)), "l.router_scale": ("F32", (8, 8))},
 ]

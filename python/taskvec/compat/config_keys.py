@@ -1,7 +1,7 @@
 """Keys of config.json by what they mean for the function of the same weights.
 
-What is passed over is known by its whole name: here, or from transformers' own classes in ``families.json``. A key that
-is neither and differs is told, whatever it is called.
+What is passed over is known by its whole name: here, or from transformers' own classes in ``families.json``.
+A key that is neither and differs is told, whatever it is called.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _table() -> dict[str, Any]:
 
 @cache
 def known_keys(sort: str) -> frozenset[str]:
-    """Keys of any family: ``"harmless"`` in training and initialisation alone, ``"tokens"`` with ids and their number."""
+    """Keys of any family: ``"harmless"``, of training and initialisation, or ``"tokens"``, ids and counts."""
     return frozenset(_table()[sort])
 
 

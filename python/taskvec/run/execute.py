@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from taskvec._core import finish_folder
 from taskvec._core import run as engine_run
@@ -94,6 +96,7 @@ def execute(
             memories=buffers,
         ),
         out,
+        _merged_tensors(plan.document),
     )
     for folder, output in zip(folders, outputs, strict=True):
         publish(folder, output, manifest.run_facts(plan, engine, begin, rows))
@@ -110,3 +113,11 @@ def execute(
         findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
         plan=plan.digest,
     )
+
+
+def _merged_tensors(document: Mapping[str, Any]) -> int:
+    """How many tensors are computed and not copied, where that is by operations of more than one kind."""
+    merges = {number for number, each in enumerate(document["operations"]) if each["kind"] != "copy"}
+    if len(merges) < 2:
+        return 0
+    return sum(operation in merges for _, _, _, _, operation, _ in document["tensors"])
