@@ -566,17 +566,17 @@ def test_the_karcher_mean_of_opposite_directions_has_the_mean_norm(
 )
 @pytest.mark.parametrize("row_wise", [False, True])
 def test_nuslerp_along_a_dimension(shape: tuple[int, ...], row_wise: bool, tmp_path: Path) -> None:
-    """Groups that are kept, and those that tiles look at themselves; dimensions as mergekit takes them."""
+    """Groups that are kept, and those that tiles look at themselves."""
     rng = np.random.default_rng(13)
     x, y = write(tmp_path, *(rng.standard_normal(shape).astype(np.float32) for _ in range(2)))
     terms = [term(0, 0.7, None), term(1, 0.4, None)]
     operation = {"kind": "nuslerp", "terms": terms, "base": None, "flatten": False, "row_wise": row_wise}
     got = run(tmp_path, 1, operation, threads=3)["t"]
-    along = [np.moveaxis(each.astype(np.float64), 0 if row_wise else -1, -1) for each in (x, y)]
-    flat = [each.reshape(-1, each.shape[-1]) for each in along]
-    rows = np.stack([slerp(a, b, 0.4 / 1.1, 1 - 1e-15) for a, b in zip(*flat, strict=True)])
-    want = np.moveaxis(rows.reshape(along[0].shape), -1, 0 if row_wise else -1)
-    if along[0].shape[-1] > 1:  # one element has no angle but 0 and π
+    matrices = [each.astype(np.float64).reshape(-1, shape[-1]) for each in (x, y)]
+    groups = [each.T if row_wise else each for each in matrices]
+    want = np.stack([slerp(a, b, 0.4 / 1.1, 1 - 1e-15) for a, b in zip(*groups, strict=True)])
+    want = (want.T if row_wise else want).reshape(shape)
+    if groups[0].shape[-1] > 1:  # one element has no angle but 0 and π
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 

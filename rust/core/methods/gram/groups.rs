@@ -16,7 +16,7 @@ pub(super) enum Along {
     Whole,
     /// Each range along the last dimension.
     Rows,
-    /// Each range along the first dimension.
+    /// Each column of the rows.
     Columns,
 }
 
@@ -47,8 +47,8 @@ impl Groups {
             (Along::Rows, [.., last]) if shape.len() >= 2 => {
                 Groups { along, count: elements.checked_div(*last).unwrap_or(0), length: *last }
             }
-            (Along::Columns, [first, rest @ ..]) if shape.len() >= 2 => {
-                Groups { along, count: rest.iter().product(), length: *first }
+            (Along::Columns, [.., last]) if shape.len() >= 2 => {
+                Groups { along, count: *last, length: elements.checked_div(*last).unwrap_or(0) }
             }
             _ => Groups { along: Along::Whole, count: 1, length: elements },
         }
