@@ -39,7 +39,7 @@ fn plan(folders: &[PathBuf], operation: &serde_json::Value) -> Vec<u8> {
         json!([name, "BF16", shape, 0, 0, [[0, name], [1, name], [2, name]]])
     };
     let plan = json!({
-        "format": 1, "arithmetic": 2, "rounding": "nearest", "seed": 0,
+        "format": 1, "arithmetic": 3, "rounding": "nearest", "seed": 0,
         "sources": opened.iter().map(source).collect::<Vec<_>>(),
         "outputs": [{"folder": "", "alpha": 0.8}], "shards": ["model.safetensors"],
         "operations": [operation], "tensors": opened[0].names().map(row).collect::<Vec<_>>(),

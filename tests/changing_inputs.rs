@@ -41,7 +41,7 @@ fn plan(folders: &[PathBuf]) -> Vec<u8> {
         json!([name, "BF16", [ELEMENTS], i, 0, [[0, name], [1, name], [2, name]]])
     };
     let plan = json!({
-        "format": 1, "arithmetic": 2, "sources": sources, "outputs": [{"folder": "", "alpha": 1.0}],
+        "format": 1, "arithmetic": 3, "sources": sources, "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": (1..=SHARDS).map(|i| format!("model-{i:05}-of-{SHARDS:05}.safetensors")).collect::<Vec<_>>(),
         "operations": [{"kind": "task_arithmetic", "terms": [{"model": 1, "reference": 2, "weight": 1.0}]}],
         "tensors": (0..SHARDS).map(tensor).collect::<Vec<_>>(), "rounding": "nearest", "seed": 0,

@@ -84,7 +84,7 @@ fn plan(folders: &[PathBuf; 3], alphas: &[f64], shards: usize, change: impl Fn(&
         .collect();
     let folder = |a: &f64| if alphas.len() == 1 { String::new() } else { format!("alpha={a}") };
     let mut plan = json!({
-        "format": 1, "arithmetic": 2,
+        "format": 1, "arithmetic": 3,
         "sources": opened.iter().map(|c| json!({"kind": "checkpoint", "path": c.folder,
             "files": c.files.iter().map(|f| json!([f.name, f.size])).collect::<Vec<_>>(),
             "fingerprint": c.fingerprint})).collect::<Vec<_>>(),

@@ -29,7 +29,7 @@ pub fn evaluate(
 ) -> Result<Vec<u8>> {
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
-    let plan = Plan::parse(plan_json)?;
+    let plan = Plan::in_memory(plan_json)?;
     let ([output], [_]) = (&plan.outputs[..], &plan.shards[..]) else {
         return Err(Error::new(Kind::Plan, "unusable plan: expected one output and one shard"));
     };

@@ -19,7 +19,7 @@ use layout::Layout;
 /// The plan format that this engine reads.
 pub(crate) const FORMAT: u32 = 1;
 /// Raised whenever the same plan would give other bytes.
-pub(crate) const ARITHMETIC: u32 = 2;
+pub(crate) const ARITHMETIC: u32 = 3;
 
 /// Bytes that the tensors of a plan may have together: far more than any model's, far less than a sum of offsets may.
 const MOST: u64 = 1 << 60;
@@ -87,8 +87,21 @@ impl Plan {
     /// # Errors
     /// `Kind::Plan` for anything that is not a plan of this format, or that contradicts itself.
     pub(crate) fn parse(json: &[u8]) -> Result<Plan> {
-        let document: Document = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
-        if document.format != FORMAT || document.arithmetic != ARITHMETIC {
+        Plan::of(json, ARITHMETIC)
+    }
+
+    /// The same of a plan whose results are not kept: nothing of them is resumed, so that one made before a change of
+    /// the arithmetic may be computed with that of today.
+    ///
+    /// # Errors
+    /// As [`Plan::parse`].
+    pub(crate) fn in_memory(json: &[u8]) -> Result<Plan> {
+        Plan::of(json, 1)
+    }
+
+    fn of(json: &[u8], oldest: u32) -> Result<Plan> {
+        let document: Document = serde_json::from_slice(json).map_err(|e| unreadable(&e.to_string()))?;
+        if document.format != FORMAT || !(oldest..=ARITHMETIC).contains(&document.arithmetic) {
             return Err(bad(format!(
                 "format {} and arithmetic {}, expected {FORMAT} and {ARITHMETIC}",
                 document.format, document.arithmetic
@@ -111,6 +124,9 @@ impl Plan {
         }
         let mut names = HashSet::new();
         for shard in &document.shards {
+            if shard.len() > LONGEST_NAME {
+                return Err(long_name(shard));
+            }
             if !is_bare(shard) || !shard.ends_with(".safetensors") || !names.insert(shard.as_str()) {
                 return Err(bad(format!("shard name `{}`", shard.escape_debug())));
             }
@@ -161,6 +177,27 @@ impl Plan {
         let (source, name) = &job.inputs[index];
         format!("input `{}` of `{}`", name.escape_debug(), self.sources[*source].path)
     }
+}
+
+/// What a plan holds that this engine does not know is mostly newer than it.
+fn unreadable(message: &str) -> Error {
+    let error = bad(message);
+    match ["unknown variant", "unknown field", "missing field"].iter().any(|part| message.starts_with(part)) {
+        true => error.hint(
+            "plan and engine are not of one version: where the Python package is newer than the engine, build it again \
+             (`pip install -e .`); or make the plan again with this version",
+        ),
+        false => error,
+    }
+}
+
+/// Bytes that a file name may have: it is written as `.NAME.part`, for which 255 are allowed.
+const LONGEST_NAME: usize = 249;
+
+fn long_name(shard: &str) -> Error {
+    let message =
+        format!("shard name `{}` of {} bytes, expected at most {LONGEST_NAME}", shard.escape_debug(), shard.len());
+    bad(message).hint("rename the file, or lay the output out with `--max-shard-size`")
 }
 
 /// A name that stays in its folder.

@@ -344,4 +344,52 @@ impl Tensor<'_> {
         made.sort_unstable_by_key(|(index, _)| *index);
         Ok(made.into_iter().flat_map(|(_, results)| results).collect())
     }
+
+    /// Every panel of `width` columns by itself, of which a row has `count`: `each` gets its part of one row after the
+    /// other. Returns what `finish` makes of the accumulators, in the order of the panels.
+    ///
+    /// # Errors
+    /// Unreadable input, the run was cancelled, or an error of `finish`.
+    pub(crate) fn panels<R, A, T>(
+        &self,
+        threads: Threads<'_>,
+        (count, width): (u64, u64),
+        each: impl Fn(&mut A, &Tile<'_, R>) + Sync,
+        finish: impl Fn(A) -> Result<T> + Sync,
+    ) -> Result<Vec<T>>
+    where
+        R: Real,
+        A: Default,
+        T: Send,
+    {
+        let counts = self.passes.fetch_add(1, Relaxed) == 0;
+        let made: Mutex<Vec<(usize, T)>> = Mutex::new(Vec::new());
+        let one = |panel: usize| -> Result<()> {
+            let columns = panel as u64 * width..((panel as u64 + 1) * width).min(count);
+            let mut scratch: Vec<Scratch> = self.inputs.iter().map(|_| Scratch::default()).collect();
+            let mut tiles = vec![vec![R::ZERO; (columns.end - columns.start) as usize]; self.inputs.len()];
+            let mut sum = A::default();
+            for row in (0..self.elements).step_by(count as usize) {
+                self.monitor.check()?;
+                for (index, (input, tile)) in self.inputs.iter().zip(&mut tiles).enumerate() {
+                    let chunk = input.open(row + columns.start..row + columns.end, &mut scratch[index])?;
+                    if !chunk.tile(self.level, 0, tile) && counts {
+                        self.non_finite.input(self.job, index, self.level, tile);
+                    }
+                }
+                each(&mut sum, &Tile { level: self.level, first: row + columns.start, inputs: &tiles });
+            }
+            let done = finish(sum)?;
+            lock(&made).push((panel, done));
+            Ok(())
+        };
+        let panels = count.div_ceil(width) as usize;
+        match threads {
+            Threads::Pool(pool) if panels > 1 => each_of(pool, self.monitor, panels, one)?,
+            _ => (0..panels).try_for_each(one)?,
+        }
+        let mut made = made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.sort_unstable_by_key(|(panel, _)| *panel);
+        Ok(made.into_iter().map(|(_, done)| done).collect())
+    }
 }

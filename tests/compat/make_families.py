@@ -14,6 +14,10 @@ A row of the table, by ``model_type`` (a section without one of its own: ``OUTER
   "first"}``.
 - ``o``: by section, defaults that the outer class sets otherwise; ``m``: the model type that it writes.
 - ``n``: keys for which ``null`` means the default; ``p``: old keys that are taken in and not written.
+
+Beside the rows, keys of any class: ``harmless``, of training and initialisation, and ``tokens``, ids and
+their number. They are picked by their names from what transformers has, and looked through by hand:
+``NOT_HARMLESS`` are those that do something else than they are called.
 """
 
 from __future__ import annotations
@@ -37,6 +41,42 @@ ROPE = (
 )  # fmt: skip
 # Words that decide over other keys.
 WORDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
+
+HARMLESS_ENDS = (
+    "dropout", "drop_rate", "dropout_rate", "drop_path_rate", "pdrop", "layerdrop", "_loss", "loss_coef",
+    "loss_coefficient", "loss_weight", "loss_alpha", "loss_type", "_cost", "init_std", "init_method",
+    "init_xavier_std", "drop_prob",
+)  # fmt: skip
+HARMLESS_WORDS = (
+    "loss", "dropout", "initializer", "jitter", "mask_time", "mask_feature", "spec_augment", "flash",
+)  # fmt: skip
+# ESM and NLLB-MoE scale by what is dropped in training; SpeechT5 drops always; these have sizes.
+NOT_HARMLESS = (
+    "token_dropout", "moe_token_dropout", "speech_decoder_prenet_dropout", "loss_weighting_hidden_size",
+    "loss_weighting_num_layers", "mask_feature_size",
+)  # fmt: skip
+TOKEN_ENDS = ("_token_id", "_token_ids", "_token_index", "vocab_size")
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a key of transformers is one of training or initialisation."""
+    by_name = key.endswith(HARMLESS_ENDS) or any(word in key for word in HARMLESS_WORDS)
+    return by_name and key not in NOT_HARMLESS
+
+
+def is_token(key: str) -> bool:
+    """Whether a key of transformers is the id of a token, or how many there are."""
+    return key.endswith(TOKEN_ENDS)
+
+
+def all_keys(cls: Any, depth: int = 3) -> Iterator[str]:
+    """Every key of a class and of its sections, old ones and other names included."""
+    whole = made(cls) or {}
+    yield from whole
+    yield from popped(cls, whole)
+    yield from getattr(cls, "attribute_map", None) or {}
+    for inner in section_classes(cls).values() if depth else ():
+        yield from all_keys(inner, depth - 1)
 
 
 def quiet() -> None:
@@ -84,7 +124,7 @@ def housekeeping() -> frozenset[str]:
 
 def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
     """The table's row for a class, without its sections."""
-    from taskvec.compat.config_keys import is_ignored, is_token
+    from taskvec.compat.config_keys import IGNORED
 
     whole = made(cls)
     if whole is None:
@@ -95,7 +135,7 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
     base = {
         k: v
         for k, v in whole.items()
-        if k not in left and (k in ROPE or not is_ignored(k)) and not is_token(k)
+        if k not in left and (k in ROPE or k not in IGNORED) and not is_harmless(k) and not is_token(k)
     }
     result = {
         "d": base,
@@ -105,7 +145,9 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
     }
     result["a"].update(renamed(cls, whole, result["p"]))
     result["p"] = [
-        name for name in result["p"] if name not in result["a"] and (name in ROPE or not is_ignored(name))
+        name
+        for name in result["p"]
+        if name not in result["a"] and (name in ROPE or not (name in IGNORED or is_harmless(name)))
     ]
     result["l"] = {key: found for key in list(base) if (found := layer_rule(cls, key, base, result["p"]))}
     depends = dependencies(cls, whole, base)
@@ -370,7 +412,13 @@ def main() -> None:
     """Write the table."""
     import transformers
 
-    table = {"transformers": transformers.__version__, "families": packed(measure())}
+    keys = {key for cls in classes().values() for key in all_keys(cls)}
+    table = {
+        "transformers": transformers.__version__,
+        "harmless": sorted(filter(is_harmless, keys)),
+        "tokens": sorted(filter(is_token, keys)),
+        "families": packed(measure()),
+    }
     text = json.dumps(table, separators=(",", ":"), sort_keys=True)
     TABLE.write_text(text.replace('},"', '},\n"') + "\n")
     print(len(table["families"]), "rows,", len(text), "bytes", file=sys.stderr)

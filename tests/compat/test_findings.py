@@ -90,6 +90,12 @@ def test_models_that_fit(trio: Trio, sharded_trio: Trio) -> None:
         ({"architectures": ["Qwen2Model"]}, "architecture-class", ["`Qwen2Model`", "`Qwen2ForCausalLM`"]),
         ({"pad_token_id": 5}, "config-other", ["`pad_token_id`"]),
         ({"something_new": {"a": 1}}, "config-other", ["`something_new.a`"]),
+        # unknown, whatever they are called
+        ({"lossy_levels": [1, 2]}, "config-other", ["`lossy_levels`"]),
+        ({"flash_steps": 3}, "config-other", ["`flash_steps`"]),
+        ({"jitter_table": [0.5]}, "config-other", ["`jitter_table`"]),
+        ({"word_token_id": 5}, "config-other", ["`word_token_id`"]),
+        ({"tied_initializer": 5}, "config-other", ["`tied_initializer`"]),
         ({"vision_config": {"hidden_size": 4}}, "config-other", ["`vision_config.hidden_size`"]),
     ],
 )

@@ -70,6 +70,16 @@ PACKED: list[Stored] = [
     {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.wq.scale": ("F16", (8,))},
     {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.wq_s": ("F16", (8,))},
     {"blocks.0.wq": ("I8", (8, 8)), "blocks.0.scale_wq": ("F16", (8,))},
+    # scales under far names
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "scales.m.layers.0.q.weight": ("F32", (8, 1))},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "quant.layers.0.q.inv": ("F32", ())},
+    {"m.layers.0.q.weight": ("F8_E5M2", (8, 8)), "m.layers.0.q_quantizer.amax": ("F32", ())},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "m.layers.0.fp8.q_scale": ("F32", (1,))},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "m.layers.0.scales.q": ("U8", (8, 1))},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "layers_0_q_weight_scale": ("F32", ())},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "m.layers.0.scale_table": ("F32", (4,))},
+    {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "fp8_scales": ("F32", (12,))},
+    {"lm_head.weight": ("F8_E4M3", (8, 8)), "scale_lm_head": ("F32", ())},
 ]
 ORDINARY: list[Stored] = [
     {
@@ -115,6 +125,13 @@ ORDINARY: list[Stored] = [
     {"norm.weight": ("F8_E4M3", (8,)), "norm.eps": ("F32", ())},
     {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.norm.weight": ("BF16", (8,)), "l.scale": ("F32", ())},
     {"pos.table": ("I32", (8, 8)), "pos.weight": ("F32", (8, 8))},
+    {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.layer_scale1.lambda1": ("F32", (8,))},
+    {
+        "b.0.mlp.weight": ("F8_E4M3", (8, 8)),
+        "b.0.norm1.scale": ("F32", (8,)),
+        "b.0.norm1.bias": ("F32", (8,)),
+    },
+    {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.residual_scale": ("F32", (8,))},
     {"l.tokens_per_expert": ("I32", (8, 8)), "l.router_scale": ("F32", (8, 8))},
 ]
 

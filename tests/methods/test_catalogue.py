@@ -365,7 +365,7 @@ def test_every_recipe_runs_in_the_engine(name: str, tmp_path: Path) -> None:
     merge = expand(step, {ref: Facts(list(stored)) for ref in refs})
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [
             {
                 "kind": "checkpoint",

@@ -47,7 +47,7 @@ def run(folder: Path, count: int, operation: dict[str, Any], **options: Any) -> 
     ]
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": sources,
         "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": ["model.safetensors"],
@@ -534,6 +534,85 @@ def test_tensors_that_cancel_have_no_mean_direction(tmp_path: Path) -> None:
         run(tmp_path, 2, {"kind": "multislerp", "terms": terms, "base": None})
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_multislerp_of_what_nobody_changed_is_no_step(count: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(10).standard_normal(50).astype(np.float32)
+    write(tmp_path, *[x] * (count + 1))
+    terms = [term(i + 1, 1 / count) for i in range(count)]
+    got = run(tmp_path, count, {"kind": "multislerp", "terms": terms, "base": 0})["t"]
+    np.testing.assert_array_equal(got, x)
+
+
+@pytest.mark.parametrize(
+    "multiples", [(1, -1), (1, -0.5), (1, -1, 1), (1, -2, 0.5), (-1, 1, -1, 1), (0.3, -0.7, -0.1, 0.2, 0.9)]
+)
+@pytest.mark.parametrize("n", [1, 1000])
+def test_the_karcher_mean_of_opposite_directions_has_the_mean_norm(
+    multiples: tuple[float, ...], n: int, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(12).standard_normal(n).astype(np.float32)
+    points = write(tmp_path, *[x * np.float32(k) for k in multiples])
+    terms = [term(i, 1, None) for i in range(len(points))]
+    operation = {"kind": "karcher", "terms": terms, "max_iter": 10, "tol": 1e-5}
+    got = run(tmp_path, len(points) - 1, operation)["t"].astype(np.float64)
+    norms = [np.linalg.norm(point.astype(np.float64)) for point in points]
+    np.testing.assert_allclose(np.linalg.norm(got), np.mean(norms), rtol=1e-5)
+    cosine = got @ x.astype(np.float64) / np.linalg.norm(got) / np.linalg.norm(x)
+    np.testing.assert_allclose(abs(cosine), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(16, 3000), (17, 3000), (3000, 17), (3000, 16), (40, 9, 70), (5, 700), (1, 5), (5, 1)]
+)
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_nuslerp_along_a_dimension(shape: tuple[int, ...], row_wise: bool, tmp_path: Path) -> None:
+    """Groups that are kept, and those that tiles look at themselves."""
+    rng = np.random.default_rng(13)
+    x, y = write(tmp_path, *(rng.standard_normal(shape).astype(np.float32) for _ in range(2)))
+    terms = [term(0, 0.7, None), term(1, 0.4, None)]
+    operation = {"kind": "nuslerp", "terms": terms, "base": None, "flatten": False, "row_wise": row_wise}
+    got = run(tmp_path, 1, operation, threads=3)["t"]
+    matrices = [each.astype(np.float64).reshape(-1, shape[-1]) for each in (x, y)]
+    groups = [each.T if row_wise else each for each in matrices]
+    want = np.stack([slerp(a, b, 0.4 / 1.1, 1 - 1e-15) for a, b in zip(*groups, strict=True)])
+    want = (want.T if row_wise else want).reshape(shape)
+    if groups[0].shape[-1] > 1:  # one element has no angle but 0 and π
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.35, 0.55, 0.7, 1.1, 1.15, 1.4, -0.3, 1 / 3])
+@pytest.mark.parametrize("kind", ["lambda", "weights", "linear"])
+def test_of_unrelated_models_the_results_are_the_rounded_float64(
+    kind: str, factor: float, tmp_path: Path
+) -> None:
+    """A factor that float32 does not hold would move sums half way between two numbers of bf16."""
+    rng = np.random.default_rng(14)
+    made = write(
+        tmp_path, *((rng.standard_normal(1 << 18) * 0.02).astype(ml_dtypes.bfloat16) for _ in range(3))
+    )
+    t, d, r = (each.astype(np.float64) for each in made)
+    means = [term(0, factor, None), term(1, 1 - factor, None)]
+    operation, want = {
+        "lambda": (
+            {"kind": "task_arithmetic", "terms": [term(1, 1.0, 2)], "lambda": factor},
+            t + factor * (d - r),
+        ),
+        "weights": (
+            {"kind": "task_arithmetic", "terms": [term(1, factor, 2), term(2, 0.5, 0)]},
+            t + (factor * (d - r) + 0.5 * (r - t)),
+        ),
+        "linear": ({"kind": "linear", "terms": means}, factor * t + (1 - factor) * d),
+    }[kind]
+    got = run(tmp_path, 2, operation)["t"].astype(np.float64)
+    assert (got == round_bf16(want)).mean() >= 0.9997
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """Float64 on the grid of bf16, to nearest even, by exact arithmetic."""
+    unit = np.maximum(np.frexp(x)[1] - 1, -126) - 7
+    return np.ldexp(np.rint(np.ldexp(x, -unit)), unit)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_adapter_is_added_tile_by_tile(transposed: bool, alone: bool, tmp_path: Path) -> None:
@@ -561,7 +640,7 @@ def test_an_adapter_is_added_tile_by_tile(transposed: bool, alone: bool, tmp_pat
     step = {"kind": "task_arithmetic", "terms": [term(1, 0.5, None if alone else 0)]}
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [model, adapter],
         "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": ["model.safetensors"],

@@ -20,6 +20,7 @@ from support.models import (
     write_checkpoint,
     write_trio,
 )
+from taskvec.errors import OutputError
 from taskvec.host import free_space
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import TensorInfo
@@ -254,3 +255,18 @@ def test_many_tensors_are_planned_quickly(tmp_path: Path) -> None:
     assert plan.merged == count
     # three seconds are allowed for 100 000 tensors, headers included; a loaded machine gets slack
     assert time.process_time() - begin < 3
+
+
+@pytest.mark.parametrize(("length", "is_refused"), [(249, False), (250, True), (255, True)])
+def test_a_file_name_that_cannot_be_written_is_refused_by_the_plan(
+    trio: Trio, tmp_path: Path, length: int, is_refused: bool
+) -> None:
+    for folder in trio:
+        (folder / "model.safetensors").rename(folder / f"{'x' * (length - 12)}.safetensors")
+    if is_refused:
+        with pytest.raises(OutputError, match=f"a name of {length} bytes, expected at most 249"):
+            tv.plan_transfer(*trio)
+    else:
+        tv.transfer(*trio, tmp_path / "kept")
+    tv.transfer(*trio, tmp_path / "out", max_shard_size="5GB")
+    assert (tmp_path / "out" / "model.safetensors").exists()

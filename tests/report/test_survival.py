@@ -11,6 +11,11 @@ import pytest
 
 import taskvec as tv
 from support.models import Tensors, Trio, read_tensors, write_weights
+from taskvec.plan.rows import encode
+from taskvec.report.card import _survival
+from taskvec.report.report import parse_engine_report
+from taskvec.report.survival import Survival, survival_words
+from taskvec.run.execute import _merged_tensors
 
 MERGES = {
     "slerp": lambda a, b: tv.slerp([b], base=a, t=0.5),
@@ -86,3 +91,24 @@ def test_an_output_that_overflows_is_not_complete(tmp_path: Path) -> None:
     report = tv.transfer(*models, tmp_path / "out", force="non-finite")
     assert report.survival_status == "not-finite"
     assert "exactly as asked" not in str(report)
+
+
+def test_steps_beside_means(trio: Trio, tmp_path: Path) -> None:
+    """The figures are those of the tensors that take a step, and the others are counted and named as such."""
+    step = {"kind": "task_arithmetic", "terms": [{"model": 1, "reference": 0, "weight": 1.0}]}
+    mean = {"kind": "linear", "terms": [{"model": i, "reference": None, "weight": 0.5} for i in (0, 1)]}
+    plan = json.loads(tv.plan_transfer(*trio).json)
+    rows = [[*row[:4], index % 2, [(0, row[0]), (1, row[0])]] for index, row in enumerate(plan["tensors"])]
+    document = {**plan, "operations": [step, mean], "tensors": rows}
+    text = tv._core.run(encode(document), tmp_path / "out")
+    _, (output,) = parse_engine_report(text, tmp_path / "out", _merged_tensors(document))
+    assert output.unmeasured == len(rows) // 2
+    assert output.unmeasured + len(output.tensors) == len(rows)
+    words = survival_words(output.survival, output.unmeasured)
+    assert words[-1].startswith(f"not measured for {output.unmeasured} tensors without a step")
+    zero = Survival(0.0, 0.0, None, None, 1.0, 0, 0, 64)
+    assert survival_words(zero, 2)[0] == "the step is zero: the tensors that take one are the target's"
+    assert _merged_tensors({**document, "operations": [step, {"kind": "copy"}]}) == 0
+    facts = {"total": list(zero), "tensors": {}, "unmeasured": 2}
+    assert "output has the target's weights" not in _survival(facts)
+    assert "Not measured for 2 tensors" in _survival(facts)

@@ -24,7 +24,7 @@ def plan(
     tensors = [[name, dtype, [elements], 0, 0, [[i, name] for i in range(inputs)]] for name in names]
     document = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [source] * inputs,
         "outputs": [{"folder": "", "alpha": alpha}],
         "shards": ["x.safetensors"],

@@ -92,7 +92,7 @@ def write_facts(page: Page, result: Inspection) -> None:
         if result.manifest.get("command"):
             page.fact("command", printable(result.manifest["command"]))
         if vector is None:
-            write_survival(page, result.survival)
+            write_survival(page, result.survival, result.unmeasured)
 
 
 def _shown(value: Any) -> str:

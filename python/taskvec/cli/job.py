@@ -156,7 +156,7 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
     if len(measured) > 1:
         write_survival_table(page, measured)
     elif report.vector is None:
-        write_survival(page, report.survival)
+        write_survival(page, report.survival, outputs[0].unmeasured if outputs else 0)
     if report.vector is not None:
         write_vector(page, report.vector, verbose=verbose)
     if verbose:
@@ -164,11 +164,11 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
             write_tensors(page, output)
 
 
-def write_survival(page: Page, survival: Survival | None) -> None:
-    """The survival of the step, in one or two lines."""
+def write_survival(page: Page, survival: Survival | None, unmeasured: int = 0) -> None:
+    """The survival of the step, in a few lines."""
     from taskvec.report.survival import survival_words
 
-    for label, words in zip(("survival", ""), survival_words(survival), strict=False):
+    for label, words in zip(("survival", "", ""), survival_words(survival, unmeasured), strict=False):
         page.fact(label, words)
 
 

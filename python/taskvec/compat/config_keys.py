@@ -1,6 +1,12 @@
-"""Keys of config.json by what they mean for the function of the same weights."""
+"""Keys of config.json by what they mean for the function of the same weights.
+
+What is passed over is known by its whole name: here, or from transformers' own classes in ``families.json``.
+A key that is neither and differs is told, whatever it is called.
+"""
 
 from __future__ import annotations
+
+from taskvec.compat.families import known_keys
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,7 +26,7 @@ IGNORED = _words(
     gradient_checkpointing pretraining_tp tensor_parallel_degree use_sliding_window quantization_config
     compression_config id2label label2id num_labels problem_type task_specific_params finetuning_task
     _attn_implementation _attn_implementation_autoset attn_implementation _attn_implementation_internal
-    _experts_implementation bad_words_ids is_decoder is_encoder_decoder add_cross_attention
+    _experts_implementation bad_words_ids is_encoder_decoder
     cross_attention_hidden_size chunk_size_feed_forward torchscript pruned_heads use_bfloat16 tf_legacy_loss
     router_aux_loss_coef output_router_logits aux_loss_alpha seq_aux ep_size unsloth_version unsloth_fixed
     model_name rope_theta rope_scaling base_model_tp_plan
@@ -30,32 +36,14 @@ IGNORED = _words(
     top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens forced_decoder_ids max_new_tokens
+    attn_dropout_prob emb_dropout_prob moe_aux_loss_coef moe_router_aux_loss_coef
     use_mambapy use_mamba_kernels use_flash_attn use_flash_attention _flash_attn_2_enabled
     fp32_residual_connection_training gradient_checkpointing_policy return_loss
     """
 )
 
-# Training and initialisation under any family's name for it.
-_TRAINING = (
-    "dropout", "drop_rate", "dropout_rate", "drop_path_rate", "pdrop", "layerdrop", "_loss", "loss_coef",
-    "loss_coefficient", "loss_weight", "loss_alpha", "loss_type", "_cost", "initializer_range",
-    "initializer_factor", "initializer_bias_prior_prob", "initializer_cutoff_factor", "init_std",
-    "init_method",
-    "init_xavier_std", "jitter_noise", "dropout_prob", "drop_prob", "weight_init_std",
-)  # fmt: skip
-_TRAINING_WORDS = (
-    "loss",
-    "dropout",
-    "initializer",
-    "jitter",
-    "mask_time",
-    "mask_feature",
-    "spec_augment",
-    "flash",
-)
-
-# Token ids: a note, the tokenizers are compared themselves.
-_TOKENS = ("_token_id", "_token_index", "_token_ids", "_token")
+# Tokens by their text, as old configs have them.
+_TOKENS = _words("bos_token eos_token pad_token unk_token sep_token cls_token mask_token")
 
 CONTEXT = _words(
     """
@@ -82,18 +70,13 @@ _FUNCTION_PARTS = _words(
 
 
 def is_ignored(key: str) -> bool:
-    """Whether a key says nothing of the function of the weights."""
-    return (
-        key in IGNORED
-        or key.startswith("_attn_")
-        or key.endswith(_TRAINING)
-        or any(word in key for word in _TRAINING_WORDS)
-    )
+    """Whether a key is known to say nothing of the function of the weights."""
+    return key in IGNORED or key in known_keys("harmless")
 
 
 def is_token(key: str) -> bool:
-    """Whether a key is the id of a token."""
-    return key.endswith(_TOKENS) or key.endswith("vocab_size")
+    """Whether a key is known to be the id of a token: a note, the tokenizers are compared themselves."""
+    return key in _TOKENS or key in known_keys("tokens")
 
 
 def names_function(key: str) -> bool:

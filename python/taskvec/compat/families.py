@@ -72,14 +72,20 @@ def _table() -> dict[str, Any]:
     from importlib.resources import files  # milliseconds, which equal configs need not pay
 
     text = files("taskvec.compat").joinpath("families.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)["families"]
+    table: dict[str, Any] = json.loads(text)
     return table
+
+
+@cache
+def known_keys(sort: str) -> frozenset[str]:
+    """Keys of any family: ``"harmless"``, of training and initialisation, or ``"tokens"``, ids and counts."""
+    return frozenset(_table()[sort])
 
 
 @cache
 def family(kind: str) -> Family:
     """The row of a model type; ``NO_FAMILY`` where transformers has no such type."""
-    row = _table().get(kind, {})
+    row = _table()["families"].get(kind, {})
     if isinstance(row, str):
         return family(row)
     if not row:

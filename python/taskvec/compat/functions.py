@@ -16,7 +16,9 @@ Models = Sequence[tuple[str, Mapping[str, Any]]]
 
 # The values that transformers takes where a key is absent; only where every family agrees.
 _DEFAULTS: dict[str, Any] = {
+    "add_cross_attention": False,
     "attention_bias": False,
+    "is_decoder": False,
     "mlp_bias": False,
     "hidden_act": "silu",
     "rope_interleave": True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from taskvec.dtypes import FLOAT_DTYPES
@@ -37,6 +37,14 @@ _BUFFER = re.compile(
 _SCALE = re.compile(
     r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
     r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
+    re.IGNORECASE,
+)
+# Words that any part of a scale's name may have, and names with such words that ordinary models have.
+_FAR = re.compile(r"scale|scaling|abs_?max|amax|quant|zero_?point|(?:^|[._])inv(?:[._]|$)", re.IGNORECASE)
+_NO_SCALE = re.compile(
+    r"(?:logits?|layer|embed\w*|residual|skip|res|block|output|router|expert|temperature)_?scale(?:\.(?:weight|gamma|lambda1))?$"
+    r"|layer_?scale\w*\.(?:weight|gamma|lambda\d*|scale)$"
+    r"|(?:norm\w*|ln_?\w*)\.scale$|(?:up|down)scal|up_?sampl|vector_quant|quantizer\.(?:codebook|embed|vq)",
     re.IGNORECASE,
 )
 # The ends of packed names that the names of their scales do not have.
@@ -69,7 +77,45 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
         ]
         if companions or (info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf)):
             found[info.name] = companions
+    plain = [info.name for info in narrow if info.dtype in _FLOAT8 and info.name not in found]
+    for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
+        found.setdefault(weight, []).append(scale)
     return found
+
+
+def _far_scales(
+    plain: list[str], tensors: Mapping[str, TensorInfo], taken: Container[str]
+) -> Iterator[tuple[str, str]]:
+    """Weights of float8 and the scales that lie elsewhere: under another prefix, in a module of their own.
+
+    A scale is of the weights whose layer it names. Of one that names none, nobody can say that it is of no
+    weight: it is of all of them.
+    """
+    if not plain:
+        return
+    by_numbers: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in plain:
+        by_numbers[_numbers(name)].append(name)
+    for name in tensors:
+        is_scale = _FAR.search(name) and not _NO_SCALE.search(name) and name not in taken
+        if is_scale and tensors[name].dtype not in _FLOAT8:
+            near = [each for each in by_numbers[_numbers(name)] if _layer(each) in _words(name)]
+            is_of_module = name.endswith(".scale") and any(e.startswith(name[:-5]) for e in plain)
+            yield from ((each, name) for each in near or ([] if is_of_module else plain))
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"(?<![a-z0-9])\d+(?![a-z0-9])", name))
+
+
+def _words(name: str) -> str:
+    return f"_{re.sub(r'[.:/-]', '_', name)}_"
+
+
+def _layer(name: str) -> str:
+    """The last part of a weight's name that is that of a layer: `q_proj` of `layers.0.q_proj.weight`."""
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    return _words(parts[-2] if len(parts) > 1 and _WEIGHT.search(parts[-1]) else parts[-1])
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -61,7 +61,8 @@ def schema() -> dict[str, Any]:
             "status": {
                 "enum": ["measured", "zero", "not-measured", "not-finite"],
                 "description": "of the total, which is null where no tensor takes a step from a base",
-            }
+            },
+            "unmeasured": {**_COUNT, "description": "merged tensors that take no step, where others do"},
         },
     )
     vector = _object(

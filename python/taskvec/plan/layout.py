@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from taskvec.errors import OutputError
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
 # The size that transformers wrote for years.
 DEFAULT_SHARD_SIZE = 5_000_000_000
 SINGLE = "model.safetensors"
+# Bytes of a file's name: it is written as `.NAME.part`, for which file systems allow 255.
+LONGEST_NAME = 249
 
 
 class Sized(NamedTuple):
@@ -43,6 +48,11 @@ def layout(
         The target's tensors.
     max_shard_size : int, optional
         Bytes of tensor data per file at most; a larger tensor has a file of its own.
+
+    Raises
+    ------
+    OutputError
+        A file of the target has a name that is too long to be written.
     """
     if max_shard_size is not None:
         return _fill(tensors, max_shard_size)
@@ -50,7 +60,21 @@ def layout(
         return _fill(tensors, DEFAULT_SHARD_SIZE)
     kept, sizes, own_sizes = _keep(tensors, own)
     limit = max(DEFAULT_SHARD_SIZE, *own_sizes)
-    return kept if max(sizes) <= limit else _fill(tensors, limit)
+    if max(sizes) > limit:
+        return _fill(tensors, limit)
+    _check_names(kept.shards)
+    return kept
+
+
+def _check_names(shards: Sequence[str]) -> None:
+    longest = max(shards, key=lambda name: len(os.fsencode(name)), default="")
+    length = len(os.fsencode(longest))
+    if length > LONGEST_NAME:
+        raise OutputError(
+            f"the target's file `{longest}` has a name of {length} bytes, expected at most "
+            f"{LONGEST_NAME}: a file is written under a longer name until it is whole",
+            "rename it, or lay the output out with `--max-shard-size 5GB`",
+        )
 
 
 def _keep(tensors: Sequence[Sized], own: Mapping[str, TensorInfo]) -> tuple[Layout, list[int], list[int]]:

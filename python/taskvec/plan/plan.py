@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskvec.models.saved_vector import SavedVector
 
 FORMAT = 1
-ARITHMETIC = 2
+ARITHMETIC = 3
 SCHEMA = 1
 
 Kind = Literal["checkpoint", "vector"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from taskvec.report import reproduce
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
-from taskvec.report.survival import Survival
+from taskvec.report.survival import Survival, unmeasured_words
 from taskvec.settings import format_alpha
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
@@ -223,8 +223,15 @@ def _survival(survival: Mapping[str, Any]) -> str:
     if survival["total"] is None:
         return f"{title}Not measured: no tensor takes a step from a base, so there is none to compare with."
     row = Survival(*survival["total"])
+    unmeasured = survival.get("unmeasured", 0)
+    rest = f"\n\n{unmeasured_words(unmeasured).capitalize()}." if unmeasured else ""
     if row.status == "zero":
-        return f"{title}The step is zero: the output has the target's weights."
+        whose = (
+            "the tensors that take one are the target's"
+            if unmeasured
+            else "the output has the target's weights"
+        )
+        return f"{title}The step is zero: {whose}.{rest}"
     remark = ""
     if row.status == "not-finite":
         remark = "Values of the step are NaN or infinite: what is left blank has no value for that reason."
@@ -232,7 +239,7 @@ def _survival(survival: Mapping[str, Any]) -> str:
         remark = (
             "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more."
         )
-    return title + _table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "")
+    return title + _table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "") + rest
 
 
 def _survival_figures(row: Survival) -> dict[str, str]:

@@ -83,6 +83,11 @@ class Inspection:
         return Survival.measured(Survival(*total) if total else None)
 
     @property
+    def unmeasured(self) -> int:
+        """Merged tensors that take no step, where others do: the survival says nothing of them."""
+        return self.manifest["survival"].get("unmeasured", 0) if self.manifest else 0
+
+    @property
     def survival_status(self) -> Status | None:
         """What ``survival`` is worth; ``None`` if taskvec did not make this folder."""
         return status_of(self.survival) if self.manifest else None

@@ -50,6 +50,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
             "fields": list(Survival._fields),
             "total": list(output.survival) if output.survival else None,
             "tensors": output.tensors,
+            **({"unmeasured": output.unmeasured} if output.unmeasured else {}),
         },
         "non_finite": [list(row) for row in output.non_finite],
         **({"vector": dict(vector)} if vector else {}),

@@ -31,8 +31,9 @@ class Output:
     """One folder that was written.
 
     ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
-    has that of each tensor that takes one. ``non_finite`` says in which tensor and where how many values are
-    NaN or infinite, if ``non-finite`` was forced.
+    has that of each tensor that takes one, and ``unmeasured`` is the number of merged tensors that take none
+    beside them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
+    values are NaN or infinite, if ``non-finite`` was forced.
     """
 
     folder: str
@@ -41,6 +42,7 @@ class Output:
     survival: Survival | None
     tensors: Mapping[str, Survival]
     non_finite: tuple[tuple[str, str, int], ...]
+    unmeasured: int = 0
 
     @property
     def survival_status(self) -> Status:
@@ -55,6 +57,7 @@ class Output:
             "shards": [shard._asdict() for shard in self.shards],
             "survival": self.survival.to_dict() if self.survival else None,
             "survival_status": self.survival_status,
+            "unmeasured": self.unmeasured,
             "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
         }
@@ -138,7 +141,7 @@ class Report:
         for output in self.outputs:
             lines.append(output.folder)
             if self.vector is None:
-                lines += [f"  {words}" for words in survival_words(output.survival)]
+                lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
         lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
         return "\n".join(lines)
 
@@ -169,8 +172,8 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
     return findings
 
 
-def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Output, ...]]:
-    """The engine's report: its own figures, and its outputs under `out`.
+def parse_engine_report(text: str, out: Path, merged: int = 0) -> tuple[dict[str, Any], tuple[Output, ...]]:
+    """The engine's report: its own figures, and its outputs under `out`, each of so many `merged` tensors.
 
     The figures have ``replaces``: of each output, whether it was made in the state folder of another one
     that it is to replace.
@@ -180,14 +183,16 @@ def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Out
     data["replaces"] = [entry["replaces"] for entry in data["outputs"]]
     for entry in data.pop("outputs"):
         survival = entry.get("survival") or {}
+        tensors = dict(survival.get("tensors", ()))
         outputs.append(
             Output(
                 folder=str(out / entry["folder"]) if entry["folder"] else str(out),
                 alpha=entry.get("alpha"),
                 shards=tuple(Shard(s["name"], s["size"], s["digest"]) for s in entry["shards"]),
                 survival=Survival.measured(survival.get("total")),
-                tensors=dict(survival.get("tensors", ())),
+                tensors=tensors,
                 non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
+                unmeasured=max(merged - len(tensors), 0) if tensors else 0,
             )
         )
     return data, tuple(outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from taskvec.text import amount, percent
+from taskvec.text import amount, percent, plural
 
 Status = Literal["measured", "zero", "not-measured", "not-finite"]
 
@@ -73,13 +73,26 @@ def status_of(survival: Survival | None) -> Status:
     return NOT_MEASURED if survival is None else survival.status
 
 
-def survival_words(survival: Survival | None) -> list[str]:
-    """The survival of a step in one or two lines: what is left of it, and how close it is to the step asked
-    for."""
+def survival_words(survival: Survival | None, unmeasured: int = 0) -> list[str]:
+    """The survival of a step in a few lines: what is left of it, how close it is to the step asked for, and
+    how many merged tensors it says nothing of."""
+    words = _words(survival, unmeasured)
+    if survival is not None and unmeasured:
+        words.append(unmeasured_words(unmeasured))
+    return words
+
+
+def unmeasured_words(unmeasured: int) -> str:
+    """That some merged tensors of an output take no step, and the figures are not theirs."""
+    return f"not measured for {plural(unmeasured, 'tensor')} without a step from a base, such as means"
+
+
+def _words(survival: Survival | None, unmeasured: int) -> list[str]:
     if survival is None:
         return ["not measured: no tensor takes a step from a base"]
     if survival.status == "zero":
-        return ["the step is zero: the merged tensors are the target's"]
+        which = "tensors that take one" if unmeasured else "merged tensors"
+        return [f"the step is zero: the {which} are the target's"]
     changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements change"
     rounded = f"{changed}; {percent(survival.rounded_away_share)} of these were rounded away"
     if survival.status == "not-finite":

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
@@ -122,6 +123,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             memories=buffers,
         ),
         out,
+        _merged_tensors(plan.document),
     )
     places = [
         place_of(folder, replaces) for folder, replaces in zip(job.folders, engine["replaces"], strict=True)
@@ -145,3 +147,11 @@ def _execute(job: Job, publish: Publisher) -> Report:
         findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
         plan=plan.digest,
     )
+
+
+def _merged_tensors(document: Mapping[str, Any]) -> int:
+    """How many tensors are computed and not copied, where that is by operations of more than one kind."""
+    merges = {number for number, each in enumerate(document["operations"]) if each["kind"] != "copy"}
+    if len(merges) < 2:
+        return 0
+    return sum(operation in merges for _, _, _, _, operation, _ in document["tensors"])

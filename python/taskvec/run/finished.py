@@ -190,6 +190,7 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
         survival=Survival.measured(Survival(*survival["total"]) if survival["total"] else None),
         tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
         non_finite=tuple(map(tuple, data["non_finite"])),
+        unmeasured=survival.get("unmeasured", 0),
     )
 
 

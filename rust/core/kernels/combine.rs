@@ -1,9 +1,15 @@
 //! Elementwise combination of tiles: differences, weighted sums, and the final step onto the target.
 //!
-//! In f32 one thing can cost more than the rounding to the output type: a sum that cancels most of its target. It is
-//! rare, and noticed here for the whole tile at once; the caller then repeats such elements in f64. (A difference that
+//! In f32 two things can cost more than the rounding to the output type. A factor that f32 does not hold, as 0.3, is off
+//! by up to 2^-24 of itself, and where models are unrelated one product in some hundred stands so close to half way
+//! between two bf16 numbers that this decides it: the step is then computed in f64. And a sum that cancels most of its
+//! target, or whose parts are beyond f32. It is rare, and noticed here for the whole tile at once; the caller then
+//! repeats such elements in f64. (A difference that
 //! f32 does not hold, its operands more than 2^16 apart, is off by 2^-24 of itself, which without such a sum is less
 //! than a thousandth of the output's last place.)
+
+use super::factor::{holds, Factor};
+use super::real::Real;
 
 /// |out| below this share of |target| counts as cancellation: f32 then leaves fewer than twelve of the bits that
 /// rounding to eight needs to be right.
@@ -20,9 +26,9 @@ kernel! {
 
 kernel! {
     /// `sum = weight · x`.
-    pub fn scale<R>(x: &[R], weight: R, sum: &mut [R]) {
+    pub fn scale<R>(x: &[R], weight: Factor<R>, sum: &mut [R]) {
         for (slot, a) in sum.iter_mut().zip(x) {
-            *slot = weight * *a;
+            *slot = weight.times(*a);
         }
     }
 }
@@ -46,38 +52,61 @@ kernel! {
 }
 
 kernel! {
-    /// `sum = sum + weight · x`, two roundings.
-    pub fn add_scaled<R>(x: &[R], weight: R, sum: &mut [R]) {
+    /// `sum = sum + weight · x`.
+    pub fn add_scaled<R>(x: &[R], weight: Factor<R>, sum: &mut [R]) {
         for (slot, a) in sum.iter_mut().zip(x) {
-            *slot += weight * *a;
+            *slot += weight.times(*a);
+        }
+    }
+}
+
+kernel! {
+    /// `sum = sum + factor · x`, with a factor that is of the compute type.
+    pub fn add_product<R>(x: &[R], factor: R, sum: &mut [R]) {
+        for (slot, a) in sum.iter_mut().zip(x) {
+            *slot += factor * *a;
         }
     }
 }
 
 kernel! {
     /// `out = target + alpha · delta`, the target's own value (and sign of zero) where delta is zero or alpha is;
-    /// true if no sum cancelled so far that it wants a second look.
-    pub fn step<R>(target: &[R], delta: &[R], alpha: R, out: &mut [R]) -> bool {
-        let mut cancelled = 0u32;
-        let share = R::from_f64(CANCELLED);
-        for ((slot, t), d) in out.iter_mut().zip(target).zip(delta) {
-            let (t, d) = (*t, *d);
-            let moved = t + alpha * d;
-            let still = d == R::ZERO || alpha == R::ZERO;
-            if R::IS_F32 {
-                cancelled |= u32::from(moved.abs() < t.abs() * share && !still);
-            }
-            *slot = if still { t } else { moved };
+    /// true if no sum cancelled so far, or became so large, that it wants a second look. Where the compute type does
+    /// not hold alpha, product and sum are f64's, rounded to odd.
+    pub fn step<R>(target: &[R], delta: &[R], alpha: f64, out: &mut [R]) -> bool {
+        if alpha == 0.0 {
+            out.copy_from_slice(target);
+            return true;
         }
-        cancelled == 0
+        if holds::<R>(alpha) {
+            let alpha = R::from_f64(alpha);
+            step_each(target, delta, |t, d| t + alpha * d, out)
+        } else {
+            step_each(target, delta, |t, d| R::from_f32(odd(t.to_f64() + alpha * d.to_f64())), out)
+        }
     }
+}
+
+#[inline(always)]
+fn step_each<R: Real>(target: &[R], delta: &[R], sum: impl Fn(R, R) -> R, out: &mut [R]) -> bool {
+    let mut again = 0u32;
+    let share = R::from_f64(CANCELLED);
+    for ((slot, t), d) in out.iter_mut().zip(target).zip(delta) {
+        let (t, d) = (*t, *d);
+        let (moved, still) = (sum(t, d), d == R::ZERO);
+        if R::IS_F32 {
+            again |= u32::from(((moved.abs() < t.abs() * share) | !moved.is_finite()) & !still);
+        }
+        *slot = if still { t } else { moved };
+    }
+    again == 0
 }
 
 /// One term of a weighted sum of differences, widened to f64: (x, y, weight), with no y where x is a vector already.
 pub type Term<'a> = (&'a [f64], Option<&'a [f64]>, f64);
 
 kernel! {
-    /// The elements that f32 cannot do well, again in f64: where the sum cancelled.
+    /// The elements that f32 cannot do well, again in f64: where the sum cancelled, or became too large.
     pub fn step_again(target: &[f64], terms: &[Term<'_>], alpha: f64, out: &mut [f32]) {
         if alpha == 0.0 {
             return;
@@ -88,7 +117,8 @@ kernel! {
                 let term = weight * (x[i] - y.map_or(0.0, |y| y[i]));
                 sum = if k == 0 { term } else { sum + term };
             }
-            if sum != 0.0 && f64::from(slot.abs()) < target[i].abs() * CANCELLED {
+            let small = f64::from(slot.abs()) < target[i].abs() * CANCELLED;
+            if sum != 0.0 && (small || !slot.is_finite()) {
                 *slot = odd(target[i] + alpha * sum);
             }
         }
@@ -99,12 +129,11 @@ kernel! {
 #[inline(always)]
 pub fn odd(x: f64) -> f32 {
     let nearest = x as f32;
-    if !nearest.is_finite() || f64::from(nearest) == x {
-        return nearest;
-    }
-    let bits = nearest.to_bits();
-    let toward_zero = if f64::from(nearest).abs() > x.abs() { bits - 1 } else { bits };
-    f32::from_bits(toward_zero | 1)
+    let back = f64::from(nearest);
+    let toward_zero = nearest.to_bits() - u32::from(back.abs() > x.abs());
+    // Not `||`: a branch would keep the loops around it from becoming vectors.
+    let kept = (back == x) | !nearest.is_finite();
+    f32::from_bits(if kept { nearest.to_bits() } else { toward_zero | 1 })
 }
 
 kernel! {

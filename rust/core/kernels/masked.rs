@@ -1,5 +1,6 @@
 //! What is kept of a difference: elements that a bit says, or whose magnitude lies within bounds.
 
+use super::factor::Factor;
 use super::real::{Real, LANES};
 
 /// The elements of one difference in a tile, and which are kept: those whose bit is set and whose magnitude is above
@@ -17,7 +18,7 @@ pub struct Masked<'a, R> {
     /// Magnitudes above this are dropped.
     pub high: R,
     /// What a kept element is multiplied by.
-    pub factor: R,
+    pub factor: Factor<R>,
     /// What counts for it where the sum is divided by weights.
     pub weight: R,
 }
@@ -34,7 +35,7 @@ impl<'a, R: Real> Masked<'a, R> {
     /// All of a difference, by itself.
     pub fn whole(model: &'a [R], reference: Option<&'a [R]>, words: &'a [u64]) -> Self {
         let (low, high) = (R::from_f64(-1.0), R::from_f64(f64::INFINITY));
-        Masked { model, reference, words, low, high, factor: R::ONE, weight: R::ONE }
+        Masked { model, reference, words, low, high, factor: Factor::one(), weight: R::ONE }
     }
 
     /// What tells which elements are kept.

@@ -8,6 +8,7 @@ pub(crate) mod dispatch;
 pub mod combine;
 pub mod elementwise;
 pub(crate) mod encode;
+pub mod factor;
 pub(crate) mod fused;
 pub mod l1_norms;
 pub mod masked;

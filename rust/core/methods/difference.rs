@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use crate::error::Result;
 use crate::kernels::combine::{add_difference, add_scaled, difference, scale, scale_difference};
+use crate::kernels::factor::Factor;
 use crate::kernels::{Level, Real, TILE};
 use crate::methods::method::Term;
 use crate::tensor::{Tensor, Tile};
@@ -93,8 +94,8 @@ pub(crate) fn weighted_sum<R: Real>(tile: &Tile<'_, R>, terms: &[Term], out: &mu
             (Some(reference), 0) if term.weight == 1.0 => difference(level, model, reference, out),
             (Some(reference), 0) => scale_difference(level, model, reference, weight, out),
             (Some(reference), _) => add_difference(level, model, reference, weight, out),
-            (None, 0) => scale(level, model, weight, out),
-            (None, _) => add_scaled(level, model, weight, out),
+            (None, 0) => scale(level, model, Factor::new(term.weight), out),
+            (None, _) => add_scaled(level, model, Factor::new(term.weight), out),
         }
     }
 }

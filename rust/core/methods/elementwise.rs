@@ -8,6 +8,7 @@ use super::method::{check_count, check_terms, Computes, Method, Parameters, Stat
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::scale;
 use crate::kernels::elementwise::{consensus, largest_agreeing, near, overlap_mean, shared_and_own, touched};
+use crate::kernels::factor::{holds, Factor};
 use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
@@ -83,6 +84,10 @@ impl Parameters for Elementwise {
         check_terms(&self.terms, inputs)
     }
 
+    fn is_single(&self, rule: &Rule) -> bool {
+        *rule != Rule::Scale || self.terms.iter().all(|term| holds::<f32>(term.weight))
+    }
+
     fn method<R: Real>(&self, variant: Rule) -> Box<dyn Method<R>> {
         Box::new(ElementwiseMethod { parameters: self.clone(), rule: variant })
     }
@@ -134,7 +139,7 @@ impl<R: Real> Method<R> for ElementwiseMethod {
     fn tile(&self, _tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
         let p = &self.parameters;
         if self.rule == Rule::Scale {
-            scale(tile.level, tile.input(p.terms[0].model), R::from_f64(p.terms[0].weight), out);
+            scale(tile.level, tile.input(p.terms[0].model), Factor::new(p.terms[0].weight), out);
             return Ok(());
         }
         let all = deltas(tile, pairs(&p.terms));

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
 use crate::kernels::combine::{add_scaled, scale};
+use crate::kernels::factor::{holds, Factor};
 use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
 
@@ -19,12 +20,23 @@ pub(crate) struct Linear {
     pub normalize: bool,
 }
 
+impl Linear {
+    fn weights(&self) -> impl Iterator<Item = f64> + '_ {
+        let total: f64 = if self.normalize { self.terms.iter().map(|term| term.weight).sum() } else { 1.0 };
+        self.terms.iter().map(move |term| term.weight / total)
+    }
+}
+
 impl Parameters for Linear {
     type Variant = ();
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_count(&self.terms, 1, usize::MAX)?;
         check_terms(&self.terms, inputs)
+    }
+
+    fn is_single(&self, (): &()) -> bool {
+        self.weights().all(holds::<f32>)
     }
 
     fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
@@ -38,9 +50,8 @@ impl<R: Real> Method<R> for Linear {
     }
 
     fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        let total: f64 = if self.normalize { self.terms.iter().map(|term| term.weight).sum() } else { 1.0 };
-        for (k, term) in self.terms.iter().enumerate() {
-            let weight = R::from_f64(term.weight / total);
+        for (k, (term, weight)) in self.terms.iter().zip(self.weights()).enumerate() {
+            let weight = Factor::new(weight);
             if k == 0 {
                 scale(tile.level, tile.input(term.model), weight, out);
             } else {

@@ -45,6 +45,12 @@ pub(crate) trait Parameters {
     /// `Kind::Plan` naming the parameter that does not fit.
     fn check(&self, variant: Self::Variant, inputs: usize) -> Result<()>;
 
+    /// Whether f32 holds the factors of a result that is nothing but a sum of products: with 0.3 as f32 has it, sums
+    /// half way between two numbers of the output go the wrong way.
+    fn is_single(&self, _variant: &Self::Variant) -> bool {
+        true
+    }
+
     /// The method for compute type `R`.
     fn method<R: Real>(&self, variant: Self::Variant) -> Box<dyn Method<R>>;
 }

@@ -36,6 +36,14 @@ macro_rules! operations {
                 }
             }
 
+            /// Whether f32 holds its factors, as far as the result depends on nothing else.
+            pub(crate) fn is_single(&self) -> bool {
+                match self {
+                    Operation::Copy {} => true,
+                    $(Operation::$kind(parameters) => parameters.is_single(&$variant),)*
+                }
+            }
+
             /// Whether it can be done with that many inputs.
             ///
             /// # Errors

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::difference::weighted_sum;
 use super::method::{check_terms, Computes, Method, Parameters, State, Term};
 use crate::error::Result;
+use crate::kernels::factor::holds;
 use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
 
@@ -29,6 +30,10 @@ impl Parameters for TaskArithmetic {
 
     fn check(&self, (): (), inputs: usize) -> Result<()> {
         check_terms(&self.terms, inputs)
+    }
+
+    fn is_single(&self, (): &()) -> bool {
+        self.terms.iter().all(|term| holds::<f32>(term.weight))
     }
 
     fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {

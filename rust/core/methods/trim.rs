@@ -8,6 +8,7 @@ use super::difference::Loan;
 use super::quantile::cut::Each;
 use super::quantile::select::largest;
 use crate::error::Result;
+use crate::kernels::factor::Factor;
 use crate::kernels::masked::Masked;
 use crate::kernels::masked_sum::{add_up, Sum};
 use crate::kernels::Real;
@@ -94,7 +95,7 @@ impl<R: Real> Method<R> for TrimMethod {
             };
             let expected = self.parameters.rescale == Rescale::Expectation && self.drop == Drop::Random && term.draws();
             let scale = if expected { 1.0 / term.density } else { found.scale };
-            let (factor, weight) = (R::from_f64(term.weight * scale), R::from_f64(term.weight));
+            let (factor, weight) = (Factor::new(term.weight * scale), R::from_f64(term.weight));
             kept.push(Masked { factor, weight, ..one });
         }
         let sum = match self.sum {

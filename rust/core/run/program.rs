@@ -45,7 +45,7 @@ pub(crate) enum Arithmetic {
     Raw,
     /// The input's values in another type.
     Convert,
-    /// f32: every input and the output has at most eight significant bits.
+    /// f32: every input and the output has at most eight significant bits, and f32 holds the factors of a plain sum.
     Narrow(Arc<dyn Method<f32>>),
     /// f64: everything else.
     Wide(Arc<dyn Method<f64>>),
@@ -213,7 +213,7 @@ impl Methods {
         if !types().all(Dtype::is_float) {
             return Err(not_float(job));
         }
-        let narrow = types().all(Dtype::is_narrow) && plan.outputs.iter().all(|output| is_single(output.alpha));
+        let narrow = types().all(Dtype::is_narrow) && operation.is_single();
         if let Some(made) = self.made.get(&(job.operation, narrow)) {
             return Ok(made.clone());
         }
@@ -226,11 +226,6 @@ impl Methods {
         self.made.insert((job.operation, narrow), method.clone());
         Ok(method)
     }
-}
-
-/// Whether f32 holds a factor with all of its digits: not beyond its range, nor below its normal numbers.
-fn is_single(alpha: f64) -> bool {
-    alpha == 0.0 || (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&alpha.abs())
 }
 
 fn not_float(job: &Job) -> Error {

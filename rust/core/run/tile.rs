@@ -138,16 +138,15 @@ impl Tiler {
         }
         match &place.program.arithmetic {
             Arithmetic::Narrow(method) => {
-                if let Some(terms) = method.sum_of() {
-                    if self.through(place, (terms, method.factor()), chunks, span, outputs) {
-                        return Ok(());
-                    }
+                if self.through(place, method.as_ref(), chunks, span, outputs) {
+                    return Ok(());
                 }
                 let mut tiles = std::mem::take(&mut self.narrow);
                 let done = self.compute(place, Some(method.as_ref()), chunks, &mut tiles, span, outputs);
                 self.narrow = tiles;
                 done
             }
+            Arithmetic::Wide(method) if self.through(place, method.as_ref(), chunks, span, outputs) => Ok(()),
             Arithmetic::Wide(method) => self.wide(place, Some(method.as_ref()), chunks, span, outputs),
             Arithmetic::Convert | Arithmetic::Raw => self.wide(place, None, chunks, span, outputs),
         }
@@ -155,15 +154,15 @@ impl Tiler {
 
     /// A sum of differences that are all stored in bf16, without a tile between; false where that cannot be, with
     /// anything in the outputs' bytes.
-    fn through(
+    fn through<R: Real>(
         &mut self,
         place: &Place<'_>,
-        (terms, factor): (&[Term], f64),
+        method: &dyn Method<R>,
         chunks: &[Chunk<'_>],
         span: Span,
         outputs: &mut [Target<'_>],
     ) -> bool {
-        let Span { at, n, .. } = span;
+        let (Some(terms), factor, Span { at, n, .. }) = (method.sum_of(), method.factor(), span) else { return false };
         if !place.is_short(span) || terms.is_empty() || terms.len() > TERMS {
             return false;
         }
@@ -174,11 +173,11 @@ impl Tiler {
         }
         let stored = |index: usize| chunks[index].stored(Dtype::BF16, at, n);
         let Some(target) = stored(0) else { return false };
-        let mut all = [StoredTerm { model: target, reference: None, weight: 0.0 }; TERMS];
+        let mut all = [StoredTerm { model: target, reference: None, weight: R::ZERO }; TERMS];
         for (slot, term) in all.iter_mut().zip(terms) {
             let reference = term.reference.map(stored);
             let (Some(model), false) = (stored(term.model), reference == Some(None)) else { return false };
-            *slot = StoredTerm { model, reference: reference.flatten(), weight: term.weight as f32 };
+            *slot = StoredTerm { model, reference: reference.flatten(), weight: R::from_f64(term.weight) };
         }
         chunks.iter().for_each(|chunk| chunk.ahead(at, n));
         self.sums.clear();
@@ -284,7 +283,7 @@ impl Tiler {
                         continue;
                     }
                 }
-                let plain = step(level, &inputs[0], delta, R::from_f64(alpha), out);
+                let plain = step(level, &inputs[0], delta, alpha, out);
                 if let (true, Some(terms)) = (R::IS_F32 && !plain, sum) {
                     self.again(chunks, at, terms, alpha, out);
                 }

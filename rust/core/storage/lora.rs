@@ -10,7 +10,8 @@ use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
-use crate::kernels::combine::add_scaled;
+use crate::kernels::combine::{add_product, add_scaled};
+use crate::kernels::factor::Factor;
 use crate::kernels::widen::widen;
 use crate::kernels::{Floats, Level, Real, TILE};
 
@@ -185,9 +186,9 @@ impl LoraChunk<'_> {
                     finite &= run(level, &self.lora.a, self.a, k * columns + column, part);
                     one(level, &self.lora.b, self.b, row * rank + k)
                 };
-                add_scaled(level, part, factor, sum);
+                add_product(level, part, factor, sum);
             }
-            add_scaled(level, sum, R::from_f64(scale), &mut out[done..done + n]);
+            add_scaled(level, sum, Factor::new(scale), &mut out[done..done + n]);
             done += n;
         }
         finite

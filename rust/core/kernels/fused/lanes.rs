@@ -1,8 +1,7 @@
 //! The end of a step, an element at a time: onto the target, to bf16, measured. What the loops of `finish` and `through`
 //! have in common.
 //!
-//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in the compute
-//! type, everything else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the
+//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in f32, everything else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the
 //! sum; and half of the instructions for the sums, which were most of the loop, are gone.
 
 use crate::kernels::real::{Real, LANES};
@@ -14,7 +13,7 @@ const LEAST: f64 = 1e-25;
 /// Magnitudes from here on are infinite in bf16.
 const INFINITE: u32 = 0x7F7F_8000;
 
-/// Groups of lanes whose squares are added up in the compute type.
+/// Groups of lanes whose squares are added up in f32.
 pub(super) const TOGETHER: usize = 8;
 
 /// Elements of such a group.
@@ -26,72 +25,97 @@ pub(super) trait Asked {
     const CHECKS: bool;
     /// Whether an element whose target is the reference becomes the donor.
     const KEEPS: bool;
+    /// Whether the step is f64's, as f32 does not hold α.
+    const WIDE: bool;
 }
 
 /// [`Asked`], by its constants in their order.
-pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool>;
+pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool, const WIDE: bool>;
 
-impl<const CHECKS: bool, const KEEPS: bool> Asked for Loop<CHECKS, KEEPS> {
+impl<const CHECKS: bool, const KEEPS: bool, const WIDE: bool> Asked for Loop<CHECKS, KEEPS, WIDE> {
     const CHECKS: bool = CHECKS;
     const KEEPS: bool = KEEPS;
+    const WIDE: bool = WIDE;
 }
 
 /// What is the same for all elements.
 #[derive(Clone, Copy)]
-pub(super) struct Factors<R> {
-    pub alpha: R,
+pub(super) struct Factors {
+    alpha: f64,
+    single: f32,
     /// A sum below this share of its target is not good enough.
-    pub share: R,
+    share: f32,
     /// One, which the compiler does not know: then it counts with one instruction instead of three.
     one: u32,
 }
 
-impl<R: Real> Factors<R> {
+impl Factors {
     pub(super) fn new(alpha: f64, share: f64) -> Self {
-        Factors { alpha: R::from_f64(alpha), share: R::from_f64(share), one: std::hint::black_box(1) }
+        Factors { alpha, single: alpha as f32, share: share as f32, one: std::hint::black_box(1) }
     }
+}
+
+/// What [`odd`](crate::kernels::combine::odd) gives wherever that is a normal number, in half of the instructions.
+#[inline(always)]
+fn odd_normal(x: f64) -> f32 {
+    // The digits that f32 has not; any of them sets the last that it has.
+    const BEYOND: u64 = (1 << 29) - 1;
+    let bits = x.to_bits();
+    f64::from_bits((((bits & BEYOND) + BEYOND) | bits) & !BEYOND) as f32
 }
 
 /// Sums of [`MANY`] elements in lanes.
 #[derive(Default)]
-pub(super) struct Group<R> {
+pub(super) struct Group {
     /// Σ moved², Σ Δ·moved, Σ error², Σ Δ², Σ target².
-    squares: [[R; LANES]; 5],
+    squares: [[f32; LANES]; 5],
     changed: [u32; LANES],
     lost: [u32; LANES],
-    /// Not zero where a sum is too small.
+    /// Not zero where a sum is too small for this way.
     odd: [u32; LANES],
     /// The bits of the largest magnitude.
     most: [u32; LANES],
 }
 
-impl<R: Real> Group<R> {
+impl Group {
     /// The bits of one result as f32, of which the upper half is to be stored.
     #[inline(always)]
-    pub(super) fn element<A: Asked>(
+    pub(super) fn element<R: Real, A: Asked>(
         &mut self,
         lane: usize,
         (t, d): (R, R),
         (donor, reference): (R, R),
-        factors: &Factors<R>,
+        factors: &Factors,
     ) -> u32 {
-        let step = factors.alpha * d;
-        let still = d == R::ZERO;
-        let mut value = if still { t } else { t + step };
-        if A::CHECKS {
+        let (still, kept) = (d == R::ZERO, t.is_same(reference));
+        let (single, delta) = (t.to_f32(), d.to_f32());
+        let (step, moved) = if A::WIDE || !R::IS_F32 {
+            let step = factors.alpha * d.to_f64();
+            (step as f32, odd_normal(t.to_f64() + step))
+        } else {
+            let step = factors.single * delta;
+            (step, single + step)
+        };
+        let (t, d) = (single, delta);
+        let mut value = if still { t } else { moved };
+        if A::CHECKS && R::IS_F32 {
             self.odd[lane] |= if value.abs() < t.abs() * factors.share { factors.one } else { 0 };
         }
         if A::KEEPS {
-            value = if t.is_same(reference) { donor } else { value };
+            value = if kept { donor.to_f32() } else { value };
+        }
+        if A::WIDE || !R::IS_F32 {
+            let subnormal = (value.to_bits() & 0x7FFF_FFFF).wrapping_sub(1) < 0x007F_FFFF;
+            self.odd[lane] |= if subnormal { factors.one } else { 0 };
         }
         // To nearest, ties to even; what is not a number, or becomes none, is seen in `most`.
-        let bits = value.to_f32().to_bits();
+        let bits = value.to_bits();
         self.most[lane] = self.most[lane].max(bits & 0x7FFF_FFFF);
         let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
-        let moved = R::from_f32(f32::from_bits(rounded)) - t;
+        let moved = f32::from_bits(rounded) - t;
         let error = moved - step;
         self.changed[lane] += if still { 0 } else { factors.one };
-        self.lost[lane] += if !still & (moved == R::ZERO) { factors.one } else { 0 };
+        self.lost[lane] += if !still & (moved == 0.0) { factors.one } else { 0 };
         self.squares[0][lane] += moved * moved;
         self.squares[1][lane] += d * moved;
         self.squares[2][lane] += error * error;
@@ -113,10 +137,10 @@ pub(super) struct Lanes {
 
 impl Lanes {
     #[inline(always)]
-    pub(super) fn add<R: Real>(&mut self, group: &Group<R>) {
+    pub(super) fn add(&mut self, group: &Group) {
         for (sums, squares) in self.squares.iter_mut().zip(&group.squares) {
             for lane in 0..LANES {
-                sums[lane] += squares[lane].to_f64();
+                sums[lane] += f64::from(squares[lane]);
             }
         }
         for lane in 0..LANES {
@@ -127,8 +151,7 @@ impl Lanes {
         }
     }
 
-    /// The sums; none where a sum was too small, a result is not finite, or squares are too large or too small for the
-    /// compute type. `zeros` says whether all targets are zero.
+    /// The sums; none where a sum was too small to be done this way, a result is not finite, or squares are too large or too small for f32. `zeros` says whether all targets are zero.
     #[inline(always)]
     pub(super) fn sums(&self, alpha: f64, zeros: impl FnOnce() -> bool) -> Option<StepSums> {
         let odd = self.odd.iter().fold(0, |any, odd| any | odd);
@@ -190,7 +213,7 @@ mod tests {
                 let steps = (&values(&target)[..], &values(&delta)[..]);
                 let found = step_tiles_bf16(level, steps, (1.0, CANCELLED), None, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
-                let terms = [StoredTerm { model: &stored(&delta), reference: None, weight: 1.0 }];
+                let terms = [StoredTerm::<f32> { model: &stored(&delta), reference: None, weight: 1.0 }];
                 let found = step_stored_bf16(level, &stored(&target), &terms, (1.0, CANCELLED), false, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
             }
@@ -202,7 +225,7 @@ mod tests {
         let (target, delta) = ([0x8000u16, 0x3F80], [0x3C00u16, 0x3C00]);
         let steps = (&values(&target)[..], &values(&delta)[..]);
         let (from, model) = (stored(&target), stored(&delta));
-        let terms = [StoredTerm { model: &model, reference: None, weight: 1.0 }];
+        let terms = [StoredTerm::<f32> { model: &model, reference: None, weight: 1.0 }];
         for level in Level::available() {
             // Squares that are too small, and a factor that is.
             for alpha in [1e-22, 1e-46] {
@@ -265,7 +288,7 @@ mod tests {
                     add(level, &values(x), &y.map_or(zeros.clone(), |y| values(y)), weight, &mut delta);
                 }
                 let (mut out, mut want) = (vec![0f32; n], vec![0u8; 2 * n]);
-                let plain = step(level, &t, &delta, alpha as f32, &mut out);
+                let plain = step(level, &t, &delta, alpha, &mut out);
                 let pair = (values(&donor), values(&reference));
                 if keeps {
                     keep_donor(level, &t, &pair.0, &pair.1, &mut out);
@@ -278,16 +301,41 @@ mod tests {
                 let exact = clear && [sums.delta, sums.moved, sums.error, sums.target].iter().all(fits);
                 let short = plain && finite && exact && alpha != 0.0;
                 let mut got = vec![0u8; 2 * n];
-                let kept = keeps.then_some((&pair.0[..], &pair.1[..]));
-                let found = step_tiles_bf16(level, (&t, &delta), (alpha, CANCELLED), kept, &mut got);
+                let pairs = keeps.then_some((&pair.0[..], &pair.1[..]));
+                let found = step_tiles_bf16(level, (&t, &delta), (alpha, CANCELLED), pairs, &mut got);
                 prop_assert!(found.is_none() || plain && finite);
                 compare(short, found.as_ref(), &sums, (&got, &want))?;
                 let through = step_stored_bf16(level, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
                 prop_assert!(through.is_none() || plain && finite);
                 compare(short, through.as_ref(), &sums, (&got, &want))?;
+                // In f64, as factors that f32 does not hold want it.
+                if !keeps {
+                    let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+                    let tenths = |k: usize| [1.0, 0.3, -0.7][k];
+                    let mut delta = vec![0f64; n];
+                    for (k, (x, y)) in models.iter().take(count).enumerate() {
+                        let add = if k == 0 { scale_difference } else { add_difference };
+                        let y = y.map_or(zeros.clone(), |y| values(y));
+                        add(level, &wide(&values(x)), &wide(&y), tenths(k), &mut delta);
+                    }
+                    let mut out = vec![0f64; n];
+                    step(level, &wide(&t), &delta, alpha, &mut out);
+                    let finite = narrow(level, Dtype::BF16, &mut out, Rounding::Nearest, &mut want);
+                    let terms: Vec<StoredTerm<'_, f64>> = (0..count)
+                        .map(|k| StoredTerm { model: &kept[k].0, reference: kept[k].1.as_deref(), weight: tenths(k) })
+                        .collect();
+                    let found = step_stored_bf16(level, &stored(&target), &terms, (alpha, CANCELLED), false, &mut got);
+                    prop_assert!(found.is_none() || finite);
+                    if let Some(found) = found {
+                        let sums = step_sums(level, &wide(&t), &delta, alpha, &out);
+                        prop_assert_eq!(&got, &want);
+                        prop_assert_eq!((found.changed, found.lost), (sums.changed, sums.lost));
+                    }
+                }
                 // The same bits at every level.
+                let mut got = vec![0u8; 2 * n];
                 let base = Level::SCALAR;
-                let again = step_tiles_bf16(base, (&t, &delta), (alpha, CANCELLED), kept, &mut got);
+                let again = step_tiles_bf16(base, (&t, &delta), (alpha, CANCELLED), pairs, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{found:?}"));
                 let again = step_stored_bf16(base, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{through:?}"));

@@ -3,18 +3,19 @@
 //! one instruction each to become numbers, and one together to become a word again.
 
 use super::lanes::{Asked, Factors, Group, Lanes, Loop, MANY, TOGETHER};
-use crate::kernels::real::LANES;
+use crate::kernels::factor::holds;
+use crate::kernels::real::{Real, LANES};
 use crate::kernels::stats::StepSums;
 
 /// weight · (model − reference), as it is stored in bf16.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StoredTerm<'a> {
+pub(crate) struct StoredTerm<'a, R> {
     /// The model, or the difference itself.
     pub model: &'a [u8],
     /// What is subtracted from it.
     pub reference: Option<&'a [u8]>,
     /// Factor.
-    pub weight: f32,
+    pub weight: R,
 }
 
 /// Most terms of such a step.
@@ -23,20 +24,30 @@ pub(crate) const TERMS: usize = 3;
 kernel! {
     /// `bytes = bf16(target + α · Σ terms)`, and what became of the step, as
     /// [`step_tiles_bf16`](super::finish::step_tiles_bf16) says it. With `keeps`, an element whose target is the reference of
-    /// the first term becomes its model. None also where an input is not finite or there are no terms or more than
+    /// the first term becomes its model. None also where an input is not finite, or there are no terms or more than
     /// [`TERMS`].
-    pub(crate) fn step_stored_bf16(
+    pub(crate) fn step_stored_bf16<R>(
         target: &[u8],
-        terms: &[StoredTerm<'_>],
+        terms: &[StoredTerm<'_, R>],
         factors: (f64, f64),
         keeps: bool,
         bytes: &mut [u8],
     ) -> Option<StepSums> {
+        // α = 1, at which elements are kept, is no wide one.
+        macro_rules! of {
+            ($n:literal, $terms:expr) => {
+                if R::IS_F32 && !holds::<R>(factors.0) {
+                    all::<R, $n, Loop<true, false, true>>(target, $terms, factors, bytes)
+                } else {
+                    all::<R, $n, Loop<true, false, false>>(target, $terms, factors, bytes)
+                }
+            };
+        }
         match (terms, keeps) {
-            ([term], false) => all::<1, Loop<true, false>>(target, &[*term], factors, bytes),
-            ([term], true) => all::<1, Loop<true, true>>(target, &[*term], factors, bytes),
-            ([a, b], false) => all::<2, Loop<true, false>>(target, &[*a, *b], factors, bytes),
-            ([a, b, c], false) => all::<3, Loop<true, false>>(target, &[*a, *b, *c], factors, bytes),
+            ([term], false) => of!(1, &[*term]),
+            ([term], true) => all::<R, 1, Loop<true, true, false>>(target, &[*term], factors, bytes),
+            ([a, b], false) => of!(2, &[*a, *b]),
+            ([a, b, c], false) => of!(3, &[*a, *b, *c]),
             _ => None,
         }
     }
@@ -47,18 +58,18 @@ const BYTES: usize = 2 * MANY;
 type Stored = [u8; BYTES];
 
 #[inline(always)]
-fn all<const N: usize, A: Asked>(
+fn all<R: Real, const N: usize, A: Asked>(
     target: &[u8],
-    terms: &[StoredTerm<'_>; N],
+    terms: &[StoredTerm<'_, R>; N],
     (alpha, share): (f64, f64),
     bytes: &mut [u8],
 ) -> Option<StepSums> {
     let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
-    if factors.alpha == 0.0 {
+    if alpha == 0.0 {
         return None;
     }
     let zeros = [0u8; BYTES];
-    let (mut models, mut references, mut weights) = ([&zeros; N], [&zeros; N], [0f32; N]);
+    let (mut models, mut references, mut weights) = ([&zeros; N], [&zeros; N], [R::ZERO; N]);
     for k in 0..N {
         weights[k] = terms[k].weight;
     }
@@ -70,7 +81,7 @@ fn all<const N: usize, A: Asked>(
             models[k] = &terms[k].model.as_chunks().0[at];
             references[k] = terms[k].reference.map_or(&zeros, |reference| &reference.as_chunks().0[at]);
         }
-        group::<N, A>(target, (&models, &references, &weights), &factors, &mut lanes, out);
+        group::<R, N, A>(target, (&models, &references, &weights), &factors, &mut lanes, out);
     }
     if !rest.is_empty() {
         // Padded with zeros, which change no sum.
@@ -86,27 +97,27 @@ fn all<const N: usize, A: Asked>(
         for k in 0..N {
             (models[k], references[k]) = (&last[0][k], &last[1][k]);
         }
-        group::<N, A>(&padded, (&models, &references, &weights), &factors, &mut lanes, &mut out);
+        group::<R, N, A>(&padded, (&models, &references, &weights), &factors, &mut lanes, &mut out);
         rest.copy_from_slice(&out[..rest.len()]);
     }
     lanes.sums(alpha, || target.iter().enumerate().all(|(i, byte)| byte & if i % 2 == 0 { 0xFF } else { 0x7F } == 0))
 }
 
 #[inline(always)]
-fn group<const N: usize, A: Asked>(
+fn group<R: Real, const N: usize, A: Asked>(
     target: &Stored,
-    (models, references, weights): (&[&Stored; N], &[&Stored; N], &[f32; N]),
-    factors: &Factors<f32>,
+    (models, references, weights): (&[&Stored; N], &[&Stored; N], &[R; N]),
+    factors: &Factors,
     lanes: &mut Lanes,
     bytes: &mut Stored,
 ) {
     let word = |bytes: &Stored, at: usize| u32::from_le_bytes(bytes.as_chunks::<4>().0[at]);
-    let halves = |word: u32| [f32::from_bits(word << 16), f32::from_bits(word & 0xFFFF_0000)];
+    let halves = |word: u32| [word << 16, word & 0xFFFF_0000].map(|bits| R::from_f32(f32::from_bits(bits)));
     let mut group = Group::default();
     for i in 0..TOGETHER / 2 {
         for lane in 0..LANES {
             let at = i * LANES + lane;
-            let (t, mut d) = (halves(word(target, at)), [0f32; 2]);
+            let (t, mut d) = (halves(word(target, at)), [R::ZERO; 2]);
             let (x, y) = (halves(word(models[0], at)), halves(word(references[0], at)));
             let mut rounded = [0; 2];
             for half in 0..2 {
@@ -120,7 +131,7 @@ fn group<const N: usize, A: Asked>(
             }
             for half in 0..2 {
                 let (step, kept) = ((t[half], d[half]), (x[half], y[half]));
-                rounded[half] = group.element::<A>(lane, step, kept, factors);
+                rounded[half] = group.element::<R, A>(lane, step, kept, factors);
             }
             bytes.as_chunks_mut::<4>().0[at] = (rounded[0] >> 16 | rounded[1]).to_le_bytes();
         }

@@ -2,12 +2,13 @@
 //! `step_sums` do one after the other, to the same bytes, with every value still in a register.
 
 use super::lanes::{Asked, Factors, Group, Lanes, Loop, MANY, TOGETHER};
+use crate::kernels::factor::holds;
 use crate::kernels::real::{Real, LANES};
 use crate::kernels::stats::StepSums;
 
 kernel! {
     /// `bytes = bf16(target + α · delta)`, and what became of the step. With `kept`, the donor and the reference, an
-    /// element whose target is the reference becomes the donor. None, with anything in `bytes`, where α is 0 or becomes it, a sum is
+    /// element whose target is the reference becomes the donor. None, with anything in `bytes`, where α is 0, a sum is
     /// below `share` of its target, a result is not finite, or squares are too large or too small for the compute type:
     /// that wants the long way.
     pub(crate) fn step_tiles_bf16<R>(
@@ -18,9 +19,10 @@ kernel! {
     ) -> Option<StepSums> {
         let itself = (steps.0, steps.0);
         match kept {
-            None if factors.1 == 0.0 => all::<R, Loop<false, false>>(steps, factors, itself, bytes),
-            None => all::<R, Loop<true, false>>(steps, factors, itself, bytes),
-            Some(kept) => all::<R, Loop<true, true>>(steps, factors, kept, bytes),
+            None if !holds::<f32>(factors.0) => all::<R, Loop<true, false, true>>(steps, factors, itself, bytes),
+            None if factors.1 == 0.0 => all::<R, Loop<false, false, false>>(steps, factors, itself, bytes),
+            None => all::<R, Loop<true, false, false>>(steps, factors, itself, bytes),
+            Some(kept) => all::<R, Loop<true, true, false>>(steps, factors, kept, bytes),
         }
     }
 }
@@ -35,7 +37,7 @@ fn all<R: Real, A: Asked>(
     let n = target.len();
     let (delta, donor, reference) = (&delta[..n], &donor[..n], &reference[..n]);
     let (mut lanes, factors) = (Lanes::default(), Factors::new(alpha, share));
-    if factors.alpha == R::ZERO {
+    if alpha == 0.0 {
         return None;
     }
     let (pairs, _) = bytes.as_chunks_mut::<2>();
@@ -65,7 +67,7 @@ fn all<R: Real, A: Asked>(
 fn group<R: Real, A: Asked>(
     (target, delta): (&[R; MANY], &[R; MANY]),
     (donor, reference): (&[R; MANY], &[R; MANY]),
-    factors: &Factors<R>,
+    factors: &Factors,
     lanes: &mut Lanes,
     bytes: &mut [[u8; 2]; MANY],
 ) {
@@ -74,7 +76,7 @@ fn group<R: Real, A: Asked>(
         for lane in 0..LANES {
             let at = i * LANES + lane;
             let (step, kept) = ((target[at], delta[at]), (donor[at], reference[at]));
-            let rounded = group.element::<A>(lane, step, kept, factors);
+            let rounded = group.element::<R, A>(lane, step, kept, factors);
             bytes[at] = ((rounded >> 16) as u16).to_le_bytes();
         }
     }
