@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{shown, Error, Kind};
+use super::{shown, way_out, Error, Kind};
 
 const ANOTHER: &str = "choose another output folder";
 
@@ -169,11 +169,8 @@ impl Error {
 
     /// A flush failed: the system may have dropped what was written.
     pub(crate) fn failed_flush(path: &Path, error: &io::Error) -> Self {
-        let made = Error::io("flushing", path, error);
-        match made.hint {
-            Some(_) => made,
-            None => made.hint("the disk may be failing; run the same command again to write this file again"),
-        }
+        let again = "the disk may be failing; run the same command again to write this file again";
+        Error::io("flushing", path, error).hint(way_out(error).unwrap_or(again))
     }
 
     /// A file that changed under the writer or the copier.
