@@ -125,5 +125,16 @@ pub(crate) fn shown(text: &str) -> String {
     }
 }
 
+/// A foreign message as it is, but for control characters, which are escaped.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+        shown
+    })
+}
+
 /// Characters of a name or a foreign message that are shown; real tensor names stay below it.
 const SHOWN: usize = 200;

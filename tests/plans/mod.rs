@@ -1,4 +1,5 @@
-//! Small models, adapters and the plans that the Python layer would make of them.
+//! Small models, adapters and the plans that the Python layer would make of them. Each test that uses it needs a part.
+#![allow(dead_code)]
 
 use std::fs;
 use std::path::Path;
@@ -99,4 +100,9 @@ pub(crate) fn comparison(sources: [&Value; 2]) -> Value {
         TENSORS[..2].iter().map(|(name, _, shape)| json!([name, shape, [[0, name], [1, name]]])).collect();
     let side = |model: usize| json!([{"model": model, "reference": null, "weight": 1.0}]);
     json!({"format": 1, "sources": sources, "tensors": rows, "left": side(0), "right": side(1)})
+}
+
+/// The bytes of the tensors of a model, one after the other.
+pub(crate) fn data(seed: u64) -> Vec<u8> {
+    TENSORS.iter().flat_map(|(_, dtype, shape)| values(*dtype, shape.iter().product(), seed, 20)).collect()
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{shown, way_out, Error, Kind};
+use super::{printable, shown, way_out, Error, Kind};
 
 const ANOTHER: &str = "choose another output folder";
 
@@ -122,13 +122,14 @@ impl Error {
 
     /// A journal that no kill can have left like this.
     pub(crate) fn damaged_journal(journal: &Path, problem: &str) -> Self {
-        let message = format!("the journal `{}` is damaged: {problem}", readable(journal));
+        let message = format!("the journal `{}` is damaged: {}", readable(journal), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The same for another file of the state.
     pub(crate) fn damaged_state(file: &Path, problem: &str) -> Self {
-        let message = format!("the state of the unfinished run in `{}` is damaged: {problem}", readable(file));
+        let message =
+            format!("the state of the unfinished run in `{}` is damaged: {}", readable(file), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
