@@ -1,4 +1,7 @@
-"""Searches for inputs that a Python target does not take well: ``run_python.py TARGET [libFuzzer's arguments]``."""
+"""Searches for inputs that a Python target does not take well.
+
+``run_python.py TARGET [arguments of libFuzzer]``
+"""
 
 from __future__ import annotations
 
