@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{printable, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::stats::{pair_sums, PairSums};
 use crate::kernels::{Level, TILE};
@@ -51,7 +51,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
     let started = Instant::now();
-    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
+    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {}", printable(&e)));
     let plan: ComparePlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
     if plan.format != FORMAT {
         return Err(bad(format!("format {}, expected {FORMAT}", plan.format)));

@@ -56,23 +56,10 @@ impl Error {
     pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
         let kind = if error.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Output };
         let made = Error::new(kind, format!("{action} `{}` failed: {error}", path.display()));
-        if [Errno::MFILE, Errno::NFILE].iter().any(|errno| Some(errno.raw_os_error()) == error.raw_os_error()) {
-            return made.hint("raise the limit of open files (`ulimit -n`), then run the same command again");
-        }
-        match error.kind() {
-            std::io::ErrorKind::OutOfMemory => made
-                .hint("free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again"),
-            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => {
-                made.hint("the file system was busy: run the same command again")
-            }
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => made.hint(
-                "free space on that file system or choose another output folder, then run the same command again",
-            ),
-            std::io::ErrorKind::FileTooLarge => {
-                made.hint("a limit forbids files of this size (see `ulimit -f`); raise it or use --max-shard-size")
-            }
-            std::io::ErrorKind::PermissionDenied => made.hint("check the permissions of that path"),
-            _ => made,
+        match way_out(error) {
+            Some(hint) => made.hint(hint),
+            None if kind == Kind::NotFound => made,
+            None => made.hint("look at the file system that it lies on, then run the same command again"),
         }
     }
 
@@ -103,6 +90,32 @@ impl Error {
     }
 }
 
+/// What to do about a failed system call whose cause is known.
+fn way_out(error: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    if [Errno::MFILE, Errno::NFILE].iter().any(|errno| Some(errno.raw_os_error()) == error.raw_os_error()) {
+        return Some("raise the limit of open files (`ulimit -n`), then run the same command again");
+    }
+    Some(match error.kind() {
+        ErrorKind::OutOfMemory => {
+            "free memory, or use less of it (`--threads`, `--max-memory`), then run the same command again"
+        }
+        ErrorKind::WouldBlock | ErrorKind::Interrupted => "the file system was busy: run the same command again",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free space on that file system or choose another output folder, then run the same command again"
+        }
+        ErrorKind::FileTooLarge => {
+            "a limit forbids files of this size (see `ulimit -f`); raise it or use --max-shard-size"
+        }
+        ErrorKind::PermissionDenied => "check the permissions of that path",
+        ErrorKind::ReadOnlyFilesystem => "choose an output folder on a file system that can be written to",
+        ErrorKind::StaleNetworkFileHandle => {
+            "the network file system has changed: mount it again, then run the same command again"
+        }
+        _ => return None,
+    })
+}
+
 /// `text` from a file, fit for a message: control characters escaped, at most [`SHOWN`] characters.
 pub(crate) fn shown(text: &str) -> String {
     let escaped = |text: &str| text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"");
@@ -110,6 +123,17 @@ pub(crate) fn shown(text: &str) -> String {
         None => escaped(text),
         Some((end, _)) => format!("{}…", escaped(&text[..end])),
     }
+}
+
+/// A foreign message as it is, but for control characters, which are escaped.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+        shown
+    })
 }
 
 /// Characters of a name or a foreign message that are shown; real tensor names stay below it.

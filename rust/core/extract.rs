@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{printable, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
@@ -62,7 +62,7 @@ pub fn extract(
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
     let started = Instant::now();
-    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {e}"));
+    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {}", printable(&e)));
     let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
     if plan.format != FORMAT || plan.sources.len() != 2 {
         return Err(bad(format!("format {} with {} sources", plan.format, plan.sources.len())));

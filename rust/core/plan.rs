@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{printable, Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;
 
@@ -78,7 +78,7 @@ enum RoundingName {
 }
 
 fn bad(message: impl Into<String>) -> Error {
-    Error::new(Kind::Plan, format!("unusable plan: {}", message.into()))
+    Error::new(Kind::Plan, format!("unusable plan: {}", printable(&message.into())))
 }
 
 impl Plan {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::{shown, Error, Kind};
+use super::{printable, shown, way_out, Error, Kind};
 
 const ANOTHER: &str = "choose another output folder";
 
@@ -132,13 +132,14 @@ impl Error {
 
     /// A journal that no kill can have left like this.
     pub(crate) fn damaged_journal(journal: &Path, problem: &str) -> Self {
-        let message = format!("the journal `{}` is damaged: {problem}", readable(journal));
+        let message = format!("the journal `{}` is damaged: {}", readable(journal), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The same for another file of the state.
     pub(crate) fn damaged_state(file: &Path, problem: &str) -> Self {
-        let message = format!("the state of the unfinished run in `{}` is damaged: {problem}", readable(file));
+        let message =
+            format!("the state of the unfinished run in `{}` is damaged: {}", readable(file), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
@@ -179,11 +180,8 @@ impl Error {
 
     /// A flush failed: the system may have dropped what was written.
     pub(crate) fn failed_flush(path: &Path, error: &io::Error) -> Self {
-        let made = Error::io("flushing", path, error);
-        match made.hint {
-            Some(_) => made,
-            None => made.hint("the disk may be failing; run the same command again to write this file again"),
-        }
+        let again = "the disk may be failing; run the same command again to write this file again";
+        Error::io("flushing", path, error).hint(way_out(error).unwrap_or(again))
     }
 
     /// A file that changed under the writer or the copier.

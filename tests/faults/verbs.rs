@@ -1,0 +1,275 @@
+//! What the engine is asked for by each verb, on small models.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{json, Value};
+use taskvec_core::checkpoint::Checkpoint;
+use taskvec_core::compare::compare;
+use taskvec_core::error::Result;
+use taskvec_core::evaluate::evaluate;
+use taskvec_core::extract::extract;
+use taskvec_core::in_place::{in_place, InPlace};
+use taskvec_core::monitor::Monitor;
+use taskvec_core::output::digest::digest_file;
+use taskvec_core::output::folder::Options as Folder;
+use taskvec_core::output::lock::Hold;
+use taskvec_core::output::publish::{finish, write_atomic};
+use taskvec_core::run::{run, Options};
+
+use crate::plans::{adapter, addition, comparison, difference, extraction, model, plan, source, SHARDS};
+
+/// A folder with the inputs of all verbs.
+pub(crate) struct World {
+    _place: tempfile::TempDir,
+    pub(crate) root: PathBuf,
+    pub(crate) out: PathBuf,
+    /// From one call that is tried to the next.
+    pub(crate) step: usize,
+}
+
+/// Work of the engine: what it computes, as far as that is not in files.
+pub(crate) type Work = Arc<dyn Fn() -> Result<Vec<u8>> + Send + Sync>;
+
+impl World {
+    /// In memory, where there is such a place: the runs flush many times.
+    pub(crate) fn new() -> World {
+        let place = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        World::at(place, 1)
+    }
+
+    /// On a disk, where space is reserved and written behind, and flushing takes its time.
+    pub(crate) fn on_disk() -> World {
+        World::at(tempfile::tempdir().unwrap(), 3)
+    }
+
+    fn at(place: tempfile::TempDir, step: usize) -> World {
+        let root = place.path().canonicalize().unwrap();
+        for (seed, name) in ["target", "donor", "reference"].iter().enumerate() {
+            model(&root.join(name), seed as u64);
+        }
+        adapter(&root.join("adapter"));
+        let world = World { out: root.join("output/model"), root, step, _place: place };
+        let plan = extraction([&world.checkpoint("donor"), &world.checkpoint("reference")]);
+        let vector = world.root.join("vector");
+        extract(plan.to_string().as_bytes(), &[], &vector, &Options::default(), &Monitor::default()).unwrap();
+        fs::remove_dir_all(vector.join(".taskvec")).unwrap();
+        world
+    }
+
+    fn checkpoint(&self, name: &str) -> Value {
+        source("checkpoint", &self.root.join(name))
+    }
+
+    fn checkpoints(&self) -> [Value; 3] {
+        ["target", "donor", "reference"].map(|name| self.checkpoint(name))
+    }
+
+    /// Target and vector.
+    fn with_vector(&self) -> [Value; 2] {
+        let vector = self.root.join("vector/vector.safetensors");
+        [self.checkpoint("target"), source("vector", &vector)]
+    }
+
+    /// Target, and a base with an adapter on top.
+    fn with_adapter(&self) -> [Value; 3] {
+        let path = self.root.join("adapter/adapter_model.safetensors");
+        let opened = Checkpoint::open_file(&path).unwrap();
+        let adapter = json!({"kind": "lora", "path": path, "files": [], "fingerprint": opened.fingerprint, "base": 1,
+                             "factors": {"a": ["a.A", "a.B", 0.5, false]}});
+        [self.checkpoint("target"), self.checkpoint("donor"), adapter]
+    }
+
+    fn transfer(&self, alphas: &[f64]) -> Value {
+        plan(&self.checkpoints(), alphas, &difference(), &[0, 1, 2])
+    }
+
+    fn ties(&self) -> Value {
+        let term = |model: usize| json!({"model": model, "reference": 0, "weight": 1.0, "density": 0.5});
+        let operation = json!({"kind": "ties", "terms": [term(1), term(2)], "normalize": true});
+        plan(&self.checkpoints(), &[1.0], &operation, &[0, 1, 2])
+    }
+
+    /// The verbs that write, by name, from the folder's lock to the end of the run.
+    pub(crate) fn writer(&self, verb: &str) -> Work {
+        let plan = match verb {
+            "transfer" | "overwrite" | "resume" => self.transfer(&[0.5]),
+            "alphas" => self.transfer(&[0.5, 1.0]),
+            "merge" => self.ties(),
+            "apply" => plan(&self.with_vector(), &[1.0], &addition(), &[0, 1]),
+            "adapter" => plan(&self.with_adapter(), &[1.0], &difference(), &[0, 2, 1]),
+            "extract" => {
+                let [_, donor, reference] = self.checkpoints();
+                return self.published(extraction([&donor, &reference]), false, |plan, out, options| {
+                    extract(plan, &[], out, options, &Monitor::default())
+                });
+            }
+            _ => panic!("no verb `{verb}`"),
+        };
+        self.published(plan, verb == "overwrite", |plan, out, options| run(plan, out, options, &Monitor::default()))
+    }
+
+    fn published(
+        &self,
+        plan: Value,
+        overwrite: bool,
+        run: impl Fn(&[u8], &Path, &Options) -> Result<String> + Send + Sync + 'static,
+    ) -> Work {
+        let out = self.out.clone();
+        let outputs: Vec<String> = match plan["outputs"].as_array() {
+            Some(outputs) => outputs.iter().map(|output| output["folder"].as_str().unwrap().to_owned()).collect(),
+            None => vec![String::new()],
+        };
+        let shards = if plan["shards"].is_array() { &SHARDS[..] } else { &["vector.safetensors"] };
+        let files: Vec<Value> = shards.iter().map(|name| json!({"name": name})).collect();
+        let manifest = json!({ "files": files }).to_string();
+        let inputs: Vec<PathBuf> = ["target", "donor", "reference"].iter().map(|name| self.root.join(name)).collect();
+        let folder = Folder { overwrite, ..Folder::default() };
+        let options = Options { threads: 2, folder, ..Options::default() };
+        Arc::new(move || {
+            let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+            let outputs: Vec<PathBuf> = outputs.iter().map(|name| out.join(name)).collect();
+            let held: Result<Vec<Hold>> = outputs.iter().map(|folder| Hold::take(folder, &inputs)).collect();
+            let _held = held?;
+            // As where a run was killed after its last manifest.
+            if overwrite || !outputs.iter().all(|folder| folder.join("taskvec.json").exists()) {
+                run(plan.to_string().as_bytes(), &out, &options)?;
+                for folder in &outputs {
+                    write_atomic(&folder.join("config.json"), b"{}")?;
+                    write_atomic(&folder.join("taskvec.json"), manifest.as_bytes())?;
+                }
+            }
+            outputs.iter().try_for_each(|folder| finish(folder))?;
+            Ok(Vec::new())
+        })
+    }
+
+    /// The verbs that only read.
+    pub(crate) fn reader(&self, verb: &str) -> Work {
+        match verb {
+            "inspect" => {
+                let folder = self.root.join("target");
+                Arc::new(move || {
+                    let opened = Checkpoint::open(&folder)?;
+                    let sample = opened.sample("a", 3, 20)?;
+                    let bytes = [opened.read("b")?, opened.read("c")?].concat();
+                    opened.unchanged()?;
+                    let tensors: Vec<_> = opened.iter().collect();
+                    Ok(format!("{tensors:?}{:?}{sample:?}{bytes:?}", opened.unlisted).into())
+                })
+            }
+            "diff" => {
+                let [_, donor, reference] = self.checkpoints();
+                let plan = comparison([&donor, &reference]).to_string();
+                Arc::new(move || {
+                    let report: Value =
+                        serde_json::from_str(&compare(plan.as_bytes(), &[], 2, &Monitor::default())?).unwrap();
+                    Ok(report["tensors"].to_string().into())
+                })
+            }
+            "evaluate" => {
+                let mut plan = plan(&self.with_adapter(), &[1.0], &difference(), &[0, 2, 1]);
+                plan["tensors"].as_array_mut().unwrap().truncate(2);
+                plan["shards"] = json!([SHARDS[0]]);
+                let plan = plan.to_string();
+                Arc::new(move || evaluate(plan.as_bytes(), &[], 2, false, &Monitor::default()))
+            }
+            "verify" => {
+                let folder = self.root.join("donor");
+                Arc::new(move || {
+                    let one = |name: &str| digest_file(&folder.join(name), 2, &|| false);
+                    Ok(format!("{:?} {:?}", one(SHARDS[0])?, one(SHARDS[1])?).into())
+                })
+            }
+            "in place" => {
+                let [_, vector] = self.with_vector();
+                let memory = json!({"kind": "memory", "path": "", "files": [], "fingerprint": ""});
+                let mut plan = plan(&[memory, vector], &[1.0], &addition(), &[0, 1]);
+                plan["tensors"].as_array_mut().unwrap().truncate(2);
+                plan["shards"] = json!([SHARDS[0]]);
+                let target = Checkpoint::open(&self.root.join("reference")).unwrap();
+                let tensors = ["a", "b"].map(|name| target.read(name).unwrap());
+                Arc::new(move || {
+                    let mut tensors = tensors.clone();
+                    let targets = tensors.iter_mut().map(Vec::as_mut_slice).collect();
+                    let options = InPlace { threads: 2, write: true, allow_non_finite: false };
+                    in_place(plan.to_string().as_bytes(), &[HashMap::new()], targets, &options, &Monitor::default())?;
+                    Ok(tensors.concat())
+                })
+            }
+            _ => panic!("no verb `{verb}`"),
+        }
+    }
+
+    /// What an output folder is like before the verb begins.
+    pub(crate) fn prepare(&self, verb: &str) {
+        let output = self.out.parent().unwrap();
+        if output.exists() {
+            fs::remove_dir_all(output).unwrap();
+        }
+        match verb {
+            "overwrite" => {
+                self.writer("merge")().unwrap();
+                fs::write(self.out.join("tokenizer.json"), b"old").unwrap();
+            }
+            "resume" => {
+                self.writer("transfer")().unwrap();
+                self.half();
+            }
+            _ => {}
+        }
+    }
+
+    /// Turns a finished output into what a kill during the second shard leaves.
+    fn half(&self) {
+        fs::remove_dir_all(&self.out).unwrap();
+        let plan = self.transfer(&[0.5]).to_string();
+        run(plan.as_bytes(), &self.out, &Options::default(), &Monitor::default()).unwrap();
+        fs::remove_file(self.out.join(SHARDS[1])).unwrap();
+        let journal = self.out.join(".taskvec/journal.jsonl");
+        let text = fs::read_to_string(&journal).unwrap();
+        let kept = text.split_inclusive('\n').filter(|line| !line.contains(SHARDS[1]));
+        fs::write(&journal, kept.collect::<String>()).unwrap();
+        fs::write(self.out.join(format!(".{}.part", SHARDS[1])), b"left by a kill").unwrap();
+    }
+}
+
+/// The output folder, or those of several values of alpha in it.
+pub(crate) fn folders(out: &Path) -> Vec<PathBuf> {
+    let several: Vec<PathBuf> =
+        names(out).iter().filter(|name| name.starts_with("alpha=")).map(|n| out.join(n)).collect();
+    if several.is_empty() {
+        vec![out.to_owned()]
+    } else {
+        several
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Files by their path in a folder.
+pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Every file below a folder.
+pub(crate) fn contents(folder: &Path) -> Files {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(next) = pending.pop() {
+        for name in names(&next) {
+            let path = next.join(name);
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
