@@ -26,7 +26,63 @@ const TENSORS: [(&str, Dtype, [u64; 2]); 5] = [
 ];
 
 /// What was computed, and the first half of the BLAKE3 of its bytes.
-const GOLDEN: [(&str, &str); 0] = [];
+const GOLDEN: [(&str, &str); 55] = [
+    ("storage checkpoint", "cfa3c59079e7c19e6ea251cc5cc29744"),
+    ("storage vector", "66af482b40438396663b6e7e114317bd"),
+    ("storage adapter", "068aa0848a8e262ec07fe58bf1d4bd10"),
+    ("method copy", "c6faf44c28ff50d091654bd6caefe486"),
+    ("method copy, stochastic", "c6faf44c28ff50d091654bd6caefe486"),
+    ("method task_arithmetic", "9c9fd1972b36b541e07b08619a7d1289"),
+    ("method task_arithmetic, stochastic", "02d39d3b3bac3c850324c79e5ca44643"),
+    ("method linear", "cd19fed0cd93314ee8899aca08dd94ea"),
+    ("method linear, stochastic", "21ea3d23952fa53bbb1a8e6f1f5f1c06"),
+    ("method ties", "bc3ce96d65bde9826d70cf720091840e"),
+    ("method ties, stochastic", "ad8c00e57b7d5863b271a021cab9c7f1"),
+    ("method dare_linear", "efbff122887b10cd7f7d46f3dba98bd3"),
+    ("method dare_linear, stochastic", "b1cde371dc1fbca5fa0ed99c2b0d1df4"),
+    ("method dare_ties", "ea25c351429bafb3990a5924c536187e"),
+    ("method dare_ties, stochastic", "30221c6894b9a73db9b12a834df4b4c0"),
+    ("method della", "e426c2470cd80805c5c6f46a8e2447bf"),
+    ("method della, stochastic", "8165cace23d4f9de0a96bb76ee89c811"),
+    ("method della_linear", "117a92de9d6000c0bc157904b3ec3d49"),
+    ("method della_linear, stochastic", "ccbf97b4a46e45b8eb55128e295aad5e"),
+    ("method breadcrumbs", "6bba985056ed679eb4b3da5bd5bb2548"),
+    ("method breadcrumbs, stochastic", "09052d0c9fc417fbc36d3c395146d587"),
+    ("method breadcrumbs_ties", "cbf6ca1ef7b8da3f6390780a9eb6b975"),
+    ("method breadcrumbs_ties, stochastic", "c5874d292cf71ee85385c36ce5a1a785"),
+    ("method localize", "2d37130d3a6959c1d87c9642b7ab986d"),
+    ("method localize, stochastic", "50ba56a5658a0e5f58a2dfc1d8516757"),
+    ("method slerp", "ab38abe8053d38dd61a2ca128f661985"),
+    ("method slerp, stochastic", "25183c5009a4b78bac5d5e5564ca84a5"),
+    ("method nuslerp", "81e494e77b831a8f99e48d0108a2ff4c"),
+    ("method nuslerp, stochastic", "5b45b42430ad1444728049a2d75253de"),
+    ("method multislerp", "064de4ae94073d52921dd11b2b8543c2"),
+    ("method multislerp, stochastic", "78d24dea9df2991609aed72b1ea08860"),
+    ("method karcher", "a29022c4da70f6ee148501ef61cc3739"),
+    ("method karcher, stochastic", "9767d3efa31e03d4f3dd43dd966c5909"),
+    ("method model_stock", "b3a9e6e475cbfa5cbd90cdc902717975"),
+    ("method model_stock, stochastic", "cb8c7a44049f424c2bcacfc3fc16f909"),
+    ("method sce", "627a44e654e2890baf0af997247d60c0"),
+    ("method sce, stochastic", "4e02f9acd1d877307857eaac260c93b9"),
+    ("method ram", "f7fa7000d989254706ee3820ff5d6698"),
+    ("method ram, stochastic", "8ed323c5915e999c800bcfc08d6274b8"),
+    ("method ramplus_tl", "737ed11abdf903c9641f99629f6fb13f"),
+    ("method ramplus_tl, stochastic", "ce73ae8d2148a1114cf6aa3066da96c6"),
+    ("method nearswap", "9751c0dc1deea64171648f63427e2fa6"),
+    ("method nearswap, stochastic", "3691503af517baa4178df8885f6cd50e"),
+    ("method consensus", "b2b48b104919eacf8df59489f77366b9"),
+    ("method consensus, stochastic", "2be17d18a24cae5f241528dfe4a20eed"),
+    ("method emr", "95b372646dda9ca4a2039eeca66e1dc9"),
+    ("method emr, stochastic", "410e565b9088ddf4a640f9358ab75249"),
+    ("method passthrough", "f14b3d676fcbebe98a5837f5c68694a4"),
+    ("method passthrough, stochastic", "90530340662023578770df4b663a2d24"),
+    ("method arcee_fusion", "86091adfdff4483de005545e08e8a55a"),
+    ("method arcee_fusion, stochastic", "7872752aec71c46e17be196c4b8527ea"),
+    ("method control_random", "d3fe227a6a88d0f63e61061cba7a1c20"),
+    ("method control_random, stochastic", "cabf39f37185df902da9d40b33d159ec"),
+    ("method control_permute", "622a6639469b7a799d3600d1ba9ce42c"),
+    ("method control_permute, stochastic", "95b70dd14b9681fb82615e9ae8442d9e"),
+];
 
 /// Models in memory: position among the sources. Then a checkpoint, a vector and an adapter in files.
 const MODELS: usize = 4;
@@ -95,7 +151,6 @@ fn adapter() -> Rows {
 fn write(file: &Path, rows: &Rows, metadata: &[(&str, &str)]) {
     let mut contents = encode(rows.iter().map(|(n, d, s, _)| (n.as_str(), *d, s.as_slice())), metadata, 8);
     rows.iter().for_each(|row| contents.extend(&row.3));
-    fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(file, contents).unwrap();
 }
 
@@ -103,20 +158,19 @@ fn write(file: &Path, rows: &Rows, metadata: &[(&str, &str)]) {
 fn sources(root: &Path) -> Vec<Value> {
     let origin = [("taskvec.origin.bf16", "BF16"), ("taskvec.origin.f16", "F16"), ("taskvec.origin.f32", "F32")];
     let metadata = [&[("format", "pt"), ("taskvec.rounded.f16", "1")][..], &origin].concat();
-    write(&root.join("checkpoint/model.safetensors"), &model(9), &[("format", "pt")]);
-    write(&root.join("vector/model.safetensors"), &vector(), &metadata);
+    write(&root.join("checkpoint.safetensors"), &model(9), &[("format", "pt")]);
+    write(&root.join("vector.safetensors"), &vector(), &metadata);
     write(&root.join("adapter.safetensors"), &adapter(), &[("format", "pt")]);
     let file = |kind: &str, path: &str| {
         let path = root.join(path);
-        let opened = if path.is_dir() { Checkpoint::open(&path) } else { Checkpoint::open_file(&path) };
-        json!({"kind": kind, "path": path, "files": [], "fingerprint": opened.unwrap().fingerprint})
+        json!({"kind": kind, "path": path, "files": [], "fingerprint": Checkpoint::open_file(&path).unwrap().fingerprint})
     };
     let memory = |i: usize| json!({"kind": "memory", "path": format!("dict {i}"), "files": [], "fingerprint": ""});
     let mut all: Vec<Value> = (0..MODELS).map(memory).collect();
     let mut adapter = file("lora", "adapter.safetensors");
     adapter["base"] = json!(CHECKPOINT);
     adapter["factors"] = json!({"bf16": ["bf16.A", "bf16.B", 0.5, false], "f16": ["f16.A", "f16.B", 2.0, true]});
-    all.extend([file("checkpoint", "checkpoint"), file("vector", "vector"), adapter]);
+    all.extend([file("checkpoint", "checkpoint.safetensors"), file("vector", "vector.safetensors"), adapter]);
     all
 }
 
