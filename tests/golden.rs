@@ -1,5 +1,5 @@
-//! Every method over every form of storage gives the same bytes on every machine: the hashes here were made on x86-64.
-//! Whoever changes one on purpose raises the plan's number of the arithmetic.
+//! Every method over every form of storage gives the same bytes on every machine: these hashes are those of x86-64 and of
+//! aarch64. Whoever changes one on purpose raises the plan's number of the arithmetic.
 
 use std::collections::HashMap;
 use std::fs;
