@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use taskvec_core::error::Kind;
 use taskvec_core::file::mapped::Mapped;
 
+mod again;
+
 /// A multiple of every page size there is.
 const PAGE: u64 = 65536;
 
@@ -227,8 +229,7 @@ const VICTIM: &str = "TASKVEC_TEST_VICTIM";
 
 /// Runs one of the tests here in a process of its own and returns the signal that ended it.
 fn signal_of(test: &str) -> Option<i32> {
-    let this = std::env::current_exe().unwrap();
-    let status = Command::new(this).args(["--exact", test]).env(VICTIM, "1").output().unwrap().status;
+    let status = again::command().args(["--exact", test]).env(VICTIM, "1").output().unwrap().status;
     status.signal()
 }
 
@@ -277,9 +278,8 @@ extern "C" fn other_handler(_: libc::c_int) {
 #[allow(unsafe_code)]
 fn a_handler_installed_later_does_not_take_the_watch_away_and_gets_its_own_faults() {
     if std::env::var_os(VICTIM).is_none() {
-        let this = std::env::current_exe().unwrap();
         let test = "a_handler_installed_later_does_not_take_the_watch_away_and_gets_its_own_faults";
-        let status = Command::new(this).args(["--exact", test]).env(VICTIM, "1").status().unwrap();
+        let status = again::command().args(["--exact", test]).env(VICTIM, "1").status().unwrap();
         assert_eq!(status.code(), Some(42));
         return;
     }

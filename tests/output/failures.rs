@@ -12,6 +12,7 @@ use taskvec_core::output::folder::{Options, OutputFolder};
 use taskvec_core::output::publish::finish;
 use taskvec_core::output::shard::ShardFile;
 
+use crate::again;
 use crate::support::{fast_place, names, place, Job, MANIFEST, PLAN};
 
 const EIO: i32 = 5;
@@ -229,7 +230,7 @@ fn child_job() -> Job {
 
 fn child_command(out: &Path, shell: &str) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
+    command.args(["-c", &format!("{shell} exec \"$0\" \"$@\"")]).args(again::words());
     command.args(["failures::child", "--exact", "--nocapture"]).env("TASKVEC_TEST_OUTPUT", out);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     command

@@ -1,5 +1,7 @@
 //! The output room from outside: admission and resume, digests, and everything that can go wrong with a disk.
 
+#[path = "../again/mod.rs"]
+mod again;
 mod digest;
 mod failures;
 mod folder;

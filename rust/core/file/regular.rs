@@ -82,7 +82,8 @@ pub(crate) fn open(path: &Path) -> Result<(File, Stamp)> {
     let failed = |error: std::io::Error| Error::io("opening", path, &error);
     regular(&fs::metadata(path).map_err(failed)?, path)?;
     // Between that look and this call the path may have come to lead elsewhere; so it must not block either.
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    // Miri, an interpreter of programs, knows neither flag.
+    let flags = if cfg!(miri) { OFlags::empty() } else { OFlags::NONBLOCK | OFlags::NOCTTY };
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     regular(&metadata, path)?;

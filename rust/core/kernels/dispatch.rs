@@ -138,11 +138,11 @@ pub(crate) fn prefetch(bytes: &[u8]) {
     let _ = bytes;
 }
 
-/// Restores the floating-point control register when dropped.
+/// Restores the floating-point control register when dropped. The interpreter Miri has none.
 pub(crate) struct ControlRegister {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     saved: u32,
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
     saved: u64,
 }
 
@@ -150,7 +150,7 @@ impl ControlRegister {
     /// Sets the IEEE defaults (round to nearest, subnormals kept, exceptions masked) for this thread: the embedding
     /// process may have switched on flush-to-zero, which new threads inherit.
     pub(crate) fn ieee() -> Self {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
             let mut saved: u32 = 0;
             let default: u32 = 0x1F80;
@@ -161,7 +161,7 @@ impl ControlRegister {
             }
             ControlRegister { saved }
         }
-        #[cfg(target_arch = "aarch64")]
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
         {
             let saved: u64;
             // SAFETY: FPCR is readable and writable from user space; zero is the IEEE default.
@@ -171,7 +171,7 @@ impl ControlRegister {
             }
             ControlRegister { saved }
         }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
         ControlRegister {}
     }
 }
@@ -179,12 +179,12 @@ impl ControlRegister {
 impl Drop for ControlRegister {
     fn drop(&mut self) {
         // SAFETY: puts back the value that was read from this thread's own register.
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         unsafe {
             std::arch::asm!("ldmxcsr [{}]", in(reg) &self.saved, options(nostack, readonly));
         }
         // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
+        #[cfg(all(target_arch = "aarch64", not(miri)))]
         unsafe {
             std::arch::asm!("msr fpcr, {}", in(reg) self.saved, options(nomem, nostack));
         }

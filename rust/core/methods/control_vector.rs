@@ -246,6 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic alone, of 65 536 draws")]
     fn normal_numbers_are_normal() {
         let draws: Vec<f64> = (0..1u32 << 16).map(|i| normal((i << 16) | 0x8000)).collect();
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;

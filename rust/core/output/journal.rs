@@ -160,3 +160,48 @@ fn parse(bytes: &[u8], plan: &str) -> std::result::Result<(Records, u64), String
         _ => Ok((records, length as u64)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn journal(shards: &[String]) -> Vec<u8> {
+        let mut bytes = line(&Head { format: FORMAT, plan: "p".into() }).unwrap();
+        for (size, shard) in (7u64..).zip(shards) {
+            bytes.extend(line(&Line { shard, size, digest: "d", extra: &[size] }).unwrap());
+        }
+        bytes
+    }
+
+    proptest! {
+        /// Cut anywhere: the whole lines are what it holds, and a first line that is not whole is no journal of this plan.
+        #[test]
+        fn a_journal_cut_short_holds_its_whole_lines(
+            shards in prop::collection::btree_set(any::<String>(), 0..4), at in any::<prop::sample::Index>(),
+        ) {
+            let shards: Vec<String> = shards.into_iter().collect();
+            let whole = journal(&shards);
+            let cut = &whole[..at.index(whole.len() + 1)];
+            let ends: Vec<usize> = (1..=cut.len()).filter(|end| cut[end - 1] == b'\n').collect();
+            match parse(cut, "p") {
+                Ok((records, length)) => {
+                    prop_assert_eq!(Some(&(length as usize)), ends.last());
+                    prop_assert!(records.keys().eq(&shards[..ends.len() - 1]));
+                    prop_assert!((7..).zip(records.values()).all(|(size, record)| record.size == size));
+                }
+                Err(_) => prop_assert!(ends.is_empty()),
+            }
+            prop_assert!(parse(&whole, "another").is_err());
+        }
+
+        #[test]
+        fn any_bytes_at_all_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes, "p");
+            if let Ok((_, length)) = parse(&[journal(&[]), bytes.clone()].concat(), "p") {
+                prop_assert!(length <= (journal(&[]).len() + bytes.len()) as u64);
+            }
+        }
+    }
+}

@@ -322,6 +322,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "millions of elements; smaller tensors: tests/golden.rs")]
     fn exactly_the_k_largest_are_kept_wherever_the_sample_looked() {
         let n = 3 * crate::tensor::CHUNK as usize + 777;
         let spread = |i: usize| (i.wrapping_mul(2_654_435_761) % 1_000_003) as f32 - 500_000.0;

@@ -156,7 +156,8 @@ mod tests {
     fn what_is_kept_is_what_sorting_says() {
         let value = |i: usize| ((i * 7919 % 1009) as f32 - 500.0) * 1e-4;
         let wide = |i: usize| f32::from_bits((i as u32).wrapping_mul(0x9E37_79B9) >> 1 & 0x7F7F_FFFF);
-        for n in [1usize, 2, 255, 256, 257, 896, 4864, 5000, LONG + 1] {
+        let lengths = [1usize, 2, 255, 256, 257, 896, 4864, 5000, LONG + 1];
+        for n in lengths.into_iter().take(if cfg!(miri) { 3 } else { lengths.len() }) {
             let rows: [Vec<f32>; 7] = [
                 (0..n).map(|i| if i == n / 2 { 1e6 } else { value(i).exp() }).collect(),
                 vec![0.0; n],

@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn ranks_are_those_of_a_stable_sort() {
         let value = |i: usize| ((i * 7919 % 1009) as f32 - 500.0) * 1e-4;
-        for n in [0, 1, 2, 3, 255, 256, 257, 896, 5000] {
+        let lengths = [0, 1, 2, 3, 255, 256, 257, 896, 5000];
+        for n in lengths.into_iter().take(if cfg!(miri) { 6 } else { lengths.len() }) {
             same_as_sorted(&vec![0f32; n]);
             same_as_sorted(&vec![-2.5f32; n]);
             same_as_sorted(&(0..n).map(value).collect::<Vec<f32>>());
