@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 
 use super::journal::{Journal, Records};
 use super::lock::Claim;
-use super::overlap::{Inputs, Stamp};
+use super::overlap::{Inputs, Sameness, Stamp};
 use super::publish::write_in;
 use super::shared::{Options, Shared};
 use super::system::Directory;
@@ -78,27 +78,13 @@ impl Candidate {
         let mut start = start_in(Some(&claim.directory), plan, options)?;
         let sizes = sizes(&claim.directory, shards)?;
         let mut resumed = None;
-        if let (Start::Resume, Err(changed)) = (start, same_inputs(&claim.state, inputs)) {
-            match options.overwrite {
-                true => start = Start::Replace,
-                false => return Err(changed),
-            }
-        }
         if start == Start::Resume {
-            let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
-            for record in records.values() {
-                if sizes.get(&record.shard) != Some(&record.size) {
-                    return Err(Error::foreign_record(path, &record.shard));
-                }
+            match resume(&claim, &sizes, inputs, plan) {
+                Ok(Some(done)) => resumed = Some(done),
+                Ok(None) => start = Start::Replace,
+                Err(_) if options.overwrite => start = Start::Replace,
+                Err(error) => return Err(error),
             }
-            let mut missing = Vec::new();
-            for record in records.values() {
-                if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
-                    missing.push(record.shard.clone());
-                }
-            }
-            records.retain(|shard, _| !missing.contains(shard));
-            resumed = Some((journal, records));
         }
         Ok(Candidate { claim, start, sizes, resumed })
     }
@@ -153,7 +139,7 @@ impl Candidate {
             // The list is on the disk before the first file goes: a manifest that is gone no longer says what it
             // listed, and a folder without weights no longer says that it held a checkpoint.
             write_in(&state, OsStr::new(REPLACING), &json(&going)?)?;
-            state.remove(OsStr::new(PLAN))?;
+            state.remove_all(OsStr::new(PLAN))?;
             state.sync()?;
         }
         if resumed.as_ref().is_some_and(|(_, done)| done.len() < sizes.len()) {
@@ -165,18 +151,43 @@ impl Candidate {
             Some(resumed) => resumed,
             None => {
                 for name in state.names()?.iter().filter(|name| *name != LOCK && *name != REPLACING) {
-                    state.remove(name)?;
+                    state.remove_all(name)?;
                 }
                 write_in(&state, OsStr::new(INPUTS), &json(&inputs.stamps)?)?;
                 Journal::create(&state, &hex(plan))?;
                 write_in(&state, OsStr::new(PLAN), plan)?;
                 claim.directory.sync()?;
-                state.remove(OsStr::new(REPLACING))?;
+                state.remove_all(OsStr::new(REPLACING))?;
                 Journal::open(&state, &hex(plan))?
             }
         };
         Ok((Shared::new(claim, sizes, journal, done.clone()), done))
     }
+}
+
+/// The journal of an unfinished run with the shards of it that are in place; none where these may be of other inputs than
+/// those that are there now, and cannot be told from these.
+fn resume(
+    claim: &Claim,
+    sizes: &BTreeMap<String, u64>,
+    inputs: &Inputs,
+    plan: &[u8],
+) -> Result<Option<(Journal, Records)>> {
+    if compare_inputs(&claim.state, inputs)? != Sameness::Same {
+        return Ok(None);
+    }
+    let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
+    let mut missing = Vec::new();
+    for record in records.values() {
+        if sizes.get(&record.shard) != Some(&record.size) {
+            return Err(Error::foreign_record(claim.directory.path(), &record.shard));
+        }
+        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+            missing.push(record.shard.clone());
+        }
+    }
+    records.retain(|shard, _| !missing.contains(shard));
+    Ok(Some((journal, records)))
 }
 
 /// Shard names with their sizes: bare names, each once, not taken by a folder.
@@ -195,17 +206,24 @@ fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<Str
     Ok(sizes)
 }
 
-/// The weight files of the inputs must be as they were when the run began.
-fn same_inputs(state: &Directory, inputs: &Inputs) -> Result<()> {
+/// Whether the weight files of the inputs are as they were when the run began; an error where one is certainly not.
+fn compare_inputs(state: &Directory, inputs: &Inputs) -> Result<Sameness> {
     let path = state.path().join(INPUTS);
     let saved = state.read(OsStr::new(INPUTS))?.unwrap_or_default();
     let saved: Vec<Stamp> =
         serde_json::from_slice(&saved).map_err(|error| Error::damaged_state(&path, &error.to_string()))?;
     let saved: BTreeMap<&str, &Stamp> = saved.iter().map(|stamp| (&*stamp.path, stamp)).collect();
     let now: BTreeMap<&str, &Stamp> = inputs.stamps.iter().map(|stamp| (&*stamp.path, stamp)).collect();
-    let changed = now.iter().find(|(path, now)| !saved.get(*path).is_some_and(|saved| saved.is(now)));
-    let changed = changed.or_else(|| saved.iter().find(|(path, _)| !now.contains_key(*path)));
-    changed.map_or(Ok(()), |(path, _)| Err(Error::input_changed(Path::new(path), state.path())))
+    let mut worst = Sameness::Same;
+    for path in saved.keys().chain(now.keys()) {
+        let both = saved.get(path).zip(now.get(path));
+        let one = both.map_or(Sameness::Different, |(saved, now)| saved.compare(now));
+        if one == Sameness::Different {
+            return Err(Error::input_changed(Path::new(path), state.path()));
+        }
+        worst = worst.max(one);
+    }
+    Ok(worst)
 }
 
 fn hex(plan: &[u8]) -> String {
