@@ -6,7 +6,10 @@ Nothing is imported before :func:`main` that could be interrupted, or find no me
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+
+TYPE_CHECKING = False  # as in `taskvec`
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:
