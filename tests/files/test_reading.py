@@ -1,4 +1,4 @@
-"""Reads that are not ready: tried again, an error where that does not help; never an empty or a short file."""
+"""Reads that are not ready: tried again, an error where that does not help; never an empty or short file."""
 
 from __future__ import annotations
 
