@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# As type checkers know it; importing `typing` would be most of what `import taskvec` takes.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from taskvec._core import __version__ as __version__
     from taskvec.api import apply as apply
     from taskvec.api import check as check

@@ -70,7 +70,8 @@ def _meminfo(name: str) -> int | None:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb", buffering=0) as file:
+            return (file.read() or b"").decode("utf-8", "replace")
     except OSError:
         return ""
 
@@ -78,8 +79,12 @@ def _read(path: str) -> str:
 def free_space(out: str | os.PathLike[str]) -> int:
     """Free bytes of the file system that `out` lies on, or will lie on."""
     folder = Path(out).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     import shutil
 
-    return shutil.disk_usage(folder).free
+    while True:
+        try:
+            return shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            if folder == folder.parent:
+                raise
+            folder = folder.parent

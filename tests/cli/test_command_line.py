@@ -401,6 +401,61 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
 
 # --- start-up
 
+FAILING = """
+import builtins, sys
+genuine = builtins.__import__
+def failing(name, *args, **kwargs):
+    if name == "click":
+        raise {error}
+    return genuine(name, *args, **kwargs)
+builtins.__import__ = failing
+sys.argv = ["taskvec", "check", "a", "b", "c"]
+from taskvec.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [("KeyboardInterrupt", 130, "error: interrupted"), ("MemoryError", 2, "error: out of memory")],
+)
+def test_what_happens_during_the_first_imports_is_told_in_order(error: str, code: int, words: str) -> None:
+    command = [sys.executable, "-c", FAILING.format(error=error)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[0] == words
+    assert "Traceback" not in done.stderr
+
+
+def test_no_memory_for_the_message_either() -> None:
+    code = (
+        "import sys, taskvec.cli\n"
+        "def fail(*_, **__): raise MemoryError\n"
+        "taskvec.cli.fail = fail\n"
+        "sys.argv = ['taskvec', 'check', 'nothing', 'nothing', 'nothing']\n"
+        "from taskvec.__main__ import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out of memory\n  hint: ")
+
+
+@pytest.mark.parametrize("words", ["can't start new thread", "can't allocate lock"])
+def test_a_thread_that_python_cannot_start_is_no_defect(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import taskvec.api
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(taskvec.api, "check", refuse)
+    done = invoke(capsys, "check", "a", "b", "c")
+    assert done.code == 2
+    assert done.err.startswith("error: no further thread can be started\n")
+    assert "defect" not in done.err
+
+
 HEAVY = {"numpy", "rich", "pydantic", "huggingface_hub", "yaml", "torch", "ml_dtypes"}
 
 

@@ -56,6 +56,19 @@ def test_no_bar_where_nobody_wants_one(options: tuple[str, ...], term: str) -> N
     assert "merging" not in seen
 
 
+def test_the_bar_needs_no_thread() -> None:
+    refused = """
+import threading
+def start(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+    environment = {"TERM": "xterm", "COLUMNS": "90", "NO_COLOR": "1"}
+    seen = on_terminal([], environment=environment, program=["-c", refused + LONG]).out
+    assert "merging" in seen
+    assert "ok: 0 files" in seen
+
+
 def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     with Console("transfer").progress() as callback:

@@ -15,7 +15,7 @@ use taskvec_core::in_place::{in_place, InPlace};
 use taskvec_core::monitor::Monitor;
 use taskvec_core::output::digest::digest_file;
 use taskvec_core::output::folder::Options as Folder;
-use taskvec_core::output::lock::Hold;
+use taskvec_core::output::hold::Hold;
 use taskvec_core::output::publish::{finish, write_atomic};
 use taskvec_core::run::{run, Options};
 
@@ -131,7 +131,7 @@ impl World {
         Arc::new(move || {
             let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
             let outputs: Vec<PathBuf> = outputs.iter().map(|name| out.join(name)).collect();
-            let held: Result<Vec<Hold>> = outputs.iter().map(|folder| Hold::take(folder, &inputs)).collect();
+            let held: Result<Vec<Hold>> = outputs.iter().map(|folder| Hold::take(folder, &inputs, None)).collect();
             let _held = held?;
             // As where a run was killed after its last manifest.
             if overwrite || !outputs.iter().all(|folder| folder.join("taskvec.json").exists()) {

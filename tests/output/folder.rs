@@ -395,15 +395,34 @@ fn a_large_input_is_known_by_its_times_its_place_and_a_sample() {
     fs::write(&saved, rows.to_string()).unwrap();
     drop(admit(&out, &[&input], &Options::default()).unwrap());
     fs::write(&saved, &text).unwrap();
-    // Another file of the same size and time, which differs nowhere that is looked at, and one that differs everywhere.
-    let mut near = old.clone();
-    near[100_000] ^= 1;
-    for new in [near, bytes(5 << 20, 2)] {
+    let replace = |new: &[u8]| {
         fs::write(input.join("new"), new).unwrap();
         fs::File::options().write(true).open(input.join("new")).unwrap().set_modified(stamp).unwrap();
         fs::rename(input.join("new"), &weights).unwrap();
-        refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--no-resume or --overwrite");
+    };
+    let shard = |folder: &OutputFolder| {
+        let file = ShardFile::create(folder, "model.safetensors", 4).unwrap();
+        file.write_at(0, b"done").unwrap();
+        file.publish(&blake3::hash(b"done").to_hex(), &()).unwrap();
+    };
+    // Another file of the same size and time that differs nowhere that is looked at, and the first one put back: which of
+    // them it is cannot be told, so that the run begins again with what is there now.
+    let mut near = old.clone();
+    near[100_000] ^= 1;
+    for new in [&near, &old] {
+        shard(&admit(&out, &[&input], &Options::default()).unwrap());
+        assert_eq!(admit(&out, &[&input], &Options::default()).unwrap().done().len(), 1);
+        replace(new);
+        assert!(admit(&out, &[&input], &Options::default()).unwrap().done().is_empty());
+        assert!(!out.join("model.safetensors").exists());
     }
+    // One that differs everywhere is another one, and so is one of another time.
+    let text = fs::read(&saved).unwrap();
+    replace(&bytes(5 << 20, 2));
+    refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--no-resume or --overwrite");
+    replace(&old);
+    fs::File::options().write(true).open(&weights).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    refused(admit(&out, &[&input], &Options::default()), "is not the file it was", "--no-resume or --overwrite");
     // Both ways out are ways out.
     for options in [OVERWRITE, Options { resume: false, ..Options::default() }] {
         fs::write(&saved, &text).unwrap();
@@ -508,6 +527,31 @@ fn a_torn_line_in_the_journal_is_cut_off_and_other_damage_is_an_error() {
     assert_eq!(done().unwrap(), 0);
     assert_eq!(job.run(&out, &Options::default()).unwrap(), 0);
     job.assert_complete(&out);
+}
+
+#[test]
+fn overwriting_begins_again_whatever_became_of_the_state() {
+    for name in ["plan.json", "journal.jsonl", "inputs.json", "lock"] {
+        for damage in ["garbage", "folder", "link to itself", "link to nowhere"] {
+            let (_place, out) = place();
+            let job = Job::new(&[2000, 1000]);
+            let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &Options::default()).unwrap();
+            job.shard(&folder, "model-0.safetensors").unwrap();
+            drop(folder);
+            let path = out.join(".taskvec").join(name);
+            fs::remove_file(&path).unwrap();
+            match damage {
+                "garbage" => fs::write(&path, [7; 50]).unwrap(),
+                "folder" => {
+                    fs::create_dir_all(path.join("below")).and_then(|()| fs::write(path.join("file"), b"")).unwrap()
+                }
+                "link to itself" => symlink(name, &path).unwrap(),
+                _ => symlink("nowhere", &path).unwrap(),
+            }
+            job.run(&out, &OVERWRITE).unwrap_or_else(|error| panic!("{name}, {damage}: {error}"));
+            job.assert_complete(&out);
+        }
+    }
 }
 
 #[test]

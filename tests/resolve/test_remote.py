@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,39 @@ def test_a_plan_fetches_headers_alone(remote: Trio, hub: Hub) -> None:
     assert plan.recipe["donor"] == f"hf://org/donor@{hub.repos['org/donor'].commit}"
     tv.open("org/target").materialise()
     assert tv.plan_transfer(*REPOSITORIES, alpha=0.5).json == plan.json
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_headers_come_with_as_many_threads_as_there_are(
+    remote: Trio, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    from taskvec.resolve import headers
+
+    started = []
+
+    class Scarce(threading.Thread):
+        def start(self) -> None:
+            if len(started) >= allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+            super().start()
+
+    contents = {path.name: path.read_bytes() for path in remote.donor.glob("*.safetensors")}
+
+    class Local:
+        def size(self, name: str) -> int:
+            return len(contents[name])
+
+        def read(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+            return [contents[name][start:stop] for start, stop in ranges]
+
+    monkeypatch.setattr(headers.threading, "Thread", Scarce)
+    found = headers.headers(Local(), sorted(contents))  # type: ignore[arg-type]
+    assert len(started) == allowed
+    assert sorted(found) == sorted(contents)
+    for name, header in found.items():
+        assert contents[name].startswith(header)
+        assert len(header) >= 8 + int.from_bytes(contents[name][:8], "little")
 
 
 def test_a_run_downloads_and_records_them(remote: Trio, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ EXIT_INTERRUPTED = 130
 
 LEVEL_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "hint": "green"}
 
+# what Python says where the system gives it no thread, or no memory for what one needs
+_NO_THREAD = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
+_MORE_THREADS = "end other programs, or raise the limit of processes (`ulimit -u`, `pids.max` of a container)"
+
 FIGURE = re.compile(r"(\d) ([kMGTP]?B|[kMGT]|s|min)\b")
 LABEL = 11  # columns of a label before its text
 WIDEST = 120  # columns: longer lines are hard to read
@@ -249,6 +253,8 @@ def _explain(error: BaseException) -> tuple[str, str | None]:
         return f"{error.strerror.lower()}{where}", None
     if isinstance(error, MemoryError):
         return "out of memory", "limit it with --max-memory, or use fewer --threads"
+    if isinstance(error, RuntimeError) and str(error) in _NO_THREAD:
+        return "no further thread can be started", _MORE_THREADS
     detail = f": {error}" if str(error) else ""
     return (
         f"internal error: {type(error).__name__}{detail}",

@@ -59,7 +59,7 @@ class Bar:
             self._task = progress.add_task(PHASE_LABELS.get(self._phase, self._phase), total=None, detail="")
         done, total = event.done_bytes, event.total_bytes
         detail = self._words(done, total, now - self._phase_begun)
-        progress.update(self._task, completed=done, total=total or None, detail=detail)
+        progress.update(self._task, completed=done, total=total or None, detail=detail, refresh=True)
 
     def _words(self, done: int, total: int, elapsed: float) -> str:
         """Amount, rate and time left; nothing where nothing has been done yet."""
@@ -81,7 +81,7 @@ class Bar:
             TextColumn("{task.fields[detail]}"),
             console=Console(file=sys.stderr),
             transient=True,
-            refresh_per_second=10,
+            auto_refresh=False,  # which takes a thread, and the system may have no more
             redirect_stdout=False,
             redirect_stderr=False,
         )

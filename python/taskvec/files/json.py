@@ -13,6 +13,7 @@ from typing import Any
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
 from taskvec.files.lfs import PULL, is_pointer
+from taskvec.files.reading import fill
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
@@ -94,8 +95,7 @@ def _read(descriptor: int, path: Path, maximum: int) -> bytes:
             f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
             "this is no file of its kind; look at what it holds",
         )
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(maximum + 1)
+    return fill(descriptor, maximum + 1)
 
 
 def read_object(path: Path, *, maximum: int = MAXIMUM_BYTES) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from taskvec.files import look
+from taskvec.files.reading import read_up_to
 
 # The specification allows a pointer less than 1024 bytes; the second is its name of 2015.
 _MAXIMUM = 1024
@@ -27,9 +27,7 @@ def is_pointer_file(path: Path) -> bool:
         It cannot be looked at.
     """
     try:
-        if os.stat(path).st_size >= _MAXIMUM:
-            return False
-        return is_pointer(path.read_bytes())
+        return is_pointer(read_up_to(path, _MAXIMUM))
     except OSError as error:
         look.hold_absent(path, error)
         return False

@@ -15,6 +15,7 @@ import yaml
 
 from taskvec.errors import Error, NotFoundError, RecipeError
 from taskvec.files import look
+from taskvec.files.reading import read_up_to
 from taskvec.recipe.document import Document, Node
 from taskvec.recipe.scan import CORE, Scan, error_at
 from taskvec.text import kind_of, shown
@@ -52,8 +53,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
                 f"recipe `{name}` {'is not there' if missing else 'is not a file'}",
                 "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
             )
-        with open(name, "rb") as file:
-            data = file.read(MAXIMUM_BYTES + 1)
+        data = read_up_to(name, MAXIMUM_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, Error):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from taskvec.models.model import Remote
 
@@ -30,9 +30,7 @@ def headers(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
             except Exception as error:
                 finished.put((name, error))
 
-    # Daemons, where a pool's threads would be waited for: a stalled server must not hold up Ctrl-C.
-    for _ in range(min(THREADS, len(names))):
-        threading.Thread(target=work, daemon=True).start()
+    _start(work, min(THREADS, len(names)))
     for _ in names:
         name, found = finished.get()
         if isinstance(found, Exception):
@@ -40,6 +38,20 @@ def headers(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
             raise found
         results[name] = found
     return {name: results[name] for name in names}
+
+
+def _start(work: Callable[[], None], threads: int) -> None:
+    """Run `work` on so many threads, or on as many as start; here, where none does.
+
+    They are daemons, where a pool's threads would be waited for: a stalled server must not hold up Ctrl-C.
+    """
+    for number in range(threads):
+        try:
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError:  # the system has no more
+            if number == 0:
+                work()
+            return
 
 
 def _header(remote: Remote, name: str) -> bytes:

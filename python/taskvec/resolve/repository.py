@@ -19,6 +19,7 @@ from taskvec._core import Checkpoint as Reader
 from taskvec._core import write_atomic
 from taskvec.errors import Error, HubError, NotFoundError
 from taskvec.files import look
+from taskvec.files.reading import fill, some
 from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback, Progress
@@ -228,10 +229,10 @@ def _repeated(action: Callable[[], Result], again: Callable[[Exception], bool]) 
 
 def _parts(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     parts = []
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         for start, stop in ranges:
             file.seek(start)
-            parts.append(file.read(stop - start))
+            parts.append(fill(file.fileno(), stop - start))
     return parts
 
 
@@ -263,12 +264,13 @@ def _get_range(url: str, start: int, stop: int, size: int) -> bytes:
 
 def _digest(path: Path, file: RemoteFile) -> str:
     """The digest in the form that the hub lists: SHA-256 of large files, git's blob SHA-1 of small ones."""
-    with open(path, "rb") as data:
-        if len(file.digest or "") == 64:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-        small = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-        small.update(data.read())
-        return small.hexdigest()
+    digest = hashlib.sha256()
+    if len(file.digest or "") != 64:
+        digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
+    with open(path, "rb", buffering=0) as data:
+        while part := some(data.fileno(), 1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _meter(report: Callable[[int], None]) -> type:

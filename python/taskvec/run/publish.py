@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.errors import OutputError
-from taskvec.files import json_edit, look
+from taskvec.files import json_edit, look, reading
 from taskvec.files.folder import INDEX, INDEX_SUFFIX, SINGLE, index_of
 from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
@@ -35,7 +34,7 @@ def copy(base: Model, name: str, out: Path, place: str | None = None) -> None:
         if base.path is None:
             part.write_bytes(base.read_file(name))
         elif not _reflink(base.path / name, part):
-            shutil.copyfile(base.path / name, part)
+            reading.copy(base.path / name, part)
 
 
 def share(source: Path, out: Path, name: str) -> None:
@@ -47,7 +46,7 @@ def share(source: Path, out: Path, name: str) -> None:
         try:
             os.link(source, part)
         except OSError:
-            shutil.copyfile(source, part)
+            reading.copy(source, part)
 
 
 def hold_complete(folder: Path, listed: Sequence[File]) -> None:

@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 
 use super::journal::{Journal, Records};
 use super::lock::Claim;
-use super::overlap::{Inputs, Stamp};
+use super::overlap::{Inputs, Sameness, Stamp};
 use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::whole::write_in;
@@ -125,7 +125,8 @@ impl Candidate {
         let mut resumed = None;
         if start == Start::Resume {
             match resume(&claim, &sizes, inputs, plan) {
-                Ok(found) => resumed = Some(found),
+                Ok(Some(found)) => resumed = Some(found),
+                Ok(None) => start = Start::Replace,
                 Err(error) if options.overwrite && is_settled_by_overwriting(&error) => start = Start::Replace,
                 Err(error) => return Err(error),
             }
@@ -227,7 +228,7 @@ impl Candidate {
             // The list is on the disk before the first file goes: a manifest that is gone no longer says what it
             // listed, and a folder without weights no longer says that it held a checkpoint.
             write_in(&state, OsStr::new(REPLACING), &json(&going)?)?;
-            state.remove(OsStr::new(PLAN))?;
+            state.remove_all(OsStr::new(PLAN))?;
             state.sync()?;
         }
         if resumed.as_ref().is_some_and(|(_, done)| done.len() < sizes.len()) {
@@ -239,18 +240,43 @@ impl Candidate {
             Some(resumed) => resumed,
             None => {
                 for name in state.names()?.iter().filter(|name| *name != LOCK && *name != REPLACING) {
-                    contents::remove_tree(&state, name)?;
+                    state.remove_all(name)?;
                 }
                 write_in(&state, OsStr::new(INPUTS), &json(&inputs.stamps)?)?;
                 Journal::create(&state, &hex(plan))?;
                 write_in(&state, OsStr::new(PLAN), plan)?;
                 claim.directory.sync()?;
-                state.remove(OsStr::new(REPLACING))?;
+                state.remove_all(OsStr::new(REPLACING))?;
                 Journal::open(&state, &hex(plan))?
             }
         };
         Ok((Shared::new(claim, outer, sizes, journal, done.clone()), done))
     }
+}
+
+/// The journal of an unfinished run with the shards of it that are in place; none where these may be of other inputs than
+/// those that are there now, and cannot be told from these.
+fn resume(
+    claim: &Claim,
+    sizes: &BTreeMap<String, u64>,
+    inputs: &Inputs,
+    plan: &[u8],
+) -> Result<Option<(Journal, Records)>> {
+    if compare_inputs(&claim.state, inputs)? != Sameness::Same {
+        return Ok(None);
+    }
+    let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
+    let mut missing = Vec::new();
+    for record in records.values() {
+        if sizes.get(&record.shard) != Some(&record.size) {
+            return Err(Error::foreign_record(claim.directory.path(), &record.shard));
+        }
+        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+            missing.push(record.shard.clone());
+        }
+    }
+    records.retain(|shard, _| !missing.contains(shard));
+    Ok(Some((journal, records)))
 }
 
 /// Shard names with their sizes: bare names, each once, not taken by a folder.
@@ -269,23 +295,6 @@ fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<Str
     Ok(sizes)
 }
 
-/// The journal of an unfinished run, and which of its shards are in place.
-fn resume(claim: &Claim, sizes: &BTreeMap<String, u64>, inputs: &Inputs, plan: &[u8]) -> Result<(Journal, Records)> {
-    same_inputs(&claim.state, inputs)?;
-    let (journal, mut records) = Journal::open(&claim.state, &hex(plan))?;
-    let mut missing = Vec::new();
-    for record in records.values() {
-        if sizes.get(&record.shard) != Some(&record.size) {
-            return Err(Error::foreign_record(claim.directory.path(), &record.shard));
-        }
-        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
-            missing.push(record.shard.clone());
-        }
-    }
-    records.retain(|shard, _| !missing.contains(shard));
-    Ok((journal, records))
-}
-
 /// Whether what was made in a state folder is an unfinished run of this plan over these inputs.
 fn goes_on(outer: &Directory, inputs: &Inputs, plan: &[u8]) -> Result<bool> {
     let Some(made) = outer.subfolder(OsStr::new(swap::NEW))? else { return Ok(false) };
@@ -293,9 +302,9 @@ fn goes_on(outer: &Directory, inputs: &Inputs, plan: &[u8]) -> Result<bool> {
     if state.read(OsStr::new(PLAN))?.is_none_or(|saved| saved != plan) {
         return Ok(false);
     }
-    match same_inputs(&state, inputs) {
+    match compare_inputs(&state, inputs) {
         Err(error) if !is_settled_by_overwriting(&error) => Err(error),
-        same => Ok(same.is_ok()),
+        found => Ok(found.is_ok_and(|found| found == Sameness::Same)),
     }
 }
 
@@ -304,17 +313,24 @@ fn is_settled_by_overwriting(error: &Error) -> bool {
     error.hint.as_deref().is_some_and(|hint| hint.contains("--overwrite"))
 }
 
-/// The weight files of the inputs must be as they were when the run began.
-fn same_inputs(state: &Directory, inputs: &Inputs) -> Result<()> {
+/// Whether the weight files of the inputs are as they were when the run began; an error where one is certainly not.
+fn compare_inputs(state: &Directory, inputs: &Inputs) -> Result<Sameness> {
     let path = state.path().join(INPUTS);
     let saved = state.read(OsStr::new(INPUTS))?.unwrap_or_default();
     let saved: Vec<Stamp> =
         serde_json::from_slice(&saved).map_err(|error| Error::damaged_state(&path, &error.to_string()))?;
     let saved: BTreeMap<&str, &Stamp> = saved.iter().map(|stamp| (&*stamp.path, stamp)).collect();
     let now: BTreeMap<&str, &Stamp> = inputs.stamps.iter().map(|stamp| (&*stamp.path, stamp)).collect();
-    let changed = now.iter().find(|(path, now)| !saved.get(*path).is_some_and(|saved| saved.is(now)));
-    let changed = changed.or_else(|| saved.iter().find(|(path, _)| !now.contains_key(*path)));
-    changed.map_or(Ok(()), |(path, _)| Err(Error::input_changed(Path::new(path), state.path())))
+    let mut worst = Sameness::Same;
+    for path in saved.keys().chain(now.keys()) {
+        let both = saved.get(path).zip(now.get(path));
+        let one = both.map_or(Sameness::Different, |(saved, now)| saved.compare(now));
+        if one == Sameness::Different {
+            return Err(Error::input_changed(Path::new(path), state.path()));
+        }
+        worst = worst.max(one);
+    }
+    Ok(worst)
 }
 
 fn hex(plan: &[u8]) -> String {

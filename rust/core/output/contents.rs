@@ -184,19 +184,6 @@ pub(super) fn remove_empty(directory: &Directory, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a folder with all that is in it, or a file; links are not followed.
-pub(super) fn remove_tree(directory: &Directory, name: &OsStr) -> Result<()> {
-    let Some(stat) = directory.stat(name)? else { return Ok(()) };
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return directory.remove(name).map(drop);
-    }
-    if let Some(below) = directory.subfolder(name)? {
-        below.names()?.iter().try_for_each(|name| remove_tree(&below, name))?;
-        directory.remove_subfolder(name)?;
-    }
-    Ok(())
-}
-
 /// Refuses where one of these files could not be removed: a folder that it lies in may not be written to.
 pub(super) fn hold_removable(directory: &Directory, names: &BTreeSet<String>) -> Result<()> {
     let folders: BTreeSet<&Path> = names.iter().filter_map(|name| Path::new(name).parent()).collect();

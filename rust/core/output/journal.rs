@@ -77,6 +77,7 @@ impl Journal {
         let bytes = match state.read(OsStr::new(NAME))? {
             Some(bytes) => bytes,
             None => {
+                state.remove_all(OsStr::new(NAME))?;
                 Journal::create(state, plan)?;
                 state.read(OsStr::new(NAME))?.ok_or_else(|| Error::vanished(&path))?
             }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FileType, FlockOperation};
 use rustix::io::Errno;
 
 use super::system::Directory;
@@ -193,6 +193,11 @@ fn lock(directory: &Directory, borrow: Borrow) -> Result<(Directory, Lock, bool)
 fn try_lock(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<Option<Lock>> {
     if let Some(held) = held(directory, state, borrow)? {
         return Ok(Some(held));
+    }
+    if state.stat(OsStr::new(LOCK))?.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile)
+    {
+        // No run has made that, and none can hold it.
+        state.remove_all(OsStr::new(LOCK))?;
     }
     let file = match state.open_or_create(OsStr::new(LOCK)) {
         Ok(file) => file,

@@ -55,22 +55,36 @@ impl Stamp {
         }
     }
 
-    /// Whether the file that had this stamp is, as far as can be known, the one that has `now`. What can be read as a
-    /// whole is known by its bytes, wherever they lie and whenever they came there.
-    pub(crate) fn is(&self, now: &Stamp) -> bool {
+    /// Whether the file that had this stamp is the one that has `now`. What can be read as a whole is known by its
+    /// bytes, wherever they lie and whenever they came there.
+    pub(crate) fn compare(&self, now: &Stamp) -> Sameness {
         let differ = |a: Option<i128>, b: Option<i128>| a.zip(b).is_some_and(|(a, b)| a != b);
-        let named = self.path == now.path && self.size == now.size;
-        match &self.sample {
-            sample @ Some(_) if !named || *sample != now.sample => false,
-            Some(_) if self.size <= WHOLE => true,
-            _ => {
-                named
-                    && self.modified == now.modified
-                    && !differ(self.inode.map(i128::from), now.inode.map(i128::from))
-                    && (self.links != now.links || !differ(self.changed, now.changed))
-            }
+        if self.path != now.path || self.size != now.size || (self.sample.is_some() && self.sample != now.sample) {
+            return Sameness::Different;
+        }
+        if self.sample.is_some() && self.size <= WHOLE {
+            return Sameness::Same;
+        }
+        let moved = differ(self.inode.map(i128::from), now.inode.map(i128::from));
+        let changed = self.links == now.links && differ(self.changed, now.changed);
+        match () {
+            () if self.modified != now.modified => Sameness::Different,
+            () if moved || changed => Sameness::NotKnown,
+            () => Sameness::Same,
         }
     }
+}
+
+/// What can be told about a file and an earlier state of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sameness {
+    /// It is the same file, or one of the same bytes.
+    Same,
+    /// Size, time and sample are the same, but it lies elsewhere or something was changed: put back as it was, or another
+    /// file that was given the time of the first.
+    NotKnown,
+    /// It is another one.
+    Different,
 }
 
 /// BLAKE3 of a fixed sample of a file; none of what is no file or may not be read, which no run has read either.

@@ -52,7 +52,7 @@ pub(crate) fn finish_in(directory: &Directory) -> Result<()> {
 fn remove_state(directory: &Directory, state: &Directory) -> Result<()> {
     swap::clear(state, false)?;
     for name in state.names()?.iter().filter(|name| *name != LOCK) {
-        contents::remove_tree(state, name)?;
+        state.remove_all(name)?;
     }
     state.remove(LOCK.as_ref())?;
     directory.remove_subfolder(STATE.as_ref())?;

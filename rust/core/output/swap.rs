@@ -60,16 +60,16 @@ pub(crate) fn swap(directory: &Directory) -> Result<()> {
 /// Forgets a change of names that has come to its end.
 pub(crate) fn clear(state: &Directory, keep_new: bool) -> Result<()> {
     if !keep_new {
-        contents::remove_tree(state, OsStr::new(NEW))?;
+        state.remove_all(OsStr::new(NEW))?;
     }
-    contents::remove_tree(state, OsStr::new(OLD))?;
+    state.remove_all(OsStr::new(OLD))?;
     state.sync()?;
     state.remove(OsStr::new(RECORD))?;
     Ok(())
 }
 
 fn begin(directory: &Directory, state: &Directory) -> Result<Swap> {
-    contents::remove_tree(state, OsStr::new(OLD))?;
+    state.remove_all(OsStr::new(OLD))?;
     let made = state.subfolder(OsStr::new(NEW))?.ok_or_else(|| Error::vanished(&state.path().join(NEW)))?;
     let mut new = contents::in_manifest(&made)?;
     if made.file_size(OsStr::new(MANIFEST))?.is_none() || new.is_empty() {

@@ -150,6 +150,18 @@ impl Directory {
         self.unlink(name, AtFlags::empty()).map_err(|error| Error::io("removing", &self.path.join(name), &error))
     }
 
+    /// Removes whatever is at a name, a folder with all that is in it: for the state of a run, where all is ours.
+    pub(crate) fn remove_all(&self, name: &OsStr) -> Result<()> {
+        let kind = self.stat(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if kind != Some(FileType::Directory) {
+            return self.remove(name).map(drop);
+        }
+        if let Some(folder) = self.subfolder(name)? {
+            folder.names()?.iter().try_for_each(|name| folder.remove_all(name))?;
+        }
+        self.remove_subfolder(name).map(drop)
+    }
+
     /// Removes a folder in this one if it is empty; false when it stays or was not there.
     pub(crate) fn remove_subfolder(&self, name: &OsStr) -> Result<bool> {
         match self.unlink(name, AtFlags::REMOVEDIR) {

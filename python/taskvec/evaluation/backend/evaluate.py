@@ -26,6 +26,7 @@ from taskvec.evaluation.record import (
     write_record,
 )
 from taskvec.evaluation.settings import Settings
+from taskvec.files import look
 
 INSTALL = "pip install 'taskvec[eval]'"
 OLDEST_LM_EVAL = (0, 4, 13)
@@ -123,7 +124,7 @@ def evaluate(
 
 def arm_stem(model: str | os.PathLike[str]) -> str:
     """A name for a model that can be a file name."""
-    name = Path(os.fspath(model)).resolve().name if Path(model).exists() else os.fspath(model).split("/")[-1]
+    name = Path(os.fspath(model)).resolve().name if look.exists(model) else os.fspath(model).split("/")[-1]
     return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name).lstrip(".") or "model"
 
 
@@ -237,7 +238,7 @@ def finished(out: Path, settings: Settings, arm: Arm, weights: str) -> ArmRecord
     A file that is cut short counts as not evaluated: it is replaced.
     """
     path = record_path(out, arm.name)
-    if not path.exists():
+    if not look.exists(path):
         return None
     try:
         record = read_record(path)

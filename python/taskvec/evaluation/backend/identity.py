@@ -11,6 +11,7 @@ from typing import Any
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import digest_files, identity
 from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.files import look
 
 _VERSIONED = ("lm_eval", "transformers", "torch", "vllm")
 
@@ -32,7 +33,13 @@ def settings_identity(settings: Settings) -> dict[str, Any]:
     content: dict[str, Any] = {**settings.identity(), "device": device}
     if settings.include_path is not None:
         folder = Path(settings.include_path)
-        files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        levels = look.walk(folder, without=frozenset({"__pycache__"}))
+        files = [
+            path
+            for level in levels
+            for name in level.files
+            if look.is_file(path := folder / level.path / name)
+        ]
         content["include_path"] = digest_files(files, folder)
     return content
 
@@ -48,7 +55,7 @@ def resolve(model: str | os.PathLike[str]) -> tuple[str, str]:
     A hub model is downloaded if it is not in the cache.
     """
     path = Path(model)
-    if path.exists():
+    if look.exists(path):
         return os.fspath(model), weights_digest(path)
     from taskvec.resolve.open import open as open_model
     from taskvec.resolve.remote import materialised
@@ -62,11 +69,11 @@ def weights_digest(model: Path) -> str:
 
     Files that describe a model, and change nothing of what it computes, do not count.
     """
-    if not model.is_dir():
+    if not look.is_folder(model):
         return f"files:{digest_files([model], model.parent)}"
     files = [
         path
-        for path in model.iterdir()
-        if path.is_file() and path.suffix != ".md" and path.name not in ("taskvec.json", ".gitattributes")
+        for path in (model / name for name in look.listing(model))
+        if look.is_file(path) and path.suffix != ".md" and path.name not in ("taskvec.json", ".gitattributes")
     ]
     return f"files:{digest_files(files, model)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.files import look
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -26,15 +27,15 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
     from taskvec.evaluation.backend.blocks import free_memory, is_out_of_memory
 
     name, arguments = os.fspath(model), dict(settings.model_args)
-    if Path(name).is_dir():
+    if look.is_folder(name):
         if "tokenizer" not in arguments and not any(
-            (Path(name) / file).exists() for file in _TOKENIZER_FILES
+            look.exists(Path(name) / file) for file in _TOKENIZER_FILES
         ):
             raise EvaluationError(
                 f"`{name}` has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there",
                 "copy the target's tokenizer files into it, or name one with --model-arg tokenizer=FOLDER",
             )
-        if not (Path(name) / "config.json").exists():
+        if not look.exists(Path(name) / "config.json"):
             raise EvaluationError(f"`{name}` is not a model folder: config.json is not there")
     values: dict[str, Any] = {key: _typed(value) for key, value in arguments.items()}
     values.update(pretrained=name, batch_size=settings.batch)

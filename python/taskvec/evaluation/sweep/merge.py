@@ -16,6 +16,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import MERGED, Arm
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import Merged, digest_json
+from taskvec.files import look
 from taskvec.settings import format_alpha
 
 # arms whose weights are asked for, and the folder to make sub-folders in -> the merged model by `Arm.weights`
@@ -60,7 +61,7 @@ class Merger:
                 findings=[finding.to_dict() for finding in report.findings],
                 command=transfer_command(self.experiment, arm),
             )
-        if part.is_dir():
+        if look.is_folder(part):
             shutil.rmtree(part)
         return made
 

@@ -17,6 +17,7 @@ from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged, write_whole
 from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
+from taskvec.files import look
 
 SPARE = 0.5  # of the free space, where no budget is named
 
@@ -110,7 +111,7 @@ class Scratch:
             for name, merged in self._merge(missing, self.folder).items():
                 content = {"identity": identities[name], **merged.to_json()}
                 write_whole(self._facts / f"{name}.json", json.dumps(content, indent=1))
-        absent = [arm.weights for arm in needed if not (self.folder / arm.weights).is_dir()]
+        absent = [arm.weights for arm in needed if not look.is_folder(self.folder / arm.weights)]
         if absent:
             raise EvaluationError(f"the merge did not make `{self.folder / absent[0]}`")
         return {arm.weights: self.folder / arm.weights for arm in needed}
@@ -122,16 +123,16 @@ class Scratch:
 
     def clear(self) -> None:
         """Remove the leftovers of this and of earlier runs that were killed."""
-        if self._keep or not self.folder.is_dir():
+        if self._keep or not look.is_folder(self.folder):
             return
         for path in self.folder.iterdir():
-            if path.name == UNFINISHED or (self._facts / f"{path.name}.json").exists():
+            if path.name == UNFINISHED or look.exists(self._facts / f"{path.name}.json"):
                 shutil.rmtree(path, ignore_errors=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _is_there(self, name: str, identity: str) -> bool:
-        return (self.folder / name).is_dir() and read_identity(self._facts / f"{name}.json") == identity
+        return look.is_folder(self.folder / name) and read_identity(self._facts / f"{name}.json") == identity
 
     def _drop(self, name: str) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -16,6 +16,7 @@ from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import locked
+from taskvec.files import look
 
 
 def evaluate_model(
@@ -100,8 +101,8 @@ def evaluate_model(
 
 def _others(out: Path, names: set[str]) -> list[ArmRecord]:
     """The arms of a folder that are not about to be evaluated."""
-    paths = sorted((out / "arms").glob("*.json"))
-    return [read_record(path) for path in paths if path.stem not in names and not path.name.startswith(".")]
+    found = [out / "arms" / name for name in look.listing(out / "arms") if name.endswith(".json")]
+    return [read_record(path) for path in found if path.stem not in names and not path.name.startswith(".")]
 
 
 def _check(settings: Settings, others: Sequence[ArmRecord]) -> None:

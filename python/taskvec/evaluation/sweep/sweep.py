@@ -24,6 +24,7 @@ from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
+from taskvec.files import look
 
 
 def run_sweep(
@@ -85,7 +86,9 @@ def run_sweep(
         settings = replace(settings, device="cuda" if workers[0].isdigit() else workers[0])
     with contextlib.ExitStack() as opened:
         pool = opened.enter_context(Pool(workers, settings, out, threads)) if workers else None
-        if pool is not None and not all(record_path(out, a.name).exists() for a in planned_arms(experiment)):
+        if pool is not None and not all(
+            look.exists(record_path(out, a.name)) for a in planned_arms(experiment)
+        ):
             pool.start()  # they get ready while this process does
         find_tasks(settings)  # an unknown task is found before anything is merged
         opened.enter_context(locked(out))
@@ -278,8 +281,9 @@ def _batches(arms: list[Arm], capacity: int) -> Iterator[list[Arm]]:
 def model_bytes(model: str) -> int:
     """The bytes of a model's folder; for a hub model the bytes of its tensors."""
     folder = Path(model)
-    if folder.is_dir():
-        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if look.is_folder(folder):
+        paths = (folder / level.path / name for level in look.walk(folder) for name in level.files)
+        return sum(stamp.size for path in paths if (stamp := look.stamp(path)) is not None)
     import taskvec as tv
 
     return tv.open(model).total_bytes

@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
+from taskvec.files import look
 
 
 def find_tasks(settings: Settings) -> TaskManager:
@@ -25,7 +26,7 @@ def find_tasks(settings: Settings) -> TaskManager:
         A task is unknown (with the nearest names), or runs code without consent.
     """
     folder = settings.include_path
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not look.is_folder(folder):
         raise EvaluationError(f"`{folder}` is not a folder of YAML tasks")
     path = None if folder is None else str(Path(folder).resolve())
     manager = _knowing(settings.tasks, path)
