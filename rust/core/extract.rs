@@ -14,7 +14,7 @@ use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
-use crate::output::folder::OutputFolder;
+use crate::output::folder::{OutputFolder, Request};
 use crate::plan::FORMAT;
 use crate::run::report::text;
 use crate::run::Options;
@@ -108,7 +108,10 @@ pub fn extract(
     }
     let files = lay_out(&items, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
-    let folder = OutputFolder::admit(out, &inputs, plan_json, &sizes, &options.folder)?;
+    let requests = [Request { path: out, shards: &sizes }];
+    let (cancelled, unchanged) = (|| monitor.is_cancelled(), || sources.unchanged());
+    let admitted = OutputFolder::admit_over(&requests, &inputs, plan_json, &options.folder, &cancelled, &unchanged)?;
+    let folder = admitted.into_iter().next().ok_or_else(|| Error::engine("an admitted folder is missing"))?;
     let resumed = folder.done().len();
     for file in &files {
         if !folder.done().contains_key(&file.name) {

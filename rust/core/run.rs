@@ -114,7 +114,8 @@ fn admit(
     let place = |output: &Output| if output.folder.is_empty() { out.to_path_buf() } else { out.join(&output.folder) };
     let paths: Vec<PathBuf> = plan.outputs.iter().map(place).collect();
     let requests: Vec<Request<'_>> = paths.iter().map(|path| Request { path, shards: &sizes }).collect();
-    OutputFolder::admit_all(&requests, &inputs, json, &options.folder, &|| monitor.is_cancelled())
+    let unchanged = || sources.unchanged();
+    OutputFolder::admit_over(&requests, &inputs, json, &options.folder, &|| monitor.is_cancelled(), &unchanged)
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.

@@ -70,6 +70,19 @@ impl OutputFolder {
         options: &Options,
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<OutputFolder>> {
+        OutputFolder::admit_over(requests, inputs, plan, options, cancelled, &|| Ok(()))
+    }
+
+    /// The same for a run whose inputs are open: `unchanged` is asked once their states are noted and before anything is
+    /// changed, so that no run begins, and is gone on with later, over other files than it has opened.
+    pub(crate) fn admit_over(
+        requests: &[Request<'_>],
+        inputs: &[&Path],
+        plan: &[u8],
+        options: &Options,
+        cancelled: &(dyn Fn() -> bool + Sync),
+        unchanged: &dyn Fn() -> Result<()>,
+    ) -> Result<Vec<OutputFolder>> {
         let mut inputs = Inputs::examine(inputs)?;
         let mut paths = Vec::new();
         for request in requests {
@@ -77,6 +90,7 @@ impl OutputFolder {
             paths.push(look_at(request.path, &inputs, plan, options)?);
         }
         inputs.sample()?;
+        unchanged()?;
         // The latest first, so that after a refusal the folders that were created for it go in reverse order.
         let mut candidates = Vec::new();
         for (request, path) in requests.iter().zip(&paths) {
