@@ -105,7 +105,9 @@ fn a_verb_that_writes(verb: &str, world: &World) {
             // What is left of the state of a run that has succeeded does no harm.
             found.retain(|path, _| !path.iter().any(|part| part == ".taskvec"));
         }
-        (found != good).then(|| format!("other files than undisturbed: {:?}", found.keys()))
+        let other = || found.iter().filter(|(path, bytes)| good.get(*path) != Some(*bytes)).map(|(path, _)| path);
+        let missing = || good.keys().filter(|path| !found.contains_key(*path));
+        (found != good).then(|| format!("not as undisturbed: {:?}", other().chain(missing()).collect::<Vec<_>>()))
     });
 }
 

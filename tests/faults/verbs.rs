@@ -16,7 +16,7 @@ use taskvec_core::monitor::Monitor;
 use taskvec_core::output::digest::digest_file;
 use taskvec_core::output::folder::Options as Folder;
 use taskvec_core::output::hold::Hold;
-use taskvec_core::output::publish::{finish, write_atomic};
+use taskvec_core::output::publish::{finish, replace, write_atomic};
 use taskvec_core::run::{run, Options};
 
 use crate::plans::{adapter, addition, comparison, difference, extraction, model, plan, source, SHARDS};
@@ -135,10 +135,16 @@ impl World {
             let _held = held?;
             // As where a run was killed after its last manifest.
             if overwrite || !outputs.iter().all(|folder| folder.join("taskvec.json").exists()) {
-                run(plan.to_string().as_bytes(), &out, &options)?;
-                for folder in &outputs {
-                    write_atomic(&folder.join("config.json"), b"{}")?;
-                    write_atomic(&folder.join("taskvec.json"), manifest.as_bytes())?;
+                let report: Value = serde_json::from_str(&run(plan.to_string().as_bytes(), &out, &options)?).unwrap();
+                for (at, folder) in outputs.iter().enumerate() {
+                    // What is to replace another output is made in that one's state folder.
+                    let made = folder.join(".taskvec/new");
+                    let place = if report["outputs"][at]["replaces"] == true { &made } else { folder };
+                    write_atomic(&place.join("config.json"), b"{}")?;
+                    write_atomic(&place.join("taskvec.json"), manifest.as_bytes())?;
+                    if place != folder {
+                        replace(folder)?;
+                    }
                 }
             }
             outputs.iter().try_for_each(|folder| finish(folder))?;

@@ -71,7 +71,7 @@ pub(crate) fn plan(sources: &[Value], alphas: &[f64], operation: &Value, inputs:
         json!([name, dtype.name(), shape, index / 2, usize::from(copied), inputs])
     };
     json!({
-        "format": 1, "arithmetic": 2, "sources": sources,
+        "format": 1, "arithmetic": 3, "sources": sources,
         "outputs": alphas.iter().map(|alpha| json!({"folder": folder(alpha), "alpha": alpha})).collect::<Vec<_>>(),
         "shards": SHARDS, "operations": [operation, {"kind": "copy"}],
         "tensors": TENSORS.iter().enumerate().map(row).collect::<Vec<_>>(), "rounding": "nearest", "seed": 0,

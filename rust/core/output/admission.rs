@@ -140,11 +140,13 @@ impl Candidate {
     /// # Errors
     /// There is no room, or one of the files that have to go cannot be removed.
     pub(super) fn all(candidates: Vec<Candidate>) -> Result<Vec<Candidate>> {
-        let candidates = match Candidate::check_space(&candidates) {
-            Ok(()) => candidates,
-            Err(_) => {
+        let candidates = match Candidate::lacks_space(&candidates)? {
+            None => candidates,
+            Some(_) => {
                 let instead: Vec<Candidate> = candidates.into_iter().map(Candidate::in_place).collect();
-                Candidate::check_space(&instead)?;
+                if let Some(error) = Candidate::lacks_space(&instead)? {
+                    return Err(error);
+                }
                 instead
             }
         };
@@ -175,7 +177,7 @@ impl Candidate {
         }
     }
 
-    fn check_space(candidates: &[Candidate]) -> Result<()> {
+    fn lacks_space(candidates: &[Candidate]) -> Result<Option<Error>> {
         let mut needs = Vec::new();
         for candidate in candidates {
             let done = candidate.resumed.as_ref().map(|(_, done)| done);
@@ -188,7 +190,7 @@ impl Candidate {
                 released: contents::bytes_released(&candidate.claim.directory, &going)?,
             });
         }
-        space::check(&needs)
+        space::lacking(&needs)
     }
 
     /// The files that are removed before the run begins.

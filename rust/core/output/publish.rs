@@ -41,7 +41,7 @@ pub(crate) fn finish_in(directory: &Directory) -> Result<()> {
     }
     contents::remove_parts(directory)?;
     if let Some(state) = directory.subfolder(STATE.as_ref())? {
-        state.remove(PLAN.as_ref())?;
+        state.remove_all(PLAN.as_ref())?;
         // From here on the output is complete: what cannot be removed now does no harm, and is no reason to call the
         // run a failure.
         let _ = remove_state(directory, &state);

@@ -18,8 +18,11 @@ fn slack(bytes: u64) -> u64 {
     (1 << 20) + bytes / 1024
 }
 
-/// Refuses when a file system has less room than the outputs on it need.
-pub(crate) fn check(needs: &[Need<'_>]) -> Result<()> {
+/// The error where a file system has less room than the outputs on it need; none where there is enough.
+///
+/// # Errors
+/// It cannot be found out.
+pub(crate) fn lacking(needs: &[Need<'_>]) -> Result<Option<Error>> {
     let mut volumes: Vec<(u64, &Path, u64, u64)> = Vec::new();
     for need in needs {
         let volume =
@@ -39,8 +42,8 @@ pub(crate) fn check(needs: &[Need<'_>]) -> Result<()> {
         // Some user-space file systems do not know their size and answer with zeros.
         let available = status.f_bavail.saturating_mul(status.f_frsize).saturating_add(released);
         if status.f_blocks != 0 && available < needed {
-            return Err(Error::no_space(folder, needed, available));
+            return Ok(Some(Error::no_space(folder, needed, available)));
         }
     }
-    Ok(())
+    Ok(None)
 }
