@@ -8,7 +8,7 @@ use super::dense::Dense;
 use super::source::Buffer;
 use super::target::Target;
 use super::wanted::Wanted;
-use super::{exact_elements, lora, sparse, Storage};
+use super::{assembled, exact_elements, lora, sparse, Storage};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -112,6 +112,17 @@ impl<'a> Input<'a> {
 
 impl<'a> Stored<'a> {
     fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
+        match assembled::wanted(wanted) {
+            Some(pieces) => {
+                let open = |stored: &Wanted<'_, 'a>| Stored::under(stored).map(Stored::boxed);
+                assembled::assemble(wanted, pieces, &open).map(Stored::Composed)
+            }
+            None => Stored::under(wanted),
+        }
+    }
+
+    /// The tensor under the name that its source has for it.
+    fn under(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         for find in COMPOSED {
             if let Some(found) = find(wanted)? {
                 return Ok(Stored::Composed(found));

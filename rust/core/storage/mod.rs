@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::kernels::narrow::Rounding;
 use crate::kernels::{Floats, Level};
 
+pub(crate) mod assembled;
 pub(crate) mod buffer;
 pub(crate) mod chunk;
 pub(crate) mod dense;

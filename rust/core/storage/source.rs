@@ -25,7 +25,19 @@ pub(crate) struct Source {
     /// Of an adapter: the factors of each weight that it changes.
     #[serde(default)]
     pub factors: BTreeMap<String, Factors>,
+    /// Tensors that it stores in another layout, by the names that the plan has for them.
+    #[serde(default)]
+    pub assembled: HashMap<String, Assembled>,
 }
+
+/// A tensor made of pieces of stored ones: its shape, and the pieces, which together have each of its elements once.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Assembled(pub Vec<u64>, pub Vec<PieceRow>);
+
+/// A box of elements: the stored tensor, its sizes, the first element in the assembled tensor and the strides there, the
+/// first element in the stored tensor and the strides there.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PieceRow(pub String, pub Vec<u64>, pub u64, pub Vec<u64>, pub u64, pub Vec<u64>);
 
 /// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
 #[derive(Clone, Debug, Deserialize)]

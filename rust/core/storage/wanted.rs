@@ -49,6 +49,21 @@ impl<'w, 'a> Wanted<'w, 'a> {
         self.opened.get(self.name)
     }
 
+    /// The shape of another tensor of the source.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub(crate) fn stored_shape(&self, name: &str) -> Result<Vec<u64>> {
+        match self.opened.buffers().map(|buffers| buffers.get(name)) {
+            Some(Some(buffer)) => Ok(buffer.shape.clone()),
+            Some(None) => {
+                let message = format!("there is no tensor `{}` in the state dict", name.escape_debug());
+                Err(Error::new(Kind::NotFound, message))
+            }
+            None => self.opened.get(name).map(|(_, shape)| shape.to_vec()),
+        }
+    }
+
     /// The stored tensor of that name and an ending.
     pub(crate) fn part(&self, suffix: &str) -> Option<Part<'a>> {
         self.opened.find(&format!("{}.{suffix}", self.name)).map(|(part, _)| part)
