@@ -110,6 +110,15 @@ def test_boxes_of_any_strides(tmp_path: Path) -> None:
         assert evaluate(folder, [step], [piece], "F32").tobytes() == wanted.tobytes()
 
 
+def test_a_piece_without_a_name_is_zero(tmp_path: Path) -> None:
+    source = numbers(6, 50)
+    folder = save(tmp_path / "m", x=source)
+    pieces = [["x", [6, 50], 0, [50, 1], 0, [50, 1]], ["", [3, 50], 300, [50, 1], 0, [0, 0]]]
+    found = evaluate(folder, [9, 50], pieces)
+    assert (found[:6] == source).all()
+    assert not found[6:].any()
+
+
 def test_types_that_differ_meet_in_a_wider_one(tmp_path: Path) -> None:
     parts = {"a": numbers(5, 7), "b": numbers(5, 7, dtype=np.float32), "c": numbers(5, 7, dtype=np.float16)}
     folder = save(tmp_path / "m", **parts)

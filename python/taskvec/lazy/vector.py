@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
 from taskvec.compat.check import check_models
 from taskvec.compat.findings import enforce
+from taskvec.compat.layouts.fit import fitted
 from taskvec.errors import RecipeError
 from taskvec.lazy.in_place import InPlace
 from taskvec.lazy.measured import Measured
@@ -67,6 +68,7 @@ class TaskVector(Measured, InPlace):
         """
         selection = selection or Selection()
         force = as_tuple(force)
+        donor = fitted(donor, reference)
         found = check_models([("donor", donor)], reference, role="reference", selection=selection)
         enforce(found, force)
         return cls([Step(1.0, donor, reference, selection)], force)

@@ -14,6 +14,7 @@ from taskvec.files.json import MAXIMUM_BYTES, read_bytes
 from taskvec.files.look import Stamp
 
 if TYPE_CHECKING:
+    from taskvec.models.assembled import Assembled
     from taskvec.progress import Callback
 
 Kind = Literal["checkpoint", "memory"]
@@ -188,6 +189,8 @@ class Model:
         Whether the weights lie in files or in buffers of this process.
     stamps : mapping of str to Stamp
         The states of ``other_files`` when a local folder was opened.
+    assembled : mapping of str to Assembled
+        Those of ``tensors`` that are made of stored ones, where the model has been fitted to another layout.
     """
 
     spec: str
@@ -206,6 +209,7 @@ class Model:
     weights: Any = None
     kind: Kind = "checkpoint"
     stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
+    assembled: Mapping[str, Assembled] = field(default_factory=dict, repr=False)
 
     def info(self, name: str) -> TensorInfo:
         """One tensor as the headers describe it.

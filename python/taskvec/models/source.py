@@ -33,12 +33,15 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
             "base": source.base,
             "factors": source.factors,
         }
-    return {
+    document = {
         "kind": source.kind,
         "path": source_path(source),
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }
+    if isinstance(source, Model) and source.assembled:
+        document["assembled"] = source.assembled
+    return document
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:

@@ -35,6 +35,7 @@ def findings(
     are here. ``ties`` are :meth:`Step.tie` of each step, where they are known already.
     """
     found: list[Finding] = []
+    steps = [step.fitted(target) for step in steps]
     for step, tie in zip(steps, ties or [step.tie(target) for step in steps], strict=True):
         of_step = check_step(target, step, force, tie)
         if not any(each.level == "error" for each in of_step):

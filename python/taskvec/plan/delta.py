@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
+from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, both
@@ -50,6 +51,13 @@ class Step(NamedTuple):
         if self.reference is None:
             return [("vector", self.donor)]
         return [("donor", self.donor), ("reference", self.reference)]
+
+    def fitted(self, target: Model) -> Step:
+        """The same step with its models in the target's layout."""
+        if self.reference is None:
+            return self
+        assert isinstance(self.donor, Model)
+        return self._replace(donor=fitted(self.donor, target), reference=fitted(self.reference, target))
 
     def tie(self, target: Model) -> TieDecision:
         """Which stored tensors serve as embedding and head when a target takes this step."""

@@ -43,6 +43,8 @@ class Draft:
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
         """The number of a source; one that plays two roles is one source."""
         key = source_path(checkpoint), checkpoint.fingerprint
+        if isinstance(checkpoint, Model) and checkpoint.assembled:  # the same files in another layout
+            key = key[0], f"{key[1]} {id(checkpoint.assembled)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             self.checkpoints.append(checkpoint)

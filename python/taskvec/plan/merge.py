@@ -11,6 +11,7 @@ from taskvec.compat.check import check_models
 from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
+from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
@@ -126,11 +127,22 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
+    _fit_layouts(opened, refs)
     for ref, adapter in opened.items():
         if isinstance(adapter, Adapter):
             assert ref.made_for is not None
             opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
     return opened
+
+
+def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[ModelRef]) -> None:
+    """Give every model the first one's layout; an adapter's model keeps the names that it is made for."""
+    adapted = {ref.plain for ref in refs if ref.adapter is not None}
+    adapted |= {ModelRef(ref.made_for) for ref in refs if ref.made_for is not None}
+    models = [(ref, model) for ref, model in opened.items() if isinstance(model, Model)]
+    for ref, model in models[1:]:
+        if ref not in adapted:
+            opened[ref] = fit_layout(model, models[0][1])
 
 
 def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:

@@ -73,6 +73,7 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
+    steps = [step.fitted(target) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)

@@ -1,7 +1,7 @@
 //! A tensor that its source stores in another layout: assembled of pieces of stored tensors, as the plan says.
 //!
 //! Experts one by one or fused, transposed, interleaved; queries, keys and values in one tensor: each is a few boxes of
-//! elements with strides. A range that lies in one piece, in order, is that tensor's own; any other is gathered into the
+//! elements with strides. A piece without a name is zero. A range that lies in one piece, in order, is that tensor's own; any other is gathered into the
 //! scratch when it is opened.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::kernels::{Level, Real, TILE};
 mod gather;
 mod piece;
 
-use gather::gather;
+use gather::{gather, zero};
 use piece::{Piece, Plane};
 
 /// Elements of a stored tensor that are opened together, at most, where they are gathered.
@@ -53,13 +53,17 @@ pub(crate) fn assemble<'w, 'a>(
     let mut pieces = Vec::with_capacity(rows.len());
     for row in rows {
         let name = row.0.as_str();
+        if name.is_empty() {
+            pieces.push(Piece::new(row, None, wanted.elements, u64::MAX)?);
+            continue;
+        }
         let number = *numbers.entry(name).or_insert(stored.len());
         if number == stored.len() {
             let shape = wanted.stored_shape(name)?;
             let elements = crate::dtype::elements(&shape).unwrap_or(0);
             stored.push(open(&Wanted { name, shape: &shape, elements, ..*wanted })?);
         }
-        pieces.push(Piece::new(row, number, wanted.elements, stored[number].elements())?);
+        pieces.push(Piece::new(row, Some(number), wanted.elements, stored[number].elements())?);
     }
     let found: u64 = pieces.iter().map(Piece::elements).sum();
     if found != wanted.elements {
@@ -84,14 +88,17 @@ fn gathered_as(stored: &[Box<dyn Storage + '_>]) -> Dtype {
 impl Layout<'_> {
     /// Where `elements` lie in one stored tensor, in order.
     fn run(&self, elements: &Range<u64>) -> Option<(&dyn Storage, Range<u64>)> {
-        let found = self.pieces.iter().find_map(|piece| Some((piece, piece.run(elements)?)));
-        found.map(|(piece, range)| (&*self.stored[piece.source], range))
+        let (source, range) = self.pieces.iter().find_map(|piece| piece.run(elements))?;
+        Some((&*self.stored[source], range))
     }
 
-    fn plane(&self, level: Level, source: usize, plane: &Plane, first: u64, buffers: Buffers<'_>) -> Result<()> {
-        let Buffers { out, decoded, under } = buffers;
-        let storage = &*self.stored[source];
+    fn plane(&self, source: Option<usize>, plane: &Plane, first: u64, buffers: Buffers<'_>) -> Result<()> {
+        let Buffers { level, out, decoded, under } = buffers;
         let [outer, inner] = plane.dims;
+        let Some(storage) = source.map(|source| &*self.stored[source]) else {
+            zero(self.gathered.size(), plane.dims, (plane.to - first) as usize, out);
+            return Ok(());
+        };
         // Along the dimension that is further apart in the stored tensor, as much at a time as is opened together.
         let (slow, fast) = if outer.from >= inner.from { (outer, inner) } else { (inner, outer) };
         let width = (fast.n - 1) * fast.from + 1;
@@ -120,6 +127,7 @@ impl Layout<'_> {
 
 /// What a range is gathered with: where it goes, elements in the compute type, the stored tensors' own buffers.
 struct Buffers<'s> {
+    level: Level,
     out: &'s mut [u8],
     decoded: &'s mut Vec<u8>,
     under: &'s mut Scratch,
@@ -168,7 +176,8 @@ impl Storage for Layout<'_> {
     }
 
     fn bytes(&self, elements: &Range<u64>) -> u64 {
-        let used: u64 = self.pieces.iter().map(|piece| self.stored[piece.source].bytes(&(0..piece.elements()))).sum();
+        let bytes = |piece: &Piece| Some(self.stored[piece.source?].bytes(&(0..piece.elements())));
+        let used: u64 = self.pieces.iter().filter_map(bytes).sum();
         let count = elements.end - elements.start;
         (u128::from(used) * u128::from(count) / u128::from(self.elements.max(1))) as u64
     }
@@ -184,8 +193,8 @@ impl Storage for Layout<'_> {
         out.resize((elements.end - elements.start) as usize * self.gathered.size(), 0xff);
         for piece in &self.pieces {
             piece.planes(&elements, &mut |plane| {
-                let buffers = Buffers { out: &mut *out, decoded: &mut *decoded, under: &mut *under };
-                self.plane(level, piece.source, &plane, elements.start, buffers)
+                let buffers = Buffers { level, out: &mut *out, decoded: &mut *decoded, under: &mut *under };
+                self.plane(piece.source, &plane, elements.start, buffers)
             })?;
         }
         Ok(Chunk::Plain { dtype: self.gathered, bytes: out })

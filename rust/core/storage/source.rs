@@ -34,7 +34,7 @@ pub(crate) struct Source {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Assembled(pub Vec<u64>, pub Vec<PieceRow>);
 
-/// A box of elements: the stored tensor, its sizes, the first element in the assembled tensor and the strides there, the
+/// A box of elements: the stored tensor (none, where they are zero), its sizes, the first element in the assembled tensor and the strides there, the
 /// first element in the stored tensor and the strides there.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct PieceRow(pub String, pub Vec<u64>, pub u64, pub Vec<u64>, pub u64, pub Vec<u64>);

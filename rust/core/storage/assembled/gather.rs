@@ -16,6 +16,20 @@ pub(super) fn gather(size: usize, stored: &[u8], dims: [Dim; 2], to: usize, out:
     }
 }
 
+/// Fills a plane in `out` with zeros.
+pub(super) fn zero(size: usize, [slow, fast]: [Dim; 2], to: usize, out: &mut [u8]) {
+    for row in 0..slow.n as usize {
+        let start = to + row * slow.to as usize;
+        match fast.to {
+            1 => out[start * size..(start + fast.n as usize) * size].fill(0),
+            step => (0..fast.n as usize).for_each(|i| {
+                let at = (start + i * step as usize) * size;
+                out[at..at + size].fill(0);
+            }),
+        }
+    }
+}
+
 fn copy<const N: usize>(stored: &[u8], [slow, fast]: [Dim; 2], to: usize, out: &mut [u8]) {
     let (stored, out) = (stored.as_chunks::<N>().0, &mut out.as_chunks_mut::<N>().0[to..]);
     let step = |dim: Dim| (dim.n as usize, dim.to as usize, dim.from as usize);

@@ -17,8 +17,8 @@ pub(super) struct Dim {
 /// A box of elements; of its dimensions those that are far apart in the assembled tensor come first.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
-    /// Which of the stored tensors.
-    pub source: usize,
+    /// Which of the stored tensors; none where the elements are zero.
+    pub source: Option<usize>,
     pub dims: Vec<Dim>,
     /// The first element in the assembled tensor.
     pub to: u64,
@@ -42,7 +42,7 @@ impl Piece {
     ///
     /// # Errors
     /// `Kind::Plan` where it goes beyond one of them, or over itself.
-    pub(super) fn new(row: &PieceRow, source: usize, elements: u64, stored: u64) -> Result<Piece> {
+    pub(super) fn new(row: &PieceRow, source: Option<usize>, elements: u64, stored: u64) -> Result<Piece> {
         let PieceRow(name, sizes, to, to_strides, from, from_strides) = row;
         let bad = |what: &str| {
             let name = name.escape_debug();
@@ -77,15 +77,16 @@ impl Piece {
         self.dims.iter().map(|dim| dim.n).product()
     }
 
-    /// Where `range` of the assembled tensor lies in the stored one, if all of it does, in order.
-    pub(super) fn run(&self, range: &Range<u64>) -> Option<Range<u64>> {
+    /// The stored tensor in which `range` of the assembled one lies, and where, if all of it does, in order.
+    pub(super) fn run(&self, range: &Range<u64>) -> Option<(usize, Range<u64>)> {
+        let source = self.source?;
         let n = match self.dims.as_slice() {
             [] => 1,
             [Dim { n, to: 1, from: 1 }] => *n,
             _ => return None,
         };
         (self.to <= range.start && range.end <= self.to + n)
-            .then(|| range.start - self.to + self.from..range.end - self.to + self.from)
+            .then(|| (source, range.start - self.to + self.from..range.end - self.to + self.from))
     }
 
     /// The planes of which the part of this piece within `range` of the assembled tensor consists.
