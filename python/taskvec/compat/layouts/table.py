@@ -64,6 +64,7 @@ ROWS = (
     _row(rf"{_EXPERTS}\.w13_weight", *_GATE_UP, order="interleaved", experts=True),
     _row(rf"{_EXPERTS}\.gate_up_proj{_END}", *_GATE_UP, experts=True),
     _row(rf"{_EXPERTS}\.gate_up_proj_{_BIAS}", *_GATE_UP, experts=True),
+    _row(rf"{_EXPERTS}\.up_proj{_END}", "up_proj", experts=True),
     _row(rf"{_EXPERTS}\.(?:down_proj|w2_weight){_END}", "down_proj", experts=True),
     _row(rf"{_EXPERTS}\.down_proj_{_BIAS}", "down_proj", experts=True),
     _row(r"(?P<stem>.*\.block_sparse_moe)\.input_linear\.(?P<kind>weight)", *_GATE_UP, experts=True),
@@ -81,7 +82,9 @@ ROWS = (
     ),
 )  # fmt: skip
 # What every name of a row has: looking for it costs a tenth of matching all rows.
-_WORDS = re.compile(r"gate_up|\.experts\.(?:down_proj|w13|w2_)|put_linear|\.moe\.|qkv|W_pack|query_key_value")
+_WORDS = re.compile(
+    r"gate_up|\.experts\.(?:up_proj|down_proj|w13|w2_)|put_linear|\.moe\.|qkv|W_pack|query_key_value"
+)
 # Beside a fused gate and up lies a fused down, under one of these names.
 _DOWN = {"gate_up_proj": "down_proj", "w13_weight": "w2_weight", "input_linear": "output_linear"}
 _UP = {down: up for up, down in _DOWN.items()}
@@ -195,7 +198,7 @@ def _is_transposed(name: str, facts: Facts) -> bool | None:
                 continue
             up, down = facts.shapes[name], facts.shapes[partner]
             up, down = (up, down) if is_up else (down, up)
-            if len(up) != 3 or len(down) != 3 or up[0] != down[0]:
+            if len(up) != 3 or len(down) != 3:
                 return None
             (_, a, b), (_, c, d) = up, down
             if a == 2 * d and b == c:
