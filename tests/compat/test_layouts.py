@@ -139,3 +139,121 @@ def test_every_layout_meets_every_other(
         tmp_path / "other", LAYOUTS[mine](target), LAYOUTS[theirs](donor), LAYOUTS[theirs](reference)
     )
     same(found, LAYOUTS[mine](plain))
+
+
+def test_padded_vocabularies_share_their_common_rows(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]
+) -> None:
+    target, donor, reference = models
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    plain = transfer(tmp_path / "plain", *models)
+    more = {**target, **{name: np.concatenate([target[name], numbers(8, HIDDEN)]) for name in names}}
+    found = transfer(tmp_path / "more", more, donor, reference)
+    same(found, {**plain, **{name: np.concatenate([plain[name], more[name][32:]]) for name in names}})
+    fewer = {**target, **{name: target[name][:20] for name in names}}
+    found = transfer(tmp_path / "fewer", fewer, donor, reference)
+    same(found, {**plain, **{name: plain[name][:20] for name in names}})
+    longer = {**donor, **{name: np.concatenate([donor[name], numbers(8, HIDDEN)]) for name in names}}
+    found = transfer(tmp_path / "longer", target, longer, reference)
+    same(found, plain)
+    findings = tv.check(*(tmp_path / "more" / role for role in "tdr"))
+    warned = [each.message for each in findings if each.id == "vocabulary-padded"]
+    assert len(warned) == 2
+    assert "32 rows in common; the target's other 8 are kept, expected 40 rows" in warned[0]
+
+
+def test_layers_for_multi_token_prediction(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
+    target, donor, reference = models
+    plain = transfer(tmp_path / "plain", *models)
+    stem = f"model.layers.{LAYERS}"
+    copies = {
+        f"{stem}.embed_tokens.weight": "model.embed_tokens.weight",
+        f"{stem}.shared_head.head.weight": "lm_head.weight",
+    }
+    own = {f"{stem}.enorm.weight": numbers(HIDDEN)}
+    stored = {**target, **{copy: target[name] for copy, name in copies.items()}, **own}
+    found = transfer(tmp_path / "mtp", stored, donor, reference)
+    same(found, {**plain, **{copy: plain[name] for copy, name in copies.items()}, **own})
+    other = {next(iter(copies)): numbers(32, HIDDEN)}
+    same(transfer(tmp_path / "apart", {**target, **other}, donor, reference), {**plain, **other})
+
+
+def biased(model: Tensors) -> Tensors:
+    """The model with a bias of every expert's weight."""
+    sizes = {"gate_proj": INNER, "up_proj": INNER, "down_proj": HIDDEN}
+    stems = [f"model.layers.{layer}.mlp.experts.{e}" for layer in range(LAYERS) for e in range(EXPERTS)]
+    return {**model, **{f"{s}.{kind}.bias": numbers(size) for s in stems for kind, size in sizes.items()}}
+
+
+def as_gpt_oss(model: Tensors) -> Tensors:
+    """The same with weights and biases of experts fused, transposed, and gate and up row by row in turn."""
+    weights = {name: value for name, value in model.items() if not name.endswith(".bias")}
+    made = fused(weights, transposed=True, interleaved=True)
+    for layer in range(LAYERS):
+        stem = f"model.layers.{layer}.mlp.experts"
+        up = [
+            np.stack([model[f"{stem}.{e}.{kind}.bias"] for kind in ("gate_proj", "up_proj")], 1).reshape(-1)
+            for e in range(EXPERTS)
+        ]
+        made[f"{stem}.gate_up_proj_bias"] = np.stack(up)
+        down = [model[f"{stem}.{e}.down_proj.bias"] for e in range(EXPERTS)]
+        made[f"{stem}.down_proj_bias"] = np.stack(down)
+    return made
+
+
+def three(
+    folder: Path,
+    models: list[Tensors],
+    layouts: tuple[Callable[[Tensors], Tensors], Callable[[Tensors], Tensors]],
+    config: dict,
+) -> Tensors:
+    """What a transfer gives of a target in one layout, and donor and reference in another."""
+    made = [layouts[0](models[0]), *map(layouts[1], models[1:])]
+    paths = [save(folder / role, each, config) for role, each in zip("tdr", made, strict=True)]
+    tv.transfer(*paths, out=folder / "out")
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def test_interleaved_experts_with_biases(tmp_path: Path) -> None:
+    models = [biased(one_by_one()) for _ in range(3)]
+    config = {"model_type": "gpt_oss"}
+    plain = three(tmp_path / "plain", models, (dict, dict), config)
+    for number, layouts in enumerate([(as_gpt_oss, dict), (dict, as_gpt_oss), (as_gpt_oss, as_gpt_oss)]):
+        same(three(tmp_path / str(number), models, layouts, config), layouts[0](plain))
+
+
+ATTENTION = {"q_proj": 16, "k_proj": 8, "v_proj": 8}
+
+
+def as_phi3(model: Tensors) -> Tensors:
+    """Queries, keys and values in one tensor, gate and up in another."""
+
+    def joined(block: str, kinds: list[str]) -> np.ndarray:
+        return np.concatenate([model[f"model.layers.0.{block}.{kind}.weight"] for kind in kinds])
+
+    return {
+        "model.layers.0.self_attn.qkv_proj.weight": joined("self_attn", list(ATTENTION)),
+        "model.layers.0.mlp.gate_up_proj.weight": joined("mlp", ["gate_proj", "up_proj"]),
+        "model.norm.weight": model["model.norm.weight"],
+    }
+
+
+def test_queries_keys_and_values_in_one(tmp_path: Path) -> None:
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
+    shapes = {f"self_attn.{kind}": (size, HIDDEN) for kind, size in ATTENTION.items()}
+    shapes |= {f"mlp.{kind}": (INNER, HIDDEN) for kind in ("gate_proj", "up_proj")}
+    models = [
+        {f"model.layers.0.{name}.weight": numbers(*shape) for name, shape in shapes.items()}
+        | {"model.norm.weight": numbers(HIDDEN)}
+        for _ in range(3)
+    ]
+    plain = three(tmp_path / "plain", models, (dict, dict), config)
+    same(three(tmp_path / "target", models, (as_phi3, dict), config), as_phi3(plain))
+    same(three(tmp_path / "donor", models, (dict, as_phi3), config), plain)
+
+
+def test_a_weight_that_is_stored_twice(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
+    target, donor, reference = models
+    twice = {**fused(donor), **{n: v for n, v in donor.items() if ".experts.0." in n}}
+    with pytest.raises(tv.CompatibilityError, match=r"stores .* twice"):
+        transfer(tmp_path, target, twice, reference)

@@ -13,6 +13,7 @@ from taskvec.compat.companions import check_files
 from taskvec.compat.config import check_config
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
+from taskvec.compat.layouts.findings import check_layouts
 from taskvec.compat.lineage import same_files
 from taskvec.compat.tensors import check_tensors
 from taskvec.compat.tied_heads import TieDecision, tie_decision
@@ -102,6 +103,7 @@ def check_models(
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))
     findings += check_config(role, base.config, [(name, model.config) for name, model in models])
+    findings += check_layouts(role, base, models)
     findings += check_tensors(role, base, models, selection, selected, tie)
     with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))
     findings += check_tokenizers(role, base, models, vocabulary_selected=with_rows)

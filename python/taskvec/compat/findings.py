@@ -47,6 +47,11 @@ FINDINGS: dict[str, Kind] = {
     "vocabulary-rows": Kind(
         "error", "embeddings or heads have different numbers of rows", "the target's bytes are kept for them"
     ),
+    "vocabulary-padded": Kind(
+        "warning", "embeddings or heads have more rows in the target, whose own are kept"
+    ),
+    "layout": Kind("note", "another model stores the same weights in another layout"),
+    "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
     "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),

@@ -28,19 +28,19 @@ class AssembledReader:
     def __init__(
         self, weights: Weights, stored: Mapping[str, TensorInfo], assembled: Mapping[str, Assembled]
     ) -> None:
-        self._weights, self._stored, self._assembled = weights, stored, assembled
+        self.under, self.stored, self._assembled = weights, stored, assembled
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._weights, name)
+        return getattr(self.under, name)
 
     def read(self, name: str) -> Any:
         """The bytes of a tensor, in row-major order, little-endian."""
         made = self._assembled.get(name)
         if made is None:
-            return self._weights.read(name)
+            return self.under.read(name)
         (only,) = {piece.name for piece in made.pieces if piece.name}
-        data = memoryview(self._weights.read(only))
-        size = len(data) // math.prod(self._stored[only].shape)
+        data = memoryview(self.under.read(only))
+        size = len(data) // math.prod(self.stored[only].shape)
         out = bytearray(math.prod(made.shape) * size)
         for to, start, count in _runs(made.pieces, 0, math.prod(made.shape)):
             if start is not None:
@@ -51,12 +51,12 @@ class AssembledReader:
         """Elements ``start`` to ``start + count`` of a tensor as little-endian float32."""
         made = self._assembled.get(name)
         if made is None:
-            return self._weights.sample(name, start, count)
+            return self.under.sample(name, start, count)
         out = bytearray(4 * count)
         for to, stored, length in _runs(made.pieces, start, start + count):
             if stored is not None:
                 at = to - start
-                out[4 * at : 4 * (at + length)] = self._weights.sample(stored[0], stored[1], length)
+                out[4 * at : 4 * (at + length)] = self.under.sample(stored[0], stored[1], length)
         return bytes(out)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.layouts.fit import fitted
+from taskvec.compat.layouts.vocabulary import common_rows
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, both
@@ -57,7 +58,9 @@ class Step(NamedTuple):
         if self.reference is None:
             return self
         assert isinstance(self.donor, Model)
-        return self._replace(donor=fitted(self.donor, target), reference=fitted(self.reference, target))
+        models = [fitted(model, target) for model in (self.donor, self.reference)]
+        donor, reference = common_rows(models, target)
+        return self._replace(donor=donor, reference=reference)
 
     def tie(self, target: Model) -> TieDecision:
         """Which stored tensors serve as embedding and head when a target takes this step."""
