@@ -257,3 +257,21 @@ def test_a_weight_that_is_stored_twice(tmp_path: Path, models: tuple[Tensors, Te
     twice = {**fused(donor), **{n: v for n, v in donor.items() if ".experts.0." in n}}
     with pytest.raises(tv.CompatibilityError, match=r"stores .* twice"):
         transfer(tmp_path, target, twice, reference)
+
+
+@pytest.mark.parametrize("theirs", ["one by one", "fused", "transposed", "wrapped"])
+@pytest.mark.parametrize("mine", ["one by one", "fused", "transposed"])
+def test_a_saved_vector_of_another_layout(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors], mine: str, theirs: str
+) -> None:
+    target, donor, reference = models
+    same_parts = {name: reference[name] for name in list(reference)[4:9]}  # zero in the vector
+    donor = {**donor, **same_parts}
+    plain = transfer(tmp_path / "plain", target, donor, reference)
+    paths = [
+        save(tmp_path / role, LAYOUTS[theirs](each))
+        for role, each in zip("dr", (donor, reference), strict=True)
+    ]
+    tv.extract(*paths, out=tmp_path / "v")
+    tv.apply(save(tmp_path / "t", LAYOUTS[mine](target)), tmp_path / "v", out=tmp_path / "out")
+    same(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](plain))

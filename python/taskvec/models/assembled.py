@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -39,7 +40,11 @@ class Piece(NamedTuple):
 
 
 class Assembled(NamedTuple):
-    """A tensor of another layout: its shape, and the pieces that together have each of its elements once."""
+    """A tensor of another layout: its shape, and the pieces that together have each of its elements once.
+
+    ``shapes`` are those of the stored tensors, where their files do not say them: in a saved vector.
+    """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    shapes: Mapping[str, tuple[int, ...]] = {}

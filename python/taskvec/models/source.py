@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.models.model import Model
 
 if TYPE_CHECKING:
+    from taskvec.models.assembled import Assembled
     from taskvec.models.saved_vector import SavedVector
 
 
@@ -39,9 +41,14 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }
-    if isinstance(source, Model) and source.assembled:
-        document["assembled"] = source.assembled
+    if assembled := assembled_of(source):
+        document["assembled"] = assembled
     return document
+
+
+def assembled_of(source: Model | SavedVector) -> Mapping[str, Assembled]:
+    """The tensors of a source that are made of stored ones; none where it has its own layout."""
+    return source.assembled if isinstance(source, Model) else source.model.assembled
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:

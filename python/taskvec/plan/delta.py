@@ -56,7 +56,8 @@ class Step(NamedTuple):
     def fitted(self, target: Model) -> Step:
         """The same step with its models in the target's layout."""
         if self.reference is None:
-            return self
+            (model,) = common_rows([fitted(self.vector.model, target)], target)
+            return self._replace(donor=self.vector.in_layout(model))
         assert isinstance(self.donor, Model)
         models = [fitted(model, target) for model in (self.donor, self.reference)]
         donor, reference = common_rows(models, target)

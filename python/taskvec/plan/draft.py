@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
-from taskvec.models.source import source_document, source_path
+from taskvec.models.source import assembled_of, source_document, source_path
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.config_changes import config_changes
 from taskvec.plan.layout import Sized, layout
@@ -43,8 +43,8 @@ class Draft:
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
         """The number of a source; one that plays two roles is one source."""
         key = source_path(checkpoint), checkpoint.fingerprint
-        if isinstance(checkpoint, Model) and checkpoint.assembled:  # the same files in another layout
-            key = key[0], f"{key[1]} {id(checkpoint.assembled)}"
+        if assembled := assembled_of(checkpoint):  # the same files in another layout
+            key = key[0], f"{key[1]} {id(assembled)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             self.checkpoints.append(checkpoint)

@@ -1,15 +1,16 @@
 //! A tensor that its source stores in another layout: assembled of pieces of stored tensors, as the plan says.
 //!
 //! Experts one by one or fused, transposed, interleaved; queries, keys and values in one tensor: each is a few boxes of
-//! elements with strides. A piece without a name is zero. A range that lies in one piece, in order, is that tensor's own; any other is gathered into the
-//! scratch when it is opened.
+//! elements with strides. A piece without a name is zero. A range that lies in one piece, in order, is that tensor's
+//! own; any other is gathered into the scratch when it is opened. (Of a saved vector, elements that donor and reference
+//! alone give back exactly are then differences like the others.)
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use super::chunk::{Chunk, Scratch};
 use super::part::Part;
-use super::source::Assembled;
+use super::source::{Assembled, SourceKind};
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
@@ -45,7 +46,7 @@ pub(crate) fn wanted<'w>(wanted: &Wanted<'w, '_>) -> Option<&'w Assembled> {
 /// A stored tensor is missing, or the pieces do not make up the tensor.
 pub(crate) fn assemble<'w, 'a>(
     wanted: &Wanted<'w, 'a>,
-    Assembled(shape, rows): &'w Assembled,
+    Assembled(shape, rows, shapes): &'w Assembled,
     open: &dyn Fn(&Wanted<'_, 'a>) -> Result<Box<dyn Storage + 'a>>,
 ) -> Result<Box<dyn Storage + 'a>> {
     wanted.check_shape(shape)?;
@@ -59,7 +60,7 @@ pub(crate) fn assemble<'w, 'a>(
         }
         let number = *numbers.entry(name).or_insert(stored.len());
         if number == stored.len() {
-            let shape = wanted.stored_shape(name)?;
+            let shape = shapes.get(name).map_or_else(|| wanted.stored_shape(name), |shape| Ok(shape.clone()))?;
             let elements = crate::dtype::elements(&shape).unwrap_or(0);
             stored.push(open(&Wanted { name, shape: &shape, elements, ..*wanted })?);
         }
@@ -71,7 +72,11 @@ pub(crate) fn assemble<'w, 'a>(
         let message = format!("unusable plan: `{name}` has {elements} elements, its pieces {found}");
         return Err(Error::new(Kind::Plan, message));
     }
-    let gathered = gathered_as(&stored);
+    let gathered = match wanted.source.kind {
+        // Differences are wider than the models' values.
+        SourceKind::Vector => Dtype::F64,
+        _ => gathered_as(&stored),
+    };
     Ok(Box::new(Layout { stored, pieces, elements: wanted.elements, gathered }))
 }
 

@@ -67,10 +67,6 @@ impl<'a> Input<'a> {
                 }
             }
         };
-        let stored = match exact_elements::find(wanted)? {
-            Some(exact) => Stored::Composed(exact.over(stored.boxed())),
-            None => stored,
-        };
         let dtype = wanted.origin().unwrap_or_else(|| stored.storage().dtype());
         Ok(Input { stored, dtype })
     }
@@ -114,11 +110,19 @@ impl<'a> Stored<'a> {
     fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         match assembled::wanted(wanted) {
             Some(pieces) => {
-                let open = |stored: &Wanted<'_, 'a>| Stored::under(stored).map(Stored::boxed);
+                let open = |stored: &Wanted<'_, 'a>| Stored::under(stored)?.exact(stored).map(Stored::boxed);
                 assembled::assemble(wanted, pieces, &open).map(Stored::Composed)
             }
-            None => Stored::under(wanted),
+            None => Stored::under(wanted)?.exact(wanted),
         }
+    }
+
+    /// The same with those elements of a saved vector that its values do not give back.
+    fn exact(self, wanted: &Wanted<'_, 'a>) -> Result<Self> {
+        Ok(match exact_elements::find(wanted)? {
+            Some(exact) => Stored::Composed(exact.over(self.boxed())),
+            None => self,
+        })
     }
 
     /// The tensor under the name that its source has for it.

@@ -30,9 +30,10 @@ pub(crate) struct Source {
     pub assembled: HashMap<String, Assembled>,
 }
 
-/// A tensor made of pieces of stored ones: its shape, and the pieces, which together have each of its elements once.
+/// A tensor made of pieces of stored ones: its shape, the pieces, which together have each of its elements once, and the
+/// shapes of the stored tensors where their files do not say them.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Assembled(pub Vec<u64>, pub Vec<PieceRow>);
+pub(crate) struct Assembled(pub Vec<u64>, pub Vec<PieceRow>, #[serde(default)] pub HashMap<String, Vec<u64>>);
 
 /// A box of elements: the stored tensor (none, where they are zero), its sizes, the first element in the assembled tensor and the strides there, the
 /// first element in the stored tensor and the strides there.

@@ -77,7 +77,7 @@ def _with_rows(model: Model, base: Model, rows: dict[str, int]) -> Model:
 def missing_rows(model: Model) -> dict[str, int]:
     """Embeddings and heads of which a model gives fewer rows than the base has: how many it gives."""
     found = {}
-    for name, (shape, pieces) in model.assembled.items():
+    for name, (shape, pieces, _) in model.assembled.items():
         given = sum(piece.elements for piece in pieces if piece.name)
         if given < math.prod(shape):
             found[name] = given * shape[0] // math.prod(shape)
