@@ -132,7 +132,7 @@ def _equal_elements(donor: Model, reference: Model, stored: Sequence[tuple[str, 
     for _, theirs, others in stored:
         count = min(MORE_ELEMENTS, _count(donor, theirs))
         start = (_count(donor, theirs) - count) // 2
-        if donor.reader.sample(theirs, start, count) != reference.reader.sample(others, start, count):
+        if donor.sample(theirs, start, count) != reference.sample(others, start, count):
             return 0
         total += count
     return total
@@ -171,7 +171,7 @@ def _distances(
 def _sample(checkpoint: Model, name: str, starts: Sequence[int], count: int) -> array[float]:
     values = array("f")
     for start in starts:
-        values.frombytes(checkpoint.reader.sample(name, start, count))
+        values.frombytes(checkpoint.sample(name, start, count))
     if sys.byteorder == "big":
         values.byteswap()
     return values

@@ -103,7 +103,7 @@ class Checkpoint(Model):
         facts = {
             "tensors": f"{len(self.tensors):,}",
             "parameters": amount(self.total_parameters),
-            "dtype": ", ".join(self.dtypes) or "none",
+            "dtype": ", ".join(self.types) or "none",
             "size": size(self.total_bytes),
             "files": str(len(self.file_sizes)),
         }

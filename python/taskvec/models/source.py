@@ -33,12 +33,30 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
             "base": source.base,
             "factors": source.factors,
         }
-    return {
+    document: dict[str, Any] = {
         "kind": source.kind,
         "path": source_path(source),
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }
+    if isinstance(source, Model) and source.packed:
+        document["packed"] = packed_document(source)
+    return document
+
+
+def packed_document(model: Model) -> dict[str, Any]:
+    """The packed weights of a model as the engine's part of a plan has them: each format once."""
+    numbers: dict[int, int] = {}
+    formats: list[dict[str, Any]] = []
+    tensors: dict[str, list[Any]] = {}
+    known = model.tensors
+    for name, packed in model.packed.items():
+        number = numbers.get(id(packed.format))
+        if number is None:
+            number = numbers[id(packed.format)] = len(formats)
+            formats.append(packed.format.document())
+        tensors[name] = [number, known[name].shape]
+    return {"formats": formats, "tensors": tensors}
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:
