@@ -14,7 +14,7 @@ from taskvec.files.names import CARD, is_own
 from taskvec.models.model import Model
 from taskvec.plan.delta import Step
 from taskvec.plan.plan import PlanRecord
-from taskvec.settings import Settings
+from taskvec.settings import TARGET, Settings
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def refuse_conversion(found: Iterable[Finding], settings: Settings) -> None:
     RecipeError
         Both are asked for.
     """
-    if settings.out_dtype and any(each.id.startswith("quantised") for each in found):
+    is_converted = settings.out_dtype is not None and settings.out_dtype != TARGET
+    if is_converted and any(each.id in ("quantised", "quantised-copied") for each in found):
         raise RecipeError(
             "the target holds quantised tensors, which another output type would turn into other numbers",
             "leave out the output type",

@@ -13,6 +13,28 @@ if TYPE_CHECKING:
     from taskvec.models.saved_vector import SavedVector
 
 
+# What declares packed weights, in config.json or in a model within it.
+_DECLARING = ("quantization_config", "compression_config", "quantization")
+
+
+def plain_changes(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Keys of a config.json that go where packed weights are written plain, and the weights' type."""
+    inner = [
+        (f"{key}.", value) for key, value in config.items() if isinstance(value, dict) and "." not in key
+    ]
+    changes: dict[str, Any] = {
+        f"{prefix}{key}": None
+        for prefix, source in [("", config), *inner]
+        if prefix.removesuffix(".") not in _DECLARING
+        for key in _DECLARING
+        if key in source
+    }
+    sources = [config, *(value for _, value in inner)]
+    if config and not any(source.get(key) for source in sources for key in ("dtype", "torch_dtype")):
+        changes["torch_dtype"] = TORCH_NAMES[dtype]
+    return changes
+
+
 def config_changes(document: Mapping[str, Any], base: Model | SavedVector | Adapter) -> dict[str, Any]:
     """Keys of the base's config.json that name a float type, where the output has another one."""
     tensors = base.tensors

@@ -56,7 +56,11 @@ class Format(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A logical tensor that is stored packed: its format and the stored names of its parts in order."""
+    """A logical tensor that is stored packed: its format and the stored names of its parts in order.
+
+    ``beside`` are stored tensors whose content is in the format: the shape of a matrix, the state of a block.
+    """
 
     format: Format
     parts: tuple[str, ...]
+    beside: tuple[str, ...] = ()

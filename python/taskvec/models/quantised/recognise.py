@@ -153,8 +153,9 @@ class _Table:
         form, shape = decided
         nbytes = sum(info.nbytes for info in infos.values())
         kept = tuple(infos[part].name for part, _ in form.parts)
+        beside = tuple(each for each in names if each not in kept) if len(names) > len(kept) else ()
         logical = TensorInfo(name, form.dtype, shape, nbytes, codes.file)
-        return name, Packed(form, kept), logical, names
+        return name, Packed(form, kept, beside), logical, names
 
     def _decided(
         self,
