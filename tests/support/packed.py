@@ -359,48 +359,129 @@ def mlx(bits: int, group: int) -> tuple[Any, Any]:
 def compressed(form: str, **weights: Any) -> dict[str, Any]:
     """A config of compressed-tensors."""
     group = {"targets": ["Linear"], "weights": {"symmetric": True, "dynamic": False, **weights}}
+    groups = {"group_0": group}
     return {
         "quant_method": "compressed-tensors",
         "format": form,
-        "config_groups": {"group_0": group},
+        "config_groups": groups,
         "ignore": ["lm_head"],
     }
 
 
-FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+def _ct(name: str, form: str, ways: tuple[Any, Any], **weights: Any) -> Way:
+    return Way(f"CT {name}", compressed(form, **weights), *ways)
+
+
+def _gptq(bits: int, *, act: bool = False, version: int = 1) -> Way:
+    form = "gptq" if version == 1 else "gptq_v2"
+    config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": 32,
+        "desc_act": act,
+        "checkpoint_format": form,
+    }
+    name = f"GPTQ {bits} bits{' act' if act else ''}{' v2' if version == 2 else ''}"
+    return Way(name, config, *gptq(bits, 32, order=act, version=version))
+
+
+FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [128, 128],
+}
+_TENSOR = {**FP8, "weight_block_size": None}
 _FLOAT = {"num_bits": 8, "type": "float"}
-_NVFP4 = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+_INT = {"type": "int", "strategy": "group", "group_size": 32}
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+_NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+_GROUP = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
+_SMALL_GROUP = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+_CHANNEL, _BLOCK = (1, 0), (128, 128)
 WAYS = [
-    *(Way(f"block FP8, {kind} scales", FP8, *scaled(".weight_scale_inv", (128, 128), kind))
-      for kind in ("F32", "BF16", "F16", "U8", "F8_E8M0")),
-    Way("FP8 per tensor", {**FP8, "weight_block_size": None}, *scaled(".weight_scale_inv", (0, 0), shape="[]")),
-    Way("FBGEMM FP8", {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, *scaled(".weight_scale", (1, 0))),
-    Way("DeepSeek FP8", FP8, *scaled(".scale", (128, 128), "F8_E8M0")),
+    *(
+        Way(f"block FP8, {kind} scales", FP8, *scaled(".weight_scale_inv", _BLOCK, kind))
+        for kind in ("F32", "BF16", "F16", "U8", "F8_E8M0")
+    ),
+    Way("FP8 per tensor", _TENSOR, *scaled(".weight_scale_inv", (0, 0), shape="[]")),
+    Way("FBGEMM FP8", {"quant_method": "fbgemm_fp8"}, *scaled(".weight_scale", _CHANNEL)),
+    Way("DeepSeek FP8", FP8, *scaled(".scale", _BLOCK, "F8_E8M0")),
     Way("DeepSeek FP4", {**FP8, "expert_dtype": "fp4"}, *mxfp4(".weight", ".scale", "F8_E8M0")),
-    Way("Mistral FP8", {**FP8, "weight_block_size": None}, *scaled(".qscale_weight", (0, 0), "BF16", shape="[]")),
-    Way("CT FP8 channel", compressed("float-quantized", **_FLOAT, strategy="channel"), *scaled(".weight_scale", (1, 0), "BF16")),
-    Way("CT FP8 tensor", compressed("naive-quantized", **_FLOAT, strategy="tensor"), *scaled(".weight_scale", (0, 0), "BF16", shape="[1]")),
-    Way("CT FP8 block", compressed("float-quantized", **_FLOAT, strategy="block", block_structure=[128, 128]), *scaled(".weight_scale", (128, 128), "BF16")),
-    Way("CT INT8", compressed("int-quantized", num_bits=8, type="int", strategy="channel"), *scaled(".weight_scale", (1, 0), "BF16", "I8")),
-    *(Way(f"CT INT{bits} group 32", compressed("pack-quantized", num_bits=bits, type="int", strategy="group", group_size=32), *pack_quantized(bits, 32))
-      for bits in (2, 3, 4, 5, 8)),
-    Way("CT INT4 channel", compressed("pack-quantized", num_bits=4, type="int", strategy="channel"), *pack_quantized(4, 0)),
-    Way("CT INT4 zero points", compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32, symmetric=False), *pack_quantized(4, 32, symmetric=False, scale="F32")),
-    Way("CT MXFP4", compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32), *mxfp4(".weight_packed", ".weight_scale")),
-    Way("CT MXFP8", compressed("mxfp8-quantized", **_FLOAT, strategy="group", group_size=32), *scaled(".weight_scale", (1, 32), "U8")),
-    Way("CT NVFP4", compressed("nvfp4-pack-quantized", **_NVFP4), *nvfp4(".weight_packed", ".weight_global_scale", divide=True)),
-    Way("ModelOpt FP8", {"quant_method": "modelopt", "quant_algo": "FP8"}, *scaled(".weight_scale", (0, 0), shape="[]")),
-    Way("ModelOpt NVFP4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, *nvfp4(".weight", ".weight_scale_2", divide=False)),
-    *(Way(f"GPTQ {bits} bits{' act' if act else ''}", {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": act, "checkpoint_format": "gptq"}, *gptq(bits, 32, order=act))
-      for bits, act in ((2, False), (3, False), (4, True), (8, False))),
-    Way("GPTQ v2", {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "checkpoint_format": "gptq_v2"}, *gptq(4, 32, order=False, version=2)),
-    Way("AWQ", {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}, *awq(32)),
-    Way("NF4", {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, *bnb4(nested=False)),
-    Way("NF4 nested", {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, *bnb4(nested=True)),
+    Way("Mistral FP8", _TENSOR, *scaled(".qscale_weight", (0, 0), "BF16", shape="[]")),
+    _ct(
+        "FP8 channel",
+        "float-quantized",
+        scaled(".weight_scale", _CHANNEL, "BF16"),
+        **_FLOAT,
+        strategy="channel",
+    ),
+    _ct(
+        "FP8 tensor",
+        "naive-quantized",
+        scaled(".weight_scale", (0, 0), shape="[1]"),
+        **_FLOAT,
+        strategy="tensor",
+    ),
+    _ct(
+        "FP8 block",
+        "float-quantized",
+        scaled(".weight_scale", _BLOCK, "BF16"),
+        **_FLOAT,
+        strategy="block",
+        block_structure=[128, 128],
+    ),
+    _ct(
+        "INT8",
+        "int-quantized",
+        scaled(".weight_scale", _CHANNEL, "BF16", "I8"),
+        num_bits=8,
+        type="int",
+        strategy="channel",
+    ),
+    *(
+        _ct(f"INT{bits} group 32", "pack-quantized", pack_quantized(bits, 32), num_bits=bits, **_INT)
+        for bits in (2, 3, 4, 5, 8)
+    ),
+    _ct("INT4 channel", "pack-quantized", pack_quantized(4, 0), num_bits=4, type="int", strategy="channel"),
+    _ct(
+        "INT4 zero points",
+        "pack-quantized",
+        pack_quantized(4, 32, symmetric=False, scale="F32"),
+        num_bits=4,
+        **_INT,
+        symmetric=False,
+    ),
+    _ct("MXFP4", "mxfp4-pack-quantized", mxfp4(".weight_packed", ".weight_scale"), **_GROUP),
+    _ct("MXFP8", "mxfp8-quantized", scaled(".weight_scale", (1, 32), "U8"), **{**_GROUP, "num_bits": 8}),
+    _ct(
+        "NVFP4",
+        "nvfp4-pack-quantized",
+        nvfp4(".weight_packed", ".weight_global_scale", divide=True),
+        **_SMALL_GROUP,
+    ),
+    Way(
+        "ModelOpt FP8",
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        *scaled(".weight_scale", (0, 0), shape="[]"),
+    ),
+    Way(
+        "ModelOpt NVFP4",
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        *nvfp4(".weight", ".weight_scale_2", divide=False),
+    ),
+    _gptq(2),
+    _gptq(3),
+    _gptq(4, act=True),
+    _gptq(8),
+    _gptq(4, version=2),
+    Way("AWQ", _AWQ, *awq(32)),
+    Way("NF4", _NF4, *bnb4(nested=False)),
+    Way("NF4 nested", {**_NF4, "bnb_4bit_use_double_quant": True}, *bnb4(nested=True)),
     Way("bitsandbytes INT8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, *bnb8()),
     Way("single-file FP8", {}, *scaled(".scale_weight", (0, 0), shape="[]")),
     Way("MLX", {}, *mlx(4, 32), more={"quantization": {"bits": 4, "group_size": 32}}),
-]  # fmt: skip
+]
 BY_NAME = {way.name: way for way in WAYS}
 
 

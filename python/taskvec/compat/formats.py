@@ -171,7 +171,9 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
     for role, checkpoint in models:
         is_same = checkpoint.fingerprint == base.fingerprint
         tensors = in_base if is_same else quantised_tensors(checkpoint)
-        declared = None if checkpoint.packed else declared_format(checkpoint)
+        # of a model that a saved vector was made from, config and names alone are kept
+        is_here = checkpoint.file_sizes or checkpoint.kind == "memory"
+        declared = declared_format(checkpoint) if is_here and not checkpoint.packed else None
         yield from _check_quantised(role, declared, tensors, wanted, checkpoint.unreadable)
         if is_adapter(checkpoint):
             yield finding(

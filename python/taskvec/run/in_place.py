@@ -113,7 +113,7 @@ def change(
     if target.packed:
         name, packed = next(iter(target.packed.items()))
         raise FormatError(
-            f"`{name}` of the model in memory is stored as {packed.format.words}, and cannot be changed there",
+            f"`{name}` of the model in memory is {packed.format.words}, and cannot be changed in place",
             "load the model dequantised, or add the vector to its files (`taskvec apply`)",
         )
     plan = plan_steps(target, steps, settings=settings, alphas=[alpha])

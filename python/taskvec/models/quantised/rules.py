@@ -138,10 +138,10 @@ def _words(stem: str, stored: Stored) -> tuple[Rule, str] | None:
     return {"I32": (_PACKED_INTEGERS, stem), "U8": (_PACKED_FLOATS, stem)}.get(dtype)
 
 
-# Scales of activations and caches, and marks of a tool: they go with the format, and take part in nothing.
+# Scales of activations and caches, and marks of a tool: they go with the format, and no arithmetic is theirs.
 _ASIDE = frozenset({
-# Scales of activations and caches, and marks of a tool: they go with the format, and no arithmetic has them.
-    "q_scale", "kv_scale", "weight_format", "scaled_fp8",
+    "input_scale", "activation_scale", "qscale_act", "scale_input", "input_global_scale", "k_scale",
+    "v_scale", "q_scale", "kv_scale", "weight_format", "scaled_fp8",
 })  # fmt: skip
 _ASIDE_ENDS = tuple(f"{stem}_{end}" for stem in _STACKED for end in ("input_scale", "activation_scale"))
 _ASIDE_PLACES = tuple(f"{part}_proj.output_scale" for part in "kvq")
