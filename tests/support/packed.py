@@ -44,7 +44,7 @@ Parts = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Way:
-    """A packed format: what config.json says, and how a matrix becomes stored arrays and is read from them."""
+    """A packed format: what config.json says, and how a matrix becomes stored arrays and is read again."""
 
     name: str
     config: Mapping[str, Any]

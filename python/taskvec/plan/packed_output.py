@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.findings import Finding, finding
+from taskvec.dtypes import TORCH_NAMES
 from taskvec.errors import RecipeError
 from taskvec.settings import TARGET, Settings
 from taskvec.text import listed
@@ -104,5 +105,5 @@ def _said(target: Model, rows: Sequence[Computed], why: str) -> Finding:
         f"`{target.spec}`",
         "",
         found,
-        f"`--out-dtype {form.dtype.lower()}` writes them plain",
+        f"`--out-dtype {TORCH_NAMES[form.dtype]}` writes them plain",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
@@ -16,7 +16,8 @@ from taskvec.models.tensor_names import layer_of
 from taskvec.plan.checks import findings, refuse_conversion
 from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
-from taskvec.plan.packed_output import PLAIN, Computed, output_form
+from taskvec.plan.packed_output import PLAIN, output_form
+from taskvec.plan.packed_steps import computed, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 
@@ -83,9 +84,10 @@ def plan_steps(
     form = (
         PLAIN
         if is_plain and settings.out_dtype is None
-        else output_form(target, _computed(target, steps, stored), settings)
+        else output_form(target, computed(target, steps, stored), settings)
     )
-    found = enforce(in_order([*found, *form.findings]), settings.force)
+    found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
+    found = enforce(found, settings.force)
     draft = Draft(target, is_packed=form.is_packed)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
     terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]
@@ -105,23 +107,6 @@ class _Term:
         self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
         self.stored = stored
         self.weight = step.weight
-
-
-def _computed(
-    target: Model, steps: Sequence[Step], stored: Sequence[Mapping[str, tuple[str, ...]]]
-) -> Iterator[Computed]:
-    """The target's packed weights that take a step."""
-    tables = [
-        [source.packed if isinstance(source, Model) else {} for _, source in step.sources] for step in steps
-    ]
-    for name, own in target.packed.items():
-        others = [
-            table.get(place)
-            for names, sources in zip(stored, tables, strict=True)
-            for place, table in zip(names.get(name, ()), sources, strict=False)
-        ]
-        if others:
-            yield Computed(name, own, others)
 
 
 def _fill(
