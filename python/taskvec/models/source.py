@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,27 @@ def source_path(checkpoint: Model | SavedVector) -> str:
     return str(folder / file) if is_file else str(folder)
 
 
-def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
-    """A source as the engine's part of a plan has it."""
+def source_documents(sources: Sequence[Model | SavedVector | Adapter]) -> list[dict[str, Any]]:
+    """Sources as the engine's part of a plan has them."""
+    documents: list[dict[str, Any]] = []
+    for source in sources:
+        # models that are stored alike share their tables
+        alike = next((n for n, each in enumerate(sources[: len(documents)]) if _is_alike(each, source)), None)
+        document = source_document(source, {} if alike is None else documents[alike]["packed"])
+        documents.append(document)
+    return documents
+
+
+def _is_alike(one: Model | SavedVector | Adapter, other: Model | SavedVector | Adapter) -> bool:
+    if not isinstance(one, Model) or not isinstance(other, Model) or not one.packed:
+        return False
+    return one.packed is other.packed and one.tensors is other.tensors
+
+
+def source_document(
+    source: Model | SavedVector | Adapter, packed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A source as the engine's part of a plan has it; ``packed`` is its table, where that is known."""
     if isinstance(source, Adapter):
         return {
             "kind": "lora",
@@ -40,7 +60,7 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
         "fingerprint": source.fingerprint,
     }
     if isinstance(source, Model) and source.packed:
-        document["packed"] = packed_document(source)
+        document["packed"] = packed or packed_document(source)
     return document
 
 

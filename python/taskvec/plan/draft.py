@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.quantised.declared import SIDE_FILES
-from taskvec.models.source import source_document, source_path
+from taskvec.models.source import source_documents, source_path
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.config_changes import config_changes, plain_changes
 from taskvec.plan.encodings import encoding
@@ -165,7 +165,7 @@ class Draft:
         document = {
             "format": FORMAT,
             "arithmetic": ARITHMETIC,
-            "sources": [source_document(checkpoint) for checkpoint in self.checkpoints],
+            "sources": source_documents(self.checkpoints),
             "outputs": [
                 {"folder": "" if is_single else f"alpha={format_alpha(alpha)}", "alpha": alpha}
                 for alpha in alphas
