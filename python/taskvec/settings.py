@@ -20,6 +20,8 @@ from taskvec.text import as_tuple
 Rounding = Literal["nearest", "stochastic"]
 # The output type that stands for the target's own form of storage, packed weights included.
 TARGET = "target"
+# Packed formats that a plain checkpoint can be converted to.
+FORMATS = ("fp8-block", "fp8-channel", "int8-channel", "mxfp4", "int4-g32")
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
 _MAX_SEED = 2**64 - 1
@@ -125,7 +127,8 @@ class Settings:
     out_dtype : str, optional
         Float type of every float tensor written (``bfloat16``, ``float32`` …), or ``target``: the target's
         types, packed weights in their own format. By default the target's types; a packed weight is written
-        in its own format where all models are stored in it, and plain otherwise.
+        in its own format where all models are stored in it, and plain otherwise. ``convert`` takes the name
+        of a packed format too.
     rounding : {"nearest", "stochastic"}
         Nearest-even, or unbiased by counter-based random draws.
     seed : int
@@ -202,7 +205,7 @@ class Settings:
 
         if self.out_dtype is not None:
             word = str(self.out_dtype).strip().lower()
-            put("out_dtype", TARGET if word == TARGET else parse_dtype(self.out_dtype))
+            put("out_dtype", word if word in (TARGET, *FORMATS) else parse_dtype(self.out_dtype))
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"rounding `{self.rounding}` is not known", "choose `nearest` or `stochastic`")
         if not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
@@ -247,7 +250,7 @@ def out_dtype(dtype: str, settings: Settings) -> str:
 
 def float_dtype(settings: Settings) -> str | None:
     """The float type that is asked for; ``None`` where the tensors keep theirs."""
-    return None if settings.out_dtype == TARGET else settings.out_dtype
+    return None if settings.out_dtype in (TARGET, *FORMATS) else settings.out_dtype
 
 
 def written(settings: Settings) -> dict[str, Any]:

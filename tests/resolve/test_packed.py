@@ -1,4 +1,4 @@
-"""Packed checkpoints are opened: the oracles' own values, weights and scales in different shards, remote ones."""
+"""Packed checkpoints are opened: the oracles' own values, weights and scales in different shards."""
 
 from __future__ import annotations
 

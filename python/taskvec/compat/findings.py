@@ -50,6 +50,7 @@ FINDINGS: dict[str, Kind] = {
         "it is rounded to the target's format all the same",
     ),
     "quantised-output": Kind("note", "the form in which the target's quantised weights are written"),
+    "convert-plain": Kind("warning", "weights stay plain that the format cannot have"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"

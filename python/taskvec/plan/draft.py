@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
-from taskvec.models.quantised.declared import SIDE_FILES
 from taskvec.models.source import source_documents, source_path
 from taskvec.models.storage import stored_bytes
-from taskvec.plan.config_changes import config_changes, plain_changes
+from taskvec.plan.config_changes import output_changes
 from taskvec.plan.encodings import encoding
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
@@ -19,8 +18,10 @@ from taskvec.settings import Settings, float_dtype, format_alpha
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
+    from taskvec.models.model import TensorInfo
     from taskvec.models.quantised.format import Format
     from taskvec.models.saved_vector import SavedVector
+    from taskvec.plan.new_formats import NewFormat
 
 
 class Draft:
@@ -45,6 +46,7 @@ class Draft:
         self.base = base
         self.is_packed = is_packed
         self._encodings: list[dict[str, Any]] = []
+        self._places: dict[str, TensorInfo] = {}
         self.source(base, role)
 
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
@@ -116,6 +118,20 @@ class Draft:
                 row = encoding, part, name, shape
                 self._rows.append(own, info.dtype, info.shape, operation, inputs, row)
 
+    def new_tensor(self, info: TensorInfo, form: NewFormat, operation: int) -> None:
+        """Add a matrix of the base, packed in a format that the base does not have."""
+        rows, columns = info.shape
+        made = {**form.format(info.dtype).document(), "rule": form.rule, "own": False}
+        if made not in self._encodings:
+            self._encodings.append(made)
+        encoding = self._encodings.index(made)
+        stem = info.name.removesuffix(".weight")
+        for number, (part, end, dtype, shape) in enumerate(form.parts):
+            row = encoding, part, info.name, info.shape
+            self._rows.append(stem + end, dtype, shape(rows, columns), operation, [(0, info.name)], row)
+            # the first part has the place of the matrix in the base's files, the others follow it
+            self._places[stem + end] = info._replace(nbytes=0 if number else info.nbytes)
+
     def _stored(self, name: str, number: int, model: Model, place: str) -> None:
         """Add a stored tensor of a model as it is."""
         info = model.stored[place]
@@ -159,6 +175,7 @@ class Draft:
             self._complete()
         sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
         own = self.base.stored if self.is_packed else self.base.tensors
+        own = {**own, **self._places} if self._places else own
         shards, self._rows.shards = layout(sized, own, max_shard_size=settings.max_shard_size)
         del sized
         is_single = len(alphas) == 1
@@ -179,15 +196,8 @@ class Draft:
         }
         if self._encodings:
             document["encodings"] = self._encodings
-        changes = config_changes(document, self.base) if float_dtype(settings) else {}
-        left: tuple[str, ...] = ()
-        if self.base.packed and not self.is_packed:
-            first = next(iter(self.base.packed.values()))
-            changes = {
-                **plain_changes(self.base.config, float_dtype(settings) or first.format.dtype),
-                **changes,
-            }
-            left = SIDE_FILES
+        is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
+        changes, left = output_changes(document, self.base) if is_other else ({}, ())
         return PlanRecord.make(
             document,
             self.checkpoints,

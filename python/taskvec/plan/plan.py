@@ -11,7 +11,7 @@ from taskvec._core import blake3_hex
 from taskvec.host import cores
 from taskvec.models.model import Model
 from taskvec.models.storage import logical
-from taskvec.plan.config_changes import config_changes
+from taskvec.plan.config_changes import output_changes
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -152,6 +152,8 @@ class PlanRecord:
         the types of the tensors; ``data`` the document's bytes where they are known.
         """
         data = data or encode(document)
+        if config is None:
+            config, left = output_changes(document, checkpoints[0])
         return cls(
             json=data,
             document=document,
@@ -162,7 +164,7 @@ class PlanRecord:
             checkpoints=tuple(checkpoints),
             files=dict(files or {}),
             left=tuple(left),
-            config=dict(config_changes(document, checkpoints[0]) if config is None else config),
+            config=dict(config),
             **_facts(document, checkpoints, roles),
         )
 
