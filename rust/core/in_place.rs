@@ -95,7 +95,7 @@ pub fn digests(data: &[&[u8]], threads: usize) -> Result<Vec<String>> {
 fn onto_itself<'a>(plan: &Plan, sources: &'a Sources<'_>, job: &Job) -> Result<Box<[Input<'a>]>> {
     let others = job.inputs[1..].iter();
     let opened = others
-        .map(|(source, name)| sources.input(&plan.sources, (*source, name), &job.shape, job.elements))
+        .map(|(source, name)| sources.input(&plan.sources, (*source, name), (&job.shape, job.elements), false))
         .collect::<Result<Vec<_>>>()?;
     Ok([Input::target(job.target())].into_iter().chain(opened).collect())
 }

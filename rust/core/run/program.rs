@@ -74,8 +74,9 @@ impl<'a> Program<'a> {
     ) -> Result<Vec<Program<'a>>> {
         let mut methods = Methods::default();
         let make = |(index, job): (usize, &'a Job)| {
+            let stored = plan.operations[job.operation].is_stored();
             let open = |(source, name): &(usize, Arc<str>)| {
-                sources.input(&plan.sources, (*source, name), &job.shape, job.elements)
+                sources.input(&plan.sources, (*source, name), (&job.shape, job.elements), stored)
             };
             let inputs: Box<[Input<'a>]> = job.inputs.iter().map(open).collect::<Result<_>>()?;
             let arithmetic = methods.arithmetic(plan, job, &inputs)?;
@@ -204,9 +205,14 @@ impl Methods {
     fn arithmetic(&mut self, plan: &Plan, job: &Job, inputs: &[Input<'_>]) -> Result<Arithmetic> {
         let operation = &plan.operations[job.operation];
         let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
-        if matches!(operation, Operation::Copy {}) {
+        if matches!(operation, Operation::Copy { .. }) {
             if inputs[0].is_plain(job.dtype) {
                 return Ok(Arithmetic::Raw);
+            }
+            if operation.is_stored() {
+                let (name, dtype, found) = (job.name.escape_debug(), job.dtype, inputs[0].dtype);
+                let message = format!("`{name}` is to be copied as it is stored, as {dtype}, but is {found}");
+                return Err(Error::new(Kind::Plan, message));
             }
             return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
         }

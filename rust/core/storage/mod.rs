@@ -18,6 +18,7 @@ pub(crate) mod exact_elements;
 pub(crate) mod input;
 pub(crate) mod lora;
 pub(crate) mod opened;
+pub mod packed;
 pub(crate) mod part;
 pub mod source;
 pub(crate) mod sources;

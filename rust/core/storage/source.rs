@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
+use super::packed::table::Table;
 use crate::dtype::Dtype;
 
 /// A checkpoint, a saved vector or an adapter.
@@ -25,6 +26,9 @@ pub(crate) struct Source {
     /// Of an adapter: the factors of each weight that it changes.
     #[serde(default)]
     pub factors: BTreeMap<String, Factors>,
+    /// The logical tensors that are stored as codes with scales.
+    #[serde(default)]
+    pub packed: Table,
 }
 
 /// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
