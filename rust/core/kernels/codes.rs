@@ -66,6 +66,102 @@ kernel! {
 }
 
 kernel! {
+    /// Codes into a table of 16 values.
+    pub(crate) fn looked_up(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
+        for (slot, code) in out.iter_mut().zip(codes) {
+            *slot = table[usize::from(code & 15)];
+        }
+    }
+}
+
+/// Integers of `bits` bits, one after the other from the lowest bit of the first byte on, from integer `first` on.
+pub(crate) fn fields(level: Level, bits: u32, bytes: &[u8], first: usize, out: &mut [u8]) {
+    match bits {
+        8 => out.copy_from_slice(&bytes[first..first + out.len()]),
+        4 => nibbles(level, bytes, first, false, out),
+        _ => any_fields(level, bits, bytes, first, out),
+    }
+}
+
+kernel! {
+    /// Codes of four bits from code `first` on, the low half of each byte first, or the high one.
+    pub(crate) fn nibbles(bytes: &[u8], first: usize, high: bool, out: &mut [u8]) {
+        let turn = if high { 4 } else { 0 };
+        let (mut out, mut bytes) = (out, &bytes[first / 2..]);
+        if first % 2 == 1 {
+            let Some((slot, rest)) = out.split_first_mut() else { return };
+            (*slot, out, bytes) = (bytes[0].rotate_left(turn) >> 4, rest, &bytes[1..]);
+        }
+        let (pairs, last) = out.as_chunks_mut::<2>();
+        for (pair, byte) in pairs.iter_mut().zip(bytes) {
+            let byte = byte.rotate_left(turn);
+            *pair = [byte & 15, byte >> 4];
+        }
+        if let [slot] = last {
+            *slot = bytes[pairs.len()].rotate_left(turn) & 15;
+        }
+    }
+}
+
+kernel! {
+    fn any_fields(bits: u32, bytes: &[u8], first: usize, out: &mut [u8]) {
+        let mask = (1u16 << bits) - 1;
+        for (index, slot) in out.iter_mut().enumerate() {
+            let bit = (first + index) * bits as usize;
+            let next = bytes.get(bit / 8 + 1).copied().unwrap_or(0);
+            let pair = u16::from(bytes[bit / 8]) | u16::from(next) << 8;
+            *slot = ((pair >> (bit % 8)) & mask) as u8;
+        }
+    }
+}
+
+kernel! {
+    /// `(code − zero) · scale` in runs of `run.1` codes, the first without its first `run.0`; true if all are finite.
+    pub(crate) fn from_zero_in_runs(codes: &[u8], zeros: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
+        let mut top = 0u32;
+        let (mut at, mut take) = (0, run.1 - run.0);
+        for (zero, scale) in zeros.iter().zip(scales) {
+            let end = at + take.min(out.len() - at);
+            for (slot, code) in out[at..end].iter_mut().zip(&codes[at..end]) {
+                *slot = (f32::from(*code) - zero) * scale;
+                top = top.max(slot.to_bits() & 0x7FFF_FFFF);
+            }
+            (at, take) = (end, run.1);
+        }
+        top < 0x7F80_0000
+    }
+}
+
+kernel! {
+    /// The same, each code with a zero and a scale of its own.
+    pub(crate) fn from_zero_by_column(codes: &[u8], zeros: &[f32], scales: &[f32], out: &mut [f32]) -> bool {
+        let mut top = 0u32;
+        for (((slot, code), zero), scale) in out.iter_mut().zip(codes).zip(zeros).zip(scales) {
+            *slot = (f32::from(*code) - zero) * scale;
+            top = top.max(slot.to_bits() & 0x7FFF_FFFF);
+        }
+        top < 0x7F80_0000
+    }
+}
+
+kernel! {
+    /// `code · scale + bias` in runs, as [`from_zero_in_runs`].
+    pub(crate) fn onto_bias_in_runs(codes: &[u8], biases: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
+        let mut top = 0u32;
+        let (mut at, mut take) = (0, run.1 - run.0);
+        for (bias, scale) in biases.iter().zip(scales) {
+            let end = at + take.min(out.len() - at);
+            for (slot, code) in out[at..end].iter_mut().zip(&codes[at..end]) {
+                *slot = f32::from(*code) * scale + bias;
+                top = top.max(slot.to_bits() & 0x7FFF_FFFF);
+            }
+            (at, take) = (end, run.1);
+        }
+        top < 0x7F80_0000
+    }
+}
+
+kernel! {
     /// Every run of `run` values times its scale, the first run without its first `skip` values; true if all products
     /// are finite.
     pub(crate) fn multiply_runs(scales: &[f32], skip: usize, run: usize, out: &mut [f32]) -> bool {

@@ -1,12 +1,10 @@
 //! Tensors stored as codes with scales, by the format that the plan names for each.
 //!
-//! A format is one file here: its parameters (serde), [`Codes`], which finds its parts and opens a range of it, and
-//! [`Values`], which decodes a tile; and a line in [`Format`]. The value of every element is an f32: the one that the
-//! format's own package gives, bit for bit.
+//! A format is its parameters in [`format`], a file here that finds its parts ([`codes::Codes`]) and decodes a tile of
+//! them ([`codes::Values`]), and a line in [`open`]. The value of every element is an f32: the one that the format's own
+//! package gives, bit for bit.
 
 use std::ops::Range;
-
-use serde::{Deserialize, Deserializer};
 
 use super::chunk::{Chunk, Scratch, Tiles};
 use super::part::Part;
@@ -18,94 +16,24 @@ use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::{Floats, Level, TILE};
 
+mod awq;
+mod bnb4;
+mod codes;
+mod e2m1;
+pub(crate) mod format;
+mod gptq;
 pub(crate) mod grid;
+mod integers;
+mod mlx;
+mod packed_int;
 pub(crate) mod parts;
-pub(crate) mod scaled;
+mod scaled;
 pub(crate) mod table;
+mod transposed;
 
+use codes::{Codes, Values};
+use format::Format;
 use parts::{Parts, Store, Stored};
-use scaled::Scaled;
-
-/// A type of plain numbers that packed ones are computed as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Float(pub Dtype);
-
-impl<'de> Deserialize<'de> for Float {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        match Dtype::from_name(&name) {
-            Some(dtype @ (Dtype::BF16 | Dtype::F16 | Dtype::F32)) => Ok(Float(dtype)),
-            _ => {
-                let message = format!("type `{}`, expected BF16, F16 or F32", name.escape_debug());
-                Err(serde::de::Error::custom(message))
-            }
-        }
-    }
-}
-
-macro_rules! formats {
-    ($($kind:ident,)*) => {
-        /// A format as the plan names it, in snake case.
-        #[derive(Clone, Debug, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        #[allow(missing_docs)]
-        pub(crate) enum Format {
-            $($kind($kind),)*
-        }
-
-        impl Format {
-            /// A tensor of this format, its parts looked up and checked.
-            ///
-            /// # Errors
-            /// A part that is missing, or has another type or shape.
-            pub(crate) fn open<'a>(
-                &self,
-                store: &dyn Store<'a>,
-                name: &str,
-                shape: &[u64],
-                count: u64,
-            ) -> Result<Box<dyn Storage + 'a>> {
-                match self {
-                    $(Format::$kind(format) => {
-                        let codes = format.find(&Parts::new(store, name, shape, &format.strip)?)?;
-                        Ok(Box::new(Packed { dtype: format.dtype.0, elements: count, codes }))
-                    })*
-                }
-            }
-        }
-    };
-}
-
-// A line per kind.
-formats! {
-    Scaled,
-}
-
-/// The stored parts of one tensor.
-pub(crate) trait Codes: Send + Sync {
-    /// A range of it, in memory.
-    type Chunk<'s>: Values
-    where
-        Self: 's;
-
-    /// All of them.
-    fn parts(&self) -> Vec<Stored<'_>>;
-
-    /// The part that takes the most bytes, and which of its elements `elements` are; none where they are strewn.
-    fn span(&self, elements: Range<u64>) -> Option<(Stored<'_>, Range<u64>)>;
-
-    /// Brings `elements`, at least one, into memory.
-    ///
-    /// # Errors
-    /// Where a file was truncated or cannot be read.
-    fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Self::Chunk<'s>>;
-}
-
-/// A range of a tensor, in memory.
-pub(crate) trait Values {
-    /// Decodes at most [`TILE`] elements from element `at` of this range on; true if all are finite.
-    fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool;
-}
 
 /// A packed tensor.
 struct Packed<C> {
@@ -127,7 +55,38 @@ pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage
     }
     let Some((format, shape)) = wanted.source.packed.find(wanted.name)? else { return Ok(None) };
     wanted.check_shape(shape)?;
-    format.open(&wanted.opened, wanted.name, shape, wanted.elements).map(Some)
+    open(format, &wanted.opened, wanted.name, (shape, wanted.elements)).map(Some)
+}
+
+/// A tensor of this format, its parts looked up and checked.
+///
+/// # Errors
+/// A part that is missing, or has another type or shape.
+fn open<'a>(
+    format: &Format,
+    store: &dyn Store<'a>,
+    name: &str,
+    (shape, count): (&[u64], u64),
+) -> Result<Box<dyn Storage + 'a>> {
+    macro_rules! by {
+        ($($kind:ident: $find:path,)*) => {
+            match format {
+                $(Format::$kind(format) => {
+                    let codes = $find(format, &Parts::new(store, name, shape, &format.strip)?)?;
+                    Ok(Box::new(Packed { dtype: format.dtype.0, elements: count, codes }))
+                })*
+            }
+        };
+    }
+    by! {
+        Scaled: scaled::find,
+        E2m1: e2m1::find,
+        PackedInt: packed_int::find,
+        Gptq: gptq::find,
+        Awq: awq::find,
+        Bnb4: bnb4::find,
+        Mlx: mlx::find,
+    }
 }
 
 impl<C: Codes> Storage for Packed<C> {
@@ -157,15 +116,22 @@ impl<C: Codes> Storage for Packed<C> {
     }
 
     fn ahead(&self, elements: Range<u64>) {
-        if let Some((Stored::File(part), span)) = self.codes.span(elements) {
+        if let Some((part, span)) = self.span(elements) {
             part.ahead(span);
         }
     }
 
     fn behind(&self, elements: Range<u64>) {
-        if let Some((Stored::File(part), span)) = self.codes.span(elements) {
+        if let Some((part, span)) = self.span(elements) {
             part.behind(span);
         }
+    }
+}
+
+impl<C: Codes> Packed<C> {
+    fn span(&self, elements: Range<u64>) -> Option<(Part<'_>, Range<u64>)> {
+        let (codes, span) = self.codes.span(elements)?;
+        Some((codes.part()?, span))
     }
 }
 
@@ -203,12 +169,11 @@ pub fn decode(
     start: u64,
     count: u64,
 ) -> Result<Vec<f32>> {
-    let format: Format =
-        serde_json::from_slice(format).map_err(|error| Error::new(Kind::Plan, format!("unusable format: {error}")))?;
+    let unusable = |error| Error::new(Kind::Plan, format!("unusable format: {error}"));
+    let format: Format = serde_json::from_slice(format).map_err(unusable)?;
     let all = elements(shape)
-        .filter(|all| *all <= u64::MAX / 8)
         .ok_or_else(|| Error::new(Kind::Plan, format!("the shape {shape:?} of `{}` overflows", shown(name))))?;
-    let storage = format.open(&checkpoint, name, shape, all)?;
+    let storage = open(&format, &checkpoint, name, (shape, all))?;
     let range = start.min(all)..start.saturating_add(count).min(all);
     let mut values = vec![0.0; (range.end - range.start) as usize];
     let mut scratch = Scratch::default();

@@ -6,7 +6,7 @@ use super::parts::{Found, Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::widen::widen;
-use crate::kernels::{Level, TILE};
+use crate::kernels::Level;
 
 /// The blocks of the last two axes of a tensor; the matrices before those have blocks of their own. The last block of a
 /// row or column may be short.
@@ -42,11 +42,28 @@ pub(crate) struct Piece {
 impl Grid {
     /// Blocks of `[rows, columns]`, of which 0 stands for all of the axis.
     pub(crate) fn new(shape: &[u64], block: [u64; 2]) -> Grid {
-        let side = |from_last: usize| shape.len().checked_sub(from_last).map_or(1, |axis| shape[axis]).max(1);
+        let side = |from_last: usize| shape.len().checked_sub(from_last).map_or(1, |axis| shape[axis]);
         let (rows, columns) = (side(2), side(1));
-        let whole = |block: u64, side: u64| if block == 0 { side } else { block };
+        let whole = |block: u64, side: u64| if block == 0 { side.max(1) } else { block };
         let (tall, wide) = (whole(block[0], rows), whole(block[1], columns));
-        Grid { rows, columns, tall, wide, down: rows.div_ceil(tall), across: columns.div_ceil(wide) }
+        let (down, across) = (rows.div_ceil(tall), columns.div_ceil(wide));
+        Grid { rows: rows.max(1), columns: columns.max(1), tall, wide, down, across }
+    }
+
+    /// The same, where these are the scales.
+    ///
+    /// # Errors
+    /// `Kind::Format` where they are not of this grid, naming both.
+    pub(crate) fn of_scales<'a>(parts: &Parts<'_, 'a>, scales: &Found<'a>, block: [u64; 2]) -> Result<Grid> {
+        let shape = parts.shape;
+        // One for everything may have any number of axes.
+        if block == [0, 0] && scales.shape.iter().all(|side| *side == 1) {
+            return Ok(Grid::new(&[shape.iter().product()], block));
+        }
+        let grid = Grid::new(shape, block);
+        let [whole, short, squeezed] = grid.shapes(shape);
+        parts.shaped(scales, &[&whole, &short, &squeezed])?;
+        Ok(grid)
     }
 
     /// The shapes that the scales of a tensor of `shape` may have: the grid itself, and the same without axes of one.
@@ -60,21 +77,8 @@ impl Grid {
         [whole, short, squeezed]
     }
 
-    /// The scales are of this grid.
-    ///
-    /// # Errors
-    /// `Kind::Format` naming them and the grid.
-    pub(crate) fn check<'a>(&self, parts: &Parts<'_, 'a>, scales: &Found<'a>) -> Result<()> {
-        let shapes = self.shapes(parts.shape);
-        // A single scale may have any number of axes.
-        if shapes[2].is_empty() && scales.shape.iter().all(|side| *side == 1) {
-            return Ok(());
-        }
-        parts.shaped(scales, &[&shapes[0], &shapes[1], &shapes[2]])
-    }
-
     /// The row of an element.
-    fn row(&self, element: u64) -> u64 {
+    pub(crate) fn row(&self, element: u64) -> u64 {
         element / self.columns
     }
 
@@ -85,9 +89,6 @@ impl Grid {
 
     /// The scales of these elements, and perhaps some more.
     pub(crate) fn scales(&self, elements: &Range<u64>) -> Range<u64> {
-        if elements.is_empty() {
-            return 0..0;
-        }
         self.first(self.row(elements.start))..self.first(self.row(elements.end - 1)) + self.across
     }
 
@@ -107,6 +108,11 @@ impl Grid {
     pub(crate) fn of(&self, piece: &Piece) -> Range<u64> {
         let (first, wide) = (self.first(piece.row), self.wide);
         first + piece.column / wide..first + (piece.column + piece.n as u64 - 1) / wide + 1
+    }
+
+    /// Blocks of one row.
+    pub(crate) fn across(&self) -> u64 {
+        self.across
     }
 
     /// How many elements of a piece's first block come before it.
@@ -129,12 +135,12 @@ impl<'s> Scales<'s> {
     /// Where the file was truncated or cannot be read.
     pub(crate) fn read<'a: 's>(stored: &Stored<'a>, range: Range<u64>, buffer: &'s mut Vec<u8>) -> Result<Self> {
         // A byte by itself is an exponent.
-        let dtype = if stored.dtype() == Dtype::U8 { Dtype::F8E8M0 } else { stored.dtype() };
+        let dtype = if stored.dtype == Dtype::U8 { Dtype::F8E8M0 } else { stored.dtype };
         Ok(Scales { dtype, first: range.start, bytes: stored.read(range, buffer)? })
     }
 
-    /// Those of `range`, at most as many as a tile has elements.
-    pub(crate) fn widen<'o>(&self, level: Level, range: Range<u64>, out: &'o mut [f32; TILE]) -> &'o mut [f32] {
+    /// Those of `range`, as far as `out` goes.
+    pub(crate) fn widen<'o>(&self, level: Level, range: Range<u64>, out: &'o mut [f32]) -> &'o mut [f32] {
         let out = &mut out[..(range.end - range.start) as usize];
         let size = self.dtype.size();
         let at = (range.start - self.first) as usize * size;

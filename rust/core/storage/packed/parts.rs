@@ -24,18 +24,23 @@ pub(crate) trait Store<'a> {
 
 /// A stored tensor, in a file or in the embedding process.
 #[derive(Clone, Copy)]
-pub(crate) enum Stored<'a> {
-    /// In a file.
+pub(crate) struct Stored<'a> {
+    place: Place<'a>,
+    /// Its element type.
+    pub dtype: Dtype,
+}
+
+#[derive(Clone, Copy)]
+enum Place<'a> {
     File(Part<'a>),
-    /// In memory.
-    Memory(&'a Buffer<'a>),
+    Memory(&'a [u8]),
 }
 
 impl<'a> Store<'a> for &'a Opened<'a> {
     fn stored(&self, name: &str) -> Result<Option<(Stored<'a>, &'a [u64])>> {
         Ok(match self.buffers() {
-            Some(buffers) => buffers.get(name).map(|buffer| (Stored::Memory(buffer), &*buffer.shape)),
-            None => self.find(name).map(|(part, shape)| (Stored::File(part), shape)),
+            Some(buffers) => buffers.get(name).map(|buffer| (Stored::memory(buffer), &*buffer.shape)),
+            None => self.find(name).map(|(part, shape)| (Stored::file(part), shape)),
         })
     }
 
@@ -48,7 +53,8 @@ impl<'a> Store<'a> for &'a Checkpoint {
     fn stored(&self, name: &str) -> Result<Option<(Stored<'a>, &'a [u64])>> {
         let Some(found) = self.find(name) else { return Ok(None) };
         let (file, elements) = (self.mapped(found.file)?, found.len / found.dtype.size() as u64);
-        Ok(Some((Stored::File(Part { file, offset: found.offset, elements, dtype: found.dtype }), found.shape)))
+        let part = Part { file, offset: found.offset, elements, dtype: found.dtype };
+        Ok(Some((Stored::file(part), found.shape)))
     }
 
     fn folder(&self) -> &Path {
@@ -57,27 +63,37 @@ impl<'a> Store<'a> for &'a Checkpoint {
 }
 
 impl<'a> Stored<'a> {
-    /// Its element type.
-    pub(crate) fn dtype(&self) -> Dtype {
-        match self {
-            Stored::File(part) => part.dtype,
-            Stored::Memory(buffer) => buffer.dtype,
-        }
+    fn file(part: Part<'a>) -> Self {
+        Stored { place: Place::File(part), dtype: part.dtype }
+    }
+
+    fn memory(buffer: &'a Buffer<'a>) -> Self {
+        Stored { place: Place::Memory(buffer.bytes), dtype: buffer.dtype }
+    }
+
+    /// The same bytes, each an element by itself.
+    pub(crate) fn raw(&self) -> Self {
+        let dtype = Dtype::U8;
+        let place = match self.place {
+            Place::File(part) => Place::File(Part { elements: part.bytes(), dtype, ..part }),
+            memory @ Place::Memory(_) => memory,
+        };
+        Stored { place, dtype }
     }
 
     /// Bytes in all.
     pub(crate) fn bytes(&self) -> u64 {
-        match self {
-            Stored::File(part) => part.bytes(),
-            Stored::Memory(buffer) => buffer.bytes.len() as u64,
+        match self.place {
+            Place::File(part) => part.bytes(),
+            Place::Memory(bytes) => bytes.len() as u64,
         }
     }
 
     /// Where it lies in a file, if it does.
     pub(crate) fn part(&self) -> Option<Part<'a>> {
-        match self {
-            Stored::File(part) => Some(*part),
-            Stored::Memory(_) => None,
+        match self.place {
+            Place::File(part) => Some(part),
+            Place::Memory(_) => None,
         }
     }
 
@@ -89,13 +105,24 @@ impl<'a> Stored<'a> {
     where
         'a: 's,
     {
-        match self {
-            Stored::File(part) => part.read(elements, buffer),
-            Stored::Memory(held) => {
-                let size = held.dtype.size();
-                Ok(&held.bytes[elements.start as usize * size..elements.end as usize * size])
+        match self.place {
+            Place::File(part) => part.read(elements, buffer),
+            Place::Memory(bytes) => {
+                let size = self.dtype.size();
+                Ok(&bytes[elements.start as usize * size..elements.end as usize * size])
             }
         }
+    }
+
+    /// All bytes.
+    ///
+    /// # Errors
+    /// As [`Stored::read`].
+    pub(crate) fn all<'s>(&self, buffer: &'s mut Vec<u8>) -> Result<&'s [u8]>
+    where
+        'a: 's,
+    {
+        self.read(0..self.bytes() / self.dtype.size() as u64, buffer)
     }
 }
 
@@ -152,7 +179,7 @@ impl<'p, 'a> Parts<'p, 'a> {
     /// # Errors
     /// `Kind::Format` naming the part and what it should be.
     pub(crate) fn typed(&self, part: &Found<'a>, types: &[Dtype]) -> Result<Stored<'a>> {
-        if types.contains(&part.stored.dtype()) {
+        if types.contains(&part.stored.dtype) {
             return Ok(part.stored);
         }
         let types: Vec<&str> = types.iter().map(|dtype| dtype.name()).collect();
@@ -170,8 +197,45 @@ impl<'p, 'a> Parts<'p, 'a> {
         Err(self.wrong(part, &format!("the shape {:?}", shapes.first().unwrap_or(&&[][..]))))
     }
 
+    /// The part has so many bytes, in whatever shape.
+    ///
+    /// # Errors
+    /// `Kind::Format` naming the part and both.
+    pub(crate) fn sized(&self, part: &Found<'a>, bytes: u64) -> Result<()> {
+        if part.stored.bytes() == bytes {
+            return Ok(());
+        }
+        Err(self.wrong(part, &format!("{bytes} bytes")))
+    }
+
+    /// The part whose name ends so, of one of these types, in this shape.
+    ///
+    /// # Errors
+    /// As [`Parts::get`], [`Parts::typed`], [`Parts::shaped`].
+    pub(crate) fn exact(&self, ending: &str, types: &[Dtype], shape: &[u64]) -> Result<Stored<'a>> {
+        let part = self.get(ending)?;
+        self.shaped(&part, &[shape])?;
+        self.typed(&part, types)
+    }
+
+    /// Integers of so many bits.
+    ///
+    /// # Errors
+    /// `Kind::Plan` where there are none such.
+    pub(crate) fn bits(&self, bits: u32) -> Result<u32> {
+        if (1..=8).contains(&bits) {
+            return Ok(bits);
+        }
+        Err(self.contradiction(&format!("{bits} bits")))
+    }
+
+    /// The error where the format itself cannot be.
+    pub(crate) fn contradiction(&self, found: &str) -> Error {
+        Error::new(Kind::Plan, format!("the format of `{}` has {found}", shown(self.name)))
+    }
+
     fn wrong(&self, part: &Found<'a>, expected: &str) -> Error {
-        let (part, dtype, shape) = (shown(&part.name), part.stored.dtype(), part.shape);
+        let (part, dtype, shape) = (shown(&part.name), part.stored.dtype, part.shape);
         let message = format!(
             "`{part}` is {dtype} {shape:?}, but as a part of `{}`, of shape {:?}, it should have {expected}",
             shown(self.name),

@@ -3,44 +3,16 @@
 
 use std::ops::Range;
 
-use serde::Deserialize;
-
+use super::codes::{Codes, Values};
+use super::format::Scaled;
 use super::grid::{Grid, Scales};
 use super::parts::{Parts, Stored};
-use super::{Codes, Float, Values};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::codes::{multiply_all, multiply_runs, widen_code};
 use crate::kernels::dispatch::prefetch;
 use crate::kernels::{Level, TILE};
 use crate::storage::chunk::Scratch;
-
-/// Parameters of the format.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Scaled {
-    /// Type of plain output.
-    pub dtype: Float,
-    /// Ending of the logical name that parts do not have.
-    pub strip: Box<str>,
-    /// Endings of the parts.
-    pub parts: Names,
-    /// Rows and columns of one scale; 0 for all.
-    pub block: [u64; 2],
-    /// What everything is multiplied by after its scale.
-    #[serde(default)]
-    pub factor: Option<f32>,
-}
-
-/// Endings of the parts.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Names {
-    /// The numbers.
-    pub codes: Box<str>,
-    /// Their scales.
-    pub scales: Box<str>,
-}
 
 const CODES: [Dtype; 3] = [Dtype::F8E4M3, Dtype::F8E5M2, Dtype::I8];
 const SCALES: [Dtype; 5] = [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F8E8M0, Dtype::U8];
@@ -53,19 +25,16 @@ pub(crate) struct ScaledCodes<'a> {
     factor: Option<f32>,
 }
 
-impl Scaled {
-    /// Its parts, checked.
-    ///
-    /// # Errors
-    /// A part that is missing, or has another type or shape.
-    pub(crate) fn find<'a>(&self, parts: &Parts<'_, 'a>) -> Result<ScaledCodes<'a>> {
-        let (codes, scales) = (parts.get(&self.parts.codes)?, parts.get(&self.parts.scales)?);
-        parts.shaped(&codes, &[parts.shape])?;
-        let grid = Grid::new(parts.shape, self.block);
-        grid.check(parts, &scales)?;
-        let (codes, scales) = (parts.typed(&codes, &CODES)?, parts.typed(&scales, &SCALES)?);
-        Ok(ScaledCodes { codes, scales, grid, factor: self.factor })
-    }
+/// Its parts, checked.
+///
+/// # Errors
+/// A part that is missing, or has another type or shape.
+pub(crate) fn find<'a>(format: &Scaled, parts: &Parts<'_, 'a>) -> Result<ScaledCodes<'a>> {
+    let (codes, scales) = (parts.get(&format.parts.codes)?, parts.get(&format.parts.scales)?);
+    parts.shaped(&codes, &[parts.shape])?;
+    let grid = Grid::of_scales(parts, &scales, format.block)?;
+    let (codes, scales) = (parts.typed(&codes, &CODES)?, parts.typed(&scales, &SCALES)?);
+    Ok(ScaledCodes { codes, scales, grid, factor: format.factor })
 }
 
 impl Codes for ScaledCodes<'_> {
@@ -85,7 +54,7 @@ impl Codes for ScaledCodes<'_> {
     fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<ScaledChunk<'s>> {
         let [codes, scales, ..] = &mut scratch.parts;
         Ok(ScaledChunk {
-            dtype: self.codes.dtype(),
+            dtype: self.codes.dtype,
             scales: Scales::read(&self.scales, self.grid.scales(&elements), scales)?,
             first: elements.start,
             codes: self.codes.read(elements, codes)?,

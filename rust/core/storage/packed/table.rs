@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::Format;
+use super::format::Format;
 use crate::error::{Error, Kind, Result};
 
 /// Packed tensors by their logical names.
