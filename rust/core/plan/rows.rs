@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
 use super::encoding::Role;
 use super::job::{Job, PartOf};
-use crate::dtype::{elements, Dtype};
+use crate::dtype::{elements as count, Dtype};
 
 /// For `deserialize_with`.
 pub(super) fn jobs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Job>, D::Error> {
@@ -63,7 +63,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             .ok_or_else(|| A::Error::custom(format_args!("type `{}`", dtype.escape_debug())))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
         let overflows = || A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug()));
-        let elements = dtype.bytes(&shape).and_then(|_| elements(&shape)).ok_or_else(overflows)?;
+        let elements = dtype.bytes(&shape).and_then(|_| count(&shape)).ok_or_else(overflows)?;
         let shape = self.held(shape);
         let shard = seq.next_element()?.ok_or_else(short(3))?;
         let operation = seq.next_element()?.ok_or_else(short(4))?;
@@ -72,7 +72,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             None => None,
             Some((encoding, role, logical, shape)) => {
                 // Far below where bytes or offsets of anything computed would overflow.
-                let elements = elements(&shape).filter(|n| *n < 1 << 56).ok_or_else(overflows)?;
+                let elements = count(&shape).filter(|n| *n < 1 << 56).ok_or_else(overflows)?;
                 let name = if *logical == *name { Arc::clone(&name) } else { logical.into() };
                 Some(Box::new(PartOf { encoding, role, name, shape: self.held(shape), elements }))
             }

@@ -6,5 +6,5 @@ pub(crate) mod form;
 mod make;
 mod original;
 pub(crate) mod packed;
-mod patch;
+pub(crate) mod patch;
 mod whole;

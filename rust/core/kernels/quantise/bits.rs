@@ -42,11 +42,3 @@ fn fields(bits: u32, codes: &[u8], out: &mut [u8]) {
         last.copy_from_slice(&joined(rest).to_le_bytes()[..n]);
     }
 }
-
-/// Field `index` of packed codes.
-pub(crate) fn field(bits: u32, packed: &[u8], index: usize) -> u8 {
-    let first = index * bits as usize;
-    let low = u16::from(packed[first / 8]);
-    let high = packed.get(first / 8 + 1).map_or(0, |byte| u16::from(*byte));
-    (((low | high << 8) >> (first % 8)) & ((1 << bits) - 1)) as u8
-}

@@ -54,7 +54,8 @@ impl Scaling {
     /// code is the one for zero.
     pub(crate) fn new(scale: f32, zero: f32) -> Self {
         let divisor = if scale.is_finite() && scale != 0.0 { scale } else { f32::INFINITY };
-        Scaling { divisor, shift: zero, zero, scale }
+        // What is added where nothing is leaves the sign of zero alone.
+        Scaling { divisor, shift: if zero == 0.0 { -0.0 } else { zero }, zero, scale }
     }
 }
 
@@ -230,6 +231,173 @@ fn encode_as<C: Round>(
                     let (value, code) = code.drawn(*x / by.divisor + by.shift, *draw);
                     *slot = code as u8;
                     *out = (value - by.zero) * by.scale;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::kernels::codes::{e2m1, widen_code};
+    use crate::kernels::narrow::{narrow, Rounding};
+    use crate::kernels::quantise::bits::{bytes, pack};
+    use crate::kernels::Level;
+
+    const CODES: [Code; 7] = [
+        Code::E4M3,
+        Code::E5M2,
+        Code::E2M1,
+        Code::Signed(8),
+        Code::Offset(3),
+        Code::Offset(4),
+        Code::Offset(8),
+    ];
+
+    fn one() -> Scaling {
+        Scaling::new(1.0, 0.0)
+    }
+
+    /// All bf16 numbers, and what lies between them.
+    fn numbers() -> Vec<f32> {
+        (0..=u16::MAX).flat_map(|bits| [0, 0x7FFF, 0x8000, 0x8001].map(|low| f32::from_bits(u32::from(bits) << 16 | low))).collect()
+    }
+
+    #[test]
+    fn eight_bit_floats_as_narrowed_but_clamped() {
+        let x = numbers();
+        for (code, dtype, top) in [(Code::E4M3, Dtype::F8E4M3, 448.0f32), (Code::E5M2, Dtype::F8E5M2, 57344.0)] {
+            let mut clamped: Vec<f32> = x.iter().map(|x| if x.is_nan() { *x } else { x.clamp(-top, top) }).collect();
+            let mut want = vec![0; x.len()];
+            narrow(Level::SCALAR, dtype, &mut clamped, Rounding::Nearest, &mut want);
+            for level in Level::available() {
+                let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+                encode(level, code, &x, x.len(), &[one()], None, &mut codes, &mut out);
+                let mut back = vec![0f32; x.len()];
+                widen_code(level, dtype, &codes, &mut back);
+                for i in 0..x.len() {
+                    if x[i].is_nan() {
+                        assert!(back[i].is_nan() && out[i].is_nan());
+                    } else {
+                        assert_eq!(codes[i], want[i], "{} {}", x[i], level.name());
+                        assert_eq!(out[i].to_bits(), back[i].to_bits());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn four_bit_floats_to_the_nearest_and_ties_to_even() {
+        let table = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let nearest = |x: f32| {
+            let distance = |code: usize| (f64::from(table[code]) - f64::from(x.abs().min(6.0))).abs();
+            let best = (0..8).map(distance).fold(f64::MAX, f64::min);
+            let code = (0..8).filter(|code| distance(*code) == best).max_by_key(|code| *code % 2 == 0).unwrap_or(0);
+            if x.is_nan() { 0 } else { code as u8 | u8::from(x.is_sign_negative()) << 3 }
+        };
+        let x = numbers();
+        for level in Level::available() {
+            let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+            encode(level, Code::E2M1, &x, x.len(), &[one()], None, &mut codes, &mut out);
+            let mut back = vec![0f32; x.len()];
+            e2m1(level, &codes, &mut back);
+            for i in 0..x.len() {
+                assert_eq!(codes[i], nearest(x[i]), "{}", x[i]);
+                assert_eq!(out[i].to_bits(), back[i].to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn integers_to_the_nearest_and_clamped() {
+        let x = numbers();
+        for level in Level::available() {
+            for bits in 2..=8 {
+                let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+                let by = Scaling::new(0.25, 1.0);
+                encode(level, Code::Offset(bits), &x, x.len(), &[by], None, &mut codes, &mut out);
+                let half = f64::from(1u32 << (bits - 1));
+                for i in 0..x.len() {
+                    let y = f64::from(x[i] / 0.25 + 1.0);
+                    let want = if y.is_nan() { 0.0 } else { y.clamp(-half, half - 1.0).round_ties_even() };
+                    assert_eq!(f64::from(codes[i]), want + half, "{} {bits}", x[i]);
+                    assert_eq!(f64::from(out[i]), (want - 1.0) * 0.25);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_and_every_division_into_groups_gives_the_same() {
+        let numbers: Vec<f32> = (0..1000).map(|i: i32| (i.wrapping_mul(7919) % 2003 - 1001) as f32 * 1e-4).collect();
+        for (n, wide) in [(1, 1), (5, 3), (512, 128), (96, 32), (100, 16), (1000, 1000), (640, 48)] {
+            let x = &numbers[..n];
+            let count = n.div_ceil(wide);
+            let by: Vec<Scaling> = (0..count).map(|g| Scaling::new(1e-3 * (g + 1) as f32, 0.0)).collect();
+            let pairs: Vec<_> = by.iter().map(|s| Some([*s, Scaling::new(s.scale * 1.5, 0.0)])).collect();
+            for code in CODES {
+                let (mut firsts, mut codes, mut out) = (Vec::new(), vec![0; n], vec![0f32; n]);
+                for level in Level::available() {
+                    let mut seen = vec![Seen::default(); count];
+                    look(level, x, &vec![0.0; n], wide, &mut seen);
+                    let mut sums = vec![[0f64; 2]; count];
+                    errors(level, code, x, wide, &pairs, &mut sums);
+                    encode(level, code, x, wide, &by, None, &mut codes, &mut out);
+                    for (g, group) in x.chunks(wide).enumerate() {
+                        let high = group.iter().fold(0f32, |a, b| a.max(*b));
+                        let low = group.iter().fold(0f32, |a, b| a.max(-*b));
+                        assert_eq!((seen[g].high, seen[g].low, seen[g].non_finite), (high, low, 0));
+                        let square = |(x, v): (&f32, &f32)| f64::from((x - v) / by[g].scale).powi(2);
+                        let want: f64 = group.iter().zip(&out[g * wide..]).map(square).sum();
+                        assert!((sums[g][0] - want).abs() <= 1e-5 * want + 1e-9, "{code:?} {} {want}", sums[g][0]);
+                    }
+                    firsts.push((seen, sums, codes.clone(), out.clone()));
+                }
+                assert!(firsts.windows(2).all(|pair| pair[0] == pair[1]));
+            }
+        }
+    }
+
+    #[test]
+    fn draws_go_down_or_up_by_the_distance() {
+        let x: Vec<f32> = (0..600).map(|i| (i - 300) as f32 * 0.019).collect();
+        for code in CODES {
+            let mut sums = vec![0f64; x.len()];
+            let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+            let by = Scaling::new(if code.top() < 6.0 { 2.0 } else { 1.0 }, 0.0);
+            for draw in 0..256u32 {
+                let draws = vec![draw << 24 | 1 << 23; x.len()];
+                for level in Level::available() {
+                    encode(level, code, &x, x.len(), &[by], Some(&draws), &mut codes, &mut out);
+                }
+                sums.iter_mut().zip(&out).for_each(|(sum, x)| *sum += f64::from(*x) / 256.0);
+            }
+            let top = f64::from(code.top() * by.scale);
+            for (x, mean) in x.iter().zip(&sums) {
+                let x = f64::from(*x);
+                assert!((mean - x.min(top)).abs() < 0.02, "{code:?} {x} {mean}");
+            }
+        }
+    }
+
+    #[test]
+    fn fields_are_dense_from_the_lowest_bit_on() {
+        for level in Level::available() {
+            for bits in 2..=8 {
+                for n in [0, 1, 7, 8, 9, 33, 64] {
+                    let codes: Vec<u8> = (0..n).map(|i| (i * 37 % (1 << bits)) as u8).collect();
+                    let mut out = vec![0xFF; bytes(bits, n)];
+                    pack(level, bits, &codes, &mut out);
+                    for (i, code) in codes.iter().enumerate() {
+                        let bit = |at: usize| out[at / 8] >> (at % 8) & 1;
+                        let found = (0..bits as usize).fold(0, |sum, b| sum | bit(i * bits as usize + b) << b);
+                        assert_eq!(found, *code);
+                    }
+                    let spare = out.len() * 8 - n * bits as usize;
+                    assert!(spare == 0 || out[out.len() - 1] >> (8 - spare) == 0);
                 }
             }
         }

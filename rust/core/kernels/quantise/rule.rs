@@ -74,6 +74,8 @@ pub(crate) struct Setting {
     pub global: Option<Global>,
     /// Whether zero has a code of its own in each group.
     pub zeros: bool,
+    /// The type in which the rule's own tool computes: that of the numbers.
+    pub tool: ScaleType,
     /// The scale may not be so small that an element is clamped: what is rounded by draws would be off on average.
     pub covering: bool,
 }
@@ -149,10 +151,10 @@ impl Setting {
                 let scale = reciprocal(amax, top).filter(|r| r.is_finite()).map_or(amax / top, |r| 1.0 / r);
                 exponent(up(scale.max(f32::MIN_POSITIVE).to_bits()))
             }
-            Rule::Ct448 => plain(self.or_epsilon(scales.round(amax / top))),
-            Rule::Ct127 => plain(self.or_epsilon(scales.round(amax / self.middle()))),
+            Rule::Ct448 => plain(self.or_epsilon(self.tool.round(amax / top))),
+            Rule::Ct127 => plain(self.or_epsilon(self.tool.round(amax / self.middle()))),
             Rule::Ct if self.zeros => Some(self.range(seen)),
-            Rule::Ct => plain(self.or_epsilon(scales.round(amax / self.middle()))),
+            Rule::Ct => plain(self.or_epsilon(self.tool.round(amax / self.middle()))),
             Rule::Pair => {
                 let scale = (seen.high / top).max(seen.low / self.code.bottom());
                 plain(if scale > 0.0 { scale } else { 1.0 })
@@ -176,14 +178,14 @@ impl Setting {
 
     fn or_epsilon(&self, scale: f32) -> f32 {
         if scale == 0.0 {
-            self.scales.epsilon()
+            self.tool.epsilon()
         } else {
             scale
         }
     }
 
     fn under_global(&self, amax: f32) -> Fresh {
-        let (sixth, none) = (amax / self.code.top(), Fresh { bits: 0, zero: 0.0, reciprocal: None });
+        let (sixth, none) = (self.tool.round(amax / self.code.top()), Fresh { bits: 0, zero: 0.0, reciprocal: None });
         let (scale, if_zero) = match self.global {
             None => return none,
             Some(Global::Times(global)) => (amax / (self.code.top() * global), 1.0),
@@ -195,7 +197,7 @@ impl Setting {
 
     /// From the smallest to the largest number, with zero among them.
     fn range(&self, seen: &Seen) -> Fresh {
-        let (fl, steps) = (|x: f32| self.scales.round(x), self.code.top() + self.code.bottom());
+        let (fl, steps) = (|x: f32| self.tool.round(x), self.code.top() + self.code.bottom());
         let scale = self.or_epsilon(fl(fl(seen.high + seen.low) / steps));
         let zero = fl(-self.code.bottom() - fl(-seen.low / scale)).clamp(-self.code.bottom(), self.code.top());
         Fresh { bits: self.scales.bits(scale), zero: zero.round_ties_even(), reciprocal: None }
@@ -206,16 +208,16 @@ impl Setting {
     pub(crate) fn quotients(&self, fresh: &Fresh, x: &mut [f32]) -> Scaling {
         let scale = self.scale(fresh.bits);
         let plain = Scaling::new(scale, fresh.zero);
-        let fl = |x: f32| self.scales.round(x);
+        let fl = |x: f32| self.tool.round(x);
         let in_type = matches!(self.rule, Rule::Ct448 | Rule::Ct127 | Rule::Ct);
         if let Some(reciprocal) = fresh.reciprocal {
             x.iter_mut().for_each(|x| *x *= reciprocal);
-        } else if in_type && matches!(self.scales, ScaleType::BF16 | ScaleType::F16) {
+        } else if in_type && self.tool != ScaleType::F32 {
             x.iter_mut().for_each(|x| *x = fl(fl(*x / plain.divisor) + plain.shift));
         } else {
             return plain;
         }
-        Scaling { divisor: 1.0, shift: 0.0, ..plain }
+        Scaling { divisor: 1.0, shift: -0.0, ..plain }
     }
 }
 
