@@ -216,24 +216,42 @@ fn encode_as<C: Round>(
 ) {
     let groups = x.chunks(wide).zip(scalings).zip(codes.chunks_mut(wide).zip(out.chunks_mut(wide)));
     match draws {
-        None => {
-            for ((x, by), (codes, out)) in groups {
-                for ((x, slot), out) in x.iter().zip(codes.iter_mut()).zip(out.iter_mut()) {
-                    let (value, code) = code.nearest(*x / by.divisor + by.shift);
-                    *slot = code as u8;
-                    *out = (value - by.zero) * by.scale;
-                }
-            }
-        }
+        None => groups.for_each(|((x, by), (codes, out))| each_code(x, x, codes, out, |x, _| one_code(by, x, |y| code.nearest(y)))),
         Some(draws) => {
             for (((x, by), (codes, out)), draws) in groups.zip(draws.chunks(wide)) {
-                for (((x, slot), out), draw) in x.iter().zip(codes.iter_mut()).zip(out.iter_mut()).zip(draws) {
-                    let (value, code) = code.drawn(*x / by.divisor + by.shift, *draw);
-                    *slot = code as u8;
-                    *out = (value - by.zero) * by.scale;
-                }
+                each_code(x, draws, codes, out, |x, draw| one_code(by, x, |y| code.drawn(y, draw)));
             }
         }
+    }
+}
+
+/// The code of an element, and the number that it stands for.
+#[inline(always)]
+fn one_code(by: &Scaling, x: f32, round: impl Fn(f32) -> (f32, u32)) -> (u8, f32) {
+    let (value, code) = round(x / by.divisor + by.shift);
+    (code as u8, (value - by.zero) * by.scale)
+}
+
+/// [`LANES`] at a time: groups are too short for what a compiler makes of a loop of any length.
+#[inline(always)]
+fn each_code<T: Copy>(
+    x: &[f32],
+    with: &[T],
+    codes: &mut [u8],
+    out: &mut [f32],
+    one: impl Fn(f32, T) -> (u8, f32),
+) {
+    let (xs, x) = x.as_chunks::<LANES>();
+    let (withs, with) = with.as_chunks::<LANES>();
+    let (codess, codes) = codes.as_chunks_mut::<LANES>();
+    let (outs, out) = out.as_chunks_mut::<LANES>();
+    for (((x, with), codes), out) in xs.iter().zip(withs).zip(codess).zip(outs) {
+        for lane in 0..LANES {
+            (codes[lane], out[lane]) = one(x[lane], with[lane]);
+        }
+    }
+    for (((x, with), code), out) in x.iter().zip(with).zip(codes).zip(out) {
+        (*code, *out) = one(*x, *with);
     }
 }
 
