@@ -55,7 +55,7 @@ pub fn in_place(
         check_length(job, target)?;
         let inputs = onto_itself(&plan, &sources, job)?;
         let program = Program::new(&plan, index, inputs, level, monitor, &non_finite)?;
-        if program.prepares() || !Tiler::steps(&program) {
+        if program.prepares() || !Tiler::steps(&program) || job.packed.is_some() {
             return Err(unusable(format!("`{}` cannot be changed in place", job.name.escape_debug())));
         }
         programs.push(program);

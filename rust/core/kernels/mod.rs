@@ -15,6 +15,7 @@ pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
 pub mod philox;
+pub(crate) mod quantise;
 pub(crate) mod rank;
 mod real;
 pub mod stats;

@@ -213,3 +213,18 @@ pub(crate) enum Format {
     Bnb4(Bnb4),
     Mlx(Mlx),
 }
+
+impl Format {
+    /// The type of plain output, which packed tensors are computed as.
+    pub(crate) fn dtype(&self) -> Dtype {
+        match self {
+            Format::Scaled(format) => format.dtype.0,
+            Format::E2m1(format) => format.dtype.0,
+            Format::PackedInt(format) => format.dtype.0,
+            Format::Gptq(format) => format.dtype.0,
+            Format::Awq(format) => format.dtype.0,
+            Format::Bnb4(format) => format.dtype.0,
+            Format::Mlx(format) => format.dtype.0,
+        }
+    }
+}
