@@ -22,6 +22,7 @@ from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.adapters import fitted, tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
+from taskvec.plan.merge_packed import merge_form, packed_findings
 from taskvec.plan.plan import PlanRecord
 from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
 from taskvec.recipe.expand import expand, sources
@@ -79,9 +80,11 @@ def plan_recipe(
     assert isinstance(config_from, Model)
     found = _findings(merge, opened, config_from, recipe)
     found += tie_findings([*adapters.values(), *_alone(opened)])
-    found = enforce(in_order(found), settings.force)
-    refuse_conversion(found, settings)
-    draft = Draft(config_from, _role(merge.config_from, merge))
+    found += packed_findings(merge, opened)
+    refuse_conversion(enforce(in_order(found), settings.force), settings)
+    form = merge_form(merge, opened, config_from, recipe.selection, settings)
+    found = enforce(in_order([*found, *form.findings]), settings.force)
+    draft = Draft(config_from, _role(merge.config_from, merge), is_packed=form.is_packed)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
         for number, ref in enumerate(merge.models)
@@ -96,7 +99,11 @@ def plan_recipe(
         operation = operations[tensor.operation]
         if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
             inputs, operation = [(numbers[model], stored)], copy
-        draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
+        if form.is_packed and stored in template.packed:
+            place = draft.source(template, _role(model, merge)), stored
+            draft.packed_tensor(tensor.name, place, operation, inputs)
+        else:
+            draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
     return draft.finish(
         alphas=merge.alphas,
         settings=settings,

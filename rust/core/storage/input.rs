@@ -8,7 +8,7 @@ use super::dense::Dense;
 use super::source::Buffer;
 use super::target::Target;
 use super::wanted::Wanted;
-use super::{assembled, exact_elements, lora, sparse, Storage};
+use super::{assembled, exact_elements, lora, packed, sparse, Storage};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -16,7 +16,7 @@ use crate::error::Result;
 type Find = for<'a> fn(&Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>>;
 
 /// The storages that are made of several stored tensors, in the order in which they are asked: a new one is a line.
-const COMPOSED: &[Find] = &[sparse::find];
+const COMPOSED: &[Find] = &[sparse::find, packed::find];
 
 /// A tensor in its storage.
 pub(crate) struct Input<'a> {

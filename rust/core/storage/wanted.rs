@@ -16,6 +16,8 @@ pub(crate) struct Wanted<'w, 'a> {
     pub shape: &'w [u64],
     /// Elements.
     pub elements: u64,
+    /// It is a stored tensor by its own name, whatever logical tensor it is a part of.
+    pub stored: bool,
     /// All sources of the plan.
     pub sources: &'w [Source],
     /// The same, opened.

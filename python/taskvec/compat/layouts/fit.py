@@ -50,7 +50,7 @@ def fitted(other: Model, base: Model) -> Model:
         pieces = _pieces(own, weights)
         if pieces is None or _is_itself(name, info, pieces, other):
             continue
-        assembled[name] = Assembled(info.shape, pieces)
+        assembled[name] = Assembled(info.shape, pieces, _packed_shapes(pieces, other))
         infos[name] = _info(name, info.shape, pieces, other)
     if not assembled:
         return other
@@ -100,6 +100,11 @@ def _pieces(own: list[View], weights: Weights) -> tuple[Piece, ...] | None:
         sizes, to_strides, strides = box
         pieces.append(Piece(stored[0], sizes, view.first, to_strides, stored[1].first, strides))
     return tuple(pieces)
+
+
+def _packed_shapes(pieces: tuple[Piece, ...], other: Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of the packed weights among the stored tensors: headers do not have them."""
+    return {piece.name: other.tensors[piece.name].shape for piece in pieces if piece.name in other.packed}
 
 
 def _is_itself(name: str, info: TensorInfo, pieces: tuple[Piece, ...], other: Model) -> bool:

@@ -63,7 +63,10 @@ def _with_rows(model: Model, base: Model, rows: dict[str, int]) -> Model:
         if count < shape[0]:
             pieces += (Piece("", ((shape[0] - count) * width,), count * width, (1,), 0, (0,)),)
         own = model.tensors[name]
-        assembled[name] = Assembled(shape, pieces)
+        shapes = known.shapes if known is not None else {}
+        if known is None and name in model.packed:
+            shapes = {name: model.tensors[name].shape}
+        assembled[name] = Assembled(shape, pieces, shapes)
         nbytes = own.nbytes // max(1, own.shape[0]) * count
         tensors[name] = TensorInfo(name, own.dtype, shape, nbytes, own.file)
     weights = model.weights
