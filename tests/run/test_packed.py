@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import taskvec as tv
-from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes
+from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
 from support.packed import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
 
@@ -424,6 +424,36 @@ def test_the_same_packed_bytes_for_any_threads_and_shards(tmp_path: Path, name: 
         tv.transfer(*trio, tmp_path / f"out{shards}", threads=threads)
         found.append(stored_bytes(tmp_path / f"out{shards}"))
     assert found[0] == found[1]
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """Written as they are stored; plain twins have other axes, so that nothing plain is written."""
+    way = BY_NAME["DeepSeek FP4"]
+    rng = np.random.default_rng(0)
+    folders, values = [], []
+    for role in ("target", "donor", "reference"):
+        weight = rng.standard_normal((128, 96)).astype(np.float32) * 0.02
+        parts = way.pack(weight)
+        values.append(way.unpack(parts, (128, 96)).reshape(2, 64, 96))
+        stored = {
+            "model.norm.weight": np.ones(8, DTYPES["BF16"]),
+            "e.gate_up_proj_blocks": parts[".weight"].view(np.uint8).reshape(2, 64, 3, 16),
+            "e.gate_up_proj_scales": parts[".scale"].view(np.uint8).reshape(2, 64, 3),
+        }
+        folders.append(
+            write_checkpoint(tmp_path / role, stored, {"quantization_config": {"quant_method": "mxfp4"}})
+        )
+    assert np.array_equal(tv.open(folders[0])["e.gate_up_proj"], values[0])
+    tv.transfer(*folders, tmp_path / "out")
+    exact = values[0] + (values[1] - values[2])
+    got = tv.open(tmp_path / "out")["e.gate_up_proj"]
+    assert np.linalg.norm(got - exact) < 0.15 * np.linalg.norm(exact)
+    for call in (
+        tv.plan_transfer,
+        lambda target, *_, out_dtype: tv.plan_convert(target, out_dtype=out_dtype),
+    ):
+        with pytest.raises(RecipeError, match="rows and columns exchanged"):
+            call(*folders, out_dtype="bfloat16")
 
 
 # --- convert
