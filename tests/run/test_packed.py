@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import taskvec as tv
-from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes
+from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
 from support.packed import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
 
@@ -310,6 +310,215 @@ def test_formats_that_are_read_and_not_written(tmp_path: Path, name: str) -> Non
     report = tv.transfer(*trio, tmp_path / "out")
     assert "quantised-output" in ids(report.findings)
     near(read_tensors(tmp_path / "out")[UP], values, UP)
+
+
+# --- the target's own format
+
+WRITTEN = [
+    way
+    for way in WAYS
+    if way.name.startswith(("block", "FP8", "FBGEMM", "DeepSeek", "Mistral", "CT", "ModelOpt", "single"))
+]
+
+
+def stored_bytes(folder: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in read_tensors(folder).items()}
+
+
+@pytest.mark.parametrize("way", WRITTEN, ids=str)
+def test_identities_hold_to_the_byte(tmp_path: Path, way: Way) -> None:
+    trio, _ = packed_trio(tmp_path, way, shards=2)
+    target, donor, reference = map(stored_bytes, trio)
+    tv.transfer(*trio, tmp_path / "zero", alpha=0.0)
+    assert list(stored_bytes(tmp_path / "zero").items()) == list(target.items())
+    tv.transfer(trio.reference, trio.donor, trio.reference, tmp_path / "one")
+    assert stored_bytes(tmp_path / "one") == donor
+    tv.transfer(trio.target, trio.reference, trio.reference, tmp_path / "none", force="zero-vector")
+    assert stored_bytes(tmp_path / "none") == target
+    assert reference != donor
+
+
+@pytest.mark.parametrize("way", WRITTEN, ids=str)
+def test_the_output_is_a_checkpoint_like_the_target(tmp_path: Path, way: Way) -> None:
+    """Same names, types, shapes, files and config; values no further off than packing them afresh."""
+    trio, values = packed_trio(tmp_path, way, shards=2)
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-output" in ids(report.findings)
+    out, target = tv.open(tmp_path / "out"), tv.open(trio.target)
+    assert dict(out.stored) == dict(target.stored)
+    assert {name: each.parts for name, each in out.packed.items()} == {
+        name: each.parts for name, each in target.packed.items()
+    }
+    assert (tmp_path / "out" / "config.json").read_bytes() == (trio.target / "config.json").read_bytes()
+    for name in (each for each in values[0] if is_packed(each)):
+        t, d, r = (each[name].astype(np.float64) for each in values)
+        exact = t + d - r
+        fresh = way.unpack(way.pack(exact.astype(np.float32)), exact.shape)
+        error, other = (np.linalg.norm(each.astype(np.float64) - exact) for each in (out[name], fresh))
+        assert error <= other * 1.2, name
+    assert report.survival is not None
+    assert tv.verify(tmp_path / "out").ok
+
+
+def test_target_asks_for_the_format_of_a_merge(packed: Any, tmp_path: Path) -> None:
+    trio, values = packed
+    models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in (trio.target, trio.donor)]
+    document = {"merge_method": "linear", "models": models, "out_dtype": "target"}
+    tv.merge(document, tmp_path / "out")
+    out = tv.open(tmp_path / "out")
+    assert out.packed.keys() == tv.open(trio.target).packed.keys()
+    mean = 0.5 * (values[0][UP].astype(np.float64) + values[1][UP])
+    assert np.linalg.norm(out[UP] - mean) < 0.03 * np.linalg.norm(mean)
+
+
+def test_several_alphas_in_the_target_format(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    report = tv.transfer(*trio, tmp_path / "out", alpha=[0.0, 0.5, 1.0])
+    assert "quantised-switch" in ids(report.findings)
+    assert stored_bytes(tmp_path / "out" / "alpha=0") == stored_bytes(trio.target)
+    tv.transfer(*trio, tmp_path / "one")
+    assert stored_bytes(tmp_path / "out" / "alpha=1") == stored_bytes(tmp_path / "one")
+
+
+def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("donor", "reference"), step=0.0001)
+    with pytest.raises(CompatibilityError, match="would be left") as caught:
+        tv.transfer(*trio, tmp_path / "out", out_dtype="target")
+    assert "quantised-lost" in ids(caught.value.findings)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="target", force="quantised-lost")
+    assert report.survival is not None
+    tv.transfer(*trio, tmp_path / "random", out_dtype="target", rounding="stochastic")
+    assert tv.transfer(*trio, tmp_path / "plain").survival is not None
+
+
+def test_a_large_plain_vector_may_be_rounded_to_the_format(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("donor", "reference"), step=0.02)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="target")
+    assert "quantised-lost" not in ids(report.findings)
+
+
+def test_stored_parts_come_when_the_target_format_is_asked_for(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    merged = tv.open(trio.target) + (tv.open(trio.donor) - tv.open(trio.reference))
+    merged.save(tmp_path / "out")
+    parts = {name: array.tobytes() for name, array in merged.items(out_dtype="target")}
+    assert parts == stored_bytes(tmp_path / "out")
+
+
+def test_a_plan_runs_again_from_its_bytes(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    for number, dtype in enumerate((None, "bfloat16")):
+        plan = tv.plan_transfer(*trio, out_dtype=dtype)
+        plan.run(tmp_path / f"a{number}")
+        tv.Plan.from_json(plan.json).run(tmp_path / f"b{number}")
+        one, other = (tmp_path / f"{letter}{number}" for letter in "ab")
+        assert stored_bytes(one) == stored_bytes(other)
+        assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["block FP8, F32 scales", "CT INT4 group 32"])
+def test_the_same_packed_bytes_for_any_threads_and_shards(tmp_path: Path, name: str) -> None:
+    found = []
+    for shards, threads in ((1, 1), (3, 2)):
+        trio, _ = packed_trio(tmp_path / str(shards), BY_NAME[name], shards=shards)
+        tv.transfer(*trio, tmp_path / f"out{shards}", threads=threads)
+        found.append(stored_bytes(tmp_path / f"out{shards}"))
+    assert found[0] == found[1]
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """Written as they are stored; plain twins have other axes, so that nothing plain is written."""
+    way = BY_NAME["DeepSeek FP4"]
+    rng = np.random.default_rng(0)
+    folders, values = [], []
+    for role in ("target", "donor", "reference"):
+        weight = rng.standard_normal((128, 96)).astype(np.float32) * 0.02
+        parts = way.pack(weight)
+        values.append(way.unpack(parts, (128, 96)).reshape(2, 64, 96))
+        stored = {
+            "model.norm.weight": np.ones(8, DTYPES["BF16"]),
+            "e.gate_up_proj_blocks": parts[".weight"].view(np.uint8).reshape(2, 64, 3, 16),
+            "e.gate_up_proj_scales": parts[".scale"].view(np.uint8).reshape(2, 64, 3),
+        }
+        folders.append(
+            write_checkpoint(tmp_path / role, stored, {"quantization_config": {"quant_method": "mxfp4"}})
+        )
+    assert np.array_equal(tv.open(folders[0])["e.gate_up_proj"], values[0])
+    tv.transfer(*folders, tmp_path / "out")
+    exact = values[0] + (values[1] - values[2])
+    got = tv.open(tmp_path / "out")["e.gate_up_proj"]
+    assert np.linalg.norm(got - exact) < 0.15 * np.linalg.norm(exact)
+    for call in (
+        tv.plan_transfer,
+        lambda target, *_, out_dtype: tv.plan_convert(target, out_dtype=out_dtype),
+    ):
+        with pytest.raises(RecipeError, match="rows and columns exchanged"):
+            call(*folders, out_dtype="bfloat16")
+
+
+# --- convert
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_convert_to_plain_weights(tmp_path: Path, way: Way) -> None:
+    trio, values = packed_trio(tmp_path, way)
+    tv.convert(trio.target, tmp_path / "out")
+    out = read_tensors(tmp_path / "out")
+    assert list(out) == list(values[0])
+    for name, value in values[0].items():
+        assert np.array_equal(out[name], value.astype(DTYPES["BF16"])), name
+    assert not tv.open(tmp_path / "out").packed
+    assert tv.verify(tmp_path / "out").ok
+
+
+def test_convert_casts(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("target",))
+    tv.convert(trio.target, tmp_path / "out", out_dtype="float32")
+    out = read_tensors(tmp_path / "out")
+    assert all(np.array_equal(out[name], value.astype(np.float32)) for name, value in values[0].items())
+    with pytest.raises(RecipeError, match="plain already"):
+        tv.plan_convert(trio.target)
+
+
+NEW = {
+    "fp8-block": ("block FP8, F32 scales", 0.03),
+    "fp8-channel": ("CT FP8 channel", 0.03),
+    "int8-channel": ("CT INT8", 0.012),
+    "mxfp4": ("CT MXFP4", 0.13),
+    "int4-g32": ("CT INT4 group 32", 0.11),
+}
+
+
+@pytest.mark.parametrize("form", NEW)
+def test_convert_to_a_packed_format(tmp_path: Path, form: str) -> None:
+    name, bound = NEW[form]
+    sizes = {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 4}
+    trio, values = packed_trio(tmp_path, BY_NAME[name], plain=("target",), **sizes)
+    tv.convert(trio.target, tmp_path / "out", out_dtype=form, keep="k_proj")
+    model = tv.open(tmp_path / "out")
+    assert model.unreadable is None
+    wanted = {each for each in values[0] if is_packed(each) and "k_proj" not in each}
+    assert model.packed.keys() == wanted
+    for each, value in values[0].items():
+        value = value.astype(np.float64)
+        error = np.linalg.norm(model[each].astype(np.float64) - value) / (np.linalg.norm(value) or 1.0)
+        assert error < bound if each in wanted else error == 0.0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    plain = config.get("modules_to_not_convert") or config["ignore"]
+    assert "model.layers.0.self_attn.k_proj" in plain
+    assert "model.layers.0.self_attn.q_proj" not in plain
+    tv.convert(tmp_path / "out", tmp_path / "back")
+    assert list(read_tensors(tmp_path / "back")) == list(values[0])
+
+
+def test_convert_refuses_words_that_are_no_form(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("target",))
+    with pytest.raises(RecipeError, match="fp8-blok"):
+        tv.plan_convert(trio.target, out_dtype="fp8-blok")
+    with pytest.raises(RecipeError, match="converted to"):
+        tv.plan_transfer(*trio, out_dtype="fp8-block")
+    with pytest.raises(RecipeError, match="own format already"):
+        tv.plan_convert(trio.donor, out_dtype="target")
 
 
 # --- hostile files

@@ -539,15 +539,22 @@ Values = dict[str, np.ndarray]
 
 
 def packed_trio(
-    root: Path, way: Way, *, plain: tuple[str, ...] = (), shards: int = 1, seed: int = 0
+    root: Path,
+    way: Way,
+    *,
+    plain: tuple[str, ...] = (),
+    shards: int = 1,
+    seed: int = 0,
+    step: float = 0.004,
+    **sizes: Any,
 ) -> tuple[Trio, tuple[Values, Values, Values]]:
     """Target, donor and reference in one format (those named in `plain` in BF16), and the values of each."""
-    config = packed_config(way)
+    config = packed_config(way, **sizes)
     base = random_tensors(qwen2_shapes(config), seed=seed, dtype="F32")
     reference = tuned(base, seed=seed + 2, step=0.003)
     models = {
         "target": tuned(base, seed=seed + 1, step=0.003),
-        "donor": tuned(reference, seed=seed + 3, step=0.004),
+        "donor": tuned(reference, seed=seed + 3, step=step),
         "reference": reference,
     }
     values: list[Values] = []

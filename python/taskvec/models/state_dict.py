@@ -13,7 +13,7 @@ from taskvec._core import blake3_hex
 from taskvec.dtypes import TYPES
 from taskvec.errors import FormatError
 from taskvec.models.model import Model, TensorInfo
-from taskvec.models.quantised.recognise import recognise
+from taskvec.models.quantised.recognise import SAMPLE, recognise
 from taskvec.models.storage import plain
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def in_memory(
         stored,
         config or {},
         {},
-        lambda names: {each: bytes(arrays[each]) for each in names if each in arrays},
+        lambda names: {each: bytes(arrays[each][:SAMPLE]) for each in names if each in arrays},
     )
     return Model(
         spec=f"<{name}>",

@@ -15,6 +15,7 @@ from taskvec.models.model import Model
 from taskvec.models.source import pinned
 from taskvec.plan.draft import Draft
 from taskvec.plan.new_formats import NEW_FORMATS, NewFormat, plain_modules
+from taskvec.plan.packed_output import hold_plain
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import TARGET, Settings, float_dtype, written
 from taskvec.text import listed
@@ -49,6 +50,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     found = list(check_formats([("model", model)], list(model.tensors)))
     found += check_files("model", model)
     found = enforce([*found, *_findings(model, form)], settings.force)
+    hold_plain(model)
     draft = Draft(model, "model")
     copy = draft.operation({"kind": "copy"})
     chosen = _chosen(model, form, keep) if form is not None else frozenset()

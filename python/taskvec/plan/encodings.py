@@ -27,8 +27,7 @@ def rule(form: Format, config: Mapping[str, Any]) -> str:
     is_compressed_tensors = facts.get("quant_method") == "compressed-tensors"
     parameters = dict(form.parameters)
     if form.kind == "packed_int":
-        # files whose lowest code is not in use lose by it; Kimi's are trained with 15 of 16 codes
-        return "amax_7" if parameters["bits"] == 4 and _is_kimi(config) else "pair"
+        return "amax_7" if form.is_symmetric else "pair"
     if form.kind == "e2m1":
         return "nvfp4" if parameters["group"] == 16 else "mx_ct" if is_compressed_tensors else "mx_rceil"
     if form.scale in ("U8", "F8_E8M0"):
@@ -38,9 +37,3 @@ def rule(form: Format, config: Mapping[str, Any]) -> str:
     if facts.get("scale_fmt") == "ue8m0":
         return "ue8m0"
     return "ct_448" if is_compressed_tensors else "amax_448"
-
-
-def _is_kimi(config: Mapping[str, Any]) -> bool:
-    inner = config.get("text_config")
-    kinds = [source.get("model_type") for source in (config, inner) if isinstance(source, dict)]
-    return any(str(kind).startswith("kimi") for kind in kinds)

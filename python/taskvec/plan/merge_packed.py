@@ -10,7 +10,7 @@ from taskvec.compat.quantised import Pair, check_difference, check_ranking
 from taskvec.errors import RecipeError
 from taskvec.methods.operation import COPY
 from taskvec.models.model import Model
-from taskvec.plan.packed_output import PLAIN, Computed, OutputForm, output_form
+from taskvec.plan.packed_output import PLAIN, Computed, OutputForm, hold_plain, output_form
 from taskvec.settings import TARGET, Settings
 
 if TYPE_CHECKING:
@@ -61,15 +61,15 @@ def merge_form(
     RecipeError
         The base's own format is asked for, and cannot be written.
     """
-    if not base.packed or settings.out_dtype not in (None, TARGET):
-        return PLAIN
-    if any(tensor.name not in base.tensors for tensor in merge.tensors) and _has_more(base):
+    is_kept = base.packed and settings.out_dtype in (None, TARGET)
+    if is_kept and any(tensor.name not in base.tensors for tensor in merge.tensors) and _has_more(base):
         if settings.out_dtype == TARGET:
             raise RecipeError(
                 f"layers of `{base.spec}` cannot be put into a new order in its own format: scales of "
                 "activations belong to their places",
                 "write plain weights: `bfloat16`, `float16` or `float32`",
             )
+        hold_plain(base)
         return PLAIN
     return output_form(base, _computed(merge, opened, selection), settings)
 

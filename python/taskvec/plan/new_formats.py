@@ -53,7 +53,10 @@ class NewFormat(NamedTuple):
 
     def format(self, dtype: str) -> Format:
         """The format with the type of arithmetic of its source."""
-        ends = tuple((part.part, part.end.removeprefix(".weight")) for part in self.parts)
+        # the shape is written, and not read: it is in the plan
+        ends = tuple(
+            (each.part, each.end.removeprefix(".weight")) for each in self.parts if each.part != "shape"
+        )
         return Format(self.kind, dtype, "", ends, self.parameters, "", self.words)
 
     def fits(self, info: TensorInfo) -> bool:

@@ -26,6 +26,8 @@ class Format(NamedTuple):
         The type of the scales; empty where the words do not need it.
     words : str
         What its users call it, with block and type of the scales.
+    is_symmetric : bool
+        The lowest of its integers, which has no counterpart above zero, is not in use.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Format(NamedTuple):
     parameters: tuple[tuple[str, Any], ...]
     scale: str
     words: str
+    is_symmetric: bool = False
 
     def document(self) -> dict[str, Any]:
         """The format as the engine's part of a plan has it."""

@@ -24,6 +24,7 @@ from taskvec.models.quantised.rules import ANCHORS, NOT_READ, PARTS_ALONE, Rule,
 Read = Callable[[Sequence[str]], Mapping[str, bytes]]
 Stored = Mapping[str, TensorInfo]
 
+SAMPLE = 1 << 16
 METHODS = frozenset({
     "", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq", "bitsandbytes", "mlx",
 })  # fmt: skip
@@ -53,8 +54,8 @@ def recognise(
     files : mapping
         The files beside it that declare a format, parsed, by name.
     read : callable
-        Gives the bytes of some small tensors by name; called once, and only where the headers leave a shape
-        open.
+        Gives the bytes of some tensors by name, the first `SAMPLE` of each; called once, for what headers and
+        config leave open.
     """
     plain = Recognised(stored, MappingProxyType({}))
     anchors = [name for name in stored if name.endswith(ANCHORS)]
@@ -95,6 +96,7 @@ class _Table:
 
     def of(self, found: Sequence[tuple[Rule, str]]) -> Recognised:
         contents = self.read(_open_questions(found, self.stored, self.declared))
+        self.is_symmetric = _lacks_lowest(contents, self.stored)
         by_codes: dict[str, tuple[str, Packed, TensorInfo]] = {}
         used: set[str] = set()
         for rule, stem in found:
@@ -175,7 +177,8 @@ class _Table:
         else:
             form, shape = _DECIDE[rule.way](name, infos, self.declared)
         kept = tuple(end for end in ends if end[0] not in NOT_READ)
-        form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept)
+        is_symmetric = self.is_symmetric and rule.way == "pack" and dict(form.parameters)["bits"] == 4
+        form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept, is_symmetric=is_symmetric)
         return self.formats.setdefault(form, form), shape
 
     def _hold_plain(self, info: TensorInfo) -> None:
@@ -212,7 +215,16 @@ def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared:
                 is_open[key] = _is_width_open(codes, scales, declared_schemes)
             if is_open[key]:
                 names.append(f"{stem}_shape")
+    # how scales were made shows in the codes alone: a sample of one weight tells
+    if declared_schemes and all(each.bits == 4 for each in declared_schemes):
+        names += [stem + rule.codes for rule, stem in found if rule.way == "pack" and rule.codes][:1]
     return names
+
+
+def _lacks_lowest(contents: Mapping[str, bytes], stored: Stored) -> bool:
+    """Whether a sample of four-bit codes has none that is zero, the lowest integer."""
+    codes = next((data for name, data in contents.items() if stored[name].dtype == "I32"), None)
+    return bool(codes) and all(byte & 0x0F and byte & 0xF0 for byte in codes or b"")
 
 
 def _is_width_open(codes: TensorInfo, scales: TensorInfo, declared: Sequence[Any]) -> bool:
