@@ -275,3 +275,82 @@ def test_a_saved_vector_of_another_layout(
     tv.extract(*paths, out=tmp_path / "v")
     tv.apply(save(tmp_path / "t", LAYOUTS[mine](target)), tmp_path / "v", out=tmp_path / "out")
     same(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](plain))
+
+
+BLOCK = 8
+FP8 = {
+    "torch_dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+    },
+}
+
+
+def quantised(model: Tensors) -> Tensors:
+    """The model with its experts in blocks of FP8, and scales in float32."""
+    made: Tensors = {}
+    for name, value in model.items():
+        if ".experts." not in name:
+            made[name] = value
+            continue
+        rows, columns = value.shape[-2] // BLOCK, value.shape[-1] // BLOCK
+        blocks = value.astype(np.float32).reshape(*value.shape[:-2], rows, BLOCK, columns, BLOCK)
+        scale = np.abs(blocks).max((-3, -1)) / np.float32(448)
+        codes = (blocks / scale[..., :, None, :, None]).reshape(value.shape)
+        made[name] = codes.astype(ml_dtypes.float8_e4m3fn)
+        made[f"{name}_scale_inv"] = scale.astype(np.float32)
+    return made
+
+
+def decoded(model: Tensors) -> Tensors:
+    """The same as plain numbers, in float32."""
+    made: Tensors = {}
+    for name, value in model.items():
+        if f"{name}_scale_inv" in model:
+            scale = model[f"{name}_scale_inv"].repeat(BLOCK, -2).repeat(BLOCK, -1)
+            made[name] = value.astype(np.float32) * scale
+        elif not name.endswith("_scale_inv"):
+            made[name] = value
+    return made
+
+
+def near(one: Tensors, other: Tensors) -> None:
+    """Equal up to a rounding to bfloat16: one of them may have been computed in a wider type."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert np.allclose(
+            *(each.astype(np.float32) for each in (value, other[name])), rtol=2**-7, atol=1e-5
+        ), name
+
+
+def test_fused_plain_experts_meet_quantised_ones(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]
+) -> None:
+    target, donor, reference = models
+    stored = quantised(target)
+    plain = transfer(tmp_path / "plain", decoded(stored), donor, reference, out_dtype="bfloat16")
+    paths = [
+        save(tmp_path / "t", stored, FP8),
+        save(tmp_path / "d", fused(donor)),
+        save(tmp_path / "r", fused(reference)),
+    ]
+    tv.transfer(*paths, out=tmp_path / "out", out_dtype="bfloat16")
+    near(load_file(tmp_path / "out" / "model.safetensors"), plain)
+
+
+@pytest.mark.parametrize("layout", ["fused", "wrapped, fused"])
+def test_quantised_experts_in_another_layout(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors], layout: str
+) -> None:
+    target, donor, reference = models
+    moved = [quantised(LAYOUTS[layout](each)) for each in (donor, reference)]
+    same_model = [fused(each) for each in (donor, reference)]
+    plain = transfer(
+        tmp_path / "plain", target, *(decoded(quantised(each)) for each in same_model), out_dtype="bfloat16"
+    )
+    paths = [save(tmp_path / "t", target)]
+    paths += [save(tmp_path / role, each, FP8) for role, each in zip("dr", moved, strict=True)]
+    tv.transfer(*paths, out=tmp_path / "out", out_dtype="bfloat16")
+    near(load_file(tmp_path / "out" / "model.safetensors"), plain)
