@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from taskvec._core import __version__ as __version__
     from taskvec.api import apply as apply
     from taskvec.api import check as check
+    from taskvec.api import convert as convert
     from taskvec.api import diff as diff
     from taskvec.api import extract as extract
     from taskvec.api import inspect as inspect
     from taskvec.api import plan_apply as plan_apply
+    from taskvec.api import plan_convert as plan_convert
     from taskvec.api import plan_extract as plan_extract
     from taskvec.api import plan_transfer as plan_transfer
     from taskvec.api import transfer as transfer
@@ -64,10 +66,12 @@ _MODULES = {
     "api": (
         "apply",
         "check",
+        "convert",
         "diff",
         "extract",
         "inspect",
         "plan_apply",
+        "plan_convert",
         "plan_extract",
         "plan_transfer",
         "transfer",

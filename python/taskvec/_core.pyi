@@ -60,6 +60,12 @@ class Checkpoint:
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start .. start + count`` of one tensor as little-endian float32."""
 
+    def decode(self, format: bytes, name: str, shape: Sequence[int], start: int, count: int) -> bytes:
+        """Elements ``start .. start + count`` of a tensor stored as codes with scales, as little-endian float32.
+
+        ``format`` is JSON, as a plan has it; ``name`` and ``shape`` are those of the logical tensor.
+        """
+
 @final
 class FolderLock:
     """The lock of an output folder, held from ``__enter__`` to ``__exit__``.

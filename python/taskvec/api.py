@@ -318,6 +318,57 @@ def apply(
     return plan.run(out, settings=Settings.of(settings), progress=progress)
 
 
+def plan_convert(
+    model: ModelLike,
+    *,
+    keep: str | Iterable[str] = (),
+    **settings: Unpack[Options],
+) -> Plan:
+    """Say what :func:`convert` would do, from headers alone; takes its arguments but for ``out``."""
+    from taskvec.lazy.plan import Plan
+    from taskvec.plan import convert as planning
+    from taskvec.resolve.open import open as open_model
+
+    record = planning.plan_convert(open_model(model), keep=as_tuple(keep), settings=Settings.of(settings))
+    return Plan.of(record)
+
+
+def convert(
+    model: ModelLike,
+    out: str | os.PathLike[str],
+    *,
+    keep: str | Iterable[str] = (),
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    """Write a checkpoint in another form: dequantised, cast to another type, or quantised.
+
+    Parameters
+    ----------
+    model : str, path or Checkpoint
+        A folder, a hub id, or what :func:`taskvec.open` gave.
+    out : str or path
+        The output folder.
+    keep : str or iterable of str
+        Regular expressions over tensor names: what matches is not packed. Embeddings, head, norms, routers
+        and what has one axis never are.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+    **settings
+        The fields of :class:`taskvec.Settings`. ``out_dtype`` is a float type for all float tensors
+        (``bfloat16``), or a packed format for the linear layers: ``fp8-block``, ``fp8-channel``,
+        ``int8-channel``, ``mxfp4`` or ``int4-g32``, by the rule of the tool that reads it. By default packed
+        weights become plain.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what cannot be read, is missing, damaged or could not be written.
+    """
+    plan = plan_convert(model, keep=keep, **settings)
+    return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
 def diff(
     left: ModelLike | TaskVector,
     right: ModelLike | TaskVector,

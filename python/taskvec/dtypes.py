@@ -43,6 +43,7 @@ TYPES = {
     "F64": ElementType(8, "float64", is_float=True, words=("fp64", "double")),
     "F8_E4M3": ElementType(1, "float8_e4m3fn", True, True, ("fp8_e4m3", "float8_e4m3")),
     "F8_E5M2": ElementType(1, "float8_e5m2", True, True, ("fp8_e5m2",)),
+    "F8_E8M0": ElementType(1, "float8_e8m0fnu", is_extension=True),  # powers of two: scales, no weights
 }
 # Safetensors name -> the name that PyTorch, and so config.json, has for it.
 TORCH_NAMES = {name: kind.numpy for name, kind in TYPES.items() if kind.is_float}

@@ -18,6 +18,10 @@ from taskvec.option import option, options_of, recorded
 from taskvec.text import as_tuple
 
 Rounding = Literal["nearest", "stochastic"]
+# The output type that stands for the target's own form of storage, packed weights included.
+TARGET = "target"
+# Packed formats that a plain checkpoint can be converted to.
+FORMATS = ("fp8-block", "fp8-channel", "int8-channel", "mxfp4", "int4-g32")
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
 _MAX_SEED = 2**64 - 1
@@ -121,7 +125,10 @@ class Settings:
     Parameters
     ----------
     out_dtype : str, optional
-        Float type of every float tensor written (``bfloat16``, ``float32`` …); the target's types by default.
+        Float type of every float tensor written (``bfloat16``, ``float32`` …), or ``target``: the target's
+        types, packed weights in their own format. By default the target's types; a packed weight is written
+        in its own format where all models are stored in it, and plain otherwise. ``convert`` takes the name
+        of a packed format too.
     rounding : {"nearest", "stochastic"}
         Nearest-even, or unbiased by counter-based random draws.
     seed : int
@@ -150,7 +157,8 @@ class Settings:
     # fmt: off
     out_dtype: str | None = option(
         None, section="Arithmetic", metavar="DTYPE", recorded=True,
-        help="Type of the float tensors written: bfloat16, float32, ...  [default: the target's]",
+        help="Type of the float tensors written: bfloat16, float32, ..., or target: packed weights in "
+        "their own format.  [default: the target's]",
     )
     rounding: Rounding = option(
         "nearest", section="Arithmetic", parse="choice", choices=get_args(Rounding), recorded=True,
@@ -196,7 +204,8 @@ class Settings:
             object.__setattr__(self, name, value)
 
         if self.out_dtype is not None:
-            put("out_dtype", parse_dtype(self.out_dtype))
+            word = str(self.out_dtype).strip().lower()
+            put("out_dtype", word if word in (TARGET, *FORMATS) else parse_dtype(self.out_dtype))
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"rounding `{self.rounding}` is not known", "choose `nearest` or `stochastic`")
         if not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
@@ -236,7 +245,12 @@ class Settings:
 
 def out_dtype(dtype: str, settings: Settings) -> str:
     """The type in which a tensor of this type is written; only floats change theirs."""
-    return settings.out_dtype if settings.out_dtype and dtype in FLOAT_DTYPES else dtype
+    return float_dtype(settings) or dtype if dtype in FLOAT_DTYPES else dtype
+
+
+def float_dtype(settings: Settings) -> str | None:
+    """The float type that is asked for; ``None`` where the tensors keep theirs."""
+    return None if settings.out_dtype in (TARGET, *FORMATS) else settings.out_dtype
 
 
 def written(settings: Settings) -> dict[str, Any]:

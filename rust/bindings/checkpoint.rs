@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt, PyString, PyTuple};
 use taskvec_core::checkpoint::Checkpoint as Opened;
 use taskvec_core::dtype::Dtype;
+use taskvec_core::storage::packed;
 
 use crate::errors::raise;
 
@@ -61,6 +62,23 @@ impl Checkpoint {
     /// Elements `start .. start + count` of one tensor, widened to little-endian float32.
     fn sample<'py>(&self, py: Python<'py>, name: &str, start: u64, count: u64) -> PyResult<Bound<'py, PyBytes>> {
         let values = py.detach(|| self.opened.sample(name, start, count)).map_err(|e| raise(py, &e))?;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Elements `start .. start + count` of one tensor that is stored as codes with scales, as little-endian float32.
+    /// `format` is JSON, as a plan has it.
+    fn decode<'py>(
+        &self,
+        py: Python<'py>,
+        format: &[u8],
+        name: &str,
+        shape: Vec<u64>,
+        start: u64,
+        count: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let decoded = py.detach(|| packed::decode(&self.opened, format, name, &shape, start, count));
+        let values = decoded.map_err(|e| raise(py, &e))?;
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         Ok(PyBytes::new(py, &bytes))
     }

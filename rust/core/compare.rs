@@ -69,7 +69,7 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
         elements.push(count);
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),
-            Some(_) => sources.input(&plan.sources, (*source, stored), shape, count),
+            Some(_) => sources.input(&plan.sources, (*source, stored), (shape, count), false),
         };
         inputs.push(from.iter().map(open).collect::<Result<_>>()?);
     }

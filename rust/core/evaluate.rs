@@ -9,6 +9,7 @@ use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::run::block::{Block, Worker};
+use crate::run::encode::bands::{Context, Encodings};
 use crate::run::program::{Program, Step};
 use crate::storage::source::Buffers;
 use crate::storage::sources::Sources;
@@ -40,6 +41,8 @@ pub fn evaluate(
     let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
     let pool = pool(threads)?;
     let blocks = Block::all(0, &layout);
+    let encodings = Encodings::of(&plan, &programs, level, &|_| vec![0])?;
+    let context = Context { plan: &plan, layout: &layout, programs: &programs, non_finite: &non_finite };
     let first = layout.shards[0].header.len() as u64;
     monitor.expect(programs.iter().map(Program::cost).sum());
     for program in programs.iter().filter(|program| program.prepares()) {
@@ -51,7 +54,7 @@ pub fn evaluate(
     each(&pool, monitor, blocks.len(), |index| {
         let block = &blocks[index];
         let mut worker = Worker::new(level, 1);
-        let read = worker.compute(block, &layout, &plan, &programs, &steps, &non_finite)?;
+        let read = worker.compute(block, &context, &encodings, &steps)?;
         let start = block.start.max(first);
         if start < block.end {
             let bytes = &worker.bytes(0)[(start - block.start) as usize..];

@@ -55,7 +55,7 @@ pub fn in_place(
         check_length(job, target)?;
         let inputs = onto_itself(&plan, &sources, job)?;
         let program = Program::new(&plan, index, inputs, level, monitor, &non_finite)?;
-        if program.prepares() || !Tiler::steps(&program) {
+        if program.prepares() || !Tiler::steps(&program) || job.packed.is_some() {
             return Err(unusable(format!("`{}` cannot be changed in place", job.name.escape_debug())));
         }
         programs.push(program);
@@ -95,7 +95,7 @@ pub fn digests(data: &[&[u8]], threads: usize) -> Result<Vec<String>> {
 fn onto_itself<'a>(plan: &Plan, sources: &'a Sources<'_>, job: &Job) -> Result<Box<[Input<'a>]>> {
     let others = job.inputs[1..].iter();
     let opened = others
-        .map(|(source, name)| sources.input(&plan.sources, (*source, name), &job.shape, job.elements))
+        .map(|(source, name)| sources.input(&plan.sources, (*source, name), (&job.shape, job.elements), false))
         .collect::<Result<Vec<_>>>()?;
     Ok([Input::target(job.target())].into_iter().chain(opened).collect())
 }

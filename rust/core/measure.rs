@@ -143,7 +143,8 @@ impl NonFinite {
         self.note(job, Place::Output(index), count_non_finite(level, tile));
     }
 
-    fn note(&self, job: usize, place: Place, count: u64) {
+    /// Adds a count.
+    pub(crate) fn note(&self, job: usize, place: Place, count: u64) {
         if count > 0 {
             self.first.fetch_min(job, Relaxed);
             *lock(&self.counts).entry((job, place)).or_default() += count;

@@ -9,10 +9,12 @@ use crate::error::{printable, Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;
 
+pub(crate) mod encoding;
 pub(crate) mod job;
 pub(crate) mod layout;
 mod rows;
 
+use encoding::Encoding;
 use job::Job;
 use layout::Layout;
 
@@ -39,6 +41,8 @@ pub(crate) struct Plan {
     pub operations: Vec<Operation>,
     /// Output tensors in file order.
     pub jobs: Vec<Job>,
+    /// Formats that tensors are written in.
+    pub encodings: Vec<Encoding>,
     /// Round stochastically instead of to nearest.
     pub stochastic: bool,
     /// Seed of every random draw.
@@ -66,6 +70,8 @@ struct Document {
     operations: Vec<Operation>,
     #[serde(deserialize_with = "rows::jobs")]
     tensors: Vec<Job>,
+    #[serde(default)]
+    encodings: Vec<Encoding>,
     rounding: RoundingName,
     seed: u64,
 }
@@ -132,10 +138,11 @@ impl Plan {
             }
         }
         let jobs = document.tensors;
-        for Job { name, shard, operation, inputs, .. } in &jobs {
+        for Job { name, shard, operation, inputs, packed, .. } in &jobs {
             let known = *shard < document.shards.len()
                 && *operation < document.operations.len()
-                && inputs.iter().all(|(source, _)| *source < document.sources.len());
+                && inputs.iter().all(|(source, _)| *source < document.sources.len())
+                && packed.as_ref().is_none_or(|part| part.encoding < document.encodings.len());
             if !known {
                 return Err(bad(format!("`{}` refers to something that is not there", name.escape_debug())));
             }
@@ -162,6 +169,7 @@ impl Plan {
             shards: document.shards,
             operations: document.operations,
             jobs,
+            encodings: document.encodings,
             stochastic: document.rounding == RoundingName::Stochastic,
             seed: document.seed,
         })

@@ -21,12 +21,15 @@ use crate::threads::pool;
 use crate::workers;
 
 pub(crate) mod block;
+pub(crate) mod encode;
+mod order;
 pub(crate) mod program;
 pub(crate) mod report;
 mod rounds;
 mod shards;
 pub(crate) mod tile;
 
+use encode::bands::Encodings;
 use program::Program;
 use rounds::Run;
 use shards::Shards;
@@ -74,7 +77,9 @@ pub fn run_with(
     let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
     let folders = admit(&plan, plan_json, out, &layout, &sources, options, monitor)?;
     folders.iter().try_for_each(report::check)?;
-    let threads = threads(&plan, options)?;
+    let shards = Shards::new(&plan, &layout, &folders, &programs);
+    let encodings = Encodings::of(&plan, &programs, level, &|shard| shards.outputs(shard))?;
+    let threads = threads(&plan, &encodings, options)?;
     let pool = pool(threads)?;
 
     let run = Run {
@@ -87,7 +92,8 @@ pub fn run_with(
         non_finite: &non_finite,
         allow_non_finite: options.allow_non_finite,
         pool: &pool,
-        shards: Shards::new(&plan, &layout, &folders, &programs),
+        shards,
+        encodings,
     };
     let resumed = run.shards.kept();
     monitor.expect(run.expected_bytes());
@@ -119,11 +125,11 @@ fn admit(
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.
-fn threads(plan: &Plan, options: &Options) -> Result<usize> {
+fn threads(plan: &Plan, encodings: &Encodings, options: &Options) -> Result<usize> {
     let wanted = workers::count(options.threads);
     let Some(bound) = options.max_memory else { return Ok(wanted) };
     let inputs = plan.jobs.iter().map(|job| job.inputs.len()).max().unwrap_or(1) as u64;
-    let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10);
+    let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10) + encodings.memory();
     let fixed = 16 << 20;
     match (bound.saturating_sub(fixed) / each).min(wanted as u64) {
         0 => Err(Error::new(

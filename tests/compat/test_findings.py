@@ -645,7 +645,7 @@ def test_a_hundred_thousand_tensors() -> None:
             spec=name,
             path=None,
             tensors=MappingProxyType(tensors),
-            config=qwen2_config(),
+            config=qwen2_config(layers=100),
             other_files=(),
             file_sizes={},
             fingerprint=name,

@@ -33,6 +33,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "merge": "Run a merge recipe (mergekit's YAML).",
         "methods": "List the merge methods, or explain one.",
     },
+    "Storage": {
+        "convert": "Write a checkpoint in another type or format.",
+    },
     "Looking": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
@@ -49,7 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
 # verbs whose unfinished output the next run of the same command goes on with
-RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "sweep"})
+RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "convert", "sweep"})
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind
 LONG = frozenset({"eval", "sweep", "demo"})

@@ -13,7 +13,9 @@ from taskvec.compat.companions import check_files
 from taskvec.compat.config import check_config
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
+from taskvec.compat.layouts.findings import check_layouts
 from taskvec.compat.lineage import same_files
+from taskvec.compat.quantised import check_basis, check_difference, check_noise, pairs_of
 from taskvec.compat.tensors import check_tensors
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.compat.tokenizer import check_tokenizers
@@ -62,6 +64,11 @@ def check_transfer(
     """
     others = [("donor", donor), ("reference", reference)]
     findings = check_models(others, target, role="target", selection=selection, tie=tie)
+    # three models of one table, the usual case, are not compared name by name
+    if not (donor.packed is reference.packed is target.packed):
+        pairs = pairs_of(donor, reference, lambda name: name in target.tensors and selection.matches(name))
+        findings += check_difference("donor and reference", pairs)
+        findings += check_noise(target, pairs)
     same = same_files(donor, reference)
     if same:
         findings.append(
@@ -74,6 +81,19 @@ def check_transfer(
             )
         )
     return forced(findings, force)
+
+
+def check_vector(
+    donor: Model,
+    reference: Model,
+    *,
+    selection: Selection = _EVERYTHING,
+    tie: TieDecision | None = None,
+) -> list[Finding]:
+    """The findings of the difference donor − reference, without a model that it is added to."""
+    found = check_models([("donor", donor)], reference, role="reference", selection=selection, tie=tie)
+    pairs = pairs_of(donor, reference, selection.matches)
+    return in_order([*found, *check_difference("donor and reference", pairs)])
 
 
 def check_models(
@@ -101,7 +121,9 @@ def check_models(
     selected = selection.select(base.tensors)
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))
+    findings += check_basis([(role, base), *models], selected)
     findings += check_config(role, base.config, [(name, model.config) for name, model in models])
+    findings += check_layouts(role, base, models)
     findings += check_tensors(role, base, models, selection, selected, tie)
     with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))
     findings += check_tokenizers(role, base, models, vocabulary_selected=with_rows)

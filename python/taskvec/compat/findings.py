@@ -31,6 +31,26 @@ FINDINGS: dict[str, Kind] = {
     # The models as a whole
     "quantised": Kind("error", "selected tensors are stored quantised and are not plain numbers"),
     "quantised-copied": Kind("note", "quantised tensors lie outside the selection and are copied"),
+    "quantised-mixed": Kind(
+        "error",
+        "donor and reference are stored in different formats, so that their rounding does not cancel",
+        "the difference is taken all the same",
+    ),
+    "quantised-basis": Kind(
+        "error",
+        "weights of AWQ are in a basis of their own, and are combined with others",
+        "they are combined as the files have them",
+    ),
+    "quantised-noise": Kind("warning", "the vector is the difference of two quantised models"),
+    "quantised-ranking": Kind("warning", "a method ranks differences of 4-bit weights by their size"),
+    "quantised-switch": Kind("warning", "alpha is rounded away in the target's quantised format"),
+    "quantised-lost": Kind(
+        "error",
+        "most of the vector would be rounded away in the target's quantised format",
+        "it is rounded to the target's format all the same",
+    ),
+    "quantised-output": Kind("note", "the form in which the target's quantised weights are written"),
+    "convert-plain": Kind("warning", "weights stay plain that the format cannot have"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"
@@ -47,6 +67,11 @@ FINDINGS: dict[str, Kind] = {
     "vocabulary-rows": Kind(
         "error", "embeddings or heads have different numbers of rows", "the target's bytes are kept for them"
     ),
+    "vocabulary-padded": Kind(
+        "warning", "embeddings or heads have more rows in the target, whose own are kept"
+    ),
+    "layout": Kind("note", "another model stores the same weights in another layout"),
+    "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
     "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),

@@ -171,7 +171,10 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
     for role, checkpoint in models:
         is_same = checkpoint.fingerprint == base.fingerprint
         tensors = in_base if is_same else quantised_tensors(checkpoint)
-        yield from _check_quantised(role, declared_format(checkpoint), tensors, wanted)
+        # of a model that a saved vector was made from, config and names alone are kept
+        is_here = checkpoint.file_sizes or checkpoint.kind == "memory"
+        declared = declared_format(checkpoint) if is_here and not checkpoint.packed else None
+        yield from _check_quantised(role, declared, tensors, wanted, checkpoint.unreadable)
         if is_adapter(checkpoint):
             yield finding(
                 "lora-adapter",
@@ -183,7 +186,7 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
 
 
 def _check_quantised(
-    role: str, declared: Format | None, tensors: Mapping[str, Format], wanted: set[str]
+    role: str, declared: Format | None, tensors: Mapping[str, Format], wanted: set[str], problem: str | None
 ) -> Iterator[Finding]:
     # `X.qweight` is the weight `X.weight` of another model
     touched = [name for name in tensors if name in wanted or f"{name.rpartition('.')[0]}.weight" in wanted]
@@ -192,7 +195,7 @@ def _check_quantised(
         return
     if touched or not tensors:
         where = f"{listed(touched)} are" if touched else "its weights are"
-        found = f"{where} stored as {kind.name}"
+        found = f"{where} stored as {kind.name}" + (f": {problem}" if problem else "")
         yield finding("quantised", role, "plain BF16, F16, F32 or F64 weights", found, kind.refused)
     else:
         found = f"{len(tensors):,} tensors of {kind.name} are not selected, so they are copied or left out"

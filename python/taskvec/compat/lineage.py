@@ -103,13 +103,13 @@ def measure(
     wide = [info.name for info in target.tensors.values() if len(info.shape) > 1 and info.nbytes > 8]
     everything = [info.name for info in target.tensors.values() if info.nbytes]
     # Of a hundred thousand tensors, a few hundred are looked through first: mostly all have counterparts.
-    for candidates in (_spread(wide, 16 * TENSORS), wide, everything):
+    for candidates in (spread(wide, 16 * TENSORS), wide, everything):
         pairs = counterparts(target, others, candidates, tie)
         if pairs:
             break
     else:
         return None
-    chosen = _spread(list(pairs), TENSORS)
+    chosen = spread(list(pairs), TENSORS)
     models = [target, donor, reference]
     stored = [(name, *pairs[name]) for name in chosen]
     distances = _distances(models, stored, BLOCKS, ELEMENTS)
@@ -121,7 +121,7 @@ def measure(
     return distances
 
 
-def _spread(names: list[str], most: int) -> list[str]:
+def spread(names: list[str], most: int) -> list[str]:
     """At most so many of the names, evenly spread."""
     return names if len(names) <= most else [names[i * len(names) // most] for i in range(most)]
 
@@ -132,7 +132,7 @@ def _equal_elements(donor: Model, reference: Model, stored: Sequence[tuple[str, 
     for _, theirs, others in stored:
         count = min(MORE_ELEMENTS, _count(donor, theirs))
         start = (_count(donor, theirs) - count) // 2
-        if donor.reader.sample(theirs, start, count) != reference.reader.sample(others, start, count):
+        if donor.sample(theirs, start, count) != reference.sample(others, start, count):
             return 0
         total += count
     return total
@@ -151,7 +151,7 @@ def _distances(
         size = _count(models[0], names[0])
         count = min(elements, size)
         starts = sorted({(size - count) * (2 * block + 1) // (2 * blocks) for block in range(blocks)})
-        samples = (_sample(model, name, starts, count) for model, name in zip(models, names, strict=True))
+        samples = (sampled(model, name, starts, count) for model, name in zip(models, names, strict=True))
         rows = [row for row in zip(*samples, strict=True) if all(map(math.isfinite, row))]
         if not rows:
             continue
@@ -168,10 +168,10 @@ def _distances(
     return Distances(between[0], between[1], between[2], used, total)
 
 
-def _sample(checkpoint: Model, name: str, starts: Sequence[int], count: int) -> array[float]:
+def sampled(checkpoint: Model, name: str, starts: Sequence[int], count: int) -> array[float]:
     values = array("f")
     for start in starts:
-        values.frombytes(checkpoint.reader.sample(name, start, count))
+        values.frombytes(checkpoint.sample(name, start, count))
     if sys.byteorder == "big":
         values.byteswap()
     return values

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from taskvec.compat.counterparts import iterate_counterparts
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.predictor import is_predictor
 from taskvec.compat.tied_heads import TieDecision
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.selection import Selection
@@ -95,6 +96,11 @@ def _check_names(
             names = tuple(n for n in table if n in beyond and n not in unused and selection.matches(n))
             extra.setdefault(names, []).append(name)
     for names, who in missing.items():
+        kept = [name for name in names if is_predictor(name, base.config)]
+        if kept:
+            what = f"{len(kept):,} of its tensors are missing; the {role}'s are kept: {listed(kept)}"
+            yield finding("predictor-kept", f"multi-token prediction of {roles(who)}", "", what)
+            names = tuple(name for name in names if name not in set(kept))
         if names:
             table = dict(others)[who[0]].tensors
             yield finding(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.predictor import copies
 from taskvec.models.tensor_names import layer_of
 from taskvec.text import roles
 
@@ -135,6 +136,14 @@ def tie_decision(base: Model, others: Sequence[tuple[str, Model]], role: str = "
             unused[name] = (other.head,)
         if own.head is not None and (own.state == "double" or other.state == "tied"):
             substitutes[name] = {own.head: other.embedding}
+    stored = copies(base, own.embedding, own.head)
+    for name, other in others if stored else ():
+        serving = substitutes.get(name, {})
+        lacking = {
+            copy: serving.get(first, first) for copy, first in stored.items() if copy not in other.tensors
+        }
+        if lacking:
+            substitutes[name] = {**serving, **lacking}
     return TieDecision(own, substitutes, unused, _explain(own, heads, role))
 
 

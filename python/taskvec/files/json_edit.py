@@ -56,6 +56,24 @@ def replace(text: str, path: tuple[str, ...], value: Any) -> str:
     return f"{text[: last.end]},{indent or ' '}{added}{text[last.end :]}"
 
 
+def remove(text: str, path: tuple[str, ...]) -> str:
+    """Take the member at `path` out, with its comma; the text is unchanged where there is none."""
+    start = 0
+    for key in path[:-1]:
+        found = next((member for member in members(text, start) if member.key == key), None)
+        if found is None:
+            return text
+        start = found.start
+    before = first = _skip(text, start) + 1  # after the brace, or after the value of the member before
+    for member in members(text, start):
+        if member.key == path[-1]:
+            comma = _skip(text, member.end)
+            end = comma + 1 if before == first and text[comma] == "," else member.end
+            return text[:before] + text[end:]
+        before = member.end
+    return text
+
+
 def _skip(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at

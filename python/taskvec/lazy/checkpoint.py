@@ -60,7 +60,8 @@ class Checkpoint(Model):
         Returns
         -------
         ndarray
-            Of the stored dtype and shape, read-only; BF16 and F8 through ml_dtypes.
+            Of the stored dtype and shape, read-only; BF16 and F8 through ml_dtypes. Of a packed weight, its
+            exact values as float32.
 
         Raises
         ------
@@ -74,6 +75,10 @@ class Checkpoint(Model):
 
         from taskvec.dtypes import numpy_dtype
 
+        if name in self.packed:
+            from taskvec.run.evaluate import decoded
+
+            return decoded(self, name)
         data = self.reader.read(name)
         array = data.view() if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
         array.flags.writeable = False
@@ -103,7 +108,7 @@ class Checkpoint(Model):
         facts = {
             "tensors": f"{len(self.tensors):,}",
             "parameters": amount(self.total_parameters),
-            "dtype": ", ".join(self.dtypes) or "none",
+            "dtype": ", ".join(self.types) or "none",
             "size": size(self.total_bytes),
             "files": str(len(self.file_sizes)),
         }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.check import check_models
+from taskvec.compat.layouts.fit import fitted
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.lazy.vector import TaskVector, load_vector
@@ -67,6 +68,7 @@ def _checkpoints(
     threads: int | None,
     progress: Callback | None,
 ) -> Difference:
+    other = fitted(other, one)
     found = check_models([("right", other)], one, role="left", selection=selection)
     stopping = [finding for finding in found if finding.level == "error" and finding.id in _STOPPING]
     if stopping:
@@ -89,7 +91,8 @@ def _checkpoints(
             f"`{one.spec}` and `{other.spec}` have no float tensor of one name and shape",
             "give models of one architecture",
         )
-    one, other = materialised(one, progress), materialised(other, progress)
+    one = materialised(one, progress)
+    other = fitted(materialised(other, progress), one)
     names = {name: (name,) for name in shapes}
     pairs = compare(
         [Term(1.0, (one,), names)], [Term(1.0, (other,), names)], shapes, threads=threads, progress=progress

@@ -75,6 +75,15 @@ class Merge:
         RecipeError
             A setting cannot be honoured.
         """
+        return self._planned(settings, alphas)
+
+    def _planned(
+        self,
+        options: Options,
+        alphas: float | str | Sequence[float] | None = None,
+        *,
+        is_plain: bool = False,
+    ) -> Plan:
         steps = list(self.vector.steps)
         if alphas is None and len(steps) == 1:
             # target + 0.8 * v is the transfer with alpha 0.8
@@ -82,8 +91,9 @@ class Merge:
         record = planning.plan_steps(
             self.target,
             steps,
-            settings=self._settings(settings),
+            settings=self._settings(options),
             alphas=parse_alphas(1.0 if alphas is None else alphas),
+            is_plain=is_plain,
         )
         return Plan.of(record)
 
@@ -126,6 +136,8 @@ class Merge:
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor of the result, computed now, with the bytes that :meth:`save` would write.
 
+        Packed weights are plain here; ``save`` may write them in the target's own format.
+
         Raises
         ------
         NotFoundError
@@ -135,12 +147,14 @@ class Merge:
 
         self.target.info(name)
         if self._plan is None:
-            self._plan = self.plan()
+            self._plan = self._planned({}, is_plain=True)
         ((_, array),) = of_plan(self._plan, [name])
         return array
 
     def items(self, **settings: Unpack[Options]) -> Iterator[tuple[str, np.ndarray]]:
         """The tensors of the result in file order, computed a few at a time, with the bytes of :meth:`save`.
+
+        Packed weights are plain, unless ``out_dtype`` is ``"target"``: then their stored parts come.
 
         Parameters
         ----------
@@ -151,7 +165,8 @@ class Merge:
 
         given = self._settings(settings)
         allowed = "non-finite" in given.force
-        return of_plan(self.plan(**settings), threads=given.threads, allow_non_finite=allowed)
+        plan = self._planned(settings, is_plain=True)
+        return of_plan(plan, threads=given.threads, allow_non_finite=allowed)
 
     def keys(self) -> Iterator[str]:
         """The names of the tensors, in the target's file order."""

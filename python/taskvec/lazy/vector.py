@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
-from taskvec.compat.check import check_models
+from taskvec.compat.check import check_models, check_vector
 from taskvec.compat.findings import enforce
+from taskvec.compat.layouts.fit import fitted
 from taskvec.errors import RecipeError
 from taskvec.lazy.in_place import InPlace
 from taskvec.lazy.measured import Measured
@@ -67,8 +68,8 @@ class TaskVector(Measured, InPlace):
         """
         selection = selection or Selection()
         force = as_tuple(force)
-        found = check_models([("donor", donor)], reference, role="reference", selection=selection)
-        enforce(found, force)
+        donor = fitted(donor, reference)
+        enforce(check_vector(donor, reference, selection=selection), force)
         return cls([Step(1.0, donor, reference, selection)], force)
 
     def select(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -14,6 +15,8 @@ from taskvec.files.json import MAXIMUM_BYTES, read_bytes
 from taskvec.files.look import Stamp
 
 if TYPE_CHECKING:
+    from taskvec.models.assembled import Assembled
+    from taskvec.models.quantised.format import Packed
     from taskvec.progress import Callback
 
 Kind = Literal["checkpoint", "memory"]
@@ -38,6 +41,10 @@ class Weights(Protocol):
 
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start`` to ``start + count`` of one tensor as little-endian float32."""
+        ...
+
+    def decode(self, format: bytes, name: str, shape: Sequence[int], start: int, count: int) -> bytes:  # noqa: A002
+        """The same of a packed weight, by its format (as a plan has it, in JSON) and its logical name."""
         ...
 
     @property
@@ -169,7 +176,8 @@ class Model:
     address : str or None
         The address that opens the files of that revision again.
     tensors : mapping of str to TensorInfo
-        In file order: shard by shard, by offset.
+        What the model computes with, in file order: shard by shard, by offset. A packed weight is one tensor,
+        with the type of plain output, the bytes of all its parts and the file of its codes.
     config : dict
         ``config.json``; empty if there is none.
     other_files : tuple of str
@@ -188,6 +196,14 @@ class Model:
         Whether the weights lie in files or in buffers of this process.
     stamps : mapping of str to Stamp
         The states of ``other_files`` when a local folder was opened.
+    assembled : mapping of str to Assembled
+        Those of ``tensors`` that are made of stored ones, where the model has been fitted to another layout.
+    stored : mapping of str to TensorInfo
+        Every stored tensor as the headers have it; ``tensors`` itself where no weight is packed.
+    packed : mapping of str to Packed
+        Those of ``tensors`` that are stored packed: codes with scales and the like.
+    unreadable : str or None
+        Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
 
     spec: str
@@ -206,6 +222,14 @@ class Model:
     weights: Any = None
     kind: Kind = "checkpoint"
     stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
+    assembled: Mapping[str, Assembled] = field(default_factory=dict, repr=False)
+    stored: Mapping[str, TensorInfo] = field(default=None, repr=False)  # type: ignore[assignment]
+    packed: Mapping[str, Packed] = field(default_factory=dict, repr=False)
+    unreadable: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stored is None:
+            object.__setattr__(self, "stored", self.tensors)
 
     def info(self, name: str) -> TensorInfo:
         """One tensor as the headers describe it.
@@ -281,3 +305,32 @@ class Model:
         for info in self.tensors.values():
             counts[info.dtype] += math.prod(info.shape)
         return dict(counts.most_common())
+
+    @property
+    def types(self) -> dict[str, int]:
+        """The same in words: a packed weight counts to its format, ``FP8 block 128x128, BF16 scales``."""
+        if not self.packed:
+            return self.dtypes
+        counts: Counter[str] = Counter()
+        for info in self.tensors.values():
+            counts[self.type_of(info.name)] += math.prod(info.shape)
+        return dict(counts.most_common())
+
+    def type_of(self, name: str) -> str:
+        """How one tensor is stored: its dtype, or the format of a packed one in words."""
+        packed = self.packed.get(name)
+        return self.tensors[name].dtype if packed is None else packed.format.words
+
+    def sample(self, name: str, start: int, count: int) -> bytes:
+        """Elements ``start`` to ``start + count`` of one tensor as little-endian float32, decoded if packed.
+
+        Raises
+        ------
+        HubError
+            The weights have not been downloaded.
+        """
+        packed = self.packed.get(name)
+        if packed is None:
+            return self.reader.sample(name, start, count)
+        form = json.dumps(packed.format.document()).encode()
+        return self.reader.decode(form, name, self.tensors[name].shape, start, count)

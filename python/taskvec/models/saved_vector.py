@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex
 from taskvec.files.manifest import File
 from taskvec.files.names import CONFIG
+from taskvec.models.assembled import Assembled
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.selection import Selection
 
@@ -107,6 +108,24 @@ class SavedVector:
     def download_bytes(self) -> int:
         """Nothing is left to download."""
         return 0
+
+    def in_layout(self, model: Model) -> SavedVector:
+        """The vector with the names and shapes of ``model``, whose ``assembled`` are made of its tensors."""
+        if model is self.model:
+            return self
+        assembled, zero = {}, {name for name in self.zero if name in model.tensors}
+        for name, (shape, pieces, _) in model.assembled.items():
+            named = tuple(piece._replace(name="") if piece.name in self.zero else piece for piece in pieces)
+            if any(piece.name for piece in named):
+                shapes = {piece.name: self.tensors[piece.name].shape for piece in named if piece.name}
+                assembled[name] = Assembled(shape, named, shapes)
+                zero.discard(name)
+            else:
+                zero.add(name)
+        model = replace(model, assembled=assembled)
+        tensors = {name: self.tensors.get(name, info) for name, info in model.tensors.items()}
+        tensors |= {name: model.tensors[name] for name in assembled}
+        return replace(self, model=model, tensors=tensors, zero=frozenset(zero))
 
     def __repr__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.models.model import Model
 
 if TYPE_CHECKING:
+    from taskvec.models.assembled import Assembled
     from taskvec.models.saved_vector import SavedVector
 
 
@@ -22,8 +24,27 @@ def source_path(checkpoint: Model | SavedVector) -> str:
     return str(folder / file) if is_file else str(folder)
 
 
-def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
-    """A source as the engine's part of a plan has it."""
+def source_documents(sources: Sequence[Model | SavedVector | Adapter]) -> list[dict[str, Any]]:
+    """Sources as the engine's part of a plan has them."""
+    documents: list[dict[str, Any]] = []
+    for source in sources:
+        # models that are stored alike share their tables
+        alike = next((n for n, each in enumerate(sources[: len(documents)]) if _is_alike(each, source)), None)
+        document = source_document(source, {} if alike is None else documents[alike]["packed"])
+        documents.append(document)
+    return documents
+
+
+def _is_alike(one: Model | SavedVector | Adapter, other: Model | SavedVector | Adapter) -> bool:
+    if not isinstance(one, Model) or not isinstance(other, Model) or not one.packed:
+        return False
+    return one.packed is other.packed and one.tensors is other.tensors
+
+
+def source_document(
+    source: Model | SavedVector | Adapter, packed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A source as the engine's part of a plan has it; ``packed`` is its table, where that is known."""
     if isinstance(source, Adapter):
         return {
             "kind": "lora",
@@ -33,12 +54,38 @@ def source_document(source: Model | SavedVector | Adapter) -> dict[str, Any]:
             "base": source.base,
             "factors": source.factors,
         }
-    return {
+    document: dict[str, Any] = {
         "kind": source.kind,
         "path": source_path(source),
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }
+    if isinstance(source, Model) and source.packed:
+        document["packed"] = packed or packed_document(source)
+    if assembled := assembled_of(source):
+        document["assembled"] = assembled
+    return document
+
+
+def packed_document(model: Model) -> dict[str, Any]:
+    """The packed weights of a model as the engine's part of a plan has them: each format once."""
+    numbers: dict[int, int] = {}
+    formats: list[dict[str, Any]] = []
+    tensors: dict[str, list[Any]] = {}
+    shapes = {name: shape for made in model.assembled.values() for name, shape in made.shapes.items()}
+    for name, packed in model.packed.items():
+        number = numbers.get(id(packed.format))
+        if number is None:
+            number = numbers[id(packed.format)] = len(formats)
+            formats.append(packed.format.document())
+        known = shapes.get(name)
+        tensors[name] = [number, known if known is not None else model.tensors[name].shape]
+    return {"formats": formats, "tensors": tensors}
+
+
+def assembled_of(source: Model | SavedVector) -> Mapping[str, Assembled]:
+    """The tensors of a source that are made of stored ones; none where it has its own layout."""
+    return source.assembled if isinstance(source, Model) else source.model.assembled
 
 
 def pinned(checkpoint: Model | SavedVector) -> str:

@@ -13,6 +13,7 @@ from taskvec._core import blake3_hex
 from taskvec.dtypes import TYPES
 from taskvec.errors import FormatError
 from taskvec.models.model import Model, TensorInfo
+from taskvec.models.quantised.recognise import SAMPLE, recognise
 from taskvec.models.storage import plain
 
 if TYPE_CHECKING:
@@ -64,16 +65,26 @@ def in_memory(
 ) -> Model:
     """The record of tensors whose types and bytes are known."""
     header = "\n".join(f"{info.name}\0{info.dtype}\0{info.shape}" for info in infos.values())
+    stored = MappingProxyType(dict(infos))
+    found = recognise(
+        stored,
+        config or {},
+        {},
+        lambda names: {each: bytes(arrays[each][:SAMPLE]) for each in names if each in arrays},
+    )
     return Model(
         spec=f"<{name}>",
         path=None,
-        tensors=MappingProxyType(dict(infos)),
+        tensors=found.tensors,
         config=dict(config or {}),
         other_files=(),
         file_sizes={},
         fingerprint=blake3_hex(header.encode()),
         weights=Buffers(MappingProxyType(dict(arrays)), next(_NUMBER)),
         kind="memory",
+        stored=stored,
+        packed=found.packed,
+        unreadable=found.problem,
     )
 
 
@@ -82,7 +93,7 @@ def buffers_of(sources: Iterable[object]) -> list[Buffer]:
     return [
         [
             (info.name, info.dtype, info.shape, source.weights.read(info.name))
-            for info in source.tensors.values()
+            for info in source.stored.values()
         ]
         for source in sources
         if isinstance(source, Model) and source.kind == "memory"

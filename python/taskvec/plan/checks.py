@@ -14,7 +14,7 @@ from taskvec.files.names import CARD, is_own
 from taskvec.models.model import Model
 from taskvec.plan.delta import Step
 from taskvec.plan.plan import PlanRecord
-from taskvec.settings import Settings
+from taskvec.settings import FORMATS, Settings, float_dtype
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def findings(
     are here. ``ties`` are :meth:`Step.tie` of each step, where they are known already.
     """
     found: list[Finding] = []
+    steps = [step.fitted(target) for step in steps]
     for step, tie in zip(steps, ties or [step.tie(target) for step in steps], strict=True):
         of_step = check_step(target, step, force, tie)
         if not any(each.level == "error" for each in of_step):
@@ -99,7 +100,14 @@ def refuse_conversion(found: Iterable[Finding], settings: Settings) -> None:
     RecipeError
         Both are asked for.
     """
-    if settings.out_dtype and any(each.id.startswith("quantised") for each in found):
+    if settings.out_dtype in FORMATS:
+        raise RecipeError(
+            f"`{settings.out_dtype}` is a format that plain checkpoints are converted to",
+            "write bfloat16 here and convert the result (`taskvec convert`); `target` is the target's format",
+        )
+    if float_dtype(settings) is not None and any(
+        each.id in ("quantised", "quantised-copied") for each in found
+    ):
         raise RecipeError(
             "the target holds quantised tensors, which another output type would turn into other numbers",
             "leave out the output type",

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
+from taskvec.compat.layouts.fit import fitted
+from taskvec.compat.layouts.vocabulary import common_rows
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, both
@@ -50,6 +52,16 @@ class Step(NamedTuple):
         if self.reference is None:
             return [("vector", self.donor)]
         return [("donor", self.donor), ("reference", self.reference)]
+
+    def fitted(self, target: Model) -> Step:
+        """The same step with its models in the target's layout."""
+        if self.reference is None:
+            (model,) = common_rows([fitted(self.vector.model, target)], target)
+            return self._replace(donor=self.vector.in_layout(model))
+        assert isinstance(self.donor, Model)
+        models = [fitted(model, target) for model in (self.donor, self.reference)]
+        donor, reference = common_rows(models, target)
+        return self._replace(donor=donor, reference=reference)
 
     def tie(self, target: Model) -> TieDecision:
         """Which stored tensors serve as embedding and head when a target takes this step."""

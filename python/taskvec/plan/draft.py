@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
-from taskvec.models.source import source_document, source_path
+from taskvec.models.source import assembled_of, source_documents, source_path
 from taskvec.models.storage import stored_bytes
-from taskvec.plan.config_changes import config_changes
+from taskvec.plan.config_changes import output_changes
+from taskvec.plan.encodings import encoding
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.plan.rows import Operations, Rows
-from taskvec.settings import Settings, format_alpha
+from taskvec.settings import Settings, float_dtype, format_alpha
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
+    from taskvec.models.model import TensorInfo
+    from taskvec.models.quantised.format import Format
     from taskvec.models.saved_vector import SavedVector
+    from taskvec.plan.new_formats import NewFormat
 
 
 class Draft:
@@ -29,20 +33,27 @@ class Draft:
         The first source: the output has its tensor order, its weight files, and its other files.
     role : str
         What the base is called.
+    is_packed : bool
+        Packed weights are written in their own format; plain otherwise.
     """
 
-    def __init__(self, base: Model, role: str = "target") -> None:
+    def __init__(self, base: Model, role: str = "target", *, is_packed: bool = False) -> None:
         self.checkpoints: list[Model | SavedVector | Adapter] = []
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
         self._operations = Operations()
         self._rows = Rows()
         self.base = base
+        self.is_packed = is_packed
+        self._encodings: list[dict[str, Any]] = []
+        self._places: dict[str, TensorInfo] = {}
         self.source(base, role)
 
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
         """The number of a source; one that plays two roles is one source."""
         key = source_path(checkpoint), checkpoint.fingerprint
+        if assembled := assembled_of(checkpoint):  # the same files in another layout
+            key = key[0], f"{key[1]} {id(assembled)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             self.checkpoints.append(checkpoint)
@@ -75,6 +86,77 @@ class Draft:
         """Add an output tensor in a form of storage: its inputs are pairs of source and stored name."""
         self._rows.append(name, form, shape, operation, inputs)
 
+    def packed_tensor(
+        self, name: str, template: tuple[int, str], operation: int, inputs: list[tuple[int, str]]
+    ) -> None:
+        """Add an output tensor in the packed format of a model's tensor: a row for each of its stored parts.
+
+        Parameters
+        ----------
+        name : str
+            The logical tensor.
+        template : (int, str)
+            The source that is a model, and its packed tensor.
+        operation : int
+        inputs : list of (int, str)
+            As of :meth:`tensor`.
+        """
+        number, stored = template
+        model = self.checkpoints[number]
+        assert isinstance(model, Model)
+        packed, shape = model.packed[stored], model.tensors[stored].shape
+        strip = packed.format.strip
+        stem, new = stored.removesuffix(strip), name.removesuffix(strip)
+        # an adapter on the model is another source, and changes what is copied
+        is_copy = self._operations.all[operation]["kind"] == "copy" and inputs == [template]
+        encoding = -1 if is_copy else self._encoding(packed.format, model, inputs[0] == template)
+        parts = [(place, part) for (part, _), place in zip(packed.format.parts, packed.parts, strict=True)]
+        for place, part in [*parts, *((place, "") for place in packed.beside)]:
+            own = place if new == stem else new + place[len(stem) :]
+            if is_copy or not part:
+                self._stored(own, number, model, place)
+            else:
+                info = model.stored[place]
+                row = encoding, part, name, shape
+                self._rows.append(own, info.dtype, info.shape, operation, inputs, row)
+
+    def new_tensor(self, info: TensorInfo, form: NewFormat, operation: int) -> None:
+        """Add a matrix of the base, packed in a format that the base does not have."""
+        rows, columns = info.shape
+        made = {**form.format(info.dtype).document(), "rule": form.rule, "own": False}
+        if made not in self._encodings:
+            self._encodings.append(made)
+        encoding = self._encodings.index(made)
+        stem = info.name.removesuffix(".weight")
+        for number, (part, end, dtype, shape) in enumerate(form.parts):
+            row = encoding, part, info.name, info.shape
+            self._rows.append(stem + end, dtype, shape(rows, columns), operation, [(0, info.name)], row)
+            # the first part has the place of the matrix in the base's files, the others follow it
+            self._places[stem + end] = info._replace(nbytes=0 if number else info.nbytes)
+
+    def _stored(self, name: str, number: int, model: Model, place: str) -> None:
+        """Add a stored tensor of a model as it is."""
+        info = model.stored[place]
+        copy = self.operation({"kind": "copy", "stored": True})
+        self._rows.append(name, info.dtype, info.shape, copy, [(number, place)])
+
+    def _encoding(self, form: Format, model: Model, is_own: bool) -> int:
+        """The number of an encoding; equal ones are one."""
+        made = encoding(form, model, is_own=is_own)
+        if made not in self._encodings:
+            self._encodings.append(made)
+        return self._encodings.index(made)
+
+    def _complete(self) -> None:
+        """Add what goes with packed weights and is none, and put all into the order of the base's files."""
+        written = {row[0] for row in self._rows}
+        if not self.base.stored.keys() & written:
+            return
+        for name in self.base.stored:
+            if name not in written and name not in self.base.tensors:
+                self._stored(name, 0, self.base, name)
+        self._rows.sort({name: place for place, name in enumerate(self.base.stored)})
+
     def finish(
         self,
         *,
@@ -91,14 +173,18 @@ class Draft:
         ``config`` are changes besides those of types, as :class:`Plan` has them; ``is_random`` says that an
         operation draws random numbers.
         """
+        if self.is_packed:
+            self._complete()
         sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
-        shards, self._rows.shards = layout(sized, self.base.tensors, max_shard_size=settings.max_shard_size)
+        own = self.base.stored if self.is_packed else self.base.tensors
+        own = {**own, **self._places} if self._places else own
+        shards, self._rows.shards = layout(sized, own, max_shard_size=settings.max_shard_size)
         del sized
         is_single = len(alphas) == 1
         document = {
             "format": FORMAT,
             "arithmetic": ARITHMETIC,
-            "sources": [source_document(checkpoint) for checkpoint in self.checkpoints],
+            "sources": source_documents(self.checkpoints),
             "outputs": [
                 {"folder": "" if is_single else f"alpha={format_alpha(alpha)}", "alpha": alpha}
                 for alpha in alphas
@@ -110,7 +196,10 @@ class Draft:
             # without random draws the seed changes nothing, and is no reason to begin again
             "seed": settings.seed if is_random or settings.rounding == "stochastic" else 0,
         }
-        changes = config_changes(document, self.base) if settings.out_dtype else {}
+        if self._encodings:
+            document["encodings"] = self._encodings
+        is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
+        changes, left = output_changes(document, self.base) if is_other else ({}, ())
         return PlanRecord.make(
             document,
             self.checkpoints,
@@ -119,4 +208,5 @@ class Draft:
             recipe=recipe,
             config={**changes, **(config or {})},
             files=files,
+            left=left,
         )

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 
 from taskvec._core import blake3_hex
-from taskvec.compat.check import check_models
+from taskvec.compat.check import check_vector
 from taskvec.compat.findings import enforce
+from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.tied_heads import tie_decision
 from taskvec.dtypes import parse_dtype
 from taskvec.models.model import Model
@@ -54,8 +55,9 @@ def plan_extract(
     """
     selection, settings = selection or Selection(), settings or Settings()
     dtype = parse_dtype(dtype) if dtype is not None else None
+    donor = fitted(donor, reference)
     tie = tie_decision(reference, [("donor", donor)], "reference")
-    found = check_models([("donor", donor)], reference, role="reference", selection=selection, tie=tie)
+    found = check_vector(donor, reference, selection=selection, tie=tie)
     found = enforce(found, (*settings.force, *force))
     selection.select(reference.tensors)
     own = Step(1.0, donor, reference, selection).own(tie)

@@ -11,6 +11,7 @@ from taskvec.compat.check import check_models
 from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
+from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files.json import parse_object
@@ -21,6 +22,7 @@ from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.adapters import fitted, tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
+from taskvec.plan.merge_packed import merge_form, packed_findings
 from taskvec.plan.plan import PlanRecord
 from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
 from taskvec.recipe.expand import expand, sources
@@ -78,9 +80,11 @@ def plan_recipe(
     assert isinstance(config_from, Model)
     found = _findings(merge, opened, config_from, recipe)
     found += tie_findings([*adapters.values(), *_alone(opened)])
-    found = enforce(in_order(found), settings.force)
-    refuse_conversion(found, settings)
-    draft = Draft(config_from, _role(merge.config_from, merge))
+    found += packed_findings(merge, opened)
+    refuse_conversion(enforce(in_order(found), settings.force), settings)
+    form = merge_form(merge, opened, config_from, recipe.selection, settings)
+    found = enforce(in_order([*found, *form.findings]), settings.force)
+    draft = Draft(config_from, _role(merge.config_from, merge), is_packed=form.is_packed)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
         for number, ref in enumerate(merge.models)
@@ -95,7 +99,11 @@ def plan_recipe(
         operation = operations[tensor.operation]
         if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
             inputs, operation = [(numbers[model], stored)], copy
-        draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
+        if form.is_packed and stored in template.packed:
+            place = draft.source(template, _role(model, merge)), stored
+            draft.packed_tensor(tensor.name, place, operation, inputs)
+        else:
+            draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
     return draft.finish(
         alphas=merge.alphas,
         settings=settings,
@@ -126,11 +134,22 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
+    _fit_layouts(opened, refs)
     for ref, adapter in opened.items():
         if isinstance(adapter, Adapter):
             assert ref.made_for is not None
             opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
     return opened
+
+
+def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[ModelRef]) -> None:
+    """Give every model the first one's layout; an adapter's model keeps the names that it is made for."""
+    adapted = {ref.plain for ref in refs if ref.adapter is not None}
+    adapted |= {ModelRef(ref.made_for) for ref in refs if ref.made_for is not None}
+    models = [(ref, model) for ref, model in opened.items() if isinstance(model, Model)]
+    for ref, model in models[1:]:
+        if ref not in adapted:
+            opened[ref] = fit_layout(model, models[0][1])
 
 
 def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from taskvec._core import blake3_hex
 from taskvec.host import cores
+from taskvec.models.model import Model
 from taskvec.models.storage import logical
-from taskvec.plan.config_changes import config_changes
+from taskvec.plan.config_changes import output_changes
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.models.adapter import Adapter
-    from taskvec.models.model import Model
     from taskvec.models.saved_vector import SavedVector
 
 FORMAT = 1
@@ -96,13 +96,17 @@ class PlanRecord:
     findings : tuple of Finding
         Those of the compatibility check; an error among them has been forced.
     config : mapping
-        Keys of config.json that the output changes, and their values; nested ones as ``text_config.dtype``.
+        Keys of config.json that the output changes, and their values, ``None`` where it has them no more;
+        nested ones as ``text_config.dtype``.
     recipe : mapping
         What was asked for, as the manifest records it.
     checkpoints : tuple of Model, SavedVector or Adapter
         The opened sources. The other files of the first come along to the outputs.
     files : mapping of str to bytes
         Files that the outputs have instead of the first source's.
+    left : tuple of str
+        Files of the first source that the outputs do not have: they declare packed weights that are written
+        plain.
     request : Request or None
         The recipe of several documents whose last one this is.
     """
@@ -124,6 +128,7 @@ class PlanRecord:
     recipe: Mapping[str, Any]
     checkpoints: tuple[Model | SavedVector | Adapter, ...] = field(repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    left: tuple[str, ...] = ()
     request: Request | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -138,6 +143,7 @@ class PlanRecord:
         recipe: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
+        left: Sequence[str] = (),
         data: bytes | None = None,
     ) -> Self:
         """A plan from the engine's part as a dictionary, and its sources in the same order.
@@ -146,6 +152,8 @@ class PlanRecord:
         the types of the tensors; ``data`` the document's bytes where they are known.
         """
         data = data or encode(document)
+        if config is None:
+            config, left = output_changes(document, checkpoints[0])
         return cls(
             json=data,
             document=document,
@@ -155,7 +163,8 @@ class PlanRecord:
             recipe=dict(recipe or {"verb": "plan"}),
             checkpoints=tuple(checkpoints),
             files=dict(files or {}),
-            config=dict(config_changes(document, checkpoints[0]) if config is None else config),
+            left=tuple(left),
+            config=dict(config),
             **_facts(document, checkpoints, roles),
         )
 
@@ -223,10 +232,13 @@ class PlanRecord:
 
 def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> int:
     """The bytes of these tensors; one that serves twice is read once."""
-    distinct = set(names)
-    if len(distinct) == len(checkpoint.tensors):
-        return sum(info.nbytes for info in checkpoint.tensors.values())
-    return sum(checkpoint.tensors[name].nbytes for name in distinct)
+    distinct, tensors = set(names), checkpoint.tensors
+    if isinstance(checkpoint, Model) and checkpoint.packed:
+        # a part that is copied is read by its stored name
+        return sum((tensors.get(name) or checkpoint.stored[name]).nbytes for name in distinct)
+    if len(distinct) == len(tensors):
+        return sum(info.nbytes for info in tensors.values())
+    return sum(tensors[name].nbytes for name in distinct)
 
 
 def _facts(
@@ -240,7 +252,7 @@ def _facts(
     used: list[list[str]] = [[] for _ in checkpoints]
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
-    for name, form, shape, shard, operation, inputs in document["tensors"]:
+    for name, form, shape, shard, operation, inputs, *_ in document["tensors"]:
         tensor = logical(name, form, tuple(shape))
         for part in tensor.parts:
             weight_map[part.name] = names[shard]

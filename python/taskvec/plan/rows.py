@@ -12,8 +12,13 @@ from typing import Any
 BATCH = 1000
 
 
-# Name, form of storage, shape, shard, operation, and inputs as pairs of source and stored name.
-Row = tuple[str, str, Sequence[int], int, int, Sequence[tuple[int, str]]]
+# Name, form of storage, shape, shard, operation, and inputs as pairs of source and stored name; of a part of
+# a packed tensor also its encoding, which part it is, and name and shape of the tensor.
+Row = tuple[Any, ...]
+
+
+# Of a part of a packed tensor: the encoding, which part, and name and shape of the tensor.
+Part = tuple[int, str, str, Sequence[int]]
 
 
 class Operations:
@@ -43,23 +48,35 @@ class Rows:
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, str, Sequence[int], int, tuple[Any, ...]]] = []
+        self._rows: list[tuple[str, str, Sequence[int], int, tuple[Any, ...], Part | None]] = []
         self.shards: Sequence[int] = ()
 
     def append(
-        self, name: str, form: str, shape: Sequence[int], operation: int, inputs: Iterable[tuple[int, str]]
+        self,
+        name: str,
+        form: str,
+        shape: Sequence[int],
+        operation: int,
+        inputs: Iterable[tuple[int, str]],
+        part: Part | None = None,
     ) -> None:
         """Add a tensor: its inputs are pairs of source and stored name."""
         flat = tuple(itertools.chain.from_iterable(inputs))
-        self._rows.append((name, form, shape, operation, flat))
+        self._rows.append((name, form, shape, operation, flat, part))
+
+    def sort(self, places: Mapping[str, int]) -> None:
+        """Put the tensors into the order of their places; those that have none come last."""
+        last = len(places)
+        self._rows.sort(key=lambda row: places.get(row[0], last))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
         shards = self.shards or itertools.repeat(0)
-        for (name, form, shape, operation, flat), shard in zip(self._rows, shards, strict=False):
-            yield name, form, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
+        for (name, form, shape, operation, flat, part), shard in zip(self._rows, shards, strict=False):
+            row = name, form, shape, shard, operation, list(zip(flat[::2], flat[1::2], strict=True))
+            yield row if part is None else (*row, part)
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from taskvec.compat.findings import enforce
+from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
@@ -16,11 +16,13 @@ from taskvec.models.tensor_names import layer_of
 from taskvec.plan.checks import findings, refuse_conversion
 from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
+from taskvec.plan.packed_output import PLAIN, output_form
+from taskvec.plan.packed_steps import computed, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 
 if TYPE_CHECKING:
-    from taskvec.compat.tied_heads import TieDecision
+    pass
 
 Control = Literal["random", "permute"]
 
@@ -51,13 +53,15 @@ def plan_steps(
     alphas: Sequence[float] = (1.0,),
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
+    is_plain: bool = False,
 ) -> PlanRecord:
     """The plan of target + α·Σ w·(donor − reference), in one pass.
 
     Tensors outside the selection, tensors that are not floats, and those of which donor or reference lack the
     counterpart are the target's; the findings name the latter. A control puts a random vector of the same
     norms, or the vector's own values in another order, in the place of the vector: what it does to a model,
-    the vector does not do by what it carries.
+    the vector does not do by what it carries. ``is_plain`` says that packed weights are written plain unless
+    the settings ask for the target's own format.
 
     Raises
     ------
@@ -73,12 +77,21 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
+    steps = [step.fitted(target) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)
-    draft = Draft(target)
+    stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
+    form = (
+        PLAIN
+        if is_plain and settings.out_dtype is None
+        else output_form(target, computed(target, steps, stored), settings)
+    )
+    found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
+    found = enforce(found, settings.force)
+    draft = Draft(target, is_packed=form.is_packed)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
-    terms = [_Term(draft, *each) for each in zip(steps, ties, suffixes, strict=True)]
+    terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]
     _fill(draft, terms, layer_scales(target, layer_scale), settings, control)
     recipe = _recipe(target, steps, alphas, settings)
     recipe |= {"layer_scale": list(layer_scale)} if layer_scale else {}
@@ -91,9 +104,9 @@ def plan_steps(
 class _Term:
     """A step in a draft: its sources, and the stored names that serve for each target tensor."""
 
-    def __init__(self, draft: Draft, step: Step, tie: TieDecision, suffix: str) -> None:
+    def __init__(self, draft: Draft, step: Step, stored: Mapping[str, tuple[str, ...]], suffix: str) -> None:
         self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
-        self.stored = step.stored(draft.base, tie)
+        self.stored = stored
         self.weight = step.weight
 
 
@@ -128,7 +141,10 @@ def _fill(
             made = task_arithmetic(taken, key[0])
             made["kind"] = f"control_{control}" if control else made["kind"]
             operation = known[key] = draft.operation(made)
-        draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
+        if draft.is_packed and name in draft.base.packed:
+            draft.packed_tensor(name, (0, name), operation, inputs)
+        else:
+            draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
 
 
 def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from taskvec.dtypes import parse_dtype
 from taskvec.methods.values import Setting, SettingError, parse
 from taskvec.recipe.chat_templates import TEMPLATES
 from taskvec.recipe.model_ref import ModelRef, parse_model
-from taskvec.settings import parse_alphas
+from taskvec.settings import TARGET, parse_alphas
 from taskvec.text import kind_of, nearest, shown
 
 CHAT_TEMPLATES = tuple(TEMPLATES)
@@ -36,6 +36,10 @@ def _vector(value: Any) -> ModelRef:
 
 def _dtype(value: Any) -> Any:
     return value if value is None else parse_dtype(value)
+
+
+def _out_dtype(value: Any) -> Any:
+    return TARGET if str(value).strip().lower() == TARGET else _dtype(value)
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -124,6 +128,7 @@ def _defined(name: str) -> WithJsonSchema:
 ModelName = Annotated[ModelRef, PlainValidator(_model), _defined("ModelName")]
 VectorName = Annotated[ModelRef, PlainValidator(_vector), WithJsonSchema({"minLength": 1, "type": "string"})]
 DtypeName = Annotated[str | None, BeforeValidator(_dtype), _defined("DtypeName")]
+OutDtypeName = Annotated[str | None, BeforeValidator(_out_dtype), _defined("DtypeName")]
 Patterns = Annotated[
     tuple[str, ...],
     PlainValidator(_words),

@@ -26,6 +26,7 @@ from taskvec.recipe.fields import (
     ModelName,
     NoPadding,
     NoTokens,
+    OutDtypeName,
     Parameters,
     Patterns,
     Seed,
@@ -111,7 +112,9 @@ class Recipe(Form):
     )
     parameters: Parameters | None = Field(None, description="parameters of the merge, or of every model")
     dtype: DtypeName = Field(None, description="type of the output, unless out_dtype says otherwise")
-    out_dtype: DtypeName = Field(None, description="type of the output")
+    out_dtype: OutDtypeName = Field(
+        None, description="type of the output; target: packed weights in the base's own format"
+    )
     tokenizer_source: TokenizerSource = Field(None, description="whose tokenizer the output has")
     tokenizer: Tokenizer | None = None
     chat_template: ChatTemplate = Field(

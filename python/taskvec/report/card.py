@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taskvec.dtypes import TORCH_NAMES
 from taskvec.report import reproduce
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
 from taskvec.report.survival import Survival, unmeasured_words
@@ -68,8 +69,8 @@ def card(facts: Mapping[str, Any]) -> bytes:
     return _text(
         _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
         f"# {_title(facts)}",
-        f"Made by arithmetic on weights, without training, with taskvec {facts['engine']['version']}:",
-        _fenced(formula(recipe), "text" if is_vector else "yaml"),
+        f"Made by {_means(recipe)}, without training, with taskvec {facts['engine']['version']}:",
+        _fenced(formula(recipe), "text" if is_vector or recipe["verb"] == "convert" else "yaml"),
         _CONTROLS.get(recipe.get("control", ""), ""),
         _models(facts["sources"]),
         _survival(facts["survival"]),
@@ -119,6 +120,8 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
 
 def formula(recipe: Mapping[str, Any]) -> str:
     """The arithmetic with its numbers; of a merge, its recipe as YAML (of which JSON is a part)."""
+    if recipe["verb"] == "convert":
+        return f"model, as {_form(recipe)}"
     if recipe["verb"] == "transfer":
         return f"target + {_factor(recipe['alpha'])} * (donor - reference)"
     if recipe["verb"] == "apply":
@@ -173,6 +176,8 @@ def _factor(alpha: float) -> str:
 
 def _title(facts: Mapping[str, Any]) -> str:
     recipe, base = facts["recipe"], escape(_name(facts["sources"][0]))
+    if recipe["verb"] == "convert":
+        return f"{base} as {_form(recipe)}"
     vectors = {
         "transfer": 1,
         "apply": len(recipe.get("vectors", ())),
@@ -182,6 +187,15 @@ def _title(facts: Mapping[str, Any]) -> str:
     if count is None:
         return f"{base}, merged"
     return f"{base} with {'a task vector' if count == 1 else 'task vectors'}"
+
+
+def _means(recipe: Mapping[str, Any]) -> str:
+    return "writing the weights in another form" if recipe["verb"] == "convert" else "arithmetic on weights"
+
+
+def _form(recipe: Mapping[str, Any]) -> str:
+    word = recipe.get("out_dtype")
+    return "plain weights" if word is None else escape(TORCH_NAMES.get(word, word))
 
 
 def _name(source: Mapping[str, Any]) -> str:

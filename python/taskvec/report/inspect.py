@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ SCHEMA = 1
 
 
 class WeightFile(NamedTuple):
-    """A weight file: its size on disk, and how many tensors and elements it holds."""
+    """A weight file: its size on disk, how many tensors it holds, and the elements of the weights in it."""
 
     name: str
     bytes: int
@@ -44,7 +45,7 @@ class Inspection:
     repository, revision : str or None
         Name and commit on the hub.
     tensors : tuple of TensorInfo
-        In file order.
+        In file order; the type of a packed weight is its format, its shape and size are those of the whole.
     files : tuple of WeightFile
         The weight files.
     other_files : tuple of str
@@ -137,8 +138,9 @@ def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
     made = _manifest(checkpoint)
     count: Counter[str] = Counter()
     elements: Counter[str] = Counter()
-    for info in checkpoint.tensors.values():
+    for info in checkpoint.stored.values():
         count[info.file] += 1
+    for info in checkpoint.tensors.values():
         elements[info.file] += math.prod(info.shape)
     return Inspection(
         spec=checkpoint.spec,
@@ -146,7 +148,7 @@ def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
         location=str(checkpoint.location),
         repository=checkpoint.repository,
         revision=checkpoint.revision,
-        tensors=tuple(checkpoint.tensors.values()),
+        tensors=tuple(_in_words(checkpoint)),
         files=tuple(
             WeightFile(name, size, count[name], elements[name])
             for name, size in checkpoint.file_sizes.items()
@@ -154,11 +156,17 @@ def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
         other_files=checkpoint.other_files,
         parameters=checkpoint.total_parameters,
         bytes=checkpoint.total_bytes,
-        dtypes=checkpoint.dtypes,
+        dtypes=checkpoint.types,
         config=checkpoint.config,
         manifest=made,
         download=checkpoint.download_bytes,
     )
+
+
+def _in_words(checkpoint: Model) -> Iterator[TensorInfo]:
+    """The tensors; the type of a packed one is its format."""
+    for name, info in checkpoint.tensors.items():
+        yield info._replace(dtype=checkpoint.type_of(name)) if name in checkpoint.packed else info
 
 
 def _manifest(checkpoint: Model) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ _OPTIONS = {
         *_SELECTION,
         "layer_scale",
         "control",
+        "keep",
         "dtype",
         *(name for name, option in options_of(Settings).items() if option.recorded),
     )
@@ -45,6 +46,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += [recipe["target"], *recipe["vectors"]]
     elif recipe["verb"] == "extract":
         words += [recipe["donor"], recipe["reference"]]
+    elif recipe["verb"] == "convert":
+        words.append(recipe["model"])
     else:
         return None
     words += ["-o", "OUT"]
@@ -89,6 +92,8 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [repr(recipe["target"]), *map(repr, recipe["vectors"]), "out='OUT'"]
     elif recipe["verb"] == "extract":
         arguments = [repr(recipe["donor"]), repr(recipe["reference"]), "'OUT'"]
+    elif recipe["verb"] == "convert":
+        arguments = [repr(recipe["model"]), "'OUT'"]
     elif recipe["verb"] == "combine":
         merged = " + ".join([f"tv.open({recipe['target']!r})", *map(_term, recipe["terms"])])
         keywords[0] = keywords[0].replace("alpha=", "alphas=")

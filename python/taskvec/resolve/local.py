@@ -14,6 +14,7 @@ from taskvec.files import folder, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
 from taskvec.models.model import Model, TensorInfo
+from taskvec.resolve.packed import recognised
 
 # A config is a few kB; the largest published, with a quantisation table per layer, is under 1 MB.
 MAXIMUM_CONFIG = 16 << 20
@@ -36,7 +37,7 @@ def open_path(spec: str, path: Path) -> Model:
     reader = Reader(str(path))
     if path.name.endswith(folder.INDEX_SUFFIX):
         return _of_folder(spec, path.parent.absolute(), reader)
-    return Model(
+    model = Model(
         spec=spec,
         path=path.parent.absolute(),
         tensors=tensor_table(reader),
@@ -46,6 +47,7 @@ def open_path(spec: str, path: Path) -> Model:
         fingerprint=reader.fingerprint,
         weights=reader,
     )
+    return recognised(model, reader)
 
 
 def open_folder(spec: str, path: Path) -> Model:
@@ -74,7 +76,7 @@ def _of_folder(spec: str, path: Path, reader: Reader) -> Model:
     sizes = dict(reader.files())
     listing = folder.list_folder(path, sizes)
     has_config = look.exists(path / CONFIG, follow_links=False)
-    return Model(
+    model = Model(
         spec=spec,
         path=path,
         tensors=tensor_table(reader),
@@ -86,6 +88,7 @@ def _of_folder(spec: str, path: Path, reader: Reader) -> Model:
         fingerprint=reader.fingerprint,
         weights=reader,
     )
+    return recognised(model, reader)
 
 
 class _Table(dict[str, TensorInfo]):

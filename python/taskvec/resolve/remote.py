@@ -17,6 +17,7 @@ from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model, Remote, fetched_bytes
 from taskvec.resolve.local import open_folder, tensor_table
+from taskvec.resolve.packed import recognised
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -60,7 +61,7 @@ def open_remote(spec: str, remote: Remote) -> Model:
         download_bytes=sum(map(remote.size, _missing(remote, needed))),
         remote=remote,
     )
-    return _identified(model, remote)
+    return _identified(recognised(model, reader), remote)
 
 
 def needed_files(names: Collection[str], weights: Iterable[str], modules: Iterable[str] = ()) -> list[str]:

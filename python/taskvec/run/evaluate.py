@@ -11,6 +11,7 @@ import numpy as np
 from taskvec._core import evaluate
 from taskvec.dtypes import numpy_dtype
 from taskvec.models.model import Model
+from taskvec.models.source import source_document
 from taskvec.models.state_dict import buffers_of
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Term
@@ -57,6 +58,29 @@ def of_plan(
     rows = [row for row in plan.document["tensors"] if wanted is None or row[0] in wanted]
     document = {**plan.document, "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}]}
     yield from evaluated(document, rows, buffers_of(plan.checkpoints), threads, allow_non_finite)
+
+
+def decoded(model: Model, name: str) -> np.ndarray:
+    """The exact values of a packed weight as float32, read-only.
+
+    Raises
+    ------
+    HubError
+        The weights have not been downloaded.
+    """
+    _ = model.reader
+    row: Row = (name, "F32", model.tensors[name].shape, 0, 0, [(0, name)])
+    document = {
+        "format": FORMAT,
+        "arithmetic": ARITHMETIC,
+        "sources": [source_document(model)],
+        "outputs": [{"folder": "", "alpha": 1.0}],
+        "operations": [{"kind": "copy"}],
+        "rounding": "nearest",
+        "seed": 0,
+    }
+    ((_, array),) = evaluated(document, [row], buffers_of([model]), allow_non_finite=True)
+    return array
 
 
 def of_terms(

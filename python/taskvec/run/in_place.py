@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import in_place
-from taskvec.errors import NonFiniteError, RecipeError
+from taskvec.errors import FormatError, NonFiniteError, RecipeError
 from taskvec.models.state_dict import buffers_of, in_memory
 from taskvec.plan.delta import Step
 from taskvec.plan.rows import Operations, Row, encode_part
@@ -110,6 +110,12 @@ def change(
     target = in_memory(
         {name: each.info for name, each in live.items()}, {}, config, name="the model in memory"
     )
+    if target.packed:
+        name, packed = next(iter(target.packed.items()))
+        raise FormatError(
+            f"`{name}` of the model in memory is {packed.format.words}, and cannot be changed in place",
+            "load the model dequantised, or add the vector to its files (`taskvec apply`)",
+        )
     plan = plan_steps(target, steps, settings=settings, alphas=[alpha])
     is_changed = [bool(operation.get("terms")) for operation in plan.document["operations"]]
     rows = [row for row in plan.document["tensors"] if is_changed[row[4]]]

@@ -101,12 +101,13 @@ def hold_ours(folder: Path, plan: bytes) -> None:
 
 
 def edited_config(text: str, changes: Mapping[str, Any]) -> str:
-    """The text of a config.json with some keys changed or added, and every other byte as it was.
+    """The text of a config.json with some keys changed, added or (``None``) taken out, and no other byte.
 
     ``changes`` are keys and values as :class:`taskvec.Plan` has them, nested keys as ``text_config.dtype``.
     """
     for key, value in changes.items():
-        text = json_edit.replace(text, tuple(key.split(".")), value)
+        path = tuple(key.split("."))
+        text = json_edit.remove(text, path) if value is None else json_edit.replace(text, path, value)
     return text
 
 
@@ -146,7 +147,7 @@ class Publisher:
         self.threads = settings.threads or 0
         self.progress = progress
         self.inputs = inputs
-        self.names = [name for name in companions(base) if name not in plan.files]
+        self.names = [name for name in companions(base) if name not in (*plan.files, *plan.left)]
         self.copied: dict[str, tuple[Path, File]] = {}
         self.published: dict[Path, list[File]] = {}
         self.done = 0

@@ -44,7 +44,7 @@ impl<'a> Item<'a> {
         let elements = elements(shape).ok_or_else(|| {
             Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", name.escape_debug()))
         })?;
-        let input = |source: usize| sources.input(plan, (source, from[source]), shape, elements);
+        let input = |source: usize| sources.input(plan, (source, from[source]), (shape, elements), false);
         let inputs = [input(0)?, input(1)?];
         let types = [inputs[0].dtype, inputs[1].dtype];
         if let Some(other) = types.iter().find(|dtype| !dtype.is_float()) {

@@ -5,6 +5,7 @@
 
 #[macro_use]
 pub(crate) mod dispatch;
+pub(crate) mod codes;
 pub mod combine;
 pub mod elementwise;
 pub(crate) mod encode;
@@ -15,6 +16,7 @@ pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
 pub mod philox;
+pub(crate) mod quantise;
 pub(crate) mod rank;
 mod real;
 pub mod stats;

@@ -10,7 +10,7 @@ use crate::dtype::Dtype;
 /// Widens `bytes` (elements of `dtype`, little endian, any alignment) into `out`; true if all were finite.
 ///
 /// # Panics
-/// If `bytes` does not hold exactly `out.len()` elements or `dtype` is not a float type.
+/// If `bytes` does not hold exactly `out.len()` elements or `dtype` has no values that are floats.
 pub fn widen<R: Real>(level: Level, dtype: Dtype, bytes: &[u8], out: &mut [R]) -> bool {
     assert_eq!(bytes.len(), out.len() * dtype.size(), "whole elements");
     match dtype {
@@ -20,6 +20,7 @@ pub fn widen<R: Real>(level: Level, dtype: Dtype, bytes: &[u8], out: &mut [R]) -
         Dtype::F64 => f64_(level, bytes, out),
         Dtype::F8E4M3 => table(level, bytes, &E4M3, out),
         Dtype::F8E5M2 => table(level, bytes, &E5M2, out),
+        Dtype::F8E8M0 => e8m0(level, bytes, out),
         other => panic!("arithmetic on {other}"),
     }
 }
@@ -95,6 +96,23 @@ kernel! {
             *slot = R::from_f32(value);
         }
         finite
+    }
+}
+
+kernel! {
+    /// Powers of two, 2^(b − 127): the smallest is below the normal numbers of f32, all ones are NaN.
+    fn e8m0<R>(bytes: &[u8], out: &mut [R]) -> bool {
+        let mut top = 0u8;
+        for (slot, byte) in out.iter_mut().zip(bytes) {
+            top = top.max(*byte);
+            let bits = match *byte {
+                0 => 0x0040_0000,
+                255 => 0x7FC0_0000,
+                exponent => u32::from(exponent) << 23,
+            };
+            *slot = R::from_f32(f32::from_bits(bits));
+        }
+        top < 255
     }
 }
 
@@ -177,6 +195,19 @@ mod tests {
     }
 
     #[test]
+    fn powers_of_two_by_their_definition() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        for level in Level::available() {
+            let mut out = vec![0f64; 256];
+            assert!(!widen(level, Dtype::F8E8M0, &bytes, &mut out));
+            assert!(out[255].is_nan() && widen(level, Dtype::F8E8M0, &bytes[..255], &mut out[..255]));
+            for (code, value) in out[..255].iter().enumerate() {
+                assert_eq!(*value, 2f64.powi(code as i32 - 127));
+            }
+        }
+    }
+
+    #[test]
     fn non_finite_is_noticed_at_every_position_and_alignment() {
         for level in Level::available() {
             for (dtype, bad) in [
@@ -186,6 +217,7 @@ mod tests {
                 (Dtype::F64, f64::NAN.to_le_bytes().to_vec()),
                 (Dtype::F8E4M3, vec![0xFF]),
                 (Dtype::F8E5M2, vec![0x7C]),
+                (Dtype::F8E8M0, vec![0xFF]),
             ] {
                 let size = dtype.size();
                 for length in [1usize, 3, 17, 64, 131] {

@@ -23,7 +23,11 @@ macro_rules! operations {
         #[allow(missing_docs)]
         pub(crate) enum Operation {
             /// The first input's bytes, converted only where the output has another type.
-            Copy {},
+            Copy {
+                /// The input is a stored tensor by its own name, whatever logical tensor it is a part of.
+                #[serde(default)]
+                stored: bool,
+            },
             $($kind($parameters),)*
         }
 
@@ -31,7 +35,7 @@ macro_rules! operations {
             /// The method for compute type `R`; none for a copy.
             pub(crate) fn method<R: Real>(&self) -> Option<Box<dyn Method<R>>> {
                 match self {
-                    Operation::Copy {} => None,
+                    Operation::Copy { .. } => None,
                     $(Operation::$kind(parameters) => Some(parameters.method($variant)),)*
                 }
             }
@@ -39,9 +43,14 @@ macro_rules! operations {
             /// Whether f32 holds its factors, as far as the result depends on nothing else.
             pub(crate) fn is_single(&self) -> bool {
                 match self {
-                    Operation::Copy {} => true,
+                    Operation::Copy { .. } => true,
                     $(Operation::$kind(parameters) => parameters.is_single(&$variant),)*
                 }
+            }
+
+            /// Whether its input is a stored tensor by its own name.
+            pub(crate) fn is_stored(&self) -> bool {
+                matches!(self, Operation::Copy { stored: true })
             }
 
             /// Whether it can be done with that many inputs.
@@ -51,8 +60,8 @@ macro_rules! operations {
             pub(crate) fn check(&self, inputs: usize) -> Result<()> {
                 match self {
                     _ if inputs == 0 => Err(Error::new(Kind::Plan, "no inputs")),
-                    Operation::Copy {} if inputs == 1 => Ok(()),
-                    Operation::Copy {} => Err(Error::new(Kind::Plan, format!("a copy has one input, found {inputs}"))),
+                    Operation::Copy { .. } if inputs == 1 => Ok(()),
+                    Operation::Copy { .. } => Err(Error::new(Kind::Plan, format!("a copy has one input, found {inputs}"))),
                     $(Operation::$kind(parameters) => parameters.check($variant, inputs),)*
                 }
             }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 
-use super::job::Job;
-use crate::dtype::Dtype;
+use super::encoding::Role;
+use super::job::{Job, PartOf};
+use crate::dtype::{elements as count, Dtype};
 
 /// For `deserialize_with`.
 pub(super) fn jobs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Job>, D::Error> {
@@ -33,7 +34,8 @@ impl<'de> Visitor<'de> for Rows {
     }
 }
 
-/// [name, dtype, shape, shard, operation, inputs]
+/// [name, dtype, shape, shard, operation, inputs], and of a part of a packed tensor
+/// [encoding, part, logical name, logical shape].
 struct Row<'s> {
     shapes: &'s mut HashSet<Arc<[u64]>>,
 }
@@ -53,29 +55,41 @@ impl<'de> Visitor<'de> for Row<'_> {
         f.write_str("a tensor's name, type, shape, shard, operation and inputs")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Job, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Job, A::Error> {
         let short = |index| move || A::Error::invalid_length(index, &"six parts of a tensor");
         let name = seq.next_element_seed(Name(None))?.ok_or_else(short(0))?;
         let dtype = seq.next_element::<String>()?.ok_or_else(short(1))?;
         let dtype = Dtype::from_name(&dtype)
             .ok_or_else(|| A::Error::custom(format_args!("type `{}`", dtype.escape_debug())))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
-        let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-        let elements = elements.filter(|_| dtype.bytes(&shape).is_some());
-        let elements =
-            elements.ok_or_else(|| A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug())))?;
-        let shape = match self.shapes.get(shape.as_slice()) {
-            Some(known) => Arc::clone(known),
-            None => {
-                let shape: Arc<[u64]> = shape.into();
-                self.shapes.insert(Arc::clone(&shape));
-                shape
-            }
-        };
+        let overflows = || A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug()));
+        let elements = dtype.bytes(&shape).and_then(|_| count(&shape)).ok_or_else(overflows)?;
+        let shape = self.held(shape);
         let shard = seq.next_element()?.ok_or_else(short(3))?;
         let operation = seq.next_element()?.ok_or_else(short(4))?;
         let inputs = seq.next_element_seed(Inputs(&name))?.ok_or_else(short(5))?;
-        Ok(Job { name, dtype, shape, shard, operation, inputs, elements })
+        let packed = match seq.next_element::<(usize, Role, String, Vec<u64>)>()? {
+            None => None,
+            Some((encoding, role, logical, shape)) => {
+                // Far below where bytes or offsets of anything computed would overflow.
+                let elements = count(&shape).filter(|n| *n < 1 << 56).ok_or_else(overflows)?;
+                let name = if *logical == *name { Arc::clone(&name) } else { logical.into() };
+                Some(Box::new(PartOf { encoding, role, name, shape: self.held(shape), elements }))
+            }
+        };
+        Ok(Job { name, dtype, shape, shard, operation, inputs, elements, packed })
+    }
+}
+
+impl Row<'_> {
+    /// A shape, held once.
+    fn held(&mut self, shape: Vec<u64>) -> Arc<[u64]> {
+        if let Some(known) = self.shapes.get(shape.as_slice()) {
+            return Arc::clone(known);
+        }
+        let shape: Arc<[u64]> = shape.into();
+        self.shapes.insert(Arc::clone(&shape));
+        shape
     }
 }
 

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::kernels::{Level, TILE};
-use crate::measure::{NonFinite, Survival};
+use crate::measure::Survival;
 use crate::output::digest::BLOCK;
 use crate::plan::layout::Layout;
-use crate::plan::Plan;
+use crate::run::encode::bands::{Context, Encodings, Wanted};
+use crate::run::encode::patch::Bench;
 use crate::run::program::{Arithmetic, Program, Step};
 use crate::run::tile::{Place, Span, Target, Tiler};
 use crate::storage::chunk::Scratch;
@@ -69,19 +70,36 @@ impl Block {
         target.elements_in(from - offset..to - offset)
     }
 
+    /// The bytes of `job` that this block holds, counted from its first.
+    fn bytes(&self, job: usize, layout: &Layout, program: &Program<'_>) -> Range<u64> {
+        let (target, offset) = (program.job.target(), layout.offsets[job]);
+        let end = offset + target.bytes(&(0..target.elements));
+        let (from, to) = (self.start.max(offset), self.end.min(end));
+        from.min(to) - offset.min(to)..to - offset.min(to)
+    }
+
     /// Asks for the inputs of this block ahead of time.
-    pub(crate) fn advise(&self, layout: &Layout, programs: &[Program<'_>]) {
-        self.each_input(layout, programs, |input, elements| input.storage().ahead(elements));
+    pub(crate) fn advise(&self, layout: &Layout, programs: &[Program<'_>], encodings: &Encodings) {
+        self.each_input(layout, programs, encodings, |input, elements| input.storage().ahead(elements));
     }
 
     /// Lets go of the inputs of this block.
-    pub(crate) fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>]) {
-        self.each_input(layout, programs, |input, elements| input.storage().behind(elements));
+    pub(crate) fn drop_behind(&self, layout: &Layout, programs: &[Program<'_>], encodings: &Encodings) {
+        self.each_input(layout, programs, encodings, |input, elements| input.storage().behind(elements));
     }
 
-    fn each_input(&self, layout: &Layout, programs: &[Program<'_>], each: impl Fn(&Input<'_>, Range<u64>)) {
+    fn each_input(
+        &self,
+        layout: &Layout,
+        programs: &[Program<'_>],
+        encodings: &Encodings,
+        each: impl Fn(&Input<'_>, Range<u64>),
+    ) {
         for job in self.jobs.clone() {
-            let elements = self.elements(job, layout, &programs[job]);
+            let elements = match encodings.tensor(job) {
+                Some(packed) => packed.elements(&self.bytes(job, layout, &programs[job])),
+                None => self.elements(job, layout, &programs[job]),
+            };
             // Small tensors are not worth a system call.
             if elements.end - elements.start >= 16 * 1024 {
                 programs[job].inputs.iter().for_each(|input| each(input, elements.clone()));
@@ -98,6 +116,7 @@ pub(crate) struct Worker {
     scratch: Vec<Scratch>,
     measured: Vec<Vec<(usize, Survival)>>,
     tiler: Tiler,
+    bench: Bench,
 }
 
 /// The part of one job that a block holds.
@@ -119,6 +138,7 @@ impl Worker {
             scratch: Vec::new(),
             measured: vec![Vec::new(); outputs],
             tiler: Tiler::new(level),
+            bench: Bench::new(level),
         }
     }
 
@@ -139,12 +159,11 @@ impl Worker {
     pub(crate) fn compute(
         &mut self,
         block: &Block,
-        layout: &Layout,
-        plan: &Plan,
-        programs: &[Program<'_>],
+        context: &Context<'_, '_>,
+        encodings: &Encodings,
         steps: &[Step],
-        non_finite: &NonFinite,
     ) -> Result<u64> {
+        let Context { plan, layout, programs, non_finite } = *context;
         self.length = (block.end - block.start) as usize;
         self.measured.iter_mut().for_each(Vec::clear);
         let header = &layout.shards[block.shard].header;
@@ -157,6 +176,21 @@ impl Worker {
         let mut read = 0;
         for index in block.jobs.clone() {
             let program = &programs[index];
+            if let Some(packed) = encodings.tensor(index) {
+                let bytes = block.bytes(index, layout, program);
+                if !bytes.is_empty() {
+                    let at = SLACK + (layout.offsets[index] + bytes.start - block.start) as usize;
+                    let length = (bytes.end - bytes.start) as usize;
+                    let outs = self.buffers[..steps.len()].iter_mut().map(|buffer| &mut buffer[at..at + length]);
+                    let mut wanted = Wanted { job: index, bytes: bytes.clone(), steps, out: outs.collect() };
+                    let sums = packed.fill(context, &mut self.bench, &mut wanted)?;
+                    for (measured, sum) in self.measured.iter_mut().zip(sums) {
+                        measured.extend(sum.map(|sum| (index, sum)));
+                    }
+                    read += share(program, &bytes);
+                }
+                continue;
+            }
             let elements = block.elements(index, layout, program);
             if elements.is_empty() {
                 continue;
@@ -233,4 +267,12 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Input bytes that go with some bytes of packed codes.
+fn share(program: &Program<'_>, bytes: &Range<u64>) -> u64 {
+    let (target, cost) = (program.job.target(), u128::from(program.cost()));
+    let all = u128::from(target.bytes(&(0..target.elements)).max(1));
+    let before = |byte: u64| (cost * u128::from(byte) / all) as u64;
+    before(bytes.end) - before(bytes.start)
 }

@@ -49,6 +49,8 @@ pub(crate) enum Arithmetic {
     Narrow(Arc<dyn Method<f32>>),
     /// f64: everything else.
     Wide(Arc<dyn Method<f64>>),
+    /// A part of a packed tensor that another job computes.
+    Aside,
 }
 
 /// One output of a tile.
@@ -74,8 +76,13 @@ impl<'a> Program<'a> {
     ) -> Result<Vec<Program<'a>>> {
         let mut methods = Methods::default();
         let make = |(index, job): (usize, &'a Job)| {
+            if job.is_aside() {
+                return Ok(Program::with(plan, index, Box::default(), Arithmetic::Aside, level, monitor, non_finite));
+            }
+            let stored = plan.operations[job.operation].is_stored();
+            let (_, shape, elements) = job.logical();
             let open = |(source, name): &(usize, Arc<str>)| {
-                sources.input(&plan.sources, (*source, name), &job.shape, job.elements)
+                sources.input(&plan.sources, (*source, name), (shape, elements), stored)
             };
             let inputs: Box<[Input<'a>]> = job.inputs.iter().map(open).collect::<Result<_>>()?;
             let arithmetic = methods.arithmetic(plan, job, &inputs)?;
@@ -116,12 +123,13 @@ impl<'a> Program<'a> {
 
     /// The tensor as its method sees it.
     pub(crate) fn tensor(&self) -> Tensor<'_> {
+        let (name, shape, elements) = self.job.logical();
         Tensor {
             id: self.id,
             job: self.index,
-            name: &self.job.name,
-            shape: &self.job.shape,
-            elements: self.job.elements,
+            name,
+            shape,
+            elements,
             inputs: &self.inputs,
             seed: self.seed,
             level: self.level,
@@ -135,7 +143,7 @@ impl<'a> Program<'a> {
     pub(crate) fn prepares(&self) -> bool {
         self.job.elements > 0
             && match &self.arithmetic {
-                Arithmetic::Raw | Arithmetic::Convert => false,
+                Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => false,
                 Arithmetic::Narrow(method) => method.prepares(),
                 Arithmetic::Wide(method) => method.prepares(),
             }
@@ -143,7 +151,7 @@ impl<'a> Program<'a> {
 
     /// Whether it is worth all threads.
     pub(crate) fn is_large(&self) -> bool {
-        self.job.elements >= 8 * CHUNK
+        self.job.logical().2 >= 8 * CHUNK
     }
 
     /// Whether `prepare` has read all of the inputs: it may have found that there is nothing to look for.
@@ -163,7 +171,7 @@ impl<'a> Program<'a> {
     pub(crate) fn prepare(&self, threads: Threads<'_>) -> Result<()> {
         let tensor = self.tensor();
         let made = match &self.arithmetic {
-            Arithmetic::Raw | Arithmetic::Convert => return Ok(()),
+            Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => return Ok(()),
             Arithmetic::Narrow(method) => method.prepare(&tensor, threads)?,
             Arithmetic::Wide(method) => method.prepare(&tensor, threads)?,
         };
@@ -189,7 +197,7 @@ impl<'a> Program<'a> {
 
     /// Input bytes.
     pub(crate) fn cost(&self) -> u64 {
-        self.inputs.iter().map(|input| input.cost(self.job.elements)).sum()
+        self.inputs.iter().map(|input| input.cost(self.job.logical().2)).sum()
     }
 }
 
@@ -203,10 +211,16 @@ struct Methods {
 impl Methods {
     fn arithmetic(&mut self, plan: &Plan, job: &Job, inputs: &[Input<'_>]) -> Result<Arithmetic> {
         let operation = &plan.operations[job.operation];
-        let types = || inputs.iter().map(|input| input.dtype).chain([job.dtype]);
-        if matches!(operation, Operation::Copy {}) {
-            if inputs[0].is_plain(job.dtype) {
+        let packed = job.packed.as_ref().map(|part| plan.encodings[part.encoding].format.dtype());
+        let types = || inputs.iter().map(|input| input.dtype).chain([packed.unwrap_or(job.dtype)]);
+        if matches!(operation, Operation::Copy { .. }) {
+            if packed.is_none() && inputs[0].is_plain(job.dtype) {
                 return Ok(Arithmetic::Raw);
+            }
+            if operation.is_stored() {
+                let (name, dtype, found) = (job.name.escape_debug(), job.dtype, inputs[0].dtype);
+                let message = format!("`{name}` is to be copied as it is stored, as {dtype}, but is {found}");
+                return Err(Error::new(Kind::Plan, message));
             }
             return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
         }

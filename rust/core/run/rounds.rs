@@ -6,6 +6,9 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::block::{Block, Worker};
+use super::encode::bands::{Context, Encodings};
+use super::encode::packed::Packed;
+use super::order::{in_order, jobs, Last};
 use super::program::{Program, Step};
 use super::report::{self, Found, Journaled, Report, Written};
 use super::shards::{ShardState, Shards};
@@ -39,6 +42,7 @@ pub(super) struct Run<'a> {
     pub(super) allow_non_finite: bool,
     pub(super) pool: &'a rayon::ThreadPool,
     pub(super) shards: Shards,
+    pub(super) encodings: Encodings,
 }
 
 impl Run<'_> {
@@ -47,41 +51,39 @@ impl Run<'_> {
             .filter(|shard| !self.shards.is_done(*shard))
             .flat_map(|shard| Block::all(shard, self.layout))
             .collect();
+        let blocks = in_order(blocks, self.layout, &self.encodings);
         let worker = |_| Mutex::new(Worker::new(self.level, self.plan.outputs.len()));
         let workers: Vec<Mutex<Worker>> = (0..self.pool.current_num_threads()).map(worker).collect();
         let groups = self.groups(&blocks);
+        let last = Last::of(&groups);
         self.round(&workers, &[], groups.first().copied().unwrap_or_default())?;
         for (index, group) in groups.iter().enumerate() {
             let next = groups.get(index + 1).copied().unwrap_or_default();
             self.round(&workers, group, next)?;
             // A group may be too short for its inputs to have been let go of on the way.
             if !next.is_empty() {
-                Block::joined(group).for_each(|done| done.drop_behind(self.layout, self.programs));
+                Block::joined(group).for_each(|done| done.drop_behind(self.layout, self.programs, &self.encodings));
             }
-            for job in jobs(group) {
-                if !jobs(next).contains(&job) {
-                    self.programs[job].forget();
-                }
-            }
+            last.of_group(index).iter().for_each(|job| self.programs[*job].forget());
         }
         Ok(())
     }
 
     /// Blocks whose tensors are prepared together.
     fn groups<'b>(&self, blocks: &'b [Block]) -> Vec<&'b [Block]> {
-        if self.programs.iter().all(|program| !program.prepares()) {
+        if (0..self.programs.len()).all(|job| !self.prepares(job)) {
             return vec![blocks];
         }
-        let (mut groups, mut from, mut cost, mut seen) = (Vec::new(), 0, 0, 0);
+        let (mut groups, mut from, mut cost) = (Vec::new(), 0, 0);
+        let mut seen = vec![false; self.programs.len()];
         for (to, block) in blocks.iter().enumerate() {
-            let unseen = block.jobs.start.max(seen)..block.jobs.end.max(seen);
-            let more: u64 = self.programs[unseen].iter().map(Program::cost).sum();
+            let unseen = block.jobs.clone().filter(|job| !std::mem::replace(&mut seen[*job], true));
+            let more: u64 = unseen.map(|job| self.programs[job].cost()).sum();
             if more > 0 && to > from && cost + more > GROUP {
                 groups.push(&blocks[from..to]);
                 (from, cost) = (to, 0);
             }
             cost += more;
-            seen = seen.max(block.jobs.end);
         }
         groups.push(&blocks[from..]);
         groups
@@ -90,10 +92,10 @@ impl Run<'_> {
     /// Writes the blocks of a group, and lets every tensor of the group that follows look at itself if it wants to:
     /// whichever thread finds no block left goes on to that, so that none waits for the others but once.
     fn round(&self, workers: &[Mutex<Worker>], blocks: &[Block], following: &[Block]) -> Result<()> {
-        let mut wanting: Vec<&Program<'_>> =
-            self.programs[jobs(following)].iter().filter(|p| p.prepares() && !p.ready()).collect();
+        let mut wanting: Vec<usize> =
+            jobs(following).into_iter().filter(|job| self.prepares(*job) && !self.ready(*job)).collect();
         // The longest first: what is left over for one thread at the end is short.
-        wanting.sort_by_key(|program| std::cmp::Reverse(program.cost()));
+        wanting.sort_by_key(|job| std::cmp::Reverse(self.programs[*job].cost()));
         let failed = Mutex::new(None);
         let (next, looked) = (AtomicUsize::new(0), AtomicUsize::new(0));
         self.pool.broadcast(|context| {
@@ -104,14 +106,35 @@ impl Run<'_> {
             }
             one_by_one(&looked, wanting.len(), &failed, |index| {
                 self.monitor.check()?;
-                let threads = if wanting[index].is_large() { Threads::Pool(self.pool) } else { Threads::Alone };
-                wanting[index].prepare(threads)
+                let program = &self.programs[wanting[index]];
+                let threads = if program.is_large() { Threads::Pool(self.pool) } else { Threads::Alone };
+                match self.encodings.tensor(program.index) {
+                    Some(packed) => packed.prepare(&self.context(), threads),
+                    None => program.prepare(threads),
+                }
             });
         });
         if let Some(error) = lock(&failed).take() {
             return Err(error);
         }
         self.refuse_non_finite()
+    }
+
+    /// Whether something has to look at all of a job's tensor first.
+    fn prepares(&self, job: usize) -> bool {
+        let program = &self.programs[job];
+        let packed = self.encodings.tensor(job).filter(|_| !program.job.is_aside());
+        program.prepares() || packed.is_some_and(Packed::prepares)
+    }
+
+    /// Whether that has been done.
+    fn ready(&self, job: usize) -> bool {
+        let program = &self.programs[job];
+        (!program.prepares() || program.ready()) && self.encodings.tensor(job).is_none_or(Packed::ready)
+    }
+
+    fn context(&self) -> Context<'_, '_> {
+        Context { plan: self.plan, layout: self.layout, programs: self.programs, non_finite: self.non_finite }
     }
 
     fn nth(&self, worker: &mut Worker, blocks: &[Block], index: usize) -> Result<()> {
@@ -122,11 +145,11 @@ impl Run<'_> {
         }
         if index.is_multiple_of(BEHIND) && index >= 2 * BEHIND {
             for done in Block::joined(&blocks[index - 2 * BEHIND..index - BEHIND]) {
-                done.drop_behind(self.layout, self.programs);
+                done.drop_behind(self.layout, self.programs, &self.encodings);
             }
         }
         if let Some(later) = blocks.get(index + 2 * self.pool.current_num_threads()) {
-            later.advise(self.layout, self.programs);
+            later.advise(self.layout, self.programs, &self.encodings);
         }
         self.monitor.check()?;
         self.block(worker, block)
@@ -138,7 +161,7 @@ impl Run<'_> {
             state.open(&self.layout.shards[block.shard], self.folders)?;
         }
         let steps = steps(self.plan, states);
-        let read = worker.compute(block, self.layout, self.plan, self.programs, &steps, self.non_finite)?;
+        let read = worker.compute(block, &self.context(), &self.encodings, &steps)?;
         for state in states {
             state.measured(block, worker);
             if state.write(block, worker)? {
@@ -245,12 +268,4 @@ impl Run<'_> {
 /// What the steps of one job's tiles need to know about an output.
 fn steps(plan: &Plan, states: &[ShardState]) -> Vec<Step> {
     states.iter().map(|state| Step { alpha: plan.outputs[state.output].alpha, output: state.output }).collect()
-}
-
-/// The jobs of neighbouring blocks.
-fn jobs(blocks: &[Block]) -> std::ops::Range<usize> {
-    match (blocks.first(), blocks.last()) {
-        (Some(first), Some(last)) => first.jobs.start..last.jobs.end.max(first.jobs.start),
-        _ => 0..0,
-    }
 }

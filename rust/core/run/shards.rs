@@ -66,6 +66,11 @@ impl Shards {
         Shards { states, untouched, all: plan.outputs.len() * layout.shards.len() }
     }
 
+    /// The outputs in which a shard is to be written.
+    pub(super) fn outputs(&self, shard: usize) -> Vec<usize> {
+        self.states[shard].iter().map(|state| state.output).collect()
+    }
+
     /// Whether nothing of a shard is to be written.
     pub(super) fn is_done(&self, shard: usize) -> bool {
         self.states[shard].is_empty()

@@ -11,11 +11,12 @@ use crate::kernels::fused::tiles::step_tiles_bf16;
 use crate::kernels::narrow::Rounding;
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
+use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
 use crate::run::program::{Arithmetic, Program};
-use crate::storage::chunk::Chunk;
+use crate::storage::chunk::{Chunk, Exact};
 use crate::storage::Storage;
 use crate::tensor::Tensor;
 use crate::tensor::Tile;
@@ -36,7 +37,7 @@ pub(crate) struct Place<'a> {
 impl<'a> Place<'a> {
     /// A job whose `prepare` is done.
     pub(crate) fn new(program: &'a Program<'a>, non_finite: &'a NonFinite, stochastic: bool) -> Self {
-        let draws = stochastic.then(|| Stream::new(program.seed, "round", &program.job.name));
+        let draws = stochastic.then(|| Stream::new(program.seed, "round", program.job.logical().0));
         Place { program, tensor: program.tensor(), state: program.state(), non_finite, draws }
     }
 
@@ -70,6 +71,50 @@ pub(crate) struct Target<'b> {
     pub bytes: &'b mut [u8],
     /// Gets what became of the step.
     pub survival: Option<&'b mut Survival>,
+}
+
+/// Where what is computed of a tile goes before it is rounded.
+pub(crate) struct Values<'v, 'o> {
+    /// Input 0.
+    pub target: &'v mut [f32],
+    /// The step for α = 1.
+    pub delta: &'v mut [f32],
+    /// For each output its α, with the operation's factor, and the result.
+    pub outs: &'v mut [(f64, &'o mut [f32])],
+    /// By input, values that are not finite: added to.
+    pub bad: &'v mut [u64],
+}
+
+/// A step and what is done with it.
+struct Moved<'t, R> {
+    inputs: &'t [Vec<R>],
+    delta: &'t [R],
+    terms: Option<&'t [Term]>,
+    alpha: f64,
+    /// The donor and the reference where the target may have to become the donor.
+    donor: Option<(&'t [R], &'t [R])>,
+    elsewhere: Option<Exact<'t>>,
+}
+
+/// At α = 1 of one difference as it is, the target may have to become the donor.
+#[allow(clippy::type_complexity)]
+fn donors<'t, R: Real>(
+    inputs: &'t [Vec<R>],
+    chunks: &'t [Chunk<'_>],
+    terms: Option<&[Term]>,
+    alpha: f64,
+) -> (Option<(&'t [R], &'t [R])>, Option<Exact<'t>>) {
+    let kept = match (alpha, terms) {
+        (1.0, Some([term @ Term { weight: 1.0, .. }])) => Some(term),
+        _ => None,
+    };
+    let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
+    let elsewhere = kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
+    (donor, elsewhere)
+}
+
+fn single<R: Real>(from: &[R], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(slot, x)| *slot = x.to_f32());
 }
 
 /// One thread's tiles, reused from tile to tile.
@@ -117,7 +162,7 @@ impl Tiler {
         match &program.arithmetic {
             Arithmetic::Narrow(method) => method.computes() == Computes::Step,
             Arithmetic::Wide(method) => method.computes() == Computes::Step,
-            Arithmetic::Convert | Arithmetic::Raw => false,
+            Arithmetic::Convert | Arithmetic::Raw | Arithmetic::Aside => false,
         }
     }
 
@@ -148,7 +193,7 @@ impl Tiler {
             }
             Arithmetic::Wide(method) if self.through(place, method.as_ref(), chunks, span, outputs) => Ok(()),
             Arithmetic::Wide(method) => self.wide(place, Some(method.as_ref()), chunks, span, outputs),
-            Arithmetic::Convert | Arithmetic::Raw => self.wide(place, None, chunks, span, outputs),
+            Arithmetic::Convert | Arithmetic::Raw | Arithmetic::Aside => self.wide(place, None, chunks, span, outputs),
         }
     }
 
@@ -266,14 +311,7 @@ impl Tiler {
                 continue;
             }
             if stepped {
-                // At α = 1 of one difference as it is, the target may have to become the donor.
-                let kept = match (alpha, sum) {
-                    (1.0, Some([term @ Term { weight: 1.0, .. }])) => Some(term),
-                    _ => None,
-                };
-                let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
-                let elsewhere =
-                    kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
+                let (donor, elsewhere) = donors(inputs, chunks, sum, alpha);
                 if short && elsewhere.is_none() {
                     let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
                     let steps = (&inputs[0][..], &delta[..]);
@@ -283,16 +321,8 @@ impl Tiler {
                         continue;
                     }
                 }
-                let plain = step(level, &inputs[0], delta, alpha, out);
-                if let (true, Some(terms)) = (R::IS_F32 && !plain, sum) {
-                    self.again(chunks, at, terms, alpha, out);
-                }
-                if let Some((donor, reference)) = donor {
-                    keep_donor(level, &inputs[0], donor, reference, out);
-                }
-                if let Some(kept) = elsewhere {
-                    kept.keep(level, at, &inputs[0], out);
-                }
+                let moved = Moved { inputs, delta, terms: sum, alpha, donor, elsewhere };
+                self.moved(chunks, at, &moved, out);
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
             let finite = target.encode(level, R::floats(out), rounding, output.bytes)?;
@@ -314,6 +344,86 @@ impl Tiler {
                 survival.add(&sums, n as u64);
                 first.get_or_insert(sums);
             }
+        }
+        Ok(())
+    }
+
+    /// The target with α times its step.
+    fn moved<R: Real>(&mut self, chunks: &[Chunk<'_>], at: usize, moved: &Moved<'_, R>, out: &mut [R]) {
+        let Moved { inputs, delta, terms, alpha, donor, elsewhere } = moved;
+        let plain = step(self.level, &inputs[0], delta, *alpha, out);
+        if let (true, Some(terms)) = (R::IS_F32 && !plain, terms) {
+            self.again(chunks, at, terms, *alpha, out);
+        }
+        if let Some((donor, reference)) = donor {
+            keep_donor(self.level, &inputs[0], donor, reference, out);
+        }
+        if let Some(kept) = elsewhere {
+            kept.keep(self.level, at, &inputs[0], out);
+        }
+    }
+
+    /// What is computed of a tile, for every α, before it is rounded.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub(crate) fn values(
+        &mut self,
+        place: &Place<'_>,
+        chunks: &[Chunk<'_>],
+        span: Span,
+        values: &mut Values<'_, '_>,
+    ) -> Result<()> {
+        match &place.program.arithmetic {
+            Arithmetic::Wide(method) => {
+                let mut tiles = std::mem::take(&mut self.wide);
+                let done = self.into(place, Some(method.as_ref()), chunks, &mut tiles, span, values);
+                self.wide = tiles;
+                done
+            }
+            other => {
+                let method = if let Arithmetic::Narrow(method) = other { Some(method.as_ref()) } else { None };
+                let mut tiles = std::mem::take(&mut self.narrow);
+                let done = self.into(place, method, chunks, &mut tiles, span, values);
+                self.narrow = tiles;
+                done
+            }
+        }
+    }
+
+    fn into<R: Real>(
+        &mut self,
+        place: &Place<'_>,
+        method: Option<&dyn Method<R>>,
+        chunks: &[Chunk<'_>],
+        tiles: &mut Tiles<R>,
+        span: Span,
+        values: &mut Values<'_, '_>,
+    ) -> Result<()> {
+        let (level, Span { at, n, .. }) = (self.level, span);
+        tiles.load(level, chunks, at, n, |index, tile| values.bad[index] += count_non_finite(level, tile));
+        let Tiles { inputs, step: delta, out } = tiles;
+        let (delta, out) = (&mut delta[..n], &mut out[..n]);
+        single(&inputs[0], values.target);
+        let Some(method) = method else {
+            values.delta.fill(0.0);
+            values.outs.iter_mut().for_each(|(_, slot)| slot[..n].copy_from_slice(values.target));
+            return Ok(());
+        };
+        let tile = Tile { level, first: span.first, inputs };
+        if method.computes() == Computes::Value {
+            method.tile(&place.tensor, &place.state, &tile, &mut *out)?;
+            values.delta.fill(0.0);
+            values.outs.iter_mut().for_each(|(_, slot)| single(out, slot));
+            return Ok(());
+        }
+        method.tile(&place.tensor, &place.state, &tile, &mut *delta)?;
+        single(delta, values.delta);
+        for (alpha, slot) in values.outs.iter_mut() {
+            let (donor, elsewhere) = donors(inputs, chunks, method.sum_of(), *alpha);
+            let moved = Moved { inputs, delta, terms: method.sum_of(), alpha: *alpha, donor, elsewhere };
+            self.moved(chunks, at, &moved, out);
+            single(out, slot);
         }
         Ok(())
     }

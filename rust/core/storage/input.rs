@@ -8,7 +8,7 @@ use super::dense::Dense;
 use super::source::Buffer;
 use super::target::Target;
 use super::wanted::Wanted;
-use super::{exact_elements, lora, sparse, Storage};
+use super::{assembled, exact_elements, lora, packed, sparse, Storage};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -16,7 +16,7 @@ use crate::error::Result;
 type Find = for<'a> fn(&Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage + 'a>>>;
 
 /// The storages that are made of several stored tensors, in the order in which they are asked: a new one is a line.
-const COMPOSED: &[Find] = &[sparse::find];
+const COMPOSED: &[Find] = &[sparse::find, packed::find];
 
 /// A tensor in its storage.
 pub(crate) struct Input<'a> {
@@ -67,10 +67,6 @@ impl<'a> Input<'a> {
                 }
             }
         };
-        let stored = match exact_elements::find(wanted)? {
-            Some(exact) => Stored::Composed(exact.over(stored.boxed())),
-            None => stored,
-        };
         let dtype = wanted.origin().unwrap_or_else(|| stored.storage().dtype());
         Ok(Input { stored, dtype })
     }
@@ -112,6 +108,25 @@ impl<'a> Input<'a> {
 
 impl<'a> Stored<'a> {
     fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
+        match assembled::wanted(wanted) {
+            Some(pieces) => {
+                let open = |stored: &Wanted<'_, 'a>| Stored::under(stored)?.exact(stored).map(Stored::boxed);
+                assembled::assemble(wanted, pieces, &open).map(Stored::Composed)
+            }
+            None => Stored::under(wanted)?.exact(wanted),
+        }
+    }
+
+    /// The same with those elements of a saved vector that its values do not give back.
+    fn exact(self, wanted: &Wanted<'_, 'a>) -> Result<Self> {
+        Ok(match exact_elements::find(wanted)? {
+            Some(exact) => Stored::Composed(exact.over(self.boxed())),
+            None => self,
+        })
+    }
+
+    /// The tensor under the name that its source has for it.
+    fn under(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         for find in COMPOSED {
             if let Some(found) = find(wanted)? {
                 return Ok(Stored::Composed(found));

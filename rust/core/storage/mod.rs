@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::kernels::narrow::Rounding;
 use crate::kernels::{Floats, Level};
 
+pub(crate) mod assembled;
 pub(crate) mod buffer;
 pub(crate) mod chunk;
 pub(crate) mod dense;
@@ -18,6 +19,7 @@ pub(crate) mod exact_elements;
 pub(crate) mod input;
 pub(crate) mod lora;
 pub(crate) mod opened;
+pub mod packed;
 pub(crate) mod part;
 pub mod source;
 pub(crate) mod sources;
@@ -26,6 +28,7 @@ pub(crate) mod target;
 pub(crate) mod wanted;
 
 use chunk::{Chunk, Scratch};
+use packed::parts::Stored;
 use part::Part;
 
 /// One logical tensor in its storage.
@@ -42,6 +45,12 @@ pub(crate) trait Storage: Send + Sync {
     /// The type of its elements where each is stored as a number by itself, in order, and there is nothing else.
     fn plain(&self) -> Option<Dtype> {
         None
+    }
+
+    /// The stored parts of a packed tensor, in the order of its format: codes, scales, and what more there is; none where
+    /// it is anything else, or something lies over it.
+    fn packed(&self) -> Vec<Stored<'_>> {
+        Vec::new()
     }
 
     /// Bytes that `elements` take: of parts that are not divided by elements, their share.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
+use super::packed::table::Table;
 use crate::dtype::Dtype;
 
 /// A checkpoint, a saved vector or an adapter.
@@ -25,7 +26,23 @@ pub(crate) struct Source {
     /// Of an adapter: the factors of each weight that it changes.
     #[serde(default)]
     pub factors: BTreeMap<String, Factors>,
+    /// Tensors that it stores in another layout, by the names that the plan has for them.
+    #[serde(default)]
+    pub assembled: HashMap<String, Assembled>,
+    /// The logical tensors that are stored as codes with scales.
+    #[serde(default)]
+    pub packed: Table,
 }
+
+/// A tensor made of pieces of stored ones: its shape, the pieces, which together have each of its elements once, and the
+/// shapes of the stored tensors where their files do not say them.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Assembled(pub Vec<u64>, pub Vec<PieceRow>, #[serde(default)] pub HashMap<String, Vec<u64>>);
+
+/// A box of elements: the stored tensor (none, where they are zero), its sizes, the first element in the assembled tensor
+/// and the strides there, the first element in the stored tensor and the strides there.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PieceRow(pub String, pub Vec<u64>, pub u64, pub Vec<u64>, pub u64, pub Vec<u64>);
 
 /// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
 #[derive(Clone, Debug, Deserialize)]

@@ -42,7 +42,8 @@ impl<'m> Sources<'m> {
         })
     }
 
-    /// One tensor of one source, however that stores it; `sources` are those that this was opened from.
+    /// One tensor of one source, however that stores it, or as it is `stored` under its own name; `sources` are those
+    /// that this was opened from.
     ///
     /// # Errors
     /// It is not there, has another shape, or is damaged.
@@ -50,11 +51,11 @@ impl<'m> Sources<'m> {
         &'a self,
         sources: &[Source],
         (source, name): (usize, &str),
-        shape: &[u64],
-        elements: u64,
+        (shape, elements): (&[u64], u64),
+        stored: bool,
     ) -> Result<Input<'a>> {
         let (source, opened) = (&sources[source], &self.opened[source]);
-        Input::find(&Wanted { name, shape, elements, sources, all: &self.opened, source, opened })
+        Input::find(&Wanted { name, shape, elements, stored, sources, all: &self.opened, source, opened })
     }
 
     /// What an output must not touch: the folder of each source, or its file where it is a single one. Other files

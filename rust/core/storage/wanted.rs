@@ -16,6 +16,8 @@ pub(crate) struct Wanted<'w, 'a> {
     pub shape: &'w [u64],
     /// Elements.
     pub elements: u64,
+    /// It is a stored tensor by its own name, whatever logical tensor it is a part of.
+    pub stored: bool,
     /// All sources of the plan.
     pub sources: &'w [Source],
     /// The same, opened.
@@ -47,6 +49,21 @@ impl<'w, 'a> Wanted<'w, 'a> {
     /// `Kind::NotFound`.
     pub(crate) fn tensor(&self) -> Result<(Part<'a>, &'a [u64])> {
         self.opened.get(self.name)
+    }
+
+    /// The shape of another tensor of the source.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub(crate) fn stored_shape(&self, name: &str) -> Result<Vec<u64>> {
+        match self.opened.buffers().map(|buffers| buffers.get(name)) {
+            Some(Some(buffer)) => Ok(buffer.shape.clone()),
+            Some(None) => {
+                let message = format!("there is no tensor `{}` in the state dict", name.escape_debug());
+                Err(Error::new(Kind::NotFound, message))
+            }
+            None => self.opened.get(name).map(|(_, shape)| shape.to_vec()),
+        }
     }
 
     /// The stored tensor of that name and an ending.

@@ -1,0 +1,45 @@
+"""Common names of weights: the same weight has one, whatever wrapper and block it lies in."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_TOWERS = (
+    "visual|vision_tower|vision_model|audio_tower|audio_model|multi_modal_projector|mm_projector|"
+    "embed_vision|embed_audio|image_newline"
+)
+# What a name begins with, and the common form of it; the first that fits is taken.
+_PREFIXES = (
+    (re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"), ""),
+    (re.compile(rf"^(?:model\.)?(?={_TOWERS})"), "model."),
+    (re.compile(r"^(?:(?:model\.)?(?:language_model|text_model)\.lm_head|embed_out)\."), "lm_head."),
+    (re.compile(r"^model\.(?:language_model|text_model)\.(?:model\.)?"), "model."),
+    (re.compile(r"^(?:language_model|text_model)\.(?:model\.)?"), "model."),
+    (re.compile(r"^backbone\."), "model."),
+    (re.compile(r"^(?=(?:layers\.\d+|embed_tokens|norm)\.)"), "model."),
+)
+# Blocks of experts, and the parts that only their names tell apart.
+_BLOCK = re.compile(r"\.(?:block_sparse_moe|feed_forward|ffn)\.")
+_ROUTER = re.compile(r"\.mlp\.(?:router\.layer|router\.classifier|router|gate\.wg)\.(weight|bias)$")
+_CORRECTION = re.compile(r"\.mlp\.(?:gate\.|router\.)?(?:e_score_correction_bias|expert_bias)$")
+_STATICS = re.compile(r"\.mlp\.gate\.moe_statics\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.(w1|w2|w3)\.")
+_W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+@lru_cache(maxsize=1 << 18)
+def common_name(name: str) -> str:
+    """The common name of a stored tensor that is one weight as it is."""
+    pattern, prefix = _PREFIXES[0]
+    name = pattern.sub(prefix, name)
+    for pattern, prefix in _PREFIXES[1:]:
+        found = pattern.match(name)
+        if found is not None:
+            name = prefix + name[found.end() :]
+            break
+    name = _BLOCK.sub(".mlp.", name)
+    name = _ROUTER.sub(r".mlp.gate.\1", name)
+    name = _STATICS.sub(".mlp.moe_statics.", name)
+    name = _CORRECTION.sub(".mlp.e_score_correction_bias", name)
+    return _EXPERT.sub(lambda found: f".experts.{found[1]}.{_W[found[2]]}.", name)

@@ -1,0 +1,252 @@
+"""Which stored tensors make up packed weights, and in which format: from headers, config and side files.
+
+A tensor is packed because its companions are stored, wherever they lie; the config says what headers leave
+open, and has to agree with them. Everything that is not known to be right makes the whole checkpoint one
+whose packed weights are not read, with the reason.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from taskvec.models.model import TensorInfo
+from taskvec.models.quantised import e2m1, integers, scaled
+from taskvec.models.quantised.bitsandbytes import four_bit
+from taskvec.models.quantised.compressed_tensors import schemes
+from taskvec.models.quantised.declared import Declaration, declaration, plain_dtype
+from taskvec.models.quantised.format import Format, Packed, Shape
+from taskvec.models.quantised.record import NARROW_FLOATS, Recognised, UnreadableError, shown
+from taskvec.models.quantised.rules import ANCHORS, NOT_READ, PARTS_ALONE, Rule, is_aside, rule_of
+
+Read = Callable[[Sequence[str]], Mapping[str, bytes]]
+Stored = Mapping[str, TensorInfo]
+
+SAMPLE = 1 << 16
+METHODS = frozenset({
+    "", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq", "bitsandbytes", "mlx",
+})  # fmt: skip
+_DECIDE = {
+    "fp8": scaled.fp8,
+    "int8": scaled.int8,
+    "scb": scaled.scb,
+    "e2m1": e2m1.packed,
+    "mxfp4": e2m1.mxfp4,
+    "qweight": integers.qweight,
+    "mlx": integers.mlx,
+}
+_INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
+
+
+def recognise(
+    stored: Stored, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], read: Read
+) -> Recognised:
+    """The logical tensors of a checkpoint.
+
+    Parameters
+    ----------
+    stored : mapping
+        Every stored tensor, in file order.
+    config : mapping
+        config.json.
+    files : mapping
+        The files beside it that declare a format, parsed, by name.
+    read : callable
+        Gives the bytes of some tensors by name, the first `SAMPLE` of each; called once, for what headers and
+        config leave open.
+    """
+    plain = Recognised(stored, MappingProxyType({}))
+    anchors = [name for name in stored if name.endswith(ANCHORS)]
+    found = [rule for rule in (rule_of(name, stored) for name in anchors) if rule is not None]
+    declared = declaration(config, files)
+    if declared.method not in METHODS:
+        return plain
+    try:
+        if not found:
+            _hold_declared(stored, declared)
+            return plain
+        return _Table(stored, declared, plain_dtype(config), read).of(found)
+    except UnreadableError as problem:
+        return plain._replace(problem=str(problem))
+
+
+def _hold_declared(stored: Stored, declared: Declaration) -> None:
+    narrow = next((info for info in stored.values() if _is_matrix(info, NARROW_FLOATS)), None)
+    if declared.method and narrow is not None:
+        raise UnreadableError(
+            f"{declared.where} declares `{declared.method}`, and {shown(narrow)} has no scales"
+        )
+
+
+def _is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:
+    return info.dtype in dtypes and len(info.shape) > 1
+
+
+class _Table:
+    """The logical tensors of one checkpoint in the making."""
+
+    def __init__(self, stored: Stored, declared: Declaration, dtype: str, read: Read) -> None:
+        self.stored, self.declared, self.dtype, self.read = stored, declared, dtype, read
+        self.known: dict[Any, tuple[Format, Shape]] = {}
+        self.formats: dict[Format, Format] = {}
+        # where modules have ways of their own, the name counts besides types and shapes
+        self.is_by_name = self._is_by_name()
+
+    def of(self, found: Sequence[tuple[Rule, str]]) -> Recognised:
+        contents = self.read(_open_questions(found, self.stored, self.declared))
+        self.is_symmetric = _lacks_lowest(contents, self.stored)
+        by_codes: dict[str, tuple[str, Packed, TensorInfo]] = {}
+        used: set[str] = set()
+        for rule, stem in found:
+            name, packed, info, names = self._weight(rule, stem, contents)
+            used.update(names)
+            by_codes[packed.parts[0]] = name, packed, info
+        tensors: dict[str, TensorInfo] = {}
+        packed_by_name: dict[str, Packed] = {}
+        for stored_name, info in self.stored.items():
+            entry = by_codes.get(stored_name)
+            if entry is not None:
+                name, packed, info = entry
+                if name in tensors or (name != stored_name and name in self.stored and name not in used):
+                    raise UnreadableError(
+                        f"`{name}` is stored plain, and packed as {shown(self.stored[stored_name])}"
+                    )
+                tensors[name], packed_by_name[name] = info, packed
+            elif stored_name not in used and not is_aside(info):
+                self._hold_plain(info)
+                tensors[stored_name] = info
+        return Recognised(MappingProxyType(tensors), MappingProxyType(packed_by_name))
+
+    def _is_by_name(self) -> bool:
+        if self.declared.method == "compressed-tensors":
+            return len({each._replace(targets=()) for each in schemes(self.declared.facts)}) > 1
+        facts = self.declared.facts
+        return self.declared.method == "mlx" and any(isinstance(value, dict) for value in facts.values())
+
+    def _weight(
+        self, rule: Rule, stem: str, contents: Mapping[str, bytes]
+    ) -> tuple[str, Packed, TensorInfo, list[str]]:
+        """One packed weight: its name, its record, its logical tensor, and the stored names that it takes."""
+        stored, name = self.stored, stem + rule.strip
+        codes = stored.get(stem + rule.codes)
+        if codes is None:
+            raise UnreadableError(f"`{stem + rule.codes}` is missing beside its scales")
+        ends, infos, names = [("codes", rule.codes)], {"codes": codes}, [codes.name]
+        facts: list[Any] = [rule, codes.dtype, codes.shape]
+        for part, end in rule.parts:
+            info = stored.get(stem + end)
+            if info is not None:
+                if part in infos:
+                    raise UnreadableError(
+                        f"{shown(infos[part])} and {shown(info)} are both there for `{name}`"
+                    )
+                ends.append((part, end))
+                infos[part] = info
+                names.append(info.name)
+                facts += (end, info.dtype, info.shape)
+        content = contents.get(infos["shape"].name) if "shape" in infos else None
+        state = contents.get(infos["state"].name) if "state" in infos else None
+        key = (*facts, content, state, name if self.is_by_name else None)
+        decided = self.known.get(key)
+        if decided is None:
+            decided = self.known[key] = self._decided(rule, name, infos, content, state, ends)
+        form, shape = decided
+        nbytes = sum(info.nbytes for info in infos.values())
+        kept = tuple(infos[part].name for part, _ in form.parts)
+        beside = tuple(each for each in names if each not in kept) if len(names) > len(kept) else ()
+        logical = TensorInfo(name, form.dtype, shape, nbytes, codes.file)
+        return name, Packed(form, kept, beside), logical, names
+
+    def _decided(
+        self,
+        rule: Rule,
+        name: str,
+        infos: Mapping[str, TensorInfo],
+        content: bytes | None,
+        state: bytes | None,
+        ends: Sequence[tuple[str, str]],
+    ) -> tuple[Format, Shape]:
+        if rule.way == "bnb4":
+            form, shape = four_bit(infos, self.declared, state)
+        elif rule.way == "pack":
+            form, shape = integers.pack_quantized(name, infos, self.declared, _shape_of(infos, content))
+        elif "scales" not in infos:
+            raise UnreadableError(f"{shown(infos['codes'])} has no scales beside it")
+        else:
+            form, shape = _DECIDE[rule.way](name, infos, self.declared)
+        kept = tuple(end for end in ends if end[0] not in NOT_READ)
+        is_symmetric = self.is_symmetric and rule.way == "pack" and dict(form.parameters)["bits"] == 4
+        form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept, is_symmetric=is_symmetric)
+        return self.formats.setdefault(form, form), shape
+
+    def _hold_plain(self, info: TensorInfo) -> None:
+        """Return if a tensor that no packed weight takes is one of its own.
+
+        Raises
+        ------
+        UnreadableError
+            It has codes, or scales, whose other half is missing.
+        """
+        if info.name.endswith(PARTS_ALONE):
+            raise UnreadableError(
+                f"{shown(info)} belongs to no packed weight: the other part is missing or of another type"
+            )
+        is_codes = _is_matrix(info, _INTEGER_CODES) and info.name.endswith(("weight", "_packed", "_blocks"))
+        if is_codes or _is_matrix(info, NARROW_FLOATS):
+            raise UnreadableError(
+                f"{shown(info)} has no scales beside it, as other weights of the checkpoint have"
+            )
+
+
+def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration) -> list[str]:
+    """The small tensors whose content is needed, because headers leave the shape of a weight open."""
+    names: list[str] = []
+    is_open: dict[Any, bool] = {}
+    declared_schemes = schemes(declared.facts) if declared.method == "compressed-tensors" else []
+    for rule, stem in found:
+        if rule.way == "bnb4":
+            names += [stem + end for part, end in rule.parts if part == "state" and stem + end in stored]
+        elif rule.way == "pack" and f"{stem}_shape" in stored:
+            codes, scales = stored[f"{stem}_packed"], stored[f"{stem}_scale"]
+            key = codes.shape, scales.shape
+            if key not in is_open:
+                is_open[key] = _is_width_open(codes, scales, declared_schemes)
+            if is_open[key]:
+                names.append(f"{stem}_shape")
+    # how scales were made shows in the codes alone: a sample of one weight tells
+    if declared_schemes and all(each.bits == 4 for each in declared_schemes):
+        names += [stem + rule.codes for rule, stem in found if rule.way == "pack" and rule.codes][:1]
+    return names
+
+
+def _lacks_lowest(contents: Mapping[str, bytes], stored: Stored) -> bool:
+    """Whether a sample of four-bit codes has none that is zero, the lowest integer."""
+    codes = next((data for name, data in contents.items() if stored[name].dtype == "I32"), None)
+    return bool(codes) and all(byte & 0x0F and byte & 0xF0 for byte in codes or b"")
+
+
+def _is_width_open(codes: TensorInfo, scales: TensorInfo, declared: Sequence[Any]) -> bool:
+    if len(codes.shape) != 2 or len(scales.shape) != 2:
+        return False
+    widths = {
+        integers.columns(codes, scales, each.bits, each.group if each.strategy == "group" else 0)
+        for each in declared
+        if each.bits > 0
+    }
+    return len(widths) != 1 or None in widths
+
+
+def _shape_of(infos: Mapping[str, TensorInfo], content: bytes | None) -> Shape | None:
+    """What ``weight_shape`` holds: two numbers of 64 or 32 bits."""
+    info = infos.get("shape")
+    if info is None or content is None:
+        return None
+    kind = {"I64": "q", "I32": "i"}.get(info.dtype)
+    if kind is None or info.shape != (2,) or len(content) != info.nbytes:
+        raise UnreadableError(f"{shown(info)} is not the shape of a matrix")
+    rows, columns = struct.unpack(f"<2{kind}", content)
+    if not (0 <= rows < 2**48 and 0 < columns < 2**48):
+        raise UnreadableError(f"{shown(info)} says [{rows}, {columns}]")
+    return rows, columns

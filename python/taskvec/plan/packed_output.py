@@ -1,0 +1,134 @@
+"""In which form the packed weights of a target are written: plain, or in their own format.
+
+====================================  =================  ===============================================
+target                                other models       output, unless a type is asked for
+====================================  =================  ===============================================
+packed, no packed weight is computed  any                its own format: the stored bytes
+packed                                the same format    its own format
+packed                                plain, or another  plain: the format's rounding would take the step
+GPTQ, AWQ, bitsandbytes, MLX          any                plain: their codes cannot be made again
+plain                                 any                plain
+====================================  =================  ===============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.dtypes import TORCH_NAMES
+from taskvec.errors import RecipeError
+from taskvec.settings import TARGET, Settings
+from taskvec.text import listed
+
+if TYPE_CHECKING:
+    from taskvec.models.model import Model
+    from taskvec.models.quantised.format import Packed
+
+# The engine's kinds of which codes and scales can be made.
+ENCODABLE = frozenset({"scaled", "e2m1", "packed_int"})
+
+
+class Computed(NamedTuple):
+    """A packed weight that is computed: its record in the target, and in each other model that it takes."""
+
+    name: str
+    own: Packed
+    others: Sequence[Packed | None]
+
+
+class OutputForm(NamedTuple):
+    """Whether packed weights are written in their own format, and what there is to say about it."""
+
+    is_packed: bool
+    findings: tuple[Finding, ...] = ()
+
+
+PLAIN = OutputForm(False)
+
+
+def output_form(target: Model, computed: Iterable[Computed], settings: Settings) -> OutputForm:
+    """The form of the packed weights of an output.
+
+    Raises
+    ------
+    RecipeError
+        The target's format is asked for, and cannot be written; or a plain form that its plain twins do not
+        have.
+    """
+    found = _form(target, computed, settings)
+    if not found.is_packed:
+        hold_plain(target)
+    return found
+
+
+def hold_plain(model: Model) -> None:
+    """Return if the packed weights of a model can be written plain.
+
+    Raises
+    ------
+    RecipeError
+        Plain checkpoints of the model have them in another layout.
+    """
+    for name, packed in model.packed.items():
+        if dict(packed.format.parts)["codes"] in ("_blocks", ".blocks"):
+            raise RecipeError(
+                f"`{name}` of `{model.spec}` has rows and columns exchanged in plain checkpoints of this model, "
+                "which is not written yet",
+                "write its own format: `--out-dtype target`",
+            )
+
+
+def _form(target: Model, computed: Iterable[Computed], settings: Settings) -> OutputForm:
+    if not target.packed or settings.out_dtype not in (None, TARGET):
+        return PLAIN
+    rows = list(computed)
+    fixed = [row for row in rows if not is_encodable(row.own)]
+    if settings.out_dtype == TARGET:
+        if fixed:
+            raise RecipeError(
+                f"{listed([row.name for row in fixed])} cannot be written as {fixed[0].own.format.words}: "
+                "its codes can be read, and not made again",
+                "leave out the output type, or write `bfloat16`, `float16` or `float32`",
+            )
+        return OutputForm(True, (_said(target, rows, ""),) if rows else ())
+    if not rows:
+        return OutputForm(True)
+    why = _why_plain(rows, fixed)
+    return OutputForm(not why, (_said(target, rows, why),))
+
+
+def is_encodable(packed: Packed) -> bool:
+    """Whether codes and scales of a packed weight can be made."""
+    form = packed.format
+    has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "global"}
+    return form.kind in ENCODABLE and not has_more and "factor" not in dict(form.parameters)
+
+
+def _why_plain(rows: Sequence[Computed], fixed: Sequence[Computed]) -> str:
+    if fixed:
+        return "the codes of this format can be read, and not made again"
+    if any(None in row.others for row in rows):
+        return "the difference is of plain weights, of which rounding to the format would leave little"
+    if any(
+        each.format.sort != row.own.format.sort for row in rows for each in row.others if each is not None
+    ):
+        return "the other models are stored in another format"
+    return ""
+
+
+def _said(target: Model, rows: Sequence[Computed], why: str) -> Finding:
+    form = rows[0].own.format
+    if why:
+        found = f"{len(rows):,} weights that are stored as {form.words} are written as {form.dtype}: {why}"
+        fix = "" if "made again" in why else "`--out-dtype target` writes the target's own format"
+        return finding("quantised-output", f"`{target.spec}`", "", found, fix)
+    found = f"{len(rows):,} weights are written as {form.words}, as the target has them"
+    return finding(
+        "quantised-output",
+        f"`{target.spec}`",
+        "",
+        found,
+        f"`--out-dtype {TORCH_NAMES[form.dtype]}` writes them plain",
+    )

@@ -1,0 +1,10 @@
+//! Packed tensors of the output: computed patch by patch, each once if it can be, for all of the stored tensors that
+//! they are made of, in whichever files and order those lie.
+
+pub(crate) mod bands;
+pub(crate) mod form;
+mod make;
+mod original;
+pub(crate) mod packed;
+pub(crate) mod patch;
+mod whole;

@@ -1,0 +1,123 @@
+//! Four-bit floats, two to a byte, each times the scale of its group of columns: MXFP4 and NVFP4 in their spellings.
+
+use std::ops::Range;
+
+use super::codes::{Codes, Values};
+use super::format::{E2m1, Global};
+use super::grid::{Grid, Scales};
+use super::parts::{Parts, Stored};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kernels::codes::{e2m1, fields, multiply_runs};
+use crate::kernels::dispatch::prefetch;
+use crate::kernels::{Level, TILE};
+use crate::storage::chunk::Scratch;
+
+const CODES: [Dtype; 2] = [Dtype::U8, Dtype::I8];
+const SCALES: [Dtype; 3] = [Dtype::U8, Dtype::F8E8M0, Dtype::F8E4M3];
+
+/// A tensor in this format.
+pub(super) struct E2m1Codes<'a> {
+    codes: Stored<'a>,
+    scales: Stored<'a>,
+    grid: Grid,
+    global: Option<(Stored<'a>, Grid, Global)>,
+}
+
+/// Its parts, checked.
+///
+/// # Errors
+/// A part that is missing, or has another type or shape.
+pub(super) fn find<'a>(format: &E2m1, parts: &Parts<'_, 'a>) -> Result<E2m1Codes<'a>> {
+    let Some((columns, rows)) = parts.shape.split_last().filter(|(columns, _)| *columns % 2 == 0) else {
+        return Err(parts.unfit("which two codes to a byte cannot store"));
+    };
+    let codes = parts.get(&format.parts.codes)?;
+    let group = format.group.max(1);
+    let bytes = [rows, &[columns / 2]].concat();
+    let in_groups = [rows, &[columns / group, group / 2]].concat();
+    let shapes: &[&[u64]] = if group % 2 == 0 && columns % group == 0 { &[&bytes, &in_groups] } else { &[&bytes] };
+    parts.shaped(&codes, shapes)?;
+    let scales = parts.get(&format.parts.scales)?;
+    let grid = Grid::of_scales(parts, &scales, [1, group])?;
+    let global = match (&format.parts.global, format.global) {
+        (Some(ending), Some(rule)) => {
+            let global = parts.get(ending)?;
+            let grid = Grid::of_scales(parts, &global, [0, 0])?;
+            Some((parts.typed(&global, &[Dtype::F32])?, grid, rule))
+        }
+        (None, None) => None,
+        _ => return Err(parts.contradiction("a scale of the scales, and what is done with it")),
+    };
+    Ok(E2m1Codes { codes: parts.typed(&codes, &CODES)?, scales: parts.typed(&scales, &SCALES)?, grid, global })
+}
+
+impl Codes for E2m1Codes<'_> {
+    type Chunk<'s>
+        = E2m1Chunk<'s>
+    where
+        Self: 's;
+
+    fn parts(&self) -> Vec<Stored<'_>> {
+        let global = self.global.iter().map(|(stored, _, _)| *stored);
+        [self.codes, self.scales].into_iter().chain(global).collect()
+    }
+
+    fn span(&self, elements: Range<u64>) -> Option<(Stored<'_>, Range<u64>)> {
+        Some((self.codes, elements.start / 2..elements.end.div_ceil(2)))
+    }
+
+    fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<E2m1Chunk<'s>> {
+        let [codes, scales, global, ..] = &mut scratch.parts;
+        let global = match &self.global {
+            Some((stored, grid, rule)) => Some((Scales::read(stored, grid.scales(&elements), global)?, *grid, *rule)),
+            None => None,
+        };
+        Ok(E2m1Chunk {
+            codes: self.codes.read(elements.start / 2..elements.end.div_ceil(2), codes)?,
+            scales: Scales::read(&self.scales, self.grid.scales(&elements), scales)?,
+            first: elements.start,
+            grid: self.grid,
+            global,
+        })
+    }
+}
+
+/// A range of it, in memory.
+pub(super) struct E2m1Chunk<'s> {
+    /// From the byte on that holds the first element.
+    codes: &'s [u8],
+    scales: Scales<'s>,
+    first: u64,
+    grid: Grid,
+    global: Option<(Scales<'s>, Grid, Global)>,
+}
+
+impl Values for E2m1Chunk<'_> {
+    fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
+        let (n, field) = (out.len(), (self.first % 2) as usize + at);
+        let mut codes = [0u8; TILE];
+        prefetch(
+            &self.codes[((field + n) / 2).min(self.codes.len())..(field + n + n).div_ceil(2).min(self.codes.len())],
+        );
+        fields(level, 4, self.codes, field, &mut codes[..n]);
+        e2m1(level, &codes[..n], out);
+        let mut buffer = [0f32; TILE];
+        let mut finite = true;
+        for piece in self.grid.pieces(self.first + at as u64, n) {
+            let scales = self.scales.widen(level, self.grid.of(&piece), &mut buffer);
+            if let Some((global, grid, rule)) = &self.global {
+                let element = self.first + (at + piece.at) as u64;
+                let mut one = [0f32];
+                global.widen(level, grid.scales(&(element..element + 1)), &mut one);
+                match rule {
+                    Global::Multiply => scales.iter_mut().for_each(|scale| *scale *= one[0]),
+                    Global::Divide => scales.iter_mut().for_each(|scale| *scale /= one[0]),
+                }
+            }
+            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
+            finite &= multiply_runs(level, scales, skip, self.grid.wide as usize, out);
+        }
+        finite
+    }
+}

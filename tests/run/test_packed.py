@@ -1,0 +1,611 @@
+"""Every verb on packed checkpoints, against NumPy on their values."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
+from support.packed import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
+from taskvec.errors import CompatibilityError, FormatError, RecipeError
+
+FP8 = BY_NAME["block FP8, BF16 scales"]
+UP = "model.layers.0.mlp.up_proj.weight"
+FORCED = ("quantised-basis",)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[Trio, tuple[Values, Values, Values]]:
+    return packed_trio(tmp_path, FP8, shards=2)
+
+
+def near(got: np.ndarray, values: tuple[Values, Values, Values], name: str, alpha: float = 1.0) -> None:
+    """The nearest BF16, where the sum in float32 leaves no doubt; one of the two around it elsewhere."""
+    t, d, r = (each[name].astype(np.float64) for each in values)
+    exact = t + alpha * (d - r)
+    doubt = 2.0**-22 * (np.abs(t) + np.abs(d) + np.abs(r))
+    best = expected(values, name, alpha).astype(np.float64)
+    assert (np.abs(got.astype(np.float64) - exact) <= np.abs(best - exact) + doubt).all(), name
+
+
+def ids(findings: Any) -> list[str]:
+    return [finding.id for finding in findings]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_values_are_the_oracles(tmp_path: Path, way: Way) -> None:
+    trio, values = packed_trio(tmp_path, way)
+    model = tv.open(trio.target)
+    assert list(model) == list(values[0])
+    for name, value in values[0].items():
+        assert np.array_equal(model[name].astype(np.float32), value.astype(np.float32)), name
+        assert model[name].dtype == (np.float32 if is_packed(name) else DTYPES["BF16"])
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_transfer_to_plain_weights(tmp_path: Path, way: Way) -> None:
+    trio, values = packed_trio(tmp_path, way, shards=2)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16", force=FORCED)
+    out = read_tensors(tmp_path / "out")
+    assert list(out) == list(values[0])
+    for name in values[0]:
+        assert out[name].dtype == DTYPES["BF16"]
+        near(out[name], values, name)
+    assert report.survival is not None
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not {"quantization_config", "quantization", "compression_config"} & config.keys()
+    assert config["dtype"] == "bfloat16"
+    assert tv.verify(tmp_path / "out").ok
+    assert not tv.open(tmp_path / "out").packed
+
+
+def test_check(packed: tuple[Trio, Any]) -> None:
+    assert ids(tv.check(*packed[0])) == ["lineage"]
+
+
+def test_the_same_bytes_for_any_threads_and_shards(tmp_path: Path) -> None:
+    folders = []
+    for shards, threads in ((1, 1), (3, 2)):
+        trio, _ = packed_trio(tmp_path / str(shards), FP8, shards=shards)
+        folders.append(tmp_path / f"out{shards}")
+        tv.transfer(*trio, folders[-1], out_dtype="bfloat16", threads=threads, max_shard_size="1GB")
+    assert (folders[0] / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_plain_types(packed: Any, tmp_path: Path, dtype: str) -> None:
+    trio, values = packed
+    tv.transfer(*trio, tmp_path / "out", out_dtype=dtype)
+    out = read_tensors(tmp_path / "out")
+    t, d, r = (each[UP].astype(np.float64) for each in values)
+    assert out[UP].dtype == np.dtype(dtype)
+    scale = np.finfo(np.dtype(dtype)).eps
+    assert np.allclose(out[UP], t + (d - r), rtol=scale, atol=scale * 0.1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+
+
+def test_extract_and_apply(packed: Any, tmp_path: Path) -> None:
+    trio, values = packed
+    tv.extract(trio.donor, trio.reference, tmp_path / "vector")
+    vector = tv.load_vector(tmp_path / "vector")
+    difference = values[1][UP].astype(np.float64) - values[2][UP]
+    assert np.allclose(vector[UP], difference, rtol=1e-6, atol=1e-9)
+    report = tv.apply(trio.target, tmp_path / "vector", out=tmp_path / "out")
+    assert ids(report.findings) == ["quantised-output"]
+    for name, array in read_tensors(tmp_path / "out").items():
+        near(array, values, name)
+
+
+def test_diff(packed: Any) -> None:
+    trio, values = packed
+    pair = tv.diff(trio.donor, trio.reference).tensors[UP]
+    d, r = (each[UP].astype(np.float64) for each in values[1:])
+    assert pair.changed == (d != r).sum()
+    assert pair.difference_norm == pytest.approx(np.linalg.norm(d - r), rel=1e-5)
+
+
+def test_diff_of_packed_and_plain(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("reference",))
+    pair = tv.diff(trio.donor, trio.reference).tensors[UP]
+    d, r = (each[UP].astype(np.float64) for each in values[1:])
+    assert pair.difference_norm == pytest.approx(np.linalg.norm(d - r), rel=1e-5)
+
+
+def test_streaming(packed: Any) -> None:
+    trio, values = packed
+    vector = tv.open(trio.donor) - tv.open(trio.reference)
+    merged = tv.open(trio.target) + 0.5 * vector
+    assert np.allclose(vector[UP], values[1][UP] - values[2][UP], rtol=1e-6, atol=1e-9)
+    near(merged[UP], values, UP, 0.5)
+    for name, array in merged.items():
+        near(array, values, name, 0.5)
+
+
+def test_in_memory(packed: Any) -> None:
+    trio, values = packed
+    config = json.loads((trio.target / "config.json").read_text())
+    model = tv.from_state_dict(read_tensors(trio.target), config=config)
+    assert np.array_equal(model[UP], values[0][UP])
+    near((model + (tv.open(trio.donor) - tv.open(trio.reference)))[UP], values, UP)
+
+
+def test_a_vector_of_packed_models_changes_a_plain_model_in_place(packed: Any) -> None:
+    trio, values = packed
+    state = {name: np.array(array.astype(DTYPES["BF16"])) for name, array in values[0].items()}
+    before = (state, *values[1:])
+    want = {name: expected(before, name) for name in state}  # type: ignore[arg-type]
+    (tv.open(trio.donor) - tv.open(trio.reference)).apply_(state)
+    assert np.array_equal(state[UP], want[UP])
+
+
+def test_packed_weights_in_memory_are_not_changed_in_place(packed: Any) -> None:
+    trio, _ = packed
+    state = {name: np.array(array) for name, array in read_tensors(trio.target).items()}
+    with pytest.raises(FormatError, match="FP8 block 128x128"):
+        (tv.open(trio.donor) - tv.open(trio.reference)).apply_(state)
+
+
+def test_inspect(packed: Any) -> None:
+    trio, values = packed
+    result = tv.inspect(trio.target)
+    assert result.parameters == sum(value.size for value in values[0].values())
+    assert list(result.dtypes) == ["FP8 block 128x128, BF16 scales", "BF16"]
+    assert {info.name: info.shape for info in result.tensors}[UP] == values[0][UP].shape
+    assert sum(file.tensors for file in result.files) == len(read_tensors(trio.target))
+
+
+@pytest.mark.parametrize("control", ["random", "permute"])
+def test_controls(packed: Any, tmp_path: Path, control: Any) -> None:
+    trio, values = packed
+    report = tv.transfer(*trio, tmp_path / "out", control=control, out_dtype="bfloat16")
+    out = read_tensors(tmp_path / "out")
+    moved = np.linalg.norm(out[UP].astype(np.float64) - values[0][UP])
+    step = np.linalg.norm(values[1][UP].astype(np.float64) - values[2][UP])
+    assert moved == pytest.approx(step, rel=0.05)
+    assert report.survival is not None
+
+
+def test_a_recipe(packed: Any, tmp_path: Path) -> None:
+    trio, values = packed
+    models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in (trio.target, trio.donor)]
+    tv.merge({"merge_method": "linear", "models": models, "dtype": "bfloat16"}, tmp_path / "out")
+    out = read_tensors(tmp_path / "out")
+    mean = 0.5 * (values[0][UP].astype(np.float64) + values[1][UP])
+    assert np.array_equal(out[UP], mean.astype(np.float32).astype(DTYPES["BF16"]))
+    assert not tv.open(tmp_path / "out").packed
+
+
+def test_slices_are_copied_in_their_format(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    slices = [
+        {"sources": [{"model": str(each), "layer_range": [0, 1]}]} for each in (trio.target, trio.donor)
+    ]
+    tv.merge({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
+    out, donor = read_tensors(tmp_path / "out"), read_tensors(trio.donor)
+    for name, array in donor.items():
+        if ".layers.0." in name:
+            assert out[name.replace(".layers.0.", ".layers.1.")].tobytes() == array.tobytes()
+
+
+def test_an_adapter_on_a_packed_model(packed: Any, tmp_path: Path) -> None:
+    trio, values = packed
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) * 0.02 for shape in ((4, 160), (192, 4)))
+    stem = "base_model.model.model.layers.0.mlp.up_proj"
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    weights = safetensors_bytes({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b})
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model = {"model": f"{trio.target}+{folder}", "parameters": {"weight": 1.0}}
+    tv.merge({"merge_method": "linear", "models": [model]}, tmp_path / "out")
+    out = read_tensors(tmp_path / "out")
+    want = values[0][UP].astype(np.float64) + 2.0 * (b.astype(np.float64) @ a.astype(np.float64))
+    assert out[UP].dtype == DTYPES["BF16"]
+    assert np.allclose(out[UP].astype(np.float64), want, rtol=2.0**-8, atol=1e-7)
+
+
+def test_weights_outside_of_the_selection_keep_their_bytes(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    tv.transfer(*trio, tmp_path / "out", include=["norm"])
+    out, target = read_tensors(tmp_path / "out"), read_tensors(trio.target)
+    assert list(out) == list(target)
+    assert {name for name in out if out[name].tobytes() != target[name].tobytes()} == {
+        name for name in target if "norm" in name
+    }
+    assert (tmp_path / "out" / "config.json").read_bytes() == (trio.target / "config.json").read_bytes()
+
+
+def test_scales_of_activations_stay_with_their_format(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    for number, folder in enumerate(trio):
+        part = next(path for path in sorted(folder.glob("*.safetensors")))
+        tensors = read_tensors(folder) | {
+            "model.layers.0.mlp.up_proj.input_scale": np.array(number, np.float32)
+        }
+        for path in folder.glob("*.safetensors*"):
+            os.remove(path)
+        part.with_name("model.safetensors").write_bytes(safetensors_bytes(tensors))
+    tv.transfer(*trio, tmp_path / "plain", out_dtype="bfloat16")
+    assert not [name for name in read_tensors(tmp_path / "plain") if "input_scale" in name]
+    tv.transfer(*trio, tmp_path / "copy", include=["norm"])
+    assert read_tensors(tmp_path / "copy")["model.layers.0.mlp.up_proj.input_scale"] == 0
+
+
+def test_files_that_declare_the_format_go_with_it(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    for folder in trio:
+        (folder / "quantize_config.json").write_text("{}")
+    tv.transfer(*trio, tmp_path / "plain", out_dtype="bfloat16")
+    tv.transfer(*trio, tmp_path / "copy", include=["norm"])
+    assert not (tmp_path / "plain" / "quantize_config.json").exists()
+    assert (tmp_path / "copy" / "quantize_config.json").exists()
+    assert tv.verify(tmp_path / "plain").ok
+
+
+# --- what the formats of the models mean for each other
+
+
+def test_plain_donor_and_reference_give_a_plain_output(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("donor", "reference"))
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-output" in ids(report.findings)
+    for name, array in read_tensors(tmp_path / "out").items():
+        near(array, values, name)
+
+
+def test_donor_and_reference_of_different_formats(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("donor",))
+    with pytest.raises(CompatibilityError, match="plain in the one") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-mixed" in ids(caught.value.findings)
+    with pytest.raises(CompatibilityError):
+        tv.extract(trio.donor, trio.reference, tmp_path / "vector")
+    with pytest.raises(CompatibilityError):
+        _ = tv.open(trio.donor) - tv.open(trio.reference)
+    tv.transfer(*trio, tmp_path / "out", force="quantised-mixed", out_dtype="bfloat16")
+    near(read_tensors(tmp_path / "out")[UP], values, UP)
+
+
+def test_a_plain_target_and_quantised_models(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("target",))
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-noise" in ids(report.findings)
+    near(read_tensors(tmp_path / "out")[UP], values, UP)
+
+
+def test_awq_in_a_mixture(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME["AWQ"])
+    with pytest.raises(CompatibilityError, match="AWQ") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-basis" in ids(caught.value.findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_warned"), [("CT MXFP4", True), ("NF4", True), ("FP8 per tensor", False)]
+)
+def test_ranking_differences_of_four_bits(tmp_path: Path, name: str, is_warned: bool) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME[name])
+    document = {
+        "merge_method": "ties",
+        "base_model": str(trio.reference),
+        "models": [{"model": str(trio.donor), "parameters": {"weight": 1.0, "density": 0.5}}],
+        "dtype": "bfloat16",
+    }
+    assert ("quantised-ranking" in ids(tv.merge(document, tmp_path / "out").findings)) is is_warned
+
+
+@pytest.mark.parametrize("name", ["GPTQ 4 bits act", "NF4", "bitsandbytes INT8", "MLX"])
+def test_formats_that_are_read_and_not_written(tmp_path: Path, name: str) -> None:
+    trio, values = packed_trio(tmp_path, BY_NAME[name])
+    with pytest.raises(RecipeError, match="not made again"):
+        tv.plan_transfer(*trio, out_dtype="target")
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-output" in ids(report.findings)
+    near(read_tensors(tmp_path / "out")[UP], values, UP)
+
+
+# --- the target's own format
+
+WRITTEN = [
+    way
+    for way in WAYS
+    if way.name.startswith(("block", "FP8", "FBGEMM", "DeepSeek", "Mistral", "CT", "ModelOpt", "single"))
+]
+
+
+def stored_bytes(folder: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in read_tensors(folder).items()}
+
+
+@pytest.mark.parametrize("way", WRITTEN, ids=str)
+def test_identities_hold_to_the_byte(tmp_path: Path, way: Way) -> None:
+    trio, _ = packed_trio(tmp_path, way, shards=2)
+    target, donor, reference = map(stored_bytes, trio)
+    tv.transfer(*trio, tmp_path / "zero", alpha=0.0)
+    assert list(stored_bytes(tmp_path / "zero").items()) == list(target.items())
+    tv.transfer(trio.reference, trio.donor, trio.reference, tmp_path / "one")
+    assert stored_bytes(tmp_path / "one") == donor
+    tv.transfer(trio.target, trio.reference, trio.reference, tmp_path / "none", force="zero-vector")
+    assert stored_bytes(tmp_path / "none") == target
+    assert reference != donor
+
+
+@pytest.mark.parametrize("way", WRITTEN, ids=str)
+def test_the_output_is_a_checkpoint_like_the_target(tmp_path: Path, way: Way) -> None:
+    """Same names, types, shapes, files and config; values no further off than packing them afresh."""
+    trio, values = packed_trio(tmp_path, way, shards=2)
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert "quantised-output" in ids(report.findings)
+    out, target = tv.open(tmp_path / "out"), tv.open(trio.target)
+    assert dict(out.stored) == dict(target.stored)
+    assert {name: each.parts for name, each in out.packed.items()} == {
+        name: each.parts for name, each in target.packed.items()
+    }
+    assert (tmp_path / "out" / "config.json").read_bytes() == (trio.target / "config.json").read_bytes()
+    for name in (each for each in values[0] if is_packed(each)):
+        t, d, r = (each[name].astype(np.float64) for each in values)
+        exact = t + d - r
+        fresh = way.unpack(way.pack(exact.astype(np.float32)), exact.shape)
+        error, other = (np.linalg.norm(each.astype(np.float64) - exact) for each in (out[name], fresh))
+        assert error <= other * 1.2, name
+    assert report.survival is not None
+    assert tv.verify(tmp_path / "out").ok
+
+
+def test_target_asks_for_the_format_of_a_merge(packed: Any, tmp_path: Path) -> None:
+    trio, values = packed
+    models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in (trio.target, trio.donor)]
+    document = {"merge_method": "linear", "models": models, "out_dtype": "target"}
+    tv.merge(document, tmp_path / "out")
+    out = tv.open(tmp_path / "out")
+    assert out.packed.keys() == tv.open(trio.target).packed.keys()
+    mean = 0.5 * (values[0][UP].astype(np.float64) + values[1][UP])
+    assert np.linalg.norm(out[UP] - mean) < 0.03 * np.linalg.norm(mean)
+
+
+def test_several_alphas_in_the_target_format(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    report = tv.transfer(*trio, tmp_path / "out", alpha=[0.0, 0.5, 1.0])
+    assert "quantised-switch" in ids(report.findings)
+    assert stored_bytes(tmp_path / "out" / "alpha=0") == stored_bytes(trio.target)
+    tv.transfer(*trio, tmp_path / "one")
+    assert stored_bytes(tmp_path / "out" / "alpha=1") == stored_bytes(tmp_path / "one")
+
+
+def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("donor", "reference"), step=0.0001)
+    with pytest.raises(CompatibilityError, match="would be left") as caught:
+        tv.transfer(*trio, tmp_path / "out", out_dtype="target")
+    assert "quantised-lost" in ids(caught.value.findings)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="target", force="quantised-lost")
+    assert report.survival is not None
+    tv.transfer(*trio, tmp_path / "random", out_dtype="target", rounding="stochastic")
+    assert tv.transfer(*trio, tmp_path / "plain").survival is not None
+
+
+def test_a_large_plain_vector_may_be_rounded_to_the_format(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("donor", "reference"), step=0.02)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="target")
+    assert "quantised-lost" not in ids(report.findings)
+
+
+def test_stored_parts_come_when_the_target_format_is_asked_for(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    merged = tv.open(trio.target) + (tv.open(trio.donor) - tv.open(trio.reference))
+    merged.save(tmp_path / "out")
+    parts = {name: array.tobytes() for name, array in merged.items(out_dtype="target")}
+    assert parts == stored_bytes(tmp_path / "out")
+
+
+def test_a_plan_runs_again_from_its_bytes(packed: Any, tmp_path: Path) -> None:
+    trio, _ = packed
+    for number, dtype in enumerate((None, "bfloat16")):
+        plan = tv.plan_transfer(*trio, out_dtype=dtype)
+        plan.run(tmp_path / f"a{number}")
+        tv.Plan.from_json(plan.json).run(tmp_path / f"b{number}")
+        one, other = (tmp_path / f"{letter}{number}" for letter in "ab")
+        assert stored_bytes(one) == stored_bytes(other)
+        assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["block FP8, F32 scales", "CT INT4 group 32"])
+def test_the_same_packed_bytes_for_any_threads_and_shards(tmp_path: Path, name: str) -> None:
+    found = []
+    for shards, threads in ((1, 1), (3, 2)):
+        trio, _ = packed_trio(tmp_path / str(shards), BY_NAME[name], shards=shards)
+        tv.transfer(*trio, tmp_path / f"out{shards}", threads=threads)
+        found.append(stored_bytes(tmp_path / f"out{shards}"))
+    assert found[0] == found[1]
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """Written as they are stored; plain twins have other axes, so that nothing plain is written."""
+    way = BY_NAME["DeepSeek FP4"]
+    rng = np.random.default_rng(0)
+    folders, values = [], []
+    for role in ("target", "donor", "reference"):
+        weight = rng.standard_normal((128, 96)).astype(np.float32) * 0.02
+        parts = way.pack(weight)
+        values.append(way.unpack(parts, (128, 96)).reshape(2, 64, 96))
+        stored = {
+            "model.norm.weight": np.ones(8, DTYPES["BF16"]),
+            "e.gate_up_proj_blocks": parts[".weight"].view(np.uint8).reshape(2, 64, 3, 16),
+            "e.gate_up_proj_scales": parts[".scale"].view(np.uint8).reshape(2, 64, 3),
+        }
+        folders.append(
+            write_checkpoint(tmp_path / role, stored, {"quantization_config": {"quant_method": "mxfp4"}})
+        )
+    assert np.array_equal(tv.open(folders[0])["e.gate_up_proj"], values[0])
+    tv.transfer(*folders, tmp_path / "out")
+    exact = values[0] + (values[1] - values[2])
+    got = tv.open(tmp_path / "out")["e.gate_up_proj"]
+    assert np.linalg.norm(got - exact) < 0.15 * np.linalg.norm(exact)
+    for call in (
+        tv.plan_transfer,
+        lambda target, *_, out_dtype: tv.plan_convert(target, out_dtype=out_dtype),
+    ):
+        with pytest.raises(RecipeError, match="rows and columns exchanged"):
+            call(*folders, out_dtype="bfloat16")
+
+
+# --- convert
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_convert_to_plain_weights(tmp_path: Path, way: Way) -> None:
+    trio, values = packed_trio(tmp_path, way)
+    tv.convert(trio.target, tmp_path / "out")
+    out = read_tensors(tmp_path / "out")
+    assert list(out) == list(values[0])
+    for name, value in values[0].items():
+        assert np.array_equal(out[name], value.astype(DTYPES["BF16"])), name
+    assert not tv.open(tmp_path / "out").packed
+    assert tv.verify(tmp_path / "out").ok
+
+
+def test_convert_casts(tmp_path: Path) -> None:
+    trio, values = packed_trio(tmp_path, FP8, plain=("target",))
+    tv.convert(trio.target, tmp_path / "out", out_dtype="float32")
+    out = read_tensors(tmp_path / "out")
+    assert all(np.array_equal(out[name], value.astype(np.float32)) for name, value in values[0].items())
+    with pytest.raises(RecipeError, match="plain already"):
+        tv.plan_convert(trio.target)
+
+
+NEW = {
+    "fp8-block": ("block FP8, F32 scales", 0.03),
+    "fp8-channel": ("CT FP8 channel", 0.03),
+    "int8-channel": ("CT INT8", 0.012),
+    "mxfp4": ("CT MXFP4", 0.13),
+    "int4-g32": ("CT INT4 group 32", 0.11),
+}
+
+
+@pytest.mark.parametrize("form", NEW)
+def test_convert_to_a_packed_format(tmp_path: Path, form: str) -> None:
+    name, bound = NEW[form]
+    sizes = {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 4}
+    trio, values = packed_trio(tmp_path, BY_NAME[name], plain=("target",), **sizes)
+    tv.convert(trio.target, tmp_path / "out", out_dtype=form, keep="k_proj")
+    model = tv.open(tmp_path / "out")
+    assert model.unreadable is None
+    wanted = {each for each in values[0] if is_packed(each) and "k_proj" not in each}
+    assert model.packed.keys() == wanted
+    for each, value in values[0].items():
+        value = value.astype(np.float64)
+        error = np.linalg.norm(model[each].astype(np.float64) - value) / (np.linalg.norm(value) or 1.0)
+        assert error < bound if each in wanted else error == 0.0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    plain = config.get("modules_to_not_convert") or config["ignore"]
+    assert "model.layers.0.self_attn.k_proj" in plain
+    assert "model.layers.0.self_attn.q_proj" not in plain
+    tv.convert(tmp_path / "out", tmp_path / "back")
+    assert list(read_tensors(tmp_path / "back")) == list(values[0])
+
+
+def test_convert_refuses_words_that_are_no_form(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("target",))
+    with pytest.raises(RecipeError, match="fp8-blok"):
+        tv.plan_convert(trio.target, out_dtype="fp8-blok")
+    with pytest.raises(RecipeError, match="converted to"):
+        tv.plan_transfer(*trio, out_dtype="fp8-block")
+    with pytest.raises(RecipeError, match="own format already"):
+        tv.plan_convert(trio.donor, out_dtype="target")
+
+
+# --- hostile files
+
+
+def damaged(trio: Trio, role: str, change: Any) -> None:
+    folder = getattr(trio, role)
+    tensors = read_tensors(folder)
+    change(tensors)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+
+
+SCALE = f"{UP}_scale_inv"
+
+
+@pytest.mark.parametrize("role", ["target", "donor", "reference"])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.pop(SCALE), "has no scales beside it"),
+        (lambda t: t.update({f"{UP}x_scale_inv": t[SCALE]}), "belongs to no packed weight"),
+        (lambda t: t.update({SCALE: t[SCALE][:1]}), "another grid than"),
+        (lambda t: t.update({SCALE: t[SCALE].astype(np.float64)}), "another type than"),
+        (lambda t: t.update({SCALE: np.ones(t[SCALE].shape, np.int32)}), "another type than"),
+        (lambda t: t.update({UP: t[UP].view(np.int8)}), ""),
+    ],
+)
+def test_damaged_weights_are_named(packed: Any, tmp_path: Path, role: str, change: Any, text: str) -> None:
+    trio, _ = packed
+    damaged(trio, role, change)
+    with pytest.raises(CompatibilityError) as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    found = [each for each in caught.value.findings if each.id == "quantised"]
+    assert [each.subject for each in found] == [role]
+    assert text in found[0].found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_says_another_block(packed: Any) -> None:
+    trio, _ = packed
+    edit_json(trio.donor / "config.json", quantization_config={**FP8.config, "weight_block_size": [64, 64]})
+    (found,) = [each for each in tv.check(*trio) if each.id == "quantised"]
+    assert found.subject == "donor"
+    assert "blocks of 64x64" in found.found
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, np.inf])
+def test_scales_that_are_no_numbers(packed: Any, tmp_path: Path, value: float) -> None:
+    trio, values = packed
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[SCALE] = np.full_like(tensors[SCALE], value)
+
+    damaged(trio, "target", change)
+    if value == 0.0:
+        tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16")
+        near(read_tensors(tmp_path / "out")[UP], ({UP: values[0][UP] * 0}, *values[1:]), UP)
+    else:
+        with pytest.raises(tv.Error, match=r"NaN or infinity|not finite"):
+            tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16")
+
+
+# --- transformers
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["block FP8, BF16 scales", "CT INT4 group 32", "ModelOpt NVFP4", "GPTQ 4 bits act", "AWQ", "NF4", "MLX"],
+)
+def test_plain_output_loads_in_transformers(tmp_path: Path, name: str) -> None:
+    """The logits of the output are those of the model that NumPy's values make."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    trio, values = packed_trio(tmp_path, BY_NAME[name])
+    tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16", force=FORCED)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    assert not hasattr(loaded.config, "quantization_config")
+    made = transformers.AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
+    out = read_tensors(tmp_path / "out")
+    state = {
+        key: torch.from_numpy(expected(values, key).view(np.int16).copy()).view(torch.bfloat16) for key in out
+    }
+    made.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        got, want = (model.eval().float()(tokens).logits for model in (loaded, made))
+    assert torch.allclose(got, want, atol=2e-3, rtol=0)
