@@ -209,8 +209,8 @@ def test_transformers_loads_the_output(tmp_path: Path, family: str, tied: bool, 
     donor, reference = models["donor"].state_dict(), models["reference"].state_dict()
     with torch.no_grad():
         for name, weight in expected.named_parameters():
-            step = donor[name].float() - reference[name].float()
-            weight.copy_((weight.float() + 0.7 * step).to(torch.bfloat16))
+            step = donor[name].double() - reference[name].double()
+            weight.copy_((weight.double() + 0.7 * step).to(torch.bfloat16))
         tokens = torch.arange(24).reshape(2, 12)
         assert torch.equal(loaded(tokens).logits, expected(tokens).logits)
 
