@@ -11,12 +11,13 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import taskvec as tv
 from support.models import Trio, read_tensors, write_trio
-from support.oracle import same_files
+from support.oracle import narrow, same_files
 from taskvec import _core
 from taskvec.run import execute as execution
 
@@ -209,8 +210,10 @@ def test_transformers_loads_the_output(tmp_path: Path, family: str, tied: bool, 
     donor, reference = models["donor"].state_dict(), models["reference"].state_dict()
     with torch.no_grad():
         for name, weight in expected.named_parameters():
-            step = donor[name].float() - reference[name].float()
-            weight.copy_((weight.float() + 0.7 * step).to(torch.bfloat16))
+            step = donor[name].double() - reference[name].double()
+            exact = (weight.double() + 0.7 * step).numpy()
+            rounded = narrow(exact, np.dtype(ml_dtypes.bfloat16)).view(np.int16)
+            weight.copy_(torch.from_numpy(rounded).view(torch.bfloat16))
         tokens = torch.arange(24).reshape(2, 12)
         assert torch.equal(loaded(tokens).logits, expected(tokens).logits)
 
