@@ -157,6 +157,11 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
         write_survival_table(page, measured)
     elif report.vector is None:
         write_survival(page, report.survival)
+    if outputs[0].noise is not None:
+        from taskvec.report.noise import noise_words
+
+        for label, words in zip(("noise", ""), noise_words(outputs[0].noise), strict=False):
+            page.fact(label, words)
     if report.vector is not None:
         write_vector(page, report.vector, verbose=verbose)
     if verbose:

@@ -170,6 +170,12 @@ def schema() -> dict[str, Any]:
                     },
                 ),
             },
-            {"vector": vector},
+            {
+                "vector": vector,
+                "noise": {
+                    "type": "object",
+                    "description": "how much of a vector of quantised models is a vector, and how much rounding",
+                },
+            },
         ),
     }

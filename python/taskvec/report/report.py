@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec.report.noise import Noise, Sums, noise_of, noise_words
 from taskvec.report.survival import Status, Survival, status_of, survival_words
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Output:
 
     ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
     has that of each tensor that takes one. ``non_finite`` says in which tensor and where how many values are
-    NaN or infinite, if ``non-finite`` was forced.
+    NaN or infinite, if ``non-finite`` was forced. ``noise`` says how much of the vector is one, where donor
+    and reference are quantised.
     """
 
     folder: str
@@ -41,6 +43,7 @@ class Output:
     survival: Survival | None
     tensors: Mapping[str, Survival]
     non_finite: tuple[tuple[str, str, int], ...]
+    noise: Noise | None = None
 
     @property
     def survival_status(self) -> Status:
@@ -57,6 +60,7 @@ class Output:
             "survival_status": self.survival_status,
             "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
+            **({"noise": self.noise.to_dict()} if self.noise is not None else {}),
         }
 
 
@@ -139,6 +143,8 @@ class Report:
             lines.append(output.folder)
             if self.vector is None:
                 lines += [f"  {words}" for words in survival_words(output.survival)]
+            if output.noise is not None:
+                lines += [f"  {words}" for words in noise_words(output.noise)]
         lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
         return "\n".join(lines)
 
@@ -169,8 +175,14 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
     return findings
 
 
-def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Output, ...]]:
-    """The engine's report: its own figures, and its outputs under `out`."""
+def parse_engine_report(
+    text: str, out: Path, form: str = "", is_matrix: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Any], tuple[Output, ...]]:
+    """The engine's report: its own figures, and its outputs under `out`.
+
+    ``form`` is what donor and reference are stored as, if they are packed; ``is_matrix`` tells the tensors
+    whose changes are like those of packed weights.
+    """
     data = json.loads(text, object_hook=_figures)
     outputs = []
     for entry in data.pop("outputs"):
@@ -183,9 +195,18 @@ def parse_engine_report(text: str, out: Path) -> tuple[dict[str, Any], tuple[Out
                 survival=Survival.measured(survival.get("total")),
                 tensors=dict(survival.get("tensors", ())),
                 non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
+                noise=_noise(entry.get("noise"), form, is_matrix),
             )
         )
     return data, tuple(outputs)
+
+
+def _noise(entry: Mapping[str, Any] | None, form: str, is_matrix: Callable[[str], bool]) -> Noise | None:
+    rows = (entry or {}).get("tensors", ())
+    packed = (sums for _, stored, sums in rows if stored == "packed")
+    return noise_of(
+        form, packed, [sums for name, stored, sums in rows if stored == "plain" and is_matrix(name)]
+    )
 
 
 def _figures(value: dict[str, Any]) -> Any:
@@ -193,6 +214,8 @@ def _figures(value: dict[str, Any]) -> Any:
 
     At once and not when all are read: as dictionaries, those of a hundred thousand tensors are 60 MB.
     """
+    if "reference_squares" in value:
+        return value.get("name"), value["stored"], Sums.of(value)
     if "step_norm" not in value:
         return value
     row = Survival.from_dict(value)

@@ -94,6 +94,8 @@ def execute(
             memories=buffers,
         ),
         out,
+        _format(plan),
+        lambda name: len(base.tensors[name].shape) > 1 if name in base.tensors else False,
     )
     for folder, output in zip(folders, outputs, strict=True):
         publish(folder, output, manifest.run_facts(plan, engine, begin, rows))
@@ -110,3 +112,9 @@ def execute(
         findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
         plan=plan.digest,
     )
+
+
+def _format(plan: PlanRecord) -> str:
+    """What the models of a difference are stored as, if they are packed."""
+    models = [each for each in reversed(plan.checkpoints) if isinstance(each, Model) and each.packed]
+    return next(iter(models[0].packed.values())).format.words if models else ""
