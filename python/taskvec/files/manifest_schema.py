@@ -174,7 +174,7 @@ def schema() -> dict[str, Any]:
                 "vector": vector,
                 "noise": {
                     "type": "object",
-                    "description": "how much of a vector of quantised models is a vector, and how much rounding",
+                    "description": "how much of a vector of quantised models is rounding, and how much not",
                 },
             },
         ),
