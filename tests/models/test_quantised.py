@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from support.models import DTYPE_NAMES, qwen2_shapes, random_tensors
-from support.packed import BY_NAME, FP8, WAYS, Way, compressed, packed_config, packed_tensors
+from support.packed_models import BY_NAME, FP8, WAYS, Way, compressed, packed_config, packed_tensors
 from taskvec.models.model import TensorInfo
 from taskvec.models.quantised.recognise import recognise
 from taskvec.models.quantised.record import Recognised

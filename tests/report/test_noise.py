@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from support.models import DTYPES
-from support.packed import BY_NAME, Parts
+from support.packed_models import BY_NAME, Parts
 from taskvec.report.noise import Noise, Sums, noise_of, noise_words
 
 # Of each format: how its scales are named, and how many elements share one.

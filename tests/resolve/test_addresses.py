@@ -14,7 +14,7 @@ import pytest
 import taskvec as tv
 from support.models import Trio, safetensors_bytes, write_trio
 from support.oracle import same_files
-from support.packed import BY_NAME, packed_trio
+from support.packed_models import BY_NAME, packed_trio
 from taskvec.cli import run
 from taskvec.errors import FormatError, HubError, NotFoundError, RecipeError
 from taskvec.models.model import Identity, Remote, RemoteFile

@@ -12,7 +12,7 @@ import pytest
 
 import taskvec as tv
 from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
-from support.packed import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
+from support.packed_models import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
 
 FP8 = BY_NAME["block FP8, BF16 scales"]

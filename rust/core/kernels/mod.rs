@@ -5,7 +5,7 @@
 
 #[macro_use]
 pub(crate) mod dispatch;
-pub(crate) mod codes;
+pub mod codes;
 pub mod combine;
 pub mod elementwise;
 pub(crate) mod encode;

@@ -43,8 +43,11 @@ pub(crate) struct Program<'a> {
 pub(crate) enum Arithmetic {
     /// The input's bytes as they are.
     Raw,
-    /// The input's values in another type.
-    Convert,
+    /// The input's values in another type, by way of f32 where that holds them, or of f64.
+    Convert {
+        /// Whether f32 holds them.
+        narrow: bool,
+    },
     /// f32: every input and the output has at most eight significant bits.
     Narrow(Arc<dyn Method<f32>>),
     /// f64: everything else.
@@ -143,10 +146,16 @@ impl<'a> Program<'a> {
     pub(crate) fn prepares(&self) -> bool {
         self.job.elements > 0
             && match &self.arithmetic {
-                Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => false,
+                Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => false,
                 Arithmetic::Narrow(method) => method.prepares(),
                 Arithmetic::Wide(method) => method.prepares(),
             }
+    }
+
+    /// Whether the target is not what it would be in the type of the output, although it is of that type.
+    pub(crate) fn rounds_target(&self) -> bool {
+        let target = self.inputs[0].storage();
+        target.plain().is_none() && target.exact().is_some_and(|exact| exact != self.job.dtype)
     }
 
     /// Whether it is worth all threads.
@@ -171,7 +180,7 @@ impl<'a> Program<'a> {
     pub(crate) fn prepare(&self, threads: Threads<'_>) -> Result<()> {
         let tensor = self.tensor();
         let made = match &self.arithmetic {
-            Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => return Ok(()),
+            Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => return Ok(()),
             Arithmetic::Narrow(method) => method.prepare(&tensor, threads)?,
             Arithmetic::Wide(method) => method.prepare(&tensor, threads)?,
         };
@@ -222,7 +231,9 @@ impl Methods {
                 let message = format!("`{name}` is to be copied as it is stored, as {dtype}, but is {found}");
                 return Err(Error::new(Kind::Plan, message));
             }
-            return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
+            let narrow = inputs[0].storage().exact().is_some_and(|dtype| dtype != Dtype::F64);
+            let convert = Arithmetic::Convert { narrow };
+            return types().all(Dtype::is_float).then_some(convert).ok_or_else(|| not_float(job));
         }
         if !types().all(Dtype::is_float) {
             return Err(not_float(job));

@@ -106,6 +106,10 @@ impl<C: Codes> Storage for Packed<C> {
         self.codes.parts()
     }
 
+    fn exact(&self) -> Option<Dtype> {
+        Some(Dtype::F32)
+    }
+
     fn bytes(&self, elements: &Range<u64>) -> u64 {
         let all: u64 = self.codes.parts().iter().map(Stored::bytes).sum();
         let count = elements.end - elements.start;

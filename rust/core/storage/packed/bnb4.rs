@@ -149,8 +149,8 @@ impl Values for Bnb4Chunk<'_> {
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
             let magnitudes = self.magnitudes.of(level, self.grid.of(&piece), &mut magnitudes);
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, magnitudes, skip, self.grid.wide as usize, out);
+            let out = &mut out[piece.at..piece.at + piece.n];
+            finite &= multiply_runs(level, magnitudes, self.grid.run(&piece), out);
         }
         finite
     }

@@ -115,8 +115,8 @@ impl Values for E2m1Chunk<'_> {
                     Global::Divide => scales.iter_mut().for_each(|scale| *scale /= one[0]),
                 }
             }
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, scales, skip, self.grid.wide as usize, out);
+            let out = &mut out[piece.at..piece.at + piece.n];
+            finite &= multiply_runs(level, scales, self.grid.run(&piece), out);
         }
         finite
     }

@@ -115,9 +115,9 @@ impl Grid {
         self.across
     }
 
-    /// How many elements of a piece's first block come before it.
-    pub(crate) fn skip(&self, piece: &Piece) -> usize {
-        (piece.column % self.wide) as usize
+    /// How many elements of a piece's first block come before it, and the elements of a block.
+    pub(crate) fn run(&self, piece: &Piece) -> (usize, usize) {
+        ((piece.column % self.wide) as usize, self.wide as usize)
     }
 }
 

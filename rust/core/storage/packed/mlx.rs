@@ -96,7 +96,7 @@ impl Values for MlxChunk<'_> {
             self.codes.fields(level, piece.row, piece.column, codes);
             let scales = self.scales.widen(level, self.grid.of(&piece), &mut scales);
             let biases = self.biases.widen(level, self.grid.of(&piece), &mut biases);
-            let run = (self.grid.skip(&piece), self.grid.wide as usize);
+            let run = self.grid.run(&piece);
             finite &= onto_bias_in_runs(level, codes, biases, scales, run, &mut out[piece.at..piece.at + piece.n]);
         }
         finite

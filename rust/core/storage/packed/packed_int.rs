@@ -147,7 +147,7 @@ impl PackedIntChunk<'_> {
             let zeros = &mut zeros[..scales.len()];
             let group = piece.column / grid.wide;
             self.zeros(piece.row, group..group + zeros.len() as u64, zeros);
-            return from_zero_in_runs(level, codes, zeros, scales, (grid.skip(piece), grid.wide as usize), out);
+            return from_zero_in_runs(level, codes, zeros, scales, grid.run(piece), out);
         };
         let across = grid.across();
         let start = all.start - piece.column / grid.wide;

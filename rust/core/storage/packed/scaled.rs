@@ -9,7 +9,7 @@ use super::grid::{Grid, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::codes::{multiply_all, multiply_runs, widen_code};
+use crate::kernels::codes::{multiply_all, scaled_runs};
 use crate::kernels::dispatch::prefetch;
 use crate::kernels::{Level, TILE};
 use crate::storage::chunk::Scratch;
@@ -78,13 +78,13 @@ impl Values for ScaledChunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
         let n = out.len();
         prefetch(&self.codes[at + n..(at + n + n).min(self.codes.len())]);
-        widen_code(level, self.dtype, &self.codes[at..at + n], out);
         let mut buffer = [0f32; TILE];
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
             let scales = self.scales.widen(level, self.grid.of(&piece), &mut buffer);
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, scales, skip, self.grid.wide as usize, out);
+            let codes = &self.codes[at + piece.at..at + piece.at + piece.n];
+            let out = &mut out[piece.at..piece.at + piece.n];
+            finite &= scaled_runs(level, self.dtype, codes, scales, self.grid.run(&piece), out);
         }
         match self.factor {
             Some(factor) => multiply_all(level, factor, out),

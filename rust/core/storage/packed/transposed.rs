@@ -158,7 +158,7 @@ impl TransposedChunk<'_> {
             for (index, group) in groups.enumerate() {
                 (scales[index], zeros[index]) = self.group(level, group, piece.row);
             }
-            let run = (grid.skip(piece), grid.wide as usize);
+            let run = grid.run(piece);
             return from_zero_in_runs(level, codes, &zeros[..count], &scales[..count], run, out);
         };
         let groups = (0..grid.across()).map(|group| self.group(level, group, piece.row));
