@@ -328,3 +328,19 @@ def test_packed_weights_are_known_before_they_are_fetched(
     tv.transfer(*same, tmp_path / "same", out_dtype="bfloat16")
     for file in (tmp_path / "same").glob("*.safetensors"):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_vector_that_a_format_would_take_is_found_when_the_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = BY_NAME["block FP8, BF16 scales"]
+    local, _ = packed_trio(tmp_path / "source", way, plain=("donor", "reference"), step=0.0001)
+    store = Store(tmp_path / "cache")
+    for role, folder in zip(ROLES, local, strict=True):
+        store.put(role, folder)
+    monkeypatch.setitem(opening.SCHEMES, "toy://", store.find)
+    plan = tv.plan_transfer(*addresses(), out_dtype="target")
+    assert "quantised-lost" not in [each.id for each in plan.findings]
+    with pytest.raises(tv.CompatibilityError, match="would be left"):
+        plan.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from taskvec._core import finish_folder
 from taskvec._core import run as engine_run
+from taskvec.compat.findings import enforce
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
@@ -74,6 +75,7 @@ def execute(
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
     if plan.download:
         plan = with_lineage(plan, checkpoints)
+        enforce(plan.findings, settings.force)  # what a sample of the weights has shown
     base = checkpoints[0]
     assert isinstance(base, Model)
     publish = Publisher(plan, base, settings, Inputs(checkpoints), meter(progress, "publish"))
