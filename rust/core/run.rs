@@ -21,6 +21,7 @@ use crate::threads::pool;
 use crate::workers;
 
 pub(crate) mod block;
+mod noise;
 pub(crate) mod program;
 pub(crate) mod report;
 mod rounds;
