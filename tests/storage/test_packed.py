@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from support.packed import Held, document, evaluated, memory, source
 
+from support.packed import Held, document, evaluated, memory, source
 from taskvec import _core, errors
 
 RANDOM = np.random.default_rng(12)

@@ -14,6 +14,7 @@ pub mod l1_norms;
 pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
+pub mod noise;
 pub mod philox;
 pub(crate) mod quantise;
 pub(crate) mod rank;

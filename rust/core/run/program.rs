@@ -8,7 +8,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Level;
 use crate::measure::NonFinite;
-use crate::methods::method::{Method, State};
+use crate::methods::method::{Method, State, Term};
 use crate::methods::operation::Operation;
 use crate::monitor::Monitor;
 use crate::plan::job::Job;
@@ -28,6 +28,8 @@ pub(crate) struct Program<'a> {
     pub inputs: Box<[Input<'a>]>,
     /// How it computes.
     pub arithmetic: Arithmetic,
+    /// Donor and reference among the inputs, where their difference is to be measured: where models are packed.
+    pub pair: Option<(usize, usize)>,
     id: usize,
     state: RwLock<Option<Arc<State>>>,
     read: AtomicBool,
@@ -54,6 +56,21 @@ pub(crate) enum Arithmetic {
     Wide(Arc<dyn Method<f64>>),
     /// A part of a packed tensor that another job computes.
     Aside,
+}
+
+impl Arithmetic {
+    /// Donor and reference, where the step is that difference times a factor.
+    fn pair(&self) -> Option<(usize, usize)> {
+        let terms = match self {
+            Arithmetic::Narrow(method) => method.sum_of(),
+            Arithmetic::Wide(method) => method.sum_of(),
+            Arithmetic::Raw | Arithmetic::Convert { .. } => None,
+        };
+        match terms {
+            Some([Term { model, reference: Some(reference), .. }]) => Some((*model, *reference)),
+            _ => None,
+        }
+    }
 }
 
 /// One output of a tile.
@@ -121,7 +138,9 @@ impl<'a> Program<'a> {
     ) -> Program<'a> {
         let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
         let read = AtomicBool::new(false);
-        Program { index, job, inputs, arithmetic, id, state, read, level, seed: plan.seed, monitor, non_finite }
+        let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
+        let pair = packed.then(|| arithmetic.pair()).flatten();
+        Program { index, job, inputs, arithmetic, pair, id, state, read, level, seed: plan.seed, monitor, non_finite }
     }
 
     /// The tensor as its method sees it.

@@ -14,6 +14,7 @@ use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
+use crate::run::noise::measured;
 use crate::run::program::{Arithmetic, Program};
 use crate::kernels::widen::count_non_finite;
 use crate::storage::chunk::{Chunk, Exact};
@@ -211,7 +212,7 @@ impl Tiler {
         outputs: &mut [Target<'_>],
     ) -> bool {
         let Span { at, n, .. } = span;
-        if !place.is_short(span) || terms.is_empty() || terms.len() > TERMS {
+        if !place.is_short(span) || place.program.pair.is_some() || terms.is_empty() || terms.len() > TERMS {
             return false;
         }
         // All inputs are to be read: what is not finite is to be found.
@@ -300,6 +301,11 @@ impl Tiler {
             }
         });
         let Tiles { inputs, step: delta, out, rounded } = tiles;
+        if let (true, Some((donor, reference))) = (counted, program.pair) {
+            let pair = (&chunks[donor], &chunks[reference]);
+            let noise = measured(level, pair, at, &inputs[donor], &inputs[reference]);
+            outputs.iter_mut().filter_map(|output| output.survival.as_mut()).for_each(|s| s.add_noise(noise.as_ref()));
+        }
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         let stepped = method.is_some_and(|method| method.computes() == Computes::Step);
         match method {

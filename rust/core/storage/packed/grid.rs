@@ -110,6 +110,16 @@ impl Grid {
         first + piece.column / wide..first + (piece.column + piece.n as u64 - 1) / wide + 1
     }
 
+    /// Whether the blocks of a row begin there.
+    pub(crate) fn begins(&self, row: u64) -> bool {
+        row % self.rows % self.tall == 0
+    }
+
+    /// Rows and columns of a matrix and of a block.
+    pub(crate) fn sides(&self) -> [u64; 4] {
+        [self.rows, self.columns, self.tall, self.wide]
+    }
+
     /// Blocks of one row.
     pub(crate) fn across(&self) -> u64 {
         self.across

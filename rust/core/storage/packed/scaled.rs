@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::Scaled;
-use super::grid::{Grid, Scales};
+use super::grid::{Grid, Piece, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -90,5 +90,21 @@ impl Values for ScaledChunk<'_> {
             Some(factor) => multiply_all(level, factor, out),
             None => finite,
         }
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        Some((self.first, self.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("scaled", self.dtype, 8)
+    }
+
+    fn codes(&self, _level: Level, at: usize, out: &mut [u8]) {
+        out.copy_from_slice(&self.codes[at..at + out.len()]);
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+        self.scales.widen(level, self.grid.of(piece), scales).len()
     }
 }
