@@ -107,5 +107,5 @@ def test_the_words() -> None:
         "estimated cosine with the true vector 0.23, 0.24 by the size of the change (signal:noise 1:17.9); "
         "step 1.5% of |W|; format's own noise 2.65%",
     ]
-    assert "different rules" in noise_words(noise._replace(scales_differ=0.8))[0]
+    assert "different rules" in noise_words(noise._replace(scales_differ=0.95))[0]
     assert noise.to_dict()["signal_to_noise"] == pytest.approx(0.23**2 / (1 - 0.23**2))

@@ -456,6 +456,49 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
             call(*folders, out_dtype="bfloat16")
 
 
+# --- signal and noise
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["block FP8, F32 scales", "block FP8, U8 scales", "CT INT4 group 32", "CT MXFP4"]
+)
+def test_the_cosine_with_the_true_vector(tmp_path: Path, name: str, dtype: str | None) -> None:
+    """Estimated in the run, against the vector of the models before they were quantised."""
+    sizes: dict[str, Any] = {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 4, "step": 0.0003}
+    trio, values = packed_trio(tmp_path / "packed", BY_NAME[name], **sizes)
+    everyone = ("target", "donor", "reference")
+    _, plain = packed_trio(tmp_path / "plain", BY_NAME[name], plain=everyone, **sizes)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype=dtype)
+    noise = report.outputs[0].noise
+    assert noise is not None
+    dot = squares = length = 0.0
+    for each in filter(is_packed, values[0]):
+        true = plain[1][each].astype(np.float64) - plain[2][each]
+        found = values[1][each].astype(np.float64) - values[2][each]
+        dot, squares, length = (
+            dot + (true * found).sum(),
+            squares + (found**2).sum(),
+            length + (true**2).sum(),
+        )
+        elements += found.size
+        differing += (found != 0).sum()
+    cosine = dot / np.sqrt(squares * length)
+    assert noise.cosine == pytest.approx(cosine, abs=0.05)
+    assert noise.cosine_by_size == pytest.approx(cosine, abs=0.05)
+    facts = json.loads((tmp_path / "out" / "taskvec.json").read_text())
+    assert facts["noise"] == report.to_dict()["outputs"][0]["noise"]
+    assert "How much of the vector is signal" in (tmp_path / "out" / "README.md").read_text()
+    assert tv.transfer(*trio, tmp_path / "out", out_dtype=dtype).outputs[0].noise == noise
+
+
+def test_plain_models_have_no_noise(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("target", "donor", "reference"))
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert report.outputs[0].noise is None
+    assert "noise" not in report.to_dict()["outputs"][0]
+
+
 # --- convert
 
 

@@ -24,7 +24,7 @@ OWN_NOISE = (
     ("AWQ", 0.10), ("MLX 4", 0.10),
 )  # fmt: skip
 # More scales that differ than two models of one tool have.
-FOREIGN = 0.5
+FOREIGN = 0.9
 
 
 class Sums(NamedTuple):
