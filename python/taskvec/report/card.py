@@ -239,6 +239,9 @@ def _survival(survival: Mapping[str, Any]) -> str:
     if survival["total"] is None:
         return f"{title}Not measured: no tensor takes a step from a base, so there is none to compare with."
     row = Survival(*survival["total"])
+    if row.format_error:
+        moved = f"moved the weights by {row.format_error:.2%} of their norm."
+        return f"{title}There is no step. The output's format {moved}"
     if row.status == "zero":
         return f"{title}The step is zero: the output has the target's weights."
     remark = ""

@@ -64,7 +64,7 @@ impl Arithmetic {
         let terms = match self {
             Arithmetic::Narrow(method) => method.sum_of(),
             Arithmetic::Wide(method) => method.sum_of(),
-            Arithmetic::Raw | Arithmetic::Convert { .. } => None,
+            Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => None,
         };
         match terms {
             Some([Term { model, reference: Some(reference), .. }]) => Some((*model, *reference)),
