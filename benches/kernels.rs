@@ -5,6 +5,7 @@
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use std::hint::black_box;
 use taskvec_core::dtype::Dtype;
+use taskvec_core::kernels::codes::{e2m1, from_zero_in_runs, multiply_runs, nibbles, scaled_runs, widen_codes};
 use taskvec_core::kernels::combine::{difference, step};
 use taskvec_core::kernels::masked::Masked;
 use taskvec_core::kernels::masked_sum::{add_up, Sum};
@@ -39,6 +40,38 @@ fn kernels(c: &mut Criterion) {
                 b.iter(|| narrow(level, dtype, black_box(&mut out), Rounding::Nearest, place));
             });
         }
+        let (codes, scales) = (&bytes[..TILE], [0.01f32; TILE / 128]);
+        group.bench_function("copy", |b| b.iter(|| out.copy_from_slice(black_box(&t))));
+        group.bench_function("decode block FP8", |b| {
+            b.iter(|| scaled_runs(level, Dtype::F8E4M3, black_box(codes), &scales, (0, 128), &mut out));
+        });
+        group.bench_function("decode block FP8, in two loops", |b| {
+            b.iter(|| {
+                widen_codes(level, Dtype::F8E4M3, black_box(codes), &mut out);
+                multiply_runs(level, &scales, (0, 128), &mut out)
+            });
+        });
+        group.bench_function("decode block FP8, by a table", |b| {
+            b.iter(|| {
+                widen(level, Dtype::F8E4M3, black_box(codes), &mut out);
+                multiply_runs(level, &scales, (0, 128), &mut out)
+            });
+        });
+        group.bench_function("decode MXFP4", |b| {
+            let (mut fields, scales) = ([0; TILE], [0.5f32; TILE / 32]);
+            b.iter(|| {
+                nibbles(level, black_box(codes), 0, false, &mut fields);
+                e2m1(level, &fields, &mut out);
+                multiply_runs(level, &scales, (0, 32), &mut out)
+            });
+        });
+        group.bench_function("decode INT4 g32", |b| {
+            let (mut fields, scales, zeros) = ([0; TILE], [0.5f32; TILE / 32], [8f32; TILE / 32]);
+            b.iter(|| {
+                nibbles(level, black_box(codes), 0, false, &mut fields);
+                from_zero_in_runs(level, &fields, &zeros, &scales, (0, 32), &mut out)
+            });
+        });
         group.bench_function("subtract", |b| b.iter(|| difference(level, black_box(&d), black_box(&t), &mut out)));
         group.bench_function("step", |b| b.iter(|| step(level, black_box(&t), black_box(&d), 0.8, &mut out)));
         group.bench_function("step sums", |b| b.iter(|| step_sums(level, black_box(&t), black_box(&d), 0.8, &out)));

@@ -60,8 +60,8 @@ class Checkpoint:
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start .. start + count`` of one tensor as little-endian float32."""
 
-    def decode(self, format: bytes, name: str, shape: Sequence[int], start: int, count: int) -> bytes:
-        """Elements ``start .. start + count`` of a tensor stored as codes with scales, as little-endian float32.
+    def decode(self, format: bytes, name: str, shape: Sequence[int], start: int, count: int) -> bytes:  # noqa: A002
+        """Elements ``start .. start + count`` of a packed tensor as little-endian float32.
 
         ``format`` is JSON, as a plan has it; ``name`` and ``shape`` are those of the logical tensor.
         """

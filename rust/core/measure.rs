@@ -36,6 +36,9 @@ pub(crate) struct Survival {
     pub lost: u64,
     /// Elements measured.
     pub elements: u64,
+    /// What its difference of donor and reference is like, where that is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<Noise>,
 }
 
 /// A sum that is not finite is written as null, for JSON has nothing else.
@@ -66,6 +69,14 @@ impl Survival {
         self.changed += other.changed;
         self.lost += other.lost;
         self.elements += other.elements;
+        self.add_noise(other.noise.as_ref());
+    }
+
+    /// Adds what a tile's difference is like.
+    pub(crate) fn add_noise(&mut self, noise: Option<&Noise>) {
+        if let Some(noise) = noise {
+            self.noise.get_or_insert_default().merge(noise);
+        }
     }
 
     /// Norms, cosine and relative error, under the tensor's name where they are one tensor's.
@@ -107,6 +118,85 @@ pub(crate) fn number(x: f64) -> Option<f64> {
         return None;
     }
     format!("{x:.5e}").parse().ok()
+}
+
+/// Sums over the difference of donor and reference, as the journal keeps them: from those of a format, how much of it is
+/// a vector can be told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Noise {
+    /// Whether both are stored as codes with scales, in one format; or both as plain numbers.
+    pub packed: bool,
+    /// Elements measured.
+    pub elements: u64,
+    /// Σ difference².
+    #[serde(deserialize_with = "finite_or_null")]
+    pub squares: f64,
+    /// Σ reference².
+    #[serde(deserialize_with = "finite_or_null")]
+    pub reference: f64,
+    /// Σ |difference| over groups with equal scales; of plain numbers over all.
+    #[serde(deserialize_with = "finite_or_null")]
+    pub magnitudes: f64,
+    /// Elements of those.
+    pub equal: u64,
+    /// Codes that differ.
+    pub codes: u64,
+    /// Groups that share a scale.
+    pub groups: u64,
+    /// Of those, with another scale in donor and reference.
+    pub scales: u64,
+}
+
+impl Noise {
+    /// Adds another sum.
+    pub(crate) fn merge(&mut self, other: &Noise) {
+        self.packed = other.packed;
+        self.elements += other.elements;
+        self.squares += other.squares;
+        self.reference += other.reference;
+        self.magnitudes += other.magnitudes;
+        self.equal += other.equal;
+        self.codes += other.codes;
+        self.groups += other.groups;
+        self.scales += other.scales;
+    }
+
+    /// What a report says, under the tensor's name where it is one tensor's.
+    pub(crate) fn figures<'n>(&self, name: Option<&'n str>) -> NoiseFigures<'n> {
+        let coded = |count: u64| self.packed.then_some(count);
+        NoiseFigures {
+            codes_differ: coded(self.codes),
+            elements: self.elements,
+            equal_elements: coded(self.equal),
+            groups: coded(self.groups),
+            magnitudes: number(self.magnitudes),
+            name,
+            reference_squares: number(self.reference),
+            scales_differ: coded(self.scales),
+            squares: number(self.squares),
+            stored: if self.packed { "packed" } else { "plain" },
+        }
+    }
+}
+
+/// What a report says of a [`Noise`].
+#[derive(Serialize)]
+pub(crate) struct NoiseFigures<'n> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codes_differ: Option<u64>,
+    elements: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    equal_elements: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    groups: Option<u64>,
+    magnitudes: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'n str>,
+    reference_squares: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scales_differ: Option<u64>,
+    squares: Option<f64>,
+    stored: &'static str,
 }
 
 /// Values that are not finite, by job and by where they stand.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from support.models import DTYPE_NAMES, qwen2_shapes, random_tensors
-from support.packed import BY_NAME, FP8, WAYS, Way, compressed, packed_config, packed_tensors
+from support.packed_models import BY_NAME, FP8, WAYS, Way, compressed, packed_config, packed_tensors
 from taskvec.models.model import TensorInfo
 from taskvec.models.quantised.recognise import recognise
 from taskvec.models.quantised.record import Recognised
@@ -244,6 +244,7 @@ FAULTS: list[tuple[Stored, Any, str]] = [
     (P4, compressed("pack-quantized", **INT4, symmetric=False), "has no zero points"),
     (P4, compressed("marlin-24", **INT4), "`marlin-24` of compressed-tensors is not read"),
     (P4, {**CT4, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
+    (P4, {**CT4, "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "rotated"),
     ({"a.weight_packed": ("I32", (8, 12))}, CT4, ""),
     (
         {"a.qweight": ("I32", (16, 64)), "a.qzeros": ("I32", (4, 8)), "a.scales": ("F16", (4, 64))},
@@ -305,6 +306,23 @@ def test_what_does_not_fit_is_named(stored: Stored, quantisation: Any, text: str
     assert not result.packed
     assert dict(result.tensors) == table(stored)
     assert text in (result.problem or "")
+
+
+def test_scales_in_an_order_of_their_own() -> None:
+    """ComfyUI's four-bit files have the names and shapes of ModelOpt's, and another order of scales."""
+    nvfp4: Stored = {
+        "a.weight": ("U8", (128, 128)),
+        "a.weight_scale": ("F8_E4M3", (128, 16)),
+        "a.weight_scale_2": ("F32", ()),
+    }
+    assert found(nvfp4).problem is None
+    marked = found({**nvfp4, "a.comfy_quant": ("U8", (40,))})
+    assert "ComfyUI" in str(marked.problem)
+    result = recognise(table(nvfp4), {}, {}, lambda _: {}, ["_quantization_metadata"])
+    assert "ComfyUI" in str(result.problem)
+    fp8: Stored = {"a.weight": W, "a.weight_scale": ("F32", ()), "a.comfy_quant": ("U8", (40,))}
+    assert words(found(fp8)) == {"FP8 per tensor, F32 scales"}
+    assert list(found(fp8).tensors) == ["a.weight"]
 
 
 @pytest.mark.parametrize("shape", [[96, 161], [96], "96", [-1, 5], [2**60, 2**60]])

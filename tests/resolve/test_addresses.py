@@ -14,6 +14,7 @@ import pytest
 import taskvec as tv
 from support.models import Trio, safetensors_bytes, write_trio
 from support.oracle import same_files
+from support.packed_models import BY_NAME, packed_trio
 from taskvec.cli import run
 from taskvec.errors import FormatError, HubError, NotFoundError, RecipeError
 from taskvec.models.model import Identity, Remote, RemoteFile
@@ -306,3 +307,40 @@ def test_shards_in_a_folder_of_their_own(store: Store, tmp_path: Path) -> None:
     except tv.Error as error:
         found = error.message
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["block FP8, BF16 scales", "NF4 nested", "CT INT4 channel"])
+def test_packed_weights_are_known_before_they_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What headers leave open is read by ranges; the plan is that of the local files."""
+    local, _ = packed_trio(tmp_path / "source", BY_NAME[name], shards=2)
+    store = Store(tmp_path / "cache")
+    for role, folder in zip(ROLES, local, strict=True):
+        store.put(role, folder)
+    monkeypatch.setitem(opening.SCHEMES, "toy://", store.find)
+    models, same = [tv.open(each) for each in addresses()], [tv.open(folder) for folder in local]
+    assert all(model.path is None for model in models)
+    assert [dict(model.tensors) for model in models] == [dict(model.tensors) for model in same]
+    assert [dict(model.packed) for model in models] == [dict(model.packed) for model in same]
+    assert not [file for file in store.fetched if file.endswith(".safetensors")]
+    tv.transfer(*models, tmp_path / "out", out_dtype="bfloat16")
+    tv.transfer(*same, tmp_path / "same", out_dtype="bfloat16")
+    for file in (tmp_path / "same").glob("*.safetensors"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_vector_that_a_format_would_take_is_found_when_the_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = BY_NAME["block FP8, BF16 scales"]
+    local, _ = packed_trio(tmp_path / "source", way, plain=("donor", "reference"), step=0.0001)
+    store = Store(tmp_path / "cache")
+    for role, folder in zip(ROLES, local, strict=True):
+        store.put(role, folder)
+    monkeypatch.setitem(opening.SCHEMES, "toy://", store.find)
+    plan = tv.plan_transfer(*addresses(), out_dtype="target")
+    assert "quantised-lost" not in [each.id for each in plan.findings]
+    with pytest.raises(tv.CompatibilityError, match="would be left"):
+        plan.run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import pytest
 import taskvec as tv
 from support.large import deepseek_v3, qwen36_35b_a3b, write_large
 from support.models import DTYPES, header_bytes, read_safetensors, safetensors_bytes, write_weights
-from support.packed import BY_NAME, packed_config, packed_trio
+from support.packed_models import BY_NAME, packed_config, packed_trio
 
 # Stored tensors with the values that the tool of the format decodes them to; the metadata names the tool.
 GOLDEN = sorted((Path(__file__).parent.parent / "data" / "golden").glob("*.safetensors"))

@@ -12,7 +12,7 @@ import pytest
 
 import taskvec as tv
 from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
-from support.packed import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
+from support.packed_models import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
 
 FP8 = BY_NAME["block FP8, BF16 scales"]
@@ -456,6 +456,46 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
             call(*folders, out_dtype="bfloat16")
 
 
+# --- signal and noise
+
+
+@pytest.mark.parametrize(
+    "name", ["block FP8, F32 scales", "block FP8, U8 scales", "CT INT4 group 32", "CT MXFP4"]
+)
+def test_the_cosine_with_the_true_vector(tmp_path: Path, name: str) -> None:
+    """Estimated in the run, against the vector of the models before they were quantised."""
+    sizes: dict[str, Any] = {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 4, "step": 0.0003}
+    trio, values = packed_trio(tmp_path / "packed", BY_NAME[name], **sizes)
+    everyone = ("target", "donor", "reference")
+    _, plain = packed_trio(tmp_path / "plain", BY_NAME[name], plain=everyone, **sizes)
+    report = tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16")
+    noise = report.outputs[0].noise
+    assert noise is not None
+    dot = squares = length = 0.0
+    for each in filter(is_packed, values[0]):
+        true = plain[1][each].astype(np.float64) - plain[2][each]
+        found = values[1][each].astype(np.float64) - values[2][each]
+        dot += (true * found).sum()
+        squares += (found**2).sum()
+        length += (true**2).sum()
+    cosine = dot / np.sqrt(squares * length)
+    assert noise.cosine == pytest.approx(cosine, abs=0.05)
+    assert noise.cosine_by_size == pytest.approx(cosine, abs=0.05)
+    facts = json.loads((tmp_path / "out" / "taskvec.json").read_text())
+    assert facts["noise"] == report.to_dict()["outputs"][0]["noise"]
+    assert "How much of the vector is signal" in (tmp_path / "out" / "README.md").read_text()
+    again = tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16")
+    assert again.already_done
+    assert again.outputs[0].noise == noise
+
+
+def test_plain_models_have_no_noise(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, FP8, plain=("target", "donor", "reference"))
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert report.outputs[0].noise is None
+    assert "noise" not in report.to_dict()["outputs"][0]
+
+
 # --- convert
 
 
@@ -494,7 +534,7 @@ def test_convert_to_a_packed_format(tmp_path: Path, form: str) -> None:
     name, bound = NEW[form]
     sizes = {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 4}
     trio, values = packed_trio(tmp_path, BY_NAME[name], plain=("target",), **sizes)
-    tv.convert(trio.target, tmp_path / "out", out_dtype=form, keep="k_proj")
+    report = tv.convert(trio.target, tmp_path / "out", out_dtype=form, keep="k_proj")
     model = tv.open(tmp_path / "out")
     assert model.unreadable is None
     wanted = {each for each in values[0] if is_packed(each) and "k_proj" not in each}
@@ -503,6 +543,10 @@ def test_convert_to_a_packed_format(tmp_path: Path, form: str) -> None:
         value = value.astype(np.float64)
         error = np.linalg.norm(model[each].astype(np.float64) - value) / (np.linalg.norm(value) or 1.0)
         assert error < bound if each in wanted else error == 0.0
+        if each in wanted:
+            row = next(row for name, row in report.outputs[0].tensors.items() if name.startswith(each))
+            assert row.format_error == pytest.approx(error, rel=1e-3)
+    assert "moved the weights by" in str(report)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     plain = config.get("modules_to_not_convert") or config["ignore"]
     assert "model.layers.0.self_attn.k_proj" in plain

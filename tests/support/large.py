@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from support.models import DTYPES, Tensors, safetensors_bytes
-from support.packed import FP8
+from support.packed_models import FP8
 
 E4M3, BF16 = DTYPES["F8_E4M3"], DTYPES["BF16"]
 # What is stored: a linear layer in FP8 with its scales, a matrix, a vector.

@@ -183,7 +183,8 @@ class Format:
         """All parts of a tensor, by the rule."""
         if glob is None and "global" in self.plan:
             most = np.float32(np.abs(x).max())
-            glob = most / np.float32(2688) if self.plan["global"] == "multiply" else np.float32(2688) / most
+            multiply = self.plan["global"] == "multiply"
+            glob = most / np.float32(2688) if multiply else np.float32(1) / most * np.float32(2688)
         scales = self.fresh(x, glob)
         each = spread(self.value(scales, glob), x.shape, self.block)
         parts = {"codes": self.pack(self.round(x / each)), "scales": scales}

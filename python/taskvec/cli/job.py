@@ -109,13 +109,24 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
         page.fact("disk", f"reads {size(plan.bytes_in)}, writes about {size(plan.bytes_out)} if dense{room}")
     else:
         copied = f", {plan.copied:,} copied unchanged" if plan.copied else ""
-        page.fact("tensors", f"{plan.merged:,} merged{copied}; {amount(plan.parameters)} parameters")
+        done = f"{plan.merged:,} merged{copied}"
+        if plan.recipe["verb"] == "convert":
+            done = f"{plan.tensors:,} written"
+        page.fact("tensors", f"{done}; {amount(plan.parameters)} parameters")
         files = plural(len(plan.shards), "file")
         where = f"in {files}" if len(plan.outputs) == 1 else f"in {len(plan.outputs)} outputs of {files}"
         page.fact("disk", f"reads {size(plan.bytes_in)}, writes {size(plan.bytes_out)} {where}{room}")
     page.fact("memory", f"{size(plan.memory(threads))} at most")
     if plan.config:
-        page.fact("config", ", ".join(f"{key} = {json.dumps(value)}" for key, value in plan.config.items()))
+        page.fact("config", ", ".join(_change(key, value) for key, value in plan.config.items()))
+
+
+def _change(key: str, value: Any) -> str:
+    """A key of config.json that changes; a quantisation is told by its method."""
+    if value is None:
+        return f"without {key}"
+    named = value.get("quant_method") if isinstance(value, dict) else None
+    return f"{key} = {json.dumps(named or value)}"
 
 
 def _free(out: str) -> int | None:
@@ -157,6 +168,11 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
         write_survival_table(page, measured)
     elif report.vector is None:
         write_survival(page, report.survival, outputs[0].unmeasured if outputs else 0)
+    if outputs[0].noise is not None:
+        from taskvec.report.noise import noise_words
+
+        for label, words in zip(("noise", ""), noise_words(outputs[0].noise), strict=False):
+            page.fact(label, words)
     if report.vector is not None:
         write_vector(page, report.vector, verbose=verbose)
     if verbose:
@@ -225,12 +241,19 @@ def write_tensors(page: Page, output: Output) -> None:
                 percent(row.changed_share),
                 percent(row.rounded_away_share),
                 _cosine(row),
-                f"{row.step_norm / row.target_norm:.1e}" if row.step_norm and row.target_norm else "",
+                _relative(row),
             )
             for name, row in output.tensors.items()
         ),
         right=range(1, 5),
     )
+
+
+def _relative(row: Survival) -> str:
+    """The step over the target, or what the output's format did where there is none."""
+    if row.format_error:
+        return f"{row.format_error:.1e}"
+    return f"{row.step_norm / row.target_norm:.1e}" if row.step_norm and row.target_norm else ""
 
 
 def _cosine(row: Survival) -> str:

@@ -51,7 +51,7 @@ def check_survival(
             "vector",
             f"at least {LEAST:.0%} of the step",
             f"a sample says that {share:.0%} of it would be left in {form.words}",
-            f"`--out-dtype {TORCH_NAMES[form.dtype]}` keeps it, `--rounding stochastic` keeps it on average, a "
+            f"`--out-dtype {TORCH_NAMES[form.dtype]}` keeps it, `--rounding stochastic` does on average, a "
             "larger alpha keeps more",
         )
 

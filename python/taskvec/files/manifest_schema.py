@@ -171,6 +171,12 @@ def schema() -> dict[str, Any]:
                     },
                 ),
             },
-            {"vector": vector},
+            {
+                "vector": vector,
+                "noise": {
+                    "type": "object",
+                    "description": "how much of a vector of quantised models is rounding, and how much not",
+                },
+            },
         ),
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from taskvec.compat.check import check_models, check_transfer
 from taskvec.compat.findings import finding, forced, in_order
+from taskvec.compat.forecast import check_survival
 from taskvec.compat.lineage import lineage
 from taskvec.errors import RecipeError
 from taskvec.files.names import CARD, is_own
@@ -77,8 +78,22 @@ def with_lineage(plan: PlanRecord, checkpoints: Sequence[object]) -> PlanRecord:
         models = [model for model in map(by_role.get, roles) if isinstance(model, Model)]
         if len(models) == 3:
             target, donor, reference = models
-            found += [each for each in lineage(target, donor, reference) if each not in found]
+            more = [*lineage(target, donor, reference), *_survival(plan, target, donor, reference)]
+            found += [each for each in more if each not in found]
     return replace(plan, findings=tuple(in_order(found)))
+
+
+def _survival(plan: PlanRecord, target: Model, donor: Model, reference: Model) -> Iterator[Finding]:
+    """What rounding to the target's own format takes of a difference of plain models."""
+    if not plan.document.get("encodings") or plan.document["rounding"] != "nearest":
+        return
+    stored: dict[str, tuple[str, ...]] = {}
+    for *_, inputs, (_, part, name, _) in (row for row in plan.document["tensors"] if len(row) == 7):
+        names = tuple(each for _, each in inputs[1:])
+        is_plain = len(names) == 2 and names[0] not in donor.packed and names[1] not in reference.packed
+        if part == "codes" and is_plain:
+            stored[name] = names
+    yield from check_survival(target, donor, reference, stored, [output.alpha for output in plan.outputs])
 
 
 def check_step(

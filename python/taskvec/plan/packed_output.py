@@ -74,8 +74,8 @@ def hold_plain(model: Model) -> None:
     for name, packed in model.packed.items():
         if dict(packed.format.parts)["codes"] in ("_blocks", ".blocks"):
             raise RecipeError(
-                f"`{name}` of `{model.spec}` has rows and columns exchanged in plain checkpoints of this model, "
-                "which is not written yet",
+                f"`{name}` of `{model.spec}` has rows and columns exchanged in plain checkpoints of this "
+                "model, which is not written yet",
                 "write its own format: `--out-dtype target`",
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
 from taskvec.report import reproduce
+from taskvec.report.noise import Noise, noise_words
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
 from taskvec.report.survival import Survival, unmeasured_words
 from taskvec.settings import format_alpha
@@ -74,6 +75,7 @@ def card(facts: Mapping[str, Any]) -> bytes:
         _CONTROLS.get(recipe.get("control", ""), ""),
         _models(facts["sources"]),
         _survival(facts["survival"]),
+        _noise(facts.get("noise")),
         _findings(facts["findings"]),
         *_ways(recipe),
         "`taskvec verify` compares the files of this folder with the digests in `taskvec.json`, which also "
@@ -237,6 +239,9 @@ def _survival(survival: Mapping[str, Any]) -> str:
     if survival["total"] is None:
         return f"{title}Not measured: no tensor takes a step from a base, so there is none to compare with."
     row = Survival(*survival["total"])
+    if row.format_error:
+        moved = f"moved the weights by {row.format_error:.2%} of their norm."
+        return f"{title}There is no step. The output's format {moved}"
     unmeasured = survival.get("unmeasured", 0)
     rest = f"\n\n{unmeasured_words(unmeasured).capitalize()}." if unmeasured else ""
     if row.status == "zero":
@@ -254,6 +259,13 @@ def _survival(survival: Mapping[str, Any]) -> str:
             "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more."
         )
     return title + _table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "") + rest
+
+
+def _noise(noise: Mapping[str, Any] | None) -> str:
+    if noise is None:
+        return ""
+    words = noise_words(Noise(*(noise[field] for field in Noise._fields)))
+    return "## How much of the vector is signal\n\n" + escape("; ".join(words)) + "."
 
 
 def _survival_figures(row: Survival) -> dict[str, str]:

@@ -52,6 +52,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
             "tensors": output.tensors,
             **({"unmeasured": output.unmeasured} if output.unmeasured else {}),
         },
+        **({"noise": output.noise.to_dict()} if output.noise is not None else {}),
         "non_finite": [list(row) for row in output.non_finite],
         **({"vector": dict(vector)} if vector else {}),
     }
@@ -89,7 +90,11 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         "command": reproduce.command(facts["recipe"]),
         "sources": facts["sources"],
         "files": [file._asdict() for file in sorted(files)],
-        **{key: facts[key] for key in ("findings", "survival", "non_finite", "vector") if key in facts},
+        **{
+            key: facts[key]
+            for key in ("findings", "survival", "noise", "non_finite", "vector")
+            if key in facts
+        },
         "run": dict(run),
     }
     out = io.BytesIO()

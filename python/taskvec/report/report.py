@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec.report.noise import Noise, Sums, noise_of, noise_words
 from taskvec.report.survival import Status, Survival, status_of, survival_words
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class Output:
     ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
     has that of each tensor that takes one, and ``unmeasured`` is the number of merged tensors that take none
     beside them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
-    values are NaN or infinite, if ``non-finite`` was forced.
+    values are NaN or infinite, if ``non-finite`` was forced. ``noise`` says how much of the vector is one,
+    where donor and reference are quantised.
     """
 
     folder: str
@@ -43,6 +45,7 @@ class Output:
     tensors: Mapping[str, Survival]
     non_finite: tuple[tuple[str, str, int], ...]
     unmeasured: int = 0
+    noise: Noise | None = None
 
     @property
     def survival_status(self) -> Status:
@@ -60,6 +63,7 @@ class Output:
             "unmeasured": self.unmeasured,
             "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
+            **({"noise": self.noise.to_dict()} if self.noise is not None else {}),
         }
 
 
@@ -142,6 +146,8 @@ class Report:
             lines.append(output.folder)
             if self.vector is None:
                 lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
+            if output.noise is not None:
+                lines += [f"  {words}" for words in noise_words(output.noise)]
         lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
         return "\n".join(lines)
 
@@ -172,11 +178,18 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
     return findings
 
 
-def parse_engine_report(text: str, out: Path, merged: int = 0) -> tuple[dict[str, Any], tuple[Output, ...]]:
+def parse_engine_report(
+    text: str,
+    out: Path,
+    merged: int = 0,
+    form: str = "",
+    is_matrix: Callable[[str], bool] = lambda _: True,
+) -> tuple[dict[str, Any], tuple[Output, ...]]:
     """The engine's report: its own figures, and its outputs under `out`, each of so many `merged` tensors.
 
     The figures have ``replaces``: of each output, whether it was made in the state folder of another one
-    that it is to replace.
+    that it is to replace. ``form`` is what donor and reference are stored as, if they are packed;
+    ``is_matrix`` tells the tensors whose changes are like those of packed weights.
     """
     data = json.loads(text, object_hook=_figures)
     outputs = []
@@ -193,9 +206,18 @@ def parse_engine_report(text: str, out: Path, merged: int = 0) -> tuple[dict[str
                 tensors=tensors,
                 non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
                 unmeasured=max(merged - len(tensors), 0) if tensors else 0,
+                noise=_noise(entry.get("noise"), form, is_matrix),
             )
         )
     return data, tuple(outputs)
+
+
+def _noise(entry: Mapping[str, Any] | None, form: str, is_matrix: Callable[[str], bool]) -> Noise | None:
+    rows = (entry or {}).get("tensors", ())
+    packed = (sums for _, stored, sums in rows if stored == "packed")
+    return noise_of(
+        form, packed, [sums for name, stored, sums in rows if stored == "plain" and is_matrix(name)]
+    )
 
 
 def _figures(value: dict[str, Any]) -> Any:
@@ -203,6 +225,8 @@ def _figures(value: dict[str, Any]) -> Any:
 
     At once and not when all are read: as dictionaries, those of a hundred thousand tensors are 60 MB.
     """
+    if "reference_squares" in value:
+        return value.get("name"), value["stored"], Sums.of(value)
     if "step_norm" not in value:
         return value
     row = Survival.from_dict(value)

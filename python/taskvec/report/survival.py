@@ -59,6 +59,14 @@ class Survival(NamedTuple):
         """Share of those whose value in the output is the target's all the same."""
         return self.rounded_away / self.changed if self.changed else 0.0
 
+    @property
+    def format_error(self) -> float | None:
+        """How far the output's format alone has moved the weights, over their norm; ``None`` where a step
+        did."""
+        if self.status != "zero" or not self.target_norm or self.moved_norm is None:
+            return None
+        return self.moved_norm / self.target_norm
+
     def to_dict(self) -> dict[str, Any]:
         """The fields and the two shares."""
         return {
@@ -91,6 +99,9 @@ def _words(survival: Survival | None, unmeasured: int) -> list[str]:
     if survival is None:
         return ["not measured: no tensor takes a step from a base"]
     if survival.status == "zero":
+        error = survival.format_error
+        if error:
+            return [f"no step: the output's format moved the weights by {percent(error)} of their norm"]
         which = "tensors that take one" if unmeasured else "merged tensors"
         return [f"the step is zero: the {which} are the target's"]
     changed = f"{amount(survival.changed)} of {amount(survival.elements)} elements change"

@@ -40,9 +40,10 @@ def recognised(model: Model, reader: Reader) -> Model:
     """
     global _latest
     facts = model.config, _side_files(model)
+    marks = tuple(reader.metadata)
     read = partial(_read, model, reader)
     last = _latest
-    is_alike = last is not None and last.facts == facts and last.stored == model.stored
+    is_alike = last is not None and last.facts == (*facts, marks) and last.stored == model.stored
     if last is not None and is_alike and read(list(last.contents)) == last.contents:
         found = last.found
     else:
@@ -52,8 +53,8 @@ def recognised(model: Model, reader: Reader) -> Model:
             contents.update(read(names))
             return contents
 
-        found = recognise(model.stored, *facts, reading)
-        _latest = _Opened(model.stored, facts, contents, found) if found.packed else None
+        found = recognise(model.stored, *facts, reading, marks)
+        _latest = _Opened(model.stored, (*facts, marks), contents, found) if found.packed else None
     if found.problem is None and not found.packed:
         return model
     return replace(model, tensors=found.tensors, packed=found.packed, unreadable=found.problem)

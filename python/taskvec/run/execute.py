@@ -16,6 +16,7 @@ from typing import Any
 
 from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
+from taskvec.compat.findings import enforce
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
@@ -75,6 +76,7 @@ def execute(
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
     if plan.download and plan.kind == "checkpoint":
         plan = with_lineage(plan, checkpoints)
+        enforce(plan.findings, settings.force)  # what a sample of the weights has shown
     inputs = Inputs(checkpoints)
     publish = None if plan.kind == "vector" else _publisher(plan, checkpoints, settings, inputs, progress)
     with locked(plan, folders, checkpoints, settings):
@@ -107,6 +109,7 @@ def _publisher(
 def _execute(job: Job, publish: Publisher) -> Report:
     """Write checkpoints into folders that are locked."""
     plan, out, settings, progress = job.plan, job.out, job.settings, job.progress
+    base = publish.base
     # an unfinished run cannot know whether tensors in memory are what they were
     buffers = buffers_of(job.checkpoints)
     engine, outputs = parse_engine_report(
@@ -124,6 +127,8 @@ def _execute(job: Job, publish: Publisher) -> Report:
         ),
         out,
         _merged_tensors(plan.document),
+        _format(plan),
+        lambda name: len(base.tensors[name].shape) > 1 if name in base.tensors else False,
     )
     places = [
         place_of(folder, replaces) for folder, replaces in zip(job.folders, engine["replaces"], strict=True)
@@ -154,4 +159,12 @@ def _merged_tensors(document: Mapping[str, Any]) -> int:
     merges = {number for number, each in enumerate(document["operations"]) if each["kind"] != "copy"}
     if len(merges) < 2:
         return 0
-    return sum(operation in merges for _, _, _, _, operation, _ in document["tensors"])
+    # of the parts of a packed tensor its codes count
+    rows = (row for row in document["tensors"] if len(row) < 7 or row[6][1] == "codes")
+    return sum(row[4] in merges for row in rows)
+
+
+def _format(plan: PlanRecord) -> str:
+    """What the models of a difference are stored as, if they are packed."""
+    models = [each for each in reversed(plan.checkpoints) if isinstance(each, Model) and each.packed]
+    return next(iter(models[0].packed.values())).format.words if models else ""

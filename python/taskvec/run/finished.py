@@ -16,6 +16,7 @@ from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE, SWAP
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.report.manifest import recipe_of
+from taskvec.report.noise import Noise
 from taskvec.report.report import Output, Report, Shard, rounding_findings
 from taskvec.report.survival import Survival
 from taskvec.run.inputs import InputRow, difference
@@ -191,7 +192,12 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
         tensors={name: Survival(*row) for name, row in survival["tensors"].items()},
         non_finite=tuple(map(tuple, data["non_finite"])),
         unmeasured=survival.get("unmeasured", 0),
+        noise=_noise(data.get("noise")),
     )
+
+
+def _noise(noise: Mapping[str, Any] | None) -> Noise | None:
+    return None if noise is None else Noise(*(noise[field] for field in Noise._fields))
 
 
 def _plain(value: Any) -> Any:

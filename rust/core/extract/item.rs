@@ -68,7 +68,7 @@ impl<'a> Item<'a> {
     /// Chooses how it is stored.
     pub(super) fn choose(&mut self, lossy: Option<Dtype>) {
         // What an adapter makes is computed: a type that it is stored in does not hold it.
-        let told = self.inputs.iter().all(|input| input.is_plain(input.dtype));
+        let told = self.inputs.iter().all(|input| input.storage().exact().is_some());
         let each = self.exact().bytes(1);
         self.encoding = Encoding::smallest(self.elements, &self.total, lossy, each, told);
     }
@@ -85,7 +85,8 @@ impl<'a> Item<'a> {
 
     /// How the elements are stored that its values do not give back.
     pub(super) fn exact(&self) -> Exact {
-        Exact { types: [self.encoding.index, self.inputs[0].dtype, self.inputs[1].dtype] }
+        let held = |input: &Input<'_>| input.storage().exact().unwrap_or(input.dtype);
+        Exact { types: [self.encoding.index, held(&self.inputs[0]), held(&self.inputs[1])] }
     }
 
     /// The stored tensors.

@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 ///
 /// # Panics
 /// If `dtype` is neither `I8` nor an 8-bit float.
-pub(crate) fn widen_code(level: Level, dtype: Dtype, codes: &[u8], out: &mut [f32]) {
+pub fn widen_codes(level: Level, dtype: Dtype, codes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F8E4M3 => e4m3(level, codes, out),
         Dtype::F8E5M2 => e5m2(level, codes, out),
@@ -16,23 +16,28 @@ pub(crate) fn widen_code(level: Level, dtype: Dtype, codes: &[u8], out: &mut [f3
     }
 }
 
+/// On the bit pattern: the exponent is moved to its place in f32. Below the normal numbers, the value is a multiple of
+/// the smallest one.
+#[inline(always)]
+fn e4m3_value(code: u8) -> f32 {
+    let (sign, magnitude) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7F));
+    let normal = (magnitude << 20) + (120 << 23);
+    let small = (magnitude as i32 as f32 * (1.0 / 512.0)).to_bits();
+    let finite = if magnitude < 8 { small } else { normal };
+    let bits = if magnitude == 0x7F { 0x7FC0_0000 } else { finite };
+    f32::from_bits(bits | sign)
+}
+
 kernel! {
-    /// On the bit pattern: the exponent is moved to its place in f32. Below the normal numbers, the value is a multiple
-    /// of the smallest one.
     fn e4m3(codes: &[u8], out: &mut [f32]) {
         for (slot, code) in out.iter_mut().zip(codes) {
-            let (sign, magnitude) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7F));
-            let normal = (magnitude << 20) + (120 << 23);
-            let small = (magnitude as i32 as f32 * (1.0 / 512.0)).to_bits();
-            let finite = if magnitude < 8 { small } else { normal };
-            let bits = if magnitude == 0x7F { 0x7FC0_0000 } else { finite };
-            *slot = f32::from_bits(bits | sign);
+            *slot = e4m3_value(*code);
         }
     }
 }
 
 kernel! {
-    /// The same; an exponent of all ones stays one.
+    /// The same for the other kind; an exponent of all ones stays one.
     fn e5m2(codes: &[u8], out: &mut [f32]) {
         for (slot, code) in out.iter_mut().zip(codes) {
             let (sign, magnitude) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7F));
@@ -55,7 +60,7 @@ kernel! {
 
 kernel! {
     /// Four-bit floats, in bits 0 to 3 of each code: 0, ½, 1, 1½, 2, 3, 4, 6, and the same below zero.
-    pub(crate) fn e2m1(codes: &[u8], out: &mut [f32]) {
+    pub fn e2m1(codes: &[u8], out: &mut [f32]) {
         for (slot, code) in out.iter_mut().zip(codes) {
             let (sign, m) = (u32::from(code & 8) << 28, i32::from(code & 7));
             // Twice the value: 0, 1, 2, 3, then in steps of two, then of four.
@@ -65,9 +70,46 @@ kernel! {
     }
 }
 
+/// Codes that are numbers by themselves, times the scales of their runs, as [`multiply_runs`].
+///
+/// # Panics
+/// As [`widen_codes`].
+pub fn scaled_runs(
+    level: Level,
+    dtype: Dtype,
+    codes: &[u8],
+    scales: &[f32],
+    run: (usize, usize),
+    out: &mut [f32],
+) -> bool {
+    if dtype == Dtype::F8E4M3 {
+        return scaled_e4m3(level, codes, scales, run, out);
+    }
+    widen_codes(level, dtype, codes, out);
+    multiply_runs(level, scales, run, out)
+}
+
+kernel! {
+    /// What most models have, in one loop.
+    pub fn scaled_e4m3(codes: &[u8], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
+        let mut top = 0u32;
+        let (mut at, mut take) = (0, run.1 - run.0);
+        for scale in scales {
+            let end = at + take.min(out.len() - at);
+            for (slot, code) in out[at..end].iter_mut().zip(&codes[at..end]) {
+                let x = e4m3_value(*code) * scale;
+                top = top.max(x.to_bits() & 0x7FFF_FFFF);
+                *slot = x;
+            }
+            (at, take) = (end, run.1);
+        }
+        top < 0x7F80_0000
+    }
+}
+
 kernel! {
     /// Codes into a table of 16 values.
-    pub(crate) fn looked_up(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
+    pub fn looked_up(codes: &[u8], table: &[f32; 16], out: &mut [f32]) {
         for (slot, code) in out.iter_mut().zip(codes) {
             *slot = table[usize::from(code & 15)];
         }
@@ -75,7 +117,7 @@ kernel! {
 }
 
 /// Integers of `bits` bits, one after the other from the lowest bit of the first byte on, from integer `first` on.
-pub(crate) fn fields(level: Level, bits: u32, bytes: &[u8], first: usize, out: &mut [u8]) {
+pub fn fields(level: Level, bits: u32, bytes: &[u8], first: usize, out: &mut [u8]) {
     match bits {
         8 => out.copy_from_slice(&bytes[first..first + out.len()]),
         4 => nibbles(level, bytes, first, false, out),
@@ -85,7 +127,7 @@ pub(crate) fn fields(level: Level, bits: u32, bytes: &[u8], first: usize, out: &
 
 kernel! {
     /// Codes of four bits from code `first` on, the low half of each byte first, or the high one.
-    pub(crate) fn nibbles(bytes: &[u8], first: usize, high: bool, out: &mut [u8]) {
+    pub fn nibbles(bytes: &[u8], first: usize, high: bool, out: &mut [u8]) {
         let turn = if high { 4 } else { 0 };
         let (mut out, mut bytes) = (out, &bytes[first / 2..]);
         if first % 2 == 1 {
@@ -117,7 +159,7 @@ kernel! {
 
 kernel! {
     /// `(code − zero) · scale` in runs of `run.1` codes, the first without its first `run.0`; true if all are finite.
-    pub(crate) fn from_zero_in_runs(codes: &[u8], zeros: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
+    pub fn from_zero_in_runs(codes: &[u8], zeros: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
         let mut top = 0u32;
         let (mut at, mut take) = (0, run.1 - run.0);
         for (zero, scale) in zeros.iter().zip(scales) {
@@ -134,7 +176,7 @@ kernel! {
 
 kernel! {
     /// The same, each code with a zero and a scale of its own.
-    pub(crate) fn from_zero_by_column(codes: &[u8], zeros: &[f32], scales: &[f32], out: &mut [f32]) -> bool {
+    pub fn from_zero_by_column(codes: &[u8], zeros: &[f32], scales: &[f32], out: &mut [f32]) -> bool {
         let mut top = 0u32;
         for (((slot, code), zero), scale) in out.iter_mut().zip(codes).zip(zeros).zip(scales) {
             *slot = (f32::from(*code) - zero) * scale;
@@ -146,7 +188,7 @@ kernel! {
 
 kernel! {
     /// `code · scale + bias` in runs, as [`from_zero_in_runs`].
-    pub(crate) fn onto_bias_in_runs(codes: &[u8], biases: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
+    pub fn onto_bias_in_runs(codes: &[u8], biases: &[f32], scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
         let mut top = 0u32;
         let (mut at, mut take) = (0, run.1 - run.0);
         for (bias, scale) in biases.iter().zip(scales) {
@@ -162,18 +204,18 @@ kernel! {
 }
 
 kernel! {
-    /// Every run of `run` values times its scale, the first run without its first `skip` values; true if all products
+    /// Every run of `run.1` values times its scale, the first run without its first `run.0` values; true if all products
     /// are finite.
-    pub(crate) fn multiply_runs(scales: &[f32], skip: usize, run: usize, out: &mut [f32]) -> bool {
+    pub fn multiply_runs(scales: &[f32], run: (usize, usize), out: &mut [f32]) -> bool {
         let mut top = 0u32;
-        let (mut rest, mut take) = (out, run - skip);
+        let (mut rest, mut take) = (out, run.1 - run.0);
         for scale in scales {
             let (now, later) = rest.split_at_mut(take.min(rest.len()));
             for x in now {
                 *x *= scale;
                 top = top.max(x.to_bits() & 0x7FFF_FFFF);
             }
-            (rest, take) = (later, run);
+            (rest, take) = (later, run.1);
         }
         top < 0x7F80_0000
     }
@@ -181,7 +223,7 @@ kernel! {
 
 kernel! {
     /// Every value times the same factor; true if all products are finite.
-    pub(crate) fn multiply_all(factor: f32, out: &mut [f32]) -> bool {
+    pub fn multiply_all(factor: f32, out: &mut [f32]) -> bool {
         let mut top = 0u32;
         for x in out {
             *x *= factor;
@@ -204,11 +246,11 @@ mod tests {
             for dtype in [Dtype::F8E4M3, Dtype::F8E5M2] {
                 let mut want = vec![0f32; 256];
                 widen(level, dtype, &codes, &mut want);
-                widen_code(level, dtype, &codes, &mut out);
+                widen_codes(level, dtype, &codes, &mut out);
                 let bits = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&out), bits(&want), "{dtype} {}", level.name());
             }
-            widen_code(level, Dtype::I8, &codes, &mut out);
+            widen_codes(level, Dtype::I8, &codes, &mut out);
             assert!(out.iter().zip(&codes).all(|(x, code)| *x == f32::from(*code as i8)));
             e2m1(level, &codes[..16], &mut out[..16]);
             for (x, want) in out.iter().zip([0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]) {
@@ -224,12 +266,12 @@ mod tests {
             for (n, skip, run) in [(1usize, 0usize, 1usize), (5, 2, 3), (512, 100, 128), (130, 127, 128), (40, 7, 50)] {
                 let scales: Vec<f32> = (0..(skip + n).div_ceil(run)).map(|i| i as f32 + 0.5).collect();
                 let mut out: Vec<f32> = (0..n).map(|i| i as f32).collect();
-                assert!(multiply_runs(level, &scales, skip, run, &mut out));
+                assert!(multiply_runs(level, &scales, (skip, run), &mut out));
                 for (i, x) in out.iter().enumerate() {
                     assert_eq!(*x, i as f32 * (((skip + i) / run) as f32 + 0.5));
                 }
                 out[n - 1] = f32::MAX;
-                assert!(!multiply_runs(level, &vec![2.0; scales.len()], skip, run, &mut out));
+                assert!(!multiply_runs(level, &vec![2.0; scales.len()], (skip, run), &mut out));
             }
         }
     }

@@ -5,7 +5,7 @@
 
 #[macro_use]
 pub(crate) mod dispatch;
-pub(crate) mod codes;
+pub mod codes;
 pub mod combine;
 pub mod elementwise;
 pub(crate) mod encode;
@@ -15,6 +15,7 @@ pub mod l1_norms;
 pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
+pub mod noise;
 pub mod philox;
 pub(crate) mod quantise;
 pub(crate) mod rank;

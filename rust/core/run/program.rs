@@ -8,7 +8,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Level;
 use crate::measure::NonFinite;
-use crate::methods::method::{Method, State};
+use crate::methods::method::{Method, State, Term};
 use crate::methods::operation::Operation;
 use crate::monitor::Monitor;
 use crate::plan::job::Job;
@@ -28,6 +28,8 @@ pub(crate) struct Program<'a> {
     pub inputs: Box<[Input<'a>]>,
     /// How it computes.
     pub arithmetic: Arithmetic,
+    /// Donor and reference among the inputs, where their difference is to be measured: where models are packed.
+    pub pair: Option<(usize, usize)>,
     id: usize,
     state: RwLock<Option<Arc<State>>>,
     read: AtomicBool,
@@ -43,14 +45,32 @@ pub(crate) struct Program<'a> {
 pub(crate) enum Arithmetic {
     /// The input's bytes as they are.
     Raw,
-    /// The input's values in another type.
-    Convert,
+    /// The input's values in another type, by way of f32 where that holds them, or of f64.
+    Convert {
+        /// Whether f32 holds them.
+        narrow: bool,
+    },
     /// f32: every input and the output has at most eight significant bits, and f32 holds the factors of a plain sum.
     Narrow(Arc<dyn Method<f32>>),
     /// f64: everything else.
     Wide(Arc<dyn Method<f64>>),
     /// A part of a packed tensor that another job computes.
     Aside,
+}
+
+impl Arithmetic {
+    /// Donor and reference, where the step is that difference times a factor.
+    fn pair(&self) -> Option<(usize, usize)> {
+        let terms = match self {
+            Arithmetic::Narrow(method) => method.sum_of(),
+            Arithmetic::Wide(method) => method.sum_of(),
+            Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => None,
+        };
+        match terms {
+            Some([Term { model, reference: Some(reference), .. }]) => Some((*model, *reference)),
+            _ => None,
+        }
+    }
 }
 
 /// One output of a tile.
@@ -118,7 +138,9 @@ impl<'a> Program<'a> {
     ) -> Program<'a> {
         let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
         let read = AtomicBool::new(false);
-        Program { index, job, inputs, arithmetic, id, state, read, level, seed: plan.seed, monitor, non_finite }
+        let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
+        let pair = packed.then(|| arithmetic.pair()).flatten();
+        Program { index, job, inputs, arithmetic, pair, id, state, read, level, seed: plan.seed, monitor, non_finite }
     }
 
     /// The tensor as its method sees it.
@@ -143,10 +165,16 @@ impl<'a> Program<'a> {
     pub(crate) fn prepares(&self) -> bool {
         self.job.elements > 0
             && match &self.arithmetic {
-                Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => false,
+                Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => false,
                 Arithmetic::Narrow(method) => method.prepares(),
                 Arithmetic::Wide(method) => method.prepares(),
             }
+    }
+
+    /// Whether the target is not what it would be in the type of the output, although it is of that type.
+    pub(crate) fn rounds_target(&self) -> bool {
+        let target = self.inputs[0].storage();
+        target.plain().is_none() && target.exact().is_some_and(|exact| exact != self.job.dtype)
     }
 
     /// Whether it is worth all threads.
@@ -171,7 +199,7 @@ impl<'a> Program<'a> {
     pub(crate) fn prepare(&self, threads: Threads<'_>) -> Result<()> {
         let tensor = self.tensor();
         let made = match &self.arithmetic {
-            Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => return Ok(()),
+            Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => return Ok(()),
             Arithmetic::Narrow(method) => method.prepare(&tensor, threads)?,
             Arithmetic::Wide(method) => method.prepare(&tensor, threads)?,
         };
@@ -222,7 +250,9 @@ impl Methods {
                 let message = format!("`{name}` is to be copied as it is stored, as {dtype}, but is {found}");
                 return Err(Error::new(Kind::Plan, message));
             }
-            return types().all(Dtype::is_float).then_some(Arithmetic::Convert).ok_or_else(|| not_float(job));
+            let narrow = inputs[0].storage().exact().is_some_and(|dtype| dtype != Dtype::F64);
+            let convert = Arithmetic::Convert { narrow };
+            return types().all(Dtype::is_float).then_some(convert).ok_or_else(|| not_float(job));
         }
         if !types().all(Dtype::is_float) {
             return Err(not_float(job));

@@ -7,7 +7,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, Result};
-use crate::measure::{Figures, Survival};
+use crate::measure::{Figures, Noise, NoiseFigures, Survival};
 use crate::output::folder::OutputFolder;
 use crate::plan::{Output, Plan};
 
@@ -89,6 +89,9 @@ pub(crate) struct Written<'a> {
 struct Folder<'a> {
     alpha: f64,
     folder: &'a str,
+    /// Only where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise: Option<Differences<'a>>,
     non_finite: Vec<(String, String, u64)>,
     /// Whether it was made in the state folder of the output that it is to replace.
     replaces: bool,
@@ -100,6 +103,14 @@ struct Folder<'a> {
 struct Tensors<'a> {
     tensors: Each<'a, (&'a str, &'a Survival), Figures<'a>>,
     total: Figures<'a>,
+}
+
+/// What the differences of donor and reference are like.
+#[derive(Serialize)]
+struct Differences<'a> {
+    tensors: Each<'a, (&'a str, &'a Noise), NoiseFigures<'a>>,
+    /// Of all that are packed, and of all that are plain.
+    total: Vec<NoiseFigures<'a>>,
 }
 
 #[derive(Serialize)]
@@ -137,9 +148,15 @@ impl Serialize for Written<'_> {
             non_finite.extend_from_slice(&kept.non_finite);
         }
         rows.iter().for_each(|(_, sum)| total.merge(sum));
+        let noises: Vec<(&str, &Noise)> =
+            rows.iter().filter_map(|(name, s)| Some((*name, s.noise.as_ref()?))).collect();
         Folder {
             alpha: self.output.alpha,
             folder: &self.output.folder,
+            noise: (!noises.is_empty()).then(|| Differences {
+                tensors: Each(&noises, &|(name, noise)| noise.figures(Some(name))),
+                total: [true, false].into_iter().filter_map(|packed| in_all(&noises, packed)).collect(),
+            }),
             non_finite,
             replaces: self.folder.replaces(),
             shards: records.iter().map(|(r, _)| Shard { digest: &r.digest, name: &r.shard, size: r.size }).collect(),
@@ -150,6 +167,15 @@ impl Serialize for Written<'_> {
         }
         .serialize(serializer)
     }
+}
+
+/// The sums of all tensors that are packed, or of all that are not, if there are any.
+fn in_all<'n>(noises: &[(&str, &Noise)], packed: bool) -> Option<NoiseFigures<'n>> {
+    let mut total = None::<Noise>;
+    for (_, noise) in noises.iter().filter(|(_, noise)| noise.packed == packed) {
+        total.get_or_insert_default().merge(noise);
+    }
+    total.map(|total| total.figures(None))
 }
 
 /// A report as JSON.

@@ -15,6 +15,7 @@ use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
+use crate::run::noise::measured;
 use crate::run::program::{Arithmetic, Program};
 use crate::storage::chunk::{Chunk, Exact};
 use crate::storage::Storage;
@@ -132,11 +133,13 @@ struct Tiles<R> {
     inputs: Vec<Vec<R>>,
     step: Vec<R>,
     out: Vec<R>,
+    /// The target as the output's type holds it, where it is not stored so.
+    rounded: Vec<R>,
 }
 
 impl<R: Real> Tiles<R> {
     fn new() -> Self {
-        Tiles { inputs: Vec::new(), step: vec![R::ZERO; TILE], out: vec![R::ZERO; TILE] }
+        Tiles { inputs: Vec::new(), step: vec![R::ZERO; TILE], out: vec![R::ZERO; TILE], rounded: Vec::new() }
     }
 
     /// Widens the inputs of `n` elements from `at` on; false if any is not finite.
@@ -162,7 +165,7 @@ impl Tiler {
         match &program.arithmetic {
             Arithmetic::Narrow(method) => method.computes() == Computes::Step,
             Arithmetic::Wide(method) => method.computes() == Computes::Step,
-            Arithmetic::Convert | Arithmetic::Raw | Arithmetic::Aside => false,
+            Arithmetic::Convert { .. } | Arithmetic::Raw | Arithmetic::Aside => false,
         }
     }
 
@@ -186,14 +189,14 @@ impl Tiler {
                 if self.through(place, method.as_ref(), chunks, span, outputs) {
                     return Ok(());
                 }
-                let mut tiles = std::mem::take(&mut self.narrow);
-                let done = self.compute(place, Some(method.as_ref()), chunks, &mut tiles, span, outputs);
-                self.narrow = tiles;
-                done
+                self.narrow(place, Some(method.as_ref()), chunks, span, outputs)
             }
             Arithmetic::Wide(method) if self.through(place, method.as_ref(), chunks, span, outputs) => Ok(()),
+            Arithmetic::Convert { narrow: true } => self.narrow(place, None, chunks, span, outputs),
             Arithmetic::Wide(method) => self.wide(place, Some(method.as_ref()), chunks, span, outputs),
-            Arithmetic::Convert | Arithmetic::Raw | Arithmetic::Aside => self.wide(place, None, chunks, span, outputs),
+            Arithmetic::Convert { narrow: false } | Arithmetic::Raw | Arithmetic::Aside => {
+                self.wide(place, None, chunks, span, outputs)
+            }
         }
     }
 
@@ -208,7 +211,7 @@ impl Tiler {
         outputs: &mut [Target<'_>],
     ) -> bool {
         let (Some(terms), factor, Span { at, n, .. }) = (method.sum_of(), method.factor(), span) else { return false };
-        if !place.is_short(span) || terms.is_empty() || terms.len() > TERMS {
+        if !place.is_short(span) || place.program.pair.is_some() || terms.is_empty() || terms.len() > TERMS {
             return false;
         }
         // All inputs are to be read: what is not finite is to be found.
@@ -250,6 +253,20 @@ impl Tiler {
         true
     }
 
+    fn narrow(
+        &mut self,
+        place: &Place<'_>,
+        method: Option<&dyn Method<f32>>,
+        chunks: &[Chunk<'_>],
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> Result<()> {
+        let mut tiles = std::mem::take(&mut self.narrow);
+        let done = self.compute(place, method, chunks, &mut tiles, span, outputs);
+        self.narrow = tiles;
+        done
+    }
+
     fn wide(
         &mut self,
         place: &Place<'_>,
@@ -282,7 +299,12 @@ impl Tiler {
                 place.non_finite.input(program.index, index, level, tile);
             }
         });
-        let Tiles { inputs, step: delta, out } = tiles;
+        let Tiles { inputs, step: delta, out, rounded } = tiles;
+        if let (true, Some((donor, reference))) = (counted, program.pair) {
+            let pair = (&chunks[donor], &chunks[reference]);
+            let noise = measured(level, pair, at, &inputs[donor], &inputs[reference]);
+            outputs.iter_mut().filter_map(|output| output.survival.as_mut()).for_each(|s| s.add_noise(noise.as_ref()));
+        }
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         let stepped = method.is_some_and(|method| method.computes() == Computes::Step);
         match method {
@@ -298,6 +320,16 @@ impl Tiler {
         let raw = stepped.then(|| chunks[0].stored(target.dtype, at, n)).flatten();
         let stored = raw.filter(|_| finite);
         let short = R::IS_F32 && place.is_short(span);
+        // A packed target is not what α = 0 gives in the output's type: what becomes of the step is told from that.
+        let from = if stepped && program.rounds_target() {
+            rounded.clone_from(&inputs[0]);
+            let mut bytes = [0; TILE * 8];
+            let bytes = &mut bytes[..target.bytes(&(0..n as u64)) as usize];
+            target.encode(level, R::floats(rounded), Rounding::Nearest, bytes)?;
+            &rounded[..]
+        } else {
+            &inputs[0][..]
+        };
         // What does not depend on α is measured once.
         let mut first: Option<StepSums> = None;
         for output in outputs {
@@ -305,7 +337,7 @@ impl Tiler {
             if let (true, Some(stored)) = (alpha == 0.0, stored) {
                 output.bytes.copy_from_slice(stored);
                 if let (true, Some(survival)) = (counted, output.survival.as_deref_mut()) {
-                    let sums = first.get_or_insert_with(|| step_sums(level, &inputs[0], delta, 0.0, &inputs[0]));
+                    let sums = first.get_or_insert_with(|| step_sums(level, from, delta, 0.0, from));
                     survival.add(&sums.still(0.0), n as u64);
                 }
                 continue;
@@ -315,7 +347,7 @@ impl Tiler {
                 if short && elsewhere.is_none() {
                     let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
                     let steps = (&inputs[0][..], &delta[..]);
-                    if let Some(sums) = step_tiles_bf16(level, steps, factors, donor, output.bytes) {
+                    if let Some(sums) = step_tiles_bf16(level, steps, from, factors, donor, output.bytes) {
                         output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
                         first.get_or_insert(sums);
                         continue;
@@ -338,8 +370,8 @@ impl Tiler {
             }
             if let (true, Some(survival)) = (stepped, output.survival.as_deref_mut()) {
                 let sums = match &first {
-                    Some(first) => more_step_sums(level, &inputs[0], delta, alpha, out, first),
-                    None => step_sums(level, &inputs[0], delta, alpha, out),
+                    Some(first) => more_step_sums(level, from, delta, alpha, out, first),
+                    None => step_sums(level, from, delta, alpha, out),
                 };
                 survival.add(&sums, n as u64);
                 first.get_or_insert(sums);
@@ -402,7 +434,7 @@ impl Tiler {
     ) -> Result<()> {
         let (level, Span { at, n, .. }) = (self.level, span);
         tiles.load(level, chunks, at, n, |index, tile| values.bad[index] += count_non_finite(level, tile));
-        let Tiles { inputs, step: delta, out } = tiles;
+        let Tiles { inputs, step: delta, out, .. } = tiles;
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         single(&inputs[0], values.target);
         let Some(method) = method else {

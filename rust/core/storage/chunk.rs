@@ -43,6 +43,47 @@ pub(crate) trait Tiles {
     fn exact(&self) -> Option<Exact<'_>> {
         None
     }
+
+    /// Codes and scales, where they are stored so.
+    fn coded(&self) -> Option<&dyn Coded> {
+        None
+    }
+}
+
+/// What makes codes of two tensors comparable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coding {
+    /// The kind of format.
+    pub kind: &'static str,
+    /// What the codes are stored as.
+    pub codes: Dtype,
+    /// Bits of a code.
+    pub bits: u32,
+    /// Shape of the tensor and of the groups that share a scale.
+    pub groups: [u64; 4],
+}
+
+/// Elements that stand together and share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// How many.
+    pub n: usize,
+    /// Whether the first of them is the first of its group.
+    pub begins: bool,
+    /// The bits of the scale, and of the zero point or bias.
+    pub scale: (u32, u32),
+}
+
+/// A range of elements stored as codes with scales.
+pub(crate) trait Coded {
+    /// What codes they are.
+    fn coding(&self) -> Coding;
+
+    /// The codes of the elements from `at` on, at most a tile of them, a byte each.
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]);
+
+    /// The runs of `n` elements from `at` on, at most a tile of them, in order.
+    fn runs(&self, level: Level, at: usize, n: usize, each: &mut dyn FnMut(Run));
 }
 
 /// Donor and reference of those elements of a saved vector that reference + δ does not give back.
@@ -93,6 +134,19 @@ impl Chunk<'_> {
             }
             _ => None,
         }
+    }
+
+    /// Codes and scales, where they are stored so.
+    pub(crate) fn coded(&self) -> Option<&dyn Coded> {
+        match self {
+            Chunk::Plain { .. } => None,
+            Chunk::Tiles(tiles) => tiles.coded(),
+        }
+    }
+
+    /// Whether every element is a number by itself.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Chunk::Plain { .. })
     }
 
     /// Elements of a saved vector that its values do not give back, if there are any.

@@ -53,6 +53,11 @@ pub(crate) trait Storage: Send + Sync {
         Vec::new()
     }
 
+    /// A type that holds every element exactly, where there is one: none of what is computed.
+    fn exact(&self) -> Option<Dtype> {
+        self.plain()
+    }
+
     /// Bytes that `elements` take: of parts that are not divided by elements, their share.
     fn bytes(&self, elements: &Range<u64>) -> u64 {
         let all: u64 = self.parts().iter().map(Part::bytes).sum();

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::chunk::{Chunk, Scratch, Tiles};
+use super::chunk::{Chunk, Coded, Coding, Run, Scratch, Tiles};
 use super::part::Part;
 use super::wanted::Wanted;
 use super::Storage;
@@ -106,6 +106,10 @@ impl<C: Codes> Storage for Packed<C> {
         self.codes.parts()
     }
 
+    fn exact(&self) -> Option<Dtype> {
+        Some(Dtype::F32)
+    }
+
     fn bytes(&self, elements: &Range<u64>) -> u64 {
         let all: u64 = self.codes.parts().iter().map(Stored::bytes).sum();
         let count = elements.end - elements.start;
@@ -158,6 +162,37 @@ impl<V: Values> Tiles for Decoded<V> {
             }
         }
         finite
+    }
+
+    fn coded(&self) -> Option<&dyn Coded> {
+        self.0.grid().map(|_| self as &dyn Coded)
+    }
+}
+
+impl<V: Values> Coded for Decoded<V> {
+    fn coding(&self) -> Coding {
+        let (kind, codes, bits) = self.0.coding();
+        Coding { kind, codes, bits, groups: self.0.grid().map_or([0; 4], |(_, grid)| grid.sides()) }
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        self.0.codes(level, at, out);
+    }
+
+    fn runs(&self, level: Level, at: usize, n: usize, each: &mut dyn FnMut(Run)) {
+        let Some((first, grid)) = self.0.grid() else { return };
+        let (mut scales, mut more) = ([0f32; TILE], [0f32; TILE]);
+        for piece in grid.pieces(first + at as u64, n) {
+            let count = self.0.scales(level, &piece, &mut scales, &mut more);
+            let (mut skip, wide) = grid.run(&piece);
+            let mut left = piece.n;
+            for (scale, more) in scales.iter().zip(&more).take(count) {
+                let n = (wide - skip).min(left);
+                let begins = skip == 0 && grid.begins(piece.row);
+                each(Run { n, begins, scale: (scale.to_bits(), more.to_bits()) });
+                (skip, left) = (0, left - n);
+            }
+        }
     }
 }
 

@@ -48,6 +48,8 @@ def schemes(facts: Mapping[str, Any]) -> list[Scheme]:
         raise UnreadableError(
             f"sparse compressed-tensors (`{facts['sparsity_config'].get('format')}`) are not read"
         )
+    if facts.get("transform_config"):
+        raise UnreadableError("the weights are rotated (`transform_config`), which is another basis")
     whole = str(facts.get("format") or "")
     groups = facts.get("config_groups")
     found = [

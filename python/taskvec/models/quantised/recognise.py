@@ -8,7 +8,7 @@ whose packed weights are not read, with the reason.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -41,7 +41,11 @@ _INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
 
 
 def recognise(
-    stored: Stored, config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]], read: Read
+    stored: Stored,
+    config: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    read: Read,
+    metadata: Collection[str] = (),
 ) -> Recognised:
     """The logical tensors of a checkpoint.
 
@@ -56,6 +60,8 @@ def recognise(
     read : callable
         Gives the bytes of some tensors by name, the first `SAMPLE` of each; called once, for what headers and
         config leave open.
+    metadata : collection of str
+        The keys of the headers besides their tensors.
     """
     plain = Recognised(stored, MappingProxyType({}))
     anchors = [name for name in stored if name.endswith(ANCHORS)]
@@ -67,7 +73,9 @@ def recognise(
         if not found:
             _hold_declared(stored, declared)
             return plain
-        return _Table(stored, declared, plain_dtype(config), read).of(found)
+        result = _Table(stored, declared, plain_dtype(config), read).of(found)
+        _hold_order(result, metadata)
+        return result
     except UnreadableError as problem:
         return plain._replace(problem=str(problem))
 
@@ -78,6 +86,23 @@ def _hold_declared(stored: Stored, declared: Declaration) -> None:
         raise UnreadableError(
             f"{declared.where} declares `{declared.method}`, and {shown(narrow)} has no scales"
         )
+
+
+def _hold_order(result: Recognised, metadata: Collection[str]) -> None:
+    """Return unless a tool has packed the weights that puts scales of groups into an order of its own.
+
+    Raises
+    ------
+    UnreadableError
+        ComfyUI has: its files have the shapes of the formats that they are named like.
+    """
+    is_marked = any("quantization_metadata" in key for key in metadata)
+    for name, packed in result.packed.items():
+        is_one = dict(packed.format.parameters).get("block") in ((0, 0), (1, 0))
+        if not is_one and (is_marked or f"{name.removesuffix('.weight')}.comfy_quant" in result.marks):
+            raise UnreadableError(
+                f"`{name}` is {packed.format.words} of ComfyUI, whose order of scales is not read"
+            )
 
 
 def _is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:
@@ -104,6 +129,7 @@ class _Table:
             used.update(names)
             by_codes[packed.parts[0]] = name, packed, info
         tensors: dict[str, TensorInfo] = {}
+        marks: list[str] = []
         packed_by_name: dict[str, Packed] = {}
         for stored_name, info in self.stored.items():
             entry = by_codes.get(stored_name)
@@ -114,10 +140,12 @@ class _Table:
                         f"`{name}` is stored plain, and packed as {shown(self.stored[stored_name])}"
                     )
                 tensors[name], packed_by_name[name] = info, packed
+            elif stored_name.endswith(".comfy_quant"):
+                marks.append(stored_name)
             elif stored_name not in used and not is_aside(info):
                 self._hold_plain(info)
                 tensors[stored_name] = info
-        return Recognised(MappingProxyType(tensors), MappingProxyType(packed_by_name))
+        return Recognised(MappingProxyType(tensors), MappingProxyType(packed_by_name), marks=frozenset(marks))
 
     def _is_by_name(self) -> bool:
         if self.declared.method == "compressed-tensors":

@@ -21,11 +21,14 @@ class Recognised(NamedTuple):
         Those of them that are packed.
     problem : str or None
         Why the packed weights cannot be decoded: then ``tensors`` are the stored ones, and none is packed.
+    marks : frozenset of str
+        Stored tensors in which a tool says how it has packed a weight.
     """
 
     tensors: Mapping[str, TensorInfo]
     packed: Mapping[str, Packed]
     problem: str | None = None
+    marks: frozenset[str] = frozenset()
 
 
 class UnreadableError(Exception):

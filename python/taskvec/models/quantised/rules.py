@@ -141,7 +141,7 @@ def _words(stem: str, stored: Stored) -> tuple[Rule, str] | None:
 # Scales of activations and caches, and marks of a tool: they go with the format, and no arithmetic is theirs.
 _ASIDE = frozenset({
     "input_scale", "activation_scale", "qscale_act", "scale_input", "input_global_scale", "k_scale",
-    "v_scale", "q_scale", "kv_scale", "weight_format", "scaled_fp8",
+    "v_scale", "q_scale", "kv_scale", "weight_format", "scaled_fp8", "comfy_quant",
 })  # fmt: skip
 _ASIDE_ENDS = tuple(f"{stem}_{end}" for stem in _STACKED for end in ("input_scale", "activation_scale"))
 _ASIDE_PLACES = tuple(f"{part}_proj.output_scale" for part in "kvq")

@@ -78,12 +78,13 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// The bits of one result as f32, of which the upper half is to be stored.
+    /// The bits of one result as f32, of which the upper half is to be stored; what has moved is told from `from`.
     #[inline(always)]
     pub(super) fn element<R: Real, A: Asked>(
         &mut self,
         lane: usize,
         (t, d): (R, R),
+        from: R,
         (donor, reference): (R, R),
         factors: &Factors,
     ) -> u32 {
@@ -112,7 +113,7 @@ impl Group {
         let bits = value.to_bits();
         self.most[lane] = self.most[lane].max(bits & 0x7FFF_FFFF);
         let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
-        let moved = f32::from_bits(rounded) - t;
+        let moved = f32::from_bits(rounded) - from.to_f32();
         let error = moved - step;
         self.changed[lane] += if still { 0 } else { factors.one };
         self.lost[lane] += if !still & (moved == 0.0) { factors.one } else { 0 };
@@ -211,7 +212,7 @@ mod tests {
                 let (target, delta) = ([0, target], [0, delta]);
                 let mut bytes = [0; 4];
                 let steps = (&values(&target)[..], &values(&delta)[..]);
-                let found = step_tiles_bf16(level, steps, (1.0, CANCELLED), None, &mut bytes);
+                let found = step_tiles_bf16(level, steps, steps.0, (1.0, CANCELLED), None, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
                 let terms = [StoredTerm::<f32> { model: &stored(&delta), reference: None, weight: 1.0 }];
                 let found = step_stored_bf16(level, &stored(&target), &terms, (1.0, CANCELLED), false, &mut bytes);
@@ -230,7 +231,7 @@ mod tests {
             // Squares that are too small, and a factor that is.
             for alpha in [1e-22, 1e-46] {
                 let mut bytes = [0; 4];
-                assert!(step_tiles_bf16(level, steps, (alpha, CANCELLED), None, &mut bytes).is_none());
+                assert!(step_tiles_bf16(level, steps, steps.0, (alpha, CANCELLED), None, &mut bytes).is_none());
                 assert!(step_stored_bf16(level, &from, &terms, (alpha, CANCELLED), false, &mut bytes).is_none());
             }
         }
@@ -302,7 +303,7 @@ mod tests {
                 let short = plain && finite && exact && alpha != 0.0;
                 let mut got = vec![0u8; 2 * n];
                 let pairs = keeps.then_some((&pair.0[..], &pair.1[..]));
-                let found = step_tiles_bf16(level, (&t, &delta), (alpha, CANCELLED), pairs, &mut got);
+                let found = step_tiles_bf16(level, (&t, &delta), &t, (alpha, CANCELLED), pairs, &mut got);
                 prop_assert!(found.is_none() || plain && finite);
                 compare(short, found.as_ref(), &sums, (&got, &want))?;
                 let through = step_stored_bf16(level, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
@@ -335,7 +336,7 @@ mod tests {
                 // The same bits at every level.
                 let mut got = vec![0u8; 2 * n];
                 let base = Level::SCALAR;
-                let again = step_tiles_bf16(base, (&t, &delta), (alpha, CANCELLED), pairs, &mut got);
+                let again = step_tiles_bf16(base, (&t, &delta), &t, (alpha, CANCELLED), pairs, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{found:?}"));
                 let again = step_stored_bf16(base, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{through:?}"));

@@ -210,9 +210,12 @@ fn encode_as<C: Round>(
 ) {
     let groups = x.chunks(wide).zip(scalings).zip(codes.chunks_mut(wide).zip(out.chunks_mut(wide)));
     match draws {
-        None => groups.for_each(|((x, by), (codes, out))| {
-            each_code(x, x, codes, out, |x, _| one_code(by, x, |y| code.nearest(y)))
-        }),
+        // No closure over the groups: it would not be compiled for the CPU level.
+        None => {
+            for ((x, by), (codes, out)) in groups {
+                each_code(x, x, codes, out, |x, _| one_code(by, x, |y| code.nearest(y)));
+            }
+        }
         Some(draws) => {
             for (((x, by), (codes, out)), draws) in groups.zip(draws.chunks(wide)) {
                 each_code(x, draws, codes, out, |x, draw| one_code(by, x, |y| code.drawn(y, draw)));

@@ -103,7 +103,7 @@ impl Packed {
             let alpha = plan.outputs[*output].alpha * factor;
             Step { alpha: if steps_from_target { alpha } else { 1.0 }, output: *output }
         });
-        let convert = matches!(program.arithmetic, Arithmetic::Convert);
+        let convert = matches!(program.arithmetic, Arithmetic::Convert { .. });
         Ok(Packed {
             rule: encoding.rule,
             scales: kind,
@@ -161,7 +161,7 @@ fn facts(arithmetic: &Arithmetic) -> (bool, Option<&[Term]>, f64) {
     match arithmetic {
         Arithmetic::Narrow(method) => (method.computes() == Computes::Step, method.sum_of(), Method::factor(&**method)),
         Arithmetic::Wide(method) => (method.computes() == Computes::Step, method.sum_of(), Method::factor(&**method)),
-        Arithmetic::Raw | Arithmetic::Convert | Arithmetic::Aside => (false, None, 1.0),
+        Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => (false, None, 1.0),
     }
 }
 

@@ -227,6 +227,7 @@ impl Bench {
                 let range = row * columns..(row + 1) * columns;
                 look(level, &self.x[slot][range.clone()], &self.target[range], wide, &mut seen);
             }
+            encoded.bad += seen.iter().map(|seen| u64::from(seen.non_finite)).sum::<u64>();
             let group = |index: usize| {
                 let first = (across.start + index as u64) * form.wide;
                 Group {
@@ -242,8 +243,9 @@ impl Bench {
         }
         let sums = step_sums(level, &self.target[..n], &self.delta[..n], alpha, &self.out[..n]);
         encoded.survival.add(&sums, n as u64);
-        let bad = count_non_finite(level, &self.x[slot][..n]);
-        encoded.bad = bad.max(count_non_finite(level, &self.out[..n]));
+        if !sums.moved.is_finite() {
+            encoded.bad = encoded.bad.max(count_non_finite(level, &self.out[..n]));
+        }
         encoded
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::Bnb4;
-use super::grid::{Grid, Scales};
+use super::grid::{Grid, Piece, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::{elements, Dtype};
 use crate::error::Result;
@@ -144,14 +144,30 @@ impl Magnitudes<'_> {
 impl Values for Bnb4Chunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
         let (n, mut codes, mut magnitudes) = (out.len(), [0u8; TILE], [0f32; TILE]);
-        nibbles(level, self.codes, (self.first % 2) as usize + at, true, &mut codes[..n]);
+        self.codes(level, at, &mut codes[..n]);
         looked_up(level, &codes[..n], &self.table, out);
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
             let magnitudes = self.magnitudes.of(level, self.grid.of(&piece), &mut magnitudes);
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, magnitudes, skip, self.grid.wide as usize, out);
+            let out = &mut out[piece.at..piece.at + piece.n];
+            finite &= multiply_runs(level, magnitudes, self.grid.run(&piece), out);
         }
         finite
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        Some((self.first, self.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("bnb4", Dtype::U8, 4)
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        nibbles(level, self.codes, (self.first % 2) as usize + at, true, out);
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+        self.magnitudes.of(level, self.grid.of(piece), scales).len()
     }
 }

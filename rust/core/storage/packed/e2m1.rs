@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::{E2m1, Global};
-use super::grid::{Grid, Scales};
+use super::grid::{Grid, Piece, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -93,31 +93,51 @@ pub(super) struct E2m1Chunk<'s> {
     global: Option<(Scales<'s>, Grid, Global)>,
 }
 
+impl E2m1Chunk<'_> {
+    /// The scales of a piece's groups, with the scale of the scales.
+    fn whole<'o>(&self, level: Level, piece: &Piece, out: &'o mut [f32]) -> &'o mut [f32] {
+        let scales = self.scales.widen(level, self.grid.of(piece), out);
+        if let Some((global, grid, rule)) = &self.global {
+            let element = piece.row * self.grid.columns;
+            let (mut one, range) = ([0f32], grid.scales(&(element..element + 1)));
+            global.widen(level, range.start..range.start + 1, &mut one);
+            match rule {
+                Global::Multiply => scales.iter_mut().for_each(|scale| *scale *= one[0]),
+                Global::Divide => scales.iter_mut().for_each(|scale| *scale /= one[0]),
+            }
+        }
+        scales
+    }
+}
+
 impl Values for E2m1Chunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
-        let (n, field) = (out.len(), (self.first % 2) as usize + at);
-        let mut codes = [0u8; TILE];
-        prefetch(
-            &self.codes[((field + n) / 2).min(self.codes.len())..(field + n + n).div_ceil(2).min(self.codes.len())],
-        );
-        fields(level, 4, self.codes, field, &mut codes[..n]);
+        let (n, mut codes, mut scales) = (out.len(), [0u8; TILE], [0f32; TILE]);
+        let held = |element: usize| element.div_ceil(2).min(self.codes.len());
+        prefetch(&self.codes[held(at + n)..held(at + n + n)]);
+        self.codes(level, at, &mut codes[..n]);
         e2m1(level, &codes[..n], out);
-        let mut buffer = [0f32; TILE];
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
-            let scales = self.scales.widen(level, self.grid.of(&piece), &mut buffer);
-            if let Some((global, grid, rule)) = &self.global {
-                let element = self.first + (at + piece.at) as u64;
-                let mut one = [0f32];
-                global.widen(level, grid.scales(&(element..element + 1)), &mut one);
-                match rule {
-                    Global::Multiply => scales.iter_mut().for_each(|scale| *scale *= one[0]),
-                    Global::Divide => scales.iter_mut().for_each(|scale| *scale /= one[0]),
-                }
-            }
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, scales, skip, self.grid.wide as usize, out);
+            let scales = self.whole(level, &piece, &mut scales);
+            finite &= multiply_runs(level, scales, self.grid.run(&piece), &mut out[piece.at..piece.at + piece.n]);
         }
         finite
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        Some((self.first, self.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("e2m1", Dtype::U8, 4)
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        fields(level, 4, self.codes, (self.first % 2) as usize + at, out);
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+        self.whole(level, piece, scales).len()
     }
 }

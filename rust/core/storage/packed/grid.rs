@@ -110,14 +110,24 @@ impl Grid {
         first + piece.column / wide..first + (piece.column + piece.n as u64 - 1) / wide + 1
     }
 
+    /// Whether the blocks of a row begin there.
+    pub(crate) fn begins(&self, row: u64) -> bool {
+        row % self.rows % self.tall == 0
+    }
+
+    /// Rows and columns of a matrix and of a block.
+    pub(crate) fn sides(&self) -> [u64; 4] {
+        [self.rows, self.columns, self.tall, self.wide]
+    }
+
     /// Blocks of one row.
     pub(crate) fn across(&self) -> u64 {
         self.across
     }
 
-    /// How many elements of a piece's first block come before it.
-    pub(crate) fn skip(&self, piece: &Piece) -> usize {
-        (piece.column % self.wide) as usize
+    /// How many elements of a piece's first block come before it, and the elements of a block.
+    pub(crate) fn run(&self, piece: &Piece) -> (usize, usize) {
+        ((piece.column % self.wide) as usize, self.wide as usize)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::Mlx;
-use super::grid::{Grid, Scales};
+use super::grid::{Grid, Piece, Scales};
 use super::integers::{words, Rows, SCALES};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
@@ -94,11 +94,30 @@ impl Values for MlxChunk<'_> {
         for piece in self.grid.pieces(self.first + at as u64, out.len()) {
             let codes = &mut codes[..piece.n];
             self.codes.fields(level, piece.row, piece.column, codes);
-            let scales = self.scales.widen(level, self.grid.of(&piece), &mut scales);
-            let biases = self.biases.widen(level, self.grid.of(&piece), &mut biases);
-            let run = (self.grid.skip(&piece), self.grid.wide as usize);
+            let count = self.scales(level, &piece, &mut scales, &mut biases);
+            let (scales, biases) = (&scales[..count], &biases[..count]);
+            let run = self.grid.run(&piece);
             finite &= onto_bias_in_runs(level, codes, biases, scales, run, &mut out[piece.at..piece.at + piece.n]);
         }
         finite
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        Some((self.first, self.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("mlx", Dtype::U32, self.codes.bits)
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        for piece in self.grid.pieces(self.first + at as u64, out.len()) {
+            self.codes.fields(level, piece.row, piece.column, &mut out[piece.at..piece.at + piece.n]);
+        }
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+        self.biases.widen(level, self.grid.of(piece), more);
+        self.scales.widen(level, self.grid.of(piece), scales).len()
     }
 }

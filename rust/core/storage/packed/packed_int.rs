@@ -143,11 +143,8 @@ impl PackedIntChunk<'_> {
         let all = grid.of(piece);
         let Some(order) = &self.order else {
             let (mut scales, mut zeros) = ([0f32; TILE], [0f32; TILE]);
-            let scales = self.scales.widen(level, all.clone(), &mut scales);
-            let zeros = &mut zeros[..scales.len()];
-            let group = piece.column / grid.wide;
-            self.zeros(piece.row, group..group + zeros.len() as u64, zeros);
-            return from_zero_in_runs(level, codes, zeros, scales, (grid.skip(piece), grid.wide as usize), out);
+            let count = self.scales(level, piece, &mut scales, &mut zeros);
+            return from_zero_in_runs(level, codes, &zeros[..count], &scales[..count], grid.run(piece), out);
         };
         let across = grid.across();
         let start = all.start - piece.column / grid.wide;
@@ -173,5 +170,27 @@ impl Values for PackedIntChunk<'_> {
             finite &= self.piece(level, &piece, codes, &mut out[piece.at..piece.at + piece.n]);
         }
         finite
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        self.order.is_none().then_some((self.first, self.of.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("packed_int", Dtype::I32, self.of.bits)
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        for piece in self.of.grid.pieces(self.first + at as u64, out.len()) {
+            self.codes.fields(level, piece.row, piece.column, &mut out[piece.at..piece.at + piece.n]);
+        }
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+        let grid = &self.of.grid;
+        let count = self.scales.widen(level, grid.of(piece), scales).len();
+        let group = piece.column / grid.wide;
+        self.zeros(piece.row, group..group + count as u64, &mut more[..count]);
+        count
     }
 }

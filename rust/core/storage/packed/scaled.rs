@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::Scaled;
-use super::grid::{Grid, Scales};
+use super::grid::{Grid, Piece, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::codes::{multiply_all, multiply_runs, widen_code};
+use crate::kernels::codes::{multiply_all, scaled_runs};
 use crate::kernels::dispatch::prefetch;
 use crate::kernels::{Level, TILE};
 use crate::storage::chunk::Scratch;
@@ -78,17 +78,33 @@ impl Values for ScaledChunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
         let n = out.len();
         prefetch(&self.codes[at + n..(at + n + n).min(self.codes.len())]);
-        widen_code(level, self.dtype, &self.codes[at..at + n], out);
         let mut buffer = [0f32; TILE];
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
             let scales = self.scales.widen(level, self.grid.of(&piece), &mut buffer);
-            let (skip, out) = (self.grid.skip(&piece), &mut out[piece.at..piece.at + piece.n]);
-            finite &= multiply_runs(level, scales, skip, self.grid.wide as usize, out);
+            let codes = &self.codes[at + piece.at..at + piece.at + piece.n];
+            let out = &mut out[piece.at..piece.at + piece.n];
+            finite &= scaled_runs(level, self.dtype, codes, scales, self.grid.run(&piece), out);
         }
         match self.factor {
             Some(factor) => multiply_all(level, factor, out),
             None => finite,
         }
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        Some((self.first, self.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        ("scaled", self.dtype, 8)
+    }
+
+    fn codes(&self, _level: Level, at: usize, out: &mut [u8]) {
+        out.copy_from_slice(&self.codes[at..at + out.len()]);
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+        self.scales.widen(level, self.grid.of(piece), scales).len()
     }
 }

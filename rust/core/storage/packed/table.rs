@@ -20,6 +20,11 @@ pub(crate) struct Table {
 struct Row(usize, Box<[u64]>);
 
 impl Table {
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
     /// The format and the shape of a tensor, if it is packed.
     ///
     /// # Errors

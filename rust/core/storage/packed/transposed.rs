@@ -8,6 +8,7 @@ use super::grid::Grid;
 use super::grid::Piece;
 use super::integers::{one, words, Groups, Order, Rows};
 use super::parts::Stored;
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::codes::{from_zero_by_column, from_zero_in_runs};
 use crate::kernels::widen::widen;
@@ -153,12 +154,8 @@ impl TransposedChunk<'_> {
         let (grid, n) = (&self.of.grid, piece.n);
         let (mut scales, mut zeros) = ([0f32; TILE], [0f32; TILE]);
         let Some(order) = &self.order else {
-            let groups = piece.column / grid.wide..(piece.column + n as u64 - 1) / grid.wide + 1;
-            let count = (groups.end - groups.start) as usize;
-            for (index, group) in groups.enumerate() {
-                (scales[index], zeros[index]) = self.group(level, group, piece.row);
-            }
-            let run = (grid.skip(piece), grid.wide as usize);
+            let count = self.scales(level, piece, &mut scales, &mut zeros);
+            let run = grid.run(piece);
             return from_zero_in_runs(level, codes, &zeros[..count], &scales[..count], run, out);
         };
         let groups = (0..grid.across()).map(|group| self.group(level, group, piece.row));
@@ -180,5 +177,32 @@ impl Values for TransposedChunk<'_> {
             finite &= self.piece(level, &piece, codes, &mut out[piece.at..piece.at + piece.n]);
         }
         finite
+    }
+
+    fn grid(&self) -> Option<(u64, Grid)> {
+        self.order.is_none().then_some((self.first, self.of.grid))
+    }
+
+    fn coding(&self) -> (&'static str, Dtype, u32) {
+        match self.of.packing {
+            Packing::Dense { bits, .. } => ("gptq", Dtype::I32, bits),
+            Packing::Interleaved => ("awq", Dtype::I32, 4),
+        }
+    }
+
+    fn codes(&self, level: Level, at: usize, out: &mut [u8]) {
+        for piece in self.of.grid.pieces(self.first + at as u64, out.len()) {
+            self.codes.fields(level, piece.row, piece.column, &mut out[piece.at..piece.at + piece.n]);
+        }
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+        let wide = self.of.grid.wide;
+        let groups = piece.column / wide..(piece.column + piece.n as u64 - 1) / wide + 1;
+        let count = (groups.end - groups.start) as usize;
+        for (index, group) in groups.enumerate() {
+            (scales[index], more[index]) = self.group(level, group, piece.row);
+        }
+        count
     }
 }

@@ -1,0 +1,53 @@
+//! What the difference of donor and reference is like in one tile: see [`Noise`].
+
+use crate::kernels::noise::{differing, noise_sums, NoiseSums};
+use crate::kernels::{Level, Real, TILE};
+use crate::measure::Noise;
+use crate::storage::chunk::{Chunk, Coded, Run};
+
+/// Of values whose chunks these are, from element `at` of those on; none where they are not stored alike.
+pub(super) fn measured<R: Real>(
+    level: Level,
+    chunks: (&Chunk<'_>, &Chunk<'_>),
+    at: usize,
+    donor: &[R],
+    reference: &[R],
+) -> Option<Noise> {
+    let n = donor.len();
+    let mut equal = [R::ONE; TILE];
+    let mut noise = Noise { elements: n as u64, equal: n as u64, ..Noise::default() };
+    match (chunks.0.coded(), chunks.1.coded()) {
+        (Some(a), Some(b)) if a.coding() == b.coding() => {
+            noise.packed = true;
+            compare(level, (a, b), at, &mut equal[..n], &mut noise);
+        }
+        (None, None) if chunks.0.is_plain() && chunks.1.is_plain() => {}
+        _ => return None,
+    }
+    let NoiseSums { squares, magnitudes, reference } = noise_sums(level, donor, reference, &equal[..n]);
+    Some(Noise { squares, magnitudes, reference, ..noise })
+}
+
+/// Counts codes and scales that differ, and marks the elements whose scales are equal.
+fn compare<R: Real>(level: Level, (a, b): (&dyn Coded, &dyn Coded), at: usize, equal: &mut [R], noise: &mut Noise) {
+    let (n, mut codes) = (equal.len(), [[0u8; TILE]; 2]);
+    a.codes(level, at, &mut codes[0][..n]);
+    b.codes(level, at, &mut codes[1][..n]);
+    noise.codes = differing(level, &codes[0][..n], &codes[1][..n]);
+    let (mut runs, mut count) = ([Run { n: 0, begins: false, scale: (0, 0) }; TILE], 0);
+    a.runs(level, at, n, &mut |run| {
+        runs[count] = run;
+        count += 1;
+    });
+    let (mut index, mut from) = (0, 0);
+    b.runs(level, at, n, &mut |run| {
+        let same = runs[index].scale == run.scale;
+        noise.groups += u64::from(run.begins);
+        noise.scales += u64::from(run.begins && !same);
+        if !same {
+            equal[from..from + run.n].fill(R::ZERO);
+            noise.equal -= run.n as u64;
+        }
+        (index, from) = (index + 1, from + run.n);
+    });
+}
