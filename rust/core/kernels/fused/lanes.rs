@@ -26,14 +26,17 @@ pub(super) trait Asked {
     const CHECKS: bool;
     /// Whether an element whose target is the reference becomes the donor.
     const KEEPS: bool;
+    /// Whether what has moved is told from the target as bf16 holds it.
+    const ROUNDS: bool;
 }
 
 /// [`Asked`], by its constants in their order.
-pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool>;
+pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool, const ROUNDS: bool = false>;
 
-impl<const CHECKS: bool, const KEEPS: bool> Asked for Loop<CHECKS, KEEPS> {
+impl<const CHECKS: bool, const KEEPS: bool, const ROUNDS: bool> Asked for Loop<CHECKS, KEEPS, ROUNDS> {
     const CHECKS: bool = CHECKS;
     const KEEPS: bool = KEEPS;
+    const ROUNDS: bool = ROUNDS;
 }
 
 /// What is the same for all elements.
@@ -66,13 +69,12 @@ pub(super) struct Group<R> {
 }
 
 impl<R: Real> Group<R> {
-    /// The bits of one result as f32, of which the upper half is to be stored; what has moved is told from `from`.
+    /// The bits of one result as f32, of which the upper half is to be stored.
     #[inline(always)]
     pub(super) fn element<A: Asked>(
         &mut self,
         lane: usize,
         (t, d): (R, R),
-        from: R,
         (donor, reference): (R, R),
         factors: &Factors<R>,
     ) -> u32 {
@@ -88,7 +90,9 @@ impl<R: Real> Group<R> {
         // To nearest, ties to even; what is not a number, or becomes none, is seen in `most`.
         let bits = value.to_f32().to_bits();
         self.most[lane] = self.most[lane].max(bits & 0x7FFF_FFFF);
-        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
+        let nearest = |bits: u32| bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
+        let rounded = nearest(bits);
+        let from = if A::ROUNDS { R::from_f32(f32::from_bits(nearest(t.to_f32().to_bits()))) } else { t };
         let moved = R::from_f32(f32::from_bits(rounded)) - from;
         let error = moved - step;
         self.changed[lane] += if still { 0 } else { factors.one };
@@ -189,7 +193,7 @@ mod tests {
                 let (target, delta) = ([0, target], [0, delta]);
                 let mut bytes = [0; 4];
                 let steps = (&values(&target)[..], &values(&delta)[..]);
-                let found = step_tiles_bf16(level, steps, steps.0, (1.0, CANCELLED), None, &mut bytes);
+                let found = step_tiles_bf16(level, steps, false, (1.0, CANCELLED), None, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
                 let terms = [StoredTerm { model: &stored(&delta), reference: None, weight: 1.0 }];
                 let found = step_stored_bf16(level, &stored(&target), &terms, (1.0, CANCELLED), false, &mut bytes);
@@ -208,7 +212,7 @@ mod tests {
             // Squares that are too small, and a factor that is.
             for alpha in [1e-22, 1e-46] {
                 let mut bytes = [0; 4];
-                assert!(step_tiles_bf16(level, steps, steps.0, (alpha, CANCELLED), None, &mut bytes).is_none());
+                assert!(step_tiles_bf16(level, steps, false, (alpha, CANCELLED), None, &mut bytes).is_none());
                 assert!(step_stored_bf16(level, &from, &terms, (alpha, CANCELLED), false, &mut bytes).is_none());
             }
         }
@@ -280,7 +284,7 @@ mod tests {
                 let short = plain && finite && exact && alpha != 0.0;
                 let mut got = vec![0u8; 2 * n];
                 let kept = keeps.then_some((&pair.0[..], &pair.1[..]));
-                let found = step_tiles_bf16(level, (&t, &delta), &t, (alpha, CANCELLED), kept, &mut got);
+                let found = step_tiles_bf16(level, (&t, &delta), false, (alpha, CANCELLED), kept, &mut got);
                 prop_assert!(found.is_none() || plain && finite);
                 compare(short, found.as_ref(), &sums, (&got, &want))?;
                 let through = step_stored_bf16(level, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
@@ -288,7 +292,7 @@ mod tests {
                 compare(short, through.as_ref(), &sums, (&got, &want))?;
                 // The same bits at every level.
                 let base = Level::SCALAR;
-                let again = step_tiles_bf16(base, (&t, &delta), &t, (alpha, CANCELLED), kept, &mut got);
+                let again = step_tiles_bf16(base, (&t, &delta), false, (alpha, CANCELLED), kept, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{found:?}"));
                 let again = step_stored_bf16(base, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{through:?}"));
