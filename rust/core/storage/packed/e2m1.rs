@@ -36,7 +36,8 @@ pub(super) fn find<'a>(format: &E2m1, parts: &Parts<'_, 'a>) -> Result<E2m1Codes
     let group = format.group.max(1);
     let bytes = [rows, &[columns / 2]].concat();
     let in_groups = [rows, &[columns / group, group / 2]].concat();
-    let shapes: &[&[u64]] = if group % 2 == 0 && columns % group == 0 { &[&bytes, &in_groups] } else { &[&bytes] };
+    let shapes: &[&[u64]] =
+        if group.is_multiple_of(2) && columns.is_multiple_of(group) { &[&bytes, &in_groups] } else { &[&bytes] };
     parts.shaped(&codes, shapes)?;
     let scales = parts.get(&format.parts.scales)?;
     let grid = Grid::of_scales(parts, &scales, [1, group])?;

@@ -112,7 +112,7 @@ impl Grid {
 
     /// Whether the blocks of a row begin there.
     pub(crate) fn begins(&self, row: u64) -> bool {
-        row % self.rows % self.tall == 0
+        (row % self.rows).is_multiple_of(self.tall)
     }
 
     /// Rows and columns of a matrix and of a block.
