@@ -59,8 +59,15 @@ class Checkpoint:
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start .. start + count`` of one tensor as little-endian float32."""
 
-    def decode(self, format: bytes, name: str, shape: Sequence[int], start: int, count: int) -> bytes:
-        """Elements ``start .. start + count`` of a tensor stored as codes with scales, as little-endian float32.
+    def decode(
+        self,
+        format: bytes,  # noqa: A002
+        name: str,
+        shape: Sequence[int],
+        start: int,
+        count: int,
+    ) -> bytes:
+        """Elements ``start .. start + count`` of a packed tensor, as little-endian float32.
 
         ``format`` is JSON, as a plan has it; ``name`` and ``shape`` are those of the logical tensor.
         """
@@ -98,7 +105,20 @@ def run(
     allow_non_finite: bool = False,
     memories: _Memories = ...,
 ) -> str:
-    """Run a plan into a folder; the report as JSON."""
+    """Run a plan into a folder; the report as JSON.
+
+    Where a source is packed, each of its ``outputs`` has ``noise``: sums over donor − reference of every
+    computed tensor whose step is that difference. ``noise.tensors`` has a row for each, ``noise.total`` one
+    for all that are packed and one for all that are plain, as far as there are any:
+
+    - ``name`` (not in total), ``stored`` (``packed``: both are, in one format; ``plain``: both are)
+    - ``elements``: how many; ``squares``: Σ difference²; ``reference_squares``: Σ reference²
+    - ``magnitudes``: Σ |difference|, of packed tensors over groups whose scales are equal alone
+    - of packed tensors ``equal_elements`` (those of such groups), ``codes_differ``, ``groups`` and
+      ``scales_differ`` (of those)
+
+    Sums have six significant digits and are null where they are not finite.
+    """
 
 def extract(
     plan: bytes,

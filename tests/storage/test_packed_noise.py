@@ -126,7 +126,7 @@ def test_a_packed_target_is_measured_from_what_the_output_type_holds(
         assert rows[name]["rounded_away"] == pytest.approx(((step != 0) & (moved == 0)).sum(), abs=2)
 
 
-def test_the_same_after_a_resumed_run(made: tuple[bytes, Path, list[dict[str, np.ndarray]]]) -> None:
+def test_the_same_for_any_number_of_threads(made: tuple[bytes, Path, list[dict[str, np.ndarray]]]) -> None:
     plan, root, _ = made
     whole = json.loads(_core.run(plan, root / "whole"))
     again = json.loads(_core.run(plan, root / "threads", threads=1))
