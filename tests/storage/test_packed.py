@@ -1,4 +1,4 @@
-"""Decoders of packed tensors against a few lines of NumPy, over ragged sizes; parts that do not fit are named errors."""
+"""Decoders of packed tensors against a few lines of NumPy, over ragged sizes; and parts that do not fit."""
 
 from __future__ import annotations
 

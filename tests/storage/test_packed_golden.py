@@ -1,7 +1,7 @@
 """Every format of packed tensors, against what the package that defines it decodes: bit for bit.
 
 The files hold stored tensors and the values that the format's own package gives (`expect.decoded`, or
-`expect.decoded_rounded` to the type that the metadata name), with the package and its version in their metadata.
+`expect.decoded_rounded` to the type that the metadata name); the metadata name the package and its version.
 """
 
 from __future__ import annotations

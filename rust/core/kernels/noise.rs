@@ -1,9 +1,9 @@
 //! Sums over the difference of two models: what tells how much of it is a vector, and how much the noise of a format.
 
 use super::real::LANES;
-use super::stats::fold;
+use super::stats::fold_all;
 
-/// Sums of one tile.
+/// Sums of one tile, in the compute type: a lane has few elements of a tile.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct NoiseSums {
     /// Σ difference².
@@ -17,13 +17,12 @@ pub struct NoiseSums {
 kernel! {
     /// Of `donor` − `reference`; `equal` is 1 where an element counts among the magnitudes, and 0 where not.
     pub fn noise_sums<R>(donor: &[R], reference: &[R], equal: &[R]) -> NoiseSums {
-        let mut sums = [[0f64; LANES]; 3];
+        let mut sums = [[R::ZERO; LANES]; 3];
         macro_rules! lane {
             ($lane:expr, $d:expr, $r:expr, $e:expr) => {{
-                let difference = ($d - $r).to_f64();
-                let (r, magnitude) = ($r.to_f64(), difference.abs());
+                let (difference, r) = ($d - $r, $r);
                 sums[0][$lane] += difference * difference;
-                sums[1][$lane] += if $e != R::ZERO { magnitude } else { 0.0 };
+                sums[1][$lane] += difference.abs() * $e;
                 sums[2][$lane] += r * r;
             }};
         }
@@ -38,7 +37,8 @@ kernel! {
         for i in whole..n {
             lane!(i - whole, donor[i], reference[i], equal[i]);
         }
-        NoiseSums { squares: fold(&sums[0]), magnitudes: fold(&sums[1]), reference: fold(&sums[2]) }
+        let [squares, magnitudes, reference] = fold_all(&sums.map(|lanes| lanes.map(R::to_f64)));
+        NoiseSums { squares, magnitudes, reference }
     }
 }
 

@@ -34,14 +34,11 @@ fn compare<R: Real>(level: Level, (a, b): (&dyn Coded, &dyn Coded), at: usize, e
     a.codes(level, at, &mut codes[0][..n]);
     b.codes(level, at, &mut codes[1][..n]);
     noise.codes = differing(level, &codes[0][..n], &codes[1][..n]);
-    let (mut runs, mut count) = ([Run { n: 0, begins: false, scale: (0, 0) }; TILE], 0);
-    a.runs(level, at, n, &mut |run| {
-        runs[count] = run;
-        count += 1;
-    });
+    let mut scales: Vec<(u32, u32)> = Vec::with_capacity(32);
+    a.runs(level, at, n, &mut |run| scales.push(run.scale));
     let (mut index, mut from) = (0, 0);
-    b.runs(level, at, n, &mut |run| {
-        let same = runs[index].scale == run.scale;
+    b.runs(level, at, n, &mut |run: Run| {
+        let same = scales[index] == run.scale;
         noise.groups += u64::from(run.begins);
         noise.scales += u64::from(run.begins && !same);
         if !same {

@@ -320,16 +320,7 @@ impl Tiler {
         let raw = stepped.then(|| chunks[0].stored(target.dtype, at, n)).flatten();
         let stored = raw.filter(|_| finite);
         let short = R::IS_F32 && place.is_short(span);
-        // A packed target is not what α = 0 gives in the output's type: what becomes of the step is told from that.
-        let from = if stepped && program.rounds_target() {
-            rounded.clone_from(&inputs[0]);
-            let mut bytes = [0; TILE * 8];
-            let bytes = &mut bytes[..target.bytes(&(0..n as u64)) as usize];
-            target.encode(level, R::floats(rounded), Rounding::Nearest, bytes)?;
-            &rounded[..]
-        } else {
-            &inputs[0][..]
-        };
+        let rounds = stepped && program.rounds_target();
         // What does not depend on α is measured once.
         let mut first: Option<StepSums> = None;
         for output in outputs {
@@ -337,7 +328,7 @@ impl Tiler {
             if let (true, Some(stored)) = (alpha == 0.0, stored) {
                 output.bytes.copy_from_slice(stored);
                 if let (true, Some(survival)) = (counted, output.survival.as_deref_mut()) {
-                    let sums = first.get_or_insert_with(|| step_sums(level, from, delta, 0.0, from));
+                    let sums = first.get_or_insert_with(|| step_sums(level, &inputs[0], delta, 0.0, &inputs[0]));
                     survival.add(&sums.still(0.0), n as u64);
                 }
                 continue;
@@ -347,7 +338,7 @@ impl Tiler {
                 if short && elsewhere.is_none() {
                     let factors = (alpha, if sum.is_some() { CANCELLED } else { 0.0 });
                     let steps = (&inputs[0][..], &delta[..]);
-                    if let Some(sums) = step_tiles_bf16(level, steps, from, factors, donor, output.bytes) {
+                    if let Some(sums) = step_tiles_bf16(level, steps, rounds, factors, donor, output.bytes) {
                         output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
                         first.get_or_insert(sums);
                         continue;
@@ -369,6 +360,8 @@ impl Tiler {
                 place.non_finite.output(program.index, output.output, level, out);
             }
             if let (true, Some(survival)) = (stepped, output.survival.as_deref_mut()) {
+                // A packed target is not what α = 0 gives in the output's type: the step is told from that.
+                let from = if rounds { held(level, target, &inputs[0], rounded)? } else { &inputs[0] };
                 let sums = match &first {
                     Some(first) => more_step_sums(level, from, delta, alpha, out, first),
                     None => step_sums(level, from, delta, alpha, out),
@@ -478,4 +471,14 @@ impl Tiler {
             *slot = R::from_f32(*value);
         }
     }
+}
+
+/// Values as the target's type holds them.
+fn held<'t, R: Real>(level: Level, target: impl Storage, values: &[R], rounded: &'t mut Vec<R>) -> Result<&'t [R]> {
+    rounded.clear();
+    rounded.extend_from_slice(values);
+    let mut bytes = [0; TILE * 8];
+    let bytes = &mut bytes[..target.bytes(&(0..values.len() as u64)) as usize];
+    target.encode(level, R::floats(rounded), Rounding::Nearest, bytes)?;
+    Ok(rounded)
 }

@@ -33,6 +33,7 @@ mod transposed;
 
 use codes::{Codes, Values};
 use format::Format;
+use grid::Room;
 use parts::{Parts, Store, Stored};
 
 /// A packed tensor.
@@ -181,12 +182,13 @@ impl<V: Values> Coded for Decoded<V> {
 
     fn runs(&self, level: Level, at: usize, n: usize, each: &mut dyn FnMut(Run)) {
         let Some((first, grid)) = self.0.grid() else { return };
-        let (mut scales, mut more) = ([0f32; TILE], [0f32; TILE]);
+        let (mut scales, mut more) = (Room::new(grid.wide), Room::new(grid.wide));
+        let (scales, more) = (scales.slots(), more.slots());
         for piece in grid.pieces(first + at as u64, n) {
-            let count = self.0.scales(level, &piece, &mut scales, &mut more);
+            let count = self.0.scales(level, &piece, scales, more);
             let (mut skip, wide) = grid.run(&piece);
             let mut left = piece.n;
-            for (scale, more) in scales.iter().zip(&more).take(count) {
+            for (scale, more) in scales.iter().zip(&*more).take(count) {
                 let n = (wide - skip).min(left);
                 let begins = skip == 0 && grid.begins(piece.row);
                 each(Run { n, begins, scale: (scale.to_bits(), more.to_bits()) });

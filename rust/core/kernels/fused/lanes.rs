@@ -27,15 +27,20 @@ pub(super) trait Asked {
     const KEEPS: bool;
     /// Whether the step is f64's, as f32 does not hold α.
     const WIDE: bool;
+    /// Whether what has moved is told from the target as bf16 holds it.
+    const ROUNDS: bool;
 }
 
 /// [`Asked`], by its constants in their order.
-pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool, const WIDE: bool>;
+pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool, const WIDE: bool, const ROUNDS: bool = false>;
 
-impl<const CHECKS: bool, const KEEPS: bool, const WIDE: bool> Asked for Loop<CHECKS, KEEPS, WIDE> {
+impl<const CHECKS: bool, const KEEPS: bool, const WIDE: bool, const ROUNDS: bool> Asked
+    for Loop<CHECKS, KEEPS, WIDE, ROUNDS>
+{
     const CHECKS: bool = CHECKS;
     const KEEPS: bool = KEEPS;
     const WIDE: bool = WIDE;
+    const ROUNDS: bool = ROUNDS;
 }
 
 /// What is the same for all elements.
@@ -78,13 +83,12 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// The bits of one result as f32, of which the upper half is to be stored; what has moved is told from `from`.
+    /// The bits of one result as f32, of which the upper half is to be stored.
     #[inline(always)]
     pub(super) fn element<R: Real, A: Asked>(
         &mut self,
         lane: usize,
         (t, d): (R, R),
-        from: R,
         (donor, reference): (R, R),
         factors: &Factors,
     ) -> u32 {
@@ -112,8 +116,10 @@ impl Group {
         // To nearest, ties to even; what is not a number, or becomes none, is seen in `most`.
         let bits = value.to_bits();
         self.most[lane] = self.most[lane].max(bits & 0x7FFF_FFFF);
-        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
-        let moved = f32::from_bits(rounded) - from.to_f32();
+        let nearest = |bits: u32| bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
+        let rounded = nearest(bits);
+        let from = if A::ROUNDS { f32::from_bits(nearest(t.to_bits())) } else { t };
+        let moved = f32::from_bits(rounded) - from;
         let error = moved - step;
         self.changed[lane] += if still { 0 } else { factors.one };
         self.lost[lane] += if !still & (moved == 0.0) { factors.one } else { 0 };
@@ -212,7 +218,7 @@ mod tests {
                 let (target, delta) = ([0, target], [0, delta]);
                 let mut bytes = [0; 4];
                 let steps = (&values(&target)[..], &values(&delta)[..]);
-                let found = step_tiles_bf16(level, steps, steps.0, (1.0, CANCELLED), None, &mut bytes);
+                let found = step_tiles_bf16(level, steps, false, (1.0, CANCELLED), None, &mut bytes);
                 assert!(found.is_none(), "{} {steps:?} {found:?}", level.name());
                 let terms = [StoredTerm::<f32> { model: &stored(&delta), reference: None, weight: 1.0 }];
                 let found = step_stored_bf16(level, &stored(&target), &terms, (1.0, CANCELLED), false, &mut bytes);
@@ -231,7 +237,7 @@ mod tests {
             // Squares that are too small, and a factor that is.
             for alpha in [1e-22, 1e-46] {
                 let mut bytes = [0; 4];
-                assert!(step_tiles_bf16(level, steps, steps.0, (alpha, CANCELLED), None, &mut bytes).is_none());
+                assert!(step_tiles_bf16(level, steps, false, (alpha, CANCELLED), None, &mut bytes).is_none());
                 assert!(step_stored_bf16(level, &from, &terms, (alpha, CANCELLED), false, &mut bytes).is_none());
             }
         }
@@ -303,7 +309,7 @@ mod tests {
                 let short = plain && finite && exact && alpha != 0.0;
                 let mut got = vec![0u8; 2 * n];
                 let pairs = keeps.then_some((&pair.0[..], &pair.1[..]));
-                let found = step_tiles_bf16(level, (&t, &delta), &t, (alpha, CANCELLED), pairs, &mut got);
+                let found = step_tiles_bf16(level, (&t, &delta), false, (alpha, CANCELLED), pairs, &mut got);
                 prop_assert!(found.is_none() || plain && finite);
                 compare(short, found.as_ref(), &sums, (&got, &want))?;
                 let through = step_stored_bf16(level, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
@@ -336,7 +342,7 @@ mod tests {
                 // The same bits at every level.
                 let mut got = vec![0u8; 2 * n];
                 let base = Level::SCALAR;
-                let again = step_tiles_bf16(base, (&t, &delta), &t, (alpha, CANCELLED), pairs, &mut got);
+                let again = step_tiles_bf16(base, (&t, &delta), false, (alpha, CANCELLED), pairs, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{found:?}"));
                 let again = step_stored_bf16(base, &stored(&target), &terms, (alpha, CANCELLED), keeps, &mut got);
                 prop_assert_eq!(format!("{again:?}"), format!("{through:?}"));

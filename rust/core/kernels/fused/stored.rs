@@ -131,7 +131,7 @@ fn group<R: Real, const N: usize, A: Asked>(
             }
             for half in 0..2 {
                 let (step, kept) = ((t[half], d[half]), (x[half], y[half]));
-                rounded[half] = group.element::<R, A>(lane, step, step.0, kept, factors);
+                rounded[half] = group.element::<R, A>(lane, step, kept, factors);
             }
             bytes.as_chunks_mut::<4>().0[at] = (rounded[0] >> 16 | rounded[1]).to_le_bytes();
         }

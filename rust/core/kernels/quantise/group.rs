@@ -252,7 +252,7 @@ fn each_code<T: Copy>(x: &[f32], with: &[T], codes: &mut [u8], out: &mut [f32], 
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
-    use crate::kernels::codes::{e2m1, widen_code};
+    use crate::kernels::codes::{e2m1, widen_codes};
     use crate::kernels::narrow::{narrow, Rounding};
     use crate::kernels::quantise::bits::{bytes, pack};
     use crate::kernels::Level;
@@ -282,7 +282,7 @@ mod tests {
                 let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
                 encode(level, code, &x, x.len(), &[one()], None, &mut codes, &mut out);
                 let mut back = vec![0f32; x.len()];
-                widen_code(level, dtype, &codes, &mut back);
+                widen_codes(level, dtype, &codes, &mut back);
                 for i in 0..x.len() {
                     if x[i].is_nan() {
                         assert!(back[i].is_nan() && out[i].is_nan());

@@ -167,7 +167,7 @@ impl Values for Bnb4Chunk<'_> {
         nibbles(level, self.codes, (self.first % 2) as usize + at, true, out);
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], _more: &mut [f32]) -> usize {
         self.magnitudes.of(level, self.grid.of(piece), scales).len()
     }
 }

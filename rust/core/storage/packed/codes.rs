@@ -6,7 +6,7 @@ use super::grid::{Grid, Piece};
 use super::parts::Stored;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::{Level, TILE};
+use crate::kernels::Level;
 use crate::storage::chunk::Scratch;
 
 /// The stored parts of one tensor.
@@ -31,7 +31,7 @@ pub(crate) trait Codes: Send + Sync {
 
 /// A range of a tensor, in memory.
 pub(crate) trait Values {
-    /// Decodes at most [`TILE`] elements from element `at` of this range on; true if all are finite.
+    /// Decodes at most [`TILE`](crate::kernels::TILE) elements from element `at` of this range on; true if all are finite.
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool;
 
     /// The tensor's element that this range begins with, and what shares a scale; none where columns are strewn.
@@ -44,5 +44,5 @@ pub(crate) trait Values {
     fn codes(&self, level: Level, at: usize, out: &mut [u8]);
 
     /// The scales of a piece's groups, and their zero points or biases where there are any; how many.
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize;
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize;
 }

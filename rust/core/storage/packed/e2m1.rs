@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::{E2m1, Global};
-use super::grid::{Grid, Piece, Scales};
+use super::grid::{Grid, Piece, Room, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -36,7 +36,8 @@ pub(super) fn find<'a>(format: &E2m1, parts: &Parts<'_, 'a>) -> Result<E2m1Codes
     let group = format.group.max(1);
     let bytes = [rows, &[columns / 2]].concat();
     let in_groups = [rows, &[columns / group, group / 2]].concat();
-    let shapes: &[&[u64]] = if group % 2 == 0 && columns % group == 0 { &[&bytes, &in_groups] } else { &[&bytes] };
+    let shapes: &[&[u64]] =
+        if group.is_multiple_of(2) && columns.is_multiple_of(group) { &[&bytes, &in_groups] } else { &[&bytes] };
     parts.shaped(&codes, shapes)?;
     let scales = parts.get(&format.parts.scales)?;
     let grid = Grid::of_scales(parts, &scales, [1, group])?;
@@ -112,14 +113,14 @@ impl E2m1Chunk<'_> {
 
 impl Values for E2m1Chunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
-        let (n, mut codes, mut scales) = (out.len(), [0u8; TILE], [0f32; TILE]);
+        let (n, mut codes, mut room) = (out.len(), [0u8; TILE], Room::new(self.grid.wide));
         let held = |element: usize| element.div_ceil(2).min(self.codes.len());
         prefetch(&self.codes[held(at + n)..held(at + n + n)]);
         self.codes(level, at, &mut codes[..n]);
         e2m1(level, &codes[..n], out);
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
-            let scales = self.whole(level, &piece, &mut scales);
+            let scales = self.whole(level, &piece, room.slots());
             finite &= multiply_runs(level, scales, self.grid.run(&piece), &mut out[piece.at..piece.at + piece.n]);
         }
         finite
@@ -137,7 +138,7 @@ impl Values for E2m1Chunk<'_> {
         fields(level, 4, self.codes, (self.first % 2) as usize + at, out);
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], _more: &mut [f32]) -> usize {
         self.whole(level, piece, scales).len()
     }
 }

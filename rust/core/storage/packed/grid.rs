@@ -6,7 +6,7 @@ use super::parts::{Found, Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::widen::widen;
-use crate::kernels::Level;
+use crate::kernels::{Level, TILE};
 
 /// The blocks of the last two axes of a tensor; the matrices before those have blocks of their own. The last block of a
 /// row or column may be short.
@@ -112,7 +112,7 @@ impl Grid {
 
     /// Whether the blocks of a row begin there.
     pub(crate) fn begins(&self, row: u64) -> bool {
-        row % self.rows % self.tall == 0
+        (row % self.rows).is_multiple_of(self.tall)
     }
 
     /// Rows and columns of a matrix and of a block.
@@ -128,6 +128,30 @@ impl Grid {
     /// How many elements of a piece's first block come before it, and the elements of a block.
     pub(crate) fn run(&self, piece: &Piece) -> (usize, usize) {
         ((piece.column % self.wide) as usize, self.wide as usize)
+    }
+}
+
+/// Room for the scales of a piece, of a tile at most: for a few without clearing all of it for every tile.
+pub(crate) struct Room {
+    few: [f32; FEW],
+    all: Option<Box<[f32; TILE]>>,
+}
+
+/// Blocks of 32 columns, or of more, of which a tile has parts.
+const FEW: usize = TILE / 32 + 2;
+
+impl Room {
+    /// For scales of `wide` columns each.
+    pub(crate) fn new(wide: u64) -> Room {
+        Room { few: [0.0; FEW], all: (wide < 32).then(|| Box::new([0.0; TILE])) }
+    }
+
+    /// All of it.
+    pub(crate) fn slots(&mut self) -> &mut [f32] {
+        match &mut self.all {
+            Some(all) => &mut all[..],
+            None => &mut self.few,
+        }
     }
 }
 

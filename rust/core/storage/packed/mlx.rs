@@ -116,7 +116,7 @@ impl Values for MlxChunk<'_> {
         }
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize {
         self.biases.widen(level, self.grid.of(piece), more);
         self.scales.widen(level, self.grid.of(piece), scales).len()
     }

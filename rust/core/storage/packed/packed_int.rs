@@ -186,7 +186,7 @@ impl Values for PackedIntChunk<'_> {
         }
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize {
         let grid = &self.of.grid;
         let count = self.scales.widen(level, grid.of(piece), scales).len();
         let group = piece.column / grid.wide;

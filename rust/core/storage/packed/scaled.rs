@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use super::codes::{Codes, Values};
 use super::format::Scaled;
-use super::grid::{Grid, Piece, Scales};
+use super::grid::{Grid, Piece, Room, Scales};
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::codes::{multiply_all, scaled_runs};
 use crate::kernels::dispatch::prefetch;
-use crate::kernels::{Level, TILE};
+use crate::kernels::Level;
 use crate::storage::chunk::Scratch;
 
 const CODES: [Dtype; 3] = [Dtype::F8E4M3, Dtype::F8E5M2, Dtype::I8];
@@ -78,10 +78,10 @@ impl Values for ScaledChunk<'_> {
     fn tile(&self, level: Level, at: usize, out: &mut [f32]) -> bool {
         let n = out.len();
         prefetch(&self.codes[at + n..(at + n + n).min(self.codes.len())]);
-        let mut buffer = [0f32; TILE];
+        let mut room = Room::new(self.grid.wide);
         let mut finite = true;
         for piece in self.grid.pieces(self.first + at as u64, n) {
-            let scales = self.scales.widen(level, self.grid.of(&piece), &mut buffer);
+            let scales = self.scales.widen(level, self.grid.of(&piece), room.slots());
             let codes = &self.codes[at + piece.at..at + piece.at + piece.n];
             let out = &mut out[piece.at..piece.at + piece.n];
             finite &= scaled_runs(level, self.dtype, codes, scales, self.grid.run(&piece), out);
@@ -104,7 +104,7 @@ impl Values for ScaledChunk<'_> {
         out.copy_from_slice(&self.codes[at..at + out.len()]);
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], _more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], _more: &mut [f32]) -> usize {
         self.scales.widen(level, self.grid.of(piece), scales).len()
     }
 }

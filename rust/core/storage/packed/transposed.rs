@@ -196,7 +196,7 @@ impl Values for TransposedChunk<'_> {
         }
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32; TILE], more: &mut [f32; TILE]) -> usize {
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize {
         let wide = self.of.grid.wide;
         let groups = piece.column / wide..(piece.column + piece.n as u64 - 1) / wide + 1;
         let count = (groups.end - groups.start) as usize;
