@@ -30,9 +30,10 @@ fn fields(bits: u32, codes: &[u8], out: &mut [u8]) {
     let size = bits as usize;
     let (whole, last) = out.split_at_mut(eights.len() * size);
     let joined = |codes: &[u8]| {
-        codes.iter().enumerate().fold(0u64, |word, (i, code)| {
-            word | (u64::from(*code) & ((1 << bits) - 1)) << (i as u32 * bits)
-        })
+        codes
+            .iter()
+            .enumerate()
+            .fold(0u64, |word, (i, code)| word | (u64::from(*code) & ((1 << bits) - 1)) << (i as u32 * bits))
     };
     for (out, codes) in whole.chunks_exact_mut(size).zip(eights) {
         out.copy_from_slice(&joined(codes).to_le_bytes()[..size]);

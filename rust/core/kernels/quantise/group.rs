@@ -135,13 +135,7 @@ kernel! {
 }
 
 #[inline(always)]
-fn errors_of<C: Round>(
-    code: C,
-    x: &[f32],
-    wide: usize,
-    scalings: &[Option<[Scaling; 2]>],
-    sums: &mut [[f64; 2]],
-) {
+fn errors_of<C: Round>(code: C, x: &[f32], wide: usize, scalings: &[Option<[Scaling; 2]>], sums: &mut [[f64; 2]]) {
     for ((x, scalings), sums) in x.chunks(wide).zip(scalings).zip(sums) {
         let Some([first, second]) = scalings else { continue };
         for run in x.chunks(RUN) {
@@ -239,13 +233,7 @@ fn one_code(by: &Scaling, x: f32, round: impl Fn(f32) -> (f32, u32)) -> (u8, f32
 
 /// [`LANES`] at a time: groups are too short for what a compiler makes of a loop of any length.
 #[inline(always)]
-fn each_code<T: Copy>(
-    x: &[f32],
-    with: &[T],
-    codes: &mut [u8],
-    out: &mut [f32],
-    one: impl Fn(f32, T) -> (u8, f32),
-) {
+fn each_code<T: Copy>(x: &[f32], with: &[T], codes: &mut [u8], out: &mut [f32], one: impl Fn(f32, T) -> (u8, f32)) {
     let (xs, x) = x.as_chunks::<LANES>();
     let (withs, with) = with.as_chunks::<LANES>();
     let (codess, codes) = codes.as_chunks_mut::<LANES>();
@@ -264,20 +252,13 @@ fn each_code<T: Copy>(
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
-    use crate::kernels::codes::{e2m1, widen_code};
+    use crate::kernels::codes::{e2m1, widen_codes};
     use crate::kernels::narrow::{narrow, Rounding};
     use crate::kernels::quantise::bits::{bytes, pack};
     use crate::kernels::Level;
 
-    const CODES: [Code; 7] = [
-        Code::E4M3,
-        Code::E5M2,
-        Code::E2M1,
-        Code::Signed(8),
-        Code::Offset(3),
-        Code::Offset(4),
-        Code::Offset(8),
-    ];
+    const CODES: [Code; 7] =
+        [Code::E4M3, Code::E5M2, Code::E2M1, Code::Signed(8), Code::Offset(3), Code::Offset(4), Code::Offset(8)];
 
     fn one() -> Scaling {
         Scaling::new(1.0, 0.0)
@@ -285,7 +266,9 @@ mod tests {
 
     /// All bf16 numbers, and what lies between them.
     fn numbers() -> Vec<f32> {
-        (0..=u16::MAX).flat_map(|bits| [0, 0x7FFF, 0x8000, 0x8001].map(|low| f32::from_bits(u32::from(bits) << 16 | low))).collect()
+        (0..=u16::MAX)
+            .flat_map(|bits| [0, 0x7FFF, 0x8000, 0x8001].map(|low| f32::from_bits(u32::from(bits) << 16 | low)))
+            .collect()
     }
 
     #[test]
@@ -299,7 +282,7 @@ mod tests {
                 let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
                 encode(level, code, &x, x.len(), &[one()], None, &mut codes, &mut out);
                 let mut back = vec![0f32; x.len()];
-                widen_code(level, dtype, &codes, &mut back);
+                widen_codes(level, dtype, &codes, &mut back);
                 for i in 0..x.len() {
                     if x[i].is_nan() {
                         assert!(back[i].is_nan() && out[i].is_nan());
@@ -319,7 +302,11 @@ mod tests {
             let distance = |code: usize| (f64::from(table[code]) - f64::from(x.abs().min(6.0))).abs();
             let best = (0..8).map(distance).fold(f64::MAX, f64::min);
             let code = (0..8).filter(|code| distance(*code) == best).max_by_key(|code| *code % 2 == 0).unwrap_or(0);
-            if x.is_nan() { 0 } else { code as u8 | u8::from(x.is_sign_negative()) << 3 }
+            if x.is_nan() {
+                0
+            } else {
+                code as u8 | u8::from(x.is_sign_negative()) << 3
+            }
         };
         let x = numbers();
         for level in Level::available() {

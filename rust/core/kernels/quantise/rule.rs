@@ -161,7 +161,11 @@ impl Setting {
             }
             Rule::MxCt if amax == 0.0 => exponent(0),
             // The offset is that of four-bit floats.
-            Rule::MxCt => exponent((bits.saturating_add(1 << 21) >> 23).saturating_sub(if self.code == Code::E2M1 { 2 } else { 8 })),
+            Rule::MxCt => exponent((bits.saturating_add(1 << 21) >> 23).saturating_sub(if self.code == Code::E2M1 {
+                2
+            } else {
+                8
+            })),
             Rule::MxFloor => exponent((bits >> 23).saturating_sub(largest)),
             Rule::MxCeil if self.code == Code::E2M1 => exponent(up((amax / top).to_bits())),
             Rule::MxCeil => exponent(up(bits).saturating_sub(largest)),

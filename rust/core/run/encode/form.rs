@@ -111,7 +111,8 @@ impl Form {
             Format::PackedInt(packed) => {
                 let wide = if packed.group == 0 { columns } else { packed.group.min(columns) };
                 let bits = u64::from(packed.bits);
-                if packed.parts.order.is_some() || !(2..=8).contains(&bits) || (wide != columns && wide * bits % 8 != 0) {
+                if packed.parts.order.is_some() || !(2..=8).contains(&bits) || (wide != columns && wide * bits % 8 != 0)
+                {
                     return no("with these groups of columns");
                 }
                 let (row_bytes, zeros) = ((columns * bits).div_ceil(32) * 4, packed.parts.zeros.is_some());

@@ -1,9 +1,9 @@
 //! One patch of a packed tensor: what is computed of it, the scale of each of its groups, and its codes.
 
+use super::chosen::{Choice, Chosen};
 use super::form::Place;
 use super::original::{read, Buffers, Group, Rows};
 use super::packed::Packed;
-use super::whole::{Chosen, Choice};
 use crate::error::Result;
 use crate::kernels::philox::fill;
 use crate::kernels::quantise::bits::pack;
@@ -330,7 +330,16 @@ impl Bench {
                 let draws = (!self.draws.is_empty()).then(|| &self.draws[range.clone()]);
                 let codes = &mut self.codes[range.clone()];
                 if packed.own {
-                    encode(level, form.code, &self.x[slot][range.clone()], wide, &scalings, draws, codes, &mut self.out[range.clone()]);
+                    encode(
+                        level,
+                        form.code,
+                        &self.x[slot][range.clone()],
+                        wide,
+                        &scalings,
+                        draws,
+                        codes,
+                        &mut self.out[range.clone()],
+                    );
                 } else {
                     let x = self.out[range.clone()].to_vec();
                     encode(level, form.code, &x, wide, &scalings, draws, codes, &mut self.out[range.clone()]);
@@ -352,7 +361,8 @@ impl Bench {
                 let start = form.bytes_before(group.columns.start) - form.bytes_before(place.column);
                 let from = rows.codes(form, row as u64, &group.columns);
                 bytes[start..start + from.len()].copy_from_slice(from);
-                let here = row * columns + index * wide..row * columns + index * wide + (group.columns.end - group.columns.start) as usize;
+                let here = row * columns + index * wide
+                    ..row * columns + index * wide + (group.columns.end - group.columns.start) as usize;
                 self.out[here.clone()].copy_from_slice(&values[here]);
             }
         }
