@@ -2,6 +2,7 @@
 //! they are made of, in whichever files and order those lie.
 
 pub(crate) mod bands;
+mod choose;
 mod chosen;
 mod form;
 mod make;
