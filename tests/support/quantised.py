@@ -1,7 +1,7 @@
-"""Packed tensors made, read and written with NumPy alone: what tests of quantised formats hold the engine against.
+"""Packed tensors made, read and written with NumPy alone: what the engine is held against.
 
-A format is a pair of a dictionary, as a plan has it, and functions that make its parts from numbers and numbers from its
-parts. A model is a dictionary of stored tensors: dtype, shape, bytes.
+A format is a dictionary, as a plan has it, and functions that make its parts from numbers and numbers from
+its parts. A model is a dictionary of stored tensors: dtype, shape, bytes.
 """
 
 import json
@@ -18,10 +18,17 @@ Parts = dict[str, np.ndarray]
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 DTYPES = {
-    "F8_E4M3": np.dtype(E4M3), "BF16": np.dtype(BF16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32),
-    "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8), "I32": np.dtype(np.int32), "F8_E8M0": np.dtype(np.uint8),
-    "I64": np.dtype(np.int64), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}  # fmt: skip
+    "F8_E4M3": np.dtype(E4M3),
+    "BF16": np.dtype(BF16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "F8_E8M0": np.dtype(np.uint8),
+    "I64": np.dtype(np.int64),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
 
 
 def write(path: Path, tensors: Stored) -> None:
@@ -41,7 +48,11 @@ def read(path: Path) -> Stored:
     end = 8 + struct.unpack("<Q", data[:8])[0]
     rows = {name: row for name, row in json.loads(data[8:end]).items() if name != "__metadata__"}
     return {
-        name: (row["dtype"], tuple(row["shape"]), data[end + row["data_offsets"][0] : end + row["data_offsets"][1]])
+        name: (
+            row["dtype"],
+            tuple(row["shape"]),
+            data[end + row["data_offsets"][0] : end + row["data_offsets"][1]],
+        )
         for name, row in rows.items()
     }
 
@@ -148,7 +159,9 @@ class Format:
         with np.errstate(divide="ignore"):
             match self.rule:
                 case "amax_448" | "amax_127" | "amax_7":
-                    scale = np.where(amax > 0, amax / top, np.float32(1e-4) / top if top == 448 else np.float32(1))
+                    scale = np.where(
+                        amax > 0, amax / top, np.float32(1e-4) / top if top == 448 else np.float32(1)
+                    )
                 case "pair":
                     scale = np.maximum(high / top, low / np.float32(self.top + 1))
                     scale = np.where(scale > 0, scale, np.float32(1))
@@ -193,7 +206,7 @@ class Format:
         return (self.unpack(parts["codes"], shape[-1]) * each).astype(np.float32)
 
     def better(self, x: np.ndarray, own: Parts) -> Parts:
-        """Per group the target's scale, or a fresh one where that lowers the squared error by more than a 1024th."""
+        """Per group the target's scale, or a fresh one whose squared error is a 1024th smaller."""
         glob = own["global"][0] if "global" in own else None
         fresh = self.fresh(x, glob).reshape(own["scales"].shape)
         errors, numbers = [], []
@@ -202,7 +215,10 @@ class Format:
             numbers.append(self.round(x / each))
             square = (x.astype(np.float64) - numbers[-1].astype(np.float64) * each) ** 2
             errors.append(per_group(square, self.block, np.add.reduceat))
-        values = [self.value(s, glob).reshape(errors[0].shape).view(np.uint32).astype(np.int64) for s in (own["scales"], fresh)]
+        values = [
+            self.value(s, glob).reshape(errors[0].shape).view(np.uint32).astype(np.int64)
+            for s in (own["scales"], fresh)
+        ]
         close = np.abs(values[0] - values[1]) <= 2
         new = (errors[1] < errors[0] * (1 - 2.0**-10)) & ~close
         scales = np.where(new.reshape(fresh.shape), fresh, own["scales"]).astype(fresh.dtype)
@@ -213,27 +229,38 @@ class Format:
 def scaled(codes: str, scales: str, block: tuple[int, int], rule: str, top: float = 448.0) -> Format:
     """Codes that are numbers by themselves."""
     plan = {
-        "kind": "scaled", "dtype": "BF16", "strip": ".weight", "block": list(block),
+        "kind": "scaled",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "block": list(block),
         "parts": {"codes": ".weight", "scales": ".weight_scale"},
-    }  # fmt: skip
+    }
     return Format(plan, codes, scales, block, top, rule)
 
 
 def e2m1(scales: str, group: int, rule: str, glob: str | None = None) -> Format:
     """Four-bit floats."""
     plan: dict[str, object] = {
-        "kind": "e2m1", "dtype": "BF16", "strip": ".weight", "group": group,
-        "parts": {"codes": ".weight_packed", "scales": ".weight_scale"} | ({"global": ".weight_global"} if glob else {}),
-    }  # fmt: skip
+        "kind": "e2m1",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "group": group,
+        "parts": {"codes": ".weight_packed", "scales": ".weight_scale"}
+        | ({"global": ".weight_global"} if glob else {}),
+    }
     return Format(plan | ({"global": glob} if glob else {}), "U8", scales, (1, group), 6.0, rule, 4)
 
 
 def packed_int(bits: int, group: int, scales: str, rule: str) -> Format:
     """Integers of a few bits."""
     plan = {
-        "kind": "packed_int", "dtype": "BF16", "strip": ".weight", "bits": bits, "group": group,
+        "kind": "packed_int",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "bits": bits,
+        "group": group,
         "parts": {"codes": ".weight_packed", "scales": ".weight_scale"},
-    }  # fmt: skip
+    }
     return Format(plan, "I32", scales, (1, group), float(2 ** (bits - 1) - 1), rule, bits)
 
 
