@@ -30,7 +30,7 @@ mod rounds;
 mod shards;
 pub(crate) mod tile;
 
-use encode::bands::Encodings;
+use encode::tensors::Encodings;
 use program::Program;
 use rounds::Run;
 use shards::Shards;

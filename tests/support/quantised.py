@@ -1,7 +1,7 @@
-"""Packed tensors made, read and written with NumPy alone: what tests of quantised formats hold the engine against.
+"""Packed tensors made, read and written with NumPy alone: what the engine is held against.
 
-A format is a pair of a dictionary, as a plan has it, and functions that make its parts from numbers and numbers from its
-parts. A model is a dictionary of stored tensors: dtype, shape, bytes.
+A format is a dictionary, as a plan has it, and functions that make its parts from numbers and numbers from
+its parts. A model is a dictionary of stored tensors: dtype, shape, bytes.
 """
 
 import json
@@ -18,10 +18,17 @@ Parts = dict[str, np.ndarray]
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16
 DTYPES = {
-    "F8_E4M3": np.dtype(E4M3), "BF16": np.dtype(BF16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32),
-    "U8": np.dtype(np.uint8), "I8": np.dtype(np.int8), "I32": np.dtype(np.int32), "F8_E8M0": np.dtype(np.uint8),
-    "I64": np.dtype(np.int64), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}  # fmt: skip
+    "F8_E4M3": np.dtype(E4M3),
+    "BF16": np.dtype(BF16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "F8_E8M0": np.dtype(np.uint8),
+    "I64": np.dtype(np.int64),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
 
 
 def write(path: Path, tensors: Stored) -> None:
@@ -199,7 +206,7 @@ class Format:
         return (self.unpack(parts["codes"], shape[-1]) * each).astype(np.float32)
 
     def better(self, x: np.ndarray, own: Parts) -> Parts:
-        """Per group the target's scale, or a fresh one where that lowers the squared error by more than a 1024th."""
+        """Per group the target's scale, or a fresh one whose squared error is a 1024th smaller."""
         glob = own["global"][0] if "global" in own else None
         fresh = self.fresh(x, glob).reshape(own["scales"].shape)
         errors, numbers = [], []
@@ -222,27 +229,38 @@ class Format:
 def scaled(codes: str, scales: str, block: tuple[int, int], rule: str, top: float = 448.0) -> Format:
     """Codes that are numbers by themselves."""
     plan = {
-        "kind": "scaled", "dtype": "BF16", "strip": ".weight", "block": list(block),
+        "kind": "scaled",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "block": list(block),
         "parts": {"codes": ".weight", "scales": ".weight_scale"},
-    }  # fmt: skip
+    }
     return Format(plan, codes, scales, block, top, rule)
 
 
 def e2m1(scales: str, group: int, rule: str, glob: str | None = None) -> Format:
     """Four-bit floats."""
     plan: dict[str, object] = {
-        "kind": "e2m1", "dtype": "BF16", "strip": ".weight", "group": group,
-        "parts": {"codes": ".weight_packed", "scales": ".weight_scale"} | ({"global": ".weight_global"} if glob else {}),
-    }  # fmt: skip
+        "kind": "e2m1",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "group": group,
+        "parts": {"codes": ".weight_packed", "scales": ".weight_scale"}
+        | ({"global": ".weight_global"} if glob else {}),
+    }
     return Format(plan | ({"global": glob} if glob else {}), "U8", scales, (1, group), 6.0, rule, 4)
 
 
 def packed_int(bits: int, group: int, scales: str, rule: str) -> Format:
     """Integers of a few bits."""
     plan = {
-        "kind": "packed_int", "dtype": "BF16", "strip": ".weight", "bits": bits, "group": group,
+        "kind": "packed_int",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "bits": bits,
+        "group": group,
         "parts": {"codes": ".weight_packed", "scales": ".weight_scale"},
-    }  # fmt: skip
+    }
     return Format(plan, "I32", scales, (1, group), float(2 ** (bits - 1) - 1), rule, bits)
 
 

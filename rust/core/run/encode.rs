@@ -2,9 +2,12 @@
 //! they are made of, in whichever files and order those lie.
 
 pub(crate) mod bands;
-pub(crate) mod form;
+mod choose;
+mod chosen;
+mod form;
 mod make;
 mod original;
-pub(crate) mod packed;
+mod packed;
 pub(crate) mod patch;
+pub(crate) mod tensors;
 mod whole;

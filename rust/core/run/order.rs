@@ -1,7 +1,7 @@
 //! The order in which blocks are written, and which tensors they are of.
 
 use super::block::Block;
-use super::encode::bands::Encodings;
+use super::encode::tensors::Encodings;
 use crate::plan::layout::Layout;
 
 /// Blocks in file order, but what holds scales of packed tensors behind the codes of those: the scales are found with

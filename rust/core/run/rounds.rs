@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::block::{Block, Worker};
-use super::encode::bands::{Context, Encodings};
-use super::encode::packed::Packed;
+use super::encode::bands::{Banded, Context};
+use super::encode::tensors::Encodings;
 use super::order::{in_order, jobs, Last};
 use super::program::{Program, Step};
 use super::report::{self, Found, Journaled, Report, Written};
@@ -124,13 +124,13 @@ impl Run<'_> {
     fn prepares(&self, job: usize) -> bool {
         let program = &self.programs[job];
         let packed = self.encodings.tensor(job).filter(|_| !program.job.is_aside());
-        program.prepares() || packed.is_some_and(Packed::prepares)
+        program.prepares() || packed.is_some_and(Banded::prepares)
     }
 
     /// Whether that has been done.
     fn ready(&self, job: usize) -> bool {
         let program = &self.programs[job];
-        (!program.prepares() || program.ready()) && self.encodings.tensor(job).is_none_or(Packed::ready)
+        (!program.prepares() || program.ready()) && self.encodings.tensor(job).is_none_or(Banded::ready)
     }
 
     fn context(&self) -> Context<'_, '_> {

@@ -22,6 +22,8 @@ use crate::storage::Storage;
 use crate::tensor::Tensor;
 use crate::tensor::Tile;
 
+pub(crate) mod values;
+
 /// A smaller tensor's sums are all exact: one number less exact would show in them.
 const SHORT: u64 = 1 << 16;
 
@@ -74,18 +76,6 @@ pub(crate) struct Target<'b> {
     pub survival: Option<&'b mut Survival>,
 }
 
-/// Where what is computed of a tile goes before it is rounded.
-pub(crate) struct Values<'v, 'o> {
-    /// Input 0.
-    pub target: &'v mut [f32],
-    /// The step for α = 1.
-    pub delta: &'v mut [f32],
-    /// For each output its α, with the operation's factor, and the result.
-    pub outs: &'v mut [(f64, &'o mut [f32])],
-    /// By input, values that are not finite: added to.
-    pub bad: &'v mut [u64],
-}
-
 /// A step and what is done with it.
 struct Moved<'t, R> {
     inputs: &'t [Vec<R>],
@@ -112,10 +102,6 @@ fn donors<'t, R: Real>(
     let donor = kept.and_then(|term| Some((&inputs[term.model][..], &inputs[term.reference?][..])));
     let elsewhere = kept.filter(|term| term.reference.is_none()).and_then(|term| chunks[term.model].exact());
     (donor, elsewhere)
-}
-
-fn single<R: Real>(from: &[R], to: &mut [f32]) {
-    to.iter_mut().zip(from).for_each(|(slot, x)| *slot = x.to_f32());
 }
 
 /// One thread's tiles, reused from tile to tile.
@@ -386,71 +372,6 @@ impl Tiler {
         if let Some(kept) = elsewhere {
             kept.keep(self.level, at, &inputs[0], out);
         }
-    }
-
-    /// What is computed of a tile, for every α, before it is rounded.
-    ///
-    /// # Errors
-    /// Unreadable input.
-    pub(crate) fn values(
-        &mut self,
-        place: &Place<'_>,
-        chunks: &[Chunk<'_>],
-        span: Span,
-        values: &mut Values<'_, '_>,
-    ) -> Result<()> {
-        match &place.program.arithmetic {
-            Arithmetic::Wide(method) => {
-                let mut tiles = std::mem::take(&mut self.wide);
-                let done = self.into(place, Some(method.as_ref()), chunks, &mut tiles, span, values);
-                self.wide = tiles;
-                done
-            }
-            other => {
-                let method = if let Arithmetic::Narrow(method) = other { Some(method.as_ref()) } else { None };
-                let mut tiles = std::mem::take(&mut self.narrow);
-                let done = self.into(place, method, chunks, &mut tiles, span, values);
-                self.narrow = tiles;
-                done
-            }
-        }
-    }
-
-    fn into<R: Real>(
-        &mut self,
-        place: &Place<'_>,
-        method: Option<&dyn Method<R>>,
-        chunks: &[Chunk<'_>],
-        tiles: &mut Tiles<R>,
-        span: Span,
-        values: &mut Values<'_, '_>,
-    ) -> Result<()> {
-        let (level, Span { at, n, .. }) = (self.level, span);
-        tiles.load(level, chunks, at, n, |index, tile| values.bad[index] += count_non_finite(level, tile));
-        let Tiles { inputs, step: delta, out, .. } = tiles;
-        let (delta, out) = (&mut delta[..n], &mut out[..n]);
-        single(&inputs[0], values.target);
-        let Some(method) = method else {
-            values.delta.fill(0.0);
-            values.outs.iter_mut().for_each(|(_, slot)| slot[..n].copy_from_slice(values.target));
-            return Ok(());
-        };
-        let tile = Tile { level, first: span.first, inputs };
-        if method.computes() == Computes::Value {
-            method.tile(&place.tensor, &place.state, &tile, &mut *out)?;
-            values.delta.fill(0.0);
-            values.outs.iter_mut().for_each(|(_, slot)| single(out, slot));
-            return Ok(());
-        }
-        method.tile(&place.tensor, &place.state, &tile, &mut *delta)?;
-        single(delta, values.delta);
-        for (alpha, slot) in values.outs.iter_mut() {
-            let (donor, elsewhere) = donors(inputs, chunks, method.sum_of(), *alpha);
-            let moved = Moved { inputs, delta, terms: method.sum_of(), alpha: *alpha, donor, elsewhere };
-            self.moved(chunks, at, &moved, out);
-            single(out, slot);
-        }
-        Ok(())
     }
 
     /// What f32 cannot do well in this tile, again in f64.

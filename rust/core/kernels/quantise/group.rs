@@ -362,7 +362,8 @@ mod tests {
                         assert_eq!((seen[g].high, seen[g].low, seen[g].non_finite), (high, low, 0));
                         let square = |(x, v): (&f32, &f32)| f64::from((x - v) / by[g].scale).powi(2);
                         let want: f64 = group.iter().zip(&out[g * wide..]).map(square).sum();
-                        assert!((sums[g][0] - want).abs() <= 1e-5 * want + 1e-9, "{code:?} {} {want}", sums[g][0]);
+                        // A quotient near 127 is rounded to 4e-6, which an error of 0.1 shows in its square.
+                        assert!((sums[g][0] - want).abs() <= 2e-4 * want + 1e-9, "{code:?} {} {want}", sums[g][0]);
                     }
                     firsts.push((seen, sums, codes.clone(), out.clone()));
                 }

@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, TryLockError};
 
+use super::chosen::{Chosen, Wholes};
 use super::make::{self, Kept};
-use super::packed::{belong, is_written, Packed, Parts};
+use super::packed::Packed;
 use super::patch::{Bench, Patch};
-use super::whole::{Chosen, Wholes};
-use crate::error::{shown, Error, Kind, Result};
-use crate::kernels::Level;
+
+use crate::error::{Error, Result};
 use crate::measure::{NonFinite, Place as Where, Survival};
 use crate::output::digest::BLOCK;
 use crate::plan::encoding::Role;
@@ -26,7 +26,7 @@ const LATER: usize = 256;
 
 /// What is kept of a packed tensor while its blocks are written.
 #[derive(Default)]
-pub(crate) struct Bands {
+struct Bands {
     slots: Mutex<HashMap<u64, Arc<Mutex<Slot>>>>,
     kept: Mutex<Option<Kept>>,
     wholes: Mutex<Option<Arc<Wholes>>>,
@@ -34,18 +34,17 @@ pub(crate) struct Bands {
     left: AtomicU64,
 }
 
+/// A packed tensor with what is kept of it.
+pub(crate) struct Banded {
+    pub(super) packed: Packed,
+    bands: Bands,
+}
+
 /// A patch, and how many blocks still want its codes.
 #[derive(Default)]
 struct Slot {
     wanted: Option<u64>,
     patch: Option<Arc<Patch>>,
-}
-
-/// The packed tensors of a run.
-pub(crate) struct Encodings {
-    tensors: Vec<Packed>,
-    /// By job.
-    of: Vec<Option<u32>>,
 }
 
 /// A piece of a part that is wanted: bytes of it, and where they go.
@@ -69,72 +68,15 @@ pub(crate) struct Context<'c, 'p> {
     pub non_finite: &'c NonFinite,
 }
 
-impl Encodings {
-    /// Those of a plan; `outputs` are the outputs that a shard is to be written in.
-    ///
-    /// # Errors
-    /// `Kind::Plan` for parts that are missing, or do not fit their format or each other.
-    pub(crate) fn of(
-        plan: &Plan,
-        programs: &[Program<'_>],
-        level: Level,
-        outputs: &dyn Fn(usize) -> Vec<usize>,
-    ) -> Result<Encodings> {
-        let mut found: HashMap<&str, Vec<(Role, usize)>> = HashMap::new();
-        let mut names = Vec::new();
-        for (index, job) in plan.jobs.iter().enumerate() {
-            let Some(part) = &job.packed else { continue };
-            let parts = found.entry(&part.name).or_insert_with(|| {
-                names.push(&*part.name);
-                Vec::new()
-            });
-            let is_new = parts.iter().all(|(role, other)| *role != part.role && belong(plan, &plan.jobs[*other], job));
-            if !is_new || !is_written(&plan.encodings[part.encoding].format) {
-                let message = format!("unusable plan: the parts of `{}` do not belong together", shown(&part.name));
-                return Err(Error::new(Kind::Plan, message));
-            }
-            parts.push((part.role, index));
-        }
-        let (mut tensors, mut of) = (Vec::with_capacity(names.len()), vec![None; plan.jobs.len()]);
-        for name in names {
-            let Some(mut jobs) = found.remove(name) else { continue };
-            jobs.sort_by_key(|(role, _)| *role != Role::Codes);
-            let mut union: Vec<usize> = jobs.iter().flat_map(|(_, job)| outputs(plan.jobs[*job].shard)).collect();
-            union.sort_unstable();
-            union.dedup();
-            jobs.iter().for_each(|(_, job)| of[*job] = Some(tensors.len() as u32));
-            let bytes = |(_, job): &(Role, usize)| {
-                let job = &plan.jobs[*job];
-                outputs(job.shard).len() as u64 * job.dtype.bytes(&job.shape).unwrap_or(0)
-            };
-            let left = jobs.iter().map(bytes).sum();
-            let writes_codes = jobs.first().is_some_and(|(_, job)| !outputs(plan.jobs[*job].shard).is_empty());
-            let tensor = Packed::new(Parts { plan, jobs, outputs: union, writes_codes }, programs, level)?;
-            tensor.bands.left.store(left, Relaxed);
-            tensors.push(tensor);
-        }
-        Ok(Encodings { tensors, of })
+impl Banded {
+    /// Of which nothing is kept; `left` bytes of its parts are to be written.
+    pub(super) fn new(packed: Packed, left: u64) -> Self {
+        Banded { packed, bands: Bands { left: AtomicU64::new(left), ..Bands::default() } }
     }
 
-    /// The tensor that a job writes a part of.
-    pub(crate) fn tensor(&self, job: usize) -> Option<&Packed> {
-        self.tensors.get((*self.of.get(job)?)? as usize)
-    }
-
-    /// The job whose blocks are best written before those of a part: that of its codes.
-    pub(crate) fn after(&self, job: usize) -> Option<usize> {
-        self.tensor(job).map(Packed::job).filter(|codes| *codes != job)
-    }
-
-    /// Bytes that a thread has of the largest patches, and of bands between blocks.
-    pub(crate) fn memory(&self) -> u64 {
-        self.tensors.iter().map(Packed::memory).max().unwrap_or(0)
-    }
-}
-
-impl Packed {
-    fn memory(&self) -> u64 {
-        let (form, outputs) = (&self.form, self.steps.len().max(1) as u64);
+    /// Bytes that a thread has of its patches, and of bands between blocks.
+    pub(super) fn memory(&self) -> u64 {
+        let (form, outputs) = (&self.packed.form, self.packed.steps.len().max(1) as u64);
         let (patch, band) = (form.high * form.broad, form.high * form.row_bytes);
         // Values of each output, target, step, result, draws and codes; two bands of each output.
         patch * (4 * outputs + 17) + outputs * 2 * band
@@ -142,7 +84,7 @@ impl Packed {
 
     /// The logical elements of which `bytes` of the codes hold at least a part.
     pub(crate) fn elements(&self, bytes: &Range<u64>) -> Range<u64> {
-        let (size, columns) = (self.form.row_bytes, self.form.columns);
+        let (size, columns) = (self.packed.form.row_bytes, self.packed.form.columns);
         bytes.start / size * columns..bytes.end.div_ceil(size) * columns
     }
 
@@ -156,7 +98,7 @@ impl Packed {
 
     /// Whether something has to look at all of the tensor first.
     pub(crate) fn prepares(&self) -> bool {
-        self.form.wholes > 0
+        self.packed.form.wholes > 0
     }
 
     /// Whether that has been done.
@@ -165,7 +107,7 @@ impl Packed {
     }
 
     fn wholes(&self, context: &Context<'_, '_>, threads: Threads<'_>) -> Result<Arc<Wholes>> {
-        let program = &context.programs[self.job()];
+        let program = &context.programs[self.packed.job()];
         if program.prepares() && !program.ready() {
             program.prepare(threads)?;
         }
@@ -176,7 +118,7 @@ impl Packed {
             return Ok(Arc::clone(wholes));
         }
         let tile = TilePlace::new(program, context.non_finite, context.plan.stochastic);
-        let made = Arc::new(self.choose(&tile, threads)?);
+        let made = Arc::new(self.packed.choose(&tile, threads)?);
         *lock(&self.bands.wholes) = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -191,7 +133,7 @@ impl Packed {
         bench: &mut Bench,
         wanted: &mut Wanted<'_>,
     ) -> Result<Vec<Option<Survival>>> {
-        let role = self.parts.iter().find(|(_, job)| *job == wanted.job).map_or(Role::Codes, |(role, _)| *role);
+        let role = self.packed.parts.iter().find(|(_, job)| *job == wanted.job).map_or(Role::Codes, |(role, _)| *role);
         let measured = if role == Role::Codes {
             self.codes(context, bench, wanted)?
         } else {
@@ -207,7 +149,7 @@ impl Packed {
 
     /// Position of each wanted output among those that are computed.
     fn positions(&self, steps: &[Step]) -> Vec<usize> {
-        let position = |step: &Step| self.steps.iter().position(|own| own.output == step.output);
+        let position = |step: &Step| self.packed.steps.iter().position(|own| own.output == step.output);
         steps.iter().map(|step| position(step).unwrap_or(0)).collect()
     }
 
@@ -217,7 +159,7 @@ impl Packed {
         bench: &mut Bench,
         wanted: &mut Wanted<'_>,
     ) -> Result<Vec<Option<Survival>>> {
-        let (form, positions) = (&self.form, self.positions(wanted.steps));
+        let (form, positions) = (&self.packed.form, self.positions(wanted.steps));
         let row = |byte: u64| byte / form.row_bytes;
         let bands = form.band_of(row(wanted.bytes.start))..form.band_of(row(wanted.bytes.end - 1)) + 1;
         let first = form.patches_of(bands.start).start;
@@ -249,7 +191,7 @@ impl Packed {
                 total.get_or_insert_default().merge(sum);
             }
         }
-        Ok(totals.into_iter().map(|total| total.filter(|_| self.measured)).collect())
+        Ok(totals.into_iter().map(|total| total.filter(|_| self.packed.measured)).collect())
     }
 
     /// A patch for one of the blocks that want its codes; none where another thread is at it and it is not waited for.
@@ -282,7 +224,7 @@ impl Packed {
 
     /// Blocks that hold codes of a patch's band and are to be written.
     fn blocks(&self, context: &Context<'_, '_>, index: u64) -> u64 {
-        let (form, job) = (&self.form, self.job());
+        let (form, job) = (&self.packed.form, self.packed.job());
         let rows = form.band(index / form.strips());
         let offset = context.layout.offsets[job];
         let (first, end) = (offset + rows.start * form.row_bytes, offset + rows.end * form.row_bytes);
@@ -291,15 +233,15 @@ impl Packed {
 
     fn make(&self, context: &Context<'_, '_>, bench: &mut Bench, index: u64) -> Result<Arc<Patch>> {
         let wholes = self.wholes(context, Threads::Alone)?;
-        let program = &context.programs[self.job()];
+        let program = &context.programs[self.packed.job()];
         let tile = TilePlace::new(program, context.non_finite, context.plan.stochastic);
-        let place = self.form.place(index);
-        let chosen: &[Chosen] = wholes.get(self.form.whole_of(place.matrix)).map_or(&[], |chosen| chosen);
-        let patch = bench.make(self, &tile, &place, chosen)?;
+        let place = self.packed.form.place(index);
+        let chosen: &[Chosen] = wholes.get(self.packed.form.whole_of(place.matrix)).map_or(&[], |chosen| chosen);
+        let patch = bench.make(&self.packed, &tile, &place, chosen)?;
         let mut kept = lock(&self.bands.kept);
-        kept.get_or_insert_with(|| Kept::new(&self.form, self.scales, self.steps.len())).take(
-            &self.form,
-            self.scales,
+        kept.get_or_insert_with(|| Kept::new(&self.packed.form, self.packed.scales, self.packed.steps.len())).take(
+            &self.packed.form,
+            self.packed.scales,
             index,
             &patch,
         );
@@ -315,7 +257,7 @@ impl Packed {
         positions: &[usize],
         wanted: &mut Wanted<'_>,
     ) -> Option<Vec<Survival>> {
-        let (form, place) = (&self.form, self.form.place(index));
+        let (form, place) = (&self.packed.form, self.packed.form.place(index));
         let left = form.bytes_before(place.column) as u64;
         let size = form.bytes_before(place.column + place.columns) as u64 - left;
         for row in 0..place.rows {
@@ -335,7 +277,7 @@ impl Packed {
         if begins < wanted.bytes.start {
             return None;
         }
-        let job = self.job();
+        let job = self.packed.job();
         for (input, count) in patch.bad.iter().enumerate() {
             context.non_finite.note(job, Where::Input(input), *count);
         }
@@ -349,7 +291,7 @@ impl Packed {
 
     /// A piece of a part other than the codes.
     fn aside(&self, context: &Context<'_, '_>, bench: &mut Bench, wanted: &mut Wanted<'_>, role: Role) -> Result<()> {
-        let (form, job) = (&self.form, &context.plan.jobs[wanted.job]);
+        let (form, job) = (&self.packed.form, &context.plan.jobs[wanted.job]);
         let (size, positions) = (job.dtype.size(), self.positions(wanted.steps));
         if role == Role::Shape {
             wanted.out.iter_mut().for_each(|out| make::shape(form, size, &wanted.bytes, out));
@@ -378,7 +320,7 @@ impl Packed {
 
     /// The patches that bytes of scales, or of codes for zero, come from.
     fn patches_behind(&self, role: Role, size: u64, bytes: &Range<u64>) -> Range<u64> {
-        let (form, across) = (&self.form, self.form.across());
+        let (form, across) = (&self.packed.form, self.packed.form.across());
         let (first, last) = (bytes.start / size, (bytes.end - 1) / size);
         let row = |index: u64, end: bool| match role {
             Role::Zeros => {
@@ -407,7 +349,7 @@ impl Packed {
         let mut slot = lock(&slot);
         if !is_known() {
             let patch = self.make(context, bench, index)?;
-            if self.writes_codes && slot.wanted.is_none() && lock(&self.bands.slots).len() < LATER {
+            if self.packed.writes_codes && slot.wanted.is_none() && lock(&self.bands.slots).len() < LATER {
                 slot.patch = Some(patch);
             }
         }

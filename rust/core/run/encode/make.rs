@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::chosen::Wholes;
 use super::form::Form;
 use super::patch::Patch;
-use super::whole::Wholes;
 use crate::kernels::quantise::code::half;
 use crate::kernels::quantise::scale::ScaleType;
 

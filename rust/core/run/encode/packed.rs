@@ -1,12 +1,11 @@
 //! A packed tensor of the output: how it is encoded, and from which inputs bytes may be taken as they are.
 
-use super::bands::Bands;
+use super::chosen::Chosen;
 use super::form::Form;
 use super::original::{is_same, Original};
-use super::whole::Chosen;
 use crate::dtype::Dtype;
 use crate::error::{shown, Error, Kind, Result};
-use crate::kernels::quantise::rule::{Rule, Setting};
+use crate::kernels::quantise::rule::{Global as Number, Rule, Setting};
 use crate::kernels::quantise::scale::ScaleType;
 use crate::kernels::Level;
 use crate::methods::method::{Computes, Method, Term};
@@ -14,7 +13,7 @@ use crate::plan::encoding::{Encoding, Role};
 use crate::plan::job::{Job, PartOf};
 use crate::plan::Plan;
 use crate::run::program::{Arithmetic, Program, Step};
-use crate::storage::packed::format::Format;
+use crate::storage::packed::format::{Format, Global};
 
 /// A packed tensor of the output.
 pub(crate) struct Packed {
@@ -45,8 +44,6 @@ pub(crate) struct Packed {
     pub(super) writes_codes: bool,
     /// The job of each part.
     pub(super) parts: Vec<(Role, usize)>,
-    /// What is kept between blocks.
-    pub(super) bands: Bands,
 }
 
 /// Inputs that are packed as the output is.
@@ -120,7 +117,6 @@ impl Packed {
             pair: pair.filter(|(model, reference)| encoding.own && is_like(*model) && is_like(*reference)),
             steps: steps.collect(),
             level,
-            bands: Bands::default(),
             writes_codes,
             parts: jobs,
             form,
@@ -140,6 +136,14 @@ impl Packed {
             reference: self.pair.and_then(|(_, reference)| original(reference)),
             donor: self.pair.and_then(|(donor, _)| original(donor)),
         }
+    }
+
+    /// The numbers that scales are made with, under a scale for a whole.
+    pub(super) fn number(&self, chosen: &Chosen) -> Option<Number> {
+        self.form.global.map(|rule| match rule {
+            Global::Multiply => Number::Times(f32::from_bits(chosen.bits)),
+            Global::Divide => Number::Over(f32::from_bits(chosen.bits)),
+        })
     }
 
     /// What rules for scales look at, under a scale for a whole where there is one.

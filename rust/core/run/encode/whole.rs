@@ -2,40 +2,16 @@
 
 use std::sync::Mutex;
 
+use super::chosen::{Choice, Chosen, Wholes};
 use super::packed::Packed;
 use super::patch::Bench;
 use crate::error::Result;
 use crate::kernels::quantise::code::Code;
 use crate::kernels::quantise::group::Seen;
-use crate::kernels::quantise::rule::{Global as Number, Rule};
+use crate::kernels::quantise::rule::Rule;
 use crate::run::tile::Place as TilePlace;
 use crate::storage::packed::format::Global;
 use crate::threads::{each, lock, Threads};
-
-/// Whose scale it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Choice {
-    /// The target's.
-    Own,
-    /// A new one.
-    Fresh,
-    /// The donor's, with all of its bytes.
-    Donor,
-}
-
-/// A scale for a whole.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Chosen {
-    /// As it is stored.
-    pub bits: u32,
-    /// Whose it is.
-    pub choice: Choice,
-    /// Target, reference and donor have the same.
-    pub shared: bool,
-}
-
-/// For each whole, by output.
-pub(super) type Wholes = Vec<Vec<Chosen>>;
 
 impl Packed {
     /// Chooses: the target's, unless it is too small for what has been computed.
@@ -128,14 +104,6 @@ impl Packed {
             Some(Global::Divide) => self.tool.round(self.tool.round(1.0 / amax) * steps),
         };
         global.clamp(f32::MIN_POSITIVE, f32::MAX).to_bits()
-    }
-
-    /// The numbers that scales are made with, under a scale for a whole.
-    pub(super) fn number(&self, chosen: &Chosen) -> Option<Number> {
-        self.form.global.map(|rule| match rule {
-            Global::Multiply => Number::Times(f32::from_bits(chosen.bits)),
-            Global::Divide => Number::Over(f32::from_bits(chosen.bits)),
-        })
     }
 }
 
