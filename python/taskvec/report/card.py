@@ -197,7 +197,7 @@ def _means(recipe: Mapping[str, Any]) -> str:
 
 def _form(recipe: Mapping[str, Any]) -> str:
     word = recipe.get("out_dtype")
-    return "plain weights" if word is None else escape(TORCH_NAMES.get(word, word))
+    return "plain weights" if word is None else escape(str(TORCH_NAMES.get(word, word)))
 
 
 def _name(source: Mapping[str, Any]) -> str:

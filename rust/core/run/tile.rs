@@ -11,7 +11,6 @@ use crate::kernels::fused::tiles::step_tiles_bf16;
 use crate::kernels::narrow::Rounding;
 use crate::kernels::philox::{fill, Stream};
 use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
-use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};

@@ -57,7 +57,7 @@ def pack_quantized(
         )
     scheme = _packed_scheme(name, parts, declared, stored_shape)
     bits, group = scheme.bits, _group(scheme)
-    width = (stored_shape and stored_shape[1]) or columns(codes, scales, bits, group)
+    width = stored_shape[1] if stored_shape else columns(codes, scales, bits, group)
     if width is None:
         raise UnreadableError(f"the columns of {shown(codes)} are not known without its `weight_shape`")
     rows = codes.shape[0]
@@ -96,7 +96,7 @@ def _packed_scheme(
         if each.format not in ("pack-quantized", "mixed-precision", ""):
             return False
         group = _group(each)
-        width = (stored_shape and stored_shape[1]) or columns(codes, scales, each.bits, group)
+        width = stored_shape[1] if stored_shape else columns(codes, scales, each.bits, group)
         if width is None:
             return group == 0 and scales.shape == (codes.shape[0], 1)
         grid = (codes.shape[0], up(width, group) if group else 1)

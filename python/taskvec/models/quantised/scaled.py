@@ -24,7 +24,7 @@ def grids(shape: Shape, block: Block) -> list[Shape]:
     """The shapes that the scales of a weight may have, one for each block; rounded up where it is cut off."""
     *lead, rows, columns = shape
     grid = (*lead, up(rows, block[0] or rows or 1), up(columns, block[1] or columns or 1))
-    found = [grid]
+    found: list[Shape] = [grid]
     if block == CHANNEL:
         found.append(grid[:-1])
     if block == TENSOR and not lead:
