@@ -85,3 +85,32 @@ def test_a_pointer_is_one_by_its_first_bytes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     found = {name: is_pointer_file(tmp_path / name) for name in ("pointer", "long", "fifo", "nothing")}
     assert found == {"pointer": True, "long": False, "fifo": False, "nothing": False}
+
+
+def test_a_copy_never_goes_into_a_file_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    os.link(tmp_path / "file", tmp_path / "second")
+    with pytest.raises(FileExistsError):
+        reading.copy(tmp_path / "file", tmp_path / "second")
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_a_link_that_is_made_and_reported_as_failed(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tv.transfer(*trio, tmp_path / "quiet", alpha=[0.25, 0.5, 1.0])
+    genuine, made = os.link, []
+
+    def link(source: Path, target: Path) -> None:
+        genuine(source, target)
+        made.append(target)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr("taskvec.run.publish._reflink", lambda *_: False)
+    tv.transfer(*trio, tmp_path / "out", alpha=[0.25, 0.5, 1.0])
+    assert made
+    for path in (tmp_path / "quiet").rglob("*"):
+        if path.is_file() and path.name != "taskvec.json":
+            other = tmp_path / "out" / path.relative_to(tmp_path / "quiet")
+            assert path.read_bytes() == other.read_bytes(), path

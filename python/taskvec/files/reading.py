@@ -59,16 +59,16 @@ def some(descriptor: int, size: int) -> bytes:
 
 
 def copy(source: _Path, target: _Path) -> None:
-    """Write the bytes of a file to a new one.
+    """Write the bytes of a file to a new one, never into one that is there, which may be the same file.
 
     Raises
     ------
     OSError
-        One of them cannot be opened, read or written.
+        One of them cannot be opened, read or written, or the target is there.
     """
     descriptor = os.open(source, os.O_RDONLY)
     try:
-        with open(target, "wb") as file:
+        with open(target, "xb") as file:
             while part := some(descriptor, _PIECE):
                 file.write(part)
     finally:

@@ -46,6 +46,7 @@ def share(source: Path, out: Path, name: str) -> None:
         try:
             os.link(source, part)
         except OSError:
+            part.unlink(missing_ok=True)  # a link may have been made and reported as failed
             reading.copy(source, part)
 
 
