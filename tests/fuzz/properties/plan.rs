@@ -21,7 +21,7 @@ pub(crate) fn check(input: &[u8]) {
     if is_large(input) {
         return;
     }
-    let files: Vec<Vec<u8>> = (0..3).map(|seed| plans::data(seed)).collect();
+    let files: Vec<Vec<u8>> = (0..3).map(plans::data).collect();
     let memories: Vec<Buffers<'_>> = files.iter().map(|bytes| tensors(bytes)).collect();
     let monitor = Monitor::default();
     match evaluate(input, &memories, 1, true, &monitor) {
