@@ -127,7 +127,7 @@ def plan_of(
     return json.dumps(
         {
             "format": 1,
-            "arithmetic": 2,
+            "arithmetic": 3,
             "sources": [source(folder, form if packed else None, shapes) for folder in folders],
             "outputs": [{"folder": f"alpha-{a}" if several else "", "alpha": a} for a in alphas],
             "shards": [f"model-{i}.safetensors" for i in range(len(files))],
@@ -562,7 +562,7 @@ def test_what_other_tools_write(name: str, tmp_path: Path) -> None:
     ]
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [source(tmp_path / "model", None, {})],
         "outputs": [{"folder": "", "alpha": 1.0}],
         "shards": ["model.safetensors"],

@@ -134,7 +134,7 @@ def test_computed_with_in_a_plan(name: str) -> None:
     tensor = logical(checkpoint)
     plan = {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": [
             {
                 "kind": "checkpoint",

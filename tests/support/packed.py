@@ -19,7 +19,7 @@ def document(
 ) -> dict[str, Any]:
     return {
         "format": 1,
-        "arithmetic": 2,
+        "arithmetic": 3,
         "sources": sources,
         "outputs": [{"folder": "", "alpha": alpha}],
         "shards": ["model.safetensors"],
