@@ -183,14 +183,14 @@ def test_the_better_scale_of_each_group(name: str, tmp_path: Path) -> None:
     models = trio(form, SHAPES)
     folders, tensors = write_trio(tmp_path, form, models)
     out = tmp_path / "out"
-    report = json.loads(_core.run(plan_of(form, SHAPES, folders, [tensors], alphas=[0.7]), out))
+    report = json.loads(_core.run(plan_of(form, SHAPES, folders, [tensors], alphas=[0.75]), out))
     found = output(out)
     moved = 0
     measured = {row["name"]: row for row in report["outputs"][0]["survival"]["tensors"]}
     for tensor, shape in SHAPES.items():
         own = models[0][tensor]
         values = [form.decode(model[tensor], shape) for model in models]
-        x = added(values, 0.7)
+        x = added(values, 0.75)
         still = np.all(x == values[0])
         wanted = own if still else form.better(x, own)
         if "global" in own:
@@ -204,7 +204,7 @@ def test_the_better_scale_of_each_group(name: str, tmp_path: Path) -> None:
         moved += got["scales"].tobytes() != own["scales"].tobytes()
         # What became of the step, on the decoded output.
         row = measured[tensor + parts_of(form)["codes"]]
-        step = 0.7 * (values[1] - values[2]).astype(np.float64)
+        step = 0.75 * (values[1] - values[2]).astype(np.float64)
         change = form.decode(got, shape) - values[0].astype(np.float64)
         assert row["elements"] == np.prod(shape)
         assert row["changed"] == np.count_nonzero(step)
