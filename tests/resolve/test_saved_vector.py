@@ -351,7 +351,9 @@ def test_a_vector_that_does_not_fit_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_headers_are_asked_for_their_metadata_once(vector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_headers_are_not_asked_for_their_metadata_for_every_tensor(
+    vector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     class Reader:
@@ -366,4 +368,5 @@ def test_the_headers_are_asked_for_their_metadata_once(vector: Path, monkeypatch
 
     monkeypatch.setattr(local, "Reader", Reader)
     assert len(tv.load_vector(vector)) > 3
-    assert asked.count("metadata") <= 1
+    # once for formats that it declares, once for the vector's own description
+    assert asked.count("metadata") <= 2

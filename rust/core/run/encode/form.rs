@@ -126,7 +126,7 @@ impl Form {
     /// With patches.
     fn cut(mut self) -> Form {
         // Whole bytes, whatever the bits of a code.
-        let unit = if self.wide % 8 == 0 { self.wide } else { self.wide * 8 };
+        let unit = if self.wide.is_multiple_of(8) { self.wide } else { self.wide * 8 };
         self.broad = ((PATCH / self.tall).max(1) / unit).max(1) * unit;
         self.broad = self.broad.min(self.columns);
         self.high = if self.tall > 1 { self.tall } else { (PATCH / self.columns).clamp(1, self.rows) };

@@ -168,7 +168,6 @@ impl Bench {
         };
         let outputs = (0..packed.steps.len()).map(|slot| self.output(packed, place, &stored, chosen.get(slot), slot));
         let outputs = outputs.collect();
-        drop(stored);
         self.originals = buffers;
         Ok(Patch { outputs, bad })
     }
