@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::dtype;
-use crate::error::{printable, Error, Kind, Result};
+use crate::error::{printable, shown, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::stats::{pair_sums, PairSums};
 use crate::kernels::{Level, TILE};
@@ -62,10 +62,10 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
     let mut elements: Vec<u64> = Vec::with_capacity(plan.tensors.len());
     for (name, shape, from) in &plan.tensors {
         for side in [&plan.left, &plan.right] {
-            check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", name.escape_debug())))?;
+            check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", shown(&name))))?;
         }
         let count = dtype::elements(shape);
-        let count = count.ok_or_else(|| bad(format!("shape of `{}` overflows", name.escape_debug())))?;
+        let count = count.ok_or_else(|| bad(format!("shape of `{}` overflows", shown(&name))))?;
         elements.push(count);
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),

@@ -55,7 +55,7 @@ impl Error {
     /// A failed system call on `path`.
     pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
         let kind = if error.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Output };
-        let made = Error::new(kind, format!("{action} `{}` failed: {error}", path.display()));
+        let made = Error::new(kind, format!("{action} `{}` failed: {error}", shown_path(path)));
         match way_out(error) {
             Some(hint) => made.hint(hint),
             None if kind == Kind::NotFound => made,
@@ -65,7 +65,7 @@ impl Error {
 
     /// The same, found in the file or folder `path`.
     pub fn at(mut self, path: &Path) -> Self {
-        self.message = format!("`{}`: {}", shown(&path.to_string_lossy()), self.message);
+        self.message = format!("`{}`: {}", shown_path(path), self.message);
         self
     }
 
@@ -122,6 +122,19 @@ pub(crate) fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => escaped(text),
         Some((end, _)) => format!("{}…", escaped(&text[..end])),
+    }
+}
+
+/// A path fit for a message: control characters escaped; of one that no terminal shows whole, both ends.
+pub(crate) fn shown_path(path: &Path) -> String {
+    const START: usize = 100;
+    const END: usize = 400;
+    let text = printable(&path.to_string_lossy());
+    let place = |nth: usize| text.char_indices().nth(nth).map(|(at, _)| at);
+    let count = text.chars().count();
+    match (place(START), place(count.saturating_sub(END))) {
+        (Some(start), Some(end)) if start < end => format!("{}…{}", &text[..start], &text[end..]),
+        _ => text,
     }
 }
 

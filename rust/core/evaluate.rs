@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
@@ -70,7 +70,7 @@ pub fn evaluate(
         let job = &plan.jobs[job];
         match place {
             Place::Input(index) => plan.input_name(job, index),
-            Place::Output(_) => format!("output `{}`", job.name.escape_debug()),
+            Place::Output(_) => format!("output `{}`", shown(&job.name)),
         }
     };
     match non_finite.error(describe) {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 use serde_json::{json, Value};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::{Level, TILE};
 use crate::measure::{NonFinite, Place as Where, Survival};
@@ -56,7 +56,7 @@ pub fn in_place(
         let inputs = onto_itself(&plan, &sources, job)?;
         let program = Program::new(&plan, index, inputs, level, monitor, &non_finite)?;
         if program.prepares() || !Tiler::steps(&program) || job.packed.is_some() {
-            return Err(unusable(format!("`{}` cannot be changed in place", job.name.escape_debug())));
+            return Err(unusable(format!("`{}` cannot be changed in place", shown(&job.name))));
         }
         programs.push(program);
     }
@@ -105,7 +105,7 @@ fn check_length(job: &Job, bytes: &[u8]) -> Result<()> {
     if bytes.len() as u64 == expected {
         return Ok(());
     }
-    Err(unusable(format!("`{}` takes {expected} bytes, {} are given", job.name.escape_debug(), bytes.len())))
+    Err(unusable(format!("`{}` takes {expected} bytes, {} are given", shown(&job.name), bytes.len())))
 }
 
 fn refuse(plan: &Plan, non_finite: &NonFinite, allowed: bool) -> Result<()> {
@@ -113,7 +113,7 @@ fn refuse(plan: &Plan, non_finite: &NonFinite, allowed: bool) -> Result<()> {
         let job = &plan.jobs[job];
         match place {
             Where::Input(index) => plan.input_name(job, index),
-            Where::Output(_) => format!("the result for `{}`", job.name.escape_debug()),
+            Where::Output(_) => format!("the result for `{}`", shown(&job.name)),
         }
     };
     if allowed {

@@ -3,16 +3,12 @@
 use std::io;
 use std::path::Path;
 
-use super::{printable, shown, way_out, Error, Kind};
+use super::{printable, shown, shown_path, way_out, Error, Kind};
 
 const ANOTHER: &str = "choose another output folder";
 
 fn refused(message: String, hint: impl Into<String>) -> Error {
     Error::new(Kind::Output, message).hint(hint)
-}
-
-fn readable(path: &Path) -> String {
-    shown(&path.to_string_lossy())
 }
 
 /// A number of bytes as people read it, in powers of ten.
@@ -31,49 +27,50 @@ impl Error {
     /// The output folder is an input.
     pub(crate) fn output_is_input(output: &Path, input: &Path) -> Self {
         let message = match output == input {
-            true => format!("the output folder `{}` is an input", readable(output)),
-            false => format!("the output folder `{}` is the input `{}`", readable(output), readable(input)),
+            true => format!("the output folder `{}` is an input", shown_path(output)),
+            false => format!("the output folder `{}` is the input `{}`", shown_path(output), shown_path(input)),
         };
         refused(message, ANOTHER)
     }
 
     /// The output folder is somewhere below an input.
     pub(crate) fn output_in_input(output: &Path, input: &Path) -> Self {
-        let message = format!("the output folder `{}` lies within the input `{}`", readable(output), readable(input));
+        let message =
+            format!("the output folder `{}` lies within the input `{}`", shown_path(output), shown_path(input));
         refused(message, ANOTHER)
     }
 
     /// An input is somewhere below the output folder.
     pub(crate) fn input_in_output(output: &Path, input: &Path) -> Self {
-        let message = format!("the output folder `{}` contains the input `{}`", readable(output), readable(input));
+        let message = format!("the output folder `{}` contains the input `{}`", shown_path(output), shown_path(input));
         refused(message, ANOTHER)
     }
 
     /// A symbolic link to nowhere where a folder is to be made.
     pub(crate) fn dangling_link(path: &Path) -> Self {
-        let message = format!("`{}` is a symbolic link to something that does not exist", readable(path));
+        let message = format!("`{}` is a symbolic link to something that does not exist", shown_path(path));
         refused(message, "create the folder it points to, or remove the link")
     }
 
     /// Something else where a folder is expected.
     pub(crate) fn not_a_folder(path: &Path) -> Self {
-        refused(format!("`{}` is not a folder", readable(path)), ANOTHER)
+        refused(format!("`{}` is not a folder", shown_path(path)), ANOTHER)
     }
 
     /// A path that ends in no name.
     pub(crate) fn not_a_file_name(path: &Path) -> Self {
-        Error::new(Kind::Output, format!("`{}` does not name a file", readable(path)))
+        Error::new(Kind::Output, format!("`{}` does not name a file", shown_path(path)))
     }
 
     /// A folder or file that was there a moment ago.
     pub(crate) fn vanished(path: &Path) -> Self {
-        Error::new(Kind::NotFound, format!("`{}` does not exist or disappeared", readable(path)))
+        Error::new(Kind::NotFound, format!("`{}` does not exist or disappeared", shown_path(path)))
     }
 
     /// Another process holds the lock.
     pub(crate) fn locked(folder: &Path, process: Option<u32>) -> Self {
         let who = process.map_or(String::new(), |process| format!(" (process {process})"));
-        let message = format!("another run is writing to `{}`{who}", readable(folder));
+        let message = format!("another run is writing to `{}`{who}", shown_path(folder));
         refused(message, "wait until it ends, or choose another output folder")
     }
 
@@ -86,21 +83,21 @@ impl Error {
                 "use --overwrite to replace the checkpoint in it, or choose another output folder",
             ),
         };
-        refused(format!("the output folder `{}` {what}", readable(folder)), hint)
+        refused(format!("the output folder `{}` {what}", shown_path(folder)), hint)
     }
 
     /// `--overwrite` on a folder of something else.
     pub(crate) fn no_checkpoint_to_overwrite(folder: &Path) -> Self {
         let message = format!(
             "the output folder `{}` holds files but no checkpoint: found neither weights, an index nor a manifest",
-            readable(folder)
+            shown_path(folder)
         );
         refused(message, "only a checkpoint can be overwritten; choose an empty folder or one that does not exist")
     }
 
     /// An unfinished run of something else.
     pub(crate) fn unfinished_other(folder: &Path) -> Self {
-        let message = format!("the output folder `{}` holds an unfinished run of a different plan", readable(folder));
+        let message = format!("the output folder `{}` holds an unfinished run of a different plan", shown_path(folder));
         refused(
             message,
             "repeat the command that began it, use --overwrite to replace it, or choose another output folder",
@@ -111,8 +108,8 @@ impl Error {
     pub(crate) fn input_changed(file: &Path, state: &Path) -> Self {
         let message = format!(
             "`{}` is not the file it was when the unfinished run in `{}` began",
-            readable(file),
-            readable(state.parent().unwrap_or(state))
+            shown_path(file),
+            shown_path(state.parent().unwrap_or(state))
         );
         refused(
             message,
@@ -123,7 +120,7 @@ impl Error {
     /// A file of an output that was whole is not there when it is to take another's place.
     pub(crate) fn lost_of_new(file: &Path) -> Self {
         let message =
-            format!("`{}` is missing or cut short: something else changed the output during the run", readable(file));
+            format!("`{}` is missing or cut short: something else changed the output during the run", shown_path(file));
         refused(
             message,
             "the old output is in its place again; run the same command again when nothing else writes there",
@@ -132,27 +129,27 @@ impl Error {
 
     /// A journal that no kill can have left like this.
     pub(crate) fn damaged_journal(journal: &Path, problem: &str) -> Self {
-        let message = format!("the journal `{}` is damaged: {}", readable(journal), printable(problem));
+        let message = format!("the journal `{}` is damaged: {}", shown_path(journal), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The same for another file of the state.
     pub(crate) fn damaged_state(file: &Path, problem: &str) -> Self {
         let message =
-            format!("the state of the unfinished run in `{}` is damaged: {}", readable(file), printable(problem));
+            format!("the state of the unfinished run in `{}` is damaged: {}", shown_path(file), printable(problem));
         refused(message, "use --overwrite to begin again")
     }
 
     /// A journal entry for a shard the plan does not have, or of another size.
     pub(crate) fn foreign_record(folder: &Path, shard: &str) -> Self {
         let message =
-            format!("the journal in `{}` lists `{}`, which does not fit the plan", readable(folder), shown(shard));
+            format!("the journal in `{}` lists `{}`, which does not fit the plan", shown_path(folder), shown(shard));
         refused(message, "use --overwrite to begin again")
     }
 
     /// The journal could not be brought back to its last good state.
     pub(crate) fn broken_journal(journal: &Path) -> Self {
-        let message = format!("the journal `{}` takes no more entries after a failed write", readable(journal));
+        let message = format!("the journal `{}` takes no more entries after a failed write", shown_path(journal));
         refused(message, "run the same command again: what the journal holds is kept")
     }
 
@@ -160,7 +157,7 @@ impl Error {
     pub(crate) fn no_space(folder: &Path, needed: u64, available: u64) -> Self {
         let message = format!(
             "too little space for `{}`: {} needed, {} available",
-            readable(folder),
+            shown_path(folder),
             human(needed),
             human(available)
         );
@@ -175,7 +172,7 @@ impl Error {
 
     /// A folder where a weight file is to be.
     pub(crate) fn shard_is_folder(path: &Path) -> Self {
-        refused(format!("`{}` is a folder, but a file of that name is to be written", readable(path)), ANOTHER)
+        refused(format!("`{}` is a folder, but a file of that name is to be written", shown_path(path)), ANOTHER)
     }
 
     /// A flush failed: the system may have dropped what was written.
@@ -186,13 +183,13 @@ impl Error {
 
     /// A file that changed under the writer or the copier.
     pub(crate) fn unexpected_size(path: &Path, expected: u64, found: u64) -> Self {
-        Error::new(Kind::Output, format!("`{}` has {found} bytes, expected {expected}", readable(path)))
+        Error::new(Kind::Output, format!("`{}` has {found} bytes, expected {expected}", shown_path(path)))
             .hint("something else changes that file: stop it and run the same command again")
     }
 
     /// An output is ended before its manifest is there.
     pub(crate) fn no_manifest(folder: &Path, manifest: &str) -> Self {
-        Error::new(Kind::Engine, format!("`{}` has no `{manifest}`: the run is not finished", readable(folder)))
+        Error::new(Kind::Engine, format!("`{}` has no `{manifest}`: the run is not finished", shown_path(folder)))
     }
 
     /// A defect in the engine itself.

@@ -1,7 +1,7 @@
 //! One tensor of a vector: what it is made of, what was found out about it, and how it is stored.
 
 use crate::dtype::{elements, Dtype};
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::encode::Facts;
 use crate::storage::encoding::Encoding;
 use crate::storage::exact_elements::Written as Exact;
@@ -41,14 +41,13 @@ impl<'a> Item<'a> {
         shape: &'a [u64],
         from: [&str; 2],
     ) -> Result<Self> {
-        let elements = elements(shape).ok_or_else(|| {
-            Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", name.escape_debug()))
-        })?;
+        let elements = elements(shape)
+            .ok_or_else(|| Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", shown(&name))))?;
         let input = |source: usize| sources.input(plan, (source, from[source]), (shape, elements), false);
         let inputs = [input(0)?, input(1)?];
         let types = [inputs[0].dtype, inputs[1].dtype];
         if let Some(other) = types.iter().find(|dtype| !dtype.is_float()) {
-            let message = format!("`{}` is {other}, not of a floating-point type", name.escape_debug());
+            let message = format!("`{}` is {other}, not of a floating-point type", shown(&name));
             return Err(Error::new(Kind::Plan, message));
         }
         let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };

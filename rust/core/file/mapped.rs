@@ -30,7 +30,7 @@ use rustix::fs::Advice as FileAdvice;
 use rustix::io::Errno;
 
 use super::regular::{self, Patience, Stamp};
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown_path, Error, Kind, Result};
 
 mod guard;
 mod share;
@@ -241,7 +241,7 @@ impl Mapped {
                     "bytes {}..{} were asked of `{}`, which has {}",
                     range.start,
                     range.end,
-                    self.path.display(),
+                    shown_path(&self.path),
                     self.len()
                 ),
             )),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::error::{shown, Error, Kind, Result};
+use crate::error::{shown_path, Error, Kind, Result};
 
 /// What tells a file from another, and from itself after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Stamp {
 }
 
 fn disturbed(path: &Path, what: &str) -> Error {
-    Error::new(Kind::Format, format!("`{}` {what}", shown(&path.to_string_lossy())))
+    Error::new(Kind::Format, format!("`{}` {what}", shown_path(path)))
         .hint("wait until nothing writes there any more, then start again")
 }
 
@@ -99,7 +99,7 @@ fn regular(metadata: &Metadata, path: &Path) -> Result<()> {
         () if kind.is_socket() => "a socket",
         () => "a device",
     };
-    Err(Error::new(Kind::Format, format!("`{}` is {found}, not a regular file", shown(&path.to_string_lossy()))))
+    Err(Error::new(Kind::Format, format!("`{}` is {found}, not a regular file", shown_path(path))))
 }
 
 /// Fills `buffer` from `offset` on.
@@ -152,9 +152,6 @@ impl Patience {
 
 /// The file has lost bytes before `end`.
 pub(crate) fn truncated(path: &Path, end: u64) -> Error {
-    Error::new(
-        Kind::Format,
-        format!("`{}` was truncated, or cannot be read, before byte {end}", shown(&path.to_string_lossy())),
-    )
-    .hint("check the disk and that nothing writes to that file, then start again")
+    Error::new(Kind::Format, format!("`{}` was truncated, or cannot be read, before byte {end}", shown_path(path)))
+        .hint("check the disk and that nothing writes to that file, then start again")
 }

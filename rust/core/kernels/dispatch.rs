@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 
 /// Which instructions the kernels may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Level {
         let message = if NAMES.contains(&name) {
             format!("this machine lacks the CPU level `{name}`")
         } else {
-            format!("unknown CPU level `{}`", name.escape_debug())
+            format!("unknown CPU level `{}`", shown(&name))
         };
         Err(Error::new(Kind::Plan, message).hint(format!("set TASKVEC_CPU to one of {list}, or unset it")))
     }

@@ -10,6 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use super::encoding::Role;
 use super::job::{Job, PartOf};
 use crate::dtype::{elements as count, Dtype};
+use crate::error::shown;
 
 /// For `deserialize_with`.
 pub(super) fn jobs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Job>, D::Error> {
@@ -59,10 +60,10 @@ impl<'de> Visitor<'de> for Row<'_> {
         let short = |index| move || A::Error::invalid_length(index, &"six parts of a tensor");
         let name = seq.next_element_seed(Name(None))?.ok_or_else(short(0))?;
         let dtype = seq.next_element::<String>()?.ok_or_else(short(1))?;
-        let dtype = Dtype::from_name(&dtype)
-            .ok_or_else(|| A::Error::custom(format_args!("type `{}`", dtype.escape_debug())))?;
+        let dtype =
+            Dtype::from_name(&dtype).ok_or_else(|| A::Error::custom(format_args!("type `{}`", shown(&dtype))))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
-        let overflows = || A::Error::custom(format_args!("shape of `{}` overflows", name.escape_debug()));
+        let overflows = || A::Error::custom(format_args!("shape of `{}` overflows", shown(&name)));
         let elements = dtype.bytes(&shape).and_then(|_| count(&shape)).ok_or_else(overflows)?;
         let shape = self.held(shape);
         let shard = seq.next_element()?.ok_or_else(short(3))?;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, RwLock};
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::Level;
 use crate::measure::NonFinite;
 use crate::methods::method::{Method, State, Term};
@@ -246,7 +246,7 @@ impl Methods {
                 return Ok(Arithmetic::Raw);
             }
             if operation.is_stored() {
-                let (name, dtype, found) = (job.name.escape_debug(), job.dtype, inputs[0].dtype);
+                let (name, dtype, found) = (shown(&job.name), job.dtype, inputs[0].dtype);
                 let message = format!("`{name}` is to be copied as it is stored, as {dtype}, but is {found}");
                 return Err(Error::new(Kind::Plan, message));
             }
@@ -273,5 +273,5 @@ impl Methods {
 }
 
 fn not_float(job: &Job) -> Error {
-    Error::new(Kind::Plan, format!("`{}` is not of a floating-point type", job.name.escape_debug()))
+    Error::new(Kind::Plan, format!("`{}` is not of a floating-point type", shown(&job.name)))
 }

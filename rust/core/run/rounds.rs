@@ -12,7 +12,7 @@ use super::order::{in_order, jobs, Last};
 use super::program::{Program, Step};
 use super::report::{self, Found, Journaled, Report, Written};
 use super::shards::{ShardState, Shards};
-use crate::error::Result;
+use crate::error::{shown, Result};
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
@@ -220,7 +220,7 @@ impl Run<'_> {
         match place {
             Place::Input(index) => self.plan.input_name(job, index),
             Place::Output(index) => {
-                format!("output `{}` (alpha {})", job.name.escape_debug(), self.plan.outputs[index].alpha)
+                format!("output `{}` (alpha {})", shown(&job.name), self.plan.outputs[index].alpha)
             }
         }
     }

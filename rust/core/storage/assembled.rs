@@ -14,7 +14,7 @@ use super::source::{Assembled, SourceKind};
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::{Level, Real, TILE};
 
 mod gather;
@@ -68,7 +68,7 @@ pub(crate) fn assemble<'w, 'a>(
     }
     let found: u64 = pieces.iter().map(Piece::elements).sum();
     if found != wanted.elements {
-        let (name, elements) = (wanted.name.escape_debug(), wanted.elements);
+        let (name, elements) = (shown(&wanted.name), wanted.elements);
         let message = format!("unusable plan: `{name}` has {elements} elements, its pieces {found}");
         return Err(Error::new(Kind::Plan, message));
     }

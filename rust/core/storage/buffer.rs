@@ -8,7 +8,7 @@ use super::source::Buffer;
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 
 impl<'a> Buffer<'a> {
     /// The tensor, where the source is in memory.
@@ -18,7 +18,7 @@ impl<'a> Buffer<'a> {
     pub(crate) fn find(wanted: &Wanted<'_, 'a>) -> Result<Option<&'a Self>> {
         let Some(buffers) = wanted.opened.buffers() else { return Ok(None) };
         let buffer = buffers.get(wanted.name).ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("there is no tensor `{}` in the state dict", wanted.name.escape_debug()))
+            Error::new(Kind::NotFound, format!("there is no tensor `{}` in the state dict", shown(&wanted.name)))
         })?;
         wanted.check_shape(&buffer.shape)?;
         Ok(Some(buffer))

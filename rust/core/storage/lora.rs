@@ -9,7 +9,7 @@ use super::source::{Factors, SourceKind};
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::combine::{add_product, add_scaled};
 use crate::kernels::factor::Factor;
 use crate::kernels::widen::widen;
@@ -61,7 +61,7 @@ impl<'a> Lora<'a> {
         if !fits || !a.dtype.is_float() || !b.dtype.is_float() {
             let message = format!(
                 "the adapter's factors of `{}` are {} {a_shape:?} and {} {b_shape:?}, the weight is {shape:?}",
-                name.escape_debug(),
+                shown(&name),
                 a.dtype,
                 b.dtype
             );
@@ -107,7 +107,7 @@ pub(crate) fn over<'a>(
 ) -> Result<Box<dyn Storage + 'a>> {
     let Wanted { name, shape, elements, opened, .. } = *wanted;
     let Some(Factors(a, b, scale, transposed)) = factors else {
-        return Err(Error::new(Kind::Plan, format!("the adapter has no factors of `{}`", name.escape_debug())));
+        return Err(Error::new(Kind::Plan, format!("the adapter has no factors of `{}`", shown(&name))));
     };
     let lora = Lora::new(name, shape, opened.get(a)?, opened.get(b)?, *scale, *transposed)?;
     Ok(Box::new(Adapted { lora, base, elements }))

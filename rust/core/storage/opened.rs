@@ -5,7 +5,7 @@ use std::path::Path;
 use super::part::Part;
 use super::source::{Buffers, Source, SourceKind};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown_path, Error, Kind, Result};
 use crate::file::mapped::Mapped;
 
 /// A source whose tensors can be read.
@@ -30,7 +30,7 @@ impl<'m> Opened<'m> {
         if checkpoint.fingerprint != source.fingerprint {
             return Err(Error::new(
                 Kind::Format,
-                format!("`{}` is not what it was when the plan was made", path.display()),
+                format!("`{}` is not what it was when the plan was made", shown_path(path)),
             )
             .hint("run the command again from the start, with `--overwrite`"));
         }

@@ -7,7 +7,7 @@ use super::opened::Opened;
 use super::source::{Buffers, Source, SourceKind};
 use super::wanted::Wanted;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::file::mapped::Mapped;
 
 /// Every source of a plan: open files, and what the embedding process holds.
@@ -81,7 +81,7 @@ fn checked<'m>(buffers: Option<&'m Buffers<'m>>) -> Result<Opened<'m>> {
     let buffers = buffers.ok_or_else(|| Error::new(Kind::Plan, "a state dict is missing"))?;
     for (name, buffer) in buffers {
         if buffer.dtype.bytes(&buffer.shape) != Some(buffer.bytes.len() as u64) {
-            let (name, found, dtype) = (name.escape_debug(), buffer.bytes.len(), buffer.dtype);
+            let (name, found, dtype) = (shown(&name), buffer.bytes.len(), buffer.dtype);
             let message = format!("`{name}` has {found} bytes, which is not {:?} of {dtype}", buffer.shape);
             return Err(Error::new(Kind::Plan, message));
         }

@@ -13,7 +13,7 @@ use super::source::SourceKind;
 use super::wanted::Wanted;
 use super::Storage;
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::file::regular;
 
 pub(super) mod chunk;
@@ -57,7 +57,7 @@ impl<'a> Sparse<'a> {
         values: Part<'a>,
     ) -> Result<Sparse<'a>> {
         let wrong = |what: String| {
-            let error = Error::new(Kind::Format, format!("`{}`: {what}", name.escape_debug()));
+            let error = Error::new(Kind::Format, format!("`{}`: {what}", shown(&name)));
             error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
         };
         if !values.dtype.is_float() {

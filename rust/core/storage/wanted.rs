@@ -6,7 +6,7 @@ use super::opened::Opened;
 use super::part::Part;
 use super::source::{Source, SourceKind};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, shown_path, Error, Kind, Result};
 
 /// A tensor that a plan names. Every storage looks here whether it is the one that holds it.
 pub(crate) struct Wanted<'w, 'a> {
@@ -59,7 +59,7 @@ impl<'w, 'a> Wanted<'w, 'a> {
         match self.opened.buffers().map(|buffers| buffers.get(name)) {
             Some(Some(buffer)) => Ok(buffer.shape.clone()),
             Some(None) => {
-                let message = format!("there is no tensor `{}` in the state dict", name.escape_debug());
+                let message = format!("there is no tensor `{}` in the state dict", shown(&name));
                 Err(Error::new(Kind::NotFound, message))
             }
             None => self.opened.get(name).map(|(_, shape)| shape.to_vec()),
@@ -95,7 +95,7 @@ impl<'w, 'a> Wanted<'w, 'a> {
             return Ok(());
         }
         let folder = self.opened.stored().map_or(Path::new("the state dict"), |(checkpoint, _)| &checkpoint.folder);
-        let (name, folder, shape) = (self.name.escape_debug(), folder.display(), self.shape);
+        let (name, folder, shape) = (shown(self.name), shown_path(folder), self.shape);
         Err(Error::new(Kind::Plan, format!("`{name}` has shape {found:?} in `{folder}`, the output has {shape:?}")))
     }
 }

@@ -1,6 +1,6 @@
 //! Coefficients of the inputs, from their norms and angles.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 
 /// Inner products of n vectors; symmetric.
 pub(super) struct Products<'a> {
@@ -66,8 +66,7 @@ pub(super) fn multislerp(products: &Products<'_>, weights: &[f64], eps: f64, nam
         if n == 2 || (0..n).all(|i| products.norm(i) == 0.0) {
             return Ok(weights.to_vec());
         }
-        let message =
-            format!("`{}`: the weighted unit tensors cancel, so they have no mean direction", name.escape_debug());
+        let message = format!("`{}`: the weighted unit tensors cancel, so they have no mean direction", shown(&name));
         return Err(Error::new(Kind::Plan, message).hint("change the weights, or merge this tensor with `linear`"));
     }
     let norm: f64 = (0..n).map(|i| weights[i] * products.norm(i)).sum();

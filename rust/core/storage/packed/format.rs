@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer};
 
 use crate::dtype::Dtype;
+use crate::error::shown;
 
 /// A type of plain numbers that packed ones are computed as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ impl<'de> Deserialize<'de> for Float {
         match Dtype::from_name(&name) {
             Some(dtype @ (Dtype::BF16 | Dtype::F16 | Dtype::F32)) => Ok(Float(dtype)),
             _ => {
-                let message = format!("type `{}`, expected BF16, F16 or F32", name.escape_debug());
+                let message = format!("type `{}`, expected BF16, F16 or F32", shown(&name));
                 Err(serde::de::Error::custom(message))
             }
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::format::Format;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 
 /// Packed tensors by their logical names.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -33,7 +33,7 @@ impl Table {
         let Some(Row(format, shape)) = self.tensors.get(name) else { return Ok(None) };
         let found = self.formats.get(*format).ok_or_else(|| {
             let count = self.formats.len();
-            Error::new(Kind::Plan, format!("`{}` is in format {format} of {count}", name.escape_debug()))
+            Error::new(Kind::Plan, format!("`{}` is in format {format} of {count}", shown(&name)))
         })?;
         Ok(Some((found, shape)))
     }
