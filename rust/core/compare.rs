@@ -62,10 +62,10 @@ pub fn compare(plan_json: &[u8], memories: &[Buffers<'_>], threads: usize, monit
     let mut elements: Vec<u64> = Vec::with_capacity(plan.tensors.len());
     for (name, shape, from) in &plan.tensors {
         for side in [&plan.left, &plan.right] {
-            check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", shown(&name))))?;
+            check_terms(side, from.len()).map_err(|e| bad(format!("`{}`: {e}", shown(name))))?;
         }
         let count = dtype::elements(shape);
-        let count = count.ok_or_else(|| bad(format!("shape of `{}` overflows", shown(&name))))?;
+        let count = count.ok_or_else(|| bad(format!("shape of `{}` overflows", shown(name))))?;
         elements.push(count);
         let open = |(source, stored): &(usize, String)| match plan.sources.get(*source) {
             None => Err(bad(format!("source {source}"))),

@@ -71,7 +71,7 @@ pub fn extract(
         None => None,
         Some(name) => {
             let dtype = Dtype::from_name(name).filter(|dtype| dtype.is_float());
-            Some(dtype.ok_or_else(|| bad(format!("type `{}`", shown(&name))))?)
+            Some(dtype.ok_or_else(|| bad(format!("type `{}`", shown(name))))?)
         }
     };
     let level = Level::chosen()?;
@@ -89,7 +89,7 @@ pub fn extract(
     let work = Work { level, monitor, pool: &pool, lossy };
     work.measure(&mut items, &non_finite)?;
     let counted = |job: usize, place| {
-        let name = shown(&items[job].name);
+        let name = shown(items[job].name);
         let source = usize::from(place == Place::Input(1));
         format!("`{name}` of `{}`", plan.sources[source].path)
     };
@@ -98,7 +98,7 @@ pub fn extract(
     }
     let beyond = items.iter().find(|item| item.total.largest.is_infinite());
     if let (false, Some(item)) = (options.allow_non_finite, beyond) {
-        let (name, dtype) = (shown(&item.name), lossy.unwrap_or(Dtype::F64));
+        let (name, dtype) = (shown(item.name), lossy.unwrap_or(Dtype::F64));
         let message = format!("values that are not finite: a difference in `{name}` is beyond the range of {dtype}");
         return Err(Error::new(Kind::NonFinite, message)
             .hint("exclude the tensor (`--exclude`), choose a wider type, or go on with `--force non-finite`"));

@@ -125,7 +125,7 @@ impl Plan {
             let folder = output.folder.as_str();
             let plain = folder.is_empty() && document.outputs.len() == 1 || is_bare(folder);
             if !plain || !folders.insert(folder) {
-                return Err(bad(format!("output folder `{}`", shown(&folder))));
+                return Err(bad(format!("output folder `{}`", shown(folder))));
             }
         }
         let mut names = HashSet::new();
@@ -134,7 +134,7 @@ impl Plan {
                 return Err(long_name(shard));
             }
             if !is_bare(shard) || !shard.ends_with(".safetensors") || !names.insert(shard.as_str()) {
-                return Err(bad(format!("shard name `{}`", shown(&shard))));
+                return Err(bad(format!("shard name `{}`", shown(shard))));
             }
         }
         let jobs = document.tensors;
@@ -144,9 +144,9 @@ impl Plan {
                 && inputs.iter().all(|(source, _)| *source < document.sources.len())
                 && packed.as_ref().is_none_or(|part| part.encoding < document.encodings.len());
             if !known {
-                return Err(bad(format!("`{}` refers to something that is not there", shown(&name))));
+                return Err(bad(format!("`{}` refers to something that is not there", shown(name))));
             }
-            document.operations[*operation].check(inputs.len()).map_err(|e| bad(format!("`{}`: {e}", shown(&name))))?;
+            document.operations[*operation].check(inputs.len()).map_err(|e| bad(format!("`{}`: {e}", shown(name))))?;
         }
         if jobs.windows(2).any(|pair| pair[0].shard > pair[1].shard) {
             return Err(bad("tensors are not in the order of their shards"));
@@ -181,7 +181,7 @@ impl Plan {
     /// Input `index` of a job, for a message.
     pub(crate) fn input_name(&self, job: &Job, index: usize) -> String {
         let (source, name) = &job.inputs[index];
-        format!("input `{}` of `{}`", shown(&name), self.sources[*source].path)
+        format!("input `{}` of `{}`", shown(name), self.sources[*source].path)
     }
 }
 
@@ -201,7 +201,7 @@ fn unreadable(message: &str) -> Error {
 const LONGEST_NAME: usize = 249;
 
 fn long_name(shard: &str) -> Error {
-    let message = format!("shard name `{}` of {} bytes, expected at most {LONGEST_NAME}", shown(&shard), shard.len());
+    let message = format!("shard name `{}` of {} bytes, expected at most {LONGEST_NAME}", shown(shard), shard.len());
     bad(message).hint("rename the file, or lay the output out with `--max-shard-size`")
 }
 

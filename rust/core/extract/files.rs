@@ -52,7 +52,7 @@ pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
             }
         }
         if let Some((twice, _, _)) = rows.iter().find(|(name, _, _)| !names.insert(name.clone())) {
-            let message = format!("two tensors of the vector would be stored as `{}`", shown(&twice));
+            let message = format!("two tensors of the vector would be stored as `{}`", shown(twice));
             return Err(Error::new(Kind::Plan, message).hint("leave one of them out with `--exclude`"));
         }
         let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

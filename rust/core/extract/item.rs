@@ -42,12 +42,12 @@ impl<'a> Item<'a> {
         from: [&str; 2],
     ) -> Result<Self> {
         let elements = elements(shape)
-            .ok_or_else(|| Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", shown(&name))))?;
+            .ok_or_else(|| Error::new(Kind::Plan, format!("unusable plan: shape of `{}` overflows", shown(name))))?;
         let input = |source: usize| sources.input(plan, (source, from[source]), (shape, elements), false);
         let inputs = [input(0)?, input(1)?];
         let types = [inputs[0].dtype, inputs[1].dtype];
         if let Some(other) = types.iter().find(|dtype| !dtype.is_float()) {
-            let message = format!("`{}` is {other}, not of a floating-point type", shown(&name));
+            let message = format!("`{}` is {other}, not of a floating-point type", shown(name));
             return Err(Error::new(Kind::Plan, message));
         }
         let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };

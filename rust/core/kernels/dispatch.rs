@@ -80,7 +80,7 @@ impl Level {
         let message = if NAMES.contains(&name) {
             format!("this machine lacks the CPU level `{name}`")
         } else {
-            format!("unknown CPU level `{}`", shown(&name))
+            format!("unknown CPU level `{}`", shown(name))
         };
         Err(Error::new(Kind::Plan, message).hint(format!("set TASKVEC_CPU to one of {list}, or unset it")))
     }

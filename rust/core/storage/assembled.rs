@@ -68,7 +68,7 @@ pub(crate) fn assemble<'w, 'a>(
     }
     let found: u64 = pieces.iter().map(Piece::elements).sum();
     if found != wanted.elements {
-        let (name, elements) = (shown(&wanted.name), wanted.elements);
+        let (name, elements) = (shown(wanted.name), wanted.elements);
         let message = format!("unusable plan: `{name}` has {elements} elements, its pieces {found}");
         return Err(Error::new(Kind::Plan, message));
     }

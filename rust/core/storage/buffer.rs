@@ -18,7 +18,7 @@ impl<'a> Buffer<'a> {
     pub(crate) fn find(wanted: &Wanted<'_, 'a>) -> Result<Option<&'a Self>> {
         let Some(buffers) = wanted.opened.buffers() else { return Ok(None) };
         let buffer = buffers.get(wanted.name).ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("there is no tensor `{}` in the state dict", shown(&wanted.name)))
+            Error::new(Kind::NotFound, format!("there is no tensor `{}` in the state dict", shown(wanted.name)))
         })?;
         wanted.check_shape(&buffer.shape)?;
         Ok(Some(buffer))

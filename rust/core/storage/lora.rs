@@ -61,7 +61,7 @@ impl<'a> Lora<'a> {
         if !fits || !a.dtype.is_float() || !b.dtype.is_float() {
             let message = format!(
                 "the adapter's factors of `{}` are {} {a_shape:?} and {} {b_shape:?}, the weight is {shape:?}",
-                shown(&name),
+                shown(name),
                 a.dtype,
                 b.dtype
             );
@@ -107,7 +107,7 @@ pub(crate) fn over<'a>(
 ) -> Result<Box<dyn Storage + 'a>> {
     let Wanted { name, shape, elements, opened, .. } = *wanted;
     let Some(Factors(a, b, scale, transposed)) = factors else {
-        return Err(Error::new(Kind::Plan, format!("the adapter has no factors of `{}`", shown(&name))));
+        return Err(Error::new(Kind::Plan, format!("the adapter has no factors of `{}`", shown(name))));
     };
     let lora = Lora::new(name, shape, opened.get(a)?, opened.get(b)?, *scale, *transposed)?;
     Ok(Box::new(Adapted { lora, base, elements }))

@@ -81,7 +81,7 @@ fn checked<'m>(buffers: Option<&'m Buffers<'m>>) -> Result<Opened<'m>> {
     let buffers = buffers.ok_or_else(|| Error::new(Kind::Plan, "a state dict is missing"))?;
     for (name, buffer) in buffers {
         if buffer.dtype.bytes(&buffer.shape) != Some(buffer.bytes.len() as u64) {
-            let (name, found, dtype) = (shown(&name), buffer.bytes.len(), buffer.dtype);
+            let (name, found, dtype) = (shown(name), buffer.bytes.len(), buffer.dtype);
             let message = format!("`{name}` has {found} bytes, which is not {:?} of {dtype}", buffer.shape);
             return Err(Error::new(Kind::Plan, message));
         }

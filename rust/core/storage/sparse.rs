@@ -57,7 +57,7 @@ impl<'a> Sparse<'a> {
         values: Part<'a>,
     ) -> Result<Sparse<'a>> {
         let wrong = |what: String| {
-            let error = Error::new(Kind::Format, format!("`{}`: {what}", shown(&name)));
+            let error = Error::new(Kind::Format, format!("`{}`: {what}", shown(name)));
             error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
         };
         if !values.dtype.is_float() {

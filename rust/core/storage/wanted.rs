@@ -59,7 +59,7 @@ impl<'w, 'a> Wanted<'w, 'a> {
         match self.opened.buffers().map(|buffers| buffers.get(name)) {
             Some(Some(buffer)) => Ok(buffer.shape.clone()),
             Some(None) => {
-                let message = format!("there is no tensor `{}` in the state dict", shown(&name));
+                let message = format!("there is no tensor `{}` in the state dict", shown(name));
                 Err(Error::new(Kind::NotFound, message))
             }
             None => self.opened.get(name).map(|(_, shape)| shape.to_vec()),

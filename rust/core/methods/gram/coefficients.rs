@@ -66,7 +66,7 @@ pub(super) fn multislerp(products: &Products<'_>, weights: &[f64], eps: f64, nam
         if n == 2 || (0..n).all(|i| products.norm(i) == 0.0) {
             return Ok(weights.to_vec());
         }
-        let message = format!("`{}`: the weighted unit tensors cancel, so they have no mean direction", shown(&name));
+        let message = format!("`{}`: the weighted unit tensors cancel, so they have no mean direction", shown(name));
         return Err(Error::new(Kind::Plan, message).hint("change the weights, or merge this tensor with `linear`"));
     }
     let norm: f64 = (0..n).map(|i| weights[i] * products.norm(i)).sum();

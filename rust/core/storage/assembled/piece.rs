@@ -45,7 +45,7 @@ impl Piece {
     pub(super) fn new(row: &PieceRow, source: Option<usize>, elements: u64, stored: u64) -> Result<Piece> {
         let PieceRow(name, sizes, to, to_strides, from, from_strides) = row;
         let bad = |what: &str| {
-            let name = shown(&name);
+            let name = shown(name);
             Error::new(Kind::Plan, format!("unusable plan: a piece of `{name}` {what}"))
         };
         if sizes.len() > 4 || sizes.len() != to_strides.len() || sizes.len() != from_strides.len() {

@@ -153,7 +153,7 @@ impl<'p, 'a> Parts<'p, 'a> {
     /// `Kind::Plan` where the name does not end so.
     pub(crate) fn new(store: &'p dyn Store<'a>, name: &'p str, shape: &'p [u64], strip: &str) -> Result<Self> {
         let stem = name.strip_suffix(strip).ok_or_else(|| {
-            let (name, strip) = (shown(&name), shown(&strip));
+            let (name, strip) = (shown(name), shown(strip));
             Error::new(Kind::Plan, format!("`{name}` does not end in `{strip}`, as its format says"))
         })?;
         Ok(Parts { store, name, shape, stem })

@@ -33,7 +33,7 @@ impl Table {
         let Some(Row(format, shape)) = self.tensors.get(name) else { return Ok(None) };
         let found = self.formats.get(*format).ok_or_else(|| {
             let count = self.formats.len();
-            Error::new(Kind::Plan, format!("`{}` is in format {format} of {count}", shown(&name)))
+            Error::new(Kind::Plan, format!("`{}` is in format {format} of {count}", shown(name)))
         })?;
         Ok(Some((found, shape)))
     }
