@@ -166,6 +166,23 @@ def test_documents_go_on_after_an_interrupt(trio: Trio, tmp_path: Path, stop: st
     assert tv.verify(tmp_path / "out").ok
 
 
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_results_of_documents_that_a_power_cut_has_brought_back_go(
+    trio: Trio, tmp_path: Path, is_changed: bool
+) -> None:
+    tv.merge(recipe(trio), tmp_path / "out")
+    back = scratch_of(tmp_path / "out") / "mean"
+    back.mkdir(parents=True)
+    (back / "config.json").write_text("{}")
+    if is_changed:
+        os.utime(trio.donor / "model.safetensors", ns=(1, 1))
+        with pytest.raises(tv.OutputError, match="holds a finished output"):
+            tv.merge(recipe(trio), tmp_path / "out")
+    else:
+        assert tv.merge(recipe(trio), tmp_path / "out").already_done
+    assert not scratch_of(tmp_path / "out").exists()
+
+
 def test_a_document_is_made_again_when_its_input_has_changed(trio: Trio, tmp_path: Path) -> None:
     def progress(event: tv.Progress) -> None:
         if event.phase == "merge" and has_ended(scratch_of(tmp_path / "out") / "mean"):

@@ -104,6 +104,8 @@ class RecipeMerge:
             return None
         digest, folders = self._digest(), self._folders(Path(out))
         manifests = manifests_of_request(digest, folders)
+        if manifests:
+            self.clear(out)  # a power cut may have brought them back, and no later document needs them
         rows = self._request(digest).inputs if manifests else None
         if rows is None:
             return None
