@@ -2,10 +2,11 @@
 //! but itself; the run checks it against the sources.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{printable, shown, Error, Kind, Result};
+use crate::error::{printable, shown, shown_path, Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;
 
@@ -181,7 +182,7 @@ impl Plan {
     /// Input `index` of a job, for a message.
     pub(crate) fn input_name(&self, job: &Job, index: usize) -> String {
         let (source, name) = &job.inputs[index];
-        format!("input `{}` of `{}`", shown(name), self.sources[*source].path)
+        format!("input `{}` of `{}`", shown(name), shown_path(Path::new(&self.sources[*source].path)))
     }
 }
 

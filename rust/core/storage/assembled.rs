@@ -173,7 +173,7 @@ impl Storage for Layout<'_> {
     fn dtype(&self) -> Dtype {
         // Of several types the one that needs the widest compute type.
         let types = self.stored.iter().map(|storage| storage.dtype());
-        types.max_by_key(|dtype| (!dtype.is_narrow(), dtype.size())).unwrap_or(self.gathered)
+        types.max_by_key(|dtype| (!dtype.is_float(), !dtype.is_narrow(), dtype.size())).unwrap_or(self.gathered)
     }
 
     fn plain(&self) -> Option<Dtype> {

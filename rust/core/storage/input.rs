@@ -67,7 +67,9 @@ impl<'a> Input<'a> {
                 }
             }
         };
-        let dtype = wanted.origin().unwrap_or_else(|| stored.storage().dtype());
+        // What no arithmetic can be done with is that, whatever its origin is called.
+        let found = stored.storage().dtype();
+        let dtype = wanted.origin().filter(|_| found.is_float()).unwrap_or(found);
         Ok(Input { stored, dtype })
     }
 
