@@ -193,6 +193,21 @@ fn replace_with(folder: OutputFolder, data: &[u8; 4]) {
 }
 
 #[test]
+fn folders_without_files_are_as_good_as_none() {
+    let (_place, out) = place();
+    fs::create_dir_all(out.join("1_Pooling/deeper")).unwrap();
+    drop(admit(&out, &[], &OVERWRITE).unwrap());
+    fs::remove_dir_all(out.join(".taskvec")).unwrap();
+    drop(admit(&out, &[], &Options::default()).unwrap());
+    fs::remove_dir_all(out.join(".taskvec")).unwrap();
+    std::os::unix::fs::symlink("1_Pooling", out.join("link")).unwrap();
+    refused(admit(&out, &[], &OVERWRITE), "holds files but no checkpoint", "choose an empty folder");
+    fs::remove_file(out.join("link")).unwrap();
+    fs::write(out.join("1_Pooling/deeper/thesis.txt"), b"irreplaceable").unwrap();
+    refused(admit(&out, &[], &OVERWRITE), "holds files but no checkpoint", "choose an empty folder");
+}
+
+#[test]
 fn a_folder_in_use_is_refused() {
     let (_place, out) = place();
     fs::create_dir_all(&out).unwrap();

@@ -69,7 +69,7 @@ pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Opt
     }
     let entries = contents::entries(directory)?;
     match () {
-        () if entries.is_empty() => Ok(Start::Fresh),
+        () if contents::are_empty(directory, &entries)? => Ok(Start::Fresh),
         () if !options.overwrite => Err(Error::not_empty(path, entries.iter().any(|name| name == MANIFEST))),
         () if replacing => Ok(Start::Replace),
         () if contents::is_checkpoint(&entries) => Ok(Start::Beside),

@@ -126,6 +126,22 @@ pub(super) fn split(path: &Path) -> Option<(&OsStr, Option<&Path>)> {
     Some((first, (!rest.as_os_str().is_empty()).then_some(rest)))
 }
 
+/// Whether these entries are folders in which there is nothing but such folders: what is left of a checkpoint whose
+/// files have gone.
+pub(super) fn are_empty(directory: &Directory, entries: &[OsString]) -> Result<bool> {
+    for name in entries {
+        let stat = directory.stat(name)?;
+        if stat.is_none_or(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
+            return Ok(false);
+        }
+        match directory.subfolder(name)? {
+            Some(below) if are_empty(&below, &below.names()?)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 /// The folder in which a file of this relative path lies; `None` where it is not there or no folder.
 fn parent_below(directory: &Directory, path: &Path) -> Result<Option<Directory>> {
     let mut folder = directory.clone();
