@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import open as open
     from taskvec.lazy.merge import Merge as Merge
     from taskvec.lazy.methods import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
+    from taskvec.lazy.part import Part as Part
+    from taskvec.lazy.part import finish as finish
     from taskvec.lazy.plan import Plan as Plan
     from taskvec.lazy.recipe import RecipeMerge as RecipeMerge
     from taskvec.lazy.recipe import merge as merge
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from taskvec.report.survival import Survival as Survival
     from taskvec.report.verify import Verification as Verification
     from taskvec.run.in_place import Change as Change
+    from taskvec.run.parts import PartReport as PartReport
     from taskvec.settings import Settings as Settings
 
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
@@ -95,8 +98,10 @@ _MODULES = {
         "VerificationError",
     ),
     "run.in_place": ("Change",),
+    "run.parts": ("PartReport",),
     "report.inspect": ("Inspection",),
     "lazy.merge": ("Merge",),
+    "lazy.part": ("Part", "finish"),
     "lazy.plan": ("Plan",),
     "progress": ("Progress",),
     "lazy.recipe": ("RecipeMerge", "merge", "open_recipe"),

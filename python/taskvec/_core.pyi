@@ -12,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "FolderLock",
     "__version__",
+    "assemble_output",
     "blake3_hex",
     "compare",
     "cpu_level",
@@ -164,6 +165,13 @@ def write_atomic(path: _Path, data: bytes) -> None:
 
 def finish_folder(path: _Path) -> None:
     """Remove the state of a run whose manifest is in place."""
+
+def assemble_output(path: _Path, inputs: Sequence[_Path], plan: bytes, records: Sequence[str]) -> None:
+    """Make a folder that holds all shards of a run in parts an unfinished run that lacks only its end.
+
+    ``records`` are the lines of the parts' journals, one of each shard. ``OutputError`` where another run has
+    the folder or a shard is not in place as its record says.
+    """
 
 def replace_output(path: _Path) -> None:
     """Put an output that was made in the state folder of another, and is whole, in the place of that one."""

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use taskvec_core::error::Error;
 use taskvec_core::output::folder::Options;
 use taskvec_core::output::hold::Hold;
-use taskvec_core::output::{digest, publish};
+use taskvec_core::output::{assembly, digest, publish};
 
 use crate::errors::raise;
 use crate::watch::watch;
@@ -30,6 +30,20 @@ pub(crate) fn write_atomic(py: Python<'_>, path: PathBuf, data: &[u8]) -> PyResu
 #[pyfunction]
 pub(crate) fn finish_folder(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     py.detach(|| publish::finish(&path)).map_err(|e| raise(py, &e))
+}
+
+/// Makes a folder that holds all shards of a run in parts an unfinished run that lacks only its end.
+#[pyfunction]
+pub(crate) fn assemble_output(
+    py: Python<'_>,
+    path: PathBuf,
+    inputs: Vec<PathBuf>,
+    plan: &[u8],
+    records: Vec<String>,
+) -> PyResult<()> {
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    let records: Vec<&str> = records.iter().map(String::as_str).collect();
+    py.detach(|| assembly::assemble(&path, &inputs, plan, &records)).map_err(|e| raise(py, &e))
 }
 
 /// Puts an output that was made in the state folder of another in the place of that one.

@@ -38,7 +38,7 @@ mod _core {
     #[pymodule_export]
     use super::checkpoint::Checkpoint;
     #[pymodule_export]
-    use super::files::{digest_file, finish_folder, replace_output, write_atomic, FolderLock};
+    use super::files::{assemble_output, digest_file, finish_folder, replace_output, write_atomic, FolderLock};
     #[pymodule_export]
     use super::in_place::{digest_arrays, in_place};
     #[pymodule_export]

@@ -36,6 +36,11 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Storage": {
         "convert": "Write a checkpoint in another type or format.",
     },
+    "Many machines": {
+        "plan": "Write the plan of a command to a file, to be run elsewhere.",
+        "run": "Run a plan from a file, or a part of it.",
+        "finish": "End a run in parts whose weight files are all there.",
+    },
     "Looking": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
@@ -51,8 +56,11 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
+# verbs whose module has another name: this one has a function `run`
+MODULES = {"plan": "plan_file", "run": "run_plan"}
+
 # verbs whose unfinished output the next run of the same command goes on with
-RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "convert", "sweep"})
+RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "convert", "run", "finish", "sweep"})
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind
 LONG = frozenset({"eval", "sweep", "demo"})
@@ -67,7 +75,7 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"{__name__}.{cmd_name}").command
+        return importlib.import_module(f"{__name__}.{MODULES.get(cmd_name, cmd_name)}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.job import braced, execute, plan_options
+from taskvec.cli.execute import execute
+from taskvec.cli.job import braced, plan_options
 from taskvec.cli.options import (
     alpha_option,
     control_option,

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.job import execute, plan_options
+from taskvec.cli.execute import execute
+from taskvec.cli.job import plan_options
 from taskvec.cli.options import option, out_option, run_options, talk_options, verb
 
 EXAMPLES = """

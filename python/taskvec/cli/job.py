@@ -33,41 +33,7 @@ def settings_of(options: Mapping[str, Any]) -> Any:
 
 def plan_options(options: Mapping[str, Any]) -> Any:
     """The options of a command that its plan function takes too."""
-    return {name: value for name, value in options.items() if name != "dry_run"}
-
-
-def execute(
-    console: Console,
-    plan: Plan,
-    out: str,
-    title: str,
-    options: Mapping[str, Any],
-    settings: Settings | None = None,
-) -> Report | None:
-    """Print the plan, run it unless ``--dry-run`` is given, print the outcome.
-
-    ``settings`` are those of the options by default.
-    """
-    threads = options["threads"]
-    if options["dry_run"]:
-        page = console.data()
-        write_plan(page, plan, title, out, threads)
-        console.findings(plan.findings, page)
-        page.line()
-        page.fact("dry run", "nothing was written")
-        console.show(page)
-        facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": _free(out)}
-        console.emit({"dry_run": True, "out": os.path.abspath(out), "plan": facts})
-        return None
-    page = console.talk()
-    write_plan(page, plan, title, out, threads)
-    console.say(page)
-    console.findings(plan.findings)
-    with console.progress() as progress:
-        chosen = settings or Settings.of(settings_of(options))
-        report = plan.run(out, settings=chosen, progress=progress)
-    write_report(console, report, out, known=plan.findings)
-    return report
+    return {name: value for name, value in options.items() if name not in ("dry_run", "part")}
 
 
 def write_report(console: Console, report: Report, out: str, known: Iterable[Any] = ()) -> None:
@@ -129,7 +95,7 @@ def _change(key: str, value: Any) -> str:
     return f"{key} = {json.dumps(named or value)}"
 
 
-def _free(out: str) -> int | None:
+def free_bytes(out: str) -> int | None:
     from taskvec.host import free_space
 
     try:
@@ -139,7 +105,7 @@ def _free(out: str) -> int | None:
 
 
 def _room(out: str, need: int) -> str:
-    free = _free(out)
+    free = free_bytes(out)
     if free is None:
         return ""
     return f"; {size(free)} free" + (" (too little)" if free < need else "")

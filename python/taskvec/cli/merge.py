@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.job import execute, settings_of, write_report
+from taskvec.cli.execute import execute, is_planning
+from taskvec.cli.job import settings_of, write_report
 from taskvec.cli.options import option, run_options, talk_options, verb
 from taskvec.text import printable
 
@@ -51,7 +52,7 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
     merge = open_recipe(recipe, overrides=overrides, **settings_of(options))
     console.findings(merge.file.remarks)
     final = merge.file.final
-    if options["dry_run"]:
+    if options["dry_run"] or options["part"] or is_planning():
         execute(console, merge.plan(), out, _title(final.merge_method, recipe), options)
         return 0
     steps = len(merge.file.steps)

@@ -203,7 +203,12 @@ dry_run_option = option(
     "--dry-run", is_flag=True, section="Output", help="Print the plan and stop; nothing is written.",
 )  # fmt: skip
 
-run_options = together(declared_options(Settings), dry_run_option)
+part_option = option(
+    "--part", section="Output", metavar="I/N",
+    help="Write part I of N alone, counted from 0: several processes or machines share one output folder.",
+)  # fmt: skip
+
+run_options = together(declared_options(Settings), part_option, dry_run_option)
 """The options of every command that writes weights."""
 
 vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec.cli.console import Console
-from taskvec.cli.job import braced, execute, plan_options
+from taskvec.cli.execute import execute
+from taskvec.cli.job import braced, plan_options
 from taskvec.cli.options import (
     alpha_option,
     control_option,

@@ -8,6 +8,11 @@ MANIFEST = "taskvec.json"
 STATE = ".taskvec"
 # In the state folder: the plan of an unfinished run, byte for byte.
 PLAN = "plan.json"
+# There too: the engine's journal of the weight files that are in place, and the states of its inputs.
+JOURNAL = "journal.jsonl"
+INPUTS = "inputs.json"
+# There too: the plan of a run in parts, from the moment the first one begins.
+PARTS = "parts.json"
 # There too: an output that is to replace the one in the folder, until it is whole; and what is there while
 # the one is put in the place of the other.
 NEW = "new"

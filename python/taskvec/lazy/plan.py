@@ -6,14 +6,18 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import FormatError, RecipeError
+from taskvec.errors import FormatError, OutputError, RecipeError
+from taskvec.files import look
+from taskvec.files.names import PARTS, STATE
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.resolve.open import open as open_model
 from taskvec.run.execute import execute
 
 if TYPE_CHECKING:
+    from taskvec.lazy.part import Part
     from taskvec.progress import Callback
     from taskvec.report.report import Report
     from taskvec.settings import Settings
@@ -82,5 +86,73 @@ class Plan(PlanRecord):
         settings: Settings | None = None,
         progress: Callback | None = None,
     ) -> Report:
-        """Execute the plan; see :func:`taskvec.run.execute.execute`."""
+        """Execute the plan; see :func:`taskvec.run.execute.execute`.
+
+        A folder in which parts of the same plan have been at work is completed.
+        """
+        if look.exists(Path(out) / STATE / PARTS):
+            from taskvec.plan.part import Part as Number
+            from taskvec.run.parts import execute_part  # which most runs do without
+
+            done = execute_part(self, out, Number(0, 1), settings=settings, progress=progress)
+            if done.report is None:
+                raise OutputError(
+                    f"another process is about to end the run in `{os.fspath(out)}`",
+                    "wait for it; `taskvec finish` ends a run whose process has died",
+                )
+            return done.report
         return execute(self, out, settings=settings, progress=progress)
+
+    def part(self, number: int, count: int, *, out: str | os.PathLike[str] | None = None) -> Part:
+        """One part of the plan, to be run anywhere that has the models and the output folder.
+
+        Parts may run in any order, at once, twice, or be killed and started again: the files are the same as
+        those of one process, and so is the report of the one that ends last.
+
+        Parameters
+        ----------
+        number, count : int
+            Part ``number`` of ``count``, counted from 0.
+        out : str or path, optional
+            The output folder, where ``run`` is to be called without one.
+
+        Raises
+        ------
+        RecipeError
+            There is no such part, or the run cannot be divided.
+        """
+        from taskvec.lazy.part import Part
+
+        return Part.of(self, number, count, out)
+
+    def to_bytes(self, out: str | os.PathLike[str] | None = None) -> bytes:
+        """The plan as a file, which ``taskvec run`` and :meth:`from_bytes` read; it holds no secrets.
+
+        Parameters
+        ----------
+        out : str or path, optional
+            The output folder that it is made for.
+
+        Raises
+        ------
+        RecipeError
+            It reads tensors of this process.
+        """
+        from taskvec.plan.document import to_file
+
+        return to_file(self, None if out is None else os.path.abspath(out))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """The plan of :meth:`to_bytes`; its models are opened here.
+
+        Raises
+        ------
+        RecipeError
+            It was edited, or is not a plan of this version.
+        FormatError
+            A model is not what it was when the plan was made.
+        """
+        from taskvec.plan.document import from_file
+
+        return cls.of(from_file(data, "the plan").plan)

@@ -165,7 +165,8 @@ class PlanRecord:
             files=dict(files or {}),
             left=tuple(left),
             config=dict(config),
-            **_facts(document, checkpoints, roles),
+            sources=_read(document, checkpoints, roles),
+            **written(document),
         )
 
     @property
@@ -241,15 +242,27 @@ def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> i
     return sum(tensors[name].nbytes for name in distinct)
 
 
-def _facts(
-    document: Mapping[str, Any],
-    checkpoints: Sequence[Model | SavedVector | Adapter],
-    roles: Sequence[str],
-) -> dict[str, Any]:
+def _read(
+    document: Mapping[str, Any], checkpoints: Sequence[Model | SavedVector | Adapter], roles: Sequence[str]
+) -> tuple[Source, ...]:
+    """The sources of a plan, and how much of each it reads."""
+    used: list[list[str]] = [[] for _ in checkpoints]
+    for row in document["tensors"]:
+        for source, stored in row[5]:
+            used[source].append(stored)
+    return tuple(
+        Source(
+            role, checkpoint.spec, checkpoint.revision, _bytes(checkpoint, names), checkpoint.download_bytes
+        )
+        for role, checkpoint, names in zip(roles, checkpoints, used, strict=True)
+    )
+
+
+def written(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a plan of a checkpoint that say what it writes."""
     copies = {index for index, operation in enumerate(document["operations"]) if operation["kind"] == "copy"}
     names = document["shards"]
     tensors, parameters, size = [0] * len(names), [0] * len(names), [0] * len(names)
-    used: list[list[str]] = [[] for _ in checkpoints]
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
     for name, form, shape, shard, operation, inputs, *_ in document["tensors"]:
@@ -261,16 +274,7 @@ def _facts(
         parameters[shard] += math.prod(shape)
         copied += operation in copies
         most_inputs = max(most_inputs, len(inputs))
-        for source, stored in inputs:
-            used[source].append(stored)
-    sources = [
-        Source(
-            role, checkpoint.spec, checkpoint.revision, _bytes(checkpoint, names), checkpoint.download_bytes
-        )
-        for role, checkpoint, names in zip(roles, checkpoints, used, strict=True)
-    ]
     return {
-        "sources": tuple(sources),
         "outputs": tuple(Output(output["folder"], output["alpha"]) for output in document["outputs"]),
         "shards": tuple(map(Shard, names, tensors, parameters, size)),
         "weight_map": weight_map,

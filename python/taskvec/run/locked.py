@@ -30,7 +30,7 @@ def locked(
     OutputError
         Another run has one of the folders, one of them touches an input, or what lies there must stay.
     """
-    inputs = [_path(source) for source in sources if source.path is not None]
+    inputs = paths_of(sources)
     resume = settings.resume and not buffers_of(sources)
     with contextlib.ExitStack() as held:
         for folder in folders:
@@ -39,6 +39,11 @@ def locked(
             )
             held.enter_context(lock)
         yield
+
+
+def paths_of(sources: Sequence[Source]) -> list[str]:
+    """Where the sources of a run lie, but for those in memory."""
+    return [_path(source) for source in sources if source.path is not None]
 
 
 def _path(source: Source) -> str:

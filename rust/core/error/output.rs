@@ -104,6 +104,22 @@ impl Error {
         )
     }
 
+    /// Parts of a run have been at work in the folder, and it has not been ended.
+    pub(crate) fn in_parts(folder: &Path) -> Self {
+        let message = format!("the output folder `{}` holds an unfinished run in parts", shown_path(folder));
+        refused(
+            message,
+            "run the parts that are missing, or `taskvec finish` on the folder; to begin again, remove the folder or \
+             choose another one",
+        )
+    }
+
+    /// A shard that a part has written is not what it left.
+    pub(crate) fn missing_shard(shard: &Path, size: u64) -> Self {
+        let message = format!("`{}` is not there with the {size} bytes that a part has written", shown_path(shard));
+        refused(message, "run the same parts again: those that are complete are kept")
+    }
+
     /// A weight file of an input is not what it was.
     pub(crate) fn input_changed(file: &Path, state: &Path) -> Self {
         let message = format!(

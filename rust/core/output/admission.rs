@@ -13,7 +13,7 @@ use super::overlap::{Inputs, Sameness, Stamp};
 use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::whole::write_in;
-use super::{contents, space, swap, LOCK, MANIFEST, PLAN, STATE};
+use super::{contents, space, swap, LOCK, MANIFEST, PARTS, PLAN, STATE};
 use crate::error::{Error, Result};
 
 const INPUTS: &str = "inputs.json";
@@ -47,17 +47,21 @@ pub(super) struct Candidate {
 pub(super) fn start_in(directory: Option<&Directory>, plan: &[u8], options: &Options) -> Result<Start> {
     let Some(directory) = directory else { return Ok(Start::Fresh) };
     let path = directory.path();
-    let (mut saved, mut replacing, mut swapping) = (None, false, None);
+    let (mut saved, mut replacing, mut swapping, mut in_parts) = (None, false, None, false);
     if let Some(state) = directory.subfolder(OsStr::new(STATE))? {
         saved = state.read(OsStr::new(PLAN))?;
         replacing = state.file_size(OsStr::new(REPLACING))?.is_some();
         swapping = swap::pending(&state)?;
+        in_parts = state.file_size(OsStr::new(PARTS))?.is_some();
     }
     if let Some(swapping) = swapping {
         return match swapping.plan == hex(plan) || options.overwrite {
             true => Ok(Start::Beside),
             false => Err(Error::unfinished_other(path)),
         };
+    }
+    if saved.is_none() && in_parts {
+        return Err(Error::in_parts(path));
     }
     if let Some(saved) = saved {
         return match saved == plan {
@@ -244,7 +248,7 @@ impl Candidate {
                 for name in state.names()?.iter().filter(|name| *name != LOCK && *name != REPLACING) {
                     state.remove_all(name)?;
                 }
-                write_in(&state, OsStr::new(INPUTS), &json(&inputs.stamps)?)?;
+                write_inputs(&state, inputs)?;
                 Journal::create(&state, &hex(plan))?;
                 write_in(&state, OsStr::new(PLAN), plan)?;
                 claim.directory.sync()?;
@@ -335,8 +339,13 @@ fn compare_inputs(state: &Directory, inputs: &Inputs) -> Result<Sameness> {
     Ok(worst)
 }
 
-fn hex(plan: &[u8]) -> String {
+pub(super) fn hex(plan: &[u8]) -> String {
     blake3::hash(plan).to_hex().to_string()
+}
+
+/// Notes the states of the inputs of a run that begins.
+pub(super) fn write_inputs(state: &Directory, inputs: &Inputs) -> Result<()> {
+    write_in(state, OsStr::new(INPUTS), &json(&inputs.stamps)?)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {

@@ -70,6 +70,16 @@ impl Journal {
         write_in(state, OsStr::new(NAME), &line(&head)?)
     }
 
+    /// A journal with these lines, which others have written; replaces one that is there.
+    pub(crate) fn assemble(state: &Directory, plan: &str, lines: &[&str]) -> Result<()> {
+        let mut bytes = line(&Head { format: FORMAT, plan: plan.to_string() })?;
+        for line in lines {
+            bytes.extend_from_slice(line.trim_end().as_bytes());
+            bytes.push(b'\n');
+        }
+        write_in(state, OsStr::new(NAME), &bytes)
+    }
+
     /// Opens the journal and returns the shards it lists. A line that was being written when the run died is cut off;
     /// any other damage is an error. A journal that is not there is begun again: its shards are written again.
     pub(crate) fn open(state: &Directory, plan: &str) -> Result<(Journal, Records)> {

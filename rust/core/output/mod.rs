@@ -3,9 +3,11 @@
 //!
 //! [`folder`] decides whether a folder may be used and takes its lock; [`shard`] is one weight file
 //! being written by many threads; [`digest`] is its BLAKE3 digest, computed in the same pass; [`journal`] remembers what
-//! is in place; [`swap`] puts an output in the place of another once it is whole; [`publish`] puts the small files there and ends the run.
+//! is in place; [`swap`] puts an output in the place of another once it is whole; [`publish`] puts the small files there and ends the
+//! run; [`assembly`] brings a run in parts to that point.
 
 mod admission;
+pub mod assembly;
 mod contents;
 pub mod digest;
 #[doc(hidden)]
@@ -29,5 +31,7 @@ pub(crate) const STATE: &str = ".taskvec";
 pub const MANIFEST: &str = "taskvec.json";
 /// The plan of the run, byte for byte; in the state folder from the moment the run may be resumed.
 const PLAN: &str = "plan.json";
+/// The plan of a run in parts; in the state folder from the moment the first part begins until the last has ended.
+const PARTS: &str = "parts.json";
 /// The file that is locked while a run writes.
 const LOCK: &str = "lock";

@@ -1,0 +1,65 @@
+"""A plan that a command has made: printed, written to a file, run, or run in part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskvec.cli.console import Console
+from taskvec.cli.job import free_bytes, settings_of, write_plan, write_report
+from taskvec.cli.plan_file import PLANNING, write
+from taskvec.settings import Settings
+
+if TYPE_CHECKING:
+    from taskvec.lazy.plan import Plan
+    from taskvec.report.report import Report
+
+
+def is_planning() -> bool:
+    """Whether `taskvec plan` runs the command for its plan alone."""
+    context = click.get_current_context(silent=True)
+    return context is not None and PLANNING in context.meta
+
+
+def execute(
+    console: Console,
+    plan: Plan,
+    out: str,
+    title: str,
+    options: Mapping[str, Any],
+    settings: Settings | None = None,
+) -> Report | None:
+    """Print the plan, run it unless ``--dry-run`` is given, print the outcome.
+
+    ``settings`` are those of the options by default. With ``--part`` one part of it is run; ``taskvec plan``
+    has it written to a file instead.
+    """
+    threads = options["threads"]
+    if is_planning():
+        return write(console, plan, title, threads)
+    if options["dry_run"]:
+        page = console.data()
+        write_plan(page, plan, title, out, threads)
+        console.findings(plan.findings, page)
+        page.line()
+        page.fact("dry run", "nothing was written")
+        console.show(page)
+        facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": free_bytes(out)}
+        console.emit({"dry_run": True, "out": os.path.abspath(out), "plan": facts})
+        return None
+    page = console.talk()
+    write_plan(page, plan, title, out, threads)
+    console.say(page)
+    console.findings(plan.findings)
+    chosen = settings or Settings.of(settings_of(options))
+    if options.get("part"):
+        from taskvec.cli.part import run_part  # which most runs do without
+
+        return run_part(console, plan, out, options["part"], chosen)
+    with console.progress() as progress:
+        report = plan.run(out, settings=chosen, progress=progress)
+    write_report(console, report, out, known=plan.findings)
+    return report

@@ -1,0 +1,115 @@
+"""Parts of a plan as the user has them: plain data that can be sent to another process, and run there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvec.errors import NotFoundError, RecipeError
+from taskvec.files import look
+from taskvec.files.names import MANIFEST, PARTS, STATE
+from taskvec.plan.document import from_file, to_file
+from taskvec.plan.part import Part as Number
+from taskvec.resolve.remote import materialised
+from taskvec.run import finish as ending
+from taskvec.run import shared_state
+from taskvec.run.parts import PartReport, execute_part, hold_divisible
+from taskvec.settings import Settings
+
+if TYPE_CHECKING:
+    from taskvec.plan.plan import PlanRecord
+    from taskvec.progress import Callback
+    from taskvec.report.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a plan, counted from zero; made by :meth:`taskvec.Plan.part`.
+
+    It can be pickled, and holds no weights and no open file: the models are opened where it is run.
+
+    Attributes
+    ----------
+    number, count : int
+        Which part it is, of how many.
+    plan : bytes
+        The plan as a file.
+    out : str or None
+        The output folder that the plan was made for.
+    """
+
+    number: int
+    count: int
+    plan: bytes
+    out: str | None = None
+
+    @classmethod
+    def of(cls, plan: PlanRecord, number: int, count: int, out: str | os.PathLike[str] | None = None) -> Part:
+        """A part of a plan; raises ``RecipeError`` where there is none, or the run cannot be divided."""
+        Number.of(number, count)
+        hold_divisible(plan, Settings())
+        place = None if out is None else os.path.abspath(out)
+        return cls(number, count, to_file(plan, place), place)
+
+    def run(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        settings: Settings | None = None,
+        progress: Callback | None = None,
+    ) -> PartReport:
+        """Write the weight files of this part, and end the run where no other part is missing.
+
+        Raises
+        ------
+        RecipeError
+            Neither the plan nor ``out`` says where to.
+        taskvec.Error
+            As :meth:`taskvec.Plan.run`.
+        """
+        place = self.out if out is None else os.fspath(out)
+        if place is None:
+            raise RecipeError("the part has no output folder", 'write `part.run("out")`')
+        saved = from_file(self.plan, "the plan of this part")
+        part = Number.of(self.number, self.count)
+        return execute_part(saved.plan, place, part, settings=settings, progress=progress)
+
+
+def finish(
+    out: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Callback | None = None,
+) -> Report:
+    """End a run in parts: write index, card and manifest, once all weight files are there.
+
+    The last part does it by itself; this is for a run whose last part was killed at its end.
+
+    Parameters
+    ----------
+    out : str or path
+        The output folder of the parts.
+    threads : int, optional
+        All cores by default.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Raises
+    ------
+    NotFoundError
+        The folder holds no run in parts.
+    OutputError
+        Weight files are missing; the message says which, and which parts write them.
+    """
+    out = Path(out)
+    if not look.exists(out / STATE / PARTS):
+        is_ended = look.exists(out / MANIFEST)
+        raise NotFoundError(
+            f"`{out}` holds {'a finished output' if is_ended else 'no run in parts'}",
+            "`taskvec verify` reads it" if is_ended else "give the output folder of the parts",
+        )
+    plan = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS)).plan
+    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    return ending.finish(plan, out, checkpoints, Settings(threads=threads), progress)

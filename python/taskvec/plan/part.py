@@ -1,0 +1,114 @@
+"""A plan divides itself: which weight files each of n parts writes, and the plan of some of them.
+
+Any process that has the plan knows every part of it: nobody hands out work. A weight file does not depend on
+the others, so that any division gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from taskvec._core import blake3_hex
+from taskvec.errors import RecipeError
+from taskvec.plan.plan import PlanRecord
+from taskvec.plan.rows import Row, encode
+
+_PART = re.compile(r"(\d+)/(\d+)")
+# More than any cluster runs: a number above it is a typing error.
+_MOST = 1_000_000
+
+
+class Part(NamedTuple):
+    """One part of so many, counted from zero."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part that a text such as ``3/16`` names.
+
+        Raises
+        ------
+        RecipeError
+            It names none.
+        """
+        match = _PART.fullmatch(text.strip())
+        if match is None:
+            raise RecipeError(f"`{text}` is not a part", "write it as `3/16`: part 3 of 16, counted from 0")
+        return cls.of(int(match[1]), int(match[2]))
+
+    @classmethod
+    def of(cls, number: int, count: int) -> Part:
+        """The same from two numbers; raises as :meth:`parse`."""
+        if not 0 < count <= _MOST or not 0 <= number < count:
+            raise RecipeError(
+                f"there is no part {number} of {count}", f"parts are counted from 0: 0/{count} is the first"
+            )
+        return cls(number, count)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def units(plan: PlanRecord) -> list[tuple[int, ...]]:
+    """The weight files that have to be written together, as numbers of ``plan.shards``; mostly one each.
+
+    The parts of a packed weight, which are computed together, may lie in several.
+    """
+    groups: dict[int, set[int]] = {number: {number} for number in range(len(plan.shards))}
+    first: dict[str, int] = {}
+    for row in plan.document["tensors"]:
+        if len(row) < 7:
+            continue
+        shard, other = row[3], first.setdefault(row[6][2], row[3])
+        if groups[shard] is not groups[other]:
+            groups[other] |= groups[shard]
+            for each in groups[shard]:
+                groups[each] = groups[other]
+    return sorted({tuple(sorted(group)) for group in groups.values()})
+
+
+def dealt(plan: PlanRecord, count: int) -> list[list[tuple[int, ...]]]:
+    """The units of each of `count` parts: the largest first, each to the part that has the least so far."""
+    size = {unit: sum(plan.shards[number].bytes for number in unit) for unit in units(plan)}
+    parts: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
+    load = [0] * count
+    for unit in sorted(size, key=lambda unit: (-size[unit], unit)):
+        least = min(range(count), key=lambda part: (load[part], part))
+        parts[least].append(unit)
+        load[least] += max(size[unit], 1)
+    return [sorted(part) for part in parts]
+
+
+def of_shards(plan: PlanRecord, shards: Sequence[int]) -> bytes:
+    """The engine's part of a plan for some of its weight files alone."""
+    numbers = {number: place for place, number in enumerate(shards)}
+    document = {
+        **plan.document,
+        "shards": [plan.shards[number].name for number in shards],
+        "tensors": _rows(plan.document, numbers),
+    }
+    return encode(document)
+
+
+def _rows(document: Mapping[str, Any], numbers: Mapping[int, int]) -> Iterator[Row]:
+    chosen: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in document["tensors"]:
+        if row[3] in numbers:
+            chosen[numbers[row[3]]].append((*row[:3], numbers[row[3]], *row[4:]))
+    for place in range(len(numbers)):
+        yield from chosen[place]
+
+
+def identity(plan: PlanRecord) -> str:
+    """What a plan is known by on every machine: its digest without the paths of its sources."""
+    data = plan.json
+    for source in plan.document["sources"]:
+        path = b'"path":' + json.dumps(source["path"]).encode()
+        data = data.replace(path, b'"path":""', 1)
+    return blake3_hex(data)

@@ -1,0 +1,160 @@
+"""The end of a run in parts: when all weight files are in place, the rest of the output follows.
+
+The records of the parts become the journal of an unfinished run of the whole plan, and that run, which has
+nothing left to compute, is ended as any other: the same report, card and index as one process gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec._core import assemble_output
+from taskvec.errors import FormatError, OutputError
+from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.names import PARTS, PLAN, STATE
+from taskvec.plan.part import dealt
+from taskvec.plan.plan import PlanRecord
+from taskvec.progress import Callback
+from taskvec.report.report import Report
+from taskvec.run import shared_state
+from taskvec.run.execute import execute
+from taskvec.run.inputs import Source
+from taskvec.run.locked import paths_of
+from taskvec.run.shared_state import Records
+from taskvec.settings import Settings
+from taskvec.text import listed
+
+
+def finish_if_complete(
+    plan: PlanRecord,
+    out: Path,
+    checkpoints: Sequence[Source],
+    settings: Settings,
+    progress: Callback | None,
+) -> Report | None:
+    """End the run if no weight file is missing and no other process is about to end it."""
+    folders = folders_of(plan, out)
+    records = Records(plan, out, folders)
+    if not look.exists(out / STATE / PARTS):
+        return None
+    if not is_assembled(folders) and records.missing():
+        return None
+    if not shared_state.claim_end(out):
+        return None
+    return _end(plan, out, checkpoints, records, settings, progress)
+
+
+def finish(
+    plan: PlanRecord,
+    out: Path,
+    checkpoints: Sequence[Source],
+    settings: Settings,
+    progress: Callback | None = None,
+) -> Report:
+    """End the run in parts in a folder, whoever else has begun to.
+
+    Raises
+    ------
+    OutputError
+        Weight files are missing; the message says which, and which parts write them.
+    FormatError
+        Parts have read different inputs.
+    """
+    folders = folders_of(plan, out)
+    records = Records(plan, out, folders)
+    missing = [] if is_assembled(folders) else records.missing()
+    if missing:
+        raise _incomplete(plan, out, missing)
+    shared_state.give_up_end(out)
+    shared_state.claim_end(out)
+    return _end(plan, out, checkpoints, records, settings, progress)
+
+
+def folders_of(plan: PlanRecord, out: Path) -> list[Path]:
+    """The output folders of a plan."""
+    return [out / output.folder if output.folder else out for output in plan.outputs]
+
+
+def is_assembled(folders: Sequence[Path]) -> bool:
+    """Whether the records of the parts have become journals, so that they are needed no more."""
+    return all(look.exists(folder / STATE / PLAN) for folder in folders)
+
+
+def _end(
+    plan: PlanRecord,
+    out: Path,
+    checkpoints: Sequence[Source],
+    records: Records,
+    settings: Settings,
+    progress: Callback | None,
+) -> Report:
+    folders = folders_of(plan, out)
+    try:
+        if not is_assembled(folders):
+            _assemble(plan, folders, checkpoints, records)
+        shared_state.clear(out)
+    except BaseException:
+        shared_state.give_up_end(out)
+        raise
+    report = execute(plan, out, settings=settings, progress=progress)
+    if out not in folders:
+        with contextlib.suppress(OSError):
+            os.rmdir(out / STATE)
+    return report
+
+
+def _assemble(
+    plan: PlanRecord, folders: Sequence[Path], checkpoints: Sequence[Source], records: Records
+) -> None:
+    found = [records.read(shard.name) for shard in plan.shards]
+    whole = [record for record in found if record is not None]
+    _hold_one_state(records, {record["inputs"] for record in whole})
+    for number, folder in enumerate(folders):
+        lines = [record["lines"][number] for record in whole]
+        assemble_output(folder, paths_of(checkpoints), plan.json, lines)
+
+
+def _hold_one_state(records: Records, digests: set[str]) -> None:
+    """Return if all parts have read the same inputs, wherever these lay.
+
+    Raises
+    ------
+    FormatError
+        They have not.
+    """
+    seen: set[tuple[tuple[Any, ...], ...]] = set()
+    times: defaultdict[tuple[Any, ...], set[Any]] = defaultdict(set)
+    for digest in sorted(digests):
+        rows = json.loads(read_bytes(records.state / shared_state.INPUTS / f"{digest}.json"))
+        seen.add(tuple(sorted((Path(row["path"]).name, row["size"], str(row.get("sample"))) for row in rows)))
+        for row in rows:
+            # the same file of the same machine: a change of its contents shows in the time as well
+            times[row["path"], row.get("inode")].add(row["modified"])
+    changed = next((path for (path, _), each in times.items() if len(each) > 1), None)
+    if len(seen) > 1 or changed is not None:
+        what = "an input" if changed is None else f"`{changed}`"
+        raise FormatError(
+            f"{what} changed between two parts of the run",
+            "remove the output folder, and run all parts again when nothing writes to the inputs",
+        )
+
+
+def _incomplete(plan: PlanRecord, out: Path, missing: Sequence[int]) -> OutputError:
+    names = [plan.shards[number].name for number in missing]
+    count = int(shared_state.head(out).get("parts") or 1)
+    late = [
+        f"{number}/{count}"
+        for number, units in enumerate(dealt(plan, count))
+        if any(each in missing for unit in units for each in unit)
+    ]
+    return OutputError(
+        f"{len(missing)} of {len(plan.shards)} weight files of `{out}` are missing: {listed(names)}",
+        f"run what writes them: `--part` {listed(late)}",
+    )

@@ -1,0 +1,281 @@
+"""What the parts of a run share in the state folder of their output.
+
+``parts.json`` is the plan, as a file, made by the first part; ``done/FILE.json`` stands for a weight file
+that is in place, ``inputs/DIGEST.json`` for the states of the inputs that it was computed from; ``work/``
+has a folder for each process that is at work; ``finisher.json`` names the one that ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec._core import blake3_hex, digest_file
+from taskvec.errors import OutputError
+from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.files.names import PARTS, STATE
+from taskvec.files.place import sync_folders
+from taskvec.plan.document import to_file
+from taskvec.plan.part import Part, identity
+from taskvec.plan.plan import PlanRecord
+
+DONE = "done"
+INPUTS = "inputs"
+WORK = "work"
+FINISHER = "finisher.json"
+
+
+def place(out: Path) -> Path:
+    """A folder for this process to compute in, which is not there yet; its name says whose it is."""
+    return out / STATE / WORK / f"{_host()}.{os.getpid()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+
+
+def begin(out: Path, plan: PlanRecord, part: Part) -> None:
+    """Put the plan of a run in parts into the state folder; of several processes one succeeds.
+
+    Raises
+    ------
+    OutputError
+        Another plan is there, or the folder cannot be written to.
+    """
+    state = out / STATE
+    data = json.dumps({"identity": identity(plan), "parts": part.count}).encode() + b"\n" + to_file(plan)
+    try:
+        for folder in (state, state / DONE, state / INPUTS, state / WORK):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise look.unanswered(state, error) from error
+    if not look.exists(state / PARTS):
+        _put(state / PARTS, data, is_first=True)
+    hold_same(out, plan)
+
+
+def head(out: Path) -> Mapping[str, Any]:
+    """What the first part has noted of the run: ``identity`` of its plan, and ``parts``, how many it knew of.
+
+    Raises
+    ------
+    OutputError
+        It cannot be read.
+    """
+    return _parse(out, read_bytes(out / STATE / PARTS).partition(b"\n")[0])
+
+
+def saved_plan(out: Path) -> bytes:
+    """The plan that the first part has saved, as a file."""
+    return read_bytes(out / STATE / PARTS).partition(b"\n")[2]
+
+
+def hold_same(out: Path, plan: PlanRecord) -> None:
+    """Return if the run in parts in this folder is of this plan.
+
+    Raises
+    ------
+    OutputError
+        It is of another one.
+    """
+    if head(out).get("identity") != identity(plan):
+        raise OutputError(
+            f"`{out}` holds parts of a run of a different plan",
+            "give every part the same models and options and run them with one version, or choose another "
+            "output folder",
+        )
+
+
+def _put(path: Path, data: bytes, *, is_first: bool = False) -> None:
+    """Write a small file as a whole, whoever else is writing it; where one is there it stays if ``is_first``.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    new = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with open(new, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_first and _linked(new, path):
+            new.unlink()
+        else:
+            os.replace(new, path)
+        sync_folders(path.parent, [])
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"writing `{path}` failed: {error.strerror or error}",
+            "free space, check permissions, then run the same part again",
+        ) from error
+
+
+def _linked(new: Path, path: Path) -> bool:
+    """Whether the file is known by the other name now, or another one was before."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        return True
+    except OSError:  # a file system without links: of several that begin at once the last one stays
+        return look.exists(path)
+    return True
+
+
+def _parse(out: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise OutputError(
+            f"`{out / STATE / PARTS}` is damaged: {error}", "remove the output folder, and begin again"
+        ) from None
+    return value if isinstance(value, dict) else {}
+
+
+class Records:
+    """The records of the weight files that are in place."""
+
+    def __init__(self, plan: PlanRecord, out: Path, folders: Sequence[Path]) -> None:
+        self.plan, self.folders = plan, folders
+        self.state = out / STATE
+        self.identity = identity(plan)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def see(self, inputs: bytes) -> str:
+        """Keep the states of the inputs, as the engine has noted them; their digest."""
+        digest = blake3_hex(inputs)
+        path = self.state / INPUTS / f"{digest}.json"
+        if not look.exists(path):
+            _put(path, inputs)
+        return digest
+
+    def write(self, name: str, lines: Sequence[str], inputs: str) -> None:
+        """Note a weight file: the line that the engine's journal has of it, for each output."""
+        record = {"plan": self.identity, "inputs": inputs, "lines": list(lines)}
+        _put(self.state / DONE / f"{name}.json", json.dumps(record).encode())
+
+    def has(self, unit: Sequence[int], *, rehash: bool = False) -> bool:
+        """Whether these weight files, by number, are in place; read again and compared if ``rehash``."""
+        return all(self._has(self.plan.shards[number].name, rehash) for number in unit)
+
+    def _has(self, name: str, rehash: bool) -> bool:
+        record = self.read(name)
+        if record is None:
+            return False
+        for folder, line in zip(self.folders, record["lines"], strict=True):
+            known = json.loads(line)
+            stamp = look.stamp(folder / name)
+            if stamp is None or stamp.size != known["size"]:
+                return False
+            if rehash and digest_file(folder / name)[1] != known["digest"]:
+                return False
+        return True
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of a weight file; ``None`` where there is no whole one of this plan."""
+        path = self.state / DONE / f"{name}.json"
+        if not look.exists(path):
+            return None
+        try:
+            record = json.loads(read_bytes(path))
+            is_ours = record["plan"] == self.identity and len(record["lines"]) == len(self.folders)
+            for line in record["lines"]:
+                known = json.loads(line)
+                is_ours = is_ours and known["shard"] == name and isinstance(known["size"], int)
+        except (ValueError, KeyError, TypeError):
+            return None
+        return record if is_ours else None
+
+    def missing(self) -> list[int]:
+        """The numbers of the weight files that are not in place."""
+        return [number for number in range(len(self.plan.shards)) if not self.has((number,))]
+
+    def count(self) -> int:
+        """How many weight files are in place."""
+        return len(self.plan.shards) - len(self.missing())
+
+
+def claim_end(out: Path) -> bool:
+    """Whether this process is the one that ends the run: the first to ask, or after one that has died.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written to.
+    """
+    path = out / STATE / FINISHER
+    me = json.dumps({"host": _host(), "process": os.getpid(), "started": _started(os.getpid())}).encode()
+    for _ in range(2):
+        try:
+            with open(path, "xb") as file:
+                file.write(me)
+            return True
+        except FileExistsError:
+            if not _is_dead(path):
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        except OSError as error:
+            raise look.unanswered(path, error) from error
+    return False
+
+
+def give_up_end(out: Path) -> None:
+    """Let another process end the run."""
+    with contextlib.suppress(OSError):
+        (out / STATE / FINISHER).unlink()
+
+
+def clear(out: Path) -> None:
+    """Remove what the parts have shared, the plan last."""
+    state = out / STATE
+    for name in (DONE, INPUTS, WORK):
+        shutil.rmtree(state / name, ignore_errors=True)
+    for name in (FINISHER, PARTS):
+        with contextlib.suppress(FileNotFoundError):
+            (state / name).unlink()
+
+
+def clear_abandoned(out: Path) -> None:
+    """Remove the folders of processes of this machine that have died at work."""
+    for name in look.listing(out / STATE / WORK):
+        host, process, started, _ = name.rsplit(".", 3) if name.count(".") >= 3 else ("", "", "", "")
+        if host == _host() and process.isdigit() and _started(int(process)) != started:
+            shutil.rmtree(out / STATE / WORK / name, ignore_errors=True)
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether the process that a file names ran on this machine and has ended."""
+    try:
+        who = json.loads(read_bytes(path))
+        return who["host"] == _host() and _started(int(who["process"])) != who["started"]
+    except (ValueError, KeyError, TypeError):
+        return True  # it was killed while it wrote its name
+
+
+def _host() -> str:
+    """This machine as long as it runs."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        return f"{socket.gethostname()}-{boot}"
+    return socket.gethostname()
+
+
+def _started(process: int) -> str:
+    """When a process of this machine began, in a unit of the system's; empty where it is not there."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        with contextlib.suppress(OSError):
+            os.kill(process, 0)
+            return "0"
+        return ""
