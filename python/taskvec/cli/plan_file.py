@@ -63,7 +63,7 @@ def command(
     return 0
 
 
-command.context_settings |= {"ignore_unknown_options": True}
+command.context_settings["ignore_unknown_options"] = True
 
 
 def write(_: Console, plan: Plan, title: str, threads: int | None) -> None:

@@ -104,8 +104,8 @@ def from_file(data: bytes, subject: str) -> Saved:
             "make it again with this version, and run all parts with one version",
         )
     checkpoints = [
-        _opened(source, *names, subject)
-        for source, names in zip(document["sources"], facts["models"], strict=True)
+        _opened(source, spec, lasting, subject)
+        for source, (spec, lasting) in zip(document["sources"], facts["models"], strict=True)
     ]
     data = encode(document)
     plan = PlanRecord(

@@ -26,7 +26,7 @@ class Part(NamedTuple):
     """One part of so many, counted from zero."""
 
     number: int
-    count: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> Part:
@@ -52,7 +52,7 @@ class Part(NamedTuple):
         return cls(number, count)
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
 
 def units(plan: PlanRecord) -> list[tuple[int, ...]]:

@@ -81,7 +81,7 @@ class PartReport:
         report = self.report.to_dict() if self.report is not None else None
         return {
             "part": self.part.number,
-            "parts": self.part.count,
+            "parts": self.part.total,
             "shards": [shard.name for shard in self.shards],
             "kept": self.kept,
             "done": self.done,
@@ -177,7 +177,7 @@ def execute_part(
     Publisher(plan, base, settings, inputs, None).foresee()
     _admit(plan, out, folders, checkpoints, part)
     records = Records(plan, out, folders)
-    mine = dealt(plan, part.count)[part.number] if units is None else list(units)
+    mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     is_missing = not is_assembled(folders)
     missing = [unit for unit in mine if is_missing and not records.has(unit, rehash=settings.rehash)]
     work = _Work(plan, out, folders, inputs, records, settings, progress, missing)
@@ -329,21 +329,23 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _meter(
-    callback: Callback | None, sizes: Sequence[int]
-) -> Callable[[int], Callable[[int, int], None] | None]:
+Tell = Callable[[int, int], None]
+
+
+def _meter(callback: Callback | None, sizes: Sequence[int]) -> Callable[[int], Tell | None]:
     """Progress of one part over several passes of the engine, each weighted by the bytes that it writes."""
     begin, total, before = time.monotonic(), sum(sizes), 0
 
-    def of_pass(size: int) -> Callable[[int, int], None] | None:
+    def of_pass(size: int) -> Tell | None:
         nonlocal before
         start, before = before, before + size
-        if callback is None:
+        given = callback
+        if given is None:
             return None
 
         def tell(done: int, of: int) -> None:
             at = start + (size * done // of if of else 0)
-            callback(Progress("merge", at, total, time.monotonic() - begin))
+            given(Progress("merge", at, total, time.monotonic() - begin))
 
         return tell
 

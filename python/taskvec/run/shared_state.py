@@ -47,7 +47,7 @@ def begin(out: Path, plan: PlanRecord, part: Part) -> None:
         Another plan is there, or the folder cannot be written to.
     """
     state = out / STATE
-    data = json.dumps({"identity": identity(plan), "parts": part.count}).encode() + b"\n" + to_file(plan)
+    data = json.dumps({"identity": identity(plan), "parts": part.total}).encode() + b"\n" + to_file(plan)
     try:
         for folder in (state, state / DONE, state / INPUTS, state / WORK):
             folder.mkdir(parents=True, exist_ok=True)
