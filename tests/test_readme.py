@@ -59,7 +59,12 @@ def test_every_method_is_in_the_table(request: pytest.FixtureRequest) -> None:
 
 
 def test_every_option_named_exists() -> None:
-    known = set().union(*map(options_of, cli.VERBS)) | {"--version", "--update-transcripts", "--pack", "--array"}
+    known = set().union(*map(options_of, cli.VERBS)) | {
+        "--version",
+        "--update-transcripts",
+        "--pack",
+        "--array",
+    }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert named <= known
 

@@ -256,6 +256,20 @@ def test_parts_are_dealt_by_bytes(plan: tv.Plan) -> None:
         assert max(loads) - min(loads) <= max(shard.bytes for shard in plan.shards)
 
 
+def test_parts_on_dask_as_documented(plan: tv.Plan, tmp_path: Path) -> None:
+    from dask.distributed import Client, LocalCluster
+
+    plan.run(tmp_path / "one")
+    parts = [plan.part(number, 5, out=tmp_path / "out") for number in range(5)]
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        reports = client.gather(client.map(lambda part: part.run().to_dict(), parts, pure=False))
+    assert sum(report["complete"] for report in reports) >= 1
+    same_files(tmp_path / "one", tmp_path / "out")
+
+
 # --- the command line
 def test_plan_run_finish_on_the_command_line(trio: Trio, tmp_path: Path) -> None:
     models = ["--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]

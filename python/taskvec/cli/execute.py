@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.console import Console
+from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import free_bytes, settings_of, write_plan, write_report
 from taskvec.cli.plan_file import PLANNING, write
 from taskvec.settings import Settings
@@ -55,11 +55,16 @@ def execute(
     console.say(page)
     console.findings(plan.findings)
     chosen = settings or Settings.of(settings_of(options))
+    if options.get("part") and options.get("ray"):
+        raise UsageError("`--part` and `--ray` exclude each other", "`--ray` divides the run by itself")
     if options.get("part"):
         from taskvec.cli.part import run_part  # which most runs do without
 
         return run_part(console, plan, out, options["part"], chosen)
     with console.progress() as progress:
-        report = plan.run(out, settings=chosen, progress=progress)
+        if options.get("ray"):
+            report = plan.run_on_ray(out, address=options["ray"], settings=chosen, progress=progress)
+        else:
+            report = plan.run(out, settings=chosen, progress=progress)
     write_report(console, report, out, known=plan.findings)
     return report

@@ -33,7 +33,7 @@ def settings_of(options: Mapping[str, Any]) -> Any:
 
 def plan_options(options: Mapping[str, Any]) -> Any:
     """The options of a command that its plan function takes too."""
-    return {name: value for name, value in options.items() if name not in ("dry_run", "part")}
+    return {name: value for name, value in options.items() if name not in ("dry_run", "part", "ray")}
 
 
 def write_report(console: Console, report: Report, out: str, known: Iterable[Any] = ()) -> None:

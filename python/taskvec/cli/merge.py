@@ -52,7 +52,7 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
     merge = open_recipe(recipe, overrides=overrides, **settings_of(options))
     console.findings(merge.file.remarks)
     final = merge.file.final
-    if options["dry_run"] or options["part"] or is_planning():
+    if options["dry_run"] or options["part"] or options["ray"] or is_planning():
         execute(console, merge.plan(), out, _title(final.merge_method, recipe), options)
         return 0
     steps = len(merge.file.steps)

@@ -208,7 +208,12 @@ part_option = option(
     help="Write part I of N alone, counted from 0: several processes or machines share one output folder.",
 )  # fmt: skip
 
-run_options = together(declared_options(Settings), part_option, dry_run_option)
+ray_option = option(
+    "--ray", section="Machine", metavar="[ADDRESS]", is_flag=False, flag_value="local",
+    help="Run on a Ray cluster that shares a file system; without an address on one started here.",
+)  # fmt: skip
+
+run_options = together(declared_options(Settings), ray_option, part_option, dry_run_option)
 """The options of every command that writes weights."""
 
 vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)

@@ -103,6 +103,42 @@ class Plan(PlanRecord):
             return done.report
         return execute(self, out, settings=settings, progress=progress)
 
+    def run_on_ray(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        address: str = "local",
+        settings: Settings | None = None,
+        progress: Callback | None = None,
+    ) -> Report:
+        """Execute the plan on a Ray cluster; see :func:`taskvec.run.cluster.execute_on_ray`.
+
+        Parameters
+        ----------
+        out : str or path
+            The output folder, on a file system that all nodes share.
+        address : str
+            Of the cluster, as ``ray.init`` takes it; ``"local"`` starts one on this machine.
+        settings : Settings, optional
+            ``threads`` are those of one task.
+        progress : callable, optional
+            Called with a :class:`taskvec.Progress`.
+
+        Raises
+        ------
+        RecipeError
+            Ray is not installed, or the run cannot be divided.
+        OutputError
+            The cluster cannot be reached, or a node does not see the models or the output.
+        """
+        try:
+            from taskvec.run.cluster import execute_on_ray
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise RecipeError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+        return execute_on_ray(self, out, address=address, settings=settings, progress=progress)
+
     def part(self, number: int, count: int, *, out: str | os.PathLike[str] | None = None) -> Part:
         """One part of the plan, to be run anywhere that has the models and the output folder.
 

@@ -131,6 +131,7 @@ def execute_part(
     units: Sequence[Unit] | None = None,
     settings: Settings | None = None,
     progress: Callback | None = None,
+    is_last: bool = True,
 ) -> PartReport:
     """Write the weight files of one part, and end the run where no other part is missing.
 
@@ -149,6 +150,8 @@ def execute_part(
         ``threads``, ``max_memory``, ``rehash`` and ``force`` matter here.
     progress : callable, optional
         Called with a :class:`taskvec.Progress` of this part.
+    is_last : bool
+        Whether to end the run where no other part is missing.
 
     Raises
     ------
@@ -175,14 +178,14 @@ def execute_part(
     base = checkpoints[0]
     assert isinstance(base, Model)
     Publisher(plan, base, settings, inputs, None).foresee()
-    _admit(plan, out, folders, checkpoints, part)
+    admit(plan, out, folders, checkpoints, part)
     records = Records(plan, out, folders)
     mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     is_missing = not is_assembled(folders)
     missing = [unit for unit in mine if is_missing and not records.has(unit, rehash=settings.rehash)]
     work = _Work(plan, out, folders, inputs, records, settings, progress, missing)
     read = sum(work.write(batch) for batch in _batches(plan, missing))
-    report = finish_if_complete(plan, out, checkpoints, settings, progress)
+    report = finish_if_complete(plan, out, checkpoints, settings, progress) if is_last else None
     shards = tuple(plan.shards[number] for unit in missing for number in unit)
     total = len(plan.shards)
     return PartReport(
@@ -211,7 +214,7 @@ def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -
     return all(journal.count(b"\n") > len(plan.shards) for journal in journals)
 
 
-def _admit(
+def admit(
     plan: PlanRecord, out: Path, folders: Sequence[Path], checkpoints: Sequence[Source], part: Part
 ) -> None:
     """Make the state of a run in parts, or return if that of this plan is there.

@@ -1,0 +1,165 @@
+"""A run on a real Ray cluster of two nodes on this machine: same bytes, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taskvec as tv
+from support.command_line import invoke
+from support.models import Trio, write_trio
+from support.oracle import same_files
+
+pytestmark = pytest.mark.timeout(600)
+SIZE = 400_000
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of one CPU each, and a head that runs nothing."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Trio:
+    return write_trio(tmp_path_factory.mktemp("models"), hidden=256, intermediate=1024, vocab=2048)
+
+
+@pytest.fixture(scope="module")
+def plan(models: Trio) -> tv.Plan:
+    return tv.plan_transfer(*models, max_shard_size=SIZE, alpha=(0.5, 1))
+
+
+@pytest.fixture(scope="module")
+def one(plan: tv.Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "out"
+    plan.run(out)
+    return out
+
+
+def while_running(out: Path, act: Callable[[], object]) -> threading.Thread:
+    """Does something once the first weight file is in place."""
+
+    def wait() -> None:
+        ends = time.monotonic() + 120
+        while time.monotonic() < ends and not any(out.glob("*/*.safetensors")):
+            time.sleep(0.005)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_two_nodes_are_one_run(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
+    seen: list[tv.Progress] = []
+    report = plan.run_on_ray(tmp_path / "out", address=cluster.address, progress=seen.append)
+    same_files(one, tmp_path / "out")
+    expected = plan.run(one)
+    assert [output.survival for output in report.outputs] == [output.survival for output in expected.outputs]
+    merged = [event for event in seen if event.phase == "merge"]
+    assert len(merged) > 2
+    assert merged[-2].done_bytes > 0
+    again = plan.run_on_ray(tmp_path / "out", address=cluster.address)
+    assert again.already_done
+
+
+def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
+    out, killed = tmp_path / "out", []
+
+    def kill() -> None:
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and not killed:
+            for place in (out / ".taskvec" / "work").glob("*"):
+                process = int(place.name.rsplit(".", 3)[1])
+                if process != os.getpid():
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+                    break
+
+    thread = while_running(out, kill)
+    plan.run_on_ray(out, address=cluster.address)
+    thread.join()
+    assert killed
+    same_files(one, out)
+
+
+def test_a_node_that_is_lost_is_done_without(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1)
+    thread = while_running(tmp_path / "out", lambda: cluster.remove_node(node, allow_graceful=False))
+    plan.run_on_ray(tmp_path / "out", address=cluster.address)
+    thread.join()
+    same_files(one, tmp_path / "out")
+
+
+def test_an_interrupt_stops_all_and_the_same_call_goes_on(
+    plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path
+) -> None:
+    def stop(event: tv.Progress) -> None:
+        if event.phase == "merge":
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        plan.run_on_ray(out, address=cluster.address, progress=stop)
+    assert not list(out.glob("*/taskvec.json"))
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.safetensors")}
+    assert kept
+    plan.run_on_ray(out, address=cluster.address)
+    same_files(one, out)
+    assert {path: path.stat().st_mtime_ns for path in kept}.items() >= kept.items()
+
+
+def test_a_node_that_does_not_see_an_input_is_named(
+    plan: tv.Plan, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import taskvec.run.cluster as running
+
+    monkeypatch.setattr(running, "paths_of", lambda _: [str(tmp_path / "elsewhere")])
+    with pytest.raises(tv.OutputError, match=r"the node `.*` .* sees not the input `.*elsewhere`") as caught:
+        plan.run_on_ray(tmp_path / "out", address=cluster.address)
+    assert "mount" in str(caught.value.hint)
+
+
+def test_an_error_of_a_task_is_that_of_a_run_here(cluster: Any, tmp_path: Path) -> None:
+    trio = write_trio(tmp_path)
+    path = next(trio.donor.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\xc0\x7f"  # NaN in bfloat16
+    path.write_bytes(data)
+    plan = tv.plan_transfer(*trio)
+    with pytest.raises(tv.NonFiniteError) as here:
+        plan.run(tmp_path / "here")
+    with pytest.raises(tv.NonFiniteError) as there:
+        plan.run_on_ray(tmp_path / "there", address=cluster.address)
+    assert (str(there.value), there.value.hint) == (str(here.value), here.value.hint)
+
+
+def test_the_command_line(
+    models: Trio, one: Path, cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["transfer", "--target", models.target, "--donor", models.donor, "--reference", models.reference]
+    words += ["--max-shard-size", SIZE, "--alpha", "0.5,1", "-o", tmp_path / "out"]
+    outcome = invoke(capsys, *words, "--ray", cluster.address, "--json")
+    assert outcome.code == 0
+    assert len(json.loads(outcome.out)["outputs"]) == 2
+    same_files(one, tmp_path / "out")
+    both = invoke(capsys, *words, "--ray", cluster.address, "--part", "0/2")
+    assert (both.code, "exclude each other" in both.err) == (2, True)
+    away = invoke(capsys, *words[:-1], tmp_path / "other", "--ray", "127.0.0.1:1")
+    assert (away.code, "cannot be reached" in away.err) == (2, True)
