@@ -190,15 +190,21 @@ class Console:
             self.say(target)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[Any], None] | None]:
-        """A callback for the library that draws a progress bar, or None where nobody would see one."""
+    def progress(self) -> Iterator[Callable[[Any], None]]:
+        """A callback for the library that draws a progress bar where somebody sees it, and prints notices."""
         if self.quiet or not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
-            yield None
+            yield self._notice
             return
         from taskvec.cli.progress import Bar
 
         with Bar() as bar:
-            yield bar
+            yield lambda event: self._notice(event) if event.notice else bar(event)
+
+    def _notice(self, event: Any) -> None:
+        if event.notice:
+            page = self.talk()
+            page.level("warning", printable(event.notice))
+            self.say(page)
 
 
 def write_finding(page: Page, finding: Any) -> None:
