@@ -55,11 +55,7 @@ def whole_name(stored: str, modules: Iterable[str]) -> str | None:
     parts = name.split(".")
     if COPY in name:
         return name.replace(COPY, ".") if parts.count("base_layer") == 1 else None
-    if (
-        "original_module" in parts
-        or "token_adapter" in parts
-        or any(part.startswith("lora_") for part in parts)
-    ):
+    if any(part in ("original_module", "token_adapter") or part.startswith("lora_") for part in parts):
         return None
     is_along = len(parts) > 1 and parts[-1] == "weight" and parts[-2] in _SAVED_ALONG
     return name if is_along or _is_of(name, modules) else None
@@ -73,11 +69,11 @@ def check_whole(whole: Mapping[str, TensorInfo], modules: Sequence[str], spec: s
     FormatError
         No module of ``modules_to_save`` has a weight, or one of the tensors is of no float type.
     """
-    # some of a list may be missing: PEFT lists all names that a head may have, and a model has one of them
+    # some may be missing: PEFT lists all names that a head may have, and a model has one of them
     if modules and not any(_is_of(name, modules) for name in whole):
         raise FormatError(
-            f"the adapter `{spec}` trains whole modules (`modules_to_save: {shown(list(modules))}`) and holds "
-            "the weights of none of them",
+            f"the adapter `{spec}` trains whole modules (`modules_to_save: {shown(list(modules))}`), and "
+            "holds the weights of none of them",
             _SAVE_AGAIN,
         )
     others = [info.name for info in whole.values() if info.dtype not in FLOAT_DTYPES]

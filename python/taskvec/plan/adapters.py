@@ -79,7 +79,8 @@ def _fitted_whole(
     lacking = [name for name in adapter.whole if not stored.alike(name)]
     for name, info in adapter.whole.items():
         alike = stored.alike(name)
-        if _is_tied(head) and (alike in ([head.head], [head.embedding]) or core(f"model.{name}") in _HEADS):
+        is_head = alike in ([head.head], [head.embedding]) or core(f"model.{name}") in _HEADS
+        if _is_tied(head) and is_head:
             raise _whole_of_tied(adapter, name, model)
         if not alike:
             raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
@@ -94,8 +95,8 @@ def _fitted_whole(
 
 def _whole_of_tied(adapter: Adapter, name: str, model: Model) -> FormatError:
     return FormatError(
-        f"the adapter `{adapter.spec}` holds `{name}` as a whole, and `{model.spec}` ties embedding and head to "
-        "each other: which of them is meant cannot be told",
+        f"the adapter `{adapter.spec}` holds `{name}` as a whole, and `{model.spec}` ties embedding and head "
+        "to each other: which of them is meant cannot be told",
         "if it is the model's own weight, save the adapter without it (`save_embedding_layers=False` of "
         f"save_pretrained); otherwise {MERGE_FIRST}",
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taskvec.methods.method import Method, Parameter
+from taskvec.methods.method import Parameter
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
 from taskvec.models.tensor_names import Places

@@ -136,10 +136,10 @@ def demo(
 
 @contextlib.contextmanager
 def _home(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder without a demo that carries our mark; an earlier one is out of the way until this one is whole.
+    """A folder with our mark and without a demo: an earlier one is out of the way until this one is whole.
 
-    Where this one comes to nothing, or is killed and the same command is given again, the earlier one is in its
-    place again.
+    Where this one comes to nothing, or is killed and the same command is given again, the earlier one is in
+    its place again.
     """
     mark, aside, going = (folder / f".{MARK}{end}" for end in ("", "-old", "-going"))
     try:
