@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -61,7 +59,11 @@ class Page:
 
     def __init__(self, stream: TextIO | None) -> None:
         self.colour = has_colour(stream)
-        self.width = shutil.get_terminal_size((80, 24)).columns if is_terminal(stream) else None
+        self.width: int | None = None
+        if is_terminal(stream):
+            import shutil
+
+            self.width = shutil.get_terminal_size((80, 24)).columns
         self.lines: list[str] = []
 
     def paint(self, text: str, **style: Any) -> str:
@@ -88,6 +90,8 @@ class Page:
         """`head` painted and `text` after it; on a terminal wrapped, its further lines indented."""
         first, *rest = [head + text]
         if self.width is not None:
+            import textwrap
+
             room = max(40, min(self.width, WIDEST))
             lines = textwrap.wrap(
                 FIGURE.sub("\\1\u00a0\\2", head + text),  # a figure and its unit stay on one line
