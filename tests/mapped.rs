@@ -2,10 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use taskvec_core::error::Kind;
@@ -297,4 +299,123 @@ fn a_handler_installed_later_does_not_take_the_watch_away_and_gets_its_own_fault
     assert_eq!(bytes[0], 0);
     assert!(ours.unchanged().is_err());
     assert_eq!(theirs[0], 0, "not reached: the other handler ends this process");
+}
+
+/// Where the watch of a mapping must be gone when the mapping is: its address, once it is to be looked at.
+static UNMAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// In place of the library's: puts an empty file where the mapping was, and touches it.
+#[no_mangle]
+#[allow(unsafe_code)]
+unsafe extern "C" fn munmap(address: *mut libc::c_void, length: libc::size_t) -> libc::c_int {
+    // SAFETY: as asked of the caller.
+    let done = unsafe { libc::syscall(libc::SYS_munmap, address, length) } as libc::c_int;
+    if done == 0 && UNMAPPED.compare_exchange(address as usize, 1, SeqCst, SeqCst).is_ok() {
+        let file = tempfile::tempfile().unwrap();
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: the place is free, and that the file has no page is what is tested.
+        unsafe {
+            let place = libc::mmap(address, PAGE as usize, libc::PROT_READ, flags, file.as_raw_fd(), 0);
+            assert_eq!(place, address);
+            std::ptr::read_volatile(place as *const u8);
+        }
+    }
+    done
+}
+
+#[test]
+fn a_watch_does_not_outlive_its_mapping() {
+    let test = "a_watch_does_not_outlive_its_mapping";
+    if std::env::var_os(VICTIM).is_none() {
+        assert_eq!(signal_of(test), Some(libc::SIGBUS), "a fault of somebody else's mapping was taken for ours");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let ours = Mapped::open(&file(folder.path(), PAGE)).unwrap();
+    let mut scratch = Vec::new();
+    UNMAPPED.store(ours.read(0..PAGE, &mut scratch).unwrap().as_ptr() as usize, SeqCst);
+    drop(ours);
+    std::process::exit(if UNMAPPED.load(SeqCst) == 1 { 2 } else { 3 });
+}
+
+/// A library that leaves its handler by a jump to where it goes on, as `siglongjmp` does it.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod leaving {
+    use std::ffi::c_int;
+
+    std::arch::global_asm!(
+        ".globl taskvec_test_probe",
+        "taskvec_test_probe:",
+        "mov [rsi], rbx",
+        "mov [rsi + 8], rbp",
+        "mov [rsi + 16], r12",
+        "mov [rsi + 24], r13",
+        "mov [rsi + 32], r14",
+        "mov [rsi + 40], r15",
+        "mov [rsi + 48], rsp",
+        "mov al, [rdi]",
+        "xor eax, eax",
+        "ret",
+        ".globl taskvec_test_leave",
+        "taskvec_test_leave:",
+        "mov rbx, [rdi]",
+        "mov rbp, [rdi + 8]",
+        "mov r12, [rdi + 16]",
+        "mov r13, [rdi + 24]",
+        "mov r14, [rdi + 32]",
+        "mov r15, [rdi + 40]",
+        "mov rsp, [rdi + 48]",
+        "mov eax, 1",
+        "ret",
+    );
+
+    extern "C" {
+        /// Reads a byte, and is 0; 1 where `leave` was called meanwhile.
+        fn taskvec_test_probe(address: *const u8, registers: *mut [u64; 7]) -> c_int;
+        fn taskvec_test_leave(registers: *const [u64; 7]) -> !;
+    }
+
+    static mut REGISTERS: [u64; 7] = [0; 7];
+
+    pub(super) extern "C" fn handler(_: c_int) {
+        // SAFETY: signals come from `probe` alone, which has filled it and has not returned.
+        unsafe { taskvec_test_leave(&raw const REGISTERS) }
+    }
+
+    /// Whether reading there is a fault that the library's own handler got.
+    pub(super) fn faults(address: *const u8) -> bool {
+        // SAFETY: an address that is mapped; what the system does on a page that its file lacks is caught.
+        unsafe { taskvec_test_probe(address, &raw mut REGISTERS) == 1 }
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn a_handler_that_never_returns_gets_every_fault_of_its_own() {
+    if std::env::var_os(VICTIM).is_none() {
+        let test = "a_handler_that_never_returns_gets_every_fault_of_its_own";
+        let output = again::command().args(["--exact", test, "--test-threads=1"]).env(VICTIM, "1").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // SAFETY: the handler has the form that `signal` asks for.
+    unsafe { libc::signal(libc::SIGBUS, leaving::handler as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    let path = file(folder.path(), 2 * PAGE);
+    let ours = Mapped::open(&path).unwrap();
+    let mut scratch = Vec::new();
+    let bytes = ours.read(0..2 * PAGE, &mut scratch).unwrap();
+    let file = fs::File::open(&path).unwrap();
+    // SAFETY: the file is this test's own; that it changes under the mapping is what is tested.
+    let theirs = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+    assert!(!leaving::faults(theirs.as_ptr()));
+    truncate(&path, 0);
+    for _ in 0..3 {
+        assert!(leaving::faults(theirs.as_ptr()));
+    }
+    assert_eq!(bytes[0], 0);
+    assert!(leaving::faults(theirs.as_ptr()));
+    assert!(ours.unchanged().is_err());
 }

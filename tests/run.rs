@@ -314,6 +314,30 @@ fn too_little_memory_is_refused_and_less_memory_means_fewer_threads() {
     assert!(report["threads"].as_u64().unwrap() < 8);
 }
 
+/// Coefficients of whole columns are kept until all are known, so that they count.
+#[test]
+fn what_is_kept_of_columns_is_within_the_bound_or_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let folders = ["target", "donor", "reference"].map(|role| root.path().join(role));
+    let along = |row_wise: bool, columns: u64| {
+        let data: Vec<f64> = (0..17 << 17).map(|i| f64::from(i % 64) - 20.0).collect();
+        for folder in &folders {
+            let _ = std::fs::remove_dir_all(folder);
+            let shape = vec![(17 << 17) / columns, columns];
+            write(folder, &[("t".into(), Dtype::BF16, shape, bytes(Dtype::BF16, &data))]);
+        }
+        let terms: Vec<Value> = [0, 1].map(|model| json!({"model": model, "reference": null, "weight": 1.0})).into();
+        let operation = json!({"kind": "nuslerp", "terms": terms, "flatten": false, "row_wise": row_wise});
+        plan(&folders, &[1.0], 1, |p| p["operations"][0] = operation.clone())
+    };
+    let tight = Options { max_memory: Some(24 << 20), ..Options::default() };
+    let out = |name: &str| root.path().join(name);
+    let error = run(&along(true, 1 << 17), &out("a"), &tight, &Monitor::default()).unwrap_err();
+    assert!(error.kind == Kind::Plan && error.message.contains("too few"), "{error}");
+    // Rows of 17 elements are looked at with each tile.
+    run(&along(false, 17), &out("b"), &tight, &Monitor::default()).unwrap();
+}
+
 #[test]
 fn a_plan_that_lies_is_refused_before_anything_is_written() {
     let root = tempfile::tempdir().unwrap();

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.errors import RecipeError
+from taskvec.text import alike
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ def parse_dtype(text: str) -> str:
     word = str(text).strip().lower().removeprefix("torch.")
     if word in _WORDS:
         return _WORDS[word]
-    near = difflib.get_close_matches(word, _WORDS, n=1)
+    near = alike(word, _WORDS, n=1)
     raise RecipeError(
         f"`{text}` is not a float type",
         f"did you mean `{near[0]}`?" if near else "choose one of bfloat16, float16, float32, float64",

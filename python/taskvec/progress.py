@@ -22,12 +22,15 @@ class Progress:
         Of this phase.
     seconds : float
         Since this phase began.
+    notice : str or None
+        What a user should know before it is done, such as that an old output is removed first; without bytes.
     """
 
     phase: Phase
     done_bytes: int
     total_bytes: int
     seconds: float
+    notice: str | None = None
 
 
 Callback = Callable[[Progress], object]
@@ -41,5 +44,19 @@ def meter(callback: Callback | None, phase: Phase) -> Callable[[int, int], None]
 
     def tell(done: int, total: int) -> None:
         callback(Progress(phase, done, total, time.monotonic() - begin))
+
+    return tell
+
+
+def heard(callback: Callback | None) -> Callable[[str], None]:
+    """A callback of words, as the engine wants it: they go to `callback`, or are a warning without one."""
+
+    def tell(words: str) -> None:
+        if callback is None:
+            import warnings
+
+            warnings.warn(words, stacklevel=2)
+        else:
+            callback(Progress("prepare", 0, 0, 0.0, words))
 
     return tell

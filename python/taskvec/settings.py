@@ -5,7 +5,6 @@ A setting is one field of :class:`Settings` and one line of :class:`Options`; al
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any, Literal, TypedDict, get_args
 from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 from taskvec.option import option, options_of, recorded
-from taskvec.text import as_tuple
+from taskvec.text import alike, as_tuple
 
 Rounding = Literal["nearest", "stochastic"]
 # The output type that stands for the target's own form of storage, packed weights included.
@@ -236,7 +235,7 @@ class Settings:
         known = options_of(cls)
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = alike(name, known, n=1)
                 raise TypeError(
                     f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,9 +83,16 @@ def as_tuple(texts: str | Iterable[str]) -> tuple[str, ...]:
 Key = str | int
 
 
+def alike(word: str, words: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The `n` of `words` at most that are most like `word`, the most alike first; 1 is equal."""
+    import difflib  # mistakes alone need it
+
+    return difflib.get_close_matches(word, list(words), n=n, cutoff=cutoff)
+
+
 def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The one of `words` that `word` is probably meant to be: at least so alike, 1 being equal."""
-    near = difflib.get_close_matches(str(word)[:64], list(words), n=1, cutoff=cutoff)
+    near = alike(str(word)[:64], words, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 

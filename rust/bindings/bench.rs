@@ -11,12 +11,12 @@ use crate::watch::watch;
 #[pyfunction]
 #[pyo3(signature = (inputs, output, *, threads=0))]
 pub(crate) fn floor(py: Python<'_>, inputs: Vec<PathBuf>, output: PathBuf, threads: usize) -> PyResult<f64> {
-    watch(py, None, |monitor| machine::floor(&inputs, &output, threads, monitor))
+    watch(py, None, None, |monitor| machine::floor(&inputs, &output, threads, monitor))
 }
 
 /// Bytes per second of copying `size` bytes from memory to memory with `threads` threads.
 #[pyfunction]
 #[pyo3(signature = (size, *, threads=0))]
 pub(crate) fn memcpy_rate(py: Python<'_>, size: usize, threads: usize) -> PyResult<f64> {
-    watch(py, None, |_| Ok(machine::memcpy_rate(size, threads)))
+    watch(py, None, None, |_| Ok(machine::memcpy_rate(size, threads)))
 }

@@ -17,7 +17,7 @@ use crate::watch::watch;
 #[pyo3(signature = (path, *, threads=0))]
 pub(crate) fn digest_file(py: Python<'_>, path: PathBuf, threads: usize) -> PyResult<(u64, String)> {
     let threads = if threads > 0 { threads } else { std::thread::available_parallelism().map_or(1, |n| n.get()) };
-    watch(py, None, |monitor| digest::digest_file(&path, threads, &|| monitor.is_cancelled()))
+    watch(py, None, None, |monitor| digest::digest_file(&path, threads, &|| monitor.is_cancelled()))
 }
 
 /// Writes a small file through a temporary sibling: fsync, rename, fsync of the folder.

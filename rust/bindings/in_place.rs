@@ -81,7 +81,7 @@ pub(crate) fn in_place<'py>(
         .map(|target| target.as_slice_mut().map_err(|_| refused(py, "target", "is not contiguous")))
         .collect::<PyResult<_>>()?;
     let options = InPlace { threads, write, allow_non_finite };
-    let figures = watch(py, progress, |monitor| add(plan, &memories, slices, &options, monitor))?;
+    let figures = watch(py, progress, None, |monitor| add(plan, &memories, slices, &options, monitor))?;
     Ok(figures.to_string())
 }
 
@@ -112,5 +112,5 @@ pub(crate) fn digest_arrays<'py>(
         .iter()
         .map(|array| array.as_slice().map_err(|_| refused(py, "array", "is not contiguous")))
         .collect::<PyResult<_>>()?;
-    watch(py, None, |_| digests(&slices, threads))
+    watch(py, None, None, |_| digests(&slices, threads))
 }

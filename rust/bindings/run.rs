@@ -15,8 +15,8 @@ use crate::watch::watch;
 
 /// Runs a plan into a folder and returns the report as JSON text.
 #[pyfunction]
-#[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, resume=true, overwrite=false,
-                    rehash=false, allow_non_finite=false, memories=Vec::new()))]
+#[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, notice=None, resume=true,
+                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn run<'py>(
     py: Python<'py>,
@@ -25,6 +25,7 @@ pub(crate) fn run<'py>(
     threads: usize,
     max_memory: Option<u64>,
     progress: Option<&Bound<'_, PyAny>>,
+    notice: Option<&Bound<'_, PyAny>>,
     resume: bool,
     overwrite: bool,
     rehash: bool,
@@ -37,15 +38,16 @@ pub(crate) fn run<'py>(
     let options = Options { threads, max_memory, allow_non_finite, folder };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
+    let report =
+        watch(py, progress, notice, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
 
 /// Extracts donor − reference into a folder and returns the report as JSON text.
 #[pyfunction]
-#[pyo3(signature = (plan, out, *, threads=0, progress=None, resume=true, overwrite=false, rehash=false,
-                    allow_non_finite=false, memories=Vec::new()))]
+#[pyo3(signature = (plan, out, *, threads=0, progress=None, notice=None, resume=true, overwrite=false,
+                    rehash=false, allow_non_finite=false, memories=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn extract<'py>(
     py: Python<'py>,
@@ -53,6 +55,7 @@ pub(crate) fn extract<'py>(
     out: PathBuf,
     threads: usize,
     progress: Option<&Bound<'_, PyAny>>,
+    notice: Option<&Bound<'_, PyAny>>,
     resume: bool,
     overwrite: bool,
     rehash: bool,
@@ -64,8 +67,9 @@ pub(crate) fn extract<'py>(
     let folder = FolderOptions { overwrite, resume, rehash };
     let options = Options { threads, max_memory: None, allow_non_finite, folder };
     py.detach(|| give_back(plan));
-    let report =
-        watch(py, progress, |monitor| taskvec_core::extract::extract(plan, &memories, &out, &options, monitor))?;
+    let report = watch(py, progress, notice, |monitor| {
+        taskvec_core::extract::extract(plan, &memories, &out, &options, monitor)
+    })?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -83,7 +87,8 @@ pub(crate) fn compare<'py>(
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     py.detach(|| give_back(plan));
-    let report = watch(py, progress, |monitor| taskvec_core::compare::compare(plan, &memories, threads, monitor))?;
+    let report =
+        watch(py, progress, None, |monitor| taskvec_core::compare::compare(plan, &memories, threads, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
 }
@@ -100,7 +105,7 @@ pub(crate) fn evaluate<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
-    let data = watch(py, None, |monitor| {
+    let data = watch(py, None, None, |monitor| {
         taskvec_core::evaluate::evaluate(plan, &memories, threads, allow_non_finite, monitor)
     })?;
     Ok(PyBytes::new(py, &data))

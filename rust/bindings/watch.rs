@@ -13,13 +13,16 @@ use crate::errors::{panicked, raise};
 /// How often signals are polled and progress is reported.
 const EVERY: Duration = Duration::from_millis(50);
 
-/// Runs `work` without the GIL. A signal or a failing callback cancels it; it has always ended when this returns.
+/// Runs `work` without the GIL. A signal or a failing callback cancels it; it has always ended when this returns. What it
+/// has to say goes to `notice`.
 pub(crate) fn watch<T: Send>(
     py: Python<'_>,
     progress: Option<&Bound<'_, PyAny>>,
+    notice: Option<&Bound<'_, PyAny>>,
     work: impl FnOnce(&Monitor) -> Result<T> + Send,
 ) -> PyResult<T> {
     let monitor = Monitor::default();
+    monitor.listen();
     let (sender, receiver) = channel();
     std::thread::scope(|scope| {
         let shared = &monitor;
@@ -40,11 +43,11 @@ pub(crate) fn watch<T: Send>(
                     if let Some(error) = stopped {
                         return Err(error);
                     }
-                    report(&monitor, progress)?;
+                    report(&monitor, progress, notice)?;
                     return done.map_err(|error| raise(py, &error));
                 }
                 Err(RecvTimeoutError::Timeout) if stopped.is_none() => {
-                    let told = py.check_signals().and_then(|()| report(&monitor, progress));
+                    let told = py.check_signals().and_then(|()| report(&monitor, progress, notice));
                     if let Err(error) = told {
                         monitor.cancel();
                         stopped = Some(error);
@@ -59,7 +62,12 @@ pub(crate) fn watch<T: Send>(
     })
 }
 
-fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+fn report(monitor: &Monitor, progress: Option<&Bound<'_, PyAny>>, notice: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    for words in monitor.notices() {
+        if let Some(callback) = notice {
+            callback.call1((words,))?;
+        }
+    }
     if let Some(callback) = progress {
         callback.call1(monitor.progress())?;
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::heap::filled;
 use crate::file::mapped::Mapped;
 use crate::file::regular::{self, Stamp};
 use crate::header::{self, Header, Lie, PREFIX};
@@ -269,7 +270,7 @@ impl Checkpoint {
         let range = start.min(elements)..start.saturating_add(count).min(elements);
         let (mapped, mut scratch) = (self.mapped(tensor.file)?, Vec::new());
         let bytes = mapped.read(tensor.offset + range.start * size..tensor.offset + range.end * size, &mut scratch)?;
-        let mut values = vec![0.0; (range.end - range.start) as usize];
+        let mut values = filled(range.end - range.start, 0.0)?;
         let _ieee = ControlRegister::ieee();
         widen(Level::chosen()?, tensor.dtype, bytes, &mut values);
         mapped.unchanged()?;

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::heap::filled;
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
 use crate::measure::{NonFinite, Place};
@@ -51,7 +52,7 @@ pub fn evaluate(
         program.prepare(Threads::Pool(&pool))?;
     }
     let steps = [Step { alpha: output.alpha, output: 0 }];
-    let data = Mutex::new(vec![0; (layout.shards[0].size - first) as usize]);
+    let data = Mutex::new(filled(layout.shards[0].size - first, 0)?);
     each(&pool, monitor, blocks.len(), |index| {
         let block = &blocks[index];
         let mut worker = Worker::new(level, 1);

@@ -109,8 +109,8 @@ pub fn extract(
     let files = lay_out(&items, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
     let requests = [Request { path: out, shards: &sizes }];
-    let (cancelled, unchanged) = (|| monitor.is_cancelled(), || sources.unchanged());
-    let admitted = OutputFolder::admit_over(&requests, &inputs, plan_json, &options.folder, &cancelled, &unchanged)?;
+    let unchanged = || sources.unchanged();
+    let admitted = OutputFolder::admit_over(&requests, &inputs, plan_json, &options.folder, &unchanged, monitor)?;
     let folder = admitted.into_iter().next().ok_or_else(|| Error::engine("an admitted folder is missing"))?;
     let resumed = folder.done().len();
     for file in &files {

@@ -80,7 +80,7 @@ pub fn run_with(
     folders.iter().try_for_each(report::check)?;
     let shards = Shards::new(&plan, &layout, &folders, &programs);
     let encodings = Encodings::of(&plan, &programs, level, &|shard| shards.outputs(shard))?;
-    let threads = threads(&plan, &encodings, options)?;
+    let threads = threads(&plan, &programs, &encodings, options)?;
     let pool = pool(threads)?;
 
     let run = Run {
@@ -122,16 +122,16 @@ fn admit(
     let paths: Vec<PathBuf> = plan.outputs.iter().map(place).collect();
     let requests: Vec<Request<'_>> = paths.iter().map(|path| Request { path, shards: &sizes }).collect();
     let unchanged = || sources.unchanged();
-    OutputFolder::admit_over(&requests, &inputs, json, &options.folder, &|| monitor.is_cancelled(), &unchanged)
+    OutputFolder::admit_over(&requests, &inputs, json, &options.folder, &unchanged, monitor)
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.
-fn threads(plan: &Plan, encodings: &Encodings, options: &Options) -> Result<usize> {
+fn threads(plan: &Plan, programs: &[Program<'_>], encodings: &Encodings, options: &Options) -> Result<usize> {
     let wanted = workers::count(options.threads);
     let Some(bound) = options.max_memory else { return Ok(wanted) };
     let inputs = plan.jobs.iter().map(|job| job.inputs.len()).max().unwrap_or(1) as u64;
     let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10) + encodings.memory();
-    let fixed = 16 << 20;
+    let fixed = (16 << 20) + rounds::kept(programs);
     match (bound.saturating_sub(fixed) / each).min(wanted as u64) {
         0 => Err(Error::new(
             Kind::Plan,

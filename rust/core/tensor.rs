@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::file::heap::filled;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::NonFinite;
 use crate::monitor::Monitor;
@@ -319,7 +320,7 @@ impl Tensor<'_> {
             for (input, scratch) in self.inputs.iter().zip(&mut scratch) {
                 opened.push(input.open(rows.start * length..rows.end * length, scratch)?);
             }
-            let mut values: Vec<Vec<R>> = vec![vec![R::ZERO; length as usize]; self.inputs.len()];
+            let mut values: Vec<Vec<R>> = self.inputs.iter().map(|_| filled(length, R::ZERO)).collect::<Result<_>>()?;
             let mut results = Vec::with_capacity((rows.end - rows.start) as usize);
             for row in 0..rows.end - rows.start {
                 for (index, (chunk, values)) in opened.iter().zip(&mut values).enumerate() {

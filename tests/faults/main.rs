@@ -154,4 +154,15 @@ tests! {
     evaluate: a_verb_that_reads("evaluate");
     verify: a_verb_that_reads("verify");
     in_place: a_verb_that_reads("in place");
+    linear: calls_grow_with_the_number_of_shards_and_no_faster();
+}
+
+/// Counted, since no clock is to be trusted: twice the shards are twice the calls.
+fn calls_grow_with_the_number_of_shards_and_no_faster() {
+    let world = World::new();
+    let trap = Trap::set(&world.root);
+    let [few, some, many] = [20, 40, 80].map(|shards| trap.count(&world.of_shards(shards)));
+    assert!(few >= 20 * 5, "{few} calls");
+    let (first, second) = (some - few, many - some);
+    assert!(second < 2 * first + first / 4, "{few}, {some} and {many} calls");
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{json, Value};
 use taskvec_core::checkpoint::Checkpoint;
 use taskvec_core::compare::compare;
+use taskvec_core::dtype::Dtype;
 use taskvec_core::error::Result;
 use taskvec_core::evaluate::evaluate;
 use taskvec_core::extract::extract;
@@ -19,7 +20,7 @@ use taskvec_core::output::hold::Hold;
 use taskvec_core::output::publish::{finish, replace, write_atomic};
 use taskvec_core::run::{run, Options};
 
-use crate::plans::{adapter, addition, comparison, difference, extraction, model, plan, source, SHARDS};
+use crate::plans::{adapter, addition, comparison, difference, extraction, file, model, plan, source, SHARDS};
 
 /// A folder with the inputs of all verbs.
 pub(crate) struct World {
@@ -149,6 +150,37 @@ impl World {
             }
             outputs.iter().try_for_each(|folder| finish(folder))?;
             Ok(Vec::new())
+        })
+    }
+
+    /// A merge of models of so many shards, of a tensor each.
+    pub(crate) fn of_shards(&self, shards: usize) -> Work {
+        let names: Vec<String> = (1..=shards).map(|i| format!("model-{i:05}-of-{shards:05}.safetensors")).collect();
+        let tensors: Vec<String> = (0..shards).map(|i| format!("t{i}")).collect();
+        let home = self.root.join(format!("of-{shards}"));
+        let sources = ["target", "donor", "reference"].map(|name| {
+            let folder = home.join(name);
+            fs::create_dir_all(&folder).unwrap();
+            for (tensor, shard) in tensors.iter().zip(&names) {
+                fs::write(folder.join(shard), file(&[(tensor, Dtype::BF16, &[8])], 1, 50)).unwrap();
+            }
+            let weight_map: BTreeMap<&String, &String> = tensors.iter().zip(&names).collect();
+            let index = json!({"weight_map": weight_map}).to_string();
+            fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+            source("checkpoint", &folder)
+        });
+        let row =
+            |i: usize| json!([tensors[i], "BF16", [8], i, 0, [[0, tensors[i]], [1, tensors[i]], [2, tensors[i]]]]);
+        let plan = json!({
+            "format": 1, "arithmetic": 3, "sources": sources, "outputs": [{"folder": "", "alpha": 0.5}],
+            "shards": names, "operations": [difference()], "tensors": (0..shards).map(row).collect::<Vec<_>>(),
+            "rounding": "nearest", "seed": 0,
+        });
+        let plan = plan.to_string();
+        Arc::new(move || {
+            let _ = fs::remove_dir_all(home.join("out"));
+            let options = Options { threads: 1, ..Options::default() };
+            run(plan.as_bytes(), &home.join("out"), &options, &Monitor::default()).map(String::into_bytes)
         })
     }
 

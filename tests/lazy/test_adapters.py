@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -42,14 +43,14 @@ def base(folder: Path, family: str) -> Any:
     return model
 
 
-def adapted(model: Any, folder: Path, **settings: Any) -> None:
-    """Save an adapter of random factors."""
+def adapted(model: Any, folder: Path, along: Any = False, **settings: Any) -> None:
+    """Save an adapter of random factors and modules; ``along`` says whether embedding and head are too."""
     peft = get_peft_model(model, LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "modules_to_save" in name:
                 parameter.normal_(0, 0.2)
-    peft.save_pretrained(folder, save_embedding_layers=False)
+    peft.save_pretrained(folder, save_embedding_layers=along)
     peft.unload()
 
 
@@ -101,6 +102,117 @@ def test_the_weights_are_those_of_merge_and_unload(case: str, tmp_path: Path) ->
     if family == "tied":
         recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/lora"}]}
         assert "tied-head" in [each.id for each in tv.merge(recipe, tmp_path / "again").findings]
+
+
+WHOLE = {
+    "head": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, ["lm_head.weight"]),
+    "embedding and norm": (
+        "llama",
+        {"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["embed_tokens", "model.norm"]},
+        ["model.embed_tokens.weight", "model.norm.weight"],
+    ),
+    "a module of several": (
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
+        [f"model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")],
+    ),
+    "with biases": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "modules_to_save": ["ln_f", "h.0.mlp"]},
+        ["transformer.ln_f.bias", "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"],
+    ),
+    "copies below factors": (
+        "llama",
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "along": True},
+        [],
+    ),
+    "saved along": ("llama", {"target_modules": ["q_proj"], "along": True}, []),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", WHOLE)
+def test_whole_weights_take_the_place_of_the_models(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    family, settings, replaced = WHOLE[case]
+    model = base(tmp_path / "base", family)
+    adapted(model, tmp_path / "lora", r=2, **settings)
+    kind = getattr(transformers, _head_model(FAMILIES[family][0]))
+    kind.from_pretrained(tmp_path / "base", dtype=dtype).save_pretrained(tmp_path / "base")
+    plain = kind.from_pretrained(tmp_path / "base", dtype=dtype)
+    peft = PeftModel.from_pretrained(plain, str(tmp_path / "lora")).merge_and_unload()
+    peft.save_pretrained(tmp_path / "peft")
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/lora"}]}
+    tv.merge(recipe, tmp_path / "out")
+    before, want, got = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("base", "peft", "out")
+    )
+    assert got.keys() == want.keys()
+    for name, tensor in got.items():
+        assert tensor.dtype == want[name].dtype
+        if name in replaced:
+            assert torch.equal(tensor, want[name]), name
+            assert not torch.equal(tensor, before[name]), name
+        # factors are merged in the adapter's type here, and in the model's by PEFT
+        bound = 1e-6 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(tensor, want[name], rtol=bound, atol=bound, msg=name)
+
+
+def test_a_copy_that_is_not_the_models_is_what_factors_change(tmp_path: Path) -> None:
+    stored(tmp_path / "base", model__q=(4, 3))
+    factors(tmp_path / "lora", {"model.q": (4, 3)})
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    copy = np.arange(12, dtype=np.float32).reshape(4, 3)
+    save_file({**load_file(file), "base_model.model.model.q.base_layer.weight": copy}, file)
+    np.testing.assert_array_equal(merged(tmp_path)["model.q.weight"], copy + 1)
+
+
+@pytest.mark.parametrize(
+    ("whole", "words"),
+    [
+        ({"model.norm": (4,)}, "the names differ"),
+        ({"lm_head": (5, 3)}, r"is \[5, 3\]"),
+        ({"model.q": (4, 3)}, "twice"),
+    ],
+)
+def test_whole_weights_that_do_not_fit_their_model(
+    whole: dict[str, tuple[int, ...]], words: str, tmp_path: Path
+) -> None:
+    stored(tmp_path / "base", {"tie_word_embeddings": False}, model__q=(4, 3), lm_head=(4, 3))
+    factors(tmp_path / "lora", {"model.q": (4, 3)}, modules_to_save=[*whole])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    more = {f"base_model.model.{name}.weight": np.ones(shape, np.float32) for name, shape in whole.items()}
+    save_file({**load_file(file), **more}, file)
+    with pytest.raises(tv.FormatError, match=words):
+        merged(tmp_path)
+
+
+def test_whole_weights_of_a_tied_head(tmp_path: Path) -> None:
+    config = {"tie_word_embeddings": True}
+    stored(tmp_path / "base", config, model__embed_tokens=(4, 3), model__q=(4, 3))
+    factors(tmp_path / "lora", {"model.q": (4, 3)}, modules_to_save=["lm_head"])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.lm_head.weight": np.ones((4, 3), np.float32)}, file)
+    with pytest.raises(tv.FormatError, match="ties embedding and head"):
+        merged(tmp_path)
+
+
+def test_whole_weights_relative_to_the_adapters_own_model(tmp_path: Path) -> None:
+    """Factors alone would do without the model; whole weights need it."""
+    stored(tmp_path / "base", {"tie_word_embeddings": False}, model__q=(4, 3), lm_head=(4, 3))
+    factors(tmp_path / "lora", {"model.q": (4, 3)}, modules_to_save=["lm_head"])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    head = np.arange(12, dtype=np.float32).reshape(4, 3)
+    save_file({**load_file(file), "base_model.model.lm_head.weight": head}, file)
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": f"{tmp_path}/base",
+        "models": [{"model": f"{tmp_path}/base+{tmp_path}/lora", "parameters": {"weight": 0.5}}],
+    }
+    tv.merge(recipe, tmp_path / "out")
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(got["lm_head.weight"], head / 2)
+    np.testing.assert_array_equal(got["model.q.weight"], np.full((4, 3), 0.5, np.float32))
 
 
 def renamed(folder: Path, change: Any) -> None:

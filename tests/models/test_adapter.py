@@ -119,13 +119,59 @@ def test_every_setting_of_peft_is_either_without_effect_or_refused(tmp_path: Pat
         ("ia3_l", "IA³"),
         ("modules_to_save.weight", "whole weight"),
         ("lora_A.default.weight", "another kind of name"),
-        ("base_layer.weight", "a copy of the whole layer"),
+        ("original_module.weight", "whole weight"),
         ("surprise", "no known kind"),
     ],
 )
 def test_tensors_of_other_kinds_are_refused_by_name(name: str, word: str, tmp_path: Path) -> None:
     with pytest.raises(tv.FormatError, match=word):
         adapter(tmp_path / "a", more={f"base_model.model.{MODULE}.{name}": np.ones((2, 2), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored", "weight"),
+    [
+        ({}, f"base_model.model.{MODULE}.base_layer.weight", f"{MODULE}.weight"),
+        ({}, f"base_model.model.{MODULE}.base_layer.bias", f"{MODULE}.bias"),
+        ({"modules_to_save": ["lm_head"]}, "base_model.model.lm_head.weight", "lm_head.weight"),
+        ({"modules_to_save": ["classifier", "score"]}, "base_model.model.score.bias", "score.bias"),
+        (
+            {"modules_to_save": ["mlp"]},
+            "base_model.model.model.layers.0.mlp.gate.weight",
+            "model.layers.0.mlp.gate.weight",
+        ),
+        ({}, "base_model.model.model.embed_tokens.weight", "model.embed_tokens.weight"),
+    ],
+)
+def test_whole_weights(settings: dict[str, Any], stored: str, weight: str, tmp_path: Path) -> None:
+    opened = adapter(tmp_path / "a", settings, {stored: np.ones((6, 8), np.float32)})
+    assert {name: info.name for name, info in opened.whole.items()} == {weight: stored}
+    assert set(opened.changed) == {f"{MODULE}.weight", weight}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "word"),
+    [
+        ({"modules_to_save": "lm_head"}, {}, "expected a list"),
+        ({"modules_to_save": [3]}, {}, "expected a list"),
+        ({"modules_to_save": ["lm_head"]}, {"model.embed_tokens.weight": "f4"}, "none of them"),
+        ({"modules_to_save": ["norm"]}, {"norm.weight": "f4", "norm.steps": "i8"}, "no floats"),
+        ({}, {f"{MODULE}.base_layer.weight": "i4"}, "no floats"),
+        ({}, {f"{MODULE}.base_layer.base_layer.weight": "f4"}, "whole weight"),
+        ({"modules_to_save": ["norm"]}, {"norm.original_module.weight": "f4"}, "whole weight"),
+        (
+            {"modules_to_save": ["q_proj"]},
+            {f"{MODULE}.base_layer.weight": "f4", f"{MODULE}.weight": "f4"},
+            "two tensors in the place",
+        ),
+    ],
+)
+def test_whole_weights_that_are_refused_by_name(
+    settings: dict[str, Any], tensors: dict[str, str], word: str, tmp_path: Path
+) -> None:
+    more = {f"base_model.model.{name}": np.ones((6, 8), dtype) for name, dtype in tensors.items()}
+    with pytest.raises(tv.FormatError, match=word):
+        adapter(tmp_path / "a", settings, more)
 
 
 def test_factors_that_are_none(tmp_path: Path) -> None:

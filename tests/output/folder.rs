@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 
 use taskvec_core::error::{Error, Kind, Result};
+use taskvec_core::monitor::Monitor;
 use taskvec_core::output::folder::{Options, OutputFolder, Request};
 use taskvec_core::output::hold::Hold;
 use taskvec_core::output::publish::{finish, write_atomic};
@@ -86,7 +88,9 @@ fn shards_that_are_not_as_the_journal_says_are_written_again() {
     assert!(!out.join(MANIFEST).exists());
     drop(folder);
     let requests = [Request { path: &out, shards: &job.sizes() }];
-    let stopped = OutputFolder::admit_all(&requests, &[], PLAN, &REHASH, &|| true).unwrap_err();
+    let stop = Monitor::default();
+    stop.cancel();
+    let stopped = OutputFolder::admit_all(&requests, &[], PLAN, &REHASH, &stop).unwrap_err();
     assert_eq!(stopped.kind, Kind::Interrupted);
     let folder = OutputFolder::admit(&out, &[], PLAN, &job.sizes(), &REHASH).unwrap();
     assert!(folder.done().is_empty() && folder.record("model-2.safetensors").is_none());
@@ -350,7 +354,22 @@ fn without_room_for_both_the_old_output_goes_first() {
     let free = status.f_bavail * status.f_frsize;
     let size = (free + (255 << 20)) / 1025 * 1024;
     let shards = [("model.safetensors".to_string(), size)];
-    let folder = OutputFolder::admit(&out, &[], PLAN, &shards, &OVERWRITE).unwrap();
+    let requests = [Request { path: &out, shards: &shards }];
+    let (monitor, is_said) = (Monitor::default(), AtomicBool::new(false));
+    monitor.listen();
+    let folder = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let said =
+                std::iter::repeat_with(|| monitor.notices()).find(|said| !said.is_empty() || monitor.is_cancelled());
+            assert!(said.unwrap()[0].contains("there is no room for the new output besides the old one"));
+            // A moment later it may have gone.
+            is_said.store(true, SeqCst);
+        });
+        let folder = OutputFolder::admit_all(&requests, &[], PLAN, &OVERWRITE, &monitor).unwrap().pop().unwrap();
+        monitor.cancel();
+        folder
+    });
+    assert!(is_said.load(SeqCst));
     assert!(!folder.replaces());
     assert_eq!(names(&out), [".taskvec"]);
     // What cannot be done in either way is refused, and nothing has gone.
@@ -430,7 +449,12 @@ fn a_large_input_is_known_by_its_times_its_place_and_a_sample() {
         shard(&admit(&out, &[&input], &Options::default()).unwrap());
         assert_eq!(admit(&out, &[&input], &Options::default()).unwrap().done().len(), 1);
         replace(new);
-        assert!(admit(&out, &[&input], &Options::default()).unwrap().done().is_empty());
+        let (monitor, size) = (Monitor::default(), [("model.safetensors".to_string(), 4)]);
+        let requests = [Request { path: &out, shards: &size }];
+        let again = OutputFolder::admit_all(&requests, &[&input], PLAN, &Options::default(), &monitor).unwrap();
+        assert!(again[0].done().is_empty());
+        assert!(monitor.notices()[0].contains("begins again: files of its inputs were moved or changed"));
+        drop(again);
         assert!(!out.join("model.safetensors").exists());
     }
     // One that differs everywhere is another one, and so is one of another time.
@@ -605,10 +629,10 @@ fn space_is_checked_for_all_outputs_together_before_anything_changes() {
     let shards = [("model.safetensors".to_string(), free / 2 + free / 8)];
     let (one, other) = (root.join("set/alpha=0"), root.join("set/alpha=1"));
     let one_only = [Request { path: &one, shards: &shards }];
-    OutputFolder::admit_all(&one_only, &[], PLAN, &Options::default(), &NEVER).unwrap();
+    OutputFolder::admit_all(&one_only, &[], PLAN, &Options::default(), &Monitor::default()).unwrap();
     fs::remove_dir_all(root.join("set")).unwrap();
     let both = [Request { path: &one, shards: &shards }, Request { path: &other, shards: &shards }];
-    let error = OutputFolder::admit_all(&both, &[], PLAN, &Options::default(), &NEVER).unwrap_err();
+    let error = OutputFolder::admit_all(&both, &[], PLAN, &Options::default(), &Monitor::default()).unwrap_err();
     assert!(error.message.contains("too little space") && error.message.contains("needed"), "{error}");
     assert!(error.hint.unwrap().starts_with("free "));
     assert!(names(&root).is_empty(), "the folders of the refused run are gone");

@@ -1,171 +1,306 @@
 """Errors at the calls of the Python layer's file operations, for every verb.
 
-Each run ends in the right bytes or in a named error with nothing that looks complete; the same command
-afterwards ends in the bytes of an undisturbed run.
+Each run ends in the right bytes, or in a named error with a way out and nothing that looks complete and is
+not; the same command afterwards ends in the bytes of an undisturbed run. Inputs stay as they are, nothing
+is left next to an output, and an output that is replaced is there until the new one is.
 """
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import errno
-import io
+import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import taskvec as tv
+from support.file_faults import Injector, Site
 from support.models import Trio, write_trio
 from support.oracle import same_files
 from taskvec.lazy.recipe import scratch_of
 
-CALLS = ("open", "stat", "lstat", "listdir", "scandir", "mkdir", "replace", "link", "unlink", "rmdir")
-CALLS += ("fstat", "fsync", "read", "write", "sendfile")
-# Points that are tried of each verb; of the longer ones evenly, so that all take less than a minute.
-MOST = {"transfer": 260, "alphas": 90, "extract": 130, "apply": 90, "merge": 90, "documents": 60}
-FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES, None)  # None: an interrupt
+# None is an interrupt.
+FAULTS = (
+    *(errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.EINTR),
+    None,
+)
+# Of the faults, how many are tried at the first call of each line of the package that makes some. Which ones
+# differs from verb to verb.
+AT_EACH = 1
+SIZES = {"layers": 1, "hidden": 8, "intermediate": 8, "heads": 2, "kv_heads": 1, "vocabulary": 32}
 
 
-class Injector:
-    """Counts the calls on files below a folder, and lets one of them fail."""
+class World(NamedTuple):
+    """The inputs of all verbs, and a folder for outputs."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = os.fspath(root)
-        self.count = 0
-        self.at = self.fault = None
-        self.hit: str | None = None
-        for name in CALLS:
-            monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
-        opened = self.watched(builtins.open)
-        monkeypatch.setattr(builtins, "open", opened)
-        monkeypatch.setattr(io, "open", opened)
+    root: Path
+    trio: Trio
+    vector: Path
+    adapter: Path
 
-    def watched(self, genuine: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            path = arguments[0] if arguments else None
-            if self.counts(path):
-                self.count += 1
-                if self.count == self.at:
-                    self.hit = f"{genuine.__name__} {path}"
-                    if self.fault is None:
-                        raise KeyboardInterrupt
-                    raise OSError(self.fault, os.strerror(self.fault), path)
-            return genuine(*arguments, **options)
+    @property
+    def inputs(self) -> Path:
+        return self.root / "in"
 
-        return call
+    @property
+    def recipe(self) -> Path:
+        return self.root / "in" / "recipe.yaml"
 
-    def counts(self, path: object) -> bool:
-        if isinstance(path, int) and not isinstance(path, bool):
-            with contextlib.suppress(OSError):
-                path = os.readlink(f"/proc/self/fd/{path}")
-        return isinstance(path, str | Path) and os.fspath(path).startswith(self.root)
-
-    def arm(self, at: int | None, fault: int | None = None) -> None:
-        self.count, self.at, self.fault, self.hit = 0, at, fault, None
+    @property
+    def temporary(self) -> Path:
+        return self.root / "temporary"
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trio, Path]]:
-    root = tmp_path_factory.mktemp("faults")
-    trio = write_trio(root / "in", layers=1, hidden=8, intermediate=8, heads=2, kv_heads=1, vocabulary=32)
+def world() -> Iterator[World]:
+    """In memory, where there is such a place: the runs flush many times."""
+    shared = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else None)).resolve()
+    trio = write_trio(root / "in", **SIZES)
     (trio.target / "sub").mkdir()
     (trio.target / "sub" / "notes.txt").write_text("notes")
     tv.extract(trio.donor, trio.reference, root / "in" / "vector")
-    yield trio, root
+    made = World(root, trio, root / "in" / "vector", root / "in" / "adapter")
+    write_adapter(made.adapter)
+    made.recipe.write_text(json.dumps(ties(made)))
+    made.temporary.mkdir()
+    yield made
     shutil.rmtree(root, ignore_errors=True)
 
 
-def writers(trio: Trio, root: Path) -> dict[str, Callable[[Path], object]]:
-    ties = {"merge_method": "ties", "base_model": str(trio.target), "models": [{"model": str(trio.donor)}]}
-    ties["parameters"] = {"weight": 1.0, "density": 0.5}
-    mean = f"merge_method: linear\nmodels: [{{model: {trio.donor}, parameters: {{weight: 1}}}}]\nname: mean\n"
-    last = f"merge_method: linear\nmodels: [{{model: {trio.target}, parameters: {{weight: 1}}}}, "
-    last += "{model: mean, parameters: {weight: 1}}]\n"
+def write_adapter(folder: Path) -> None:
+    folder.mkdir()
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_{}.weight"
+    factors = {name.format("A"): np.ones((2, 8), np.float32), name.format("B"): np.ones((8, 2), np.float32)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    settings = '{"peft_type": "LORA", "r": 2, "lora_alpha": 1}'
+    (folder / "adapter_config.json").write_text(settings)
+
+
+class Verb(NamedTuple):
+    """What is run into an output folder, and how that folder is made ready for it."""
+
+    job: Callable[[Path], object]
+    before: Callable[[Path], object] = lambda _: None
+
+
+def ties(world: World) -> dict[str, Any]:
+    models = [{"model": str(world.trio.donor)}]
+    parameters = {"weight": 1.0, "density": 0.5}
     return {
-        "transfer": lambda out: tv.transfer(*trio, out, alpha=0.5),
-        "alphas": lambda out: tv.transfer(*trio, out, alpha=[0, 1]),
-        "extract": lambda out: tv.extract(trio.donor, trio.reference, out),
-        "apply": lambda out: tv.apply(trio.target, root / "in" / "vector", out=out),
-        "merge": lambda out: tv.merge(ties, out),
-        "documents": lambda out: tv.merge(f"{mean}---\n{last}", out),
+        "merge_method": "ties",
+        "base_model": str(world.trio.target),
+        "models": models,
+        "parameters": parameters,
     }
 
 
-def points(count: int, most: int) -> Iterator[tuple[int, int | None]]:
-    """Every call with one of the faults in turn, or evenly as many as there is time for."""
-    step = max(1.0, count / most)
-    for number in range(min(count, most)):
-        yield int(number * step) + 1, FAULTS[number % len(FAULTS)]
+def documents(world: World, alphas: str = "") -> str:
+    one = "{{model: {}, parameters: {{weight: 1}}}}".format
+    mean = f"merge_method: linear\nmodels: [{one(world.trio.donor)}]\nname: mean\n"
+    last = (
+        f"merge_method: task_arithmetic\nbase_model: {world.trio.target}\nmodels: [{one('mean')}]\n{alphas}"
+    )
+    return f"{mean}---\n{last}"
 
 
-@pytest.mark.parametrize("verb", ["transfer", "alphas", "extract", "apply", "merge", "documents"])
-def test_every_call_of_a_verb_that_writes(
-    small: tuple[Trio, Path], verb: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trio, root = small
-    job, out = writers(trio, root)[verb], root / verb / "out"
-    out.parent.mkdir()
+def half(world: World) -> Callable[[Path], object]:
+    """What a kill leaves behind when the weights and some other files are in place."""
+
+    def before(out: Path) -> None:
+        def stop(progress: tv.Progress) -> None:
+            if progress.phase == "publish":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            tv.transfer(*world.trio, out, alpha=0.5, progress=stop)
+
+    return before
+
+
+def writers(world: World) -> dict[str, Verb]:
+    trio, adapted = world.trio, {"model": f"{world.trio.donor}+{world.adapter}"}
+    transfer = lambda out, **settings: tv.transfer(*trio, out, alpha=0.5, **settings)  # noqa: E731
+    finished = lambda out: tv.merge(world.recipe, out)  # noqa: E731
+    return {
+        "transfer": Verb(transfer),
+        "overwrite": Verb(lambda out: transfer(out, overwrite=True), finished),
+        "resume": Verb(transfer, half(world)),
+        "again": Verb(transfer, transfer),
+        "alphas": Verb(lambda out: tv.transfer(*trio, out, alpha=[0, 1])),
+        "extract": Verb(lambda out: tv.extract(trio.donor, trio.reference, out)),
+        "extract overwrite": Verb(
+            lambda out: tv.extract(trio.donor, trio.reference, out, overwrite=True), finished
+        ),
+        "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
+        "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
+        "merge": Verb(finished),
+        "adapter": Verb(lambda out: tv.merge({"merge_method": "passthrough", "models": [adapted]}, out)),
+        "documents": Verb(lambda out: tv.merge(documents(world), out)),
+        "documents overwrite": Verb(lambda out: tv.merge(documents(world), out, overwrite=True), finished),
+        "documents alphas": Verb(lambda out: tv.merge(documents(world, "alpha: [0.5, 1]\n"), out)),
+    }
+
+
+VERBS = (
+    *(
+        "transfer",
+        "overwrite",
+        "resume",
+        "again",
+        "alphas",
+        "extract",
+        "extract overwrite",
+        "apply",
+        "convert",
+    ),
+    *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
+)
+READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
+
+
+def points(sites: dict[Site, list[int]], verb: str) -> Iterator[tuple[int, int | None]]:
+    """The first call of every site with some of the faults, and the last one with another; of two verbs all.
+
+    Recipes of several documents take several runs each: the last calls are those of another verb.
+    """
+    if verb in ("transfer", "extract"):
+        for at in range(1, sum(map(len, sites.values())) + 1):
+            yield at, FAULTS[at % len(FAULTS)]
+        return
+    for number, calls in enumerate(sites.values()):
+        first = number + 3 * VERBS.index(verb)
+        for turn in range(AT_EACH):
+            yield calls[0], FAULTS[(first + turn) % len(FAULTS)]
+        if len(calls) > 1 and not verb.startswith("documents"):
+            yield calls[-1], FAULTS[(first + AT_EACH) % len(FAULTS)]
+
+
+def fails_honestly(injector: Injector, fault: int | None, job: Callable[[], object]) -> bool:
+    """Whether some work fails: as an interrupt, or with an error of ours and a way out."""
+    caught: BaseException | None = None
+    try:
+        job()
+    except (tv.Error, KeyboardInterrupt) as error:
+        caught = error
+    finally:
+        injector.rest()
+    if isinstance(caught, tv.Error):
+        assert fault is not None, injector.hit
+        assert caught.hint, (injector.hit, caught.message)
+    elif caught is not None:
+        assert fault is None, injector.hit
+    return caught is not None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def whole(out: Path) -> list[Path]:
+    """The folders that look complete, all of which are."""
+    found = [manifest.parent for manifest in out.rglob("taskvec.json") if ".taskvec" not in manifest.parts]
+    for folder in found:
+        assert tv.verify(folder).ok
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, before = writers(world)[verb]
+    home = world.root / verb.replace(" ", "-")
+    out, good, begun = home / "out", world.root / f"{home.name}-good", world.root / f"{home.name}-begun"
+    home.mkdir()
+    before(out)
+    if out.exists():
+        shutil.copytree(out, begun)
     job(out)
-    good = root / f"{verb}-undisturbed"
     shutil.copytree(out, good)
-    injector = Injector(root, monkeypatch)
-    shutil.rmtree(out)
-    injector.arm(None)
-    job(out)
-    total = injector.count
-    assert total > 40
-    for at, fault in points(total, MOST[verb]):
+    inputs = contents(world.inputs)
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(world.temporary))
+    injector = Injector(world.root, monkeypatch)
+
+    def ready() -> None:
         for folder in (out, scratch_of(out)):
-            injector.arm(None)
             shutil.rmtree(folder, ignore_errors=True)
+        if begun.exists():
+            shutil.copytree(begun, out)
+
+    ready()
+    injector.listen()
+    job(out)
+    injector.rest()
+    assert len(injector.sites) > 40
+    tried = list(points(injector.sites, verb))
+    print(f"{verb}: {len(tried)} points")
+    for at, fault in tried:
+        ready()
         injector.arm(at, fault)
-        try:
+        failed = fails_honestly(injector, fault, lambda: job(out))
+        complete = whole(out)
+        if failed:
+            assert complete or "overwrite" not in verb, injector.hit
             job(out)
-        except tv.Error:
-            assert fault is not None, injector.hit
-        except KeyboardInterrupt:
-            assert fault is None, injector.hit
-        injector.arm(None)
-        for manifest in out.rglob("taskvec.json"):
-            assert tv.verify(manifest.parent).ok, injector.hit
-        job(out)
         same_files(out, good)
-        assert not scratch_of(out).exists(), injector.hit
+        assert [path.name for path in home.iterdir()] == ["out"], injector.hit
+        assert not list(world.temporary.iterdir()), injector.hit
+    assert contents(world.inputs) == inputs
 
 
-@pytest.mark.parametrize("verb", ["inspect", "check", "diff", "verify"])
-def test_every_call_of_a_verb_that_reads(
-    small: tuple[Trio, Path], verb: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trio, root = small
-    out = root / "verified"
-    if not out.exists():
-        tv.transfer(*trio, out)
-    result = {
+def readers(world: World, out: Path) -> dict[str, Callable[[], object]]:
+    trio, recipe = world.trio, world.recipe
+    adapted = {"merge_method": "passthrough", "models": [{"model": f"{trio.donor}+{world.adapter}"}]}
+
+    def plans() -> object:
+        kinds = (tv.open_recipe(recipe).plan(), tv.open_recipe(adapted).plan(), tv.plan_transfer(*trio))
+        return [plan.json for plan in kinds]
+
+    def in_place() -> object:
+        opened = tv.open(trio.target)
+        model = {name: array.copy() for name, array in opened.items()}
+        tv.load_vector(world.vector).apply_(model)
+        return {name: array.tobytes() for name, array in model.items()}
+
+    return {
         "inspect": lambda: tv.inspect(out).to_dict(),
         "check": lambda: [finding.to_dict() for finding in tv.check(*trio)],
         "diff": lambda: tv.diff(trio.donor, trio.reference).to_dict(),
         "verify": lambda: tv.verify(out).to_dict()["files"],
-    }[verb]
+        "plan": plans,
+        "norms": lambda: tv.load_vector(world.vector).norm(),
+        "in place": in_place,
+    }
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_every_call_of_a_verb_that_reads(world: World, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = world.root / "verified"
+    if not out.exists():
+        tv.transfer(*world.trio, out)
+    result = readers(world, out)[verb]
 
     def told() -> object:
         found = result()
         return {k: v for k, v in found.items() if k != "seconds"} if isinstance(found, dict) else found
 
     expected = told()
-    injector = Injector(root, monkeypatch)
-    injector.arm(None)
+    injector = Injector(world.root, monkeypatch)
+    injector.listen()
     told()
-    for at in range(1, injector.count + 1):
-        for fault in FAULTS:
-            injector.arm(at, fault)
-            try:
-                assert told() == expected, injector.hit
-            except tv.Error:
-                assert fault is not None, injector.hit
-            except KeyboardInterrupt:
-                assert fault is None, injector.hit
+    assert injector.sites
+    firsts = [(calls[0], fault) for calls in injector.sites.values() for fault in FAULTS]
+    lasts = [(calls[-1], FAULTS[calls[-1] % len(FAULTS)]) for calls in injector.sites.values()]
+    print(f"{verb}: {len(firsts) + len(lasts)} points")
+    for at, fault in firsts + lasts:
+        injector.arm(at, fault)
+        found: list[object] = []
+        if not fails_honestly(injector, fault, lambda found=found: found.append(told())):
+            assert found == [expected], injector.hit

@@ -184,6 +184,21 @@ def test_several_alphas_are_the_single_runs(sharded_trio: Trio, tmp_path: Path) 
     assert report.bytes_read == sum(tv.open(folder).total_bytes for folder in sharded_trio)
 
 
+@pytest.mark.parametrize("name", ["n" * 251 + ".txt", "\u00e9" * 127, "deep/" + "d" * 255 + "/" + "f" * 255])
+def test_companions_whose_names_are_as_long_as_names_may_be(name: str, trio: Trio, tmp_path: Path) -> None:
+    assert max(len(part.encode()) for part in name.split("/")) >= 254
+    place = trio.target / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("long")
+    out = tmp_path / "out"
+    tv.transfer(*trio, out, alpha=[0.5, 1])
+    tv.transfer(*trio, out / "one", alpha=0.5)
+    tv.transfer(*trio, out / "one", alpha=1, overwrite=True)
+    for folder in (out / "alpha=0.5", out / "alpha=1", out / "one"):
+        assert (folder / name).read_text() == "long"
+        assert tv.verify(folder).ok
+
+
 def test_other_files_come_along_byte_for_byte(trio: Trio, tmp_path: Path) -> None:
     (trio.target / "sub" / "deep").mkdir(parents=True)
     (trio.target / "sub" / "deep" / "notes.txt").write_bytes(b"\x00\xff notes")

@@ -52,6 +52,55 @@ def test_the_demo_keeps_its_files_where_it_is_told(tmp_path: Path) -> None:
     assert demo(tmp_path / "tryout", overwrite=True).ok
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("error", [OutputError("full"), OSError(28, "No space left"), KeyboardInterrupt()])
+def test_an_earlier_demo_stays_until_the_new_one_is_whole(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert demo(tmp_path / "tryout").ok
+    before = files_below(tmp_path / "tryout")
+
+    def fail(*_: object, **__: object) -> None:
+        assert (tmp_path / "tryout" / "instruct").is_dir()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("taskvec.api.transfer", fail)
+        for is_killed in (False, True):
+            if is_killed:
+                patch.setattr("taskvec.selftest.demo._put_back", lambda *_: None)
+            with pytest.raises((OutputError, KeyboardInterrupt)):
+                demo(tmp_path / "tryout", overwrite=True)
+            if not is_killed:
+                assert files_below(tmp_path / "tryout") == before
+    with pytest.raises(OutputError, match="earlier demo"):
+        demo(tmp_path / "tryout")
+    assert demo(tmp_path / "tryout", overwrite=True).ok
+    assert files_below(tmp_path / "tryout").keys() == before.keys()
+
+
+def test_a_killed_demo_gives_the_earlier_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo(tmp_path / "tryout").ok
+    before = files_below(tmp_path / "tryout")
+    aside = tmp_path / "tryout" / ".taskvec-demo-old"
+    aside.mkdir()
+    for name in ("grpo", "merged"):
+        (tmp_path / "tryout" / name).rename(aside / name)
+    (tmp_path / "tryout" / "grpo").mkdir()
+    (tmp_path / "tryout" / "grpo" / "config.json").write_text("half")
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taskvec.selftest.synthetic.write_checkpoint", fail)
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path / "tryout", overwrite=True)
+    assert files_below(tmp_path / "tryout") == before
+
+
 def test_the_demo_replaces_nothing_but_a_demo(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(OutputError):

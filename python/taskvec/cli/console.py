@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -61,7 +59,11 @@ class Page:
 
     def __init__(self, stream: TextIO | None) -> None:
         self.colour = has_colour(stream)
-        self.width = shutil.get_terminal_size((80, 24)).columns if is_terminal(stream) else None
+        self.width: int | None = None
+        if is_terminal(stream):
+            import shutil
+
+            self.width = shutil.get_terminal_size((80, 24)).columns
         self.lines: list[str] = []
 
     def paint(self, text: str, **style: Any) -> str:
@@ -88,6 +90,8 @@ class Page:
         """`head` painted and `text` after it; on a terminal wrapped, its further lines indented."""
         first, *rest = [head + text]
         if self.width is not None:
+            import textwrap
+
             room = max(40, min(self.width, WIDEST))
             lines = textwrap.wrap(
                 FIGURE.sub("\\1\u00a0\\2", head + text),  # a figure and its unit stay on one line
@@ -190,15 +194,21 @@ class Console:
             self.say(target)
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[Any], None] | None]:
-        """A callback for the library that draws a progress bar, or None where nobody would see one."""
+    def progress(self) -> Iterator[Callable[[Any], None]]:
+        """A callback for the library that draws a progress bar where somebody sees it, and prints notices."""
         if self.quiet or not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
-            yield None
+            yield self._notice
             return
         from taskvec.cli.progress import Bar
 
         with Bar() as bar:
-            yield bar
+            yield lambda event: self._notice(event) if event.notice else bar(event)
+
+    def _notice(self, event: Any) -> None:
+        if event.notice:
+            page = self.talk()
+            page.level("warning", printable(event.notice))
+            self.say(page)
 
 
 def write_finding(page: Page, finding: Any) -> None:

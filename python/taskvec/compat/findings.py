@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
-from taskvec.text import listed
+from taskvec.text import alike, listed
 
 Level = Literal["error", "warning", "note"]
 
@@ -187,7 +186,7 @@ def check_names(force: Iterable[str]) -> frozenset[str]:
     for name in sorted(names):
         kind = FINDINGS.get(name)
         if kind is None:
-            near = difflib.get_close_matches(name, FINDINGS, n=1)
+            near = alike(name, FINDINGS, n=1)
             known = ", ".join(known for known, kind in FINDINGS.items() if kind.forced)
             hint = f"did you mean `{near[0]}`?" if near else f"what can be forced: {known}"
             raise RecipeError(f"there is no finding `{name}` to force", hint)

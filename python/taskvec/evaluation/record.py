@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from taskvec._core import digest_file, write_atomic
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind
+from taskvec.files import look
 
 SCHEMA = 1
 
@@ -184,7 +185,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise EvaluationError(f"cannot write `{path}`: {error.strerror or error}") from error
+        raise EvaluationError(
+            f"cannot write `{path}`: {error.strerror or error}", look.way_out(error)
+        ) from error
 
 
 def read_record(path: Path) -> ArmRecord:
@@ -199,7 +202,9 @@ def read_record(path: Path) -> ArmRecord:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise EvaluationError(f"cannot read the results of an arm: `{path}`: {error.strerror}") from error
+        raise EvaluationError(
+            f"cannot read the results of an arm: `{path}`: {error.strerror}", look.way_out(error)
+        ) from error
     try:
         content = json.loads(data)
     except ValueError as error:

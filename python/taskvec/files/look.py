@@ -24,6 +24,10 @@ _WAYS_OUT = {
     errno.EPERM: "check the permissions of it and of the folders above it",
     errno.ESTALE: "the network file system has changed: mount it again, then run the same command again",
     errno.EIO: "the disk or its connection is faulty: look at the system's log, or use a copy elsewhere",
+    errno.ENOSPC: "free space on that file system, then run the same command again",
+    errno.EDQUOT: "free space on that file system, then run the same command again",
+    errno.EROFS: "choose a folder on a file system that can be written to",
+    errno.EINTR: "run the same command again",
     errno.EMFILE: "allow more open files (`ulimit -n`), then run the same command again",
     errno.ENFILE: "close other programs' files, then run the same command again",
     errno.ENOMEM: "free memory, then run the same command again",
@@ -153,10 +157,13 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 
 def unanswered(path: _Path, error: OSError) -> OutputError:
     """The error for a path that could not be looked at, with the way out."""
-    return OutputError(
-        f"`{os.fspath(path)}` cannot be looked at: {error.strerror or error}",
-        _WAYS_OUT.get(error.errno or 0, "look at the file system that it lies on"),
-    )
+    return OutputError(f"`{os.fspath(path)}` cannot be looked at: {error.strerror or error}", way_out(error))
+
+
+def way_out(error: OSError) -> str:
+    """What to do about an error of the file system: its own hint, or what its number suggests."""
+    own = error.hint if isinstance(error, OutputError) else None
+    return own or _WAYS_OUT.get(error.errno or 0, "look at the file system that it lies on")
 
 
 def hold_absent(path: _Path, error: OSError) -> None:

@@ -7,7 +7,7 @@ adapter is rank-stabilised (Kalajdzievski, 2312.03732). The engine computes it t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import FormatError
 from taskvec.models.adapter_config import CONFIG, MERGE_FIRST, check_config, is_set, scale_of
+from taskvec.models.adapter_whole import PREFIX, check_whole, saved_modules, whole_name
 from taskvec.models.model import Remote, TensorInfo
 
 if TYPE_CHECKING:
@@ -22,17 +23,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-_PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
-# With factors of an embedding or a head peft saves the layer itself too, in case it has been resized.
-_COPY = r"\.base_layer\."
-_WITHOUT_COPY = (
-    "if it is the model's own weight, save the adapter without it (`save_embedding_layers=False` of "
-    f"save_pretrained); otherwise {MERGE_FIRST}"
-)
 # What else is found in such a file, by the name of its tensors.
 _OTHER_KINDS = (
-    (_COPY, "a copy of the whole layer below its factors"),
     (r"lora_magnitude_vector", "a magnitude of DoRA"),
     (r"lora_(embedding_)?B\.bias$", "a bias of B"),
     (r"\.(lora_E|ranknum)$", "a part of AdaLoRA"),
@@ -71,6 +64,9 @@ class Adapter:
         model's once it is put on top of one.
     embeddings : frozenset of str
         Those of its names whose factors are of an embedding.
+    whole : mapping of str to TensorInfo
+        Stored tensors that take the place of the model's, by the name of these; factors of the same weight
+        change the one in the adapter's file.
     repository, revision : str or None
         The name on the hub and the commit.
     download_bytes : int
@@ -89,6 +85,7 @@ class Adapter:
     fingerprint: str
     config: dict[str, Any]
     embeddings: frozenset[str] = field(default=frozenset())
+    whole: Mapping[str, TensorInfo] = field(default_factory=dict)
     base: int | None = None
     repository: str | None = None
     revision: str | None = None
@@ -96,12 +93,17 @@ class Adapter:
     remote: Remote | None = None
 
     @property
+    def changed(self) -> list[str]:
+        """The weights that it changes or replaces."""
+        return list(dict.fromkeys((*self.factors, *self.whole)))
+
+    @property
     def location(self) -> Path:
         """Its folder."""
         return self.path
 
     def __repr__(self) -> str:
-        return f"Adapter({self.spec!r}, weights: {len(self.factors):,})"
+        return f"Adapter({self.spec!r}, weights: {len(self.changed):,})"
 
 
 def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) -> Adapter:
@@ -117,7 +119,10 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
         name: TensorInfo(name, dtype, shape, nbytes, file)
         for name, dtype, shape, file, _, nbytes in reader.tensors()
     }
-    pairs, embeddings = _pairs(stored, spec)
+    modules = saved_modules(config, spec)
+    whole = _whole(stored, modules, spec)
+    replaced = {info.name for info in whole.values()}
+    pairs, embeddings = _pairs([name for name in stored if name not in replaced], spec)
     flag = is_set(config, "fan_in_fan_out", spec)
     factors, tensors = {}, {}
     for module, pair in pairs.items():
@@ -127,6 +132,7 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
         factors[name] = Factors(a.name, b.name, scale_of(config, module, a.shape[0], spec), is_transposed)
         shape = (a.shape[1], b.shape[0]) if is_transposed else (b.shape[0], a.shape[1])
         tensors[name] = TensorInfo(name, a.dtype, shape, a.nbytes + b.nbytes, a.file)
+    check_whole(whole, modules, spec)
     return Adapter(
         spec,
         path,
@@ -136,22 +142,37 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
         reader.fingerprint,
         config,
         frozenset(f"{module}.weight" for module in embeddings),
+        whole,
     )
 
 
-def _pairs(tensors: Mapping[str, TensorInfo], spec: str) -> tuple[dict[str, dict[str, str]], set[str]]:
+def _whole(stored: Mapping[str, TensorInfo], modules: Sequence[str], spec: str) -> dict[str, TensorInfo]:
+    """The tensors that take the place of a weight, by its name."""
+    whole: dict[str, TensorInfo] = {}
+    for info in stored.values():
+        name = None if _KEY.fullmatch(info.name) else whole_name(info.name, modules)
+        if name is not None and whole.setdefault(name, info) is not info:
+            raise FormatError(
+                f"the adapter `{spec}` has two tensors in the place of `{name}`: `{whole[name].name}` and "
+                f"`{info.name}`",
+                MERGE_FIRST,
+            )
+    return whole
+
+
+def _pairs(names: Iterable[str], spec: str) -> tuple[dict[str, dict[str, str]], set[str]]:
     """The stored names of A and B by module, and the modules that are embeddings."""
     pairs: dict[str, dict[str, str]] = {}
     embeddings: set[str] = set()
-    for name in tensors:
+    for name in names:
         match = _KEY.fullmatch(name)
         if match is None:
             words = next((words for mark, words in _OTHER_KINDS if re.search(mark, name)), "of no known kind")
             raise FormatError(
                 f"the adapter `{spec}` has the tensor `{name}`, {words}, which is not a factor of a weight",
-                _WITHOUT_COPY if re.search(_COPY, name) else MERGE_FIRST,
+                MERGE_FIRST,
             )
-        module = match["module"].removeprefix(_PREFIX)
+        module = match["module"].removeprefix(PREFIX)
         other = pairs.setdefault(module, {}).setdefault(match["factor"], name)
         if other != name:
             raise FormatError(f"the adapter `{spec}` has two factors of `{module}`: `{other}` and `{name}`")

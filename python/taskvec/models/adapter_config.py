@@ -25,7 +25,7 @@ _CONVERT = (
 _DEFAULTS = {"r": 8, "lora_alpha": 8}
 _READ = frozenset({
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias",
-    "init_lora_weights",
+    "init_lora_weights", "modules_to_save",
 })  # fmt: skip
 # They say who made it, how it was trained, or which modules have factors, which the weights show themselves.
 # Configurations of an initialisation or a variant have no effect where that itself is not chosen.
@@ -43,7 +43,6 @@ _REFUSED = {
     "alora_invocation_string": ("aLoRA, activated behind an invocation sequence only", _AT_RUN_TIME),
     "arrow_config": ("Arrow, a router over several adapters", _AT_RUN_TIME),
     "lora_bias": ("biases of B", MERGE_FIRST),
-    "modules_to_save": ("whole modules", MERGE_FIRST),
     "trainable_token_indices": ("rows of single tokens", MERGE_FIRST),
     "target_parameters": ("parameters that are no module's weight", MERGE_FIRST),
     "layer_replication": ("repeated layers", MERGE_FIRST),

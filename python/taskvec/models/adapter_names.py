@@ -7,12 +7,11 @@ a decoder adapted by its inner model without ``model.``, a vision-language model
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 
 from taskvec.errors import FormatError
 from taskvec.models.adapter_config import MERGE_FIRST
-from taskvec.text import listed
+from taskvec.text import alike, listed
 
 # Parts of a name that say in which object a module lies, and not which module it is.
 _WRAPPERS = frozenset({
@@ -54,7 +53,7 @@ def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 def not_found(adapter: str, names: list[str], model: str, stored: Collection[str]) -> FormatError:
     """The error for weights that a model stores under no name that is known to mean the same."""
-    near = difflib.get_close_matches(names[0], list(stored)[:20_000], n=2, cutoff=0.3)
+    near = alike(names[0], list(stored)[:20_000], n=2, cutoff=0.3)
     examples = near or list(stored)[:2]
     return FormatError(
         f"the names differ: the adapter `{adapter}` changes {listed(names)}, and `{model}` has no weight of "

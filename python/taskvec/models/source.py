@@ -53,6 +53,11 @@ def source_document(
             "fingerprint": source.fingerprint,
             "base": source.base,
             "factors": source.factors,
+            **(
+                {"whole": whole}
+                if (whole := {name: info.name for name, info in source.whole.items()})
+                else {}
+            ),
         }
     document: dict[str, Any] = {
         "kind": source.kind,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from taskvec.compat.findings import Finding, finding
@@ -12,6 +12,7 @@ from taskvec.errors import FormatError
 from taskvec.models.adapter import Adapter, Factors
 from taskvec.models.adapter_config import MERGE_FIRST
 from taskvec.models.adapter_names import StoredNames, ambiguous, core, not_found
+from taskvec.models.adapter_whole import COPY
 from taskvec.models.model import Model, TensorInfo
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")
@@ -41,15 +42,18 @@ def fitted(adapter: Adapter, model: Model) -> Adapter:
             _check_weight(adapter, name, model, info, is_transposed)
             found[weight] = factors._replace(transposed=is_transposed)
             tensors[weight] = adapter.tensors[name]._replace(name=weight, shape=info.shape)
-    return replace(adapter, factors=found, tensors=tensors, embeddings=frozenset())
+    whole = _fitted_whole(adapter, found, model, head, stored)
+    return replace(adapter, factors=found, tensors=tensors, embeddings=frozenset(), whole=whole)
 
 
 def on_top(adapter: Adapter, model: Model, number: int) -> Adapter:
     """A fitted adapter with its model, which is source `number` of a plan: all of the model's weights."""
     tensors = dict(model.tensors)
-    for name in adapter.factors:
+    for name in adapter.changed:
         info = tensors[name]
-        tensors[name] = info._replace(nbytes=info.nbytes + adapter.tensors[name].nbytes)
+        own = adapter.whole[name].nbytes if name in adapter.whole else info.nbytes
+        factors = adapter.tensors[name].nbytes if name in adapter.factors else 0
+        tensors[name] = info._replace(nbytes=own + factors)
     return replace(adapter, tensors=tensors, base=number)
 
 
@@ -65,6 +69,37 @@ def tie_findings(pairs: Sequence[tuple[Adapter, Model]]) -> Iterator[Finding]:
                 f"tied to the embedding, and the adapter `{adapter.spec}` changes it",
                 "the shared weight takes the change, as `merge_and_unload` of peft does it: both change",
             )
+
+
+def _fitted_whole(
+    adapter: Adapter, factors: Mapping[str, Factors], model: Model, head: Head, stored: StoredNames
+) -> dict[str, TensorInfo]:
+    """The whole weights of an adapter under the names that its model stores."""
+    found: dict[str, TensorInfo] = {}
+    lacking = [name for name in adapter.whole if not stored.alike(name)]
+    for name, info in adapter.whole.items():
+        alike = stored.alike(name)
+        is_head = alike in ([head.head], [head.embedding]) or core(f"model.{name}") in _HEADS
+        if _is_tied(head) and is_head:
+            raise _whole_of_tied(adapter, name, model)
+        if not alike:
+            raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
+        if len(alike) > 1:
+            raise ambiguous(adapter.spec, name, model.spec, alike)
+        if alike[0] in found or (alike[0] in factors and COPY not in info.name):
+            raise _twice(adapter, name, alike[0], head)
+        _check_whole_weight(adapter, info, model, model.tensors[alike[0]])
+        found[alike[0]] = info
+    return found
+
+
+def _whole_of_tied(adapter: Adapter, name: str, model: Model) -> FormatError:
+    return FormatError(
+        f"the adapter `{adapter.spec}` holds `{name}` as a whole, and `{model.spec}` ties embedding and head "
+        "to each other: which of them is meant cannot be told",
+        "if it is the model's own weight, save the adapter without it (`save_embedding_layers=False` of "
+        f"save_pretrained); otherwise {MERGE_FIRST}",
+    )
 
 
 def _is_tied(head: Head) -> bool:
@@ -129,5 +164,19 @@ def _check_weight(adapter: Adapter, name: str, model: Model, info: TensorInfo, i
         raise FormatError(
             f"the adapter `{adapter.spec}` changes `{name}`, of {inputs} inputs and {outputs} outputs; "
             f"`{info.name}` of `{model.spec}` is {list(info.shape)}",
+            "give the model with these sizes: another size, or another vocabulary, is another model",
+        )
+
+
+def _check_whole_weight(adapter: Adapter, whole: TensorInfo, model: Model, info: TensorInfo) -> None:
+    if info.dtype not in FLOAT_DTYPES:
+        raise FormatError(
+            f"the adapter `{adapter.spec}` replaces `{info.name}`, in `{model.spec}` {info.dtype}",
+            "put the adapter on the model before it was quantised: same weights in BF16, F16 or F32",
+        )
+    if whole.shape != info.shape:
+        raise FormatError(
+            f"`{whole.name}` of the adapter `{adapter.spec}` is {list(whole.shape)}; `{info.name}` of "
+            f"`{model.spec}` is {list(info.shape)}",
             "give the model with these sizes: another size, or another vocabulary, is another model",
         )

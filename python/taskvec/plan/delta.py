@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -155,6 +154,8 @@ class Delta:
 
     def table(self) -> str:
         """The steps as an HTML table, for notebooks."""
+        import html
+
         rows = "".join(
             f"<tr><td>{format_alpha(step.weight)}</td><td>{html.escape(str(step))}</td>"
             f"<td>{html.escape(str(step.selection))}</td></tr>"

@@ -66,7 +66,7 @@ class Draft:
         """The number of an adapter that is fitted to its model, on top of source `base` or alone."""
         from taskvec.plan.adapters import on_top  # adapters alone need it
 
-        key = str(adapter.path), f"{adapter.fingerprint} on {base}: {' '.join(adapter.factors)}"
+        key = str(adapter.path), f"{adapter.fingerprint} on {base}: {' '.join(adapter.changed)}"
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             model = None if base is None else self.checkpoints[base]

@@ -67,6 +67,7 @@ def plan_recipe(
         The models do not fit each other.
     """
     settings, recipe = settings or Settings(), step.recipe
+    step = _kept_on_models(step)
     opened = _opened(sources(step), opening or _checkpoint)
     adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
     merge = expand(step, {ref: _facts(model) for ref, model in opened.items()})
@@ -140,6 +141,12 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             assert ref.made_for is not None
             opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
     return opened
+
+
+def _kept_on_models(step: Checked) -> Checked:
+    """The step with the adapters named that hold whole weights: without their model these are no change."""
+    alone = (ref.spec for ref in sources(step) if ref.kind == "adapter")
+    return replace(step, whole=frozenset(spec for spec in alone if open_adapter(spec).whole))
 
 
 def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[ModelRef]) -> None:

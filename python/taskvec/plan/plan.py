@@ -192,11 +192,11 @@ class PlanRecord:
     def memory(self, threads: int | None = None) -> int:
         """Anonymous memory of a run besides the interpreter's own, in bytes, at most.
 
-        A block of 1 MiB per thread for each input and output, and tiles; the engine bounds its threads by the
-        same formula where ``max_memory`` is given.
+        A block of 1 MiB per thread for each input and output, tiles, and the coefficients of a merge along
+        columns; the engine bounds its threads by the same formula where ``max_memory`` is given.
         """
         each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10)
-        return (16 << 20) + (threads or cores()) * each
+        return (16 << 20) + _kept(self.document) + (threads or cores()) * each
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's facts as plain data (``schema`` 1); the engine's part is ``json``."""
@@ -229,6 +229,28 @@ class PlanRecord:
         lines.append(f"  output    {len(self.shards)} weight files, {self.bytes_out:,} bytes in all")
         lines += [f"  {finding.level}[{finding.id}]: {finding.message}" for finding in self.findings]
         return "\n".join(lines)
+
+
+def _kept(document: Mapping[str, Any]) -> int:
+    """Bytes of the coefficients that are kept of whole tensors, at most: two groups of tensors at a time.
+
+    Rows of up to 512 elements, and columns of up to 16, are looked at again and again instead.
+    """
+    group, largest = 64 << 20, 0
+    for number, operation in enumerate(document["operations"]):
+        is_rows = operation["kind"] == "nuslerp" and not operation.get("flatten", True)
+        is_columns = is_rows and operation.get("row_wise", False)
+        if not is_rows and not operation.get("filter_wise", False):
+            continue
+        for _, _, shape, _, own, *_ in document["tensors"]:
+            if own != number or len(shape) < 2 or not math.prod(shape):
+                continue
+            length = math.prod(shape[:-1]) if is_columns else shape[-1]
+            if length > (16 if is_columns else 512):
+                # of each term two numbers of eight bytes a row or column; its elements have a byte or more
+                kept = math.prod(shape) // length * len(operation["terms"]) * 16
+                largest = max(largest, kept, -(-group * 16 // length))
+    return 2 * largest
 
 
 def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> int:

@@ -31,7 +31,7 @@ def sources(step: Checked) -> tuple[ModelRef, ...]:
     found: dict[ModelRef, None] = {_config_from(step.recipe): None}
     for group in step.recipe.groups():
         for source in group.sources:
-            found.update(dict.fromkeys(read_from(step.method, group, source)))
+            found.update(dict.fromkeys(read_from(step, group, source)))
     return tuple(found)
 
 

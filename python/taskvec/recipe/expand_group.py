@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taskvec.methods.method import Method, Parameter
+from taskvec.methods.method import Parameter
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
 from taskvec.models.tensor_names import Places
@@ -17,17 +17,18 @@ from taskvec.recipe.validate import Checked
 from taskvec.text import shown
 
 
-def read_from(method: Method, group: Group, source: Source) -> tuple[ModelRef, ...]:
+def read_from(step: Checked, group: Group, source: Source) -> tuple[ModelRef, ...]:
     """The models that the tensors of a source are made of, without the base.
 
     A model with an adapter, taken relative to that model itself, is the adapter alone: nothing is added only
-    to be subtracted again.
+    to be subtracted again. Whole weights of an adapter are a change together with their model alone.
     """
     if source.ref.kind == "vector":
         return (source.ref,)
     reference = source.relative_to or group.base
-    if method.step and source.ref.adapter is not None and reference == source.ref.plain:
-        return ModelRef(source.ref.adapter, "adapter", made_for=source.ref.spec), source.ref.plain
+    adapter = None if source.ref.adapter in step.whole else source.ref.adapter
+    if step.method.step and adapter is not None and reference == source.ref.plain:
+        return ModelRef(adapter, "adapter", made_for=source.ref.spec), source.ref.plain
     return (source.ref,) if source.relative_to is None else (source.ref, source.relative_to)
 
 
@@ -35,6 +36,7 @@ class Collected:
     """The tensors and operations found so far; models and operations are numbered as they come."""
 
     def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts], models: Iterable[ModelRef]) -> None:
+        self.step = step
         self.recipe = step.recipe
         self.method = step.method
         self.selection = step.recipe.selection
@@ -120,7 +122,7 @@ class Merger:
         self.template_model = collected.models[self.template.ref]
         self.others = [index for index in range(len(sources)) if index != self.base]
         self.parts = [
-            [collected.models[ref] for ref in read_from(method, group, source)] for source in sources
+            [collected.models[ref] for ref in read_from(collected.step, group, source)] for source in sources
         ]
         self.shared = [scope.settings for scope in group.scopes]
         self.scopes = [[source.parameters, *self.shared] for source in sources]
@@ -229,7 +231,7 @@ class Merger:
             return self.slot(slots, source.ref, index), base if is_difference else None
         if is_unchanged:
             return base or 0, base
-        part = read_from(self.method, self.group, source)[0]
+        part = read_from(self.collected.step, self.group, source)[0]
         model = self.slot(slots, part, index)
         if part.kind != "checkpoint":
             return model, None

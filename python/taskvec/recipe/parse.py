@@ -54,10 +54,11 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
                 "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
             )
         data = read_up_to(name, MAXIMUM_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         if isinstance(error, Error):
             raise
-        raise RecipeError(f"recipe `{shown(name)}` cannot be read: {error}") from None
+        words = f"recipe `{shown(name)}` cannot be read: {error.strerror or error}"
+        raise RecipeError(words, look.way_out(error)) from None
     if len(data) > MAXIMUM_BYTES:
         raise RecipeError(
             f"recipe `{name}` is larger than {MAXIMUM_BYTES >> 20} MiB", "a recipe is a few kilobytes of YAML"

@@ -27,11 +27,14 @@ class Checked:
     method : Method
     remarks : tuple of Finding
         On what has no effect.
+    whole : frozenset of str
+        The adapters that are known to hold whole weights: each stays on its model.
     """
 
     recipe: Recipe
     method: Method
     remarks: tuple[Finding, ...]
+    whole: frozenset[str] = frozenset()
 
 
 def check(recipe: Recipe) -> Checked:

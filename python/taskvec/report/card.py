@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -168,7 +167,7 @@ def _ways(recipe: Mapping[str, Any]) -> list[str]:
 def escape(name: str) -> str:
     """A name from elsewhere as Markdown text: it is shown, and does nothing."""
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return _MARKDOWN.sub(r"\\\1", html.escape(visible, quote=False))
+    return _MARKDOWN.sub(r"\\\1", visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def _factor(alpha: float) -> str:

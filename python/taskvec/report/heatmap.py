@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
+from taskvec.files import look
 
 if TYPE_CHECKING:
     from taskvec.report.difference import Difference, Pair
@@ -177,6 +179,10 @@ def _layer(layer: int | None) -> str:
 
 def _write(path: str | os.PathLike[str], data: bytes) -> None:
     try:
-        Path(path).write_bytes(data)
+        if look.exists(path) and not look.is_file(path):  # a pipe, a terminal
+            Path(path).write_bytes(data)
+        else:
+            write_atomic(path, data)
     except OSError as error:
-        raise OutputError(f"`{path}` cannot be written: {error.strerror}", "name another file") from error
+        words = f"`{path}` cannot be written: {error.strerror or error}"
+        raise OutputError(words, "name another file") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import gc
 import os
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from taskvec.files import look
 from taskvec.models.model import Model, Remote
 from taskvec.resolve.local import open_path
 from taskvec.resolve.remote import open_remote
+from taskvec.text import alike
 
 Found = TypeVar("Found")
 
@@ -126,7 +126,7 @@ def _similar(path: Path) -> Path | None:
         for name in look.listing(parent)
         if name.endswith(".safetensors") or look.is_folder(parent / name)
     ]
-    for name in difflib.get_close_matches(wanted, names, n=3, cutoff=0.7):
+    for name in alike(wanted, names, n=3, cutoff=0.7):
         found = parent.joinpath(name, *rest)
         if look.exists(found):
             return found

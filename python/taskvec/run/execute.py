@@ -21,7 +21,7 @@ from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
-from taskvec.progress import Callback, meter
+from taskvec.progress import Callback, heard, meter
 from taskvec.report import manifest
 from taskvec.report.report import Report, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
@@ -119,6 +119,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             threads=settings.threads or 0,
             max_memory=settings.max_memory,
             progress=meter(progress, "merge"),
+            notice=heard(progress),
             resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,

@@ -14,7 +14,7 @@ from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, FORMATS, INDEX, REFERENCE, fits
 from taskvec.models.state_dict import buffers_of
-from taskvec.progress import meter
+from taskvec.progress import heard, meter
 from taskvec.report import manifest
 from taskvec.report.card import vector_card
 from taskvec.report.report import Output as Written
@@ -36,6 +36,7 @@ def execute_extract(job: Job) -> Report:
             folder,
             threads=settings.threads or 0,
             progress=meter(job.progress, "merge"),
+            notice=heard(job.progress),
             resume=settings.resume and not buffers,
             overwrite=settings.overwrite,
             rehash=settings.rehash,

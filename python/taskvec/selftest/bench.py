@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec import host
+from taskvec._core import write_atomic
 from taskvec.errors import NotFoundError, OutputError, RecipeError
+from taskvec.files import look
 from taskvec.selftest.scratch import HEADROOM, workspace
 
 if TYPE_CHECKING:
@@ -119,15 +121,13 @@ class BenchResult:
             home.mkdir(parents=True, exist_ok=True)
             for number in range(1, 1000):
                 path = home / (f"{self.date[:10]}.json" if number == 1 else f"{self.date[:10]}-{number}.json")
-                try:
-                    with open(path, "x", encoding="utf-8") as stream:
-                        json.dump({"schema": RECORD_SCHEMA, **self.to_dict()}, stream, indent=2)
-                        stream.write("\n")
+                if not look.exists(path, follow_links=False):
+                    text = json.dumps({"schema": RECORD_SCHEMA, **self.to_dict()}, indent=2)
+                    write_atomic(path, text.encode() + b"\n")
                     return path
-                except FileExistsError:
-                    continue
         except OSError as error:
-            raise OutputError(f"the record cannot be written to `{home}`: {error.strerror}") from error
+            words = f"the record cannot be written to `{home}`: {error.strerror or error}"
+            raise OutputError(words, look.way_out(error)) from error
         raise OutputError(f"`{home}` holds 999 records of {self.date[:10]}", "name another folder")
 
 

@@ -6,16 +6,17 @@ arithmetic written in five lines of NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import OutputError
+from taskvec.errors import Error, OutputError
 from taskvec.files import look
 
 if TYPE_CHECKING:
@@ -119,18 +120,28 @@ def demo(
     say = progress or (lambda _: None)
     begun = time.perf_counter()
     if folder is not None:
-        home = _prepare(Path(folder), overwrite)
-        return _run(home, True, threads, say, begun)
-    home = Path(tempfile.mkdtemp(prefix=f"{MARK}-"))
+        with _home(Path(folder), overwrite) as home:
+            return _run(home, True, threads, say, begun)
+    try:
+        home = Path(tempfile.mkdtemp(prefix=f"{MARK}-"))
+    except OSError as error:
+        raise _unwritten(Path(tempfile.gettempdir()), error) from error
     try:
         return _run(home, False, threads, say, begun)
+    except OSError as error:
+        raise _unwritten(home, error) from error
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _prepare(folder: Path, overwrite: bool) -> Path:
-    """An empty folder that carries our mark."""
-    mark = folder / f".{MARK}"
+@contextlib.contextmanager
+def _home(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder with our mark and without a demo: an earlier one is out of the way until this one is whole.
+
+    Where this one comes to nothing, or is killed and the same command is given again, the earlier one is in
+    its place again.
+    """
+    mark, aside, going = (folder / f".{MARK}{end}" for end in ("", "-old", "-going"))
     try:
         if look.listing(folder):
             if not look.is_file(mark):
@@ -139,15 +150,44 @@ def _prepare(folder: Path, overwrite: bool) -> Path:
                 )
             if not overwrite:
                 raise OutputError(f"`{folder}` holds an earlier demo", "replace it with --overwrite")
-            for name in (*ROLES.values(), "merged"):
-                shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
+        _put_back(aside, folder)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"`{folder}` cannot be written: {error.strerror}", "name another folder") from error
-    return folder.resolve()
+        raise _unwritten(folder, error) from error
+    try:
+        aside.mkdir()
+        for name in (*ROLES.values(), "merged"):
+            if look.exists(folder / name):
+                os.replace(folder / name, aside / name)
+        yield folder.resolve()
+    except BaseException as error:
+        with contextlib.suppress(OSError, OutputError):  # the next run with --overwrite puts it back
+            _put_back(aside, folder)
+        if isinstance(error, OSError):
+            raise _unwritten(folder, error) from error
+        raise
+    with contextlib.suppress(OSError):  # what is left of the earlier one goes with the next run
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(aside, going)
+        shutil.rmtree(going)
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    """Give an earlier demo its names again, in the place of an unfinished one."""
+    for name in look.listing(aside):
+        if look.exists(folder / name):
+            shutil.rmtree(folder / name)
+        os.replace(aside / name, folder / name)
+    if look.exists(aside):
+        os.rmdir(aside)
+
+
+def _unwritten(folder: Path, error: OSError) -> OSError:
+    """The error for a folder that cannot be written to; one of ours says it itself."""
+    if isinstance(error, Error):
+        return error
+    return OutputError(f"`{folder}` cannot be written: {error.strerror or error}", look.way_out(error))
 
 
 def _run(

@@ -38,7 +38,7 @@ impl Index {
             let message = format!("the index has {} bytes, more than the {LIMIT} that are read", stamp.size);
             return Err(Error::new(Kind::Format, message).at(&path));
         }
-        let mut bytes = vec![0; stamp.size as usize];
+        let mut bytes = regular::buffer(stamp.size, &path)?;
         regular::read_at(&file, &path, &mut bytes, 0)?;
         let weight_map = parse(&bytes).map_err(|error| error.at(&path))?;
         Ok(Index { name: name.to_owned(), weight_map })

@@ -1,5 +1,19 @@
-//! Memory that was freed and that the allocator keeps.
+//! Memory: asked for in sizes that a file or a plan decides, and given back where it was freed.
 #![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+
+/// So many elements of one value.
+///
+/// # Errors
+/// `Kind::Output` where the system does not give that much memory.
+pub(crate) fn filled<T: Clone>(length: u64, value: T) -> Result<Vec<T>> {
+    let mut made = Vec::new();
+    let fits = usize::try_from(length).ok().filter(|length| made.try_reserve_exact(*length).is_ok());
+    let length = fits.ok_or_else(|| Error::no_memory(length.saturating_mul(size_of::<T>() as u64)))?;
+    made.resize(length, value);
+    Ok(made)
+}
 
 /// Bytes of a plan, those of about ten thousand tensors, from which on what is left of one stage of a run is worth
 /// being given back before the next. Of a smaller one it is a few megabytes, and looking for it takes as long as the

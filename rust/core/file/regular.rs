@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use super::heap::filled;
 use crate::error::{shown_path, Error, Kind, Result};
 
 /// What tells a file from another, and from itself after a change.
@@ -128,11 +129,7 @@ fn is_passing(error: &std::io::Error) -> bool {
 /// # Errors
 /// `Kind::Output` where the system does not give that much memory.
 pub(crate) fn buffer(length: u64, path: &Path) -> Result<Vec<u8>> {
-    let mut buffer = Vec::new();
-    let fits = usize::try_from(length).ok().filter(|length| buffer.try_reserve_exact(*length).is_ok());
-    let length = fits.ok_or_else(|| Error::no_memory(length).at(path))?;
-    buffer.resize(length, 0);
-    Ok(buffer)
+    filled(length, 0).map_err(|error| error.at(path))
 }
 
 /// How often a call that the system asks to make again is made again, with a pause that grows: about a second in all.

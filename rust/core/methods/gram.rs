@@ -112,7 +112,7 @@ impl GramMethod {
         self.parameters.terms.iter().map(|term| (term.model, term.reference))
     }
 
-    fn groups(&self, tensor: &Tensor<'_>) -> Groups {
+    fn groups(&self, shape: &[u64]) -> Groups {
         let p = &self.parameters;
         let along = match self.shape {
             Shape::NuSlerp if !p.flatten && p.row_wise => Along::Columns,
@@ -120,7 +120,7 @@ impl GramMethod {
             Shape::ModelStock if p.filter_wise => Along::Rows,
             _ => Along::Whole,
         };
-        Groups::of(tensor.shape, along)
+        Groups::of(shape, along)
     }
 
     fn factors<R: Real>(&self, sums: &[f64], name: &str) -> Result<Vec<Factor<R>>> {
@@ -159,8 +159,14 @@ impl<R: Real> Method<R> for GramMethod {
         true
     }
 
+    fn keeps(&self, shape: &[u64]) -> u64 {
+        let groups = self.groups(shape);
+        let kept = if groups.are_short() { 0 } else { groups.count };
+        kept.saturating_mul((self.parameters.terms.len() * size_of::<Factor<R>>()) as u64)
+    }
+
     fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
-        let (groups, pairs): (Groups, Vec<Pair>) = (self.groups(tensor), self.pairs().collect());
+        let (groups, pairs): (Groups, Vec<Pair>) = (self.groups(tensor.shape), self.pairs().collect());
         let values = match groups.along {
             _ if groups.are_short() => Vec::new(),
             Along::Whole => self.factors::<R>(&groups::whole::<R>(tensor, threads, &pairs)?, tensor.name)?,
@@ -179,7 +185,7 @@ impl<R: Real> Method<R> for GramMethod {
         let Some(found) = state.downcast_ref::<Coefficients<R>>() else {
             return Err(Error::new(Kind::Engine, "a tile before the look at its tensor"));
         };
-        let (groups, mut own) = (self.groups(tensor), None);
+        let (groups, mut own) = (self.groups(tensor.shape), None);
         let all = views(tile, self.pairs(), &mut own);
         let n = all.len();
         if groups.along == Along::Whole {

@@ -70,6 +70,11 @@ pub(crate) trait Method<R: Real>: Send + Sync {
         false
     }
 
+    /// Bytes that [`Method::prepare`] keeps of a tensor of this shape, as far as they grow with it.
+    fn keeps(&self, _shape: &[u64]) -> u64 {
+        0
+    }
+
     /// Looks at the whole tensor, in fixed chunks reduced in index order.
     ///
     /// # Errors

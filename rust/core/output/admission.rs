@@ -14,7 +14,7 @@ use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::whole::write_in;
 use super::{contents, space, swap, LOCK, MANIFEST, PARTS, PLAN, STATE};
-use crate::error::{Error, Result};
+use crate::error::{shown_path, Error, Result};
 
 const INPUTS: &str = "inputs.json";
 /// Present while an old checkpoint is being removed; lists what is to go.
@@ -41,6 +41,17 @@ pub(super) struct Candidate {
     start: Start,
     sizes: BTreeMap<String, u64>,
     resumed: Option<(Journal, Records)>,
+    /// What a user should know before it begins.
+    notice: Option<Notice>,
+}
+
+/// Why more is removed, or done again, than was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notice {
+    /// There is no room for the new output besides the old one.
+    NoRoom,
+    /// The inputs of the unfinished run may be others than those that are there now.
+    InputsNotKnown,
 }
 
 /// Decides by what is in a folder how the run begins there, or refuses.
@@ -110,11 +121,15 @@ impl Candidate {
         if pending.is_some() {
             swap::swap(&outer.directory)?;
         }
-        let goes_on = options.resume && goes_on(&outer.state, inputs, plan)?;
-        swap::clear(&outer.state, goes_on)?;
+        let found = if options.resume { unfinished(&outer.state, inputs, plan)? } else { None };
+        swap::clear(&outer.state, found == Some(Sameness::Same))?;
         let claim = outer.within(OsStr::new(swap::NEW))?;
         let start = start_in(Some(&claim.directory), plan, options)?;
-        Candidate::inside(claim, Some(outer), start, sizes, inputs, plan, options)
+        let mut made = Candidate::inside(claim, Some(outer), start, sizes, inputs, plan, options)?;
+        if found == Some(Sameness::NotKnown) {
+            made.notice = Some(Notice::InputsNotKnown);
+        }
+        Ok(made)
     }
 
     fn inside(
@@ -126,16 +141,16 @@ impl Candidate {
         plan: &[u8],
         options: &Options,
     ) -> Result<Candidate> {
-        let mut resumed = None;
+        let (mut resumed, mut notice) = (None, None);
         if start == Start::Resume {
             match resume(&claim, &sizes, inputs, plan) {
                 Ok(Some(found)) => resumed = Some(found),
-                Ok(None) => start = Start::Replace,
+                Ok(None) => (start, notice) = (Start::Replace, Some(Notice::InputsNotKnown)),
                 Err(error) if options.overwrite && is_settled_by_overwriting(&error) => start = Start::Replace,
                 Err(error) => return Err(error),
             }
         }
-        Ok(Candidate { claim, outer, start, sizes, resumed })
+        Ok(Candidate { claim, outer, start, sizes, resumed, notice })
     }
 
     /// What of these can begin: where there is no room for an output besides the one that it replaces, that one is to
@@ -160,14 +175,30 @@ impl Candidate {
 
     /// The same without keeping what is replaced, unless there is something to go on with.
     fn in_place(self) -> Candidate {
-        let Candidate { claim, outer, start, sizes, resumed } = self;
+        let Candidate { claim, outer, start, sizes, resumed, notice } = self;
         match outer {
             Some(outer) if resumed.as_ref().is_none_or(|(_, done)| done.is_empty()) => {
                 drop(claim);
-                Candidate { claim: outer, outer: None, start: Start::Replace, sizes, resumed: None }
+                let notice = Some(Notice::NoRoom);
+                Candidate { claim: outer, outer: None, start: Start::Replace, sizes, resumed: None, notice }
             }
-            outer => Candidate { claim, outer, start, sizes, resumed },
+            outer => Candidate { claim, outer, start, sizes, resumed, notice },
         }
+    }
+
+    /// What a user should know before it begins, in words.
+    pub(super) fn notice(&self) -> Option<String> {
+        let folder = shown_path(self.outer.as_ref().unwrap_or(&self.claim).directory.path());
+        Some(match self.notice? {
+            Notice::NoRoom => format!(
+                "there is no room for the new output besides the old one: the output in `{folder}` is removed before \
+                 the new one is written"
+            ),
+            Notice::InputsNotKnown => format!(
+                "the run in `{folder}` begins again: files of its inputs were moved or changed since it was begun, and \
+                 it cannot be told whether their contents are the same"
+            ),
+        })
     }
 
     fn hold_removable(&self) -> Result<()> {
@@ -225,7 +256,7 @@ impl Candidate {
     /// Changes the folder: from here on it is ours.
     pub(super) fn begin(self, inputs: &Inputs, plan: &[u8]) -> Result<(Shared, Records)> {
         let going = self.going()?;
-        let Candidate { mut claim, mut outer, start, sizes, resumed } = self;
+        let Candidate { mut claim, mut outer, start, sizes, resumed, .. } = self;
         let state = claim.state.clone();
         if let Some(outer) = &mut outer {
             outer.keep();
@@ -301,16 +332,17 @@ fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<Str
     Ok(sizes)
 }
 
-/// Whether what was made in a state folder is an unfinished run of this plan over these inputs.
-fn goes_on(outer: &Directory, inputs: &Inputs, plan: &[u8]) -> Result<bool> {
-    let Some(made) = outer.subfolder(OsStr::new(swap::NEW))? else { return Ok(false) };
-    let Some(state) = made.subfolder(OsStr::new(STATE))? else { return Ok(false) };
+/// Whether the inputs are those of the unfinished run of this plan in a state folder; none where there is none, or it
+/// cannot be gone on with.
+fn unfinished(outer: &Directory, inputs: &Inputs, plan: &[u8]) -> Result<Option<Sameness>> {
+    let Some(made) = outer.subfolder(OsStr::new(swap::NEW))? else { return Ok(None) };
+    let Some(state) = made.subfolder(OsStr::new(STATE))? else { return Ok(None) };
     if state.read(OsStr::new(PLAN))?.is_none_or(|saved| saved != plan) {
-        return Ok(false);
+        return Ok(None);
     }
     match compare_inputs(&state, inputs) {
         Err(error) if !is_settled_by_overwriting(&error) => Err(error),
-        found => Ok(found.is_ok_and(|found| found == Sameness::Same)),
+        found => Ok(found.ok()),
     }
 }
 

@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::system::Directory;
 use super::{contents, digest, swap};
 use crate::error::{Error, Result};
+use crate::monitor::Monitor;
 
 /// The resolved path of a folder that a run may begin in; nothing is changed.
 pub(super) fn look_at(path: &Path, inputs: &Inputs, plan: &[u8], options: &Options) -> Result<PathBuf> {
@@ -49,7 +50,7 @@ impl OutputFolder {
         options: &Options,
     ) -> Result<OutputFolder> {
         let requests = [Request { path, shards: sizes }];
-        let mut folders = OutputFolder::admit_all(&requests, inputs, plan, options, &|| false)?;
+        let mut folders = OutputFolder::admit_all(&requests, inputs, plan, options, &Monitor::default())?;
         folders.pop().ok_or_else(|| Error::engine("an admitted folder is missing"))
     }
 
@@ -61,16 +62,16 @@ impl OutputFolder {
     /// [`OutputFolder::path`], which [`replaces`](OutputFolder::replaces) then.
     ///
     /// `plan` is compared byte for byte with that of an unfinished run; `inputs` are the folders (or files) the plan
-    /// reads, of which the weight files must be as they were when the unfinished run began. `cancelled` is asked about
-    /// every megabyte that is read again.
+    /// reads, of which the weight files must be as they were when the unfinished run began. `monitor` is asked about every
+    /// megabyte that is read again, and told what a user should know before anything is removed or done again.
     pub fn admit_all(
         requests: &[Request<'_>],
         inputs: &[&Path],
         plan: &[u8],
         options: &Options,
-        cancelled: &(dyn Fn() -> bool + Sync),
+        monitor: &Monitor,
     ) -> Result<Vec<OutputFolder>> {
-        OutputFolder::admit_over(requests, inputs, plan, options, cancelled, &|| Ok(()))
+        OutputFolder::admit_over(requests, inputs, plan, options, &|| Ok(()), monitor)
     }
 
     /// The same for a run whose inputs are open: `unchanged` is asked once their states are noted and before anything is
@@ -80,8 +81,8 @@ impl OutputFolder {
         inputs: &[&Path],
         plan: &[u8],
         options: &Options,
-        cancelled: &(dyn Fn() -> bool + Sync),
         unchanged: &dyn Fn() -> Result<()>,
+        monitor: &Monitor,
     ) -> Result<Vec<OutputFolder>> {
         let mut inputs = Inputs::examine(inputs)?;
         let mut paths = Vec::new();
@@ -97,11 +98,12 @@ impl OutputFolder {
             candidates.insert(0, Candidate::lock(path, request.shards, &inputs, plan, options)?);
         }
         let candidates = Candidate::all(candidates)?;
+        candidates.iter().filter_map(Candidate::notice).for_each(|notice| monitor.say(notice));
         let begin = |candidate: Candidate| {
             let (shared, done) = candidate.begin(&inputs, plan)?;
             let mut folder = OutputFolder { shared: Arc::new(shared), done };
             if options.rehash {
-                folder.rehash(cancelled)?;
+                folder.rehash(&|| monitor.is_cancelled())?;
             }
             Ok(folder)
         };
@@ -178,5 +180,40 @@ impl OutputFolder {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::error::Kind;
+
+    /// Between opening the inputs and noting their states one of them may be replaced.
+    #[test]
+    fn over_inputs_that_are_no_longer_those_opened_no_run_begins_or_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let out = root.path().join("out");
+        let sizes = [("model.safetensors".to_owned(), 4)];
+        let requests = [Request { path: &out, shards: &sizes }];
+        let admit = |options: &Options, unchanged: &dyn Fn() -> Result<()>| {
+            OutputFolder::admit_over(&requests, &[], b"plan", options, unchanged, &Monitor::default())
+        };
+        let changed = || Err(Error::new(Kind::Format, "an input was replaced"));
+        let refused = |options: &Options| admit(options, &changed).unwrap_err().message;
+        assert_eq!(refused(&Options::default()), "an input was replaced");
+        assert!(!out.exists());
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("model.safetensors"), b"old.").unwrap();
+        let overwrite = Options { overwrite: true, ..Options::default() };
+        assert_eq!(refused(&overwrite), "an input was replaced");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+        fs::remove_file(out.join("model.safetensors")).unwrap();
+        drop(admit(&Options::default(), &|| Ok(())).unwrap());
+        let state = |name: &str| fs::read(out.join(".taskvec").join(name)).unwrap();
+        let before = ["plan.json", "inputs.json", "journal.jsonl"].map(state);
+        assert_eq!(refused(&Options::default()), "an input was replaced");
+        assert_eq!(["plan.json", "inputs.json", "journal.jsonl"].map(state), before);
     }
 }

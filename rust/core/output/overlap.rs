@@ -95,7 +95,7 @@ fn sample(path: &Path) -> Result<Option<String>> {
     }
     let (file, stamp) = regular::open(path)?;
     let mut digest = blake3::Hasher::new();
-    let mut bytes = vec![0; if stamp.size <= WHOLE { stamp.size } else { PIECE } as usize];
+    let mut bytes = regular::buffer(if stamp.size <= WHOLE { stamp.size } else { PIECE }, path)?;
     let last = stamp.size - bytes.len() as u64;
     for piece in 0..if last == 0 { 1 } else { PIECES } {
         let at = u128::from(last) * u128::from(piece) / u128::from(PIECES - 1);

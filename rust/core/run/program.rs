@@ -171,6 +171,17 @@ impl<'a> Program<'a> {
             }
     }
 
+    /// Bytes that are kept of what the method finds when it sees the whole tensor.
+    pub(crate) fn keeps(&self) -> u64 {
+        let (_, shape, elements) = self.job.logical();
+        match &self.arithmetic {
+            _ if elements == 0 => 0,
+            Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => 0,
+            Arithmetic::Narrow(method) => method.keeps(shape),
+            Arithmetic::Wide(method) => method.keeps(shape),
+        }
+    }
+
     /// Whether the target is not what it would be in the type of the output, although it is of that type.
     pub(crate) fn rounds_target(&self) -> bool {
         let target = self.inputs[0].storage();

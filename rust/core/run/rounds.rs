@@ -27,6 +27,15 @@ use crate::threads::{lock, one_by_one, Threads};
 /// thread busy, small enough that the pages, on some machines the cache, still hold them for the second pass.
 const GROUP: u64 = 64 << 20;
 
+/// Bytes of what is kept of whole tensors, at most: those of two groups at a time.
+pub(super) fn kept(programs: &[Program<'_>]) -> u64 {
+    let of_group = |program: &Program<'_>| {
+        let kept = program.keeps();
+        kept.max((u128::from(kept) * u128::from(GROUP) / u128::from(program.cost().max(1))) as u64)
+    };
+    2 * programs.iter().map(of_group).max().unwrap_or(0)
+}
+
 /// Blocks whose inputs are let go of together: unmapping interrupts the other cores, so not after every block.
 const BEHIND: usize = 16;
 

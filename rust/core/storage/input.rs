@@ -58,7 +58,10 @@ impl<'a> Input<'a> {
         let stored = match lora::factors(wanted)? {
             None => Stored::find(wanted)?,
             Some(factors) => {
-                let base = wanted.base()?.map(|base| Input::find(&base)).transpose()?;
+                let base = match lora::whole(wanted)? {
+                    Some(whole) => Some(Input::dense(whole)),
+                    None => wanted.base()?.map(|base| Input::find(&base)).transpose()?,
+                };
                 match (factors, base) {
                     (None, Some(base)) => return Ok(base),
                     (factors, base) => {
@@ -74,7 +77,6 @@ impl<'a> Input<'a> {
     }
 
     /// A stored tensor, every element as a number by itself.
-    #[cfg(test)]
     pub(crate) fn dense(dense: Dense<'a>) -> Self {
         Input { dtype: dense.dtype(), stored: Stored::Dense(dense) }
     }

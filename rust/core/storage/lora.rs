@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::chunk::{Chunk, Scratch, Tiles};
+use super::dense::Dense;
 use super::part::Part;
 use super::source::{Factors, SourceKind};
 use super::wanted::Wanted;
@@ -94,6 +95,15 @@ pub(crate) fn factors<'w>(wanted: &Wanted<'w, '_>) -> Result<Option<Option<&'w F
     }
     wanted.base()?;
     Ok(Some(wanted.source.factors.get(wanted.name)))
+}
+
+/// The tensor of an adapter that takes the place of the base's, if it has one for this.
+///
+/// # Errors
+/// It is not there, or has another shape.
+pub(crate) fn whole<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Dense<'a>>> {
+    let stored = wanted.source.whole.get(wanted.name);
+    stored.map(|name| Dense::find(&Wanted { name, ..*wanted })).transpose()
 }
 
 /// The change that these factors make, on top of `base` or alone.

@@ -13,6 +13,7 @@ use super::Storage;
 use crate::checkpoint::Checkpoint;
 use crate::dtype::{elements, Dtype};
 use crate::error::{shown, Error, Kind, Result};
+use crate::file::heap::filled;
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::{Floats, Level, TILE};
 
@@ -216,7 +217,7 @@ pub fn decode(
         .ok_or_else(|| Error::new(Kind::Plan, format!("the shape {shape:?} of `{}` overflows", shown(name))))?;
     let storage = open(&format, &checkpoint, name, (shape, all))?;
     let range = start.min(all)..start.saturating_add(count).min(all);
-    let mut values = vec![0.0; (range.end - range.start) as usize];
+    let mut values = filled(range.end - range.start, 0.0)?;
     let mut scratch = Scratch::default();
     let _ieee = ControlRegister::ieee();
     storage.open(range, &mut scratch)?.tile(Level::chosen()?, 0, &mut values);

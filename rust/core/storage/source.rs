@@ -26,6 +26,9 @@ pub(crate) struct Source {
     /// Of an adapter: the factors of each weight that it changes.
     #[serde(default)]
     pub factors: BTreeMap<String, Factors>,
+    /// Of an adapter: where whole weights are stored that take the place of the base's, by the names of these.
+    #[serde(default)]
+    pub whole: BTreeMap<String, String>,
     /// Tensors that it stores in another layout, by the names that the plan has for them.
     #[serde(default)]
     pub assembled: HashMap<String, Assembled>,

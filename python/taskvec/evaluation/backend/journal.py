@@ -16,6 +16,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.record import write_whole
+from taskvec.files import look
 
 
 class Journal:
@@ -50,7 +51,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            raise EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}") from error
+            raise self._unwritten(error) from error
 
     def close(self) -> None:
         """Close the file and keep it."""
@@ -61,12 +62,16 @@ class Journal:
     def remove(self) -> None:
         """The arm is recorded as a whole: the journal has done its work."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def _read(self) -> None:
         try:
             lines = self.path.read_bytes().split(b"\n")
-        except OSError:
+        except OSError as error:
+            look.hold_absent(self.path, error)
             return
         if not lines or _parsed(lines[0]) != ("identity", self.identity):
             return
@@ -83,8 +88,11 @@ class Journal:
         try:
             self._file = self.path.open("ab")
         except OSError as error:
-            raise EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}") from error
+            raise self._unwritten(error) from error
         return self._file
+
+    def _unwritten(self, error: OSError) -> EvaluationError:
+        return EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}", look.way_out(error))
 
 
 def block_key(attribute: str, arguments: list[Any], repeat: int) -> str:

@@ -29,6 +29,7 @@ from taskvec.evaluation.miniature.training import Progress, train
 from taskvec.evaluation.record import write_whole
 from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
+from taskvec.files import look
 
 MARK = "miniature.json"
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
@@ -130,7 +131,7 @@ def unpack(
         It is not an archive of :func:`pack`.
     """
     file, directory = Path(file), Path(directory)
-    if not file.is_file():
+    if not look.is_file(file):
         raise NotFoundError(f"`{file}` is not there", "name an archive that `--pack` wrote")
     try:
         with locked(directory), zipfile.ZipFile(file) as archive:
@@ -198,7 +199,7 @@ def load_weights(folder: Path) -> model.Weights:
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path | None]:
     """A sibling folder that takes the name when it is complete; None if the name is taken already."""
-    if folder.exists():
+    if look.exists(folder):
         yield None
         return
     unfinished = folder.with_name(f".{folder.name}.part")
@@ -214,7 +215,7 @@ def _whole_folder(folder: Path) -> Iterator[Path | None]:
 @contextmanager
 def _training_the_target(directory: Path, seed: int, recipe: Recipe) -> Iterator[None]:
     """Meanwhile train the target in another process; none is started if the target is there."""
-    if (directory / "target").exists():
+    if look.exists(directory / "target"):
         yield
         return
     process = multiprocessing.get_context("spawn").Process(
@@ -251,7 +252,7 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         mark = directory / MARK
-        if not mark.exists():
+        if not look.exists(mark):
             write_whole(mark, json.dumps(content) + "\n")
         elif json.loads(mark.read_text(encoding="utf-8")) != content:
             raise OutputError(

@@ -35,7 +35,9 @@ def locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
     except OSError as error:
-        raise EvaluationError(f"cannot write into `{out}`: {error.strerror or error}") from error
+        raise EvaluationError(
+            f"cannot write into `{out}`: {error.strerror or error}", look.way_out(error)
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,11 +127,12 @@ class Scratch:
         """Remove the leftovers of this and of earlier runs that were killed."""
         if self._keep or not look.is_folder(self.folder):
             return
-        for path in self.folder.iterdir():
-            if path.name == UNFINISHED or look.exists(self._facts / f"{path.name}.json"):
-                shutil.rmtree(path, ignore_errors=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        for name in look.listing(self.folder):
+            if name == UNFINISHED or look.exists(self._facts / f"{name}.json"):
+                self._drop(name)
+        if not look.listing(self.folder):
+            with contextlib.suppress(OSError):  # an empty folder does no harm
+                self.folder.rmdir()
 
     def _is_there(self, name: str, identity: str) -> bool:
         return look.is_folder(self.folder / name) and read_identity(self._facts / f"{name}.json") == identity
@@ -141,16 +144,25 @@ class Scratch:
 def read_identity(path: Path) -> str | None:
     """The identity of the weights in a file of facts; None if it is absent or damaged."""
     try:
-        return json.loads(path.read_text()).get("identity")
-    except (OSError, ValueError, AttributeError):
+        return json.loads(_text(path)).get("identity")
+    except (ValueError, AttributeError):
         return None
 
 
 def read_facts(path: Path) -> Merged | None:
     """The measurements of a merge in a file of facts; None if they are not known."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(_text(path))
         content.pop("identity")
         return Merged(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _text(path: Path) -> str:
+    """The text of a file of facts, none of one that is not there."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        look.hold_absent(path, error)
+        return ""

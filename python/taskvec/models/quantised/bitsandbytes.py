@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.models.quantised.declared import whole_number
 from taskvec.models.quantised.format import Format, Shape
-from taskvec.models.quantised.record import UnreadableError, shown, up
+from taskvec.models.quantised.record import STATE, UnreadableError, shown, up
 from taskvec.models.quantised.scaled import uncovered
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
     from taskvec.models.quantised.declared import Declaration
 
-STATE = ".quant_state.bitsandbytes__"
 # The type in which the bytes of the codes may be stored, and the bytes of one element.
 _STORED_IN = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 

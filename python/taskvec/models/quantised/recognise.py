@@ -13,9 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 from taskvec.models.model import TensorInfo
-from taskvec.models.quantised import e2m1, integers, scaled
-from taskvec.models.quantised.bitsandbytes import four_bit
-from taskvec.models.quantised.compressed_tensors import schemes
 from taskvec.models.quantised.declared import Declaration, declaration, plain_dtype
 from taskvec.models.quantised.format import Format, Packed, Shape
 from taskvec.models.quantised.record import NARROW_FLOATS, Recognised, UnreadableError, shown
@@ -28,16 +25,33 @@ SAMPLE = 1 << 16
 METHODS = frozenset({
     "", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq", "bitsandbytes", "mlx",
 })  # fmt: skip
-_DECIDE = {
-    "fp8": scaled.fp8,
-    "int8": scaled.int8,
-    "scb": scaled.scb,
-    "e2m1": e2m1.packed,
-    "mxfp4": e2m1.mxfp4,
-    "qweight": integers.qweight,
-    "mlx": integers.mlx,
-}
 _INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
+
+
+def _decide(
+    rule: Rule, name: str, infos: Mapping[str, TensorInfo], declared: Declaration
+) -> tuple[Format, Shape]:
+    from taskvec.models.quantised import e2m1, integers, scaled  # packed weights alone need them
+
+    ways = {
+        "fp8": scaled.fp8,
+        "int8": scaled.int8,
+        "scb": scaled.scb,
+        "e2m1": e2m1.packed,
+        "mxfp4": e2m1.mxfp4,
+        "qweight": integers.qweight,
+        "mlx": integers.mlx,
+    }
+    return ways[rule.way](name, infos, declared)
+
+
+def _schemes(declared: Declaration) -> list[Any]:
+    """The schemes of compressed-tensors; none of another method."""
+    if declared.method != "compressed-tensors":
+        return []
+    from taskvec.models.quantised.compressed_tensors import schemes
+
+    return schemes(declared.facts)
 
 
 def recognise(
@@ -149,7 +163,7 @@ class _Table:
 
     def _is_by_name(self) -> bool:
         if self.declared.method == "compressed-tensors":
-            return len({each._replace(targets=()) for each in schemes(self.declared.facts)}) > 1
+            return len({each._replace(targets=()) for each in _schemes(self.declared)}) > 1
         facts = self.declared.facts
         return self.declared.method == "mlx" and any(isinstance(value, dict) for value in facts.values())
 
@@ -196,14 +210,16 @@ class _Table:
         state: bytes | None,
         ends: Sequence[tuple[str, str]],
     ) -> tuple[Format, Shape]:
+        from taskvec.models.quantised import bitsandbytes, integers
+
         if rule.way == "bnb4":
-            form, shape = four_bit(infos, self.declared, state)
+            form, shape = bitsandbytes.four_bit(infos, self.declared, state)
         elif rule.way == "pack":
             form, shape = integers.pack_quantized(name, infos, self.declared, _shape_of(infos, content))
         elif "scales" not in infos:
             raise UnreadableError(f"{shown(infos['codes'])} has no scales beside it")
         else:
-            form, shape = _DECIDE[rule.way](name, infos, self.declared)
+            form, shape = _decide(rule, name, infos, self.declared)
         kept = tuple(end for end in ends if end[0] not in NOT_READ)
         is_symmetric = self.is_symmetric and rule.way == "pack" and dict(form.parameters)["bits"] == 4
         form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept, is_symmetric=is_symmetric)
@@ -232,7 +248,7 @@ def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared:
     """The small tensors whose content is needed, because headers leave the shape of a weight open."""
     names: list[str] = []
     is_open: dict[Any, bool] = {}
-    declared_schemes = schemes(declared.facts) if declared.method == "compressed-tensors" else []
+    declared_schemes = _schemes(declared)
     for rule, stem in found:
         if rule.way == "bnb4":
             names += [stem + end for part, end in rule.parts if part == "state" and stem + end in stored]
@@ -258,6 +274,8 @@ def _lacks_lowest(contents: Mapping[str, bytes], stored: Stored) -> bool:
 def _is_width_open(codes: TensorInfo, scales: TensorInfo, declared: Sequence[Any]) -> bool:
     if len(codes.shape) != 2 or len(scales.shape) != 2:
         return False
+    from taskvec.models.quantised import integers
+
     widths = {
         integers.columns(codes, scales, each.bits, each.group if each.strategy == "group" else 0)
         for each in declared

@@ -38,6 +38,8 @@ class UnreadableError(Exception):
 NARROW_FLOATS = frozenset({"F8_E4M3", "F8_E5M2"})
 POWERS_OF_TWO = frozenset({"U8", "F8_E8M0"})
 SCALES = frozenset({"F32", "BF16", "F16"})
+# What stands between the name of a weight of bitsandbytes and that of its type, in the name of its state.
+STATE = ".quant_state.bitsandbytes__"
 
 
 def shown(info: TensorInfo) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from taskvec.models.model import TensorInfo
-from taskvec.models.quantised.bitsandbytes import STATE
-from taskvec.models.quantised.record import NARROW_FLOATS
+from taskvec.models.quantised.record import NARROW_FLOATS, STATE
 
 Stored = Mapping[str, TensorInfo]
 

@@ -20,9 +20,13 @@ pub(super) enum Along {
     Columns,
 }
 
-/// Groups of at most so many elements are looked at with each tile: to keep what was found of all of them would take more
-/// than the tensor itself.
-const SHORT: u64 = 16;
+/// Rows of at most so many elements are looked at with each tile, which reads little more than itself for that: what was
+/// found of all of them is not kept.
+const SHORT_ROW: u64 = TILE as u64;
+
+/// Columns of at most so many elements are looked at with each tile, which reads all of them for that: to keep what was
+/// found of all of them would take more than the tensor itself.
+const SHORT_COLUMN: u64 = 16;
 
 /// The groups of one tensor.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +60,11 @@ impl Groups {
 
     /// Whether tiles find the coefficients of their groups themselves.
     pub(super) fn are_short(&self) -> bool {
-        self.along != Along::Whole && self.length <= SHORT
+        match self.along {
+            Along::Whole => false,
+            Along::Rows => self.length <= SHORT_ROW,
+            Along::Columns => self.length <= SHORT_COLUMN,
+        }
     }
 
     /// The group of an element.
