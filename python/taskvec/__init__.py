@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from taskvec.report.report import Report as Report
     from taskvec.report.survival import Survival as Survival
     from taskvec.report.verify import Verification as Verification
+    from taskvec.resolve.storage import storage as storage
     from taskvec.run.in_place import Change as Change
     from taskvec.settings import Settings as Settings
 
@@ -94,6 +95,7 @@ _MODULES = {
         "RecipeError",
         "VerificationError",
     ),
+    "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "report.inspect": ("Inspection",),
     "lazy.merge": ("Merge",),

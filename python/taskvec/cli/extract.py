@@ -12,6 +12,7 @@ from taskvec.cli.options import (
     option,
     out_option,
     selection_options,
+    storage_options,
     talk_options,
     vector_options,
     verb,
@@ -41,6 +42,7 @@ Then add it to any model that fits:
 @selection_options
 @out_option
 @vector_options
+@storage_options
 @talk_options("extract")
 def command(
     console: Console,

@@ -14,6 +14,7 @@ from taskvec.cli.options import (
     out_option,
     run_options,
     selection_options,
+    storage_options,
     talk_options,
     verb,
 )
@@ -55,6 +56,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
 @selection_options
 @out_option
 @run_options
+@storage_options
 @talk_options("transfer")
 def command(
     console: Console,
