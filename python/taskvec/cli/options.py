@@ -13,6 +13,7 @@ from taskvec.cli.console import Console
 from taskvec.errors import Error
 from taskvec.models.selection import Selection
 from taskvec.option import Declared, Parse, flag, no_flag, options_of
+from taskvec.resolve.storage import VARIABLE, parse_options, storage
 from taskvec.settings import Settings, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -141,6 +142,14 @@ def split_names(_ctx: click.Context, _param: click.Parameter, values: Sequence[s
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
+def split_options(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Options of object stores, ``KEY=VALUE``."""
+    try:
+        return parse_options(values)
+    except Error as error:
+        raise BadValue(error, ctx, param) from None
+
+
 # --- the options
 def alpha_option(help_text: str) -> Callable[[Function], Function]:
     """``--alpha``: one number or several."""
@@ -218,6 +227,42 @@ run_options = together(declared_options(Settings), ray_option, part_option, dry_
 
 vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
 """Those of them that a command takes which saves a vector."""
+
+
+def storage_option(function: Function) -> Function:
+    """``--storage-option``, which holds while the command runs."""
+
+    @functools.wraps(function)
+    def with_options(*arguments: Any, storage_option: dict[str, str], **rest: Any) -> Any:
+        with storage(storage_option):
+            return function(*arguments, **rest)
+
+    declared = option(
+        "--storage-option", multiple=True, callback=split_options, section="Models", metavar="KEY=VALUE",
+        help="An option of the object store of s3://, gs:// or az://, such as `region=eu-west-1` or "
+        "`endpoint=https://...` (repeatable).",
+    )  # fmt: skip
+    return declared(with_options)  # type: ignore[return-value]
+
+
+def scratch_option(function: Function) -> Function:
+    """``--scratch``, which holds while the command runs."""
+
+    @functools.wraps(function)
+    def with_scratch(*arguments: Any, scratch: str | None, **rest: Any) -> Any:
+        with storage(scratch=scratch):
+            return function(*arguments, **rest)
+
+    declared = option(
+        "--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
+        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+        f"[default: ${VARIABLE}, or taskvec in the user's cache]",
+    )  # fmt: skip
+    return declared(with_scratch)  # type: ignore[return-value]
+
+
+storage_options = together(storage_option, scratch_option)
+"""The options of every command that names a model."""
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:

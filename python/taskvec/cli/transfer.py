@@ -15,6 +15,7 @@ from taskvec.cli.options import (
     out_option,
     run_options,
     selection_options,
+    storage_options,
     talk_options,
     verb,
 )
@@ -40,7 +41,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
     required=True,
     section="Models",
     metavar="MODEL",
-    help="Receives the vector: a folder, or a hub id such as org/name[@revision].",
+    help="Receives the vector: a folder, a hub id such as org/name[@revision], or s3://, gs://, az://, https://.",
 )
 @option("--donor", required=True, section="Models", metavar="MODEL", help="Has learned what is transferred.")
 @option(
@@ -56,6 +57,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
 @selection_options
 @out_option
 @run_options
+@storage_options
 @talk_options("transfer")
 def command(
     console: Console,
