@@ -54,30 +54,9 @@ def output_form(target: Model, computed: Iterable[Computed], settings: Settings)
     Raises
     ------
     RecipeError
-        The target's format is asked for, and cannot be written; or a plain form that its plain twins do not
-        have.
+        The target's format is asked for, and cannot be written.
     """
-    found = _form(target, computed, settings)
-    if not found.is_packed:
-        hold_plain(target)
-    return found
-
-
-def hold_plain(model: Model) -> None:
-    """Return if the packed weights of a model can be written plain.
-
-    Raises
-    ------
-    RecipeError
-        Plain checkpoints of the model have them in another layout.
-    """
-    for name, packed in model.packed.items():
-        if dict(packed.format.parts)["codes"] in ("_blocks", ".blocks"):
-            raise RecipeError(
-                f"`{name}` of `{model.spec}` has rows and columns exchanged in plain checkpoints of this "
-                "model, which is not written yet",
-                "write its own format: `--out-dtype target`",
-            )
+    return _form(target, computed, settings)
 
 
 def _form(target: Model, computed: Iterable[Computed], settings: Settings) -> OutputForm:

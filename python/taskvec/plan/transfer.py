@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
+from taskvec.compat.layouts.rewritten import in_plain_layout
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
@@ -77,7 +78,7 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
-    steps = [step.fitted(target) for step in steps]
+    given, steps = steps, [step.fitted(target) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)
@@ -89,6 +90,10 @@ def plan_steps(
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
+    plain = target if form.is_packed else in_plain_layout(target)
+    if plain is not target:
+        target, steps = plain, [step.fitted(plain) for step in given]
+        stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
     draft = Draft(target, is_packed=form.is_packed)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
     terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.report.noise import Noise, Sums, noise_of, noise_words
@@ -184,19 +185,21 @@ def parse_engine_report(
     merged: int = 0,
     form: str = "",
     is_matrix: Callable[[str], bool] = lambda _: True,
+    logical: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], tuple[Output, ...]]:
     """The engine's report: its own figures, and its outputs under `out`, each of so many `merged` tensors.
 
     The figures have ``replaces``: of each output, whether it was made in the state folder of another one
     that it is to replace. ``form`` is what donor and reference are stored as, if they are packed;
-    ``is_matrix`` tells the tensors whose changes are like those of packed weights.
+    ``is_matrix`` tells the tensors whose changes are like those of packed weights; ``logical`` has the names
+    of the weights by those of their stored parts.
     """
     data = json.loads(text, object_hook=_figures)
     outputs = []
     data["replaces"] = [entry["replaces"] for entry in data["outputs"]]
     for entry in data.pop("outputs"):
         survival = entry.get("survival") or {}
-        tensors = dict(survival.get("tensors", ()))
+        tensors = {logical.get(name, name): row for name, row in survival.get("tensors", ())}
         outputs.append(
             Output(
                 folder=str(out / entry["folder"]) if entry["folder"] else str(out),
@@ -204,7 +207,10 @@ def parse_engine_report(
                 shards=tuple(Shard(s["name"], s["size"], s["digest"]) for s in entry["shards"]),
                 survival=Survival.measured(survival.get("total")),
                 tensors=tensors,
-                non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
+                non_finite=tuple(
+                    (logical.get(name, name), place, count)
+                    for name, place, count in entry.get("non_finite", ())
+                ),
                 unmeasured=max(merged - len(tensors), 0) if tensors else 0,
                 noise=_noise(entry.get("noise"), form, is_matrix),
             )
