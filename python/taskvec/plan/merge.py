@@ -12,7 +12,7 @@ from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
-from taskvec.compat.layouts.rewritten import in_plain_layout
+from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
@@ -170,10 +170,7 @@ def _in_plain_layout(
             "which vectors and adapters of the packed one do not fit",
             "convert it first: `taskvec convert`",
         )
-    made = {
-        ref: plain if model is base else fit_layout(opening(ref.plain), plain)
-        for ref, model in opened.items()
-    }
+    made = {ref: plain if model is base else like(opening(ref.plain), plain) for ref, model in opened.items()}
     return made, plain
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
-from taskvec.compat.layouts.rewritten import in_plain_layout
+from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
@@ -21,11 +21,14 @@ from taskvec.plan.packed_output import PLAIN, output_form
 from taskvec.plan.packed_steps import computed, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
+from taskvec.text import listed
 
 if TYPE_CHECKING:
     pass
 
 Control = Literal["random", "permute"]
+# The stored names that serve for each tensor of a target.
+_Names = Mapping[str, tuple[str, ...]]
 
 
 def plan_transfer(
@@ -92,8 +95,9 @@ def plan_steps(
     found = enforce(found, settings.force)
     plain = target if form.is_packed else in_plain_layout(target)
     if plain is not target:
-        target, steps = plain, [step.fitted(plain) for step in given]
-        stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
+        target, steps = plain, [_turned(step, plain) for step in given]
+        before, stored = stored, [step.stored(plain, tie) for step, tie in zip(steps, ties, strict=True)]
+        _hold_all(before, stored, plain)
     draft = Draft(target, is_packed=form.is_packed)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
     terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]
@@ -104,6 +108,35 @@ def plan_steps(
     return draft.finish(
         alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
     )
+
+
+def _turned(step: Step, plain: Model) -> Step:
+    """A step with its models in the layout of a target's plain twins."""
+    if step.reference is not None:
+        assert isinstance(step.donor, Model)
+        step = step._replace(donor=like(step.donor, plain), reference=like(step.reference, plain))
+    return step.fitted(plain)
+
+
+def _hold_all(
+    before: Sequence[Mapping[str, tuple[str, ...]]],
+    after: Sequence[Mapping[str, tuple[str, ...]]],
+    plain: Model,
+) -> None:
+    """Return if no tensor has lost its step in another layout.
+
+    Raises
+    ------
+    RecipeError
+        One has.
+    """
+    lost = [name for one, other in zip(before, after, strict=True) for name in one if name not in other]
+    if lost:
+        raise RecipeError(
+            f"{listed(lost)} of `{plain.spec}` have rows and columns exchanged in plain checkpoints of this "
+            "model, which the other models do not fit",
+            "write its own format: `--out-dtype target`",
+        )
 
 
 class _Term:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from taskvec.compat.config_keys import INNER
+from taskvec.compat.layouts.fit import fitted, is_alike
 from taskvec.compat.layouts.table import views
 from taskvec.models.assembled import Assembled, Piece
 from taskvec.models.assembled_reader import AssembledReader
@@ -55,6 +56,12 @@ def in_packed_layout(model: Model, is_wanted: Callable[[TensorInfo], bool]) -> M
             if is_wanted(wanted):
                 made[name], tensors[name] = turned, wanted
     return _in_layout(model, tensors, made) if made else model
+
+
+def like(model: Model, plain: Model) -> Model:
+    """A model as another one that :func:`in_plain_layout` gave: turned round too, or fitted to it."""
+    turned = in_plain_layout(model)
+    return turned if is_alike(turned, plain) else fitted(model, plain)
 
 
 def _turned(info: TensorInfo) -> Assembled:
