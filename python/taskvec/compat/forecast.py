@@ -39,11 +39,7 @@ def check_survival(
     alphas : iterable of float
         Factors; the smallest, zero apart, decides.
     """
-    factors = [abs(alpha) for alpha in alphas if alpha]
-    models = (target, donor, reference)
-    if not factors or not stored or any(model.path is None for model in models):
-        return
-    share = survival(models, stored, min(factors))
+    share = predicted(target, donor, reference, stored, alphas)
     if share is not None and share < LEAST:
         form = target.packed[next(iter(stored))].format
         yield finding(
@@ -54,6 +50,21 @@ def check_survival(
             f"`--out-dtype {TORCH_NAMES[form.dtype]}` keeps it, `--rounding stochastic` does on average, a "
             "larger alpha keeps more",
         )
+
+
+def predicted(
+    target: Model,
+    donor: Model,
+    reference: Model,
+    stored: Mapping[str, Sequence[str]],
+    alphas: Iterable[float],
+) -> float | None:
+    """The part that would be left, by a sample; ``None`` where nothing is known."""
+    factors = [abs(alpha) for alpha in alphas if alpha]
+    models = (target, donor, reference)
+    if not factors or not stored or any(model.path is None for model in models):
+        return None
+    return survival(models, stored, min(factors))
 
 
 def survival(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.forecast import check_survival
+from taskvec.compat.forecast import check_survival, predicted
 from taskvec.dtypes import TORCH_NAMES
 from taskvec.models.model import Model
 from taskvec.plan.delta import Step
-from taskvec.plan.packed_output import Computed, OutputForm
+from taskvec.plan.packed_output import Computed, OutputForm, output_form
 from taskvec.settings import Settings, format_alpha
 
 
@@ -43,6 +43,34 @@ def rounding(
         names = {name: stored[0][name] for name in target.packed if name in stored[0]}
         factors = [alpha * steps[0].weight for alpha in alphas]
         yield from check_survival(target, donor, reference, names, factors)
+
+
+def form_of(
+    target: Model,
+    steps: Sequence[Step],
+    stored: Sequence[Mapping[str, tuple[str, ...]]],
+    settings: Settings,
+    alphas: Sequence[float],
+) -> OutputForm:
+    """The form of the packed weights of a target that takes some steps; see :func:`output_form`."""
+
+    def survival() -> float | None:
+        if len(steps) != 1 or steps[0].reference is None:
+            return None
+        (_, donor), (_, reference) = steps[0].models
+        names = {name: stored[0][name] for name in target.packed if name in stored[0]}
+        return predicted(target, donor, reference, names, [alpha * steps[0].weight for alpha in alphas])
+
+    return output_form(target, computed(target, steps, stored), settings, survival)
+
+
+def check_output(target: Model, steps: Sequence[Step]) -> tuple[Finding, ...]:
+    """What is said of the form in which a target's packed weights are written where no type is asked for."""
+    if not target.packed:
+        return ()
+    steps = [step.fitted(target) for step in steps]
+    stored = [step.stored(target, step.tie(target)) for step in steps]
+    return form_of(target, steps, stored, Settings(), (1.0,)).findings
 
 
 def _is_alike(target: Model, step: Step, names: Mapping[str, tuple[str, ...]]) -> bool:

@@ -17,8 +17,8 @@ from taskvec.models.tensor_names import layer_of
 from taskvec.plan.checks import findings, refuse_conversion
 from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
-from taskvec.plan.packed_output import PLAIN, output_form
-from taskvec.plan.packed_steps import computed, rounding
+from taskvec.plan.packed_output import PLAIN
+from taskvec.plan.packed_steps import form_of, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 from taskvec.text import listed
@@ -87,9 +87,7 @@ def plan_steps(
     refuse_conversion(found, settings)
     stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
     form = (
-        PLAIN
-        if is_plain and settings.out_dtype is None
-        else output_form(target, computed(target, steps, stored), settings)
+        PLAIN if is_plain and settings.out_dtype is None else form_of(target, steps, stored, settings, alphas)
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
