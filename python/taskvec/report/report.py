@@ -62,10 +62,16 @@ class Output:
             "survival": self.survival.to_dict() if self.survival else None,
             "survival_status": self.survival_status,
             "unmeasured": self.unmeasured,
-            "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
+            "tensors": {name: _figures_of(row) for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
             **({"noise": self.noise.to_dict()} if self.noise is not None else {}),
         }
+
+
+def _figures_of(row: Survival) -> dict[str, Any]:
+    """The figures of a tensor; what its format alone did where it took no step."""
+    error = row.format_error
+    return row.to_dict() if error is None else {**row.to_dict(), "format_error": error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +159,11 @@ class Report:
         return "\n".join(lines)
 
 
-def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]:
-    """A warning for each output in which more than 5 % of the step was rounded away, with the ways out."""
+def rounding_findings(outputs: Sequence[Output], rounding: str, *, is_packed: bool = False) -> list[Finding]:
+    """A warning for each output in which more than 5 % of the step was rounded away, with the ways out.
+
+    ``is_packed`` says that weights are written in a packed format, of which a plain type is the way out.
+    """
     from taskvec.compat.findings import finding
 
     findings = []
@@ -162,11 +171,8 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
         row = output.survival
         if row is None or row.status != "measured" or row.rounded_away_share <= ROUNDED_AWAY_LIMIT:
             continue
-        ways = (
-            ["`--out-dtype float32`"]
-            if rounding == "stochastic"
-            else ["`--out-dtype float32`", "`--rounding stochastic`"]
-        )
+        ways = [f"`--out-dtype {'bfloat16' if is_packed else 'float32'}`"]
+        ways += ["`--rounding stochastic`"] if rounding != "stochastic" else []
         findings.append(
             finding(
                 "rounded-away",

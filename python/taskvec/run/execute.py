@@ -150,7 +150,10 @@ def _execute(job: Job, publish: Publisher) -> Report:
         threads=engine["threads"],
         cpu_level=engine["cpu_level"],
         resumed_shards=engine["resumed_shards"],
-        findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
+        findings=(
+            *plan.findings,
+            *rounding_findings(outputs, settings.rounding, is_packed="encodings" in plan.document),
+        ),
         plan=plan.digest,
     )
 
