@@ -96,7 +96,7 @@ def _why_plain(
         return "the codes of this format can be read, and not made again"
     if any(None in row.others for row in rows):
         share = survival()
-        left = "little" if share is None else f"{max(share, 0.0):.0%} by a sample"
+        left = "little" if share is None else f"{min(max(share, 0.0), 1.0):.0%} by a sample"
         return f"the difference is of plain weights, of which rounding to the format would leave {left}"
     if any(
         each.format.sort != row.own.format.sort for row in rows for each in row.others if each is not None
