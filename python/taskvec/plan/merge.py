@@ -13,6 +13,7 @@ from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
+from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
@@ -306,9 +307,9 @@ def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: 
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:
         found += check_files(_role(merge.config_from, merge), config_from)
-        found += check_formats(
-            [(str(merge.models[merge.config_from]), config_from), *others], _computed(merge)
-        )
+        models = [(str(merge.models[merge.config_from]), config_from), *others]
+        found += check_formats(models, _computed(merge))
+        found += check_basis(models, _computed(merge))
     else:
         found += check_models(others, config_from, selection=recipe.selection)
     tokenizer = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
