@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
+from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.checks import findings
 from taskvec.plan.delta import Step
+from taskvec.plan.packed_steps import check_output
 from taskvec.settings import Options, Settings, parse_alphas
 from taskvec.text import as_tuple
 
@@ -147,7 +149,11 @@ def check(
         open_model(reference),
         _selection(include, exclude, preset, layers),
     )
-    return findings(open_model(target), [step], force=as_tuple(force))
+    base = open_model(target)
+    found = findings(base, [step], force=as_tuple(force))
+    if any(each.level == "error" for each in found):
+        return found
+    return in_order([*found, *check_output(base, [step])])
 
 
 def plan_extract(

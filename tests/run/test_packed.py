@@ -428,33 +428,51 @@ def test_the_same_packed_bytes_for_any_threads_and_shards(tmp_path: Path, name: 
 
 
 def test_experts_of_gpt_oss(tmp_path: Path) -> None:
-    """Written as they are stored; plain twins have other axes, so that nothing plain is written."""
+    """Written as they are stored, or plain as the plain twins of the model have them: inputs first."""
     way = BY_NAME["DeepSeek FP4"]
     rng = np.random.default_rng(0)
+    stem = "model.layers.0.mlp.experts."
+    name = f"{stem}gate_up_proj"
     folders, values = [], []
     for role in ("target", "donor", "reference"):
-        weight = rng.standard_normal((128, 96)).astype(np.float32) * 0.02
-        parts = way.pack(weight)
-        values.append(way.unpack(parts, (128, 96)).reshape(2, 64, 96))
-        stored = {
-            "model.norm.weight": np.ones(8, DTYPES["BF16"]),
-            "e.gate_up_proj_blocks": parts[".weight"].view(np.uint8).reshape(2, 64, 3, 16),
-            "e.gate_up_proj_scales": parts[".scale"].view(np.uint8).reshape(2, 64, 3),
-        }
-        folders.append(
-            write_checkpoint(tmp_path / role, stored, {"quantization_config": {"quant_method": "mxfp4"}})
-        )
-    assert np.array_equal(tv.open(folders[0])["e.gate_up_proj"], values[0])
+        stored: dict[str, np.ndarray] = {"model.norm.weight": np.ones(96, DTYPES["BF16"])}
+        for each, shape in (("gate_up_proj", (2, 64, 96)), ("down_proj", (2, 96, 32))):
+            weight = rng.standard_normal((shape[0] * shape[1], shape[2])).astype(np.float32) * 0.02
+            parts = way.pack(weight)
+            if each == "gate_up_proj":
+                values.append(way.unpack(parts, weight.shape).reshape(shape))  # type: ignore[arg-type]
+            groups = (*shape[:2], shape[2] // 32)
+            stored[f"{stem}{each}_blocks"] = parts[".weight"].view(np.uint8).reshape(*groups, 16)
+            stored[f"{stem}{each}_scales"] = parts[".scale"].view(np.uint8).reshape(groups)
+        config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+        folders.append(write_checkpoint(tmp_path / role, stored, config))
+    assert np.array_equal(tv.open(folders[0])[name], values[0])
     tv.transfer(*folders, tmp_path / "out")
     exact = values[0] + (values[1] - values[2])
-    got = tv.open(tmp_path / "out")["e.gate_up_proj"]
+    got = tv.open(tmp_path / "out")[name]
     assert np.linalg.norm(got - exact) < 0.15 * np.linalg.norm(exact)
-    for call in (
-        tv.plan_transfer,
-        lambda target, *_, out_dtype: tv.plan_convert(target, out_dtype=out_dtype),
-    ):
-        with pytest.raises(RecipeError, match="rows and columns exchanged"):
-            call(*folders, out_dtype="bfloat16")
+    # plain checkpoints of the model have inputs first
+    tv.convert(folders[0], tmp_path / "plain", out_dtype="float32")
+    assert np.array_equal(tv.open(tmp_path / "plain")[name], values[0].transpose(0, 2, 1))
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert "quantization_config" not in config
+    terms = {"merge_method": "task_arithmetic", "base_model": str(folders[2]), "dtype": "float32"}
+    models = [{"model": str(folder), "parameters": {"weight": 1.0}} for folder in folders[:2]]
+    # donor and reference plain, in their own layout
+    for role, folder in (("donor", folders[1]), ("reference", folders[2])):
+        tv.convert(folder, tmp_path / f"plain-{role}", out_dtype="float32")
+    mixed = (folders[0], tmp_path / "plain-donor", tmp_path / "plain-reference")
+    for number, three in enumerate([tuple(folders), mixed]):
+        out = tmp_path / f"plain-out{number}"
+        tv.transfer(*three, out, out_dtype="float32")
+        assert np.allclose(tv.open(out)[name], exact.transpose(0, 2, 1), rtol=1e-6, atol=1e-7)
+    merged = values[0] + values[1] - values[2]
+    for number, other in enumerate([folders[1], tmp_path / "plain-donor"]):
+        models[1]["model"] = str(other)
+        out = tmp_path / f"merged{number}"
+        force = ("quantised-mixed",) if number else ()
+        tv.merge({**terms, "models": models}, out, force=force)
+        assert np.allclose(tv.open(out)[name], merged.transpose(0, 2, 1), rtol=1e-6, atol=1e-7)
 
 
 # --- signal and noise

@@ -66,5 +66,6 @@ def execute(
             report = plan.run_on_ray(out, address=options["ray"], settings=chosen, progress=progress)
         else:
             report = plan.run(out, settings=chosen, progress=progress)
-    write_report(console, report, out, known=plan.findings)
+    is_conversion = plan.recipe["verb"] == "convert"
+    write_report(console, report, out, known=plan.findings, is_conversion=is_conversion)
     return report

@@ -36,10 +36,12 @@ def plan_options(options: Mapping[str, Any]) -> Any:
     return {name: value for name, value in options.items() if name not in ("dry_run", "part", "ray")}
 
 
-def write_report(console: Console, report: Report, out: str, known: Iterable[Any] = ()) -> None:
+def write_report(
+    console: Console, report: Report, out: str, known: Iterable[Any] = (), *, is_conversion: bool = False
+) -> None:
     """Print the outcome of a run, without the findings that are known."""
     page = console.talk()
-    write_outcome(page, report, verbose=console.verbose)
+    write_outcome(page, report, verbose=console.verbose, is_conversion=is_conversion)
     console.say(page)
     told = set(known)
     console.findings(finding for finding in report.findings if finding not in told)
@@ -77,12 +79,20 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
         copied = f", {plan.copied:,} copied unchanged" if plan.copied else ""
         done = f"{plan.merged:,} merged{copied}"
         if plan.recipe["verb"] == "convert":
-            done = f"{plan.tensors:,} written"
+            packed = len({row[6][2] for row in plan.document["tensors"] if len(row) == 7})
+            done = (
+                f"{packed:,} packed, {plan.tensors - packed:,} plain"
+                if packed
+                else f"{plan.tensors:,} written"
+            )
         page.fact("tensors", f"{done}; {amount(plan.parameters)} parameters")
         files = plural(len(plan.shards), "file")
         where = f"in {files}" if len(plan.outputs) == 1 else f"in {len(plan.outputs)} outputs of {files}"
         page.fact("disk", f"reads {size(plan.bytes_in)}, writes {size(plan.bytes_out)} {where}{room}")
     page.fact("memory", f"{size(plan.memory(threads))} at most")
+    for each in plan.findings:
+        if each.id == "quantised-output":
+            page.fact("form", each.found)
     if plan.config:
         page.fact("config", ", ".join(_change(key, value) for key, value in plan.config.items()))
 
@@ -111,8 +121,8 @@ def _room(out: str, need: int) -> str:
     return f"; {size(free)} free" + (" (too little)" if free < need else "")
 
 
-def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
-    """The outcome: files, speed, and what is left of the step."""
+def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: bool = False) -> None:
+    """The outcome: files, speed, and what is left of the step, or what a new format did to the weights."""
     page.line()
     outputs = report.outputs
     total = sum(shard.size for output in outputs for shard in output.shards)
@@ -130,6 +140,10 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
             f"{plural(report.threads, 'thread')} ({report.cpu_level})",
         )
     measured = [output for output in outputs if output.survival is not None]
+    if is_conversion:
+        for output in measured:
+            write_errors(page, output, verbose=verbose)
+        return
     if len(measured) > 1:
         write_survival_table(page, measured)
     elif report.vector is None:
@@ -144,6 +158,23 @@ def write_outcome(page: Page, report: Report, *, verbose: bool) -> None:
     if verbose:
         for output in measured:
             write_tensors(page, output)
+
+
+def write_errors(page: Page, output: Output, *, verbose: bool) -> None:
+    """How far packing has moved the weights, and tensor by tensor where all is told."""
+    rows = {name: row.format_error or 0.0 for name, row in output.tensors.items()}
+    if output.survival is None or not rows:
+        return
+    worst = max(rows, key=rows.__getitem__)
+    whole = percent(output.survival.format_error or 0.0)
+    page.fact(
+        "error", f"{whole} of the norm of {plural(len(rows), 'packed weight')}, by rounding to the format"
+    )
+    page.fact("", f"most {percent(rows[worst])}, in {printable(worst)}")
+    if verbose:
+        page.line()
+        table = [(printable(name), percent(error)) for name, error in rows.items()]
+        page.table(("tensor", "error"), table, right=(1,))
 
 
 def write_survival(page: Page, survival: Survival | None, unmeasured: int = 0) -> None:

@@ -26,7 +26,8 @@ def run_part(console: Console, plan: Plan, out: str, part: str, settings: Settin
     if done.report is not None:
         if done.shards:
             console.say(f"part {number}: {_written(done)}; it was the last one")
-        write_report(console, done.report, out, known=plan.findings)
+        is_conversion = plan.recipe["verb"] == "convert"
+        write_report(console, done.report, out, known=plan.findings, is_conversion=is_conversion)
         return done.report
     page = console.talk()
     page.line()

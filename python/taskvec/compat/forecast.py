@@ -17,6 +17,7 @@ from taskvec.dtypes import TORCH_NAMES
 if TYPE_CHECKING:
     from taskvec.models.model import Model
     from taskvec.models.quantised.format import Format
+    from taskvec.models.saved_vector import SavedVector
 
 LEAST = 0.5
 
@@ -39,11 +40,11 @@ def check_survival(
     alphas : iterable of float
         Factors; the smallest, zero apart, decides.
     """
-    factors = [abs(alpha) for alpha in alphas if alpha]
-    models = (target, donor, reference)
-    if not factors or not stored or any(model.path is None for model in models):
-        return
-    share = survival(models, stored, min(factors))
+    yield from lost(target, stored, predicted(target, donor, reference, stored, alphas))
+
+
+def lost(target: Model, stored: Mapping[str, Sequence[str]], share: float | None) -> Iterator[Finding]:
+    """An error where the part of a vector that would be left is less than half."""
     if share is not None and share < LEAST:
         form = target.packed[next(iter(stored))].format
         yield finding(
@@ -56,23 +57,76 @@ def check_survival(
         )
 
 
+def predicted(
+    target: Model,
+    donor: Model,
+    reference: Model,
+    stored: Mapping[str, Sequence[str]],
+    alphas: Iterable[float],
+) -> float | None:
+    """The part that would be left, by a sample; ``None`` where nothing is known."""
+    factors = [abs(alpha) for alpha in alphas if alpha]
+    models = (target, donor, reference)
+    if not factors or not stored or any(model.path is None for model in models):
+        return None
+    return survival(models, stored, min(factors))
+
+
+def predicted_of_vector(
+    target: Model, vector: SavedVector, stored: Mapping[str, Sequence[str]], alphas: Iterable[float]
+) -> float | None:
+    """The same of a saved vector. Where its values lie does not matter: any stand against any weights.
+
+    A vector in another layout is told by the stored tensors that keep their names.
+    """
+    factors = [abs(alpha) for alpha in alphas if alpha]
+    if not factors or target.path is None:
+        return None
+    kept = asked = 0.0
+    for name in spread([name for name in stored if stored[name]], TENSORS):
+        place = next((each for each in _places(stored[name][0]) if each in vector.stored.tensors), None)
+        if place is None:
+            continue
+        values = _spread_sample(vector.stored, place, math.prod(vector.stored.tensors[place].shape))
+        weights = _spread_sample(target, name, math.prod(target.tensors[name].shape))
+        distances = steps(target.packed[name].format, weights)
+        one, all_ = _left(values, distances, min(factors))
+        kept, asked = kept + one, asked + all_
+    return kept / asked if asked else None
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Where a saved vector may have the values of a tensor: dense, or without the zeros."""
+    return name, f"{name}.values"
+
+
+def _spread_sample(model: Model, name: str, size: int) -> Sequence[float]:
+    count = min(ELEMENTS, size)
+    starts = sorted({(size - count) * (2 * block + 1) // (2 * BLOCKS) for block in range(BLOCKS)})
+    return sampled(model, name, starts, count)
+
+
+def _left(wanted: Iterable[float], distances: Iterable[float], alpha: float) -> tuple[float, float]:
+    """The sum of what is kept of each step, along itself, and of all that is asked for."""
+    kept = asked = 0.0
+    for step, distance in zip(wanted, distances, strict=False):
+        value = alpha * step
+        if math.isfinite(value) and distance > 0:
+            kept += distance * round(value / distance) * value
+            asked += value * value
+    return kept, asked
+
+
 def survival(
     models: tuple[Model, Model, Model], stored: Mapping[str, Sequence[str]], alpha: float
 ) -> float | None:
     """The part of α·(donor − reference), along itself, that is left; ``None`` where the sample is zero."""
     kept = asked = 0.0
     for name in spread(list(stored), TENSORS):
-        form, shape = models[0].packed[name].format, models[0].tensors[name].shape
-        size = math.prod(shape)
-        count = min(ELEMENTS, size)
-        starts = sorted({(size - count) * (2 * block + 1) // (2 * BLOCKS) for block in range(BLOCKS)})
-        names = (name, *stored[name])
-        t, d, r = (sampled(model, each, starts, count) for model, each in zip(models, names, strict=True))
-        for step, size_of_step in zip(map(float.__sub__, d, r), steps(form, t), strict=True):
-            wanted = alpha * step
-            if math.isfinite(wanted) and size_of_step > 0:
-                kept += size_of_step * round(wanted / size_of_step) * wanted
-                asked += wanted * wanted
+        size, names = math.prod(models[0].tensors[name].shape), (name, *stored[name])
+        t, d, r = (_spread_sample(model, each, size) for model, each in zip(models, names, strict=True))
+        one, all_ = _left(map(float.__sub__, d, r), steps(models[0].packed[name].format, t), alpha)
+        kept, asked = kept + one, asked + all_
     return kept / asked if asked else None
 
 

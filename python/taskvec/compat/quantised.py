@@ -49,11 +49,13 @@ def check_difference(who: str, pairs: Iterable[Pair]) -> Iterator[Finding]:
     unlike = [pair for pair in pairs if _sort(pair.model) != _sort(pair.reference)]
     if unlike:
         first = unlike[0]
+        is_pair = who == "donor and reference"
+        one, other = ("the donor", "the reference") if is_pair else ("the one", "the other")
         yield finding(
             "quantised-mixed",
             f"{listed([pair.name for pair in unlike])} of {who}",
             f"{_words(first.model)} in both",
-            f"{_words(first.model)} in the one, {_words(first.reference)} in the other",
+            f"{_words(first.model)} in {one}, {_words(first.reference)} in {other}",
             f"all of a format's rounding error would be in the vector; {_ORIGINALS}, or two of one format",
         )
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from taskvec.compat.companions import check_files
 from taskvec.compat.findings import Finding, enforce, finding
 from taskvec.compat.formats import check_formats
+from taskvec.compat.layouts.rewritten import in_packed_layout, in_plain_layout, one_by_one
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
 from taskvec.models.source import pinned
 from taskvec.plan.draft import Draft
-from taskvec.plan.new_formats import NEW_FORMATS, NewFormat, plain_modules
-from taskvec.plan.packed_output import hold_plain
+from taskvec.plan.new_formats import NewFormat, experts_of, is_stack, new_format, plain_modules
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import TARGET, Settings, float_dtype, written
-from taskvec.text import listed
 
 
 def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings | None = None) -> PlanRecord:
@@ -42,18 +42,26 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
         The checkpoint is stored in a format that is not read.
     """
     settings = settings or Settings()
-    dtype, form = float_dtype(settings), NEW_FORMATS.get(settings.out_dtype or "")
+    dtype, form = float_dtype(settings), new_format(model, settings.out_dtype)
     if form is None and dtype is None and not model.packed:
         raise RecipeError(f"`{model.spec}` is plain already", "name the type or format to write it in")
     if settings.out_dtype == TARGET:
         raise RecipeError(f"`{model.spec}` is in its own format already", "name another type or format")
     found = list(check_formats([("model", model)], list(model.tensors)))
     found += check_files("model", model)
-    found = enforce([*found, *_findings(model, form)], settings.force)
-    hold_plain(model)
+    patterns = _patterns(keep)
+    model, chosen = in_plain_layout(model), frozenset()
+    if form is not None and form.is_stacked:
+        model = in_packed_layout(model, lambda info: form.fits(info) and not _is_kept(patterns, info.name))
+        chosen = _chosen(model, form, patterns)
+    elif form is not None:
+        apart = one_by_one(model, lambda name, names: not _is_kept(patterns, name, *names))
+        chosen = _chosen(apart, form, patterns)
+        model = one_by_one(model, lambda _, names: chosen.issuperset(names))
     draft = Draft(model, "model")
     copy = draft.operation({"kind": "copy"})
-    chosen = _chosen(model, form, keep) if form is not None else frozenset()
+    left = _findings(model, form, chosen, patterns) if form is not None else ()
+    found = enforce([*found, *left], settings.force)
     for name, info in model.tensors.items():
         if form is not None and name in chosen:
             draft.new_tensor(info, form, copy)
@@ -64,7 +72,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     if form is not None:
         if not model.config:
             raise RecipeError(f"`{model.spec}` has no config.json, which declares packed weights")
-        plain = plain_modules(name for name in model.tensors if name not in chosen)
+        plain = plain_modules([info for name, info in model.tensors.items() if name not in chosen])
         config["quantization_config"] = form.config(plain)
     recipe: dict[str, Any] = {"verb": "convert", "model": pinned(model)}
     return draft.finish(
@@ -76,18 +84,30 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     )
 
 
-def _chosen(model: Model, form: NewFormat, keep: Iterable[str]) -> frozenset[str]:
-    """The weights that are packed."""
+def _patterns(keep: Iterable[str]) -> list[re.Pattern[str]]:
     patterns = []
     for pattern in keep:
         try:
             patterns.append(re.compile(pattern))
         except re.error as error:
             raise RecipeError(f"keep `{pattern}` is not a regular expression: {error}") from None
+    return patterns
+
+
+def _is_kept(patterns: Iterable[re.Pattern[str]], *names: str) -> bool:
+    return any(pattern.search(name) for pattern in patterns for name in names)
+
+
+def _chosen(model: Model, form: NewFormat, patterns: Sequence[re.Pattern[str]]) -> frozenset[str]:
+    """The weights that are packed; of the experts of a layer all are or none."""
+    floats = (info for info in model.tensors.values() if info.dtype in FLOAT_DTYPES)
+    linear = [info for info in floats if form.is_linear(info)]
+    fits = {info.name: form.fits(info) and not _is_kept(patterns, info.name) for info in linear}
+    whole = {experts_of(name) for name, is_packed in fits.items() if not is_packed}
     chosen = frozenset(
         name
-        for name, info in model.tensors.items()
-        if info.dtype in FLOAT_DTYPES and form.fits(info) and not any(p.search(name) for p in patterns)
+        for name, is_packed in fits.items()
+        if is_packed and (not (block := experts_of(name)) or block not in whole)
     )
     if not chosen:
         raise RecipeError(
@@ -98,13 +118,43 @@ def _chosen(model: Model, form: NewFormat, keep: Iterable[str]) -> frozenset[str
     return chosen
 
 
-def _findings(model: Model, form: NewFormat | None) -> list[Finding]:
-    if form is None:
-        return []
-    stacked = [
-        info.name for info in model.tensors.values() if ".experts." in info.name and len(info.shape) == 3
+def _findings(
+    model: Model, form: NewFormat, chosen: frozenset[str], patterns: Sequence[re.Pattern[str]]
+) -> Iterator[Finding]:
+    """The weights that stay plain, and why, where that is neither asked for nor what every tool does."""
+    left = [
+        info
+        for info in model.tensors.values()
+        if info.name not in chosen and info.dtype in FLOAT_DTYPES and not _is_kept(patterns, info.name)
     ]
-    if not stacked:
-        return []
-    what = f"{listed(stacked)} hold several experts each and stay plain"
-    return [finding("convert-plain", f"`{model.spec}`", "", what)]
+    stacked = [info.name for info in left if is_stack(info) and not form.is_stacked]
+    if stacked:
+        yield finding(
+            "convert-plain",
+            _alike(stacked),
+            "",
+            "stay plain: each holds several experts, which readers of the format do not take in one tensor",
+        )
+    linear = [info for info in left if form.is_linear(info) and info.name not in stacked]
+    unread = [info.name for info in linear if experts_of(info.name) and not form.has_experts]
+    if unread:
+        what = f"stay plain: transformers does not read experts that are {form.words}"
+        yield finding("convert-plain", _alike(unread), "", what)
+    odd = [info.name for info in linear if not form.fits(info) and info.name not in unread]
+    if odd:
+        rows, columns = form.multiple
+        needed = f"columns are a multiple of {columns}"
+        needed = f"sides are multiples of {rows} and {columns}" if rows > 1 else needed
+        yield finding(
+            "convert-plain", _alike(odd), "", f"stay plain: {form.words} is of matrices whose {needed}"
+        )
+    cut = [info.name for info in linear if form.fits(info)]
+    if cut:
+        what = "stay plain: others of these layers' experts do, and readers take them together"
+        yield finding("convert-plain", _alike(cut), "", what)
+
+
+def _alike(names: Iterable[str]) -> str:
+    """Names in which numbers of layers and experts are stars, each once, and how many there are of it."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
+    return ", ".join(f"`{name}`" + (f" ({count:,})" if count > 1 else "") for name, count in counts.items())

@@ -120,7 +120,7 @@ def from_file(data: bytes, subject: str) -> Saved:
         checkpoints=tuple(checkpoints),
         files={name: base64.b64decode(text) for name, text in facts["files"].items()},
         left=tuple(facts["left"]),
-        **written(document),
+        **written(document, checkpoints),
     )
     return Saved(plan, facts["out"])
 

@@ -122,7 +122,6 @@ class Draft:
 
     def new_tensor(self, info: TensorInfo, form: NewFormat, operation: int) -> None:
         """Add a matrix of the base, packed in a format that the base does not have."""
-        rows, columns = info.shape
         made = {**form.format(info.dtype).document(), "rule": form.rule, "own": False}
         if made not in self._encodings:
             self._encodings.append(made)
@@ -130,7 +129,7 @@ class Draft:
         stem = info.name.removesuffix(".weight")
         for number, (part, end, dtype, shape) in enumerate(form.parts):
             row = encoding, part, info.name, info.shape
-            self._rows.append(stem + end, dtype, shape(rows, columns), operation, [(0, info.name)], row)
+            self._rows.append(stem + end, dtype, shape(*info.shape), operation, [(0, info.name)], row)
             # the first part has the place of the matrix in the base's files, the others follow it
             self._places[stem + end] = info._replace(nbytes=0 if number else info.nbytes)
 

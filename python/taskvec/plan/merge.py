@@ -12,8 +12,11 @@ from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
+from taskvec.compat.layouts.rewritten import in_plain_layout, like
+from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.errors import RecipeError
 from taskvec.files.json import parse_object
 from taskvec.methods.operation import COPY
 from taskvec.models.adapter import Adapter
@@ -85,6 +88,8 @@ def plan_recipe(
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     form = merge_form(merge, opened, config_from, recipe.selection, settings)
     found = enforce(in_order([*found, *form.findings]), settings.force)
+    if not form.is_packed:
+        opened, config_from = _in_plain_layout(opened, config_from, opening or _checkpoint)
     draft = Draft(config_from, _role(merge.config_from, merge), is_packed=form.is_packed)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
@@ -157,6 +162,24 @@ def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[Mode
     for ref, model in models[1:]:
         if ref not in adapted:
             opened[ref] = fit_layout(model, models[0][1])
+
+
+def _in_plain_layout(
+    opened: Opened, base: Model, opening: Callable[[ModelRef], Model]
+) -> tuple[Opened, Model]:
+    """The models of a merge in the layout of the base's plain twins, and the base."""
+    plain = in_plain_layout(base)
+    if plain is base:
+        return opened, base
+    adapted = any(ref.adapter is not None or isinstance(model, Adapter) for ref, model in opened.items())
+    if adapted or any(isinstance(model, SavedVector) for model in opened.values()):
+        raise RecipeError(
+            f"experts of `{base.spec}` have rows and columns exchanged in plain checkpoints of this model, "
+            "which vectors and adapters of the packed one do not fit",
+            "convert it first: `taskvec convert`",
+        )
+    made = {ref: plain if model is base else like(opening(ref.plain), plain) for ref, model in opened.items()}
+    return made, plain
 
 
 def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
@@ -291,9 +314,9 @@ def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: 
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:
         found += check_files(_role(merge.config_from, merge), config_from)
-        found += check_formats(
-            [(str(merge.models[merge.config_from]), config_from), *others], _computed(merge)
-        )
+        models = [(str(merge.models[merge.config_from]), config_from), *others]
+        found += check_formats(models, _computed(merge))
+        found += check_basis(models, _computed(merge))
     else:
         found += check_models(others, config_from, selection=recipe.selection)
     tokenizer = _checkpoint_of(opened, merge.models[merge.tokenizer_from])

@@ -10,7 +10,7 @@ from taskvec.compat.quantised import Pair, check_difference, check_ranking
 from taskvec.errors import RecipeError
 from taskvec.methods.operation import COPY
 from taskvec.models.model import Model
-from taskvec.plan.packed_output import PLAIN, Computed, OutputForm, hold_plain, output_form
+from taskvec.plan.packed_output import PLAIN, Computed, OutputForm, output_form
 from taskvec.settings import TARGET, Settings
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ def merge_form(
                 "activations belong to their places",
                 "write plain weights: `bfloat16`, `float16` or `float32`",
             )
-        hold_plain(base)
         return PLAIN
     return output_form(base, _computed(merge, opened, selection), settings)
 

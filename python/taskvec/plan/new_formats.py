@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from taskvec.models.model import TensorInfo
+from taskvec.models.model import Model, TensorInfo
 from taskvec.models.quantised.format import Format
 from taskvec.models.quantised.record import up
 from taskvec.models.tensor_names import is_vocabulary
 
 Shape = tuple[int, ...]
+_EXPERTS = re.compile(r"(.*\.experts)\.")
 
 # Linear layers that every tool leaves as they are: they choose experts, or weigh them.
 _ROUTERS = re.compile(r"(?:^|\.)(?:gate|router|shared_expert_gate|classifier|wg)(?:\.|$)")
@@ -23,7 +24,7 @@ class Part(NamedTuple):
     part: str
     end: str
     dtype: str
-    shape: Callable[[int, int], Shape]
+    shape: Callable[..., Shape]
 
 
 class NewFormat(NamedTuple):
@@ -50,6 +51,22 @@ class NewFormat(NamedTuple):
     multiple: tuple[int, int]
     config: Callable[[Sequence[str]], dict[str, Any]]
     words: str
+    has_experts: bool = True
+    is_stacked: bool = False
+
+    def fits(self, info: TensorInfo) -> bool:
+        """Whether a matrix has sides that the format can have."""
+        if experts_of(info.name) and not self.has_experts:
+            return False
+        return all(side % whole == 0 for side, whole in zip(info.shape[-2:], self.multiple, strict=True))
+
+    def is_linear(self, info: TensorInfo) -> bool:
+        """Whether a tensor is the matrix of a linear layer that tools pack, or matrices of experts."""
+        if self.is_stacked:
+            return is_stack(info)
+        if len(info.shape) != 2 or not info.name.endswith(".weight") or not all(info.shape):
+            return False
+        return not (is_vocabulary(info.name) or "norm" in info.name or _ROUTERS.search(info.name))
 
     def format(self, dtype: str) -> Format:
         """The format with the type of arithmetic of its source."""
@@ -58,14 +75,6 @@ class NewFormat(NamedTuple):
             (each.part, each.end.removeprefix(".weight")) for each in self.parts if each.part != "shape"
         )
         return Format(self.kind, dtype, "", ends, self.parameters, "", self.words)
-
-    def fits(self, info: TensorInfo) -> bool:
-        """Whether a tensor is a linear layer whose sides the format can have."""
-        if len(info.shape) != 2 or not info.name.endswith(".weight") or not all(info.shape):
-            return False
-        if is_vocabulary(info.name) or "norm" in info.name or _ROUTERS.search(info.name):
-            return False
-        return all(side % whole == 0 for side, whole in zip(info.shape, self.multiple, strict=True))
 
 
 def _fp8_config(plain: Sequence[str]) -> dict[str, Any]:
@@ -94,8 +103,8 @@ def _compressed(form: str, activations: dict[str, Any] | None = None, **weights:
 
 
 _DYNAMIC = {"dynamic": True, "strategy": "token", "symmetric": True, "num_bits": 8}
-_SAME: Callable[[int, int], Shape] = lambda rows, columns: (rows, columns)  # noqa: E731
-_BY_ROW: Callable[[int, int], Shape] = lambda rows, _: (rows, 1)  # noqa: E731
+_SAME: Callable[..., Shape] = lambda rows, columns: (rows, columns)  # noqa: E731
+_BY_ROW: Callable[..., Shape] = lambda rows, _: (rows, 1)  # noqa: E731
 
 NEW_FORMATS = {
     "fp8-block": NewFormat(
@@ -131,6 +140,7 @@ NEW_FORMATS = {
         (1, 1),
         _compressed("int-quantized", {**_DYNAMIC, "type": "int"}, num_bits=8, type="int", strategy="channel"),
         "INT8 per channel, BF16 scales",
+        has_experts=False,
     ),
     "mxfp4": NewFormat(
         "e2m1",
@@ -166,7 +176,46 @@ NEW_FORMATS = {
     ),
 }
 
+# What MXFP4 is in gpt-oss: its experts, and nothing else.
+GPT_OSS = NewFormat(
+    "e2m1",
+    (("group", 32),),
+    "mx_rceil",
+    (
+        Part("codes", "_blocks", "U8", lambda experts, rows, columns: (experts, rows, columns // 32, 16)),
+        Part("scales", "_scales", "U8", lambda experts, rows, columns: (experts, rows, columns // 32)),
+    ),
+    (1, 32),
+    lambda plain: {"quant_method": "mxfp4", "modules_to_not_convert": list(plain)},
+    "MXFP4 experts, U8 scales",
+    is_stacked=True,
+)
 
-def plain_modules(names: Iterator[str]) -> list[str]:
-    """The modules of weights that stay plain, by their own names."""
-    return sorted({name.removesuffix(".weight") for name in names if name.endswith(".weight")})
+
+def new_format(model: Model, name: str | None) -> NewFormat | None:
+    """The format of a name in which a model is packed."""
+    if name == "mxfp4" and model.config.get("model_type") == "gpt_oss":
+        return GPT_OSS
+    return NEW_FORMATS.get(name or "")
+
+
+def is_stack(info: TensorInfo) -> bool:
+    """Whether a tensor holds the matrices of several experts."""
+    return len(info.shape) == 3 and bool(experts_of(info.name))
+
+
+def experts_of(name: str) -> str:
+    """The module of a layer's experts that a tensor belongs to; empty for others."""
+    found = _EXPERTS.match(name)
+    return found[1] if found else ""
+
+
+def plain_modules(tensors: Sequence[TensorInfo]) -> list[str]:
+    """The modules of weights that stay plain, by their own names; experts also as one module."""
+    modules = {
+        info.name.removesuffix(".weight")
+        for info in tensors
+        if info.name.endswith(".weight") and not is_stack(info)
+    }
+    stacks = {experts_of(info.name) for info in tensors if len(info.shape) > 1}
+    return sorted((modules | stacks) - {""})

@@ -13,7 +13,7 @@ plain                                 any                plain
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.findings import Finding, finding
@@ -48,39 +48,22 @@ class OutputForm(NamedTuple):
 PLAIN = OutputForm(False)
 
 
-def output_form(target: Model, computed: Iterable[Computed], settings: Settings) -> OutputForm:
+def output_form(
+    target: Model,
+    computed: Iterable[Computed],
+    settings: Settings,
+    survival: Callable[[], float | None] = lambda: None,
+) -> OutputForm:
     """The form of the packed weights of an output.
 
-    Raises
-    ------
-    RecipeError
-        The target's format is asked for, and cannot be written; or a plain form that its plain twins do not
-        have.
-    """
-    found = _form(target, computed, settings)
-    if not found.is_packed:
-        hold_plain(target)
-    return found
-
-
-def hold_plain(model: Model) -> None:
-    """Return if the packed weights of a model can be written plain.
+    ``survival`` says, from a sample, which part of a vector of plain weights would be left in the target's
+    format.
 
     Raises
     ------
     RecipeError
-        Plain checkpoints of the model have them in another layout.
+        The target's format is asked for, and cannot be written.
     """
-    for name, packed in model.packed.items():
-        if dict(packed.format.parts)["codes"] in ("_blocks", ".blocks"):
-            raise RecipeError(
-                f"`{name}` of `{model.spec}` has rows and columns exchanged in plain checkpoints of this "
-                "model, which is not written yet",
-                "write its own format: `--out-dtype target`",
-            )
-
-
-def _form(target: Model, computed: Iterable[Computed], settings: Settings) -> OutputForm:
     if not target.packed or settings.out_dtype not in (None, TARGET):
         return PLAIN
     rows = list(computed)
@@ -95,7 +78,7 @@ def _form(target: Model, computed: Iterable[Computed], settings: Settings) -> Ou
         return OutputForm(True, (_said(target, rows, ""),) if rows else ())
     if not rows:
         return OutputForm(True)
-    why = _why_plain(rows, fixed)
+    why = _why_plain(rows, fixed, survival)
     return OutputForm(not why, (_said(target, rows, why),))
 
 
@@ -106,11 +89,15 @@ def is_encodable(packed: Packed) -> bool:
     return form.kind in ENCODABLE and not has_more and "factor" not in dict(form.parameters)
 
 
-def _why_plain(rows: Sequence[Computed], fixed: Sequence[Computed]) -> str:
+def _why_plain(
+    rows: Sequence[Computed], fixed: Sequence[Computed], survival: Callable[[], float | None]
+) -> str:
     if fixed:
         return "the codes of this format can be read, and not made again"
     if any(None in row.others for row in rows):
-        return "the difference is of plain weights, of which rounding to the format would leave little"
+        share = survival()
+        left = "little" if share is None else f"{min(max(share, 0.0), 1.0):.0%} by a sample"
+        return f"the difference is of plain weights, of which rounding to the format would leave {left}"
     if any(
         each.format.sort != row.own.format.sort for row in rows for each in row.others if each is not None
     ):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.forecast import check_survival
+from taskvec.compat.forecast import lost, predicted, predicted_of_vector
 from taskvec.dtypes import TORCH_NAMES
 from taskvec.models.model import Model
 from taskvec.plan.delta import Step
-from taskvec.plan.packed_output import Computed, OutputForm
+from taskvec.plan.packed_output import Computed, OutputForm, output_form
 from taskvec.settings import Settings, format_alpha
 
 
@@ -38,11 +38,52 @@ def rounding(
             "none of it or all of it",
             f"`--out-dtype {TORCH_NAMES[first.dtype]}` or `--rounding stochastic`",
         )
-    elif len(steps) == 1 and steps[0].reference is not None:
-        (_, donor), (_, reference) = steps[0].models
+    elif len(steps) == 1:
         names = {name: stored[0][name] for name in target.packed if name in stored[0]}
-        factors = [alpha * steps[0].weight for alpha in alphas]
-        yield from check_survival(target, donor, reference, names, factors)
+        yield from lost(target, names, _predicted(target, steps, stored, alphas))
+
+
+def _predicted(
+    target: Model,
+    steps: Sequence[Step],
+    stored: Sequence[Mapping[str, tuple[str, ...]]],
+    alphas: Sequence[float],
+) -> float | None:
+    """Which part of a step a sample says that rounding to the target's format would leave."""
+    if len(steps) != 1:
+        return None
+    step, factors = steps[0], [alpha * steps[0].weight for alpha in alphas]
+    names = {name: stored[0][name] for name in target.packed if name in stored[0]}
+    if step.reference is None:
+        return predicted_of_vector(target, step.vector, names, factors)
+    (_, donor), (_, reference) = step.models
+    return predicted(target, donor, reference, names, factors)
+
+
+def form_of(
+    target: Model,
+    steps: Sequence[Step],
+    stored: Sequence[Mapping[str, tuple[str, ...]]],
+    settings: Settings,
+    alphas: Sequence[float],
+) -> OutputForm:
+    """The form of the packed weights of a target that takes some steps; see :func:`output_form`."""
+
+    return output_form(
+        target,
+        computed(target, steps, stored),
+        settings,
+        lambda: _predicted(target, steps, stored, alphas),
+    )
+
+
+def check_output(target: Model, steps: Sequence[Step]) -> tuple[Finding, ...]:
+    """What is said of the form in which a target's packed weights are written where no type is asked for."""
+    if not target.packed:
+        return ()
+    steps = [step.fitted(target) for step in steps]
+    stored = [step.stored(target, step.tie(target)) for step in steps]
+    return form_of(target, steps, stored, Settings(), (1.0,)).findings
 
 
 def _is_alike(target: Model, step: Step, names: Mapping[str, tuple[str, ...]]) -> bool:

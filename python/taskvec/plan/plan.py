@@ -166,7 +166,7 @@ class PlanRecord:
             left=tuple(left),
             config=dict(config),
             sources=_read(document, checkpoints, roles),
-            **written(document),
+            **written(document, checkpoints),
         )
 
     @property
@@ -264,6 +264,20 @@ def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> i
     return sum(tensors[name].nbytes for name in distinct)
 
 
+def _beside(checkpoints: Sequence[Model | SavedVector | Adapter]) -> dict[str, Sequence[int] | None]:
+    """The shape of the weight that stored codes are, and of other parts of a packed weight ``None``."""
+    shapes: dict[str, Sequence[int] | None] = {}
+    for model in checkpoints:
+        if not isinstance(model, Model) or not model.packed:
+            continue
+        for name, packed in model.packed.items():
+            shapes |= dict.fromkeys((*packed.parts, *packed.beside))
+            if name in model.tensors:
+                places = dict(zip((part for part, _ in packed.format.parts), packed.parts, strict=True))
+                shapes[places["codes"]] = model.tensors[name].shape
+    return shapes
+
+
 def _read(
     document: Mapping[str, Any], checkpoints: Sequence[Model | SavedVector | Adapter], roles: Sequence[str]
 ) -> tuple[Source, ...]:
@@ -280,21 +294,32 @@ def _read(
     )
 
 
-def written(document: Mapping[str, Any]) -> dict[str, Any]:
+def written(
+    document: Mapping[str, Any], checkpoints: Sequence[Model | SavedVector | Adapter]
+) -> dict[str, Any]:
     """The attributes of a plan of a checkpoint that say what it writes."""
     copies = {index for index, operation in enumerate(document["operations"]) if operation["kind"] == "copy"}
     names = document["shards"]
     tensors, parameters, size = [0] * len(names), [0] * len(names), [0] * len(names)
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
-    for name, form, shape, shard, operation, inputs, *_ in document["tensors"]:
+    beside = _beside(checkpoints)
+    for name, form, shape, shard, operation, inputs, *packed in document["tensors"]:
         tensor = logical(name, form, tuple(shape))
         for part in tensor.parts:
             weight_map[part.name] = names[shard]
             size[shard] += part.nbytes
-        tensors[shard] += 1
-        parameters[shard] += math.prod(shape)
-        copied += operation in copies
+        # of a packed weight its codes count, with the elements that they stand for
+        if packed:
+            whole = packed[0][3] if packed[0][1] == "codes" else None
+        elif document["operations"][operation].get("stored"):
+            whole = beside.get(inputs[0][1], shape)
+        else:
+            whole = shape
+        if whole is not None:
+            tensors[shard] += 1
+            parameters[shard] += math.prod(whole)
+            copied += operation in copies
         most_inputs = max(most_inputs, len(inputs))
     return {
         "outputs": tuple(Output(output["folder"], output["alpha"]) for output in document["outputs"]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
+from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
@@ -16,15 +17,18 @@ from taskvec.models.tensor_names import layer_of
 from taskvec.plan.checks import findings, refuse_conversion
 from taskvec.plan.delta import Step
 from taskvec.plan.draft import Draft
-from taskvec.plan.packed_output import PLAIN, output_form
-from taskvec.plan.packed_steps import computed, rounding
+from taskvec.plan.packed_output import PLAIN
+from taskvec.plan.packed_steps import form_of, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
+from taskvec.text import listed
 
 if TYPE_CHECKING:
     pass
 
 Control = Literal["random", "permute"]
+# The stored names that serve for each tensor of a target.
+_Names = Mapping[str, tuple[str, ...]]
 
 
 def plan_transfer(
@@ -77,18 +81,21 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
-    steps = [step.fitted(target) for step in steps]
+    given, steps = steps, [step.fitted(target) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)
     stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
     form = (
-        PLAIN
-        if is_plain and settings.out_dtype is None
-        else output_form(target, computed(target, steps, stored), settings)
+        PLAIN if is_plain and settings.out_dtype is None else form_of(target, steps, stored, settings, alphas)
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
+    plain = target if form.is_packed else in_plain_layout(target)
+    if plain is not target:
+        target, steps = plain, [_turned(step, plain) for step in given]
+        before, stored = stored, [step.stored(plain, tie) for step, tie in zip(steps, ties, strict=True)]
+        _hold_all(before, stored, plain)
     draft = Draft(target, is_packed=form.is_packed)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
     terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]
@@ -99,6 +106,35 @@ def plan_steps(
     return draft.finish(
         alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
     )
+
+
+def _turned(step: Step, plain: Model) -> Step:
+    """A step with its models in the layout of a target's plain twins."""
+    if step.reference is not None:
+        assert isinstance(step.donor, Model)
+        step = step._replace(donor=like(step.donor, plain), reference=like(step.reference, plain))
+    return step.fitted(plain)
+
+
+def _hold_all(
+    before: Sequence[Mapping[str, tuple[str, ...]]],
+    after: Sequence[Mapping[str, tuple[str, ...]]],
+    plain: Model,
+) -> None:
+    """Return if no tensor has lost its step in another layout.
+
+    Raises
+    ------
+    RecipeError
+        One has.
+    """
+    lost = [name for one, other in zip(before, after, strict=True) for name in one if name not in other]
+    if lost:
+        raise RecipeError(
+            f"{listed(lost)} of `{plain.spec}` have rows and columns exchanged in plain checkpoints of this "
+            "model, which the other models do not fit",
+            "write its own format: `--out-dtype target`",
+        )
 
 
 class _Term:

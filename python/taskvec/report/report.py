@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.report.noise import FOREIGN, FOREIGN_WORDS, Noise, Sums, noise_of, noise_words
@@ -61,10 +62,16 @@ class Output:
             "survival": self.survival.to_dict() if self.survival else None,
             "survival_status": self.survival_status,
             "unmeasured": self.unmeasured,
-            "tensors": {name: row.to_dict() for name, row in self.tensors.items()},
+            "tensors": {name: _figures_of(row) for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
             **({"noise": self.noise.to_dict()} if self.noise is not None else {}),
         }
+
+
+def _figures_of(row: Survival) -> dict[str, Any]:
+    """The figures of a tensor; what its format alone did where it took no step."""
+    error = row.format_error
+    return row.to_dict() if error is None else {**row.to_dict(), "format_error": error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +159,11 @@ class Report:
         return "\n".join(lines)
 
 
-def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]:
-    """A warning for each output in which more than 5 % of the step was rounded away, with the ways out."""
+def rounding_findings(outputs: Sequence[Output], rounding: str, *, is_packed: bool = False) -> list[Finding]:
+    """A warning for each output in which more than 5 % of the step was rounded away, with the ways out.
+
+    ``is_packed`` says that weights are written in a packed format, of which a plain type is the way out.
+    """
     from taskvec.compat.findings import finding
 
     findings = []
@@ -161,11 +171,8 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
         row = output.survival
         if row is None or row.status != "measured" or row.rounded_away_share <= ROUNDED_AWAY_LIMIT:
             continue
-        ways = (
-            ["`--out-dtype float32`"]
-            if rounding == "stochastic"
-            else ["`--out-dtype float32`", "`--rounding stochastic`"]
-        )
+        ways = [f"`--out-dtype {'bfloat16' if is_packed else 'float32'}`"]
+        ways += ["`--rounding stochastic`"] if rounding != "stochastic" else []
         findings.append(
             finding(
                 "rounded-away",
@@ -202,19 +209,21 @@ def parse_engine_report(
     merged: int = 0,
     form: str = "",
     is_matrix: Callable[[str], bool] = lambda _: True,
+    logical: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], tuple[Output, ...]]:
     """The engine's report: its own figures, and its outputs under `out`, each of so many `merged` tensors.
 
     The figures have ``replaces``: of each output, whether it was made in the state folder of another one
     that it is to replace. ``form`` is what donor and reference are stored as, if they are packed;
-    ``is_matrix`` tells the tensors whose changes are like those of packed weights.
+    ``is_matrix`` tells the tensors whose changes are like those of packed weights; ``logical`` has the names
+    of the weights by those of their stored parts.
     """
     data = json.loads(text, object_hook=_figures)
     outputs = []
     data["replaces"] = [entry["replaces"] for entry in data["outputs"]]
     for entry in data.pop("outputs"):
         survival = entry.get("survival") or {}
-        tensors = dict(survival.get("tensors", ()))
+        tensors = {logical.get(name, name): row for name, row in survival.get("tensors", ())}
         outputs.append(
             Output(
                 folder=str(out / entry["folder"]) if entry["folder"] else str(out),
@@ -222,7 +231,10 @@ def parse_engine_report(
                 shards=tuple(Shard(s["name"], s["size"], s["digest"]) for s in entry["shards"]),
                 survival=Survival.measured(survival.get("total")),
                 tensors=tensors,
-                non_finite=tuple((name, place, count) for name, place, count in entry.get("non_finite", ())),
+                non_finite=tuple(
+                    (logical.get(name, name), place, count)
+                    for name, place, count in entry.get("non_finite", ())
+                ),
                 unmeasured=max(merged - len(tensors), 0) if tensors else 0,
                 noise=_noise(entry.get("noise"), form, is_matrix),
             )

@@ -130,6 +130,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
         _merged_tensors(plan.document),
         _format(plan),
         lambda name: len(base.tensors[name].shape) > 1 if name in base.tensors else False,
+        _logical(plan.document),
     )
     places = [
         place_of(folder, replaces) for folder, replaces in zip(job.folders, engine["replaces"], strict=True)
@@ -152,7 +153,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
         resumed_shards=engine["resumed_shards"],
         findings=(
             *plan.findings,
-            *rounding_findings(outputs, settings.rounding),
+            *rounding_findings(outputs, settings.rounding, is_packed="encodings" in plan.document),
             *noise_findings(outputs),
         ),
         plan=plan.digest,
@@ -167,6 +168,11 @@ def _merged_tensors(document: Mapping[str, Any]) -> int:
     # of the parts of a packed tensor its codes count
     rows = (row for row in document["tensors"] if len(row) < 7 or row[6][1] == "codes")
     return sum(row[4] in merges for row in rows)
+
+
+def _logical(document: Mapping[str, Any]) -> dict[str, str]:
+    """The weights that are written packed, by the stored names of their parts."""
+    return {row[0]: row[6][2] for row in document["tensors"] if len(row) == 7}
 
 
 def _format(plan: PlanRecord) -> str:

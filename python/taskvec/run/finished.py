@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex, digest_file, finish_folder
+from taskvec.compat.findings import Finding
 from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
@@ -110,11 +111,16 @@ def finished_report(
         threads=run["threads"],
         cpu_level=run["cpu_level"],
         resumed_shards=sum(len(output.shards) for output in outputs),
-        findings=(*(plan.findings if plan else ()), *rounding_findings(outputs, settings.rounding)),
+        findings=(*(plan.findings if plan else ()), *_rounding(plan, outputs, settings)),
         plan=run["plan"],
         vector=manifests[0].get("vector"),
         already_done=True,
     )
+
+
+def _rounding(plan: PlanRecord | None, outputs: Sequence[Output], settings: Settings) -> list[Finding]:
+    is_packed = plan is not None and "encodings" in plan.document
+    return rounding_findings(outputs, settings.rounding, is_packed=is_packed)
 
 
 def manifests_of_request(request: str, folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def fitted(other: Model, base: Model) -> Model:
 
 def is_alike(other: Model, base: Model) -> bool:
     """Whether a model has all of the base's tensors, of the same shapes, under the same names."""
-    if other is base or other.fingerprint == base.fingerprint:
+    if other is base or (other.fingerprint == base.fingerprint and not base.assembled):
         return True
     get = other.tensors.get
     return all(
