@@ -15,8 +15,10 @@ from typing import Any
 from taskvec.models.model import TensorInfo
 from taskvec.models.quantised.declared import Declaration, declaration, plain_dtype
 from taskvec.models.quantised.format import Format, Packed, Shape
+from taskvec.models.quantised.leftovers import Leftovers, is_matrix
 from taskvec.models.quantised.record import NARROW_FLOATS, Recognised, UnreadableError, shown
-from taskvec.models.quantised.rules import ANCHORS, NOT_READ, PARTS_ALONE, Rule, is_aside, rule_of
+from taskvec.models.quantised.rules import ANCHORS, NOT_READ, Rule, is_aside, rule_of
+from taskvec.text import listed
 
 Read = Callable[[Sequence[str]], Mapping[str, bytes]]
 Stored = Mapping[str, TensorInfo]
@@ -25,7 +27,6 @@ SAMPLE = 1 << 16
 METHODS = frozenset({
     "", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq", "bitsandbytes", "mlx",
 })  # fmt: skip
-_INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
 
 
 def _decide(
@@ -95,7 +96,7 @@ def recognise(
 
 
 def _hold_declared(stored: Stored, declared: Declaration) -> None:
-    narrow = next((info for info in stored.values() if _is_matrix(info, NARROW_FLOATS)), None)
+    narrow = next((info for info in stored.values() if is_matrix(info, NARROW_FLOATS)), None)
     if declared.method and narrow is not None:
         raise UnreadableError(
             f"{declared.where} declares `{declared.method}`, and {shown(narrow)} has no scales"
@@ -119,10 +120,6 @@ def _hold_order(result: Recognised, metadata: Collection[str]) -> None:
             )
 
 
-def _is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:
-    return info.dtype in dtypes and len(info.shape) > 1
-
-
 class _Table:
     """The logical tensors of one checkpoint in the making."""
 
@@ -134,17 +131,23 @@ class _Table:
         self.is_by_name = self._is_by_name()
 
     def of(self, found: Sequence[tuple[Rule, str]]) -> Recognised:
-        contents = self.read(_open_questions(found, self.stored, self.declared))
-        self.is_symmetric = _lacks_lowest(contents, self.stored)
+        names, alike = _open_questions(found, self.stored, self.declared)
+        contents = dict(self.read(names))
+        self.is_symmetric = _lacks_lowest(contents)
+        contents |= {name: contents[other] for name, other in alike.items() if other in contents}
         by_codes: dict[str, tuple[str, Packed, TensorInfo]] = {}
         used: set[str] = set()
         for rule, stem in found:
             name, packed, info, names = self._weight(rule, stem, contents)
             used.update(names)
+            if packed.parts[0] in by_codes:
+                scales = by_codes[packed.parts[0]][1].parts[1:] + packed.parts[1:]
+                raise UnreadableError(f"`{name}` has scales of two formats beside it: {listed(scales)}")
             by_codes[packed.parts[0]] = name, packed, info
         tensors: dict[str, TensorInfo] = {}
         marks: list[str] = []
         packed_by_name: dict[str, Packed] = {}
+        leftovers = Leftovers({name: info for name, _, info in by_codes.values()})
         for stored_name, info in self.stored.items():
             entry = by_codes.get(stored_name)
             if entry is not None:
@@ -157,7 +160,7 @@ class _Table:
             elif stored_name.endswith(".comfy_quant"):
                 marks.append(stored_name)
             elif stored_name not in used and not is_aside(info):
-                self._hold_plain(info)
+                leftovers.hold_plain(info)
                 tensors[stored_name] = info
         return Recognised(MappingProxyType(tensors), MappingProxyType(packed_by_name), marks=frozenset(marks))
 
@@ -225,29 +228,19 @@ class _Table:
         form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept, is_symmetric=is_symmetric)
         return self.formats.setdefault(form, form), shape
 
-    def _hold_plain(self, info: TensorInfo) -> None:
-        """Return if a tensor that no packed weight takes is one of its own.
 
-        Raises
-        ------
-        UnreadableError
-            It has codes, or scales, whose other half is missing.
-        """
-        if info.name.endswith(PARTS_ALONE):
-            raise UnreadableError(
-                f"{shown(info)} belongs to no packed weight: the other part is missing or of another type"
-            )
-        is_codes = _is_matrix(info, _INTEGER_CODES) and info.name.endswith(("weight", "_packed", "_blocks"))
-        if is_codes or _is_matrix(info, NARROW_FLOATS):
-            raise UnreadableError(
-                f"{shown(info)} has no scales beside it, as other weights of the checkpoint have"
-            )
+def _open_questions(
+    found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration
+) -> tuple[list[str], dict[str, str]]:
+    """The small tensors whose content is needed, because headers leave the shape of a weight open.
 
-
-def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration) -> list[str]:
-    """The small tensors whose content is needed, because headers leave the shape of a weight open."""
+    Of weights whose headers are equal and show a shape, one is asked: its answer holds for the others, which
+    the second value names with it.
+    """
     names: list[str] = []
+    alike: dict[str, str] = {}
     is_open: dict[Any, bool] = {}
+    asked: dict[Any, str] = {}
     declared_schemes = _schemes(declared)
     for rule, stem in found:
         if rule.way == "bnb4":
@@ -257,17 +250,22 @@ def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared:
             key = codes.shape, scales.shape
             if key not in is_open:
                 is_open[key] = _is_width_open(codes, scales, declared_schemes)
-            if is_open[key]:
+            first = asked.setdefault(
+                (*key, stored[f"{stem}_shape"]._replace(name="", file="")), f"{stem}_shape"
+            )
+            if is_open[key] or first == f"{stem}_shape":
                 names.append(f"{stem}_shape")
+            else:
+                alike[f"{stem}_shape"] = first
     # how scales were made shows in the codes alone: a sample of one weight tells
     if declared_schemes and all(each.bits == 4 for each in declared_schemes):
         names += [stem + rule.codes for rule, stem in found if rule.way == "pack" and rule.codes][:1]
-    return names
+    return names, alike
 
 
-def _lacks_lowest(contents: Mapping[str, bytes], stored: Stored) -> bool:
+def _lacks_lowest(contents: Mapping[str, bytes]) -> bool:
     """Whether a sample of four-bit codes has none that is zero, the lowest integer."""
-    codes = next((data for name, data in contents.items() if stored[name].dtype == "I32"), None)
+    codes = next((data for name, data in contents.items() if name.endswith("_packed")), None)
     return bool(codes) and all(byte & 0x0F and byte & 0xF0 for byte in codes or b"")
 
 
