@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from taskvec.report.report import Report as Report
     from taskvec.report.survival import Survival as Survival
     from taskvec.report.verify import Verification as Verification
+    from taskvec.resolve.storage import storage as storage
     from taskvec.run.in_place import Change as Change
     from taskvec.run.parts import PartReport as PartReport
     from taskvec.settings import Settings as Settings
@@ -97,6 +98,7 @@ _MODULES = {
         "RecipeError",
         "VerificationError",
     ),
+    "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),
     "report.inspect": ("Inspection",),

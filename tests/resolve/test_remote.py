@@ -42,7 +42,7 @@ def test_a_plan_fetches_headers_alone(remote: Trio, hub: Hub) -> None:
 def test_headers_come_with_as_many_threads_as_there_are(
     remote: Trio, monkeypatch: pytest.MonkeyPatch, allowed: int
 ) -> None:
-    from taskvec.resolve import headers
+    from taskvec.resolve import headers, threads
 
     started = []
 
@@ -62,7 +62,7 @@ def test_headers_come_with_as_many_threads_as_there_are(
         def read(self, name: str, ranges: list[tuple[int, int]]) -> list[bytes]:
             return [contents[name][start:stop] for start, stop in ranges]
 
-    monkeypatch.setattr(headers.threading, "Thread", Scarce)
+    monkeypatch.setattr(threads.threading, "Thread", Scarce)
     found = headers.headers(Local(), sorted(contents))  # type: ignore[arg-type]
     assert len(started) == allowed
     assert sorted(found) == sorted(contents)

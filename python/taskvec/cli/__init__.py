@@ -225,6 +225,12 @@ def _forget_interrupt() -> None:
     exec("")
 
 
+def _leaves_threads() -> bool:
+    """Whether threads still wait for a server: a normal end would stop them inside of foreign code."""
+    threads = sys.modules.get("taskvec.resolve.threads")
+    return threads is not None and threads.are_waiting()
+
+
 def main() -> NoReturn:
     """The console entry point."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -243,6 +249,8 @@ def main() -> NoReturn:
         _forget_interrupt()
     _detach(sys.stdout)
     _detach(sys.stderr)
+    if _leaves_threads():
+        os._exit(code)
     if is_short:
         gc.freeze()  # or the end of the interpreter walks through all of it, another 0.01 s
     sys.exit(code)

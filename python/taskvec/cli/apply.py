@@ -16,6 +16,7 @@ from taskvec.cli.options import (
     out_option,
     run_options,
     selection_options,
+    storage_options,
     talk_options,
     verb,
 )
@@ -44,6 +45,7 @@ Two vectors in one pass, each with its own strength:
 @selection_options
 @out_option
 @run_options
+@storage_options
 @talk_options("apply")
 def command(
     console: Console,

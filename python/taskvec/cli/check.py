@@ -8,7 +8,7 @@ import click
 
 from taskvec.cli.console import EXIT_FAILED, Console
 from taskvec.cli.job import findings_summary
-from taskvec.cli.options import force_option, selection_options, talk_options, verb
+from taskvec.cli.options import force_option, selection_options, storage_options, talk_options, verb
 
 EXAMPLES = """
 Target, donor and reference, in this order:
@@ -25,6 +25,7 @@ In a script: exit code 1 means that they do not fit:
 @click.argument("reference", metavar="REFERENCE")
 @selection_options
 @force_option
+@storage_options
 @talk_options("check")
 def command(console: Console, target: str, donor: str, reference: str, **options: Any) -> int:
     """Say whether TARGET, DONOR and REFERENCE fit each other.

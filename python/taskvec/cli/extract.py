@@ -13,6 +13,7 @@ from taskvec.cli.options import (
     option,
     out_option,
     selection_options,
+    storage_options,
     talk_options,
     vector_options,
     verb,
@@ -42,6 +43,7 @@ Then add it to any model that fits:
 @selection_options
 @out_option
 @vector_options
+@storage_options
 @talk_options("extract")
 def command(
     console: Console,

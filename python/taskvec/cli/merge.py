@@ -9,7 +9,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute, is_planning
 from taskvec.cli.job import settings_of, write_report
-from taskvec.cli.options import option, run_options, talk_options, verb
+from taskvec.cli.options import option, run_options, storage_options, talk_options, verb
 from taskvec.text import printable
 
 EXAMPLES = """
@@ -39,6 +39,7 @@ See what a method does, with a recipe to copy:
     help="Replace a value of the recipe: `models.1.parameters.weight=0.3` (repeatable).",
 )
 @run_options
+@storage_options
 @talk_options("merge")
 def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...], **options: Any) -> int:
     """Run a merge recipe, in mergekit's YAML format, and write the result to OUT.

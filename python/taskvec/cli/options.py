@@ -13,6 +13,7 @@ from taskvec.cli.console import Console
 from taskvec.errors import Error
 from taskvec.models.selection import Selection
 from taskvec.option import Declared, Parse, flag, no_flag, options_of
+from taskvec.resolve.storage import VARIABLE, parse_options, storage
 from taskvec.settings import Settings, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -141,6 +142,14 @@ def split_names(_ctx: click.Context, _param: click.Parameter, values: Sequence[s
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
+def split_options(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Options of object stores, ``KEY=VALUE``."""
+    try:
+        return parse_options(values)
+    except Error as error:
+        raise BadValue(error, ctx, param) from None
+
+
 # --- the options
 def alpha_option(help_text: str) -> Callable[[Function], Function]:
     """``--alpha``: one number or several."""
@@ -218,6 +227,28 @@ run_options = together(declared_options(Settings), ray_option, part_option, dry_
 
 vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
 """Those of them that a command takes which saves a vector."""
+
+
+def storage_options(function: Function) -> Function:
+    """``--storage-option`` and ``--scratch``, which hold while the command runs."""
+
+    @functools.wraps(function)
+    def with_storage(
+        *arguments: Any, storage_option: dict[str, str], scratch: str | None, **rest: Any
+    ) -> Any:
+        with storage(storage_option, scratch=scratch):
+            return function(*arguments, **rest)
+
+    options = together(
+        option("--storage-option", multiple=True, callback=split_options, section="Models",
+               metavar="KEY=VALUE",
+               help="An option of the object store of s3://, gs:// or az://, such as `region=eu-west-1` or "
+               "`endpoint=https://...` (repeatable)."),
+        option("--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
+               help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+               f"[default: ${VARIABLE}, or taskvec in the user's cache]"),
+    )  # fmt: skip
+    return options(with_storage)  # type: ignore[return-value]
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:

@@ -15,6 +15,7 @@ from taskvec.cli.options import (
     out_option,
     run_options,
     selection_options,
+    storage_options,
     talk_options,
     verb,
 )
@@ -56,6 +57,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
 @selection_options
 @out_option
 @run_options
+@storage_options
 @talk_options("transfer")
 def command(
     console: Console,

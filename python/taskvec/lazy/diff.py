@@ -17,7 +17,7 @@ from taskvec.plan.delta import Term
 from taskvec.report.difference import Difference
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.remote import materialised
-from taskvec.resolve.saved_vector import is_vector
+from taskvec.resolve.saved_vector import is_stored_vector, is_vector
 from taskvec.run.compare import compare
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def _named(side: object, opened: object) -> str:
 def _opened(side: str | os.PathLike[str] | Model | TaskVector) -> Model | TaskVector:
     if isinstance(side, (Model, TaskVector)):
         return side
-    return load_vector(side) if is_vector(side) else open_model(side)
+    if is_vector(side):
+        return load_vector(side)
+    opened = open_model(side)
+    return load_vector(side) if opened.address is not None and is_stored_vector(opened) else opened
 
 
 def _checkpoints(

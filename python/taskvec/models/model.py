@@ -202,6 +202,8 @@ class Model:
         Every stored tensor as the headers have it; ``tensors`` itself where no weight is packed.
     packed : mapping of str to Packed
         Those of ``tensors`` that are stored packed: codes with scales and the like.
+    header_metadata : mapping of str to str
+        The members of the headers besides their tensors, of weights that are not here.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -226,6 +228,7 @@ class Model:
     stored: Mapping[str, TensorInfo] = field(default=None, repr=False)  # type: ignore[assignment]
     packed: Mapping[str, Packed] = field(default_factory=dict, repr=False)
     unreadable: str | None = None
+    header_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.stored is None:
@@ -273,6 +276,11 @@ class Model:
                 "call `.materialise()`, which fetches them",
             )
         return self.weights
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The members of the headers besides their tensors."""
+        return self.header_metadata if self.weights is None else self.weights.metadata
 
     @property
     def location(self) -> Path:

@@ -106,8 +106,8 @@ class SavedVector:
 
     @property
     def download_bytes(self) -> int:
-        """Nothing is left to download."""
-        return 0
+        """What a run would still fetch."""
+        return self.stored.download_bytes
 
     def in_layout(self, model: Model) -> SavedVector:
         """The vector with the names and shapes of ``model``, whose ``assembled`` are made of its tensors."""

@@ -171,8 +171,14 @@ def _in_words(checkpoint: Model) -> Iterator[TensorInfo]:
 
 def _manifest(checkpoint: Model) -> dict[str, Any] | None:
     """The manifest, if there is one that can be read; the weights can be looked at without it."""
-    path = None if checkpoint.path is None else checkpoint.path / MANIFEST
-    if path is None or not look.exists(path):
+    if checkpoint.kind == "memory":
+        return None
+    if checkpoint.remote is not None:
+        if MANIFEST not in checkpoint.other_files:
+            return None
+        checkpoint.remote.fetch((MANIFEST,))
+    path = checkpoint.location / MANIFEST
+    if not look.exists(path):
         return None
     data = read_bytes(path, maximum=MAXIMUM_BYTES)
     try:

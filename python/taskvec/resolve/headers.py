@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from taskvec.models.model import Remote
+from taskvec.resolve.threads import each
 
 # Holds the header of a model of about a thousand tensors: one request for most shards.
 FIRST_REQUEST = 128 << 10
 MAXIMUM_HEADER = 100_000_000
-THREADS = 8
 
 
 def headers(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
     """The first bytes of each file, at least up to the end of its header if that has a possible length."""
-    waiting, results = list(names), dict[str, bytes]()
-    finished: queue.SimpleQueue[tuple[str, bytes | Exception]] = queue.SimpleQueue()
-
-    def work() -> None:
-        while waiting:
-            try:
-                name = waiting.pop()
-            except IndexError:
-                return
-            try:
-                finished.put((name, _header(remote, name)))
-            except Exception as error:
-                finished.put((name, error))
-
-    _start(work, min(THREADS, len(names)))
-    for _ in names:
-        name, found = finished.get()
-        if isinstance(found, Exception):
-            waiting.clear()
-            raise found
-        results[name] = found
-    return {name: results[name] for name in names}
-
-
-def _start(work: Callable[[], None], threads: int) -> None:
-    """Run `work` on so many threads, or on as many as start; here, where none does.
-
-    They are daemons, where a pool's threads would be waited for: a stalled server must not hold up Ctrl-C.
-    """
-    for number in range(threads):
-        try:
-            threading.Thread(target=work, daemon=True).start()
-        except RuntimeError:  # the system has no more
-            if number == 0:
-                work()
-            return
+    found = dict(each(partial(_header, remote), names))
+    return {name: found[name] for name in names}
 
 
 def _header(remote: Remote, name: str) -> bytes:

@@ -24,6 +24,12 @@ def _hub(address: str, revision: str | None) -> Remote | None:
     return hub.find(address, revision)
 
 
+def _store(address: str, revision: str | None) -> Remote | None:
+    from taskvec.resolve.store import files  # obstore, which local folders do not need
+
+    return files.find(address, revision)
+
+
 # How an address begins, and the function that finds its files: called with the address and the revision given
 # apart from it, it returns `None` for a text that is no address of its kind. The longest beginning decides.
 # The empty one is that of every other text, which is a local path if there is one.
@@ -32,6 +38,11 @@ SCHEMES: dict[str, Callable[[str, str | None], Remote | None]] = {
     "hf://": _hub,
     "https://huggingface.co/": _hub,
     "https://hf.co/": _hub,
+    "s3://": _store,
+    "gs://": _store,
+    "az://": _store,
+    "https://": _store,
+    "http://": _store,
 }
 
 
@@ -100,6 +111,11 @@ def _open_local(text: str, path: Path, revision: str | None) -> Model:
 
 
 def _not_found(spec: str, path: Path) -> NotFoundError:
+    kind, colon, _ = spec.partition("://")
+    if colon and kind.replace("+", "").isalnum():
+        # not repeated: it may hold a password
+        known = ", ".join(sorted(scheme for scheme in SCHEMES if scheme.endswith("://")))
+        return NotFoundError(f"addresses of {kind}:// cannot be opened", f"give one of {known}, or a folder")
     near = _near(path)
     hint = (
         f"did you mean `{near}`?" if near else "give a folder, or `org/name` or `hf://org/name` for the hub"

@@ -16,6 +16,7 @@ from taskvec.files.names import CONFIG
 from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model, Remote, fetched_bytes
+from taskvec.models.saved_vector import SavedVector
 from taskvec.resolve.local import open_folder, tensor_table
 from taskvec.resolve.packed import recognised
 
@@ -60,6 +61,7 @@ def open_remote(spec: str, remote: Remote) -> Model:
         fingerprint=reader.fingerprint,
         download_bytes=sum(map(remote.size, _missing(remote, needed))),
         remote=remote,
+        header_metadata=reader.metadata,
     )
     return _identified(recognised(model, reader), remote)
 
@@ -72,7 +74,7 @@ def needed_files(names: Collection[str], weights: Iterable[str], modules: Iterab
 
 
 def materialised(source: Source, progress: Callback | None = None) -> Source:
-    """The source with its files here: of a remote model or adapter what a run needs is fetched.
+    """The source with its files here: of a remote model, vector or adapter what a run needs is fetched.
 
     Raises
     ------
@@ -81,6 +83,8 @@ def materialised(source: Source, progress: Callback | None = None) -> Source:
     """
     if isinstance(source, Adapter) and source.remote is not None:
         return cast(Source, _fetched_adapter(source, source.remote, progress))
+    if isinstance(source, SavedVector):
+        return cast(Source, replace(source, stored=materialised(source.stored, progress)))
     if not isinstance(source, Model) or source.remote is None:
         return source
     modules = filter(folder.is_weight, source.other_files)

@@ -30,7 +30,6 @@ from taskvec.models.selection import Selection
 from taskvec.models.storage import plain
 from taskvec.resolve import vector_manifest
 from taskvec.resolve.open import open as open_model
-from taskvec.resolve.remote import materialised
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -42,9 +41,10 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     Parameters
     ----------
     spec : str or path
-        A folder that ``extract`` or ``save`` wrote, or its name on the hub.
+        A folder that ``extract`` or ``save`` wrote, or its address, of which headers and small files are
+        fetched.
     progress : callable, optional
-        Told about the download of one on the hub.
+        Told about that.
 
     Raises
     ------
@@ -53,7 +53,10 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     FormatError
         It is no task vector, or damaged.
     """
-    stored = materialised(open_model(spec), progress)
+    stored = open_model(spec)
+    if stored.remote is not None:
+        small = [name for name in stored.other_files if name == MANIFEST or name.startswith(f"{REFERENCE}/")]
+        stored.remote.fetch(small, progress=progress)
     data = read(stored.location)
     if data.get("kind") != "vector":
         raise FormatError(
@@ -104,6 +107,16 @@ def is_vector(spec: str | os.PathLike[str]) -> bool:
     data = read_bytes(path, maximum=MAXIMUM_BYTES)
     try:
         return parse_object(data, str(path)).get("kind") == "vector"
+    except FormatError:
+        return False
+
+
+def is_stored_vector(model: Model) -> bool:
+    """Whether what was opened as a model is a saved vector, as far as its manifest says; raises as above."""
+    if MANIFEST not in model.other_files:
+        return False
+    try:
+        return parse_object(model.read_file(MANIFEST), MANIFEST).get("kind") == "vector"
     except FormatError:
         return False
 

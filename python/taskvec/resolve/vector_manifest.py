@@ -47,7 +47,7 @@ def rows(data: Mapping[str, Any], stored: Model) -> dict[str, dict[str, Any]]:
         raise FormatError(f"`{stored.spec}` has a damaged `vector.tensors` in its manifest", _AGAIN)
     wanted: dict[str, str] = {}
     # Once: the engine makes a new mapping of all of it for everyone who asks.
-    metadata = stored.reader.metadata
+    metadata = stored.metadata
     for name, row in tensors.items():
         wrong = _wrong_member(row)
         if wrong is not None:

@@ -15,6 +15,7 @@ from taskvec.plan.delta import Term
 from taskvec.plan.plan import FORMAT
 from taskvec.progress import Callback, meter
 from taskvec.report.difference import Pair
+from taskvec.resolve.remote import materialised
 
 if TYPE_CHECKING:
     from taskvec.models.state_dict import Buffer
@@ -104,6 +105,7 @@ def numbered(
         for key, source in zip(keys, term.sources, strict=True):
             if key not in numbers:
                 numbers[key] = len(documents)
+                materialised(source)
                 sources.append(source)
                 documents.append(source_document(source))
         inputs.append(tuple(numbers[key] for key in keys))

@@ -11,12 +11,14 @@ import numpy as np
 from taskvec._core import evaluate
 from taskvec.dtypes import numpy_dtype
 from taskvec.models.model import Model
+from taskvec.models.saved_vector import SavedVector
 from taskvec.models.source import source_document
 from taskvec.models.state_dict import buffers_of
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.plan.rows import Operations, Row, encode_part
+from taskvec.resolve.remote import materialised
 from taskvec.run.compare import numbered
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def of_plan(
     for checkpoint in plan.checkpoints:
         if isinstance(checkpoint, Model):
             _ = checkpoint.reader
+        elif isinstance(checkpoint, SavedVector):
+            materialised(checkpoint)
     wanted = None if names is None else set(names)
     rows = [row for row in plan.document["tensors"] if wanted is None or row[0] in wanted]
     document = {**plan.document, "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}]}

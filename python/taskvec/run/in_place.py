@@ -23,6 +23,7 @@ from taskvec.plan.rows import Operations, Row, encode_part
 from taskvec.plan.transfer import plan_steps
 from taskvec.progress import Callback, meter
 from taskvec.report.survival import Survival
+from taskvec.resolve.remote import materialised
 from taskvec.run.evaluate import evaluated
 from taskvec.run.live import (
     Live,
@@ -105,6 +106,9 @@ def change(
     progress : callable, optional
         Called with a :class:`taskvec.Progress`.
     """
+    for step in steps:
+        for _, source in step.sources:
+            materialised(source, progress)
     tensors, config = of_model(model)
     live = live_tensors(tensors, {name for step in steps for name in step.own()})
     target = in_memory(

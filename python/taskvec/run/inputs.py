@@ -75,7 +75,10 @@ def input_rows(sources: Sequence[Source]) -> list[InputRow] | None:
     rows: dict[tuple[str, str], InputRow] = {}
     for source, name in _files(sources):
         key = source.spec, name
-        if isinstance(source, Model) and source.address is not None:
+        is_remote = (
+            source.repository is not None if isinstance(source, Adapter) else source.address is not None
+        )
+        if is_remote:
             rows[key] = [*key, source.file_sizes.get(name), source.revision]  # another state has another one
         else:
             known = source.stamps.get(name) if isinstance(source, Model) else None

@@ -1,0 +1,232 @@
+"""Files of an object store or a web server: found by their address, read by ranges, fetched into a folder.
+
+obstore does the asking (extra ``cloud``). Every answer is compared with the identity that the file had when
+it was listed: its ETag, or the time of its last change where a server has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import FormatError, HubError, NotFoundError, RecipeError
+from taskvec.files import look
+from taskvec.files.folder import is_inside
+from taskvec.files.json import MAXIMUM_BYTES
+from taskvec.models.model import Identity, RemoteFile
+from taskvec.progress import Callback
+from taskvec.resolve import storage
+from taskvec.resolve.store.address import WEB, Address, parse
+from taskvec.resolve.store.client import connect
+from taskvec.resolve.store.errors import changed, explained
+from taskvec.resolve.store.fetch import fetch_files
+from taskvec.resolve.store.web import web_files
+from taskvec.resolve.threads import each, interruptible
+
+# A model's prefix has some hundred objects; more of them are those of a whole bucket.
+MOST_FILES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of one file when it was listed."""
+
+    size: int
+    tag: str | None
+    time: str
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> State:
+        """That of obstore's record of an object."""
+        return cls(int(meta["size"]), meta["e_tag"], str(meta["last_modified"]))
+
+    @property
+    def mark(self) -> str:
+        """The text that is another one for other bytes."""
+        return f"{self.size} {self.tag or self.time}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The files at an address in the state in which they were listed, a ``Remote``.
+
+    Attributes
+    ----------
+    address : Address
+        Of a folder, or of a single file.
+    client : object
+        obstore's.
+    states : mapping of str to State
+        Of every file by its name below the address.
+    cache : Path
+        The folder that has a folder for each state of each address.
+    """
+
+    address: Address
+    client: Any = field(repr=False)
+    states: Mapping[str, State] = field(repr=False)
+    cache: Path = field(repr=False)
+
+    @property
+    def identity(self) -> Identity:
+        """The address, and a digest of the files' names, sizes and ETags."""
+        lines = "".join(f"{name}\0{self.states[name].mark}\n" for name in sorted(self.states))
+        return Identity(str(self.address), _digest(lines)[:40], str(self.address))
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the files of this state."""
+        last = self.address.folder.rpartition("/")[2] or self.address.place
+        return self.cache / f"{last}-{_digest(str(self.address))[:12]}" / self.identity.revision[:16]
+
+    def list(self) -> Mapping[str, RemoteFile]:
+        """Every file by its name."""
+        return {name: RemoteFile(name, state.size) for name, state in self.states.items()}
+
+    def size(self, name: str) -> int:
+        """The bytes of one file."""
+        return self._state(name).size
+
+    def read(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """Parts of one file, several at a time, from the folder if it has the file."""
+        self._state(name)
+        local = self.folder / name
+        if look.exists(local):
+            with open(local, "rb") as file:
+                return [_part(file, start, stop) for start, stop in ranges]
+        parts = dict(each(lambda number: self._range(name, *ranges[number]), range(len(ranges))))
+        return [parts[number] for number in range(len(ranges))]
+
+    def fetch(
+        self, names: Collection[str], folder: Path | None = None, progress: Callback | None = None
+    ) -> Path:
+        """Fetch those of the files that the folder lacks, by ranges, several at a time.
+
+        Raises
+        ------
+        HubError
+            The address refuses, cannot be reached, or a file has changed.
+        OutputError
+            The folder cannot be written.
+        """
+        place = folder or self.folder
+        missing = {name: self.size(name) for name in names if not look.exists(place / name)}
+        with explained(self.address):
+            fetch_files(self._range, missing, place, progress)
+        return place
+
+    def _state(self, name: str) -> State:
+        if name not in self.states:
+            raise NotFoundError(f"`{self.address}` has no file `{name}`", "look at the list of its files")
+        return self.states[name]
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes of a file, of the state in which it was listed."""
+        if start == stop:
+            return b""
+        state = self.states[name]
+        options: dict[str, Any] = {"range": (start, stop)}
+        if state.tag is not None and not state.tag.startswith("W/"):
+            options["if_match"] = state.tag
+        with explained(self.address, name):
+            answer = self.client.get(path_of(self.address, name), options=options)
+            found = State.of(answer.meta)  # some servers pass over `if_match`
+            if found.mark != state.mark:
+                raise changed(self.address, name, f"`{found.mark}` in place of `{state.mark}`")
+            data = answer.bytes()
+        if len(data) != stop - start:
+            raise changed(self.address, name, f"{len(data)} bytes came of {stop - start}")
+        return bytes(data)
+
+
+def find(text: str, revision: str | None = None) -> Store:
+    """The files at an address, as they are now.
+
+    Raises
+    ------
+    RecipeError
+        The text is not an address that can be used, or a revision is given for it.
+    NotFoundError
+        There are no files.
+    HubError
+        The address refuses, or cannot be reached.
+    """
+    address = parse(text)
+    if revision is not None:
+        raise RecipeError(
+            f"`{address}` has no revisions, and `{revision}` is given", "leave the revision out"
+        )
+    given = storage.current()
+    with explained(address):
+        client = connect(address, given.options)
+        states = interruptible(lambda: _listed(client, address))
+    if not states:
+        raise NotFoundError(
+            f"there is nothing at `{address}`", "check the address: it is the folder that has config.json"
+        )
+    return Store(address, client, states, given.folder)
+
+
+def path_of(address: Address, name: str) -> str:
+    """The path of a file of an address, as the client has it."""
+    return f"{address.folder}/{name}" if address.folder else name
+
+
+def _listed(client: Any, address: Address) -> dict[str, State]:
+    if address.file is not None:
+        return {address.file: State.of(client.head(address.path))}
+    if address.scheme in WEB:
+        return web_files(partial(_of_names, client, address), partial(_small, client, address))
+    return _of_prefix(client, address)
+
+
+def _of_prefix(client: Any, address: Address) -> dict[str, State]:
+    states: dict[str, State] = {}
+    start = len(address.folder) + 1 if address.folder else 0
+    for batch in client.list(prefix=address.folder or None):
+        for meta in batch:
+            name = meta["path"][start:]
+            if name and is_inside(name):  # an object `prefix/` stands for a folder
+                states[name] = State.of(meta)
+        if len(states) > MOST_FILES:
+            raise HubError(
+                f"`{address}` has more than {MOST_FILES:,} objects", "name the folder of the model alone"
+            )
+    return states
+
+
+def _of_names(client: Any, address: Address, names: Iterable[str]) -> dict[str, State]:
+    found = each(lambda name: _head(client, address, name), names)
+    states = {name: state for name, state in found if state is not None}
+    return {name: states[name] for name in sorted(states)}
+
+
+def _head(client: Any, address: Address, name: str) -> State | None:
+    with explained(address, name):
+        try:
+            return State.of(client.head(path_of(address, name)))
+        except FileNotFoundError:
+            return None
+
+
+def _small(client: Any, address: Address, name: str) -> bytes:
+    with explained(address, name):
+        answer = client.get(path_of(address, name))
+        if answer.meta["size"] > MAXIMUM_BYTES:
+            raise FormatError(
+                f"`{name}` of `{address}` has {answer.meta['size']} bytes, expected at most {MAXIMUM_BYTES}"
+            )
+        return bytes(answer.bytes())
+
+
+def _part(file: Any, start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Calls of a network library on threads of their own, so that Ctrl-C is answered at once.
+
+The calls of obstore do not look at signals until a server has answered. They are made by daemon threads,
+which nobody waits for at the end of the process; the caller waits where Python can be interrupted.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREADS = 8
+_NAME = "taskvec-waits"
+
+
+def each(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
+) -> Iterator[tuple[Item, Result]]:
+    """Pairs of item and `work(item)`, as they get ready; work is begun in the order of the items.
+
+    The first failure is raised, and no further item is begun then, nor when the caller stops to listen.
+    """
+    waiting = list(items)[::-1]
+    count = len(waiting)
+    finished: queue.SimpleQueue[tuple[Item, Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        while waiting:
+            try:
+                item = waiting.pop()
+            except IndexError:
+                return
+            try:
+                finished.put((item, work(item), None))
+            except BaseException as error:
+                finished.put((item, None, error))
+
+    _start(run, min(threads, count))
+    try:
+        for _ in range(count):
+            item, result, error = finished.get()
+            if error is not None:
+                raise error
+            yield item, result  # type: ignore[misc]
+    finally:
+        waiting.clear()
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """The result of one call that may wait for a server."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()  # signals do not reach other threads
+    ((_, result),) = each(lambda _: work(), (None,), 1)
+    return result
+
+
+def are_waiting() -> bool:
+    """Whether threads wait for a server whose answer nobody wants any more."""
+    return any(thread.name == _NAME for thread in threading.enumerate())
+
+
+def _start(run: Callable[[], None], threads: int) -> None:
+    """Run on so many threads, or on as many as start; here, where none does."""
+    for number in range(threads):
+        try:
+            threading.Thread(target=run, name=_NAME, daemon=True).start()
+        except RuntimeError:  # the system has no more
+            if number == 0:
+                run()
+            return
