@@ -314,11 +314,8 @@ def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "taskvec[cloud]" in str(caught.value.hint)
 
 
-def test_a_whole_bucket_is_not_a_model(
-    s3: S3,
-    addresses: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("addresses")
+def test_a_whole_bucket_is_not_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from taskvec.resolve.store import files
 
     monkeypatch.setattr(files, "MOST_FILES", 3)

@@ -41,7 +41,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
     required=True,
     section="Models",
     metavar="MODEL",
-    help="Receives the vector: a folder, or a hub id such as org/name[@revision].",
+    help="Receives the vector: a folder, a hub id such as org/name[@revision], or s3://, gs://, az://, https://.",
 )
 @option("--donor", required=True, section="Models", metavar="MODEL", help="Has learned what is transferred.")
 @option(

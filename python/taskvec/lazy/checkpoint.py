@@ -140,7 +140,8 @@ def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -
     ----------
     spec : str or path or Checkpoint
         A folder or a single ``.safetensors`` file; ``org/name`` or ``org/name@revision`` on the hub, unless a
-        folder of that name exists; ``hf://org/name@revision``, which always means the hub.
+        folder of that name exists; ``hf://org/name@revision``, which always means the hub; or a folder at
+        ``s3://``, ``gs://``, ``az://`` or ``https://`` (see :func:`taskvec.storage`).
     revision : str, optional
         A branch, tag or commit of a repository.
 
