@@ -182,6 +182,7 @@ def test_a_file_that_has_gone(addresses: list[str], s3: S3) -> None:
         NotFoundError, match=r"`model-00002-of-00002\.safetensors` of `s3://models/some/target`"
     ):
         model.materialise()
+    assert not [*Path(os.environ["TASKVEC_SCRATCH"]).rglob("parts-*")]
 
 
 def test_options(addresses: list[str], monkeypatch: pytest.MonkeyPatch, s3: S3) -> None:
@@ -321,6 +322,15 @@ def test_a_whole_bucket_is_not_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MOST_FILES", 3)
     with pytest.raises(HubError, match="has more than 3 objects"):
         tv.open("s3://models")
+
+
+def test_a_disk_that_is_too_small(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tv.open(addresses[0])
+    monkeypatch.setattr(fetch, "free_space", lambda _: 1_000_000)
+    with pytest.raises(tv.OutputError, match=r"has 1\.00 MB free, and 1\.\d+ MB are to be fetched") as caught:
+        model.materialise()
+    assert "--scratch" in str(caught.value.hint)
+    assert not weights(model.location)
 
 
 def test_a_full_or_forbidden_scratch_folder(addresses: list[str], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("tags", ["strong", "weak", "none"])
+@pytest.mark.parametrize("tags", ["strong", "weak", "none", "other"])
 def test_transfer(web: Web, local: Trio, tmp_path: Path, tags: str) -> None:
     web.tags = tags
     addresses = [web.put(f"some folder/{name}", folder) for name, folder in zip("tdr", local, strict=True)]
@@ -79,6 +79,15 @@ def test_a_server_without_ranges(web: Web, local: Trio) -> None:
 def test_nothing_there(web: Web) -> None:
     with pytest.raises(NotFoundError, match="there is nothing at"):
         tv.open(f"{web.url}/none")
+
+
+def test_a_byte_that_changes_on_the_way(web: Web, local: Trio) -> None:
+    model = tv.open(web.put("r", local.reference))
+    web.faults.append(Fault(".safetensors", flip=True, method="GET", times=1))
+    with pytest.raises(HubError, match="arrived damaged"):
+        model.materialise()
+    assert not weights(model.location)
+    assert weights(model.materialise().location) == weights(local.reference)
 
 
 # --- faults that pass ---

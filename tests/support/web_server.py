@@ -22,7 +22,7 @@ class Fault:
     """What happens in place of an answer, to requests whose path and query contain a text.
 
     ``status`` answers so, with ``body``; ``cut`` ends the connection after so many bytes; ``stall`` sends
-    nothing for so many seconds; ``times`` is how often (-1: always).
+    nothing for so many seconds; ``flip`` changes the first byte; ``times`` is how often (-1: always).
     """
 
     where: str = ""
@@ -30,6 +30,7 @@ class Fault:
     body: bytes = b""
     cut: int = -1
     stall: float = 0.0
+    flip: bool = False
     times: int = -1
     method: str = ""
 
@@ -61,7 +62,9 @@ class Web:
 
     def tag(self, data: bytes) -> str | None:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        return {"strong": f'"{digest}"', "weak": f'W/"{digest}"', "none": None}[self.tags]
+        return {"strong": f'"{digest}"', "weak": f'W/"{digest}"', "none": None, "other": f'"{digest[::-1]}"'}[
+            self.tags
+        ]
 
 
 def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
@@ -93,6 +96,8 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 start, stop = int(first), int(last) + 1
                 headers["Content-Range"] = f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}"
                 data, status = data[start:stop], 206
+            if fault is not None and fault.flip:
+                data = bytes([data[0] ^ 1]) + data[1:]
             return self._answer(status, data, headers, fault.cut if fault is not None else -1)
 
         do_HEAD = do_GET  # noqa: N815

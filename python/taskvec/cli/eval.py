@@ -12,7 +12,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import option, storage_options, talk_options, verb
 from taskvec.evaluation.arms import Kind
 from taskvec.evaluation.settings import Settings
 
@@ -42,6 +42,7 @@ Local tasks, offline, on the CPU:
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder of the report and the arms.  [default: eval-NAME]")  # fmt: skip
 @backend_options
+@storage_options
 @talk_options("eval")
 def command(console: Console, model: str, **options: Any) -> int:
     """Run a model on benchmark tasks through lm-eval, and report scores with intervals.

@@ -1,27 +1,34 @@
 """Files fetched in pieces, several at a time, each under its own name only when it is whole.
 
-A killed run leaves parts, which the next one begins again; what is whole is kept. A second process that wants
-the same files waits for the first.
+What is whole is kept, whatever happens to the rest, which the next run begins again. A second process that
+wants the same files waits for the first.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from taskvec.errors import OutputError
 from taskvec.files import look
+from taskvec.host import free_space
 from taskvec.progress import Callback, Progress
 from taskvec.resolve.threads import each
+from taskvec.text import size as size_of
 
 # Eight of them are in memory at a time.
 PIECE = 8 << 20
 # Below the folder, where it counts as none of its files.
 _WORK = Path(".cache", "taskvec")
+_LOCK = "lock"
 
 
 class Piece(NamedTuple):
@@ -37,6 +44,7 @@ def fetch_files(
     sizes: Mapping[str, int],
     folder: Path,
     progress: Callback | None = None,
+    hold: Callable[[str, Path], None] = lambda _name, _path: None,
 ) -> None:
     """Fetch files into a folder under their names, in their order.
 
@@ -50,11 +58,13 @@ def fetch_files(
         Made if it is not there.
     progress : callable, optional
         Told the bytes of phase ``"download"``.
+    hold : callable, optional
+        Raises if the file at a path is not what its name stands for; called from several threads.
 
     Raises
     ------
     OSError
-        The folder cannot be written; what `read` raises comes through as it is.
+        The folder cannot be written; what `read` and `hold` raise comes through as it is.
     """
     begin, total, done = time.monotonic(), sum(sizes.values()), 0
 
@@ -68,35 +78,69 @@ def fetch_files(
     with _alone(folder):
         missing = {name: size for name, size in sizes.items() if not look.exists(folder / name)}
         done = total - sum(missing.values())
-        for name, size in missing.items():
-            _make(folder, name, size)
-        pieces = [piece for name, size in missing.items() for piece in _pieces(name, size)]
-        left = Counter(piece.name for piece in pieces)
-        for piece, _ in each(lambda piece: _put(read, folder, piece), pieces):
-            done += piece.stop - piece.start
-            left[piece.name] -= 1
-            if not left[piece.name]:
-                _place(folder, piece.name)
+        _hold_space(folder, sum(missing.values()))
+        for count in _fetched(read, hold, missing, folder):
+            done += count
             report(done)
+
+
+def _fetched(
+    read: Callable[[str, int, int], bytes],
+    hold: Callable[[str, Path], None],
+    sizes: Mapping[str, int],
+    folder: Path,
+) -> Iterator[int]:
+    """The bytes of each piece, once it is here."""
+    pieces = [piece for name, size in sizes.items() for piece in _pieces(name, size)]
+    left = _Left(pieces)
+    with _parts(folder) as parts:
+        for name, size in sizes.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (parts / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(parts / name, "wb") as part:
+                part.truncate(size)
+
+        def work(piece: Piece) -> None:
+            _put(read, parts, piece)
+            if left.is_last(piece.name):
+                hold(piece.name, parts / piece.name)
+                _place(parts / piece.name, folder / piece.name)
+
+        for piece, _ in each(work, pieces):
+            yield piece.stop - piece.start
+
+
+class _Left:
+    """How many pieces of each file are still to come."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self._count = Counter(piece.name for piece in pieces)
+        self._lock = threading.Lock()
+
+    def is_last(self, name: str) -> bool:
+        """Whether the piece that has come was the last one of its file."""
+        with self._lock:
+            self._count[name] -= 1
+            return not self._count[name]
 
 
 def _pieces(name: str, size: int) -> Iterator[Piece]:
     yield from (Piece(name, at, min(at + PIECE, size)) for at in range(0, max(size, 1), PIECE))
 
 
-def _make(folder: Path, name: str, size: int) -> None:
-    """An empty part of the right size; a disk that is too small shows here where the system can tell."""
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    _part(folder, name).parent.mkdir(parents=True, exist_ok=True)
-    with open(_part(folder, name), "wb") as part:
-        if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(part.fileno(), 0, size)
+def _hold_space(folder: Path, need: int) -> None:
+    free = free_space(folder)
+    if free < need:
+        raise OutputError(
+            f"`{folder}` has {size_of(free)} free, and {size_of(need)} are to be fetched",
+            "free space there, or choose a folder on a larger disk by --scratch",
+        )
 
 
-def _put(read: Callable[[str, int, int], bytes], folder: Path, piece: Piece) -> None:
+def _put(read: Callable[[str, int, int], bytes], parts: Path, piece: Piece) -> None:
     data = read(*piece)
     # opened for each piece: a thread that was left behind must not write to a number that another file got
-    descriptor = os.open(_part(folder, piece.name), os.O_WRONLY)
+    descriptor = os.open(parts / piece.name, os.O_WRONLY)
     try:
         at = 0
         while at < len(data):
@@ -105,18 +149,27 @@ def _put(read: Callable[[str, int, int], bytes], folder: Path, piece: Piece) -> 
         os.close(descriptor)
 
 
-def _place(folder: Path, name: str) -> None:
-    part = _part(folder, name)
+def _place(part: Path, file: Path) -> None:
     descriptor = os.open(part, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(part, folder / name)
+    os.replace(part, file)
 
 
-def _part(folder: Path, name: str) -> Path:
-    return folder / _WORK / f"{name}.part"
+@contextmanager
+def _parts(folder: Path) -> Iterator[Path]:
+    """A folder for the parts of this call: a thread that an earlier one left behind finds its own gone."""
+    work = folder / _WORK
+    for name in look.listing(work):
+        if name != _LOCK:  # of a killed process
+            shutil.rmtree(work / name, ignore_errors=True)
+    parts = Path(tempfile.mkdtemp(prefix="parts-", dir=work))
+    try:
+        yield parts
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 @contextmanager
@@ -125,7 +178,7 @@ def _alone(folder: Path) -> Iterator[None]:
     import fcntl
 
     (folder / _WORK).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / _WORK / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(folder / _WORK / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

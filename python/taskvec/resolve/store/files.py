@@ -7,6 +7,7 @@ it was listed: its ETag, or the time of its last change where a server has none.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,12 +24,14 @@ from taskvec.resolve import storage
 from taskvec.resolve.store.address import WEB, Address, parse
 from taskvec.resolve.store.client import connect
 from taskvec.resolve.store.errors import changed, explained
-from taskvec.resolve.store.fetch import fetch_files
+from taskvec.resolve.store.fetch import PIECE, fetch_files
 from taskvec.resolve.store.web import web_files
 from taskvec.resolve.threads import each, interruptible
 
 # A model's prefix has some hundred objects; more of them are those of a whole bucket.
 MOST_FILES = 20_000
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,15 @@ class Store:
         Of every file by its name below the address.
     cache : Path
         The folder that has a folder for each state of each address.
+    foreign_tags : list of str
+        ETags that are not the MD5 of their files, though they look so: then none here is.
     """
 
     address: Address
     client: Any = field(repr=False)
     states: Mapping[str, State] = field(repr=False)
     cache: Path = field(repr=False)
+    foreign_tags: list[str] = field(default_factory=list, repr=False)
 
     @property
     def identity(self) -> Identity:
@@ -116,13 +122,36 @@ class Store:
         place = folder or self.folder
         missing = {name: self.size(name) for name in names if not look.exists(place / name)}
         with explained(self.address):
-            fetch_files(self._range, missing, place, progress)
+            fetch_files(self._range, missing, place, progress, self._hold)
         return place
 
     def _state(self, name: str) -> State:
         if name not in self.states:
             raise NotFoundError(f"`{self.address}` has no file `{name}`", "look at the list of its files")
         return self.states[name]
+
+    def _hold(self, name: str, path: Path) -> None:
+        """Compare a fetched file with its ETag, where that is the MD5 of the bytes.
+
+        Whether it is shows only when it fits: some stores give an encrypted object a tag of the same form. So
+        a file that does not fit is read once more, and is what it should be if it comes the same again.
+        """
+        tag = (self.states[name].tag or "").strip('"')
+        if not _MD5.fullmatch(tag) or self.foreign_tags:
+            return
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, _md5).hexdigest()
+        if found == tag:
+            return
+        again = _md5()
+        for start in range(0, self.size(name), PIECE):
+            again.update(self._range(name, start, min(start + PIECE, self.size(name))))
+        if again.hexdigest() != found:
+            raise HubError(
+                f"`{name}` of `{self.address}` arrived damaged: it came with other bytes a second time",
+                "run the same command again; if it stays so, look for a faulty proxy, memory or disk",
+            )
+        self.foreign_tags.append(tag)
 
     def _range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes of a file, of the state in which it was listed."""
