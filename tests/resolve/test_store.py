@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,27 @@ def test_options(addresses: list[str], monkeypatch: pytest.MonkeyPatch, s3: S3) 
     assert run(["inspect", addresses[0], *words]) == 0
 
 
+@pytest.mark.parametrize("profile", ["", "work"])
+def test_a_profile(
+    addresses: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    text = f"[{profile or 'default'}]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    (tmp_path / "credentials").write_text(text)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    if profile:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    assert tv.open(addresses[0]).address == addresses[0]
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    with pytest.raises(HubError, match="the profile `other` of AWS gives no credentials") as caught:
+        tv.open(addresses[0])
+    assert "AWS_PROFILE" in str(caught.value.hint)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(HubError, match="needs the package boto3"):
+        tv.open(addresses[0])
+
+
 # --- no secret anywhere ---
 
 
@@ -306,8 +328,6 @@ def test_http_is_not_used_by_accident(addresses: list[str], monkeypatch: pytest.
 
 
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(HubError, match="need the package obstore") as caught:

@@ -9,6 +9,7 @@ from typing import Any
 
 from taskvec.errors import HubError
 from taskvec.resolve.store.address import WEB, Address
+from taskvec.resolve.store.profile import of_profile
 
 # A stalled connection ends after a time without a byte; a slow one may take its time.
 LIMITS = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "15m"}
@@ -68,6 +69,8 @@ def connect(address: Address, options: Mapping[str, str]) -> Any:
     if address.scheme in WEB:
         client["allow_http"] = address.scheme == "http"
         return stores.HTTPStore.from_url(f"{address.scheme}://{address.place}", **common)
+    if address.scheme == "s3" and (provider := of_profile(options)) is not None:
+        common["credential_provider"] = provider
     make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[address.scheme]
     return make(address.place, config=_config(address.scheme, options), **common)
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taskvec.errors import OutputError
 from taskvec.files import look
@@ -31,6 +31,10 @@ _WORK = Path(".cache", "taskvec")
 _LOCK = "lock"
 
 
+# Bytes of a file, or an object that lends them, from a first offset up to, and without, a second one.
+Read = Callable[[str, int, int], Any]
+
+
 class Piece(NamedTuple):
     """A range of bytes of one file."""
 
@@ -40,7 +44,7 @@ class Piece(NamedTuple):
 
 
 def fetch_files(
-    read: Callable[[str, int, int], bytes],
+    read: Read,
     sizes: Mapping[str, int],
     folder: Path,
     progress: Callback | None = None,
@@ -85,7 +89,7 @@ def fetch_files(
 
 
 def _fetched(
-    read: Callable[[str, int, int], bytes],
+    read: Read,
     hold: Callable[[str, Path], None],
     sizes: Mapping[str, int],
     folder: Path,
@@ -137,7 +141,7 @@ def _hold_space(folder: Path, need: int) -> None:
         )
 
 
-def _put(read: Callable[[str, int, int], bytes], parts: Path, piece: Piece) -> None:
+def _put(read: Read, parts: Path, piece: Piece) -> None:
     data = read(*piece)
     # opened for each piece: a thread that was left behind must not write to a number that another file got
     descriptor = os.open(parts / piece.name, os.O_WRONLY)

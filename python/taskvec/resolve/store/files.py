@@ -105,7 +105,7 @@ class Store:
             with open(local, "rb") as file:
                 return [_part(file, start, stop) for start, stop in ranges]
         parts = dict(each(lambda number: self._range(name, *ranges[number]), range(len(ranges))))
-        return [parts[number] for number in range(len(ranges))]
+        return [bytes(parts[number]) for number in range(len(ranges))]
 
     def fetch(
         self, names: Collection[str], folder: Path | None = None, progress: Callback | None = None
@@ -153,8 +153,8 @@ class Store:
             )
         self.foreign_tags.append(tag)
 
-    def _range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes of a file, of the state in which it was listed."""
+    def _range(self, name: str, start: int, stop: int) -> Any:
+        """Bytes of a file, of the state in which it was listed, as obstore has them."""
         if start == stop:
             return b""
         state = self.states[name]
@@ -169,7 +169,7 @@ class Store:
             data = answer.bytes()
         if len(data) != stop - start:
             raise changed(self.address, name, f"{len(data)} bytes came of {stop - start}")
-        return bytes(data)
+        return data
 
 
 def find(text: str, revision: str | None = None) -> Store:
