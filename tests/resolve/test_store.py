@@ -337,9 +337,9 @@ def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("addresses")
 def test_a_whole_bucket_is_not_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskvec.resolve.store import files
+    from taskvec.resolve.store import listing
 
-    monkeypatch.setattr(files, "MOST_FILES", 3)
+    monkeypatch.setattr(listing, "MOST_FILES", 3)
     with pytest.raises(HubError, match="has more than 3 objects"):
         tv.open("s3://models")
 

@@ -90,6 +90,17 @@ def test_a_byte_that_changes_on_the_way(web: Web, local: Trio) -> None:
     assert weights(model.materialise().location) == weights(local.reference)
 
 
+def test_a_server_that_refuses_what_it_does_not_have(web: Web, local: Trio) -> None:
+    """As an object store does that may be read and not listed."""
+    address = web.put("r", local.reference)
+    names = {path.name for path in local.reference.iterdir()}
+    web.missing = 403
+    assert weights(tv.open(address).materialise().location) == weights(local.reference)
+    assert {*tv.open(address).other_files} < names
+    with pytest.raises(HubError, match="is forbidden"):
+        tv.open(f"{web.url}/none")
+
+
 # --- faults that pass ---
 
 
@@ -208,20 +219,36 @@ def test_refusals_of_a_store(web: Web, status: int, code: str, message: str, hin
 # --- Ctrl-C ---
 
 
-def test_ctrl_c_is_answered_while_a_server_stalls(web: Web, local: Trio, tmp_path: Path) -> None:
+def run_alone(*words: str, home: Path) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own, that knows nothing of this one."""
+    environment = {"PATH": "", "HOME": str(home), "PYTHONPATH": str(Path(tv.__file__).parents[1])}
+    command = [sys.executable, "-m", "taskvec", *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("verb", ["inspect", "convert"])
+def test_ctrl_c_is_answered_while_a_server_stalls(web: Web, local: Trio, tmp_path: Path, verb: str) -> None:
     address = web.put("r", local.reference)
-    web.faults.append(Fault(".safetensors", stall=60.0, method="GET"))
-    command = [sys.executable, "-m", "taskvec", "inspect", address, "--json"]
-    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(Path(tv.__file__).parents[1])}
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # the header alone comes in the first request; a run fetches the file from its beginning again
+    (name,) = weights(local.reference)
+    first, later = "bytes=0-131071", f"bytes=0-{len(weights(local.reference)[name]) - 1}"
+    wanted = first if verb == "inspect" else later
+    web.faults.append(Fault(".safetensors", stall=60.0, method="GET", given=wanted))
+    out = ("-o", str(tmp_path / "out"), "--out-dtype", "float32") if verb == "convert" else ()
+    child = run_alone(verb, address, "--json", *out, home=tmp_path)
     try:
-        while not any(path.endswith(".safetensors") and given for _, path, given in web.requests):
+        while not any(given == wanted for _, _, given in web.requests):
             assert child.poll() is None
             time.sleep(0.02)
         child.send_signal(signal.SIGINT)
         # a call that is waited for takes the read timeout, 30 s, six times over
-        out, _ = child.communicate(timeout=25)
+        said, _ = child.communicate(timeout=25)
     finally:
         child.kill()
     assert child.returncode == 130
-    assert json.loads(out)["error"]["message"] == "interrupted"
+    assert json.loads(said)["error"]["message"] == "interrupted"
+    assert not [*tmp_path.rglob("parts-*")]
+    web.faults.clear()
+    again = run_alone(verb, address, "--json", *out, home=tmp_path)
+    assert again.communicate()[0]
+    assert again.returncode == 0

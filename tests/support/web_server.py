@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 @dataclass
 class Fault:
-    """What happens in place of an answer, to requests whose path and query contain a text.
+    """What happens in place of an answer, to requests of a path that contains a text, a method and a range.
 
     ``status`` answers so, with ``body``; ``cut`` ends the connection after so many bytes; ``stall`` sends
     nothing for so many seconds; ``flip`` changes the first byte; ``times`` is how often (-1: always).
@@ -33,6 +33,7 @@ class Fault:
     flip: bool = False
     times: int = -1
     method: str = ""
+    given: str | None = None
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Web:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     tags: str = "strong"
     ranges: bool = True
+    missing: int = 404
     url: str = ""
 
     def put(self, prefix: str, folder: Path) -> str:
@@ -53,9 +55,14 @@ class Web:
                 self.files[f"/{prefix}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
         return f"{self.url}/{prefix}"
 
-    def fault(self, method: str, path: str) -> Fault | None:
+    def fault(self, method: str, path: str, given: str | None) -> Fault | None:
         for fault in self.faults:
-            if fault.where in path and fault.times and fault.method in ("", method):
+            if (
+                fault.where in path
+                and fault.times
+                and fault.method in ("", method)
+                and fault.given in (None, given)
+            ):
                 fault.times -= 1
                 return fault
         return None
@@ -75,14 +82,14 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             web.requests.append((self.command, self.path, self.headers.get("Range")))
-            fault = web.fault(self.command, self.path)
+            fault = web.fault(self.command, self.path, self.headers.get("Range"))
             if fault is not None and fault.stall:
                 time.sleep(fault.stall)
             if fault is not None and fault.status:
                 return self._answer(fault.status, fault.body, {})
             data = web.files.get(unquote(self.path))
             if data is None:
-                return self._answer(404, b"", {})
+                return self._answer(web.missing, b"", {})
             tag = web.tag(data)
             if (wanted := self.headers.get("If-Match")) is not None and wanted != tag:
                 return self._answer(412, b"", {})

@@ -8,49 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import FormatError, HubError, NotFoundError, RecipeError
+from taskvec.errors import HubError, NotFoundError, RecipeError
 from taskvec.files import look
-from taskvec.files.folder import is_inside
-from taskvec.files.json import MAXIMUM_BYTES
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback
 from taskvec.resolve import storage
-from taskvec.resolve.store.address import WEB, Address, parse
+from taskvec.resolve.store.address import Address, parse
 from taskvec.resolve.store.client import connect
 from taskvec.resolve.store.errors import changed, explained
 from taskvec.resolve.store.fetch import PIECE, fetch_files
-from taskvec.resolve.store.web import web_files
+from taskvec.resolve.store.listing import State, listed, path_of
 from taskvec.resolve.threads import each, interruptible
 
-# A model's prefix has some hundred objects; more of them are those of a whole bucket.
-MOST_FILES = 20_000
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _md5 = partial(hashlib.md5, usedforsecurity=False)
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The state of one file when it was listed."""
-
-    size: int
-    tag: str | None
-    time: str
-
-    @classmethod
-    def of(cls, meta: Mapping[str, Any]) -> State:
-        """That of obstore's record of an object."""
-        return cls(int(meta["size"]), meta["e_tag"], str(meta["last_modified"]))
-
-    @property
-    def mark(self) -> str:
-        """The text that is another one for other bytes."""
-        return f"{self.size} {self.tag or self.time}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,64 +169,12 @@ def find(text: str, revision: str | None = None) -> Store:
     given = storage.current()
     with explained(address):
         client = connect(address, given.options)
-        states = interruptible(lambda: _listed(client, address))
+        states = interruptible(lambda: listed(client, address))
     if not states:
         raise NotFoundError(
             f"there is nothing at `{address}`", "check the address: it is the folder that has config.json"
         )
     return Store(address, client, states, given.folder)
-
-
-def path_of(address: Address, name: str) -> str:
-    """The path of a file of an address, as the client has it."""
-    return f"{address.folder}/{name}" if address.folder else name
-
-
-def _listed(client: Any, address: Address) -> dict[str, State]:
-    if address.file is not None:
-        return {address.file: State.of(client.head(address.path))}
-    if address.scheme in WEB:
-        return web_files(partial(_of_names, client, address), partial(_small, client, address))
-    return _of_prefix(client, address)
-
-
-def _of_prefix(client: Any, address: Address) -> dict[str, State]:
-    states: dict[str, State] = {}
-    start = len(address.folder) + 1 if address.folder else 0
-    for batch in client.list(prefix=address.folder or None):
-        for meta in batch:
-            name = meta["path"][start:]
-            if name and is_inside(name):  # an object `prefix/` stands for a folder
-                states[name] = State.of(meta)
-        if len(states) > MOST_FILES:
-            raise HubError(
-                f"`{address}` has more than {MOST_FILES:,} objects", "name the folder of the model alone"
-            )
-    return states
-
-
-def _of_names(client: Any, address: Address, names: Iterable[str]) -> dict[str, State]:
-    found = each(lambda name: _head(client, address, name), names)
-    states = {name: state for name, state in found if state is not None}
-    return {name: states[name] for name in sorted(states)}
-
-
-def _head(client: Any, address: Address, name: str) -> State | None:
-    with explained(address, name):
-        try:
-            return State.of(client.head(path_of(address, name)))
-        except FileNotFoundError:
-            return None
-
-
-def _small(client: Any, address: Address, name: str) -> bytes:
-    with explained(address, name):
-        answer = client.get(path_of(address, name))
-        if answer.meta["size"] > MAXIMUM_BYTES:
-            raise FormatError(
-                f"`{name}` of `{address}` has {answer.meta['size']} bytes, expected at most {MAXIMUM_BYTES}"
-            )
-        return bytes(answer.bytes())
 
 
 def _part(file: Any, start: int, stop: int) -> bytes:
