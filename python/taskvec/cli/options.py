@@ -229,26 +229,40 @@ vector_options = together(declared_options(Settings, only=lambda each: each.for_
 """Those of them that a command takes which saves a vector."""
 
 
-def storage_options(function: Function) -> Function:
-    """``--storage-option`` and ``--scratch``, which hold while the command runs."""
+def storage_option(function: Function) -> Function:
+    """``--storage-option``, which holds while the command runs."""
 
     @functools.wraps(function)
-    def with_storage(
-        *arguments: Any, storage_option: dict[str, str], scratch: str | None, **rest: Any
-    ) -> Any:
-        with storage(storage_option, scratch=scratch):
+    def with_options(*arguments: Any, storage_option: dict[str, str], **rest: Any) -> Any:
+        with storage(storage_option):
             return function(*arguments, **rest)
 
-    options = together(
-        option("--storage-option", multiple=True, callback=split_options, section="Models",
-               metavar="KEY=VALUE",
-               help="An option of the object store of s3://, gs:// or az://, such as `region=eu-west-1` or "
-               "`endpoint=https://...` (repeatable)."),
-        option("--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
-               help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
-               f"[default: ${VARIABLE}, or taskvec in the user's cache]"),
+    declared = option(
+        "--storage-option", multiple=True, callback=split_options, section="Models", metavar="KEY=VALUE",
+        help="An option of the object store of s3://, gs:// or az://, such as `region=eu-west-1` or "
+        "`endpoint=https://...` (repeatable).",
     )  # fmt: skip
-    return options(with_storage)  # type: ignore[return-value]
+    return declared(with_options)  # type: ignore[return-value]
+
+
+def scratch_option(function: Function) -> Function:
+    """``--scratch``, which holds while the command runs."""
+
+    @functools.wraps(function)
+    def with_scratch(*arguments: Any, scratch: str | None, **rest: Any) -> Any:
+        with storage(scratch=scratch):
+            return function(*arguments, **rest)
+
+    declared = option(
+        "--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
+        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+        f"[default: ${VARIABLE}, or taskvec in the user's cache]",
+    )  # fmt: skip
+    return declared(with_scratch)  # type: ignore[return-value]
+
+
+storage_options = together(storage_option, scratch_option)
+"""The options of every command that names a model."""
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:

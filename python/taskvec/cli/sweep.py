@@ -10,7 +10,16 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
-from taskvec.cli.options import Size, alpha_option, option, selection_options, split_names, talk_options, verb
+from taskvec.cli.options import (
+    Size,
+    alpha_option,
+    option,
+    selection_options,
+    split_names,
+    storage_option,
+    talk_options,
+    verb,
+)
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -63,6 +72,7 @@ A sweep file, with less of it to try it out:
         help="Run arms side by side, one process per GPU.")  # fmt: skip
 @option("--jobs", type=click.IntRange(1), default=1, metavar="N", section="Machine",
         help="Run arms side by side on one device.")  # fmt: skip
+@storage_option
 @talk_options("sweep")
 def command(console: Console, file: str | None, out: str, **options: Any) -> int:
     """Merge, evaluate and compare a vector with its controls.
