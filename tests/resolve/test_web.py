@@ -172,6 +172,53 @@ def test_no_connection(local: Trio, web: Web) -> None:
         tv.open("https://no-such-host.invalid/r")
 
 
+# --- object stores ---
+
+OPTIONS = {
+    "s3": {"endpoint": "URL", "region": "eu", "access_key_id": KEY, "secret_access_key": SECRET},
+    "gs": {"google_base_url": "URL", "skip_signature": "true"},
+    "az": {"endpoint": "URL", "account_name": "me", "sas_token": f"sig={TOKEN}"},
+}
+
+
+@pytest.mark.parametrize("scheme", OPTIONS)
+def test_object_stores(web: Web, local: Trio, tmp_path: Path, scheme: str) -> None:
+    for name, folder in zip("tdr", local, strict=True):
+        web.put(f"box/some/{name}", folder)
+    addresses = [f"{scheme}://box/some/{name}" for name in "tdr"]
+    options = {key: web.url if value == "URL" else value for key, value in OPTIONS[scheme].items()}
+    with tv.storage({**options, "allow_http": "true"}):
+        tv.transfer(*addresses, tmp_path / "out")
+    tv.transfer(*local, tmp_path / "local")
+    assert weights(tmp_path / "out") == weights(tmp_path / "local")
+    manifest = (tmp_path / "out" / "taskvec.json").read_text()
+    assert addresses[0] in manifest
+    assert TOKEN not in manifest
+
+
+@pytest.mark.parametrize(
+    ("scheme", "key", "value"),
+    [
+        ("s3", "timeout", "planted"),
+        ("s3", "root_certificate", "planted"),
+        ("gs", "service_account", "/planted.json"),
+        ("gs", "service_account_key", '{"private_key": "planted"}'),
+        ("az", "account_key", "planted no base64"),
+        ("https", "timeout", "planted"),
+    ],
+)
+@pytest.mark.usefixtures("quick")
+def test_an_option_with_a_wrong_value_is_not_repeated(scheme: str, key: str, value: str) -> None:
+    options = {"region": "eu", "account_name": "me", "access_key_id": KEY, "secret_access_key": SECRET}
+    only = {name: each for name, each in options.items() if (name == "account_name") == (scheme == "az")}
+    given = only if scheme in ("s3", "az") else {}
+    with tv.storage({**given, key: value}), pytest.raises(HubError, match="as it is set up") as caught:
+        tv.open(f"{scheme}://host/model")
+    said = f"{caught.value.hint} {''.join(traceback.format_exception(caught.value))}"
+    assert "--storage-option" in str(caught.value.hint)
+    assert "planted" not in said
+
+
 # --- the words of object stores ---
 
 

@@ -1,6 +1,7 @@
 """A web server of the tests' own: files with ranges and ETags, and faults on demand.
 
-It stands for an object store as well, where that store only refuses.
+It stands for an object store as well: it lists files as those of Amazon, Google and Azure do, and asks nobody
+for credentials.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 
 @dataclass
@@ -67,11 +69,36 @@ class Web:
                 return fault
         return None
 
+    def listed(self, bucket: str, prefix: str, is_azure: bool) -> bytes:
+        """The files of a bucket below a prefix, as Azure or the others list them."""
+        rows = [(name.removeprefix(f"{bucket}/"), data) for name, data in self.files.items()]
+        rows = [(key, data) for key, data in rows if f"{bucket}/{key}".startswith(prefix)]
+        if is_azure:
+            blobs = (
+                f"<Blob><Name>{key}</Name><Properties><Last-Modified>{moment(data)}</Last-Modified>"
+                f"<Content-Length>{len(data)}</Content-Length><Content-Type>x</Content-Type>"
+                f"<Etag>{(self.tag(data) or '').strip(chr(34))}</Etag></Properties></Blob>"
+                for key, data in rows
+            )
+            blob_list = f"<Blobs>{''.join(blobs)}</Blobs><NextMarker/>"
+            return f"<EnumerationResults><Prefix/>{blob_list}</EnumerationResults>".encode()
+        contents = (
+            f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
+            f"<ETag>{escape(self.tag(data) or '')}</ETag><Size>{len(data)}</Size></Contents>"
+            for key, data in rows
+        )
+        return f"<ListBucketResult>{''.join(contents)}</ListBucketResult>".encode()
+
     def tag(self, data: bytes) -> str | None:
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
         return {"strong": f'"{digest}"', "weak": f'W/"{digest}"', "none": None, "other": f'"{digest[::-1]}"'}[
             self.tags
         ]
+
+
+def moment(data: bytes) -> str:
+    """The time of a file's last change."""
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(1_000_000_000 + len(data)))
 
 
 def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
@@ -87,16 +114,18 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 time.sleep(fault.stall)
             if fault is not None and fault.status:
                 return self._answer(fault.status, fault.body, {})
-            data = web.files.get(unquote(self.path))
+            path, _, query = self.path.partition("?")
+            if "list" in query:
+                prefix = f"{path}/{parse_qs(query)['prefix'][0]}"
+                return self._answer(200, web.listed(path, prefix, "comp=list" in query), {})
+            data = web.files.get(unquote(path))
             if data is None:
                 return self._answer(web.missing, b"", {})
             tag = web.tag(data)
             if (wanted := self.headers.get("If-Match")) is not None and wanted != tag:
                 return self._answer(412, b"", {})
             headers = {"ETag": tag} if tag else {}
-            headers["Last-Modified"] = time.strftime(
-                "%a, %d %b %Y %H:%M:%S GMT", time.gmtime(1_000_000_000 + len(data))
-            )
+            headers["Last-Modified"] = moment(data)
             given, status = self.headers.get("Range"), 200
             if given and web.ranges:
                 first, _, last = given.removeprefix("bytes=").partition("-")

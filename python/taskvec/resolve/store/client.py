@@ -9,6 +9,7 @@ from typing import Any
 
 from taskvec.errors import HubError
 from taskvec.resolve.store.address import WEB, Address
+from taskvec.resolve.store.errors import not_set_up
 from taskvec.resolve.store.profile import of_profile
 
 # A stalled connection ends after a time without a byte; a slow one may take its time.
@@ -66,13 +67,16 @@ def connect(address: Address, options: Mapping[str, str]) -> Any:
         ) from None
     client: dict[str, Any] = {**LIMITS, "user_agent": "taskvec", **_connection(address.scheme, options)}
     common: dict[str, Any] = {"client_options": client, "retry_config": REPEAT}
-    if address.scheme in WEB:
-        client["allow_http"] = address.scheme == "http"
-        return stores.HTTPStore.from_url(f"{address.scheme}://{address.place}", **common)
-    if address.scheme == "s3" and (provider := of_profile(options)) is not None:
-        common["credential_provider"] = provider
-    make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[address.scheme]
-    return make(address.place, config=_config(address.scheme, options), **common)
+    try:
+        if address.scheme in WEB:
+            client["allow_http"] = address.scheme == "http"
+            return stores.HTTPStore.from_url(f"{address.scheme}://{address.place}", **common)
+        if address.scheme == "s3" and (provider := of_profile(options)) is not None:
+            common["credential_provider"] = provider
+        make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[address.scheme]
+        return make(address.place, config=_config(address.scheme, options), **common)
+    except (TypeError, ValueError):  # a certificate that is none, for example; the text may be a secret
+        raise not_set_up(f"`{address}`") from None
 
 
 def _connection(scheme: str, options: Mapping[str, str]) -> dict[str, str]:

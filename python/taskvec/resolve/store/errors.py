@@ -62,6 +62,14 @@ def changed(address: Address, file: str, what: str) -> HubError:
     )
 
 
+def not_set_up(subject: str) -> HubError:
+    """Something in the options is wrong; what it is may be a secret."""
+    return HubError(
+        f"{subject} cannot be reached as it is set up",
+        "check the options that `--storage-option` and the environment give for this kind of store",
+    )
+
+
 def explain(error: Exception, address: Address, file: str | None) -> Error | None:
     """The error to raise in place of `error`; ``None`` where it is a defect and not the address's doing."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -153,10 +161,7 @@ def _of_connection(text: str, address: Address, file: str | None) -> Error:
             "`--storage-option root_certificate=...`",
         )
     if kind is None and "HttpError" not in text:
-        return HubError(
-            f"{subject} cannot be reached as it is set up",
-            "check the options that `--storage-option` and the environment give for this kind of store",
-        )
+        return not_set_up(subject)
     reason = {
         "Connect": "no connection",
         "Timeout": "no answer in time",
