@@ -49,7 +49,7 @@ def current() -> Storage:
 def storage(
     options: Mapping[str, str] | None = None, *, scratch: str | os.PathLike[str] | None = None
 ) -> Iterator[None]:
-    """Set how addresses are reached that are opened within.
+    """Set how addresses are reached that this thread or task opens within.
 
     Parameters
     ----------

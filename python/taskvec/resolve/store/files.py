@@ -64,7 +64,7 @@ class Store:
     def folder(self) -> Path:
         """The folder for the files of this state."""
         last = self.address.folder.rpartition("/")[2] or self.address.place
-        return self.cache / f"{last}-{_digest(str(self.address))[:12]}" / self.identity.revision[:16]
+        return self.cache / f"{last[:40]}-{_digest(str(self.address))[:12]}" / self.identity.revision[:16]
 
     def list(self) -> Mapping[str, RemoteFile]:
         """Every file by its name."""

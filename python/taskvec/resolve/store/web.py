@@ -40,7 +40,7 @@ def web_files(
         The bytes of a small file.
     """
     found = dict(look(USUAL))
-    named: list[str] = []
+    named: list[Any] = []
     if INDEX in found:
         weight_map = _parsed(read, INDEX).get("weight_map")
         named += weight_map.values() if isinstance(weight_map, dict) else ()
