@@ -120,6 +120,24 @@ def test_every_verb_takes_addresses(addresses: list[str], local: Trio, s3: S3, t
     assert weights(tmp_path / "merged") == weights(tmp_path / "same-merged")
 
 
+def test_a_plan_in_a_file_and_its_parts(
+    addresses: list[str], local: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [word for role, at in zip(ROLES, addresses, strict=True) for word in (f"--{role}", at)]
+    plan, out = str(tmp_path / "plan.json"), str(tmp_path / "out")
+    words = ["--storage-option", f"token={TOKEN}"]
+    assert run(["plan", "transfer", *models, *words, "-o", plan, "--to", out]) == 0
+    assert not weights(tmp_path / "scratch")
+    text = (tmp_path / "plan.json").read_text()
+    assert addresses[0] in text
+    assert not [secret for secret in (KEY, SECRET, TOKEN) if secret in text]
+    for part in ("1/2", "0/2"):
+        assert run(["run", plan, "--part", part, *words]) == 0, capsys.readouterr().err
+    tv.transfer(*local, tmp_path / "local")
+    assert weights(tmp_path / "out") == weights(tmp_path / "local")
+    assert tv.verify(tmp_path / "out").ok
+
+
 def test_a_vector_is_measured_without_a_run(
     addresses: list[str], local: Trio, s3: S3, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.job import write_report
-from taskvec.cli.options import talk_options, threads_option, verb
+from taskvec.cli.options import storage_options, talk_options, threads_option, verb
 
 EXAMPLES = """
 After parts of which the last one was killed at its end:
@@ -17,6 +17,7 @@ After parts of which the last one was killed at its end:
 @verb("finish", examples=EXAMPLES)
 @click.argument("out", metavar="OUT")
 @threads_option
+@storage_options
 @talk_options("finish")
 def command(console: Console, out: str, threads: int | None) -> int:
     """Write index, model card and manifest of OUT, once the parts have written all of its weights.

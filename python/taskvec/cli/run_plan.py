@@ -14,6 +14,7 @@ from taskvec.cli.options import (
     dry_run_option,
     option,
     part_option,
+    storage_options,
     talk_options,
     together,
     verb,
@@ -43,6 +44,7 @@ NAMES = ("threads", "max_memory", "force", "overwrite", "resume", "rehash")
 @option("-o", "--out", type=click.Path(path_type=str), section="Output", metavar="OUT",
         help="Folder to write; that of the plan by default.")  # fmt: skip
 @together(*(declared_option(name, options_of(Settings)[name]) for name in NAMES), part_option, dry_run_option)
+@storage_options
 @talk_options("run")
 def command(console: Console, path: str, out: str | None, **options: Any) -> int:
     """Run PLAN, a file that `taskvec plan` has written.
