@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import taskvec as tv
@@ -222,3 +223,50 @@ def test_awq_in_slices(tmp_path: Path) -> None:
     with pytest.raises(CompatibilityError) as caught:
         tv.merge(document, tmp_path / "out")
     assert "quantised-basis" in [each.id for each in caught.value.findings]
+
+
+def test_convert_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """How far packing moved each weight, as NumPy measures it, and no word of a step."""
+    everyone = ("target", "donor", "reference")
+    trio, values = packed_trio(tmp_path, BY_NAME[FP8], plain=everyone)
+    out = tmp_path / "out"
+    shown = invoke(capsys, "convert", trio.target, "-o", out, "--out-dtype", "int4-g32", "--verbose")
+    assert shown.code == 0, shown.err
+    assert "7 packed, 7 plain" in shown.err
+    assert "survival" not in shown.err
+    again = invoke(capsys, "convert", trio.target, "-o", out, "--out-dtype", "int4-g32", "--json")
+    assert json.loads(again.out)["already_done"]
+    kept = ("--keep", "up_proj", "--out-dtype", "int4-g32")
+    refused = invoke(capsys, "convert", trio.target, "-o", out, *kept)
+    assert refused.code != 0
+    assert "--overwrite" in refused.err
+    ran = invoke(capsys, "convert", trio.target, "-o", out, *kept, "--overwrite", "--json")
+    tensors = json.loads(ran.out)["outputs"][0]["tensors"]
+    model = tv.open(out)
+    assert (
+        set(tensors)
+        == set(model.packed)
+        == {name for name in model if is_packed(name) and "up_proj" not in name}
+    )
+    for name, row in tensors.items():
+        before = values[0][name].astype(np.float64)
+        error = np.linalg.norm(model[name].astype(np.float64) - before) / np.linalg.norm(before)
+        assert row["format_error"] == pytest.approx(error, rel=1e-4)
+        assert f"{name} " in shown.err
+
+
+def test_convert_says_what_stays_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sides that are no multiple of the format's blocks; what the user keeps needs no word."""
+    everyone = ("target", "donor", "reference")
+    sizes = {"hidden": 256, "intermediate": 192, "heads": 4, "kv_heads": 2}
+    trio, _ = packed_trio(tmp_path, BY_NAME[FP8], plain=everyone, **sizes)
+    shown = invoke(capsys, "convert", trio.target, "-o", tmp_path / "out", "--out-dtype", "fp8-block")
+    for name in ("down", "gate", "up"):
+        assert f"`model.layers.*.mlp.{name}_proj.weight`" in shown.err
+    assert "multiples of 128 and 128" in " ".join(shown.err.split())
+    kept = invoke(
+        capsys, "convert", trio.target, "-o", tmp_path / "kept", "--out-dtype", "fp8-block", "--keep", "mlp"
+    )
+    assert "convert-plain" not in kept.err
+    config = tv.open(tmp_path / "out").config["quantization_config"]
+    assert "model.layers.0.mlp.up_proj" in config["modules_to_not_convert"]
