@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::kernels::combine::{
-    add_difference, add_scaled, difference, keep_donor, odd, scale, scale_difference, step, step_again,
+    add_difference, add_scaled, difference, keep_donor, odd, scale, scale_difference, step, step_again, Single,
 };
 use taskvec_core::kernels::elementwise::{elect_unweighted, largest_agreeing, overlap_mean, variance};
 use taskvec_core::kernels::factor::Factor;
@@ -227,7 +227,7 @@ proptest! {
             add_difference(level, &y, &z, weight, &mut out);
             let want: Vec<f32> = (0..x.len()).map(|i| weight * (x[i] - y[i]) + weight * (y[i] - z[i])).collect();
             prop_assert_eq!(bits(&out), bits(&want));
-            let fine = step(level, &x, &y, f64::from(weight), &mut out);
+            let fine = step(level, &x, &y, f64::from(weight), Single::Odd, &mut out);
             let plain = |(t, d): (&f32, &f32)| if *d == 0.0 || weight == 0.0 { *t } else { t + weight * d };
             let want: Vec<f32> = x.iter().zip(&y).map(plain).collect();
             prop_assert_eq!(bits(&out), bits(&want));
@@ -254,8 +254,8 @@ proptest! {
         let first = {
             let (mut delta, mut out) = (vec![0f32; t.len()], vec![0f32; t.len()]);
             difference(Level::SCALAR, &single(&d), &single(&r), &mut delta);
-            step(Level::SCALAR, &single(&t), &delta, alpha, &mut out);
-            step_again(Level::SCALAR, &t, &[(&d, Some(&r), 1.0)], alpha, &mut out);
+            step(Level::SCALAR, &single(&t), &delta, alpha, Single::Odd, &mut out);
+            step_again(Level::SCALAR, &t, &[(&d, Some(&r), 1.0)], alpha, Single::Odd, &mut out);
             out
         };
         let rounded = back(Dtype::BF16, &bytes_of(Level::SCALAR, Dtype::BF16, &first));
@@ -267,8 +267,8 @@ proptest! {
         for level in Level::available() {
             let (mut delta, mut out) = (vec![0f32; t.len()], vec![0f32; t.len()]);
             difference(level, &single(&d), &single(&r), &mut delta);
-            step(level, &single(&t), &delta, alpha, &mut out);
-            step_again(level, &t, &[(&d, Some(&r), 1.0)], alpha, &mut out);
+            step(level, &single(&t), &delta, alpha, Single::Odd, &mut out);
+            step_again(level, &t, &[(&d, Some(&r), 1.0)], alpha, Single::Odd, &mut out);
             prop_assert_eq!(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), first.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
         }
     }
@@ -277,7 +277,7 @@ proptest! {
     fn sums_have_the_same_bits_at_every_level(rows in prop::collection::vec((-2.0..2.0f32, -1e-3..1e-3f32), 1..3000)) {
         let (t, d): (Vec<f32>, Vec<f32>) = rows.into_iter().unzip();
         let mut out = vec![0f32; t.len()];
-        step(Level::SCALAR, &t, &d, 0.5, &mut out);
+        step(Level::SCALAR, &t, &d, 0.5, Single::Odd, &mut out);
         let first = step_sums(Level::SCALAR, &t, &d, 0.5, &out);
         let plain: f64 = t.iter().zip(&d).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         prop_assert!((dot(Level::SCALAR, &t, &d) - plain).abs() <= 1e-12);

@@ -13,7 +13,7 @@ use crate::kernels::{Level, Real};
 use crate::threads::lock;
 
 /// Sums over one output tensor, as the journal keeps them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Survival {
     /// Σ step².
     #[serde(deserialize_with = "finite_or_null")]
@@ -36,9 +36,9 @@ pub(crate) struct Survival {
     pub lost: u64,
     /// Elements measured.
     pub elements: u64,
-    /// What its difference of donor and reference is like, where that is measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise: Option<Noise>,
+    /// What its differences of donor and reference are like, where that is measured: one for each pair of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub noises: Vec<Noise>,
 }
 
 /// A sum that is not finite is written as null, for JSON has nothing else.
@@ -69,13 +69,14 @@ impl Survival {
         self.changed += other.changed;
         self.lost += other.lost;
         self.elements += other.elements;
-        self.add_noise(other.noise.as_ref());
+        other.noises.iter().for_each(|noise| self.add_noise(noise));
     }
 
-    /// Adds what a tile's difference is like.
-    pub(crate) fn add_noise(&mut self, noise: Option<&Noise>) {
-        if let Some(noise) = noise {
-            self.noise.get_or_insert_default().merge(noise);
+    /// Adds what a tile's difference of one pair is like.
+    pub(crate) fn add_noise(&mut self, noise: &Noise) {
+        match self.noises.iter_mut().find(|own| own.pair == noise.pair) {
+            Some(own) => own.merge(noise),
+            None => self.noises.push(*noise),
         }
     }
 
@@ -124,6 +125,9 @@ pub(crate) fn number(x: f64) -> Option<f64> {
 /// a vector can be told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Noise {
+    /// Which donor and reference of the sum, counted from 0.
+    #[serde(default)]
+    pub pair: usize,
     /// Whether both are stored as codes with scales, in one format; or both as plain numbers.
     pub packed: bool,
     /// Elements measured.
@@ -171,6 +175,7 @@ impl Noise {
             groups: coded(self.groups),
             magnitudes: number(self.magnitudes),
             name,
+            pair: self.pair,
             reference_squares: number(self.reference),
             scales_differ: coded(self.scales),
             squares: number(self.squares),
@@ -192,6 +197,7 @@ pub(crate) struct NoiseFigures<'n> {
     magnitudes: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'n str>,
+    pair: usize,
     reference_squares: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scales_differ: Option<u64>,

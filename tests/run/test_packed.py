@@ -489,6 +489,37 @@ def test_the_cosine_with_the_true_vector(tmp_path: Path, name: str) -> None:
     assert again.outputs[0].noise == noise
 
 
+@pytest.mark.parametrize("name", ["block FP8, F32 scales", "CT INT4 group 32", "CT MXFP4"])
+def test_packed_output_is_measured_in_the_same_way(tmp_path: Path, name: str) -> None:
+    """The line of a run that writes the format, and of a merge of one or several donors."""
+    trio, _ = packed_trio(tmp_path, BY_NAME[name], step=0.002)
+    plain = tv.transfer(*trio, tmp_path / "plain", out_dtype="bfloat16").outputs[0].noise
+    report = tv.transfer(*trio, tmp_path / "packed", out_dtype="target", force="quantised-lost")
+    assert plain is not None
+    assert report.outputs[0].noise == plain
+    facts = json.loads((tmp_path / "packed" / "taskvec.json").read_text())
+    assert facts["noise"] == report.to_dict()["outputs"][0]["noise"]
+    assert "How much of the vector is signal" in (tmp_path / "packed" / "README.md").read_text()
+    target, donor, reference = map(str, trio)
+    for weights in ((1.0,), (0.5, 0.5)):
+        document = {
+            "merge_method": "task_arithmetic",
+            "base_model": target,
+            "models": [
+                {"model": donor, "relative_to": reference, "parameters": {"weight": weight}}
+                for weight in weights
+            ],
+        }
+        for out_dtype in ("bfloat16", "target"):
+            out = tmp_path / f"merge-{len(weights)}-{out_dtype}"
+            merged = tv.merge(document, out, out_dtype=out_dtype, force="quantised-lost").outputs[0].noise
+            assert merged is not None
+            same = ("codes_differ", "scales_differ", "cosine", "cosine_by_size", "cosine_by_step")
+            for field in same:
+                assert getattr(merged, field) == pytest.approx(getattr(plain, field), rel=1e-4), field
+            assert merged.step == pytest.approx(plain.step * sum(w * w for w in weights) ** 0.5, rel=1e-4)
+
+
 def test_plain_models_have_no_noise(tmp_path: Path) -> None:
     trio, _ = packed_trio(tmp_path, FP8, plain=("target", "donor", "reference"))
     report = tv.transfer(*trio, tmp_path / "out")

@@ -42,6 +42,9 @@ FINDINGS: dict[str, Kind] = {
         "they are combined as the files have them",
     ),
     "quantised-noise": Kind("warning", "the vector is the difference of two quantised models"),
+    "quantised-rules": Kind(
+        "warning", "most scales of donor and reference differ, as those of different quantisers do"
+    ),
     "quantised-ranking": Kind("warning", "a method ranks differences of 4-bit weights by their size"),
     "quantised-switch": Kind("warning", "alpha is rounded away in the target's quantised format"),
     "quantised-lost": Kind(

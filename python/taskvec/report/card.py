@@ -264,7 +264,7 @@ def _survival(survival: Mapping[str, Any]) -> str:
 def _noise(noise: Mapping[str, Any] | None) -> str:
     if noise is None:
         return ""
-    words = noise_words(Noise(*(noise[field] for field in Noise._fields)))
+    words = noise_words(Noise(*(noise.get(field) for field in Noise._fields)))
     return "## How much of the vector is signal\n\n" + escape("; ".join(words)) + "."
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskvec.report.noise import Noise, Sums, noise_of, noise_words
+from taskvec.report.noise import FOREIGN, FOREIGN_WORDS, Noise, Sums, noise_of, noise_words
 from taskvec.report.survival import Status, Survival, status_of, survival_words
 
 if TYPE_CHECKING:
@@ -176,6 +176,24 @@ def rounding_findings(outputs: Sequence[Output], rounding: str) -> list[Finding]
             )
         )
     return findings
+
+
+def noise_findings(outputs: Sequence[Output]) -> list[Finding]:
+    """A warning where most scales of donor and reference differ; the same of every output."""
+    from taskvec.compat.findings import finding
+
+    noise = outputs[0].noise if outputs else None
+    if noise is None or noise.scales_differ <= FOREIGN:
+        return []
+    return [
+        finding(
+            "quantised-rules",
+            "donor and reference",
+            f"at most {FOREIGN:.0%} of the scales of a small change",
+            f"{noise.scales_differ:.1%} of the scales differ: {FOREIGN_WORDS}",
+            "take the models that they were quantised from",
+        )
+    ]
 
 
 def parse_engine_report(

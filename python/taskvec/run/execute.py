@@ -23,7 +23,7 @@ from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, meter
 from taskvec.report import manifest
-from taskvec.report.report import Report, parse_engine_report, rounding_findings
+from taskvec.report.report import Report, noise_findings, parse_engine_report, rounding_findings
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
@@ -149,7 +149,11 @@ def _execute(job: Job, publish: Publisher) -> Report:
         threads=engine["threads"],
         cpu_level=engine["cpu_level"],
         resumed_shards=engine["resumed_shards"],
-        findings=(*plan.findings, *rounding_findings(outputs, settings.rounding)),
+        findings=(
+            *plan.findings,
+            *rounding_findings(outputs, settings.rounding),
+            *noise_findings(outputs),
+        ),
         plan=plan.digest,
     )
 

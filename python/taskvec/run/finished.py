@@ -197,7 +197,7 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
 
 
 def _noise(noise: Mapping[str, Any] | None) -> Noise | None:
-    return None if noise is None else Noise(*(noise[field] for field in Noise._fields))
+    return None if noise is None else Noise(*(noise.get(field) for field in Noise._fields))
 
 
 def _plain(value: Any) -> Any:

@@ -72,8 +72,8 @@ kernel! {
 kernel! {
     /// `out = target + alpha · delta`, the target's own value (and sign of zero) where delta is zero or alpha is;
     /// true if no sum cancelled so far, or became so large, that it wants a second look. Where the compute type does
-    /// not hold alpha, product and sum are f64's, rounded to odd.
-    pub fn step<R>(target: &[R], delta: &[R], alpha: f64, out: &mut [R]) -> bool {
+    /// not hold alpha, product and sum are f64's, rounded once.
+    pub fn step<R>(target: &[R], delta: &[R], alpha: f64, rounding: Single, out: &mut [R]) -> bool {
         if alpha == 0.0 {
             out.copy_from_slice(target);
             return true;
@@ -81,8 +81,10 @@ kernel! {
         if holds::<R>(alpha) {
             let alpha = R::from_f64(alpha);
             step_each(target, delta, |t, d| t + alpha * d, out)
-        } else {
+        } else if rounding == Single::Odd {
             step_each(target, delta, |t, d| R::from_f32(odd(t.to_f64() + alpha * d.to_f64())), out)
+        } else {
+            step_each(target, delta, |t, d| R::from_f64(t.to_f64() + alpha * d.to_f64()), out)
         }
     }
 }
@@ -107,7 +109,7 @@ pub type Term<'a> = (&'a [f64], Option<&'a [f64]>, f64);
 
 kernel! {
     /// The elements that f32 cannot do well, again in f64: where the sum cancelled, or became too large.
-    pub fn step_again(target: &[f64], terms: &[Term<'_>], alpha: f64, out: &mut [f32]) {
+    pub fn step_again(target: &[f64], terms: &[Term<'_>], alpha: f64, rounding: Single, out: &mut [f32]) {
         if alpha == 0.0 {
             return;
         }
@@ -119,10 +121,20 @@ kernel! {
             }
             let small = f64::from(slot.abs()) < target[i].abs() * CANCELLED;
             if sum != 0.0 && (small || !slot.is_finite()) {
-                *slot = odd(target[i] + alpha * sum);
+                let moved = target[i] + alpha * sum;
+                *slot = if rounding == Single::Odd { odd(moved) } else { moved as f32 };
             }
         }
     }
+}
+
+/// How a sum in f64 becomes f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Single {
+    /// To odd: it is rounded once more, to at most 22 bits.
+    Odd,
+    /// To the nearest: it is what goes on.
+    Nearest,
 }
 
 /// f64 → f32 rounded to odd: a later rounding to at most 22 bits then gives what rounding the f64 at once would.

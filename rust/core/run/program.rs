@@ -28,8 +28,8 @@ pub(crate) struct Program<'a> {
     pub inputs: Box<[Input<'a>]>,
     /// How it computes.
     pub arithmetic: Arithmetic,
-    /// Donor and reference among the inputs, where their difference is to be measured: where models are packed.
-    pub pair: Option<(usize, usize)>,
+    /// The differences that the step is a sum of, where they are to be measured: where models are packed.
+    pub pairs: Vec<Pair>,
     id: usize,
     state: RwLock<Option<Arc<State>>>,
     read: AtomicBool,
@@ -59,18 +59,29 @@ pub(crate) enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// Donor and reference, where the step is that difference times a factor.
-    fn pair(&self) -> Option<(usize, usize)> {
+    /// The differences of two models that the step is a weighted sum of.
+    fn pairs(&self) -> Vec<Pair> {
         let terms = match self {
             Arithmetic::Narrow(method) => method.sum_of(),
             Arithmetic::Wide(method) => method.sum_of(),
             Arithmetic::Raw | Arithmetic::Convert { .. } | Arithmetic::Aside => None,
         };
-        match terms {
-            Some([Term { model, reference: Some(reference), .. }]) => Some((*model, *reference)),
-            _ => None,
-        }
+        let terms = terms.unwrap_or_default();
+        let weight = |term: &Term| if terms.len() > 1 { term.weight } else { 1.0 };
+        let pair = |term: &Term| Some(Pair { donor: term.model, reference: term.reference?, weight: weight(term) });
+        terms.iter().filter_map(pair).collect()
     }
+}
+
+/// A difference of two inputs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    /// What the difference is of.
+    pub donor: usize,
+    /// What it is against.
+    pub reference: usize,
+    /// Its weight against those of other pairs: 1 where it is the only one.
+    pub weight: f64,
 }
 
 /// One output of a tile.
@@ -139,8 +150,8 @@ impl<'a> Program<'a> {
         let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
         let read = AtomicBool::new(false);
         let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
-        let pair = packed.then(|| arithmetic.pair()).flatten();
-        Program { index, job, inputs, arithmetic, pair, id, state, read, level, seed: plan.seed, monitor, non_finite }
+        let pairs = if packed { arithmetic.pairs() } else { Vec::new() };
+        Program { index, job, inputs, arithmetic, pairs, id, state, read, level, seed: plan.seed, monitor, non_finite }
     }
 
     /// The tensor as its method sees it.

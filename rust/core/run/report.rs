@@ -58,7 +58,7 @@ impl Serialize for Journaled<'_> {
             tensors: T,
             non_finite: &'a [(String, String, u64)],
         }
-        let row = |(job, sum): &(usize, Survival)| Measured((&*self.plan.jobs[*job].name).into(), *sum);
+        let row = |(job, sum): &(usize, Survival)| Measured((&*self.plan.jobs[*job].name).into(), sum.clone());
         Extra { tensors: Each(&self.found.tensors, &row), non_finite: &self.found.non_finite }.serialize(serializer)
     }
 }
@@ -149,7 +149,7 @@ impl Serialize for Written<'_> {
         }
         rows.iter().for_each(|(_, sum)| total.merge(sum));
         let noises: Vec<(&str, &Noise)> =
-            rows.iter().filter_map(|(name, s)| Some((*name, s.noise.as_ref()?))).collect();
+            rows.iter().flat_map(|(name, sum)| sum.noises.iter().map(|noise| (*name, noise))).collect();
         Folder {
             alpha: self.output.alpha,
             folder: &self.output.folder,

@@ -136,7 +136,7 @@ impl ShardState {
     /// Takes in what the worker found out about a block that it has computed.
     pub(super) fn measured(&self, block: &Block, worker: &Worker) {
         self.digest.leaf(block.index, worker.bytes(self.slot));
-        let rows = worker.measured(self.slot).iter().map(|(job, survival)| (block.index, *job, *survival));
+        let rows = worker.measured(self.slot).iter().map(|(job, survival)| (block.index, *job, survival.clone()));
         lock(&self.survival).extend(rows);
     }
 
@@ -167,7 +167,7 @@ impl ShardState {
         for (_, job, sum) in &sums {
             match tensors.last_mut().filter(|(last, _)| last == job) {
                 Some((_, tensor)) => tensor.merge(sum),
-                None => tensors.push((*job, *sum)),
+                None => tensors.push((*job, sum.clone())),
             }
         }
         tensors

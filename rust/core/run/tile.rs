@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::combine::{keep_donor, step, step_again, Term as WideTerm, CANCELLED};
+use crate::kernels::combine::{keep_donor, step, step_again, Single, Term as WideTerm, CANCELLED};
 use crate::kernels::fused::stored::{step_stored_bf16, StoredTerm, TERMS};
 use crate::kernels::fused::tiles::step_tiles_bf16;
 use crate::kernels::narrow::Rounding;
@@ -14,7 +14,7 @@ use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
-use crate::run::noise::measured;
+use crate::run::noise::of_pairs;
 use crate::run::program::{Arithmetic, Program};
 use crate::storage::chunk::{Chunk, Exact};
 use crate::storage::Storage;
@@ -81,6 +81,8 @@ struct Moved<'t, R> {
     delta: &'t [R],
     terms: Option<&'t [Term]>,
     alpha: f64,
+    /// How what f64 computes becomes f32.
+    rounding: Single,
     /// The donor and the reference where the target may have to become the donor.
     donor: Option<(&'t [R], &'t [R])>,
     elsewhere: Option<Exact<'t>>,
@@ -196,7 +198,7 @@ impl Tiler {
         outputs: &mut [Target<'_>],
     ) -> bool {
         let (Some(terms), factor, Span { at, n, .. }) = (method.sum_of(), method.factor(), span) else { return false };
-        if !place.is_short(span) || place.program.pair.is_some() || terms.is_empty() || terms.len() > TERMS {
+        if !place.is_short(span) || !place.program.pairs.is_empty() || terms.is_empty() || terms.len() > TERMS {
             return false;
         }
         // All inputs are to be read: what is not finite is to be found.
@@ -285,10 +287,10 @@ impl Tiler {
             }
         });
         let Tiles { inputs, step: delta, out, rounded } = tiles;
-        if let (true, Some((donor, reference))) = (counted, program.pair) {
-            let pair = (&chunks[donor], &chunks[reference]);
-            let noise = measured(level, pair, at, &inputs[donor], &inputs[reference]);
-            outputs.iter_mut().filter_map(|output| output.survival.as_mut()).for_each(|s| s.add_noise(noise.as_ref()));
+        if counted {
+            for noise in of_pairs(level, &program.pairs, chunks, at, inputs) {
+                outputs.iter_mut().filter_map(|output| output.survival.as_mut()).for_each(|s| s.add_noise(&noise));
+            }
         }
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         let stepped = method.is_some_and(|method| method.computes() == Computes::Step);
@@ -329,7 +331,8 @@ impl Tiler {
                         continue;
                     }
                 }
-                let moved = Moved { inputs, delta, terms: sum, alpha, donor, elsewhere };
+                let rounding = Single::Odd;
+                let moved = Moved { inputs, delta, terms: sum, alpha, rounding, donor, elsewhere };
                 self.moved(chunks, at, &moved, out);
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
@@ -360,10 +363,10 @@ impl Tiler {
 
     /// The target with α times its step.
     fn moved<R: Real>(&mut self, chunks: &[Chunk<'_>], at: usize, moved: &Moved<'_, R>, out: &mut [R]) {
-        let Moved { inputs, delta, terms, alpha, donor, elsewhere } = moved;
-        let plain = step(self.level, &inputs[0], delta, *alpha, out);
+        let Moved { inputs, delta, terms, alpha, rounding, donor, elsewhere } = moved;
+        let plain = step(self.level, &inputs[0], delta, *alpha, *rounding, out);
         if let (true, Some(terms)) = (R::IS_F32 && !plain, terms) {
-            self.again(chunks, at, terms, *alpha, out);
+            self.again(chunks, at, terms, (*alpha, *rounding), out);
         }
         if let Some((donor, reference)) = donor {
             keep_donor(self.level, &inputs[0], donor, reference, out);
@@ -374,7 +377,14 @@ impl Tiler {
     }
 
     /// What f32 cannot do well in this tile, again in f64.
-    fn again<R: Real>(&mut self, chunks: &[Chunk<'_>], at: usize, terms: &[Term], alpha: f64, out: &mut [R]) {
+    fn again<R: Real>(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        at: usize,
+        terms: &[Term],
+        (alpha, rounding): (f64, Single),
+        out: &mut [R],
+    ) {
         let n = out.len();
         self.wide.load(self.level, chunks, at, n, |_, _| {});
         let inputs = &self.wide.inputs;
@@ -386,7 +396,7 @@ impl Tiler {
         for (slot, value) in single.iter_mut().zip(out.iter()) {
             *slot = value.to_f32();
         }
-        step_again(self.level, &inputs[0], &wide, alpha, &mut single[..n]);
+        step_again(self.level, &inputs[0], &wide, alpha, rounding, &mut single[..n]);
         for (slot, value) in out.iter_mut().zip(&single) {
             *slot = R::from_f32(*value);
         }

@@ -72,6 +72,8 @@ pub(crate) struct Run {
     pub begins: bool,
     /// The bits of the scale, and of the zero point or bias.
     pub scale: (u32, u32),
+    /// The same as the group itself stores them: without the scale of all scales.
+    pub stored: (u32, u32),
 }
 
 /// A range of elements stored as codes with scales.

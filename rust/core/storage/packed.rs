@@ -184,6 +184,7 @@ impl<V: Values> Coded for Decoded<V> {
         let Some((first, grid)) = self.0.grid() else { return };
         let (mut scales, mut more) = (Room::new(grid.wide), Room::new(grid.wide));
         let (scales, more) = (scales.slots(), more.slots());
+        let under = self.0.is_under_global();
         for piece in grid.pieces(first + at as u64, n) {
             let count = self.0.scales(level, &piece, scales, more);
             let (mut skip, wide) = grid.run(&piece);
@@ -191,7 +192,9 @@ impl<V: Values> Coded for Decoded<V> {
             for (scale, more) in scales.iter().zip(&*more).take(count) {
                 let n = (wide - skip).min(left);
                 let begins = skip == 0 && grid.begins(piece.row);
-                each(Run { n, begins, scale: (scale.to_bits(), more.to_bits()) });
+                let scale = (scale.to_bits(), more.to_bits());
+                let stored = if under { (scale.1, 0) } else { scale };
+                each(Run { n, begins, scale, stored });
                 (skip, left) = (0, left - n);
             }
         }

@@ -195,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::dtype::Dtype;
-    use crate::kernels::combine::{add_difference, keep_donor, scale_difference, step, CANCELLED};
+    use crate::kernels::combine::{add_difference, keep_donor, scale_difference, step, Single, CANCELLED};
     use crate::kernels::fused::stored::{step_stored_bf16, StoredTerm};
     use crate::kernels::fused::tiles::step_tiles_bf16;
     use crate::kernels::narrow::{narrow, Rounding};
@@ -295,7 +295,7 @@ mod tests {
                     add(level, &values(x), &y.map_or(zeros.clone(), |y| values(y)), weight, &mut delta);
                 }
                 let (mut out, mut want) = (vec![0f32; n], vec![0u8; 2 * n]);
-                let plain = step(level, &t, &delta, alpha, &mut out);
+                let plain = step(level, &t, &delta, alpha, Single::Odd, &mut out);
                 let pair = (values(&donor), values(&reference));
                 if keeps {
                     keep_donor(level, &t, &pair.0, &pair.1, &mut out);
@@ -326,7 +326,7 @@ mod tests {
                         add(level, &wide(&values(x)), &wide(&y), tenths(k), &mut delta);
                     }
                     let mut out = vec![0f64; n];
-                    step(level, &wide(&t), &delta, alpha, &mut out);
+                    step(level, &wide(&t), &delta, alpha, Single::Odd, &mut out);
                     let finite = narrow(level, Dtype::BF16, &mut out, Rounding::Nearest, &mut want);
                     let terms: Vec<StoredTerm<'_, f64>> = (0..count)
                         .map(|k| StoredTerm { model: &kept[k].0, reference: kept[k].1.as_deref(), weight: tenths(k) })

@@ -284,7 +284,7 @@ impl Banded {
         let outputs = positions.iter().zip(wanted.steps).map(|(position, step)| {
             let encoded = &patch.outputs[*position];
             context.non_finite.note(job, Where::Output(step.output), encoded.bad);
-            encoded.survival
+            encoded.survival.clone()
         });
         Some(outputs.collect())
     }

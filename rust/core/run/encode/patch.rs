@@ -52,6 +52,8 @@ pub(crate) struct Bench {
     out: Vec<f32>,
     draws: Vec<u32>,
     codes: Vec<u8>,
+    /// What the differences of donors and references in the patch are like.
+    noise: Option<Survival>,
     originals: [Buffers; 3],
 }
 
@@ -67,6 +69,7 @@ impl Bench {
             out: Vec::new(),
             draws: Vec::new(),
             codes: Vec::new(),
+            noise: None,
             originals: Default::default(),
         }
     }
@@ -125,6 +128,7 @@ impl Bench {
             delta: &mut self.delta[range.clone()],
             outs: &mut outs,
             bad,
+            noise: self.noise.as_mut(),
         };
         self.tiler.values(tile, chunks, span, &mut values)
     }
@@ -134,6 +138,7 @@ impl Bench {
     /// # Errors
     /// Unreadable input.
     pub(super) fn seen(&mut self, packed: &Packed, tile: &TilePlace<'_>, place: &Place) -> Result<Vec<Seen>> {
+        self.noise = None;
         self.compute(packed, tile, place)?;
         let n = place.elements();
         let seen = |x: &Vec<f32>| {
@@ -155,6 +160,7 @@ impl Bench {
         place: &Place,
         chosen: &[Chosen],
     ) -> Result<Patch> {
+        self.noise = Some(Survival::default());
         let bad = self.compute(packed, tile, place)?;
         self.draw(packed, tile, place);
         let originals = packed.originals(tile.program);
@@ -195,7 +201,7 @@ impl Bench {
         let (columns, wide) = (place.columns as usize, form.wide as usize);
         let across = place.across(form);
         let width = (across.end - across.start) as usize;
-        let mut encoded = Encoded::default();
+        let mut encoded = Encoded { survival: self.noise.clone().unwrap_or_default(), ..Encoded::default() };
         let size = form.bytes_before(place.column + place.columns) - form.bytes_before(place.column);
         encoded.codes.resize(size * place.rows as usize, 0);
         self.codes.resize(n, 0);

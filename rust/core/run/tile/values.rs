@@ -2,9 +2,12 @@
 
 use super::{donors, Moved, Place, Span, Tiler, Tiles};
 use crate::error::Result;
+use crate::kernels::combine::Single;
 use crate::kernels::widen::count_non_finite;
 use crate::kernels::Real;
+use crate::measure::Survival;
 use crate::methods::method::{Computes, Method};
+use crate::run::noise::of_pairs;
 use crate::run::program::Arithmetic;
 use crate::storage::chunk::Chunk;
 use crate::tensor::Tile;
@@ -19,6 +22,8 @@ pub(crate) struct Values<'v, 'o> {
     pub outs: &'v mut [(f64, &'o mut [f32])],
     /// By input, values that are not finite: added to.
     pub bad: &'v mut [u64],
+    /// What the differences of donors and references are like, where that is measured: added to.
+    pub noise: Option<&'v mut Survival>,
 }
 
 impl Tiler {
@@ -62,6 +67,9 @@ impl Tiler {
         let (level, Span { at, n, .. }) = (self.level, span);
         tiles.load(level, chunks, at, n, |index, tile| values.bad[index] += count_non_finite(level, tile));
         let Tiles { inputs, step: delta, out, .. } = tiles;
+        if let Some(sums) = values.noise.as_deref_mut() {
+            of_pairs(level, &place.program.pairs, chunks, at, inputs).for_each(|noise| sums.add_noise(&noise));
+        }
         let (delta, out) = (&mut delta[..n], &mut out[..n]);
         single(&inputs[0], values.target);
         let Some(method) = method else {
@@ -80,7 +88,9 @@ impl Tiler {
         single(delta, values.delta);
         for (alpha, slot) in values.outs.iter_mut() {
             let (donor, elsewhere) = donors(inputs, chunks, method.sum_of(), *alpha);
-            let moved = Moved { inputs, delta, terms: method.sum_of(), alpha: *alpha, donor, elsewhere };
+            // Scales and codes are quotients of it: it is not rounded once more, and what is nearest is right.
+            let (terms, rounding) = (method.sum_of(), Single::Nearest);
+            let moved = Moved { inputs, delta, terms, alpha: *alpha, rounding, donor, elsewhere };
             self.moved(chunks, at, &moved, out);
             single(out, slot);
         }

@@ -43,6 +43,11 @@ pub(crate) trait Values {
     /// The codes of the elements from `at` on, a byte each.
     fn codes(&self, level: Level, at: usize, out: &mut [u8]);
 
+    /// Whether the scales are products with one of all groups: what the groups store is then in the place of zero points.
+    fn is_under_global(&self) -> bool {
+        false
+    }
+
     /// The scales of a piece's groups, and their zero points or biases where there are any; how many.
     fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize;
 }

@@ -138,7 +138,14 @@ impl Values for E2m1Chunk<'_> {
         fields(level, 4, self.codes, (self.first % 2) as usize + at, out);
     }
 
-    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], _more: &mut [f32]) -> usize {
+    fn is_under_global(&self) -> bool {
+        self.global.is_some()
+    }
+
+    fn scales(&self, level: Level, piece: &Piece, scales: &mut [f32], more: &mut [f32]) -> usize {
+        if self.global.is_some() {
+            self.scales.widen(level, self.grid.of(piece), more);
+        }
         self.whole(level, piece, scales).len()
     }
 }
