@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 from pathlib import Path
 from typing import Any
@@ -501,13 +502,14 @@ def test_packed_output_is_measured_in_the_same_way(tmp_path: Path, name: str) ->
     assert facts["noise"] == report.to_dict()["outputs"][0]["noise"]
     assert "How much of the vector is signal" in (tmp_path / "packed" / "README.md").read_text()
     target, donor, reference = map(str, trio)
+    donors = [donor, shutil.copytree(donor, tmp_path / "twin")]
     for weights in ((1.0,), (0.5, 0.5)):
         document = {
             "merge_method": "task_arithmetic",
             "base_model": target,
             "models": [
-                {"model": donor, "relative_to": reference, "parameters": {"weight": weight}}
-                for weight in weights
+                {"model": str(each), "relative_to": reference, "parameters": {"weight": weight}}
+                for each, weight in zip(donors, weights, strict=False)
             ],
         }
         for out_dtype in ("bfloat16", "target"):
