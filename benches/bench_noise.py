@@ -2,11 +2,11 @@
 
     python benches/bench_noise.py [--size 1024] [--record DIR] [FORMAT ...]
 
-A synthetic triple: rows of different size, the target 2 % from the reference, the donor one to three ulps of
-bfloat16 from it on a fifth of the elements; beside it a plain matrix with the same step. The placements: (a) all
-three are quantised, (b) the target is, (c) donor and reference are. ``projection`` is the share of the true vector
-that the output has, ``cosine`` that of what the output changed with it; the change is taken from the target as the
-output's form holds it.
+A synthetic triple: rows of different size, the target 2 % from the reference, the donor one to three ulps
+of bfloat16 from it on a fifth of the elements, and a plain matrix with the same step. The placements: (a)
+all three are quantised, (b) the target is, (c) donor and reference are. ``projection`` is the share of the
+true vector that the output has, ``cosine`` that of what the output changed with it; the change is taken from
+the target as the output's form holds it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from taskvec.report.noise import Sums, noise_of
 
 BF16 = ml_dtypes.bfloat16
 NAMES = [
-    "block fp8", "block fp8 bf16", "block fp8 ue8m0", "channel fp8", "channel int8", "mxfp8", "mxfp4", "nvfp4", "int4",
+    "block fp8", "block fp8 bf16", "block fp8 ue8m0", "channel fp8", "channel int8", "mxfp8", "mxfp4",
+    "nvfp4", "int4",
 ]  # fmt: skip
 TRANSFER = {"kind": "task_arithmetic", "terms": [{"model": 1, "reference": 2, "weight": 1.0}]}
 # Which of target, donor and reference are packed, how the output is stored and rounded.
@@ -118,7 +119,7 @@ def placed(root: Path, form: Format, models: list[Any], name: str) -> dict[str, 
         "cosine": round(float(moved @ true / max(np.sqrt((moved @ moved) * (true @ true)), 1e-300)), 4),
         "step_over_weights": round(float(np.sqrt((moved @ moved) / (start.ravel() @ start.ravel()))), 5),
     }
-    measured = [row for row in report["survival"]["tensors"] if row["name"] != "plain"][0]
+    measured = next(row for row in report["survival"]["tensors"] if row["name"] != "plain")
     figures["rounded_away"] = round(measured["rounded_away"] / max(measured["changed"], 1), 4)
     if "noise" in report:
         each = report["noise"]["tensors"]

@@ -15,8 +15,8 @@ from taskvec import _core
 NAMES = [pytest.param(name, id=name.replace(" ", "-")) for name in FORMATS]
 SHAPE = (192, 320)
 SEEDS = 256
-# Fresh scales that are powers of two or of few bits are never one unit of float32 away, nor are those of codes
-# whose largest number is 1.
+# Fresh scales that are powers of two or of few bits are never one unit of float32 away, nor are those of
+# codes whose largest number is 1.
 ONE_UNIT = [
     name for name, form in FORMATS.items() if form.scales == "F32" and form.rule != "ue8m0" and form.top > 1
 ]
