@@ -381,8 +381,9 @@ def test_several_alphas_in_the_target_format(packed: Any, tmp_path: Path) -> Non
     assert stored_bytes(tmp_path / "out" / "alpha=1") == stored_bytes(tmp_path / "one")
 
 
-def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path) -> None:
-    trio, _ = packed_trio(tmp_path, FP8, plain=("donor", "reference"), step=0.0001)
+@pytest.mark.parametrize("way", WRITTEN, ids=str)
+def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path, way: Way) -> None:
+    trio, _ = packed_trio(tmp_path, way, plain=("donor", "reference"), step=0.0001)
     with pytest.raises(CompatibilityError, match="would be left") as caught:
         tv.transfer(*trio, tmp_path / "out", out_dtype="target")
     assert "quantised-lost" in ids(caught.value.findings)
