@@ -18,8 +18,9 @@ from taskvec.models.quantised.bitsandbytes import four_bit
 from taskvec.models.quantised.compressed_tensors import schemes
 from taskvec.models.quantised.declared import Declaration, declaration, plain_dtype
 from taskvec.models.quantised.format import Format, Packed, Shape
+from taskvec.models.quantised.leftovers import Leftovers, is_matrix
 from taskvec.models.quantised.record import NARROW_FLOATS, Recognised, UnreadableError, shown
-from taskvec.models.quantised.rules import ANCHORS, NOT_READ, PARTS_ALONE, Rule, is_aside, rule_of
+from taskvec.models.quantised.rules import ANCHORS, NOT_READ, Rule, is_aside, rule_of
 
 Read = Callable[[Sequence[str]], Mapping[str, bytes]]
 Stored = Mapping[str, TensorInfo]
@@ -37,7 +38,6 @@ _DECIDE = {
     "qweight": integers.qweight,
     "mlx": integers.mlx,
 }
-_INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
 
 
 def recognise(
@@ -81,7 +81,7 @@ def recognise(
 
 
 def _hold_declared(stored: Stored, declared: Declaration) -> None:
-    narrow = next((info for info in stored.values() if _is_matrix(info, NARROW_FLOATS)), None)
+    narrow = next((info for info in stored.values() if is_matrix(info, NARROW_FLOATS)), None)
     if declared.method and narrow is not None:
         raise UnreadableError(
             f"{declared.where} declares `{declared.method}`, and {shown(narrow)} has no scales"
@@ -103,10 +103,6 @@ def _hold_order(result: Recognised, metadata: Collection[str]) -> None:
             raise UnreadableError(
                 f"`{name}` is {packed.format.words} of ComfyUI, whose order of scales is not read"
             )
-
-
-def _is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:
-    return info.dtype in dtypes and len(info.shape) > 1
 
 
 class _Table:
@@ -131,6 +127,7 @@ class _Table:
         tensors: dict[str, TensorInfo] = {}
         marks: list[str] = []
         packed_by_name: dict[str, Packed] = {}
+        leftovers = Leftovers({name for name, _, _ in by_codes.values()})
         for stored_name, info in self.stored.items():
             entry = by_codes.get(stored_name)
             if entry is not None:
@@ -143,7 +140,7 @@ class _Table:
             elif stored_name.endswith(".comfy_quant"):
                 marks.append(stored_name)
             elif stored_name not in used and not is_aside(info):
-                self._hold_plain(info)
+                leftovers.hold_plain(info)
                 tensors[stored_name] = info
         return Recognised(MappingProxyType(tensors), MappingProxyType(packed_by_name), marks=frozenset(marks))
 
@@ -208,24 +205,6 @@ class _Table:
         is_symmetric = self.is_symmetric and rule.way == "pack" and dict(form.parameters)["bits"] == 4
         form = form._replace(dtype=self.dtype, strip=rule.strip, parts=kept, is_symmetric=is_symmetric)
         return self.formats.setdefault(form, form), shape
-
-    def _hold_plain(self, info: TensorInfo) -> None:
-        """Return if a tensor that no packed weight takes is one of its own.
-
-        Raises
-        ------
-        UnreadableError
-            It has codes, or scales, whose other half is missing.
-        """
-        if info.name.endswith(PARTS_ALONE):
-            raise UnreadableError(
-                f"{shown(info)} belongs to no packed weight: the other part is missing or of another type"
-            )
-        is_codes = _is_matrix(info, _INTEGER_CODES) and info.name.endswith(("weight", "_packed", "_blocks"))
-        if is_codes or _is_matrix(info, NARROW_FLOATS):
-            raise UnreadableError(
-                f"{shown(info)} has no scales beside it, as other weights of the checkpoint have"
-            )
 
 
 def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration) -> list[str]:

@@ -37,13 +37,14 @@ class Rule(NamedTuple):
     parts: tuple[tuple[str, str], ...]
 
 
-_MORE = (("global", "_scale_2"), ("global", "_global_scale"), ("zeros", "_zero_point"), ("order", "_g_idx"))
+_MORE = (("zeros", "_zero_point"), ("order", "_g_idx"))
 _FP8_INVERSE = Rule("fp8", "", "", (("scales", "_scale_inv"),))
 _FP8 = Rule("fp8", "", "", (("scales", "_scale"),))
 _INT8 = Rule("int8", "", "", (("scales", "_scale"), ("zeros", "_zero_point")))
-_NVFP4 = Rule("e2m1", "", "", (("scales", "_scale"), *_MORE[:2]))
-_PACKED_FLOATS = Rule("e2m1", "", "_packed", (("scales", "_scale"), *_MORE[:2]))
-_PACKED_INTEGERS = Rule("pack", "", "_packed", (("scales", "_scale"), *_MORE[2:], ("shape", "_shape")))
+# ModelOpt multiplies with its second scale, compressed-tensors divides by its global one
+_NVFP4 = Rule("e2m1", "", "", (("scales", "_scale"), ("global", "_scale_2")))
+_PACKED_FLOATS = Rule("e2m1", "", "_packed", (("scales", "_scale"), ("global", "_global_scale")))
+_PACKED_INTEGERS = Rule("pack", "", "_packed", (("scales", "_scale"), *_MORE, ("shape", "_shape")))
 _BLOCKS = Rule("mxfp4", "", "_blocks", (("scales", "_scales"),))
 _OPENAI = Rule("mxfp4", "", ".blocks", (("scales", ".scales"),))
 _DEEPSEEK = Rule("fp8", ".weight", ".weight", (("scales", ".scale"),))
@@ -140,8 +141,9 @@ def _words(stem: str, stored: Stored) -> tuple[Rule, str] | None:
 
 # Scales of activations and caches, and marks of a tool: they go with the format, and no arithmetic is theirs.
 _ASIDE = frozenset({
-    "input_scale", "activation_scale", "qscale_act", "scale_input", "input_global_scale", "k_scale",
-    "v_scale", "q_scale", "kv_scale", "weight_format", "scaled_fp8", "comfy_quant",
+    "input_scale", "activation_scale", "qscale_act", "scale_input", "input_global_scale",
+    "input_zero_point", "input_scale_ub", "k_scale", "v_scale", "q_scale", "kv_scale", "weight_format",
+    "scaled_fp8", "comfy_quant",
 })  # fmt: skip
 _ASIDE_ENDS = tuple(f"{stem}_{end}" for stem in _STACKED for end in ("input_scale", "activation_scale"))
 _ASIDE_PLACES = tuple(f"{part}_proj.output_scale" for part in "kvq")

@@ -64,6 +64,11 @@ def fp8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tu
         block = _of_scheme(name, codes, scales, declared, "float")
     else:
         block = _declared_block(codes, scales, declared)
+    if scales.dtype in POWERS_OF_TWO and block in (TENSOR, CHANNEL):
+        raise UnreadableError(
+            f"the scales {shown(scales)} of {shown(codes)} are one for each "
+            f"{'tensor' if block == TENSOR else 'channel'}, of another type than BF16, F16, F32"
+        )
     return _format(codes, scales, block), codes.shape
 
 
@@ -157,6 +162,8 @@ def _of_scheme(name: str, codes: TensorInfo, scales: TensorInfo, declared: Decla
     def fits(each: Scheme) -> bool:
         # without `type`, a format of its own says it
         is_sort = each.type == sort or each.format.startswith(("mxfp8", sort))
+        types = POWERS_OF_TWO if each.format == "mxfp8-quantized" else SCALES
+        is_sort = is_sort and scales.dtype in types
         return each.bits == 8 and is_sort and scales.shape in grids(codes.shape, _scheme_block(each))
 
     found = schemes(declared.facts)

@@ -1,0 +1,95 @@
+"""Stored tensors that no packed weight takes: each is a weight of its own, or nobody can say what it is for.
+
+A packed weight means what all of its parts together say. A tensor beside it that is none of them may change
+what it means (a scale of the columns, a second code book), so that only known ones may lie there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from taskvec.models.model import TensorInfo
+from taskvec.models.quantised.record import NARROW_FLOATS, UnreadableError, shown
+from taskvec.models.quantised.rules import PARTS_ALONE
+
+_INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
+# Types that no plain weight has: powers of two, and two numbers a byte.
+_NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
+# What a module may have besides its packed weight.
+_OWN = re.compile(r"(?:.*_)?bias")
+_OWN_BY_NAME = re.compile(r"_(?:.*_)?(?:bias|norm|ln)")
+_WORDS = re.compile(r"scale|scaling|abs_?max|amax|quant|zero|(?:^|_)inv(?:_|$)", re.IGNORECASE)
+
+
+class Leftovers:
+    """The tensors of a checkpoint with packed weights that are no part of one.
+
+    Parameters
+    ----------
+    packed : collection of str
+        The logical names of the packed weights.
+    """
+
+    def __init__(self, packed: Collection[str]) -> None:
+        self.packed = packed
+        self.modules = {name.removesuffix(".weight") for name in packed}
+
+    def hold_plain(self, info: TensorInfo) -> None:
+        """Return if a tensor is one of its own.
+
+        Raises
+        ------
+        UnreadableError
+            It is a part of a packed weight whose other half is missing, or lies beside one and is no known
+            part of it.
+        """
+        if info.name.endswith(PARTS_ALONE):
+            raise UnreadableError(
+                f"{shown(info)} belongs to no packed weight: the other part is missing or of another type"
+            )
+        is_codes = is_matrix(info, _INTEGER_CODES) and info.name.endswith(("weight", "_packed", "_blocks"))
+        if is_codes or is_matrix(info, NARROW_FLOATS):
+            raise UnreadableError(
+                f"{shown(info)} has no scales beside it, as other weights of the checkpoint have"
+            )
+        if info.dtype in _NEVER_PLAIN:
+            raise UnreadableError(f"{shown(info)} is no weight by itself, and belongs to no packed one")
+        weight = self._beside(info.name)
+        if weight is not None:
+            raise UnreadableError(
+                f"{shown(info)} lies beside the packed `{weight}`, and is no known part of such a weight"
+            )
+
+    def _beside(self, name: str) -> str | None:
+        """The packed weight that a tensor seems to say something of."""
+        parent, _, leaf = name.rpartition(".")
+        above, _, middle = parent.rpartition(".")
+        if parent in self.packed or above in self.packed:
+            return parent if parent in self.packed else above
+        if parent in self.modules:
+            return None if _OWN.fullmatch(leaf) else parent
+        if above in self.modules and _WORDS.search(middle):
+            return above
+        stem = self._longer_than(name, leaf)
+        return stem or self._far(name)
+
+    def _longer_than(self, name: str, leaf: str) -> str | None:
+        """A module whose name this one's begins with: `q_proj` of `q_proj_scale`."""
+        for found in re.finditer("[_:]", leaf):
+            end = len(name) - len(leaf) + found.start()
+            if name[:end] in self.modules and not _OWN_BY_NAME.fullmatch(name[end:]):
+                return name[:end]
+        return None
+
+    def _far(self, name: str) -> str | None:
+        """A weight whose name follows a word for scales: `scales.layers.0.q.weight`."""
+        head, _, rest = name.partition(".")
+        if not _WORDS.search(head):
+            return None
+        return rest if rest in self.packed or rest in self.modules else None
+
+
+def is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:
+    """Whether a tensor is of two axes or more, and of one of these types."""
+    return info.dtype in dtypes and len(info.shape) > 1
