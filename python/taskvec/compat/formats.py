@@ -10,6 +10,7 @@ from taskvec.compat.findings import Finding, finding
 from taskvec.compat.packed import packed_weights
 from taskvec.errors import FormatError
 from taskvec.files.json import parse_object
+from taskvec.models.quantised.rules import PARTS_ALONE
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ FORMATS = (
     Format("BitNet", ("bitnet",)),
 )
 _MLX = Format("MLX")
+_PART = Format("an unknown quantised format, parts of a packed weight without the others")
 _BY_METHOD = {method: kind for kind in FORMATS for method in kind.methods}
 _BY_SUFFIX = {mark.suffix: (kind, mark) for kind in FORMATS for mark in kind.marks}
 _SUFFIXES = tuple(sorted(_BY_SUFFIX, key=len, reverse=True))
@@ -144,6 +146,9 @@ def quantised_tensors(checkpoint: Model) -> dict[str, Format]:
             continue
         found[name] = kind
         found.update((stem + end, kind) for end in (mark.weight, *_SIBLINGS) if stem + end in tensors)
+    for name in tensors:
+        if name.endswith(PARTS_ALONE) and name not in checkpoint.packed:
+            found.setdefault(name, _PART)
     for name, companions in packed_weights(tensors).items():
         kind = found.get(name) or _unnamed(name, companions, tensors)
         for part in (name, *companions):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _WIDE = FLOAT_DTYPES - _FLOAT8
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
+# Powers of two, and two numbers a byte: no plain weight is of these.
+_NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
 # Token ids and counts are I64; nobody packs weights into it.
 _PACKING = _INTEGERS - {"I64", "U64"}
 # Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.
@@ -60,9 +62,10 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
 
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
+    never: dict[str, list[str]] = {info.name: [] for info in tensors.values() if info.dtype in _NEVER_PLAIN}
     narrow = [info for info in tensors.values() if info.dtype in _INTEGERS or info.dtype in _FLOAT8]
     if not narrow:
-        return {}
+        return never
     below: defaultdict[str, list[str]] = defaultdict(list)
     for name in tensors:
         for parent in _parents(name):
@@ -80,7 +83,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     plain = [info.name for info in narrow if info.dtype in _FLOAT8 and info.name not in found]
     for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
         found.setdefault(weight, []).append(scale)
-    return found
+    return {**never, **found}
 
 
 def _far_scales(

@@ -15,7 +15,10 @@ PLAIN_FORMATS = frozenset({
 
 
 class Scheme(NamedTuple):
-    """How some modules are stored: ``strategy`` is ``tensor``, ``channel``, ``block`` or ``group``."""
+    """How some modules are stored: ``strategy`` is ``tensor``, ``channel``, ``block`` or ``group``.
+
+    ``is_ordered`` says that the columns of a group are not neighbours: a tensor beside has the group of each.
+    """
 
     format: str
     bits: int
@@ -25,6 +28,7 @@ class Scheme(NamedTuple):
     is_symmetric: bool
     block: tuple[int, int]
     targets: tuple[str, ...]
+    is_ordered: bool = False
 
     @property
     def words(self) -> str:
@@ -84,6 +88,7 @@ def _scheme(group: Mapping[str, Any], whole: str) -> Scheme:
         is_symmetric=weights.get("symmetric") is not False,
         block=(sides[0], sides[1]),
         targets=tuple(map(str, group.get("targets") or ())),
+        is_ordered=weights.get("actorder") in (True, "group"),
     )
 
 

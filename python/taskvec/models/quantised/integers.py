@@ -71,6 +71,11 @@ def pack_quantized(
         raise UnreadableError(
             f"{shown(codes)} has no zero points, which {declared.where} declares (`symmetric`: false)"
         )
+    if scheme.is_ordered and order is None and groups > 1:
+        raise UnreadableError(
+            f"{shown(codes)} has no `weight_g_idx`, the groups of its columns, which {declared.where} "
+            "declares (`actorder`)"
+        )
     if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (width,)):
         raise UnreadableError(
             f"the groups of the columns {shown(order)} do not fit {width} columns of {shown(codes)}"
@@ -152,6 +157,11 @@ def _gptq(parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple[Forma
     if order is not None and (order.dtype not in ("I32", "I64") or order.shape != (width,)):
         raise UnreadableError(
             f"the groups of the columns {shown(order)} do not fit {width} columns of {what}"
+        )
+    if order is None and declared.facts.get("desc_act") and groups > 1:
+        raise UnreadableError(
+            f"{shown(codes)} has no `.g_idx`, the groups of its columns, which {declared.where} declares "
+            "(`desc_act`)"
         )
     if not declared.method:
         raise UnreadableError(

@@ -7,8 +7,9 @@ what it means (a scale of the columns, a second code book), so that only known o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 
+from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.model import TensorInfo
 from taskvec.models.quantised.record import NARROW_FLOATS, UnreadableError, shown
 from taskvec.models.quantised.rules import PARTS_ALONE
@@ -20,6 +21,7 @@ _NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
 _OWN = re.compile(r"(?:.*_)?bias")
 _OWN_BY_NAME = re.compile(r"_(?:.*_)?(?:bias|norm|ln)")
 _WORDS = re.compile(r"scale|scaling|abs_?max|amax|quant|zero|(?:^|_)inv(?:_|$)", re.IGNORECASE)
+_PARTS = re.compile(rf"{_WORDS.pattern}|weight|g_?idx|shape|biases|blocks|packed|state|scb", re.IGNORECASE)
 
 
 class Leftovers:
@@ -27,13 +29,13 @@ class Leftovers:
 
     Parameters
     ----------
-    packed : collection of str
-        The logical names of the packed weights.
+    packed : mapping of str to TensorInfo
+        The packed weights by their logical names.
     """
 
-    def __init__(self, packed: Collection[str]) -> None:
+    def __init__(self, packed: Mapping[str, TensorInfo]) -> None:
         self.packed = packed
-        self.modules = {name.removesuffix(".weight") for name in packed}
+        self.modules = {name.removesuffix(".weight"): name for name in packed}
 
     def hold_plain(self, info: TensorInfo) -> None:
         """Return if a tensor is one of its own.
@@ -55,39 +57,49 @@ class Leftovers:
             )
         if info.dtype in _NEVER_PLAIN:
             raise UnreadableError(f"{shown(info)} is no weight by itself, and belongs to no packed one")
-        weight = self._beside(info.name)
+        weight = self._beside(info)
         if weight is not None:
             raise UnreadableError(
                 f"{shown(info)} lies beside the packed `{weight}`, and is no known part of such a weight"
             )
 
-    def _beside(self, name: str) -> str | None:
+    def _beside(self, info: TensorInfo) -> str | None:
         """The packed weight that a tensor seems to say something of."""
+        name = info.name
         parent, _, leaf = name.rpartition(".")
         above, _, middle = parent.rpartition(".")
         if parent in self.packed or above in self.packed:
             return parent if parent in self.packed else above
         if parent in self.modules:
-            return None if _OWN.fullmatch(leaf) else parent
-        if above in self.modules and _WORDS.search(middle):
-            return above
-        stem = self._longer_than(name, leaf)
-        return stem or self._far(name)
+            return None if _OWN.fullmatch(leaf) and self._is_bias(info, parent) else self.modules[parent]
+        if above in self.modules and _PARTS.search(middle):
+            return self.modules[above]
+        return self._longer_than(info, leaf) or self._far(name)
 
-    def _longer_than(self, name: str, leaf: str) -> str | None:
-        """A module whose name this one's begins with: `q_proj` of `q_proj_scale`."""
+    def _is_bias(self, info: TensorInfo, module: str) -> bool:
+        """Whether a tensor has the type and the axes of the bias of a packed weight."""
+        *lead, rows, columns = self.packed[self.modules[module]].shape
+        return info.dtype in FLOAT_DTYPES and info.shape in ((*lead, rows), (*lead, columns))
+
+    def _longer_than(self, info: TensorInfo, leaf: str) -> str | None:
+        """A packed weight whose name this one's begins with: `q_proj.weight` of `q_proj_scale`."""
+        name = info.name
         for found in re.finditer("[_:]", leaf):
             end = len(name) - len(leaf) + found.start()
-            if name[:end] in self.modules and not _OWN_BY_NAME.fullmatch(name[end:]):
-                return name[:end]
+            if name[:end] not in self.modules:
+                continue
+            rest = name[end:]
+            is_own = _OWN_BY_NAME.fullmatch(rest) and (rest != "_bias" or self._is_bias(info, name[:end]))
+            if not is_own:
+                return self.modules[name[:end]]
         return None
 
     def _far(self, name: str) -> str | None:
-        """A weight whose name follows a word for scales: `scales.layers.0.q.weight`."""
+        """A packed weight whose name follows a word for scales: `scales.layers.0.q.weight`."""
         head, _, rest = name.partition(".")
         if not _WORDS.search(head):
             return None
-        return rest if rest in self.packed or rest in self.modules else None
+        return rest if rest in self.packed else self.modules.get(rest)
 
 
 def is_matrix(info: TensorInfo, dtypes: frozenset[str]) -> bool:

@@ -21,6 +21,7 @@ from taskvec.models.quantised.format import Format, Packed, Shape
 from taskvec.models.quantised.leftovers import Leftovers, is_matrix
 from taskvec.models.quantised.record import NARROW_FLOATS, Recognised, UnreadableError, shown
 from taskvec.models.quantised.rules import ANCHORS, NOT_READ, Rule, is_aside, rule_of
+from taskvec.text import listed
 
 Read = Callable[[Sequence[str]], Mapping[str, bytes]]
 Stored = Mapping[str, TensorInfo]
@@ -123,11 +124,14 @@ class _Table:
         for rule, stem in found:
             name, packed, info, names = self._weight(rule, stem, contents)
             used.update(names)
+            if packed.parts[0] in by_codes:
+                scales = by_codes[packed.parts[0]][1].parts[1:] + packed.parts[1:]
+                raise UnreadableError(f"`{name}` has scales of two formats beside it: {listed(scales)}")
             by_codes[packed.parts[0]] = name, packed, info
         tensors: dict[str, TensorInfo] = {}
         marks: list[str] = []
         packed_by_name: dict[str, Packed] = {}
-        leftovers = Leftovers({name for name, _, _ in by_codes.values()})
+        leftovers = Leftovers({name: info for name, _, info in by_codes.values()})
         for stored_name, info in self.stored.items():
             entry = by_codes.get(stored_name)
             if entry is not None:

@@ -80,7 +80,7 @@ def int8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
         raise UnreadableError(f"INT8 with zero points is not read ({shown(parts['zeros'])})")
     if declared.method == "compressed-tensors":
         block = _of_scheme(name, codes, scales, declared, "int")
-    elif declared.method in ("", "bitsandbytes"):
+    elif not declared.method:
         block = block_of(codes, scales)
     else:
         raise uncovered(codes, declared)
