@@ -315,7 +315,8 @@ def bnb4(block: int = 64, *, nested: bool) -> tuple[Any, Any]:
     def unpack(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
         packed = parts[".weight"].reshape(-1)
         codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)
-        return (NF4[codes] * np.repeat(absmax_of(parts), block)).reshape(matrix)
+        table = parts[".weight.quant_map"]
+        return (table[codes] * np.repeat(absmax_of(parts), block)).reshape(matrix)
 
     return pack, unpack
 

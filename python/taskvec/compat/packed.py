@@ -159,7 +159,9 @@ def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
     is_buffer = not is_float8 and _BUFFER.search(leaf) is not None
     rest = other.name.removeprefix(info.name)
     if rest != other.name and rest[0] in "._:":  # `weight.absmax`, `gate_up_proj_scale`, `weight:scale`
-        return not (is_float8 or is_buffer) or _SCALE.search(rest) is not None
+        if is_float8:
+            return _ORDINARY.search(_split(other.name)[1]) is None
+        return not is_buffer or _SCALE.search(rest) is not None
     their_stem, theirs = _split(other.name)
     if their_stem != stem:
         return _SCALE.search(other.name) is not None and not is_buffer and _WEIGHT.search(leaf) is not None

@@ -43,7 +43,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     """
     settings = settings or Settings()
     dtype, form = float_dtype(settings), NEW_FORMATS.get(settings.out_dtype or "")
-    if form is None and dtype is None and not model.packed:
+    if form is None and dtype is None and not model.packed and model.unreadable is None:
         raise RecipeError(f"`{model.spec}` is plain already", "name the type or format to write it in")
     if settings.out_dtype == TARGET:
         raise RecipeError(f"`{model.spec}` is in its own format already", "name another type or format")

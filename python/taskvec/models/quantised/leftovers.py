@@ -19,6 +19,8 @@ _INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
 _NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
 # What a module may have besides its packed weight.
 _OWN = re.compile(r"(?:.*_)?bias")
+# Of MLX and GPTQ; AWQ has scales of an activation besides.
+_CODES_OWN = frozenset({"scales", "biases"})
 _OWN_BY_NAME = re.compile(r"_(?:.*_)?(?:bias|norm|ln)")
 _WORDS = re.compile(r"scale|scaling|abs_?max|amax|quant|zero|(?:^|_)inv(?:_|$)", re.IGNORECASE)
 _PARTS = re.compile(rf"{_WORDS.pattern}|weight|g_?idx|shape|biases|blocks|packed|state|scb", re.IGNORECASE)
@@ -60,13 +62,15 @@ class Leftovers:
         weight = self._beside(info)
         if weight is not None:
             raise UnreadableError(
-                f"{shown(info)} lies beside the packed `{weight}`, and is no known part of such a weight"
+                f"{shown(info)} says something of `{weight}`, and is no known part of such a weight"
             )
 
     def _beside(self, info: TensorInfo) -> str | None:
         """The packed weight that a tensor seems to say something of."""
         name = info.name
         parent, _, leaf = name.rpartition(".")
+        if leaf in _CODES_OWN and not parent.endswith(".act"):
+            return f"{parent}.weight"
         above, _, middle = parent.rpartition(".")
         if parent in self.packed or above in self.packed:
             return parent if parent in self.packed else above
@@ -92,6 +96,15 @@ class Leftovers:
             is_own = _OWN_BY_NAME.fullmatch(rest) and (rest != "_bias" or self._is_bias(info, name[:end]))
             if not is_own:
                 return self.modules[name[:end]]
+        return self._module_longer_than(name[: -len(leaf) - 1])
+
+    def _module_longer_than(self, parent: str) -> str | None:
+        """The same of the module that holds a tensor: `q_proj.weight` of `q_proj_quantizer.amax`."""
+        start = parent.rpartition(".")[0]
+        for found in re.finditer("[_:]", parent[len(start) :]):
+            end = len(start) + found.start()
+            if parent[:end] in self.modules and _WORDS.search(parent[end:]):
+                return self.modules[parent[:end]]
         return None
 
     def _far(self, name: str) -> str | None:

@@ -117,8 +117,10 @@ class _Table:
         self.is_by_name = self._is_by_name()
 
     def of(self, found: Sequence[tuple[Rule, str]]) -> Recognised:
-        contents = self.read(_open_questions(found, self.stored, self.declared))
-        self.is_symmetric = _lacks_lowest(contents, self.stored)
+        names, alike = _open_questions(found, self.stored, self.declared)
+        contents = dict(self.read(names))
+        self.is_symmetric = _lacks_lowest(contents)
+        contents |= {name: contents[other] for name, other in alike.items() if other in contents}
         by_codes: dict[str, tuple[str, Packed, TensorInfo]] = {}
         used: set[str] = set()
         for rule, stem in found:
@@ -211,10 +213,18 @@ class _Table:
         return self.formats.setdefault(form, form), shape
 
 
-def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration) -> list[str]:
-    """The small tensors whose content is needed, because headers leave the shape of a weight open."""
+def _open_questions(
+    found: Iterable[tuple[Rule, str]], stored: Stored, declared: Declaration
+) -> tuple[list[str], dict[str, str]]:
+    """The small tensors whose content is needed, because headers leave the shape of a weight open.
+
+    Of weights whose headers are equal and show a shape, one is asked: its answer holds for the others, which
+    the second value names with it.
+    """
     names: list[str] = []
+    alike: dict[str, str] = {}
     is_open: dict[Any, bool] = {}
+    asked: dict[Any, str] = {}
     declared_schemes = schemes(declared.facts) if declared.method == "compressed-tensors" else []
     for rule, stem in found:
         if rule.way == "bnb4":
@@ -224,17 +234,22 @@ def _open_questions(found: Iterable[tuple[Rule, str]], stored: Stored, declared:
             key = codes.shape, scales.shape
             if key not in is_open:
                 is_open[key] = _is_width_open(codes, scales, declared_schemes)
-            if is_open[key]:
+            first = asked.setdefault(
+                (*key, stored[f"{stem}_shape"]._replace(name="", file="")), f"{stem}_shape"
+            )
+            if is_open[key] or first == f"{stem}_shape":
                 names.append(f"{stem}_shape")
+            else:
+                alike[f"{stem}_shape"] = first
     # how scales were made shows in the codes alone: a sample of one weight tells
     if declared_schemes and all(each.bits == 4 for each in declared_schemes):
         names += [stem + rule.codes for rule, stem in found if rule.way == "pack" and rule.codes][:1]
-    return names
+    return names, alike
 
 
-def _lacks_lowest(contents: Mapping[str, bytes], stored: Stored) -> bool:
+def _lacks_lowest(contents: Mapping[str, bytes]) -> bool:
     """Whether a sample of four-bit codes has none that is zero, the lowest integer."""
-    codes = next((data for name, data in contents.items() if stored[name].dtype == "I32"), None)
+    codes = next((data for name, data in contents.items() if name.endswith("_packed")), None)
     return bool(codes) and all(byte & 0x0F and byte & 0xF0 for byte in codes or b"")
 
 
