@@ -354,3 +354,51 @@ def test_quantised_experts_in_another_layout(
     paths += [save(tmp_path / role, each, FP8) for role, each in zip("dr", moved, strict=True)]
     tv.transfer(*paths, out=tmp_path / "out", out_dtype="bfloat16")
     near(load_file(tmp_path / "out" / "model.safetensors"), plain)
+
+
+@pytest.mark.parametrize(
+    ("option", "pattern"),
+    [("include", "q_proj"), ("exclude", r"self_attn\.k_proj"), ("include", "gate_proj")],
+)
+def test_a_selection_of_a_part_of_a_stored_tensor(tmp_path: Path, option: str, pattern: str) -> None:
+    """On a fused tensor it is an error that names both; the stored name takes the whole."""
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
+    shapes = {f"self_attn.{kind}": (size, HIDDEN) for kind, size in ATTENTION.items()}
+    shapes |= {f"mlp.{kind}": (INNER, HIDDEN) for kind in ("gate_proj", "up_proj")}
+    paths = [
+        save(
+            tmp_path / role,
+            as_phi3(
+                {f"model.layers.0.{name}.weight": numbers(*shape) for name, shape in shapes.items()}
+                | {"model.norm.weight": numbers(HIDDEN)}
+            ),
+            config,
+        )
+        for role in "tdr"
+    ]
+    with pytest.raises(tv.RecipeError, match=r"as a part of `model\.layers\.0\.\S+`"):
+        tv.transfer(*paths, out=tmp_path / "out", **{option: [pattern]})
+    with pytest.raises(tv.RecipeError, match="as a part of"):
+        tv.extract(*paths[1:], out=tmp_path / "v", **{option: [pattern]})
+    tv.transfer(*paths, out=tmp_path / "out", **{option: ["qkv_proj"]})
+
+
+def test_an_adapter_on_a_part_of_a_stored_tensor(tmp_path: Path) -> None:
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
+    weights = {f"model.layers.0.self_attn.{kind}.weight": numbers(n, HIDDEN) for kind, n in ATTENTION.items()}
+    weights |= {"model.norm.weight": numbers(HIDDEN)} | {
+        f"model.layers.0.mlp.{kind}.weight": numbers(INNER, HIDDEN) for kind in ("gate_proj", "up_proj")
+    }
+    save(tmp_path / "m", as_phi3(weights), config)
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {
+        f"{stem}.lora_A.weight": np.ones((1, HIDDEN), np.float32),
+        f"{stem}.lora_B.weight": np.ones((ATTENTION["q_proj"], 1), np.float32),
+    }
+    (tmp_path / "a").mkdir()
+    save_file(factors, tmp_path / "a" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(settings))
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/m+{tmp_path}/a"}]}
+    with pytest.raises(tv.FormatError, match=r"q_proj\.weight`, which .* stores as a part of .*qkv_proj"):
+        tv.merge(recipe, tmp_path / "out")

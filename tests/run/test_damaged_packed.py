@@ -20,9 +20,10 @@ UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
 NORM = "model.norm.weight"
 # Names that scales have in formats that are read, in others, and in none.
 SPELLINGS = (
-    ".scale", "_scale", ".weight_scale", ".weight_scale_inv", ".scales", ".absmax", ".qscale", 
-    ".weight.scale", ".qscale_weight", ".scale_weight", ".weight_absmax", ".weight_s", ".SCB", ".step", ".biases", ".fancy",
-    ".weight_exponent", ".lut", "_quant.amax", ".weight_scale_2", ".weight_global_scale", ".weight_packed",
+    ".scale", "_scale", ".weight_scale", ".weight_scale_inv", ".scales", ".absmax", ".qscale", ".SCB", ".lut",
+    ".weight.scale", ".qscale_weight", ".scale_weight", ".weight_absmax", ".weight_s", ".step", ".biases",
+    ".fancy", ".weight_exponent", "_quant.amax", ".weight_scale_2", ".weight_global_scale",
+    ".weight_packed",
 )  # fmt: skip
 
 

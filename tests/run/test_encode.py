@@ -322,11 +322,12 @@ def test_a_run_goes_on_after_a_shard(name: str, tmp_path: Path) -> None:
                     assert before["survival"] == after["survival"]
 
 
-def test_a_killed_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    form, shapes = FORMATS["block fp8"], {f"t{i}": (512, 1024) for i in range(12)}
+@pytest.mark.parametrize("name", ["block fp8", "nvfp4", "int4 pair"])
+def test_a_killed_run_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
+    form, shapes = FORMATS[name], {f"t{i}": (512, 1024) for i in range(12)}
     models = trio(form, shapes)
     folders, tensors = write_trio(tmp_path, form, models)
-    layout = [{n: row for n, row in tensors.items() if n.startswith(f"{name}.")} for name in shapes]
+    layout = [{n: row for n, row in tensors.items() if n.startswith(f"{each}.")} for each in shapes]
     plan = plan_of(form, shapes, folders, layout)
     _core.run(plan, tmp_path / "whole")
     (tmp_path / "plan.json").write_bytes(plan)

@@ -14,6 +14,7 @@ from taskvec.compat.config import check_config
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.findings import check_layouts
+from taskvec.compat.layouts.parts import hold_whole
 from taskvec.compat.lineage import same_files
 from taskvec.compat.quantised import check_basis, check_difference, check_noise, pairs_of
 from taskvec.compat.tensors import check_tensors
@@ -118,6 +119,7 @@ def check_models(
     tie : TieDecision, optional
         What :func:`tie_decision` says of these models, where it is known already.
     """
+    hold_whole(selection, base)
     selected = selection.select(base.tensors)
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))

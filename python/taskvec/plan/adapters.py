@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.layouts.names import common_name
+from taskvec.compat.layouts.table import views
 from taskvec.compat.tied_heads import Head, head_of
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import FormatError
@@ -80,9 +82,24 @@ def _stored(adapter: Adapter, name: str, model: Model, head: Head, stored: Store
     if _is_tied(head) and (is_head or alike == [head.embedding]):
         return tuple(each for each in (head.embedding, head.head) if each is not None)
     if not alike:
+        whole = _whole_of(name, model)
+        if whole is not None:
+            raise FormatError(
+                f"the adapter `{adapter.spec}` changes `{name}`, which `{model.spec}` stores as a part of "
+                f"`{whole}`",
+                f"{MERGE_FIRST}, or give the model as it was stored when the adapter was trained",
+            )
         lacking = [each for each in adapter.factors if not stored.alike(each)]
         raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
     return (alike[0],)
+
+
+def _whole_of(name: str, model: Model) -> str | None:
+    """The stored tensor that has a weight as one of several."""
+    wanted = core(common_name(name))
+    return next(
+        (stored for stored, parts in views(model) if any(core(view.name) == wanted for view in parts)), None
+    )
 
 
 def _twice(adapter: Adapter, name: str, weight: str, head: Head) -> FormatError:
