@@ -12,6 +12,7 @@ from taskvec.host import cores
 from taskvec.models.model import Model
 from taskvec.models.storage import logical
 from taskvec.plan.config_changes import output_changes
+from taskvec.plan.memory import of_encodings
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -93,6 +94,8 @@ class PlanRecord:
         asks).
     bytes_out : int
         Tensor bytes written, all outputs together.
+    encoded : int
+        Bytes that a thread needs for the packed tensors of the outputs.
     findings : tuple of Finding
         Those of the compatibility check; an error among them has been forced.
     config : mapping
@@ -123,6 +126,7 @@ class PlanRecord:
     copied: int
     bytes_out: int
     most_inputs: int
+    encoded: int
     findings: tuple[Finding, ...]
     config: Mapping[str, Any]
     recipe: Mapping[str, Any]
@@ -192,10 +196,10 @@ class PlanRecord:
     def memory(self, threads: int | None = None) -> int:
         """Anonymous memory of a run besides the interpreter's own, in bytes, at most.
 
-        A block of 1 MiB per thread for each input and output, and tiles; the engine bounds its threads by the
-        same formula where ``max_memory`` is given.
+        A block of 1 MiB per thread for each input and output, tiles, and patches and bands of packed tensors;
+        the engine bounds its threads by the same formula where ``max_memory`` is given.
         """
-        each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10)
+        each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10) + self.encoded
         return (16 << 20) + (threads or cores()) * each
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,11 +269,14 @@ def written(document: Mapping[str, Any]) -> dict[str, Any]:
     tensors, parameters, size = [0] * len(names), [0] * len(names), [0] * len(names)
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
-    for name, form, shape, shard, operation, inputs, *_ in document["tensors"]:
+    encoded: list[Any] = []
+    for name, form, shape, shard, operation, inputs, *packed in document["tensors"]:
         tensor = logical(name, form, tuple(shape))
         for part in tensor.parts:
             weight_map[part.name] = names[shard]
             size[shard] += part.nbytes
+        if packed and packed[0] is not None and packed[0][1] == "codes":
+            encoded.append(packed[0])
         tensors[shard] += 1
         parameters[shard] += math.prod(shape)
         copied += operation in copies
@@ -281,5 +288,6 @@ def written(document: Mapping[str, Any]) -> dict[str, Any]:
         "merged": sum(tensors) - copied,
         "copied": copied,
         "most_inputs": most_inputs,
+        "encoded": of_encodings(document, encoded) if encoded else 0,
         "bytes_out": sum(size) * len(document["outputs"]),
     }
