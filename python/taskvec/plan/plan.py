@@ -94,8 +94,6 @@ class PlanRecord:
         asks).
     bytes_out : int
         Tensor bytes written, all outputs together.
-    encoded : int
-        Bytes that a thread needs for the packed tensors of the outputs.
     findings : tuple of Finding
         Those of the compatibility check; an error among them has been forced.
     config : mapping
@@ -110,6 +108,8 @@ class PlanRecord:
     left : tuple of str
         Files of the first source that the outputs do not have: they declare packed weights that are written
         plain.
+    encoded : int
+        Bytes that a thread needs for the packed tensors of the outputs.
     request : Request or None
         The recipe of several documents whose last one this is.
     """
@@ -126,13 +126,13 @@ class PlanRecord:
     copied: int
     bytes_out: int
     most_inputs: int
-    encoded: int
     findings: tuple[Finding, ...]
     config: Mapping[str, Any]
     recipe: Mapping[str, Any]
     checkpoints: tuple[Model | SavedVector | Adapter, ...] = field(repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     left: tuple[str, ...] = ()
+    encoded: int = 0
     request: Request | None = field(default=None, repr=False, compare=False)
 
     @classmethod
