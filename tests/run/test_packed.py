@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -416,6 +417,25 @@ def test_a_plan_runs_again_from_its_bytes(packed: Any, tmp_path: Path) -> None:
         one, other = (tmp_path / f"{letter}{number}" for letter in "ab")
         assert stored_bytes(one) == stored_bytes(other)
         assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+
+
+ENCODED = [
+    "block FP8, F32 scales", "FP8 per tensor", "CT FP8 channel", "CT INT8", "CT INT3 group 32",
+    "CT INT4 channel", "CT INT4 zero points", "CT MXFP4", "CT MXFP8", "CT NVFP4", "ModelOpt NVFP4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("alphas", [(0.5,), (0.5, 1.0)])
+def test_the_plan_says_the_memory_that_the_engine_bounds(
+    tmp_path: Path, name: str, alphas: tuple[float, ...]
+) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME[name])
+    plan = tv.plan_transfer(*trio, out_dtype="target", alpha=alphas)
+    with pytest.raises(tv.errors.Error, match="one thread needs") as caught:
+        tv.transfer(*trio, tmp_path / "out", out_dtype="target", alpha=alphas, max_memory=1)
+    needed = int(re.search(r"one thread needs (\d+)", str(caught.value))[1])  # type: ignore[index]
+    assert plan.memory(1) == needed
 
 
 @pytest.mark.parametrize("name", ["block FP8, F32 scales", "CT INT4 group 32"])

@@ -12,6 +12,7 @@ from taskvec.host import cores
 from taskvec.models.model import Model
 from taskvec.models.storage import logical
 from taskvec.plan.config_changes import output_changes
+from taskvec.plan.memory import of_encodings
 from taskvec.plan.rows import encode
 from taskvec.settings import format_alpha
 
@@ -107,6 +108,8 @@ class PlanRecord:
     left : tuple of str
         Files of the first source that the outputs do not have: they declare packed weights that are written
         plain.
+    encoded : int
+        Bytes that a thread needs for the packed tensors of the outputs.
     request : Request or None
         The recipe of several documents whose last one this is.
     """
@@ -129,6 +132,7 @@ class PlanRecord:
     checkpoints: tuple[Model | SavedVector | Adapter, ...] = field(repr=False)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     left: tuple[str, ...] = ()
+    encoded: int = 0
     request: Request | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -192,10 +196,11 @@ class PlanRecord:
     def memory(self, threads: int | None = None) -> int:
         """Anonymous memory of a run besides the interpreter's own, in bytes, at most.
 
-        A block of 1 MiB per thread for each input and output, tiles, and the coefficients of a merge along
-        columns; the engine bounds its threads by the same formula where ``max_memory`` is given.
+        A block of 1 MiB per thread for each input and output, tiles, patches and bands of packed tensors, and
+        the coefficients of a merge along columns; the engine bounds its threads by the same formula where
+        ``max_memory`` is given.
         """
-        each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10)
+        each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10) + self.encoded
         return (16 << 20) + _kept(self.document) + (threads or cores()) * each
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,11 +309,14 @@ def written(
     weight_map: dict[str, str] = {}
     copied = most_inputs = 0
     beside = _beside(checkpoints)
+    encoded: list[Any] = []
     for name, form, shape, shard, operation, inputs, *packed in document["tensors"]:
         tensor = logical(name, form, tuple(shape))
         for part in tensor.parts:
             weight_map[part.name] = names[shard]
             size[shard] += part.nbytes
+        if packed and packed[0][1] == "codes":
+            encoded.append(packed[0])
         # of a packed weight its codes count, with the elements that they stand for
         if packed:
             whole = packed[0][3] if packed[0][1] == "codes" else None
@@ -328,5 +336,6 @@ def written(
         "merged": sum(tensors) - copied,
         "copied": copied,
         "most_inputs": most_inputs,
+        "encoded": of_encodings(document, encoded) if encoded else 0,
         "bytes_out": sum(size) * len(document["outputs"]),
     }
