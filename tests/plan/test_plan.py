@@ -270,3 +270,17 @@ def test_a_file_name_that_cannot_be_written_is_refused_by_the_plan(
         tv.transfer(*trio, tmp_path / "kept")
     tv.transfer(*trio, tmp_path / "out", max_shard_size="5GB")
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_coefficients_that_are_kept_of_columns_count_as_memory(tmp_path: Path) -> None:
+    trio = write_trio(tmp_path, hidden=64, intermediate=64)
+    models = [{"model": str(folder), "parameters": {"weight": 1.0}} for folder in [*trio][:2]]
+
+    def memory(**parameters: bool) -> int:
+        recipe = {"merge_method": "nuslerp", "models": models, "parameters": parameters}
+        return tv.open_recipe(recipe).plan().memory(2)
+
+    flat = memory()
+    assert memory(nuslerp_flatten=False) == flat  # rows are short
+    assert memory(nuslerp_flatten=False, nuslerp_row_wise=True) > flat
+    assert tv.plan_extract(trio.donor, trio.reference).memory(2) > 0  # no operations

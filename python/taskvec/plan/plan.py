@@ -239,10 +239,11 @@ class PlanRecord:
 def _kept(document: Mapping[str, Any]) -> int:
     """Bytes of the coefficients that are kept of whole tensors, at most: two groups of tensors at a time.
 
-    Rows of up to 512 elements, and columns of up to 16, are looked at again and again instead.
+    Rows of up to 512 elements, and columns of up to 16, are looked at again and again instead. A plan of a
+    vector has no operations.
     """
     group, largest = 64 << 20, 0
-    for number, operation in enumerate(document["operations"]):
+    for number, operation in enumerate(document.get("operations", ())):
         is_rows = operation["kind"] == "nuslerp" and not operation.get("flatten", True)
         is_columns = is_rows and operation.get("row_wise", False)
         if not is_rows and not operation.get("filter_wise", False):
