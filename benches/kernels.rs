@@ -6,7 +6,7 @@ use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use std::hint::black_box;
 use taskvec_core::dtype::Dtype;
 use taskvec_core::kernels::codes::{e2m1, from_zero_in_runs, multiply_runs, nibbles, scaled_runs, widen_codes};
-use taskvec_core::kernels::combine::{difference, step};
+use taskvec_core::kernels::combine::{difference, step, Single};
 use taskvec_core::kernels::masked::Masked;
 use taskvec_core::kernels::masked_sum::{add_up, Sum};
 use taskvec_core::kernels::narrow::{narrow, Rounding};
@@ -73,7 +73,9 @@ fn kernels(c: &mut Criterion) {
             });
         });
         group.bench_function("subtract", |b| b.iter(|| difference(level, black_box(&d), black_box(&t), &mut out)));
-        group.bench_function("step", |b| b.iter(|| step(level, black_box(&t), black_box(&d), 0.8, &mut out)));
+        group.bench_function("step", |b| {
+            b.iter(|| step(level, black_box(&t), black_box(&d), 0.8, Single::Odd, &mut out))
+        });
         group.bench_function("step sums", |b| b.iter(|| step_sums(level, black_box(&t), black_box(&d), 0.8, &out)));
         group.bench_function("elect two, half of each", |b| {
             let words = [0x5555_5555_5555_5555; TILE / 64];

@@ -289,7 +289,7 @@ proptest! {
             prop_assert_eq!(step_sums(level, &t, &d, 0.5, &out), first);
             // What the sums of another α have in common with these is not summed again.
             let mut other = vec![0f32; t.len()];
-            step(level, &t, &d, -1.5, &mut other);
+            step(level, &t, &d, -1.5, Single::Odd, &mut other);
             prop_assert_eq!(
                 more_step_sums(level, &t, &d, -1.5, &other, &first),
                 step_sums(level, &t, &d, -1.5, &other)

@@ -384,7 +384,7 @@ def test_several_alphas_in_the_target_format(packed: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("way", WRITTEN, ids=str)
 def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path, way: Way) -> None:
-    trio, _ = packed_trio(tmp_path, way, plain=("donor", "reference"), step=0.0001)
+    trio, _ = packed_trio(tmp_path, way, plain=("donor", "reference"), step=0.00003)
     with pytest.raises(CompatibilityError, match="would be left") as caught:
         tv.transfer(*trio, tmp_path / "out", out_dtype="target")
     assert "quantised-lost" in ids(caught.value.findings)
