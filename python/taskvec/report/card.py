@@ -263,7 +263,8 @@ def _survival(survival: Mapping[str, Any]) -> str:
 def _noise(noise: Mapping[str, Any] | None) -> str:
     if noise is None:
         return ""
-    words = noise_words(Noise(*(noise.get(field) for field in Noise._fields)))
+    figures: dict[str, Any] = {field: noise.get(field) for field in Noise._fields}
+    words = noise_words(Noise(**figures))
     return "## How much of the vector is signal\n\n" + escape("; ".join(words)) + "."
 
 

@@ -203,7 +203,10 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
 
 
 def _noise(noise: Mapping[str, Any] | None) -> Noise | None:
-    return None if noise is None else Noise(*(noise.get(field) for field in Noise._fields))
+    if noise is None:
+        return None
+    figures: dict[str, Any] = {field: noise.get(field) for field in Noise._fields}
+    return Noise(**figures)
 
 
 def _plain(value: Any) -> Any:
