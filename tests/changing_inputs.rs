@@ -117,7 +117,7 @@ fn a_file_written_to_under_a_run_is_an_error_and_nothing_made_of_it_is_kept() {
 fn one_tensor(folder: &Path, step: Option<usize>) {
     fs::create_dir_all(folder).unwrap();
     let mut bytes = encode([("t", Dtype::BF16, &[ELEMENTS][..])].into_iter(), &[("format", "pt")], 4096);
-    let value = |i: usize| if step.is_some_and(|step| i % step == 0) { 2.0 + (i % 64) as f32 } else { 1.0 };
+    let value = |i: usize| if step.is_some_and(|step| i.is_multiple_of(step)) { 2.0 + (i % 64) as f32 } else { 1.0 };
     bytes.extend((0..ELEMENTS as usize).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()));
     fs::write(folder.join("model.safetensors"), bytes).unwrap();
 }
@@ -187,7 +187,7 @@ fn a_vector_of_a_donor_written_to_under_the_extraction_is_not_kept() {
         errors += 1;
         assert_eq!(error.kind, Kind::Format);
         assert!(error.message.contains("donor/model.safetensors"), "{error}");
-        assert_eq!(weights(&out), [PathBuf::new(); 0]);
+        assert!(weights(&out).is_empty());
         // Given again, it begins with the donor as it is, or says that this is another one.
         let again = extracted(&plan, &out, &Monitor::default());
         let found = weights(&out);
