@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import taskvec as tv
+from support.command_line import invoke
 from support.models import DTYPES, Trio, edit_json, read_tensors, safetensors_bytes, write_checkpoint
 from support.packed_models import BY_NAME, WAYS, Values, Way, expected, is_packed, packed_trio
 from taskvec.errors import CompatibilityError, FormatError, RecipeError
@@ -304,7 +305,21 @@ def test_ranking_differences_of_four_bits(tmp_path: Path, name: str, is_warned: 
     assert ("quantised-ranking" in ids(tv.merge(document, tmp_path / "out").findings)) is is_warned
 
 
-@pytest.mark.parametrize("name", ["GPTQ 4 bits act", "NF4", "bitsandbytes INT8", "MLX"])
+def test_a_target_of_mlx_is_not_written_plain_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trio, values = packed_trio(tmp_path, BY_NAME["MLX"])
+    models = ["--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
+    outcome = invoke(capsys, "transfer", *models, "-o", tmp_path / "out")
+    assert outcome.code == 1
+    assert "quantised as MLX 4 bits" in outcome.err
+    assert "--out-dtype bfloat16" in outcome.err
+    assert not (tmp_path / "out").exists()
+    assert invoke(capsys, "transfer", *models, "-o", tmp_path / "out", "--out-dtype", "bfloat16").code == 0
+    near(read_tensors(tmp_path / "out")[UP], values, UP)
+
+
+@pytest.mark.parametrize("name", ["GPTQ 4 bits act", "NF4", "bitsandbytes INT8"])
 def test_formats_that_are_read_and_not_written(tmp_path: Path, name: str) -> None:
     trio, values = packed_trio(tmp_path, BY_NAME[name])
     with pytest.raises(RecipeError, match="not made again"):

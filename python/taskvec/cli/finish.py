@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.job import write_report
 from taskvec.cli.options import storage_options, talk_options, threads_option, verb
+from taskvec.files.manifest import read
 
 EXAMPLES = """
 After parts of which the last one was killed at its end:
@@ -29,5 +32,7 @@ def command(console: Console, out: str, threads: int | None) -> int:
 
     with console.progress() as progress:
         report = finish(out, threads=threads, progress=progress)
-    write_report(console, report, out)
+    recipe = read(Path(report.outputs[0].folder))["recipe"]
+    is_conversion = recipe["verb"] == "convert"
+    write_report(console, report, out, is_conversion=is_conversion)
     return 0

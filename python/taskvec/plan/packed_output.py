@@ -6,7 +6,8 @@ target                                other models       output, unless a type i
 packed, no packed weight is computed  any                its own format: the stored bytes
 packed                                the same format    its own format
 packed                                plain, or another  plain: the format's rounding would take the step
-GPTQ, AWQ, bitsandbytes, MLX          any                plain: their codes cannot be made again
+GPTQ, AWQ, bitsandbytes               any                plain: their codes cannot be made again
+MLX                                   any                an error: what loads the models reads their format
 plain                                 any                plain
 ====================================  =================  ===============================================
 """
@@ -78,6 +79,9 @@ def output_form(
         return OutputForm(True, (_said(target, rows, ""),) if rows else ())
     if not rows:
         return OutputForm(True)
+    unasked = [row for row in fixed if row.own.format.kind == "mlx"]
+    if unasked:
+        return OutputForm(False, (_unasked(target, unasked),))
     why = _why_plain(rows, fixed, survival)
     return OutputForm(not why, (_said(target, rows, why),))
 
@@ -103,6 +107,17 @@ def _why_plain(
     ):
         return "the other models are stored in another format"
     return ""
+
+
+def _unasked(target: Model, rows: Sequence[Computed]) -> Finding:
+    form = rows[0].own.format
+    return finding(
+        "quantised",
+        f"`{target.spec}`",
+        "",
+        f"{len(rows):,} weights are quantised as {form.words}, a format that can be read and not written",
+        f"`--out-dtype {TORCH_NAMES[form.dtype]}` writes them plain",
+    )
 
 
 def _said(target: Model, rows: Sequence[Computed], why: str) -> Finding:

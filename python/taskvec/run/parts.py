@@ -26,7 +26,7 @@ from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.plan.part import Part, dealt, of_shards
 from taskvec.plan.plan import PlanRecord, Shard
-from taskvec.progress import Callback, Progress
+from taskvec.progress import Callback, Progress, heard
 from taskvec.report.report import Report
 from taskvec.resolve.remote import materialised
 from taskvec.run import shared_state
@@ -275,6 +275,7 @@ class _Work:
     ) -> None:
         self.plan, self.out, self.folders = plan, out, folders
         self.inputs, self.records, self.settings = inputs, records, settings
+        self.notice = heard(progress)
         self.tell = _meter(progress, [self._bytes(unit) for unit in missing])
 
     def write(self, batch: Sequence[Unit]) -> int:
@@ -290,6 +291,7 @@ class _Work:
                     max_memory=self.settings.max_memory,
                     progress=self.tell(sum(self._bytes(unit) for unit in batch)),
                     allow_non_finite="non-finite" in self.settings.force,
+                    notice=self.notice,
                 )
             )
             self.inputs.hold()
