@@ -712,31 +712,3 @@ def test_scales_that_are_no_numbers(packed: Any, tmp_path: Path, value: float) -
     else:
         with pytest.raises(tv.Error, match=r"NaN or infinity|not finite"):
             tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16")
-
-
-# --- transformers
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["block FP8, BF16 scales", "CT INT4 group 32", "ModelOpt NVFP4", "GPTQ 4 bits act", "AWQ", "NF4", "MLX"],
-)
-def test_plain_output_loads_in_transformers(tmp_path: Path, name: str) -> None:
-    """The logits of the output are those of the model that NumPy's values make."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    trio, values = packed_trio(tmp_path, BY_NAME[name])
-    tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16", force=FORCED)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
-    assert loaded.dtype == torch.bfloat16
-    assert not hasattr(loaded.config, "quantization_config")
-    made = transformers.AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
-    out = read_tensors(tmp_path / "out")
-    state = {
-        key: torch.from_numpy(expected(values, key).view(np.int16).copy()).view(torch.bfloat16) for key in out
-    }
-    made.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
-    tokens = torch.arange(24).reshape(2, 12)
-    with torch.no_grad():
-        got, want = (model.eval().float()(tokens).logits for model in (loaded, made))
-    assert torch.allclose(got, want, atol=2e-3, rtol=0)

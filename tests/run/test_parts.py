@@ -238,6 +238,15 @@ def test_an_input_that_changes_between_parts_is_an_error(plan: tv.Plan, trio: Tr
     assert not (out / "taskvec.json").exists()
 
 
+def test_a_damaged_state_is_named(plan: tv.Plan, tmp_path: Path) -> None:
+    plan.part(0, 2).run(tmp_path / "out")
+    for path in (tmp_path / "out" / ".taskvec" / "inputs").iterdir():
+        path.write_bytes(b"[{}]")
+    with pytest.raises(tv.OutputError, match="is damaged"):
+        plan.part(1, 2).run(tmp_path / "out")
+    assert not (tmp_path / "out" / "taskvec.json").exists()
+
+
 @pytest.mark.parametrize("text", ["3/3", "-1/3", "1", "1/0", "a/b", "1/2/3", "0/99999999", ""])
 def test_what_is_no_part_is_refused(trio: Trio, capsys: pytest.CaptureFixture[str], text: str) -> None:
     arguments = ["--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
@@ -309,6 +318,31 @@ def test_a_plan_that_was_edited_is_refused(
         assert "plan.json` " in outcome.err
         assert "hint" in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_goes_on_in_spite_of_what_it_was_made_for(trio: Trio, tmp_path: Path) -> None:
+    path = next(trio.donor.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\xc0\x7f"  # NaN in bfloat16
+    path.write_bytes(data)
+    plan = tv.plan_transfer(*trio, max_shard_size=SIZE, rounding="stochastic", force="non-finite")
+    plan.run(tmp_path / "one", settings=tv.Settings(rounding="stochastic", force=("non-finite",)))
+    (tmp_path / "plan.json").write_bytes(plan.to_bytes(tmp_path / "out"))
+    for part in ("0/2", "1/2"):
+        assert spawn(["run", tmp_path / "plan.json", "--part", part]).code == 0
+    same_files(tmp_path / "one", tmp_path / "out")
+    for number in (1, 0):
+        plan.part(number, 2).run(tmp_path / "again")
+    same_files(tmp_path / "one", tmp_path / "again")
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", "1", '{"plan": {}}', '{"plan": 1, "schema": 1}', "[" * 9000])
+def test_a_plan_with_the_right_digest_and_nothing_in_it(body: str) -> None:
+    from taskvec._core import blake3_hex
+
+    digest = blake3_hex(body.encode())
+    with pytest.raises(tv.RecipeError):
+        tv.Plan.from_bytes(f'{{"digest": "{digest}", "body": {body}}}\n'.encode())
 
 
 def test_a_plan_of_models_that_have_changed_is_refused(plan: tv.Plan, trio: Trio) -> None:

@@ -9,6 +9,7 @@ import click
 
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.execute import execute
+from taskvec.cli.job import settings_of
 from taskvec.cli.options import (
     declared_option,
     dry_run_option,
@@ -60,5 +61,7 @@ def command(console: Console, path: str, out: str | None, **options: Any) -> int
     place = out or saved.out
     if place is None:
         raise UsageError("the plan names no output folder", "give one with `-o`")
-    execute(console, Plan.of(saved.plan), place, f"{saved.plan.recipe['verb']} of {printable(path)}", options)
+    plan, title = Plan.of(saved.plan), f"{saved.plan.recipe['verb']} of {printable(path)}"
+    chosen = saved.settings(Settings.of(settings_of(options)))
+    execute(console, plan, place, title, options, chosen)
     return 0

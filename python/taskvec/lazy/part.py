@@ -74,7 +74,7 @@ class Part:
             raise RecipeError("the part has no output folder", 'write `part.run("out")`')
         saved = from_file(self.plan, "the plan of this part")
         part = Number.of(self.number, self.count)
-        return execute_part(saved.plan, place, part, settings=settings, progress=progress)
+        return execute_part(saved.plan, place, part, settings=saved.settings(settings), progress=progress)
 
 
 def finish(
@@ -110,6 +110,7 @@ def finish(
             f"`{out}` holds {'a finished output' if is_ended else 'no run in parts'}",
             "`taskvec verify` reads it" if is_ended else "give the output folder of the parts",
         )
-    plan = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS)).plan
+    saved = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS))
+    plan = saved.plan
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    return ending.finish(plan, out, checkpoints, Settings(threads=threads), progress)
+    return ending.finish(plan, out, checkpoints, saved.settings(Settings(threads=threads)), progress)

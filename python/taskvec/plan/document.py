@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from taskvec._core import __version__, blake3_hex
 from taskvec.compat.findings import Finding
-from taskvec.errors import FormatError, RecipeError
+from taskvec.errors import Error, FormatError, RecipeError
 from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
@@ -20,6 +20,7 @@ from taskvec.plan.rows import encode
 from taskvec.resolve.adapter import open_adapter
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
+from taskvec.settings import Settings
 
 SCHEMA = 1
 Checkpoint = Model | SavedVector | Adapter
@@ -35,6 +36,13 @@ class Saved(NamedTuple):
 
     plan: PlanRecord
     out: str | None
+
+    def settings(self, given: Settings | None = None) -> Settings:
+        """The settings to run it with: those given, with what the plan was made to go on in spite of."""
+        given = given or Settings()
+        force = (*(self.plan.recipe.get("force") or ()), *given.force)
+        rounding = self.plan.document["rounding"]
+        return replace(given, force=tuple(dict.fromkeys(force)), rounding=rounding)
 
 
 def to_file(plan: PlanRecord, out: str | None = None) -> bytes:
@@ -89,15 +97,21 @@ def from_file(data: bytes, subject: str) -> Saved:
     NotFoundError, HubError
         A model cannot be opened here.
     """
-    body = _body(data, subject)
     try:
-        facts = json.loads(body)
-        document = facts.pop("plan")
-        version = facts["schema"], document["format"], document["arithmetic"]
-    except (ValueError, KeyError, TypeError) as error:
+        return _read(data, subject)
+    except Error:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise RecipeError(
             f"`{subject}` is not a plan: {error!r}", "make it again with `taskvec plan`"
         ) from None
+
+
+def _read(data: bytes, subject: str) -> Saved:
+    body = _body(data, subject)
+    facts = json.loads(body)
+    document = facts.pop("plan")
+    version = facts["schema"], document["format"], document["arithmetic"]
     if version != (SCHEMA, FORMAT, ARITHMETIC):
         raise RecipeError(
             f"`{subject}` was made by taskvec {facts['taskvec']}, whose plans have another form",

@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,10 +236,8 @@ def _run_tasks(
     taskvec.Error
         A task has failed; the others are stopped.
     """
-    data = ray.put(to_file(plan))
-    write = _write.options(
-        num_cpus=settings.threads or 1, scheduling_strategy="SPREAD", max_retries=_TRIES - 1
-    )
+    data, settings = ray.put(to_file(plan)), replace(settings, threads=settings.threads or 1)
+    write = _write.options(num_cpus=settings.threads, scheduling_strategy="SPREAD", max_retries=_TRIES - 1)
     batches = list(_batches(plan, missing))
     waiting = {write.remote(data, str(out), batch, settings): batch for batch in batches}
     total, begin, done = sum(_bytes(plan, batch) for batch in batches), time.monotonic(), 0

@@ -7,7 +7,6 @@ nothing left to compute, is ended as any other: the same report, card and index 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from typing import Any
 from taskvec._core import assemble_output
 from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
-from taskvec.files.json import read_bytes
 from taskvec.files.names import PARTS, PLAN, STATE
 from taskvec.plan.part import dealt
 from taskvec.plan.plan import PlanRecord
@@ -132,7 +130,7 @@ def _hold_one_state(records: Records, digests: set[str]) -> None:
     seen: set[tuple[tuple[Any, ...], ...]] = set()
     times: defaultdict[tuple[Any, ...], set[Any]] = defaultdict(set)
     for digest in sorted(digests):
-        rows = json.loads(read_bytes(records.state / shared_state.INPUTS / f"{digest}.json"))
+        rows = records.inputs(digest)
         seen.add(tuple(sorted((Path(row["path"]).name, row["size"], str(row.get("sample"))) for row in rows)))
         for row in rows:
             # the same file of the same machine: a change of its contents shows in the time as well
@@ -148,7 +146,8 @@ def _hold_one_state(records: Records, digests: set[str]) -> None:
 
 def _incomplete(plan: PlanRecord, out: Path, missing: Sequence[int]) -> OutputError:
     names = [plan.shards[number].name for number in missing]
-    count = int(shared_state.head(out).get("parts") or 1)
+    noted = shared_state.head(out).get("parts")
+    count = noted if isinstance(noted, int) and noted > 0 else 1
     late = [
         f"{number}/{count}"
         for number, units in enumerate(dealt(plan, count))

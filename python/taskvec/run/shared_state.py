@@ -158,6 +158,21 @@ class Records:
             _put(path, inputs)
         return digest
 
+    def inputs(self, digest: str) -> list[dict[str, Any]]:
+        """The states of the inputs that :meth:`see` has kept.
+
+        Raises
+        ------
+        OutputError
+            They are not what was kept.
+        """
+        path = self.state / INPUTS / f"{digest}.json"
+        data = read_bytes(path)
+        if blake3_hex(data) != digest:
+            raise OutputError(f"`{path}` is damaged", "remove the output folder, and begin again")
+        rows: list[dict[str, Any]] = json.loads(data)
+        return rows
+
     def write(self, name: str, lines: Sequence[str], inputs: str) -> None:
         """Note a weight file: the line that the engine's journal has of it, for each output."""
         record = {"plan": self.identity, "inputs": inputs, "lines": list(lines)}
@@ -187,7 +202,8 @@ class Records:
             return None
         try:
             record = json.loads(read_bytes(path))
-            is_ours = record["plan"] == self.identity and len(record["lines"]) == len(self.folders)
+            is_ours = record["plan"] == self.identity and isinstance(record["inputs"], str)
+            is_ours = is_ours and len(record["lines"]) == len(self.folders)
             for line in record["lines"]:
                 known = json.loads(line)
                 is_ours = is_ours and known["shard"] == name and isinstance(known["size"], int)
