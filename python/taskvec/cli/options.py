@@ -209,7 +209,7 @@ control_option = option(
 )  # fmt: skip
 
 tokenizer_option = option(
-    "--tokenizer", type=click.Choice(["union", "base", "target", "donor"]), section="Models",
+    "--tokenizer", type=click.Choice(["union", "base", "target", "donor"]), section="Arithmetic",
     help="Where vocabularies differ: whose the output has, row by row by token (base: the target's).",
 )  # fmt: skip
 

@@ -52,10 +52,10 @@ Leave embeddings, output head and norms alone; keep more of a small step:
     metavar="MODEL",
     help="What the donor was before it learned that.",
 )
-@tokenizer_option
 @alpha_option("Factor of the vector, negative and above 1 too; several write one output each.  [default: 1]")
 @layer_scale_option
 @control_option
+@tokenizer_option
 @selection_options
 @out_option
 @run_options
