@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
-    from taskvec.plan.transfer import Control
+    from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
     from taskvec.report.difference import Difference
     from taskvec.report.inspect import Inspection
@@ -43,6 +43,7 @@ def plan_transfer(
     layers: str | None = None,
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
+    tokenizer: TokenizerSource | None = None,
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`transfer` would do, from headers, config and tokenizer alone.
@@ -62,6 +63,7 @@ def plan_transfer(
         alphas=parse_alphas(alpha),
         layer_scale=layer_scale,
         control=control,
+        tokenizer=tokenizer,
     )
     return Plan.of(record)
 
@@ -79,6 +81,7 @@ def transfer(
     layers: str | None = None,
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
+    tokenizer: TokenizerSource | None = None,
     progress: Callback | None = None,
     **settings: Unpack[Options],
 ) -> Report:
@@ -105,6 +108,9 @@ def transfer(
     control : {"random", "permute"}, optional
         Put a random vector of the same norm per tensor, or the vector's own values shuffled within each
         tensor, in its place; ``seed`` draws another one.
+    tokenizer : {"union", "base", "target", "donor"}, optional
+        Where the vocabularies differ: whose the output has, the target's (``base`` too), the donor's or all.
+        Rows go by token. A row that a model lacks is the target's, or else the reference's.
     progress : callable, optional
         Called with a :class:`taskvec.Progress` a few times a second.
     **settings
@@ -124,7 +130,7 @@ def transfer(
     """
     plan = plan_transfer(
         target, donor, reference, alpha=alpha, include=include, exclude=exclude, preset=preset, layers=layers,
-        layer_scale=layer_scale, control=control, **settings,
+        layer_scale=layer_scale, control=control, tokenizer=tokenizer, **settings,
     )  # fmt: skip
     return plan.run(out, settings=Settings.of(settings), progress=progress)
 

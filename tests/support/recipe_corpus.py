@@ -287,14 +287,14 @@ MISTAKES = {
         "name it once",
     ),
     "single tokens": (
-        LINEAR + "tokenizer:\n  source: a\n  tokens: {x: {source: b}}\n",
-        "recipe:6: `tokenizer.tokens`: embeddings of single tokens cannot be set yet",
-        "remove `tokens`",
+        LINEAR + "tokenizer:\n  source: a\n  tokens: {x: {from: b}}\n",
+        "recipe:6: `tokenizer.tokens`: a mapping where the source of a token belongs",
+        "write `{source: MODEL}`",
     ),
     "padding": (
-        LINEAR + "tokenizer: {source: a, pad_to_multiple_of: 64}\n",
-        "`tokenizer.pad_to_multiple_of`: vocabularies cannot be padded yet",
-        "",
+        LINEAR + "tokenizer: {source: a, pad_to_multiple_of: many}\n",
+        "`tokenizer.pad_to_multiple_of`: rows are padded to a multiple of a whole number",
+        "pad_to_multiple_of: 64",
     ),
     "two tokenizers": (
         LINEAR + "tokenizer: {source: a}\ntokenizer_source: a\n",

@@ -208,6 +208,11 @@ control_option = option(
     help="Instead of the vector, a random one of the same norm per tensor, or its own values shuffled.",
 )  # fmt: skip
 
+tokenizer_option = option(
+    "--tokenizer", type=click.Choice(["union", "base", "target", "donor"]), section="Arithmetic",
+    help="Where vocabularies differ: whose the output has, row by row by token (base: the target's).",
+)  # fmt: skip
+
 dry_run_option = option(
     "--dry-run", is_flag=True, section="Output", help="Print the plan and stop; nothing is written.",
 )  # fmt: skip

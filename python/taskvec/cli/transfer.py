@@ -17,6 +17,7 @@ from taskvec.cli.options import (
     selection_options,
     storage_options,
     talk_options,
+    tokenizer_option,
     verb,
 )
 
@@ -54,6 +55,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
 @alpha_option("Factor of the vector, negative and above 1 too; several write one output each.  [default: 1]")
 @layer_scale_option
 @control_option
+@tokenizer_option
 @selection_options
 @out_option
 @run_options

@@ -72,6 +72,10 @@ FINDINGS: dict[str, Kind] = {
     "vocabulary-padded": Kind(
         "warning", "embeddings or heads have more rows in the target, whose own are kept"
     ),
+    "vocabulary-joined": Kind("note", "embedding and head have rows for the tokens of another vocabulary"),
+    "vocabulary-unreachable": Kind(
+        "warning", "tokens of another model are in the vocabulary, and no text is cut into them"
+    ),
     "layout": Kind("note", "another model stores the same weights in another layout"),
     "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
     "dtype": Kind("note", "the models are stored in different float types"),

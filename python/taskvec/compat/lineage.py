@@ -100,8 +100,9 @@ def measure(
     others = [("donor", donor), ("reference", reference)]
     tie = tie or tie_decision(target, others)
     # Vectors (norms, biases) are too small to tell; they are taken where there is nothing else.
-    wide = [info.name for info in target.tensors.values() if len(info.shape) > 1 and info.nbytes > 8]
-    everything = [info.name for info in target.tensors.values() if info.nbytes]
+    stored = [info for info in target.tensors.values() if info.name not in target.permuted]
+    wide = [info.name for info in stored if len(info.shape) > 1 and info.nbytes > 8]
+    everything = [info.name for info in stored if info.nbytes]
     # Of a hundred thousand tensors, a few hundred are looked through first: mostly all have counterparts.
     for candidates in (spread(wide, 16 * TENSORS), wide, everything):
         pairs = counterparts(target, others, candidates, tie)
@@ -111,12 +112,12 @@ def measure(
         return None
     chosen = spread(list(pairs), TENSORS)
     models = [target, donor, reference]
-    stored = [(name, *pairs[name]) for name in chosen]
-    distances = _distances(models, stored, BLOCKS, ELEMENTS)
+    compared = [(name, *pairs[name]) for name in chosen]
+    distances = _distances(models, compared, BLOCKS, ELEMENTS)
     if distances is not None and distances.donor_reference == 0:
-        equal = _equal_elements(donor, reference, stored)
+        equal = _equal_elements(donor, reference, compared)
         distances = (
-            distances._replace(elements=equal) if equal else _distances(models, stored, 1, MORE_ELEMENTS)
+            distances._replace(elements=equal) if equal else _distances(models, compared, 1, MORE_ELEMENTS)
         )
     return distances
 

@@ -31,6 +31,10 @@ _OF_TOKENS = (
     "added-tokens",
     "added-tokens-extra",
 )
+_JOIN = (
+    "join the vocabularies with `--tokenizer union` (in a recipe `tokenizer_source: union`), or leave "
+    "embedding and head out with `--preset no-embed`"
+)
 _PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _BOUNDS = ("bos_token", "eos_token")
 _MINOR = (
@@ -159,7 +163,6 @@ def _compare_opaque(role: str, own: _Tokenizer, other: _Tokenizer) -> Iterator[F
 
 
 def _compare_parsed(role: str, own: dict[str, Any], other: dict[str, Any]) -> Iterator[Finding]:
-    no_embed = "give models with one tokenizer, or leave embedding and head out with `--preset no-embed`"
     mine, theirs = _part(own, "model"), _part(other, "model")
     kinds = (mine.get("type"), theirs.get("type"))
     vocabularies = _vocabulary(mine), _vocabulary(theirs)
@@ -169,7 +172,7 @@ def _compare_parsed(role: str, own: dict[str, Any], other: dict[str, Any]) -> It
             "vocabulary of {who}",
             f"{len(vocabularies[0]):,} entries as in the {role}",
             f"{len(vocabularies[1]):,} entries, {_difference(*vocabularies)}",
-            no_embed,
+            _JOIN,
         )
     merges = _merges(mine), _merges(theirs)
     if kinds[0] != kinds[1] or merges[0] != merges[1]:
@@ -181,7 +184,7 @@ def _compare_parsed(role: str, own: dict[str, Any], other: dict[str, Any]) -> It
             "others, or another order" if is_alike else f"{len(merges[1]):,} of type {kinds[1]}",
             "give models with one tokenizer",
         )
-    yield from _compare_added(role, _added(own), _added(other), no_embed)
+    yield from _compare_added(role, _added(own), _added(other), _JOIN)
     unlike = [key for key in _PIPELINE if own.get(key) != other.get(key)]
     if unlike:
         names = ", ".join(f"`{key}`" for key in unlike)

@@ -202,6 +202,8 @@ class Model:
         Every stored tensor as the headers have it; ``tensors`` itself where no weight is packed.
     packed : mapping of str to Packed
         Those of ``tensors`` that are stored packed: codes with scales and the like.
+    permuted : frozenset of str
+        Those of ``tensors`` whose rows are in the order of an output's vocabulary, unlike the stored ones.
     header_metadata : mapping of str to str
         The members of the headers besides their tensors, of weights that are not here.
     unreadable : str or None
@@ -228,6 +230,7 @@ class Model:
     stored: Mapping[str, TensorInfo] = field(default=None, repr=False)  # type: ignore[assignment]
     packed: Mapping[str, Packed] = field(default_factory=dict, repr=False)
     unreadable: str | None = None
+    permuted: frozenset[str] = frozenset()
     header_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

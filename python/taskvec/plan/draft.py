@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.models.model import TensorInfo
     from taskvec.models.quantised.format import Format
+    from taskvec.models.rows import Rows as TableRows
     from taskvec.models.saved_vector import SavedVector
     from taskvec.plan.new_formats import NewFormat
 
@@ -46,14 +47,13 @@ class Draft:
         self.base = base
         self.is_packed = is_packed
         self._encodings: list[dict[str, Any]] = []
+        self._permuted: dict[int, dict[str, TableRows]] = {}
         self._places: dict[str, TensorInfo] = {}
         self.source(base, role)
 
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
         """The number of a source; one that plays two roles is one source."""
-        key = source_path(checkpoint), checkpoint.fingerprint
-        if assembled := assembled_of(checkpoint):  # the same files in another layout
-            key = key[0], f"{key[1]} {id(assembled)}"
+        key = _key(checkpoint)
         number = self._sources.setdefault(key, len(self._sources))
         if number == len(self.checkpoints):
             self.checkpoints.append(checkpoint)
@@ -61,6 +61,10 @@ class Draft:
         elif role not in self.roles[number].split(" and "):
             self.roles[number] += f" and {role}"
         return number
+
+    def number(self, checkpoint: Model | SavedVector) -> int | None:
+        """The number of a source that has been added."""
+        return self._sources.get(_key(checkpoint))
 
     def adapter(self, adapter: Adapter, role: str, *, base: int | None) -> int:
         """The number of an adapter that is fitted to its model, on top of source `base` or alone."""
@@ -85,6 +89,10 @@ class Draft:
     ) -> None:
         """Add an output tensor in a form of storage: its inputs are pairs of source and stored name."""
         self._rows.append(name, form, shape, operation, inputs)
+
+    def permuted(self, source: int, name: str, rows: TableRows) -> None:
+        """Give a matrix of a source, under the name that the plan has for it, rows of another order."""
+        self._permuted.setdefault(source, {})[name] = rows
 
     def packed_tensor(
         self, name: str, template: tuple[int, str], operation: int, inputs: list[tuple[int, str]]
@@ -165,12 +173,13 @@ class Draft:
         recipe: Mapping[str, Any],
         config: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
+        left: Sequence[str] = (),
         is_random: bool = False,
     ) -> PlanRecord:
         """Lay the tensors out over weight files and make the plan.
 
-        ``config`` are changes besides those of types, as :class:`Plan` has them; ``is_random`` says that an
-        operation draws random numbers.
+        ``config`` are changes besides those of types, and ``left`` files besides those that speak of packed
+        weights, as :class:`PlanRecord` has them; ``is_random`` says that an operation draws random numbers.
         """
         if self.is_packed:
             self._complete()
@@ -195,10 +204,12 @@ class Draft:
             # without random draws the seed changes nothing, and is no reason to begin again
             "seed": settings.seed if is_random or settings.rounding == "stochastic" else 0,
         }
+        for source, rows in self._permuted.items():
+            document["sources"][source]["rows"] = rows
         if self._encodings:
             document["encodings"] = self._encodings
         is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
-        changes, left = output_changes(document, self.base) if is_other else ({}, ())
+        changes, declaring = output_changes(document, self.base) if is_other else ({}, ())
         return PlanRecord.make(
             document,
             self.checkpoints,
@@ -207,5 +218,12 @@ class Draft:
             recipe=recipe,
             config={**changes, **(config or {})},
             files=files,
-            left=left,
+            left=(*declaring, *left),
         )
+
+
+def _key(checkpoint: Model | SavedVector) -> tuple[str, str]:
+    """By what a source is told from others: the same files in another layout are another one."""
+    path, fingerprint = source_path(checkpoint), checkpoint.fingerprint
+    assembled = assembled_of(checkpoint)
+    return path, f"{fingerprint} {id(assembled)}" if assembled else fingerprint

@@ -14,7 +14,7 @@ from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
-from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
+from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
 from taskvec.files.json import parse_object
@@ -27,6 +27,9 @@ from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
 from taskvec.plan.merge_packed import merge_form, packed_findings
 from taskvec.plan.plan import PlanRecord
+from taskvec.plan.vocabulary import SETTLED, Tokens, tokens_of
+from taskvec.plan.vocabulary_files import config_changes, files_of
+from taskvec.plan.vocabulary_rows import TokenRows, models_in, shaped
 from taskvec.recipe.chat_templates import TEMPLATES, most_common, template_of
 from taskvec.recipe.expand import expand, sources
 from taskvec.recipe.expanded import ExpandedMerge, Facts
@@ -82,7 +85,9 @@ def plan_recipe(
     )
     config_from = opened[merge.models[merge.config_from]]
     assert isinstance(config_from, Model)
-    found = _findings(merge, opened, config_from, recipe)
+    base = None if recipe.base_model is None else recipe.base_model.plain
+    tokens = tokens_of(recipe, models_in(opened), merge.models[merge.config_from].plain, base)
+    found = _findings(merge, opened, config_from, recipe, tokens)
     found += tie_findings([*adapters.values(), *_alone(opened)])
     found += packed_findings(merge, opened)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
@@ -97,19 +102,22 @@ def plan_recipe(
     ]
     operations = [draft.operation(operation) for operation in merge.operations]
     copy = draft.operation({"kind": "copy"})
+    rows = None if tokens is None else TokenRows(draft, tokens, opened, adapters, merge.models)
     for tensor in merge.tensors:
         model, stored = tensor.template
         template = _checkpoint_of(opened, merge.models[model])
         info = template.tensors[stored]
-        inputs = [(numbers[index], name) for index, name in tensor.inputs]
-        operation = operations[tensor.operation]
+        of, operation = tensor.inputs, operations[tensor.operation]
         if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
-            inputs, operation = [(numbers[model], stored)], copy
+            of, operation = ((model, stored),), copy
+        shape = info.shape if rows is None else rows.shape(info, of)
+        inputs = [(numbers[index], name) for index, name in of]
         if form.is_packed and stored in template.packed:
             place = draft.source(template, _role(model, merge)), stored
             draft.packed_tensor(tensor.name, place, operation, inputs)
         else:
-            draft.tensor(tensor.name, out_dtype(info.dtype, settings), info.shape, operation, inputs)
+            draft.tensor(tensor.name, out_dtype(info.dtype, settings), shape, operation, inputs)
+    files, left = _files(merge, opened, config_from, recipe, tokens)
     return draft.finish(
         alphas=merge.alphas,
         settings=settings,
@@ -120,8 +128,12 @@ def plan_recipe(
             **written(settings),
             **({"seed": settings.seed} if merge.method.random else {}),
         },
-        config=merge.config_edits,
-        files=_files(merge, opened, config_from, recipe),
+        config={
+            **merge.config_edits,
+            **(config_changes(tokens, config_from, rows.count) if tokens and rows else {}),
+        },
+        files=files,
+        left=left,
         is_random=merge.method.random,
     )
 
@@ -220,14 +232,20 @@ def _source(draft: Draft, model: Readable | Adapter, adapted: tuple[Adapter, Mod
     return number if adapted is None else draft.adapter(adapted[0], role, base=number)
 
 
-def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> dict[str, bytes]:
-    """Tokenizer files where they are of another model, and the chat template that the recipe names."""
+def _files(
+    merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe, tokens: Tokens | None
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Tokenizer files where they are not the base's, and the chat template; the base's that are left."""
     files: dict[str, bytes] = {}
-    _check_union(recipe, opened, config_from)
+    left: tuple[str, ...] = ()
     chosen = _checkpoint_of(opened, merge.models[merge.tokenizer_from])
-    if chosen is not config_from:
+    if tokens is not None:
+        files, left = files_of(tokens, config_from)
+    elif chosen is not config_from:
         files = {name: chosen.read_file(name) for name in chosen.other_files if is_tokenizer_file(name)}
-        if TEMPLATE in config_from.other_files and TEMPLATE not in files and (own := template_of(chosen)):
+    if chosen is not config_from and TEMPLATE in config_from.other_files and TEMPLATE not in files:
+        left = tuple(name for name in left if name != TEMPLATE)
+        if own := template_of(chosen):
             files[TEMPLATE] = own.encode()  # its file would go before what is in the settings
     if merge.chat_template is not None:
         if SETTINGS in config_from.other_files or SETTINGS in files:
@@ -236,23 +254,7 @@ def _files(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Rec
             settings.pop("chat_template", None)
             files[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False).encode()
         files[TEMPLATE] = _template(merge.chat_template, opened, recipe).encode()
-    return files
-
-
-def _check_union(recipe: Recipe, opened: Opened, base: Model) -> None:
-    """Hold that the vocabularies whose union is asked for are equal: it is the base's then."""
-    if recipe.tokenizer_from != "union":
-        return
-    for model in opened.values():
-        if isinstance(model, Model) and model is not base and (why := vocabulary_difference(base, model)):
-            raise recipe.error(
-                ("tokenizer",) if recipe.tokenizer is not None else ("tokenizer_source",),
-                "a tokenizer of all vocabularies together (`union`) cannot be made yet, and these are not "
-                f"known to be equal to that of `{base.spec}`: {why}",
-                "merge models of one vocabulary; or leave embedding and head out: `tokenizer_source: base` "
-                "and `preset: no-embed`",
-                key=True,
-            )
+    return files, tuple(name for name in left if name not in files)
 
 
 def _template(chosen: str, opened: Opened, recipe: Recipe) -> str:
@@ -304,7 +306,15 @@ def _copied(merge: ExpandedMerge, opened: Opened) -> set[str]:
     return {name for name, dtype in dtypes.items() if dtype not in FLOAT_DTYPES}
 
 
-def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe) -> list[Finding]:
+def _findings(
+    merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: Recipe, tokens: Tokens | None
+) -> list[Finding]:
+    if tokens is not None:
+        seen = {ref: shaped(model, tokens, models_in(opened)) for ref, model in models_in(opened).items()}
+        opened = {ref: seen.get(ref.plain, model) for ref, model in opened.items()}
+        config_from = seen[merge.models[merge.config_from].plain]
+        found = _findings(merge, opened, config_from, recipe, None)
+        return [*(each for each in found if each.id not in SETTLED), *tokens.findings]
     found = list(merge.remarks)
     others = [
         (str(ref), model)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     pass
 
 Control = Literal["random", "permute"]
+TokenizerSource = Literal["union", "base", "target", "donor"]
 # The stored names that serve for each tensor of a target.
 _Names = Mapping[str, tuple[str, ...]]
 
@@ -41,12 +42,14 @@ def plan_transfer(
     alphas: Sequence[float] = (1.0,),
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
+    tokenizer: TokenizerSource | None = None,
 ) -> PlanRecord:
     """The plan of target + α·(donor − reference); see :func:`plan_steps`."""
     step = Step(1.0, donor, reference, selection or Selection())
     return plan_steps(
-        target, [step], settings=settings, alphas=alphas, layer_scale=layer_scale, control=control
-    )
+        target, [step], settings=settings, alphas=alphas, layer_scale=layer_scale, control=control,
+        tokenizer=tokenizer,
+    )  # fmt: skip
 
 
 def plan_steps(
@@ -58,6 +61,7 @@ def plan_steps(
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
     is_plain: bool = False,
+    tokenizer: TokenizerSource | None = None,
 ) -> PlanRecord:
     """The plan of target + α·Σ w·(donor − reference), in one pass.
 
@@ -65,7 +69,8 @@ def plan_steps(
     counterpart are the target's; the findings name the latter. A control puts a random vector of the same
     norms, or the vector's own values in another order, in the place of the vector: what it does to a model,
     the vector does not do by what it carries. ``is_plain`` says that packed weights are written plain unless
-    the settings ask for the target's own format.
+    the settings ask for the target's own format. ``tokenizer`` says whose vocabulary the output has where
+    those of the models differ: the target's (``base``), the donor's, or that of all (``union``).
 
     Raises
     ------
@@ -81,9 +86,17 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
+    joined = None
+    if tokenizer is not None:
+        from taskvec.plan.joined import join  # few transfers need it
+
+        joined = join(target, steps, tokenizer)
+    if joined is not None:
+        target, steps = joined.target, joined.steps
     given, steps = steps, [step.fitted(target) for step in steps]
     ties = [step.tie(target) for step in steps]
-    found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
+    found = findings(target, steps, ties, force=settings.force)
+    found = enforce(found if joined is None else joined.settled(found), settings.force)
     refuse_conversion(found, settings)
     stored = [step.stored(target, tie) for step, tie in zip(steps, ties, strict=True)]
     form = (
@@ -103,9 +116,12 @@ def plan_steps(
     recipe = _recipe(target, steps, alphas, settings)
     recipe |= {"layer_scale": list(layer_scale)} if layer_scale else {}
     recipe |= {"control": control, "seed": settings.seed} if control else {}
+    recipe |= {"tokenizer": tokenizer} if tokenizer else {}
+    changes, files, left = (None, None, ()) if joined is None else joined.finish(draft, stored[0])
     return draft.finish(
-        alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None
-    )
+        alphas=alphas, settings=settings, findings=found, recipe=recipe, is_random=control is not None,
+        config=changes, files=files, left=left,
+    )  # fmt: skip
 
 
 def _turned(step: Step, plain: Model) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from taskvec.dtypes import parse_dtype
 from taskvec.methods.values import Setting, SettingError, parse
 from taskvec.recipe.chat_templates import TEMPLATES
-from taskvec.recipe.model_ref import ModelRef, parse_model
+from taskvec.recipe.model_ref import ModelRef, TokenRow, parse_model
 from taskvec.settings import TARGET, parse_alphas
 from taskvec.text import kind_of, nearest, shown
 
@@ -82,14 +83,56 @@ def _tokenizer_source(value: Any) -> Any:
     return value if value in ("base", "union", None) else _model(value)
 
 
-def _no_tokens(value: Any) -> None:
-    if value:
-        raise SettingError("embeddings of single tokens cannot be set yet", "remove `tokens`")
+_TOKEN_HINT = (
+    "write `{source: MODEL}`, `{source: {kind: model_token, model: MODEL, token: TEXT}}` (or `token_id`), or "
+    "`{source: {kind: zero}}`, with `force: true` for the models that have the token as well"
+)
 
 
-def _no_padding(value: Any) -> None:
-    if value is not None:
-        raise SettingError("vocabularies cannot be padded yet", "remove `pad_to_multiple_of`")
+def _tokens(value: Any) -> dict[str, TokenRow]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SettingError(f"{kind_of(value)} where tokens belong", f"each token has a source: {_TOKEN_HINT}")
+    return {token: row for token, each in value.items() if (row := _token_row(token, each)) is not None}
+
+
+def _token_row(token: str, value: Any) -> TokenRow | None:
+    if not isinstance(value, Mapping) or not value.keys() <= {"source", "force"}:
+        raise SettingError(f"{kind_of(value)} where the source of a token belongs", _TOKEN_HINT, (token,))
+    force, source = value.get("force", False), value.get("source")
+    if not isinstance(force, bool):
+        raise SettingError(f"`force` is true or false, found {kind_of(force)}", _TOKEN_HINT, (token,))
+    if source is None:
+        if force:
+            raise SettingError("`force` without a `source`", _TOKEN_HINT, (token,))
+        return None
+    kind = source.get("kind") if isinstance(source, Mapping) else None
+    if kind == "zero" and source.keys() == {"kind"}:
+        return TokenRow(None, force=force)
+    if kind == "model_token":
+        named = [key for key in ("token", "token_id") if source.get(key) is not None]
+        other = source[named[0]] if len(named) == 1 else None
+        fits = isinstance(other, str if named == ["token"] else int) and not isinstance(other, bool)
+        if not fits or not source.keys() <= {"kind", "model", "token", "token_id"}:
+            raise SettingError("a source of that kind has one token", _TOKEN_HINT, (token,))
+        return TokenRow(_model(source.get("model")), other, force)
+    if kind is not None:
+        raise SettingError(f"unknown kind of source `{shown(str(kind))}`", _TOKEN_HINT, (token,))
+    return TokenRow(_model(source), force=force)
+
+
+MAXIMUM_MULTIPLE = 65_536
+
+
+def _padding(value: Any) -> int | None:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value <= MAXIMUM_MULTIPLE):
+        raise SettingError(
+            f"rows are padded to a multiple of a whole number, found {kind_of(value)}",
+            f"write a number from 1 to {MAXIMUM_MULTIPLE}, such as `pad_to_multiple_of: 64`",
+        )
+    return value
 
 
 def _template(value: Any) -> Any:
@@ -147,10 +190,43 @@ TokenizerSource = Annotated[
     PlainValidator(_tokenizer_source),
     WithJsonSchema({"anyOf": [{"enum": ["base", "union"]}, {"definition": "ModelName"}, {"type": "null"}]}),
 ]
-NoTokens = Annotated[
-    None, PlainValidator(_no_tokens), WithJsonSchema({"maxProperties": 0, "type": ["object", "null"]})
+Tokens = Annotated[
+    dict[str, TokenRow],
+    PlainValidator(_tokens),
+    WithJsonSchema(
+        {
+            "additionalProperties": {
+                "additionalProperties": False,
+                "properties": {
+                    "force": {"type": "boolean"},
+                    "source": {
+                        "anyOf": [
+                            {"definition": "ModelName"},
+                            {
+                                "properties": {
+                                    "kind": {"enum": ["zero", "model_token"]},
+                                    "model": {"definition": "ModelName"},
+                                    "token": {"type": ["string", "null"]},
+                                    "token_id": {"type": ["integer", "null"]},
+                                },
+                                "required": ["kind"],
+                                "type": "object",
+                            },
+                            {"type": "null"},
+                        ]
+                    },
+                },
+                "type": "object",
+            },
+            "type": ["object", "null"],
+        }
+    ),
 ]
-NoPadding = Annotated[None, PlainValidator(_no_padding), WithJsonSchema({"type": "null"})]
+Padding = Annotated[
+    int | None,
+    PlainValidator(_padding),
+    WithJsonSchema({"maximum": MAXIMUM_MULTIPLE, "minimum": 1, "type": ["integer", "null"]}),
+]
 ChatTemplate = Annotated[str | None, BeforeValidator(_template)]
 DocumentName = Annotated[str | None, BeforeValidator(_name)]
 Alphas = Annotated[

@@ -53,6 +53,24 @@ class ModelRef:
         return f"{self.spec}+{self.adapter}" if self.adapter else self.spec
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Where the rows of a token come from, in models that lack it; with ``force`` in all models.
+
+    Attributes
+    ----------
+    model : ModelRef or None
+        ``None``: they are zero.
+    token : str or int or None
+        Another token of that model, by its text or its id; ``None``: the same one.
+    force : bool
+    """
+
+    model: ModelRef | None
+    token: str | int | None = None
+    force: bool = False
+
+
 def exists(text: str) -> bool:
     """Whether a file or folder of that name is there."""
     name = text.encode("utf-8", "replace")

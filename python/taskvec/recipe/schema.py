@@ -24,13 +24,13 @@ from taskvec.recipe.fields import (
     DtypeName,
     LayerRange,
     ModelName,
-    NoPadding,
-    NoTokens,
     OutDtypeName,
+    Padding,
     Parameters,
     Patterns,
     Seed,
     TokenizerSource,
+    Tokens,
     VectorName,
 )
 from taskvec.recipe.model_ref import ModelRef
@@ -93,10 +93,10 @@ class Tokenizer(Form):
     """Whose tokenizer the output has."""
 
     source: TokenizerSource = Field(
-        None, description="`base`, one of the models, or `union` of equal vocabularies"
+        None, description="`base`, one of the models, or `union`: the tokens of all"
     )
-    tokens: NoTokens = None
-    pad_to_multiple_of: NoPadding = None
+    tokens: Tokens = Field({}, description="where the rows of single tokens come from")
+    pad_to_multiple_of: Padding = Field(None, description="rows of zeros make up the next multiple of this")
 
 
 class Recipe(Form):

@@ -21,6 +21,7 @@ _OPTIONS = {
         *_SELECTION,
         "layer_scale",
         "control",
+        "tokenizer",
         "keep",
         "dtype",
         *(name for name, option in options_of(Settings).items() if option.recorded),

@@ -81,7 +81,7 @@ pub(crate) fn assemble<'w, 'a>(
 }
 
 /// The stored type where all have the same one, else the compute type.
-fn gathered_as(stored: &[Box<dyn Storage + '_>]) -> Dtype {
+pub(super) fn gathered_as(stored: &[Box<dyn Storage + '_>]) -> Dtype {
     let first = stored.first().and_then(|storage| storage.plain());
     match first {
         Some(dtype) if stored.iter().all(|storage| storage.plain() == first) => dtype,
@@ -139,7 +139,7 @@ struct Buffers<'s> {
 }
 
 /// The elements of a chunk as numbers of the compute type.
-fn widened(level: Level, chunk: &Chunk<'_>, count: usize, dtype: Dtype, out: &mut Vec<u8>) {
+pub(super) fn widened(level: Level, chunk: &Chunk<'_>, count: usize, dtype: Dtype, out: &mut Vec<u8>) {
     out.resize(count * dtype.size(), 0);
     let mut at = 0;
     for bytes in out.chunks_mut(TILE * dtype.size()) {

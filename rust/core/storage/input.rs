@@ -8,7 +8,7 @@ use super::dense::Dense;
 use super::source::Buffer;
 use super::target::Target;
 use super::wanted::Wanted;
-use super::{assembled, exact_elements, lora, packed, sparse, Storage};
+use super::{assembled, exact_elements, lora, packed, rows, sparse, Storage};
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -112,6 +112,13 @@ impl<'a> Input<'a> {
 
 impl<'a> Stored<'a> {
     fn find(wanted: &Wanted<'_, 'a>) -> Result<Self> {
+        let Some(rows) = rows::wanted(wanted) else { return Stored::in_layout(wanted) };
+        let open = |table: &Wanted<'_, 'a>| Stored::in_layout(table).map(Stored::boxed);
+        rows::permute(wanted, rows, &open).map(Stored::Composed)
+    }
+
+    /// The tensor with its rows as its own source has them.
+    fn in_layout(wanted: &Wanted<'_, 'a>) -> Result<Self> {
         match assembled::wanted(wanted) {
             Some(pieces) => {
                 let open = |stored: &Wanted<'_, 'a>| Stored::under(stored)?.exact(stored).map(Stored::boxed);

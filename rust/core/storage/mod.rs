@@ -21,6 +21,7 @@ pub(crate) mod lora;
 pub(crate) mod opened;
 pub mod packed;
 pub(crate) mod part;
+pub(crate) mod rows;
 pub mod source;
 pub(crate) mod sources;
 pub(crate) mod sparse;

@@ -35,7 +35,27 @@ pub(crate) struct Source {
     /// The logical tensors that are stored as codes with scales.
     #[serde(default)]
     pub packed: Table,
+    /// Embeddings and heads whose rows are in the order of another vocabulary, by the names that the plan has for them.
+    #[serde(default)]
+    pub rows: HashMap<String, Rows>,
 }
+
+/// A matrix whose rows are rows of stored ones, of this source or of others: its shape, those tables, which rows are rows
+/// of a table, and which are the mean of several; all others are zero.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Rows(pub Vec<u64>, pub Vec<RowTable>, pub Vec<RowRun>, pub Vec<RowMean>);
+
+/// A stored matrix: the source, its name there, its shape.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RowTable(pub usize, pub String, pub Vec<u64>);
+
+/// Rows that follow each other here and there: the first one here, how many, the table, the first one there.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct RowRun(pub u64, pub u64, pub usize, pub u64);
+
+/// A row that is the mean of rows: which, and for each of those its table and its number.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RowMean(pub u64, pub Vec<(usize, u64)>);
 
 /// A tensor made of pieces of stored ones: its shape, the pieces, which together have each of its elements once, and the
 /// shapes of the stored tensors where their files do not say them.

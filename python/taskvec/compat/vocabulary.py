@@ -1,0 +1,200 @@
+"""Vocabularies: the tokens of a model with their ids, and one vocabulary of several models' tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from taskvec.compat.tokenizer import SETTINGS, TOKENIZER
+from taskvec.errors import FormatError
+from taskvec.files.json import parse_object
+from taskvec.files.lfs import is_pointer
+from taskvec.text import shown
+
+if TYPE_CHECKING:
+    from taskvec.models.model import Model
+
+# What has to be equal for the pieces of two tokenizers to be cut from the same form of a text.
+_PIPELINE = ("normalizer", "pre_tokenizer", "decoder")
+# In lists of pieces with scores, the place of a token that is found before the pieces are.
+_NEVER = -1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer file and the ids of its tokens.
+
+    Attributes
+    ----------
+    model : Model
+    document : mapping
+        Its ``tokenizer.json``.
+    ids : mapping of str to int
+        Added tokens and all others.
+    """
+
+    model: Model
+    document: Mapping[str, Any]
+    ids: Mapping[str, int]
+
+
+def vocabulary_of(model: Model) -> Vocabulary | None:
+    """The vocabulary of a model; ``None`` where it has no ``tokenizer.json``.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged.
+    """
+    if TOKENIZER not in model.other_files:
+        return None
+    data = model.read_file(TOKENIZER)
+    if is_pointer(data):
+        return None
+    document = parse_object(data, f"{model.spec}/{TOKENIZER}")
+    ids = {**_pieces(model, document), **{entry["content"]: entry["id"] for entry in _added(model, document)}}
+    return Vocabulary(model, document, ids)
+
+
+def _damaged(model: Model, what: str) -> FormatError:
+    return FormatError(
+        f"`{TOKENIZER}` of `{model.spec}` {what}", "save the tokenizer again with transformers"
+    )
+
+
+def _pieces(model: Model, document: Mapping[str, Any]) -> dict[str, int]:
+    inner = document.get("model")
+    pieces = inner.get("vocab") if isinstance(inner, dict) else None
+    if isinstance(pieces, list):
+        found = {each[0]: number for number, each in enumerate(pieces) if isinstance(each, list) and each}
+        if len(found) == len(pieces) and all(isinstance(piece, str) for piece in found):
+            return found
+    elif isinstance(pieces, dict) and all(_is_id(number) for number in pieces.values()):
+        return pieces
+    raise _damaged(model, "has no vocabulary of tokens with their ids")
+
+
+def _added(model: Model, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries = document.get("added_tokens")
+    if entries is None:
+        return []
+    is_list = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not is_list or not all(
+        _is_id(entry.get("id")) and isinstance(entry.get("content"), str) for entry in entries
+    ):
+        raise _damaged(model, "has added tokens without text or id")
+    return entries
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """The vocabulary of all models together.
+
+    Attributes
+    ----------
+    ids : mapping of str to int
+        The first model's tokens have its ids; those of the others follow, model by model.
+    files : mapping of str to bytes
+        The tokenizer files that differ from the first model's.
+    unreachable : mapping of str to int
+        How many of a model's tokens no text is cut into, because it prepares texts in another way.
+    """
+
+    ids: Mapping[str, int]
+    files: Mapping[str, bytes]
+    unreachable: Mapping[str, int]
+
+
+def united(base: Vocabulary, others: Sequence[Vocabulary]) -> Union:
+    """One vocabulary of the tokens of all.
+
+    Pieces of the others are added behind the base's, and the merges that make them behind its merges; added
+    tokens stay added tokens. Texts are prepared as the base does it.
+
+    Raises
+    ------
+    FormatError
+        Tokenizers of different kinds (BPE, Unigram ...).
+    """
+    document = json.loads(json.dumps(base.document))
+    ids, inner, unreachable = dict(base.ids), document["model"], {}
+    added = document.setdefault("added_tokens", None) or []
+    document["added_tokens"] = added
+    known, new = {entry["content"] for entry in added}, []
+    following = max(ids.values(), default=-1) + 1
+    scores: dict[str, float] = {}
+    for other in others:
+        _check_kind(base, other)
+        theirs = other.document["model"]
+        before = following
+        for token in sorted(other.ids, key=other.ids.__getitem__):
+            if token not in ids:
+                ids[token], following = following, following + 1
+        for entry in _added(other.model, other.document):
+            if entry["content"] not in known:
+                known.add(entry["content"])
+                new.append({**entry, "id": ids[entry["content"]]})
+        if isinstance(theirs["vocab"], list):
+            scores |= {piece: score for piece, score in theirs["vocab"] if piece not in scores}
+        lacking = {token for token, number in ids.items() if number >= before and token not in known}
+        if all(base.document.get(key) == other.document.get(key) for key in _PIPELINE):
+            if inner.get("type") == "BPE":
+                _join_merges(inner, theirs, lacking)
+        elif lacking:
+            unreachable[other.model.spec] = len(lacking)
+    if following == max(base.ids.values(), default=-1) + 1 and not new:
+        return Union(ids, {}, unreachable)
+    added += new
+    inner["vocab"] = _joined(inner["vocab"], ids, scores)
+    files = {TOKENIZER: json.dumps(document, indent=2, ensure_ascii=False).encode()}
+    if new and SETTINGS in base.model.other_files:
+        files |= _settings(base.model, new)
+    return Union(ids, files, unreachable)
+
+
+def _check_kind(base: Vocabulary, other: Vocabulary) -> None:
+    kinds = [each.document["model"].get("type") for each in (base, other)]
+    if kinds[0] != kinds[1] or type(base.document["model"]["vocab"]) is not type(
+        other.document["model"]["vocab"]
+    ):
+        raise FormatError(
+            f"the tokenizers of `{base.model.spec}` ({shown(str(kinds[0]))}) and `{other.model.spec}` "
+            f"({shown(str(kinds[1]))}) are of different kinds and have no union",
+            "take one of them: `tokenizer_source: base`, or one of the models",
+        )
+
+
+def _joined(pieces: Any, ids: Mapping[str, int], scores: Mapping[str, float]) -> Any:
+    """The pieces of a tokenizer with all tokens among them, so that each keeps its id."""
+    if isinstance(pieces, dict):
+        return dict(sorted(ids.items(), key=lambda item: item[1]))
+    by_id = {number: token for token, number in ids.items()}
+    more = range(len(pieces), max(by_id, default=-1) + 1)
+    # Ids that nothing has are taken by names that no text contains.
+    return [*pieces, *([by_id.get(i, f"\0{i}"), scores.get(by_id.get(i, ""), _NEVER)] for i in more)]
+
+
+def _join_merges(inner: dict[str, Any], theirs: Mapping[str, Any], lacking: set[str]) -> None:
+    """Add the merges that make tokens which the base does not have, in the form that its own have."""
+    own = inner.get("merges") or []
+    as_text = bool(own) and isinstance(own[0], str)
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in theirs["merges"]]
+    made = [pair for pair in pairs if len(pair) == 2 and "".join(pair) in lacking]
+    inner["merges"] = [*own, *(" ".join(pair) if as_text else pair for pair in made)]
+
+
+def _settings(model: Model, new: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The tokenizer's settings with added tokens, where they list those."""
+    settings = parse_object(model.read_file(SETTINGS), f"{model.spec}/{SETTINGS}")
+    listed = settings.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return {}
+    for entry in new:
+        listed[str(entry["id"])] = {key: value for key, value in entry.items() if key != "id"}
+    return {SETTINGS: json.dumps(settings, indent=2, ensure_ascii=False).encode()}
