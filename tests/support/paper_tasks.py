@@ -232,11 +232,20 @@ def _chains() -> dict[tuple[str, str], str]:
     return {(row["input"], row["target"]): row["chain"] for name in names for row in bbh(name)}
 
 
-def run(monkeypatch: Any, model: Scripted, *tasks: str, think: str | None = None, **more: Any) -> ArmRecord:
+def run(
+    monkeypatch: Any,
+    model: Scripted,
+    *tasks: str,
+    think: str | None = None,
+    perturb: str | None = None,
+    **more: Any,
+) -> ArmRecord:
     """The record of the scripted model under the given settings."""
     monkeypatch.setattr(backend, "load_model", lambda *_: model)
     settings = Settings(tasks=tasks, device="cpu", allow_unsafe_code=True, **more)
-    return backend.evaluate("scripted", settings, arm=Arm("a", "baseline", think=think), weights="scripted")
+    return backend.evaluate(
+        "scripted", settings, arm=Arm("a", "baseline", think=think, perturb=perturb), weights="scripted"
+    )
 
 
 def scores(record: ArmRecord) -> dict[str, float | None]:

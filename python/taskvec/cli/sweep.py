@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
-from taskvec.cli.eval_output import show, watching
+from taskvec.cli.eval_output import show, show_forecast, watching
 from taskvec.cli.options import (
     Size,
     alpha_option,
@@ -20,6 +21,7 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
+from taskvec.text import plural
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -149,17 +151,18 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(console: Console, experiment: Any) -> int:
+    from taskvec.evaluation.sweep.forecast import forecast
     from taskvec.evaluation.sweep.sweep import planned_arms
 
-    arms = planned_arms(experiment)
+    arms, found = planned_arms(experiment), forecast(experiment)
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
     page.fact("arms", ", ".join(arm.name for arm in arms))
     controls = experiment.controls
-    page.fact(
-        "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
-    )
+    permuted = plural(controls.permuted, "permuted vector")
+    page.fact("then", f"{controls.random} random and {permuted} at the chosen alpha")
+    show_forecast(page, found)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)
     console.emit(
@@ -167,6 +170,7 @@ def _plan(console: Console, experiment: Any) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
+            "power": asdict(found),
         }
     )
     return 0

@@ -138,6 +138,22 @@ def test_programs_without_a_form_for_a_chat_are_refused():
     find_tasks(Settings(tasks=("humaneval_plus",), allow_unsafe_code=True))
 
 
+def test_data_sets_are_asked_for_once_in_a_process(monkeypatch, data):
+    from taskvec.evaluation.tasks import datasets as shared
+
+    monkeypatch.setattr(shared, "_loaded", {})
+    for _ in range(2):
+        run(monkeypatch, Scripted(completions()), *TASKS)
+    assert len(data) == len(set(data)) == 3 + 27
+
+
+def test_a_perturbation_that_fits_no_part_of_a_group_is_one_warning(monkeypatch):
+    record = run(monkeypatch, Scripted(completions()), "gsm8k", "bbh_cot_fewshot", perturb="numbers")
+    assert list(record.tasks) == ["gsm8k"]
+    (warning,) = record.warnings
+    assert warning.startswith("left out of this arm: 27 of the 27 tasks of `bbh_cot_fewshot`: task `bbh_cot_")
+
+
 # --- the request to reason
 
 

@@ -158,7 +158,12 @@ def verdict(difference: float, p: float, *, higher_is_better: bool = True) -> Ve
 
 
 def detectable(
-    n: int, *, discordant: float | None = None, spread: float | None = None, tests: int = 1
+    n: int,
+    *,
+    discordant: float | None = None,
+    spread: float | None = None,
+    tests: int = 1,
+    level: float = ALPHA,
 ) -> float:
     """The smallest difference that would have been shown with a probability of 80 %.
 
@@ -177,10 +182,12 @@ def detectable(
         Standard deviation of the differences, for other metrics.
     tests : int
         Size of the family that Holm's correction is over; its strictest threshold is used.
+    level : float
+        The p below which a difference counts as shown.
     """
     if n < 1 or (discordant is None) == (spread is None):
         raise ValueError("pairs, and either their disagreement or their spread")
-    threshold = ALPHA / max(1, tests)
+    threshold = level / max(1, tests)
     reach = _z(threshold) + _z(2 * (1 - POWER))
     if spread is not None:
         return reach * spread / math.sqrt(n)
@@ -200,6 +207,19 @@ def detectable(
         return share
     root = optimize.brentq(shortfall, 0.0, share)
     return max(floor, float(root))  # type: ignore[arg-type]
+
+
+def told_apart(n: int, discordant: float) -> float:
+    """The difference of two arms at which the better one has the higher score with a probability of 80 %.
+
+    Parameters
+    ----------
+    n : int
+        Pairs.
+    discordant : float
+        Share of pairs that disagree.
+    """
+    return min(discordant, _z(2 * (1 - POWER)) * math.sqrt(discordant / n))
 
 
 @functools.cache

@@ -39,6 +39,7 @@ def generation(
     row: TaskDefaults,
     *,
     chat: bool,
+    neutral: bool,
     wanted: int | None,
     max_length: int | None,
 ) -> Generation:
@@ -54,6 +55,8 @@ def generation(
         What is known of it.
     chat : bool
         Whether prompts go through a chat template: the end of the turn then ends the answer.
+    neutral : bool
+        Whether answers are decoded by what the task asks for alone.
     wanted : int, optional
         New tokens that the user asks for.
     max_length : int, optional
@@ -72,7 +75,7 @@ def generation(
     if not chat:
         kept += [stop for stop in row.completion_stops if stop not in kept]
     rest = {key: value for key, value in asked.items() if key not in _LENGTHS}
-    if rest.get("do_sample"):
+    if neutral and rest.get("do_sample"):
         # transformers would sample from the 50 likeliest tokens where nothing is set, vLLM from all
         rest.setdefault("top_k", 0)
     return Generation(

@@ -95,6 +95,15 @@ class PreparedTasks:
         """The metric that the user chose for `task`."""
         return self._settings.metric_for(task)
 
+    def hashes(self) -> dict[str, list[str]]:
+        """The hashes of every task's documents, by the name under which it is reported."""
+        return {
+            shown: [
+                document_hash(document) for member in members for document in self.tasks[member].eval_docs
+            ]
+            for shown, members in self.members.items()
+        }
+
     @property
     def task_index(self) -> dict[str, Any]:
         """lm-eval's index of every task it knows."""
@@ -164,6 +173,7 @@ class PreparedTasks:
             dict(task.get_config("generation_kwargs") or {}),
             task_defaults(name if is_shipped(self._manager, name) else ""),
             chat=self._settings.chat_template,
+            neutral=self._settings.decoding == "neutral",
             wanted=self._settings.max_gen_toks,
             max_length=self._max_length,
         )

@@ -1,0 +1,47 @@
+"""Data sets of the hub, loaded once in a process.
+
+lm-eval asks the hub for a data set whenever a task is loaded, so every arm of a sweep would ask again, with
+several requests for each of the 27 parts of BIG-bench Hard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_loaded: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def loaded_once() -> Iterator[None]:
+    """While it lasts, a data set of the hub that was loaded before is given again."""
+    import datasets
+
+    load = datasets.load_dataset
+
+    def load_once(path: str, name: str | None = None, **arguments: Any) -> Any:
+        key = _key(path, name, arguments)
+        if key is None:
+            return load(path=path, name=name, **arguments)
+        if key not in _loaded:
+            _loaded[key] = load(path=path, name=name, **arguments)
+        return _loaded[key]
+
+    datasets.load_dataset = load_once  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        datasets.load_dataset = load
+
+
+def _key(path: str, name: str | None, arguments: dict[str, Any]) -> str | None:
+    """What names a data set of the hub; None for local files, which may change meanwhile."""
+    if path.count("/") != 1 or Path(path).exists() or {"data_files", "data_dir"} & arguments.keys():
+        return None
+    try:
+        return json.dumps([path, name, arguments], sort_keys=True)
+    except TypeError:  # an argument that is no plain value
+        return None
