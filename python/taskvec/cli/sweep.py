@@ -21,7 +21,6 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
-from taskvec.text import plural
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -79,10 +78,10 @@ A sweep file, with less of it to try it out:
 def command(console: Console, file: str | None, out: str, **options: Any) -> int:
     """Merge, evaluate and compare a vector with its controls.
 
-    Arms: the target (baseline), the vector at every alpha, donor and reference, random and permuted vectors
-    at the alpha that a development part of the documents chooses, and the SFT vector if --base is given. FILE
-    is a sweep file (YAML) or the name of one that ships with taskvec; options go before what it says. The
-    same command goes on after an interruption.
+    Arms: the baseline (the target as it is), the vector at every alpha, donor and reference, random and
+    permuted vectors at the alpha that a development part of the documents chooses, and the SFT vector if
+    --base is given. FILE is a sweep file (YAML) or the name of one that ships with taskvec; options go before
+    what it says. The same command goes on after an interruption.
     """
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
@@ -160,8 +159,9 @@ def _plan(console: Console, experiment: Any) -> int:
     page.line()
     page.fact("arms", ", ".join(arm.name for arm in arms))
     controls = experiment.controls
-    permuted = plural(controls.permuted, "permuted vector")
-    page.fact("then", f"{controls.random} random and {permuted} at the chosen alpha")
+    page.fact(
+        "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
+    )
     show_forecast(page, found)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)

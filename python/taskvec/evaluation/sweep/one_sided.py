@@ -1,8 +1,8 @@
 """Tensors that a permuted control has to leave out: shuffled values that share a sign are still the vector.
 
 The cosine of a tensor with a permutation of itself is its squared mean over its mean square. It is next to
-zero for weight matrices. Norms and biases are often moved in one direction as a whole, and would bring most of
-the vector back into its own control.
+zero for weight matrices. Norms and biases are often moved in one direction as a whole, and would bring most
+of the vector back into its own control.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 lm-eval's own defaults are made for short answers: 256 new tokens, and stop strings that a chain of thought
 contains ("Q", a blank line). The rows here apply to tasks that lm-eval ships; a task of the user's own YAML
-is run as it is written.
+keeps the stop strings and the length that it states.
 """
 
 from __future__ import annotations
