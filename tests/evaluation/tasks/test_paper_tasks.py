@@ -12,6 +12,7 @@ from support import paper_tasks
 from support.paper_tasks import Scripted, run, scores
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import PAPER_TASKS, Settings
+from taskvec.evaluation.tasks.datasets import loaded_once
 from taskvec.evaluation.tasks.find import find_tasks
 from taskvec.evaluation.tasks.programs import program
 from taskvec.evaluation.tasks.think import OwnRequests
@@ -138,12 +139,10 @@ def test_programs_without_a_form_for_a_chat_are_refused():
     find_tasks(Settings(tasks=("humaneval_plus",), allow_unsafe_code=True))
 
 
-def test_data_sets_are_asked_for_once_in_a_process(monkeypatch, data):
-    from taskvec.evaluation.tasks import datasets as shared
-
-    monkeypatch.setattr(shared, "_loaded", {})
-    for _ in range(2):
-        run(monkeypatch, Scripted(completions()), *TASKS)
+def test_data_sets_are_asked_for_once_for_all_arms(monkeypatch, data):
+    with loaded_once():
+        for _ in range(2):
+            run(monkeypatch, Scripted(completions()), *TASKS)
     assert len(data) == len(set(data)) == 3 + 27
 
 

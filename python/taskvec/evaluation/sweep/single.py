@@ -65,11 +65,12 @@ def evaluate_model(
         The arm could not be evaluated, or the folder holds arms of other settings (before anything is run).
     """
     require_extra()
+    from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
     find_tasks(settings)
     tell = progress or (lambda _event: None)
-    with locked(out):
+    with locked(out), loaded_once():
         folder, weights = resolve(model)
         stem = name or arm_stem(model)
         arms = [

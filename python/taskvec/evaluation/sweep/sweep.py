@@ -79,6 +79,7 @@ def run_sweep(
         An arm could not be merged or evaluated; finished arms are kept.
     """
     require_extra()
+    from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
     out, settings = Path(out), experiment.settings()
@@ -92,6 +93,7 @@ def run_sweep(
             look.exists(record_path(out, a.name)) for a in planned_arms(experiment)
         ):
             pool.start()  # they get ready while this process does
+        opened.enter_context(loaded_once())
         find_tasks(settings)  # an unknown task is found before anything is merged
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())

@@ -1,4 +1,4 @@
-"""Data sets of the hub, loaded once in a process.
+"""Data sets of the hub, loaded once for all arms of an experiment.
 
 lm-eval asks the hub for a data set whenever a task is loaded, so every arm of a sweep would ask again, with
 several requests for each of the 27 parts of BIG-bench Hard.
@@ -12,29 +12,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_loaded: dict[str, Any] = {}
-
 
 @contextlib.contextmanager
 def loaded_once() -> Iterator[None]:
-    """While it lasts, a data set of the hub that was loaded before is given again."""
+    """While it lasts, a data set of the hub that was loaded before is given again.
+
+    One within another shares what the outer one has loaded.
+    """
     import datasets
 
     load = datasets.load_dataset
-
-    def load_once(path: str, name: str | None = None, **arguments: Any) -> Any:
-        key = _key(path, name, arguments)
-        if key is None:
-            return load(path=path, name=name, **arguments)
-        if key not in _loaded:
-            _loaded[key] = load(path=path, name=name, **arguments)
-        return _loaded[key]
-
-    datasets.load_dataset = load_once  # type: ignore[assignment]
+    if isinstance(load, _Loader):
+        yield
+        return
+    datasets.load_dataset = _Loader(load)  # type: ignore[assignment]
     try:
         yield
     finally:
         datasets.load_dataset = load
+
+
+class _Loader:
+    """`datasets.load_dataset` that remembers."""
+
+    def __init__(self, load: Any) -> None:
+        self._load = load
+        self._loaded: dict[str, Any] = {}
+
+    def __call__(self, path: str, name: str | None = None, **arguments: Any) -> Any:
+        key = _key(path, name, arguments)
+        if key is None:
+            return self._load(path=path, name=name, **arguments)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(path=path, name=name, **arguments)
+        return self._loaded[key]
 
 
 def _key(path: str, name: str | None, arguments: dict[str, Any]) -> str | None:
