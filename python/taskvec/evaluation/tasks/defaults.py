@@ -28,11 +28,12 @@ class TaskDefaults:
     ----------
     max_gen_toks : int, optional
         New tokens allowed; the task's own figure stands where it is larger.
-    turn_stops : tuple of str
-        Stop strings of the task that a right answer to a chat prompt may contain. They are dropped with a
-        chat template, where the end of the turn ends the answer, and kept without one.
+    cutting_stops : tuple of str
+        Stop strings of the task that a right answer may contain. They are dropped with a chat template, where
+        the end of the turn ends the answer.
     chain_stops : tuple of str
-        Stop strings of the task that a chain of thought may contain under any prompt; always dropped.
+        Those of them that are dropped without a template too: a chain of thought contains them, and
+        `completion_stops` end what follows it.
     completion_stops : tuple of str
         Stop strings added without a chat template: what a model writes when it runs on.
     metric : str, optional
@@ -40,7 +41,7 @@ class TaskDefaults:
     """
 
     max_gen_toks: int | None = None
-    turn_stops: tuple[str, ...] = ()
+    cutting_stops: tuple[str, ...] = ()
     chain_stops: tuple[str, ...] = ()
     completion_stops: tuple[str, ...] = ()
     metric: str | None = None
@@ -49,7 +50,7 @@ class TaskDefaults:
 # longest prefix wins
 KNOWN: dict[str, TaskDefaults] = {
     "gsm8k": TaskDefaults(
-        2048, ("Question:", "Q:"), ("\n\n",), NEXT_QUESTION, metric="exact_match,flexible-extract"
+        2048, ("Question:", "Q:", "\n\n"), ("\n\n",), NEXT_QUESTION, metric="exact_match,flexible-extract"
     ),
     "gsm_plus": TaskDefaults(2048, ("Question:",), (), NEXT_QUESTION, metric="exact_match,flexible-extract"),
     "humaneval": TaskDefaults(
@@ -58,10 +59,10 @@ KNOWN: dict[str, TaskDefaults] = {
     "mbpp": TaskDefaults(2048),
     "bbh_": TaskDefaults(2048, ("Q", "Q:", "\n\n"), (), NEXT_QUESTION),
     # with worked chains of thought: a blank line or a capital Q is a part of them
-    "bbh_cot_": TaskDefaults(2048, ("Q:",), ("Q", "\n\n"), NEXT_QUESTION),
+    "bbh_cot_": TaskDefaults(2048, ("Q", "Q:", "\n\n"), ("Q", "\n\n"), NEXT_QUESTION),
     "minerva_math": TaskDefaults(4096, ("Problem:",)),
     "hendrycks_math": TaskDefaults(4096, ("Problem:",)),
-    "aime": TaskDefaults(16384, ("Question:",), ("\n\n",), NEXT_QUESTION),
+    "aime": TaskDefaults(16384, ("Question:", "\n\n"), ("\n\n",), NEXT_QUESTION),
     "sciq": TaskDefaults(metric="acc,none"),
 }
 

@@ -70,7 +70,7 @@ def generation(
     length = _length(name, asked, row, wanted, max_length)
     stops = asked.get("until") or []
     stops = [stops] if isinstance(stops, str) else list(stops)
-    cutting = row.chain_stops + (row.turn_stops if chat else ())
+    cutting = row.cutting_stops if chat else row.chain_stops
     kept = [stop for stop in stops if stop not in cutting]
     if not chat:
         kept += [stop for stop in row.completion_stops if stop not in kept]
