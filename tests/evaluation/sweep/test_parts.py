@@ -86,7 +86,9 @@ def test_one_task_takes_not_the_report_of_the_others(tmp_path, part):
     )
     rest = {(c.arm, c.against): c.difference for c in report.comparisons if c.task == "a"}
     assert rest == {(c.arm, c.against): c.difference for c in whole.comparisons if c.task == "a"}
-    write_report(report, tmp_path)
+    written = {path.name for path in write_report(report, tmp_path)}
+    assert "alpha-a.png" in written
+    assert ("alpha-b.png" in written) is (part == "development")
     content = json.loads((tmp_path / "report.json").read_text())
     scores = content["arms"][0]["scores"]
     if part == "report":  # not measured is not zero, and not the score of other documents

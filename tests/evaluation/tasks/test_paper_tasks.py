@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 from typing import Any
@@ -14,7 +15,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import PAPER_TASKS, Settings
 from taskvec.evaluation.tasks.datasets import loaded_once
 from taskvec.evaluation.tasks.find import find_tasks
-from taskvec.evaluation.tasks.programs import program
+from taskvec.evaluation.tasks.programs import continued, program
 from taskvec.evaluation.tasks.think import OwnRequests
 
 THINK = "Think step by step."
@@ -36,6 +37,7 @@ PROGRAM_RUNS_ON = (
     "\n\nassert 1 == 2\n",
     "\n\n# tests\nassert 1 == 2\n",
     "\n\n@unknown\ndef other():\n    pass\n",
+    "\n\nThis function gives what was asked for: it's done.\n\n    print(1)\n",
 )
 # What a model with a turn of its own writes before an answer.
 BEGINS = (
@@ -53,10 +55,10 @@ def data(monkeypatch):
 
 def completions() -> Any:
     """Answers to prompts without a template, each with another ending."""
-    number = itertools.count()
+    number = collections.defaultdict(itertools.count)
 
     def write(task: str, answer: str, _doc: Any) -> str:
-        turn = next(number)
+        turn = next(number[task])
         if task == "humaneval":
             return answer.rstrip("\n") + PROGRAM_RUNS_ON[turn % len(PROGRAM_RUNS_ON)]
         begin = "The Queen's way.\n\n" if turn % 3 == 0 and "bbh" in task else ""
@@ -67,12 +69,12 @@ def completions() -> Any:
 
 def turns() -> Any:
     """Answers to chat prompts, each in another form."""
-    number = itertools.count()
+    number = collections.defaultdict(itertools.count)
 
     def write(task: str, answer: str, doc: Any) -> str:
-        turn = next(number)
+        turn = next(number[task])
         if task == "humaneval":
-            return forms_of_a_program(doc["prompt"], answer)[turn % 6]
+            return forms_of_a_program(doc["prompt"], answer)[turn % 7]
         return f"{BEGINS[turn % len(BEGINS)]}{answer}"
 
     return write
@@ -86,6 +88,7 @@ def forms_of_a_program(prompt: str, body: str) -> list[str]:
         f"```python\n{prompt}{body}```",
         f"Here is the completed function:\n\n```python\n{prompt}{body}```\nThis is it.",
         f"```\n{prompt}{body}",
+        f"{body}\nThis function gives what was asked for.\n",
         f"# the solution\nHere it is:\n```py\nclass Unused:\n    pass\n\n\n{prompt}{body}```",
     ]
 
@@ -102,7 +105,7 @@ def test_scores_are_those_of_the_answers(monkeypatch, chat, think, right):
         assert set(asked) == {1 if think else 0}, (task, prompts[0])
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_every_form_of_a_program_is_found(number):
     for row in paper_tasks.humaneval():
         for body, works in ((row["canonical_solution"], True), ("    return None\n", False)):
@@ -116,6 +119,15 @@ def test_every_form_of_a_program_is_found(number):
                 assert not works, code
             else:
                 assert works, code
+
+
+def test_a_continued_program_stays_as_it_is_where_it_is_one():
+    prompt = "def f():\n"
+    assert continued(prompt, "f", "    return 1\nX = 2\n") == f"{prompt}    return 1\nX = 2\n"
+    assert continued(prompt, "f", '    return """\na\n"""\n') == f'{prompt}    return """\na\n"""\n'
+    assert continued(prompt, "f", "    return 1\nIt is done.") == f"{prompt}    return 1"
+    assert continued(prompt, "f", "    return (\nIt is done.") == f"{prompt}    return (\nIt is done."
+    assert continued(prompt, "f", "\0") == f"{prompt}\0"
 
 
 def test_programs_are_asked_for_in_the_form_of_the_prompt(monkeypatch):

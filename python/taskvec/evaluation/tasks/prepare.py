@@ -22,7 +22,7 @@ from taskvec.evaluation.tasks.defaults import task_defaults
 from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_documents
 from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
 from taskvec.evaluation.tasks.generation import generation
-from taskvec.evaluation.tasks.programs import continues_code, in_chat_form
+from taskvec.evaluation.tasks.programs import continues_code, in_form
 from taskvec.evaluation.tasks.think import OwnRequests, with_think
 
 
@@ -79,8 +79,8 @@ class PreparedTasks:
         self._left_out: dict[str, NotPerturbableError] = {}
         self._asking: list[str] = []
         self.setups: dict[str, TaskSetup] = {}
-        for name in self.tasks if settings.chat_template else ():
-            self._in_chat_form(name)
+        for name in self.tasks:
+            self._in_form(name)
         for name, task in self.tasks.items():
             try:
                 self.setups[name] = self._prepare(name, task)
@@ -129,9 +129,10 @@ class PreparedTasks:
             if not self.members[shown]:
                 del self.members[shown]
 
-    def _in_chat_form(self, name: str) -> None:
-        """Put the form that fits a chat template in the place of a task of programs."""
-        self.tasks[name], other = in_chat_form(self._manager, name, self.tasks[name])
+    def _in_form(self, name: str) -> None:
+        """Put the form that fits the prompt in the place of a task of programs."""
+        chat = self._settings.chat_template
+        self.tasks[name], other = in_form(self._manager, name, self.tasks[name], chat=chat)
         if other is not None:
             self.warnings.append(f"task `{name}` was run as `{other}`, its form for chat templates")
 

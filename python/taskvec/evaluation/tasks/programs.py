@@ -7,7 +7,11 @@ keep the name that was asked for.
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lm_eval.filters import build_filter_ensemble
@@ -26,25 +30,49 @@ def continues_code(task: Any) -> bool:
     return is_program(task) and not task.get_config("gen_prefix")
 
 
-def in_chat_form(manager: TaskManager, name: str, task: Any) -> tuple[Any, str | None]:
-    """A task in the form that fits a chat template, and the name that lm-eval has for it."""
+def in_form(manager: TaskManager, name: str, task: Any, *, chat: bool) -> tuple[Any, str | None]:
+    """A task in the form that fits the prompt, and lm-eval's name for it where that is another."""
     if not is_program(task) or not is_shipped(manager, name):
         return task, None
-    other = chat_form(manager, name)
+    other = chat_form(manager, name) if chat else None
     if other is not None:
         task = manager.load([other])["tasks"][other]
         task.set_config("task", name)
     if name.startswith("humaneval"):
-        task._filters = [build_filter_ensemble("create_test", [("custom", {"filter_fn": programs})])]
+        find = program if task.get_config("gen_prefix") else continued
+        filtered = functools.partial(_programs, find)
+        task._filters = [build_filter_ensemble("create_test", [("custom", {"filter_fn": filtered})])]
     return task, other
 
 
-def programs(answers: Any, documents: Any) -> list[list[str]]:
+def _programs(find: Callable[[str, str, str], str], answers: Any, documents: Any) -> list[list[str]]:
     """The programs in the answers to HumanEval's documents."""
     return [
-        [program(document["prompt"], document["entry_point"], answer) for answer in found]
+        [find(document["prompt"], document["entry_point"], answer) for answer in found]
         for found, document in zip(answers, documents, strict=True)
     ]
+
+
+def continued(prompt: str, _entry_point: str, answer: str) -> str:
+    """The program that an answer continues, without the prose that may follow it.
+
+    What is no program as it stands ends before the first line of the answer that is not indented, if that
+    makes it one.
+    """
+    lines = answer.split("\n")
+    end = next((i for i, line in enumerate(lines) if i and line[:1].strip()), len(lines))
+    whole, body = prompt + answer, prompt + "\n".join(lines[:end])
+    return body if not _parses(whole) and _parses(body) else whole
+
+
+def _parses(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in strings, which are the model's
+        try:
+            ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 def program(prompt: str, entry_point: str, answer: str) -> str:
@@ -56,7 +84,7 @@ def program(prompt: str, entry_point: str, answer: str) -> str:
     defines = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
     whole = [block for block in _blocks(answer) if defines.search(block)]
     if not whole:
-        return prompt + answer.partition("```")[0]
+        return continued(prompt, entry_point, answer.partition("```")[0])
     return f"{defines.split(prompt)[0]}\n{whole[-1]}"
 
 
