@@ -278,7 +278,7 @@ def test_the_command_line_goes_before_the_file(capsys, tmp_path):
     (power,) = content["power"]["rows"]
     assert (power["task"], power["documents"]) == ("gsm8k", 9)
     assert content["power"]["tests"] > 10
-    assert 0 < power["claim"] <= 1
+    assert power["claim"] is None  # of nine documents none would be enough
     assert not (tmp_path / "out").exists()
 
 

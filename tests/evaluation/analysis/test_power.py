@@ -57,6 +57,10 @@ def test_tasks_pooled_show_less():
 def test_a_part_without_documents_shows_nothing_and_without_a_division_there_is_no_choice():
     (row,) = power({"t": Size(3, 0)}, Split(0.3, 0), tests=1)
     assert (row.gate, row.choice) == (None, None)
+    (row,) = power({"t": Size(12, 7)}, Split(0.5, 0), tests=1)
+    assert (row.gate, row.claim) == (None, None)  # 2 ** (1 - 7) > 0.01, 2 ** (1 - 5) > 0.05
+    (row,) = power({"t": Size(14, 8)}, Split(0.5, 0), tests=1)
+    assert (row.gate, row.claim) == (1.0, 1.0)
     (row,) = power({"t": Size.expected(100, Split(0.0, 0))}, Split(0.0, 0), tests=1)
     assert row.choice is None
     assert row.gate == row.gate_whole

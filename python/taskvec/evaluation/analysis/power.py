@@ -29,7 +29,8 @@ class Power:
     discordant : float
         Share of documents on which two arms are taken to disagree.
     gate : float or None
-        Of donor over reference, at p < 0.01 on the development part; None where it has no document.
+        Of donor over reference, at p < 0.01 on the development part; None where too few documents are there
+        for any difference to show.
     choice : float or None
         Between two values of alpha, so that the better one is chosen.
     claim : float or None
@@ -103,7 +104,8 @@ def _power(task: str, size: Size, split: Split, tests: int, share: float) -> Pow
     claimed = statistics.ALPHA / max(1, tests)
 
     def smallest(n: int, level: float) -> float | None:
-        return statistics.detectable(n, discordant=share, level=level) if n else None
+        enough = n >= statistics.fewest(level)
+        return statistics.detectable(n, discordant=share, level=level) if enough else None
 
     return Power(
         task=task,

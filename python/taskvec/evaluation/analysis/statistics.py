@@ -192,9 +192,7 @@ def detectable(
     if spread is not None:
         return reach * spread / math.sqrt(n)
     assert discordant is not None
-    # two-sided exact p with all k disagreeing pairs on one side is 2^(1-k)
-    fewest = math.ceil(1 - math.log2(threshold))
-    floor = min(1.0, fewest / n)
+    floor = min(1.0, fewest(threshold) / n)
     share = max(discordant, floor)
     from scipy import optimize
 
@@ -207,6 +205,11 @@ def detectable(
         return share
     root = optimize.brentq(shortfall, 0.0, share)
     return max(floor, float(root))  # type: ignore[arg-type]
+
+
+def fewest(level: float) -> int:
+    """The pairs that the exact test needs at least: its p is 2^(1-k) if all k disagree and lean one way."""
+    return math.ceil(1 - math.log2(level))
 
 
 def told_apart(n: int, discordant: float) -> float:
