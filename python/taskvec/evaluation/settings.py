@@ -135,7 +135,7 @@ class Settings:
         help="New tokens for every generating task.",
     )
     decoding: Decoding = option(
-        "neutral", section="Evaluation",
+        "neutral", section="Evaluation", compared=False,
         help="Decode as the task says alone, or follow the model's generation_config.json as well.",
     )
     seed: int = option(
@@ -229,6 +229,7 @@ class Settings:
         """The settings that decide whether two arms may be compared, as plain data."""
         names = [name for name, own in OPTIONS.items() if own.compared]
         return {name: _plain(getattr(self, name)) for name in names} | {
+            "decoding": self.decoding,  # with `model` followed by what each model's own file says
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
         }
