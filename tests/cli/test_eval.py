@@ -275,6 +275,10 @@ def test_the_command_line_goes_before_the_file(capsys, tmp_path):
     assert whole["merge"]["exclude"] == ["lm_head"]
     assert whole["think"] == settings.THINK
     assert content["arms"][:3] == ["baseline", "alpha=-1", "alpha=0.25"]
+    (power,) = content["power"]["rows"]
+    assert (power["task"], power["documents"]) == ("gsm8k", 9)
+    assert content["power"]["tests"] > 10
+    assert power["claim"] is None  # of nine documents none would be enough
     assert not (tmp_path / "out").exists()
 
 
@@ -284,6 +288,9 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     assert "michaelbzhu/Qwen2.5-Math-1.5B-GSM8K-GRPO" in found.out
     assert "alpha=1+think" in found.out
     assert "3 random and 1 permuted vectors" in found.out
+    assert "after correction for" in found.out
+    (row,) = (line.split() for line in found.out.splitlines() if line.startswith("gsm8k_cot_zeroshot"))
+    assert row[1:4] == ["396", "+", "923"]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import Console, Page, is_terminal
-from taskvec.text import duration, printable
+from taskvec.text import duration, plural, printable
 
 if TYPE_CHECKING:
+    from taskvec.evaluation.analysis.power import Power
     from taskvec.evaluation.report.report import Report
     from taskvec.evaluation.sweep.events import Event
+    from taskvec.evaluation.sweep.forecast import Forecast
 
 
 @contextmanager
@@ -47,13 +49,19 @@ class _Watch:
         self._clear()
         if event.kind == "plan":
             self._console.step(f"arms: {event.arm.replace(',', ', ')}")
+        elif event.kind == "note":
+            page = self._console.talk()
+            page.level("warning", event.arm)
+            self._console.say(page)
         elif event.kind == "merge":
             self._console.step(f"merging {event.arm.replace(',', ', ')}")
         elif event.kind == "known":
             self._console.step(f"{event.arm}: evaluated before under the same settings")
         elif event.kind == "done":
             taken = time.monotonic() - self._begun.get(event.arm, time.monotonic())
-            self._console.step(f"{event.arm}: done in {duration(taken)} ({event.done} of {event.total} arms)")
+            self._console.step(
+                f"{event.arm}: done in {duration(taken)} ({event.done} of {plural(event.total, 'arm')})"
+            )
 
     def training(self, name: str, done: int, most: int) -> None:
         """A step of the training of a model."""
@@ -113,10 +121,15 @@ def _table(page: Page, report: Report) -> None:
         name = row["arm"].name
         rows.append(
             [name, *([row["task"]] if several else []), row["score"], row["difference"], row["p_holm"],
-             row["verdict"], tokens, cut]
+             _verdict(row), tokens, cut]
         )  # fmt: skip
     shift = int(several)
     page.table(header, rows, right=(1 + shift, 2 + shift, 3 + shift, 5 + shift, 6 + shift))
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """A verdict with the number of documents that it is of."""
+    return f"{row['verdict']}, n = {row['comparison'].n:,}" if row["verdict"] else ""
 
 
 def show_warnings(console: Console, report: Report) -> None:
@@ -146,3 +159,41 @@ def show_conclusions(page: Page, report: Report) -> None:
         for item in report.conclusions:
             page.fact("claim", item.text)
     page.line()
+
+
+def show_forecast(page: Page, found: Forecast) -> None:
+    """The smallest differences that a sweep shows with a probability of 80 %, in points."""
+    from taskvec.evaluation.analysis.power import MORE
+
+    if found.rows:
+        page.line()
+        page.line(
+            f"smallest differences, in points, that show with a probability of 80 %: of donor over reference "
+            f"at p < 0.01 (gate), between two alphas (choice), of +v over another arm at p < 0.05 after "
+            f"correction for {plural(found.tests, 'test')} (claim)"
+        )
+        page.table(
+            ["task", "documents", "disagree", "gate", "choice", "claim",
+             *(f"{times} × documents" for times in MORE), "undivided"],
+            [_power_row(row) for row in found.rows], right=tuple(range(1, 7 + len(MORE))),
+        )  # fmt: skip
+        page.line("2 ×, 4 × documents and undivided: gate / claim; the share of documents on which two arms")
+        page.line("disagree is assumed, as in published runs")
+        page.line()
+    for task, why in found.unknown.items():
+        page.fact("power", f"of {task} is not known: {why}")
+
+
+def _power_row(row: Power) -> list[str]:
+    def points(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}"
+
+    pairs = [*row.more.values(), (row.gate_whole, row.claim_whole)]
+    parts = f"{row.development:,} + {row.report:,}" if row.report < row.documents else f"{row.documents:,}"
+    return [
+        row.task,
+        parts,
+        f"{100 * row.discordant:.0f} %",
+        *map(points, (row.gate, row.choice, row.claim)),
+        *(f"{points(gate)} / {points(claim)}" for gate, claim in pairs),
+    ]

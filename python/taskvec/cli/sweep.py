@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
-from taskvec.cli.eval_output import show, watching
+from taskvec.cli.eval_output import show, show_forecast, watching
 from taskvec.cli.options import (
     Size,
     alpha_option,
@@ -77,10 +78,10 @@ A sweep file, with less of it to try it out:
 def command(console: Console, file: str | None, out: str, **options: Any) -> int:
     """Merge, evaluate and compare a vector with its controls.
 
-    Arms: the target (baseline), the vector at every alpha, donor and reference, random and permuted vectors
-    at the alpha that a development part of the documents chooses, and the SFT vector if --base is given. FILE
-    is a sweep file (YAML) or the name of one that ships with taskvec; options go before what it says. The
-    same command goes on after an interruption.
+    Arms: the baseline (the target as it is), the vector at every alpha, donor and reference, random and
+    permuted vectors at the alpha that a development part of the documents chooses, and the SFT vector if
+    --base is given. FILE is a sweep file (YAML) or the name of one that ships with taskvec; options go before
+    what it says. The same command goes on after an interruption.
     """
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
@@ -149,9 +150,10 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(console: Console, experiment: Any) -> int:
+    from taskvec.evaluation.sweep.forecast import forecast
     from taskvec.evaluation.sweep.sweep import planned_arms
 
-    arms = planned_arms(experiment)
+    arms, found = planned_arms(experiment), forecast(experiment)
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
@@ -160,6 +162,7 @@ def _plan(console: Console, experiment: Any) -> int:
     page.fact(
         "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
     )
+    show_forecast(page, found)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)
     console.emit(
@@ -167,6 +170,7 @@ def _plan(console: Console, experiment: Any) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
+            "power": asdict(found),
         }
     )
     return 0

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class TaskFacts:
         Stop strings in force, and those of the task that were dropped because they cut chains of thought.
     left_out : int
         Documents that the perturbation left out.
+    removed_requests : list of str
+        The task's own requests to reason, which were taken out of its prompts.
     """
 
     metric: str | None
@@ -97,6 +99,7 @@ class TaskFacts:
     documents: int
     left_out: int
     subtasks: list[str]
+    removed_requests: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -21,6 +21,7 @@ PERTURBATIONS = ("typo", "distractor", "order", "numbers")
 PAPER_TASKS = ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")
 
 Backend = Literal["hf", "vllm"]
+Decoding = Literal["neutral", "model"]
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -88,6 +89,9 @@ class Settings:
         Whether prompts go through the tokenizer's chat template. It moves scores by tens of points.
     max_gen_toks : int, optional
         New tokens for every generating task; by default `defaults.KNOWN` decides per task.
+    decoding : {"neutral", "model"}
+        Whether answers are decoded by what the task asks for alone, or as the model's own
+        ``generation_config.json`` adds to it (with ``hf``).
     seed : int
         For lm-eval's few-shot draws, for sampling, and for perturbations.
     include_path : Path, optional
@@ -130,6 +134,10 @@ class Settings:
         None, section="Evaluation", metavar="N", unset="per task, long enough to reason", least=1,
         help="New tokens for every generating task.",
     )
+    decoding: Decoding = option(
+        "neutral", section="Evaluation", compared=False,
+        help="Decode as the task says alone, or follow the model's generation_config.json as well.",
+    )
     seed: int = option(
         1234, section="Evaluation", metavar="N",
         help="For worked examples, sampling, perturbations and the development part.",
@@ -162,6 +170,13 @@ class Settings:
             raise RecipeError(f"task `{repeated[0]}` is named twice")
         if self.backend not in ("hf", "vllm"):
             raise RecipeError(f"backend `{self.backend}` is not one of `hf`, `vllm`")
+        if self.decoding not in ("neutral", "model"):
+            raise RecipeError(f"decoding `{self.decoding}` is not one of `neutral`, `model`")
+        if self.decoding == "model" and self.backend == "vllm":
+            raise RecipeError(
+                "decoding `model` needs the backend `hf`: lm-eval's `vllm` follows no generation_config.json",
+                "leave out --decoding, or use --backend hf",
+            )
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise RecipeError(f"batch size `{self.batch_size}` is neither a number nor `auto`")
         if isinstance(self.batch_size, int) and self.batch_size < 1:
@@ -214,6 +229,7 @@ class Settings:
         """The settings that decide whether two arms may be compared, as plain data."""
         names = [name for name, own in OPTIONS.items() if own.compared]
         return {name: _plain(getattr(self, name)) for name in names} | {
+            "decoding": self.decoding,  # with `model` followed by what each model's own file says
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
         }

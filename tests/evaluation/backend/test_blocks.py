@@ -99,6 +99,24 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert "went on with 2" in lm.warnings[-1]
 
 
+def test_a_batch_that_was_halved_is_whole_again_in_the_next_block():
+    sizes: list[int] = []
+
+    class Long(Echo):
+        """Runs out of memory on long prompts alone."""
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            self.fits = 2 if len(requests[0].args[0]) > 5 else 1000
+            answers = super().generate_until(requests, disable_tqdm)
+            sizes.append(self.batch_size)
+            return answers
+
+    lm = blocked(Long(), block=1)
+    lm.generate_until([request(text, i) for i, text in enumerate(["a", "long prompt", "b", "longer prompt"])])
+    assert sizes == [8, 2, 8, 2]
+    assert len(lm.warnings) == 2  # for each size, not for each block
+
+
 def test_memory_that_never_suffices_is_an_error():
     with pytest.raises(EvaluationError, match="out of memory on cuda:0 at batch size 1") as error:
         blocked(Echo(fits=0)).generate_until([request("a", 0)])

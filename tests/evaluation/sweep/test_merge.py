@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import taskvec as tv
 from support.evaluation_models import tiny
@@ -100,6 +101,35 @@ def test_controls_have_the_vectors_norm_and_nothing_else_of_it(merged):
         assert not np.array_equal(one[name], other[name])
     for name, step in steps(folder / "permuted-1@0.5").items():
         np.testing.assert_allclose(np.sort(step.ravel()), np.sort(0.5 * wanted[name].ravel()), atol=3e-7)
+
+
+def test_a_permuted_control_leaves_out_what_shuffling_keeps(tmp_path):
+    # a donor whose norms are moved in one direction, and its matrices in none
+    moved = {
+        name: (array + 0.05 * (1 + np.arange(array.size) % 3)).astype(array.dtype)
+        if array.ndim == 1
+        else array
+        for name, array in read_tensors(tiny().donor).items()
+    }
+    donor = tmp_path / "donor"
+    shutil.copytree(tiny().donor, donor)
+    save_file(moved, donor / "model.safetensors", {"format": "pt"})
+    own = small(donor=str(donor))
+    made = Merger(own)([control("permuted", 1)], tmp_path)
+    wanted = difference(donor, tiny().reference)
+    for name, step in steps(tmp_path / "permuted-1@1").items():
+        if step.ndim == 1:
+            assert not step.any(), name
+        else:
+            assert step.any()
+            cosine = np.sum(step * wanted[name]) / np.linalg.norm(step) / np.linalg.norm(wanted[name])
+            assert abs(cosine) < 5 / np.sqrt(step.size)
+    command = made["permuted-1@1"].command
+    assert "--exclude" in command
+    assert "norm" in command
+    assert arm_weights(
+        control("permuted", 1), own, dict.fromkeys((own.target, own.donor, own.reference), "x")
+    )
 
 
 def test_the_sft_vector_is_reference_minus_base(merged):

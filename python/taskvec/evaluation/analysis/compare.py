@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis import statistics
@@ -83,6 +83,11 @@ class Split:
             return lambda _doc_hash: True
         return self.is_development if part == "development" else lambda doc: not self.is_development(doc)
 
+    def holds(self, part: Part, record: ArmRecord, task: str) -> bool:
+        """Whether a part has a document of a task that an arm was evaluated on."""
+        keep = self.keep(part)
+        return any(keep(sample.doc_hash) for sample in record.samples.get(task, ()))
+
     def part(self, part: Part) -> Part:
         """The name of a part, ``all`` where nothing was divided."""
         return part if self.share else "all"
@@ -141,14 +146,18 @@ def compare(
 ) -> list[Comparison]:
     """Test the first of each pair against the second on every task, with Holm's correction over them all.
 
-    Tasks without a metric per sample (a perplexity, say) are left out: there is nothing to pair.
+    Tasks without a metric per sample (a perplexity, say) are left out: there is nothing to pair. So are tasks
+    of which two arms share no document in this part; where that leaves nothing at all, it is an error.
     """
-    tested = [
-        (arm, against, task, _test(arm, against, task, split, part, seed))
+    asked = [
+        (arm, against, task)
         for arm, against in pairs
         for task, facts in arm.tasks.items()
         if facts.metric is not None and task in against.tasks
     ]
+    tested = [(*names, found) for names in asked if (found := _test(*names, split, part, seed)) is not None]
+    if asked and not tested:
+        _nothing_shared(*asked[0], split, part)
     corrected = statistics.holm([found.p for *_, found in tested])
     return [
         _comparison(arm, against, task, found, p_holm, len(tested), split.part(part))
@@ -158,17 +167,19 @@ def compare(
 
 def _test(
     arm: ArmRecord, against: ArmRecord, task: str, split: Split, part: Part, seed: int
-) -> statistics.PairedTest:
+) -> statistics.PairedTest | None:
     metric = arm.tasks[task].metric
     assert metric is not None
     one, other = pair(arm.samples[task], against.samples[task], metric, split.keep(part))
-    if not one:
-        where = f" in the {part} part" if split.share else ""
-        raise EvaluationError(
-            f"arms `{arm.name}` and `{against.name}` share no document of task `{task}`{where}",
-            "raise --limit, or set the development share to 0" if split.share else None,
-        )
-    return statistics.paired(one, other, seed=seed)
+    return statistics.paired(one, other, seed=seed) if one else None
+
+
+def _nothing_shared(arm: ArmRecord, against: ArmRecord, task: str, split: Split, part: Part) -> NoReturn:
+    where = f" in the {part} part" if split.share else ""
+    raise EvaluationError(
+        f"arms `{arm.name}` and `{against.name}` share no document of task `{task}`{where}",
+        "raise --limit, or set the development share to 0" if split.share else None,
+    )
 
 
 def _comparison(
@@ -225,7 +236,7 @@ def _in_words(
             f"no difference to {against} shown at n = {found.n:,}; one of {seen} would have been seen with a "
             f"probability of 80 %"
         )
-    return f"{verdict} than {against} by {size} (95 % interval {low} to {high})"
+    return f"{verdict} than {against} by {size} (95 % interval {low} to {high}, n = {found.n:,})"
 
 
 @dataclass(frozen=True, slots=True)

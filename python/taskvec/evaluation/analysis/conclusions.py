@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis.compare import Comparison, Split, compare
+from taskvec.evaluation.analysis.compare import Comparison, Part, Split, compare
 from taskvec.evaluation.analysis.pairs import controls, plain_arm, vector_arm
 from taskvec.evaluation.record import ArmRecord
 from taskvec.settings import format_alpha
@@ -99,7 +99,8 @@ def gates(records: Sequence[ArmRecord], split: Split, *, think: str | None, seed
     """For each task, whether the donor beats its reference at p < 0.01 on the development part."""
     donor, reference = (plain_arm(records, kind, think) for kind in ("donor", "reference"))
     tested: dict[str, Comparison] = {}
-    if donor is not None and reference is not None:
+    held = donor is not None and any(split.holds("development", donor, task) for task in donor.tasks)
+    if held and donor is not None and reference is not None:
         found = compare([(donor, reference)], split, "development", seed=seed)
         tested = {comparison.task: comparison for comparison in found}
     result = []
@@ -120,18 +121,23 @@ def conclusion(
     records: Sequence[ArmRecord],
     comparisons: Sequence[Comparison],
     *,
+    split: Split | None = None,
     think: str | None = None,
+    recovery: bool = False,
 ) -> Conclusion:
     """The claim that is made of the vector on `task`, in plain words.
 
     "Reasoning transferred" is claimed only if the donor beats its reference (the gate) and +v beats the
     baseline, every random and every permuted vector and, where there is one, the SFT vector, after Holm's
-    correction.
+    correction; and not of a target that donor and reference were tuned from (`recovery`).
     """
 
     def none(why: str) -> Conclusion:
         return Conclusion(task, False, f"Nothing is claimed of the vector on {task}: {why}.")
 
+    empty = _empty_part(task, records[0], split)
+    if empty is not None:
+        return none(f"none of its documents is in the {empty} part")
     if gate.comparison is None:
         return none(
             "donor and reference were not both evaluated, so it is not known whether there was a gain"
@@ -139,8 +145,8 @@ def conclusion(
     if not gate.passed:
         test = gate.comparison
         return none(
-            f"the donor does not beat its reference ({_signed(test)}, p = {test.p:.2g}, n = {test.n:,}; "
-            f"the gate asks for p < {GATE})"
+            f"the donor does not beat its reference ({_signed(test)}, {_interval(test)}, p = {test.p:.2g}, "
+            f"n = {test.n:,}; the gate asks for p < {GATE})"
         )
     chosen = vector_arm(records, choice.alpha if choice else None, think)
     if chosen is None or choice is None:
@@ -154,7 +160,8 @@ def conclusion(
         return none("the baseline was not evaluated")
     first = against[baseline.name]
     if first.verdict != "better":
-        return Conclusion(task, False, f"No transfer shown on {task}: {head}: {first.detail}.")
+        seen = "" if first.verdict == "worse" else f" (seen: {_signed(first)}, {_interval(first)})"
+        return Conclusion(task, False, f"No transfer shown on {task}: {head}: {first.detail}{seen}.")
     lacking = [word for word in ("random", "permuted") if word not in kinds]
     if lacking:
         return Conclusion(
@@ -172,10 +179,28 @@ def conclusion(
             f"{', '.join(unbeaten)}.",
         )
     beaten = "the random and permuted vectors" + (" and the SFT vector" if "sft" in kinds else "")
+    if recovery:
+        return Conclusion(
+            task,
+            False,
+            f"A recovery on {task}, not a transfer: {head} is {first.detail}, and beats {beaten}, but donor "
+            f"and reference were tuned from this very target.",
+        )
     return Conclusion(
         task, True, f"Reasoning transferred on {task}: {head} is {first.detail}, and beats {beaten}."
     )
 
 
+def _empty_part(task: str, record: ArmRecord, split: Split | None) -> Part | None:
+    """The part that has no document of a task, if there is one."""
+    parts: tuple[Part, ...] = ("development", "report") if split is not None and split.share else ()
+    return next((part for part in parts if split and not split.holds(part, record, task)), None)
+
+
 def _signed(test: Comparison) -> str:
     return f"{100 * test.difference:+.1f} points" if test.test == "mcnemar" else f"{test.difference:+.3g}"
+
+
+def _interval(test: Comparison) -> str:
+    scale, form = (100, "+.1f") if test.test == "mcnemar" else (1, "+.3g")
+    return f"95 % interval {scale * test.low:{form}} to {scale * test.high:{form}}"

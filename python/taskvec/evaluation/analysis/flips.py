@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,15 +30,19 @@ class Flip:
     tokens_after: float | None
 
 
-def flips(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
-    """Documents of the report part whose metric differs, gained ones first, at most `MOST` of each kind."""
-    keep, found = split.keep("report"), []
+Direction = Literal["gained", "lost"]
+
+
+def changed_samples(
+    before: ArmRecord, after: ArmRecord, split: Split
+) -> Iterator[tuple[str, Direction, Sample, Sample]]:
+    """Task, direction and both samples of every document of the report part whose metric differs."""
+    keep = split.keep("report")
     for task, facts in after.tasks.items():
         metric = facts.metric
         if metric is None or task not in before.samples:
             continue
         twins = {(s.subtask, s.doc_id): s for s in before.samples[task]}
-        rows: dict[str, list[Flip]] = {"gained": [], "lost": []}
         for sample in after.samples[task]:
             twin = twins.get((sample.subtask, sample.doc_id))
             if twin is None or twin.doc_hash != sample.doc_hash or not keep(sample.doc_hash):
@@ -45,11 +50,17 @@ def flips(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
             one, other = twin.metrics.get(metric), sample.metrics.get(metric)
             if one is None or other is None or one == other:
                 continue
-            direction = "gained" if (other > one) == facts.higher_is_better else "lost"
-            if len(rows[direction]) < MOST:
-                rows[direction].append(_flip(task, direction, before.name, after.name, twin, sample))
-        found += [*rows["gained"], *rows["lost"]]
-    return found
+            yield task, "gained" if (other > one) == facts.higher_is_better else "lost", twin, sample
+
+
+def flips(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
+    """Documents of the report part whose metric differs, gained ones first, at most `MOST` of each kind."""
+    rows: dict[str, dict[Direction, list[Flip]]] = {}
+    for task, direction, one, other in changed_samples(before, after, split):
+        found = rows.setdefault(task, {"gained": [], "lost": []})[direction]
+        if len(found) < MOST:
+            found.append(_flip(task, direction, before.name, after.name, one, other))
+    return [flip for found in rows.values() for flip in (*found["gained"], *found["lost"])]
 
 
 def _flip(

@@ -11,22 +11,30 @@ from taskvec.evaluation.record import ArmRecord, Sample, Score
 
 
 def part_scores(record: ArmRecord, split: Split, part: Part) -> dict[str, dict[str, Score]]:
-    """Every score by task and metric; a score that is not a mean over samples is of all documents."""
+    """Every score by task and metric.
+
+    A score that is not a mean over samples is of all documents; one of a part that holds none of the task's
+    documents is not known.
+    """
     if not split.share:
         return record.scores
     keep = split.keep(part)
     found: dict[str, dict[str, Score]] = {}
     for task, scores in record.scores.items():
-        rows = [sample for sample in record.samples[task] if keep(sample.doc_hash)]
-        found[task] = {metric: _mean(rows, metric) or score for metric, score in scores.items()}
+        samples = record.samples[task]
+        means = {metric for sample in samples for metric in sample.metrics}
+        rows = [sample for sample in samples if keep(sample.doc_hash)]
+        found[task] = {
+            metric: _mean(rows, metric) if metric in means else score for metric, score in scores.items()
+        }
     return found
 
 
-def _mean(samples: Sequence[Sample], metric: str) -> Score | None:
+def _mean(samples: Sequence[Sample], metric: str) -> Score:
     values = [sample.metrics[metric] for sample in samples if metric in sample.metrics]
-    return (
-        Score(math.fsum(values) / len(values), *statistics.interval(values), len(values)) if values else None
-    )
+    if not values:
+        return Score(None, None, None, 0)
+    return Score(math.fsum(values) / len(values), *statistics.interval(values), len(values))
 
 
 def part_lengths(record: ArmRecord, split: Split, part: Part) -> dict[str, dict[str, float]]:

@@ -158,7 +158,12 @@ def verdict(difference: float, p: float, *, higher_is_better: bool = True) -> Ve
 
 
 def detectable(
-    n: int, *, discordant: float | None = None, spread: float | None = None, tests: int = 1
+    n: int,
+    *,
+    discordant: float | None = None,
+    spread: float | None = None,
+    tests: int = 1,
+    level: float = ALPHA,
 ) -> float:
     """The smallest difference that would have been shown with a probability of 80 %.
 
@@ -177,17 +182,17 @@ def detectable(
         Standard deviation of the differences, for other metrics.
     tests : int
         Size of the family that Holm's correction is over; its strictest threshold is used.
+    level : float
+        The p below which a difference counts as shown.
     """
     if n < 1 or (discordant is None) == (spread is None):
         raise ValueError("pairs, and either their disagreement or their spread")
-    threshold = ALPHA / max(1, tests)
+    threshold = level / max(1, tests)
     reach = _z(threshold) + _z(2 * (1 - POWER))
     if spread is not None:
         return reach * spread / math.sqrt(n)
     assert discordant is not None
-    # two-sided exact p with all k disagreeing pairs on one side is 2^(1-k)
-    fewest = math.ceil(1 - math.log2(threshold))
-    floor = min(1.0, fewest / n)
+    floor = min(1.0, fewest(threshold) / n)
     share = max(discordant, floor)
     from scipy import optimize
 
@@ -200,6 +205,24 @@ def detectable(
         return share
     root = optimize.brentq(shortfall, 0.0, share)
     return max(floor, float(root))  # type: ignore[arg-type]
+
+
+def fewest(level: float) -> int:
+    """The pairs that the exact test needs at least: its p is 2^(1-k) if all k disagree and lean one way."""
+    return math.ceil(1 - math.log2(level))
+
+
+def told_apart(n: int, discordant: float) -> float:
+    """The difference of two arms at which the better one has the higher score with a probability of 80 %.
+
+    Parameters
+    ----------
+    n : int
+        Pairs.
+    discordant : float
+        Share of pairs that disagree.
+    """
+    return min(discordant, _z(2 * (1 - POWER)) * math.sqrt(discordant / n))
 
 
 @functools.cache

@@ -55,6 +55,7 @@ class BlockedLM(LM):
         self._repeats: Counter[str] = Counter()
         self.lengths: dict[tuple[str, int], list[Length]] = defaultdict(list)
         self.truncated_prompts = 0
+        self._whole: int | str | None = None
         self.warnings: list[str] = []
 
     # --- the interface of an lm-eval model
@@ -146,30 +147,39 @@ class BlockedLM(LM):
         return answers
 
     def _within_memory(self, attribute: str, requests: list[Any]) -> list[Any]:
+        """The answers of a block, in halved batches where memory does not suffice.
+
+        Every block begins with whole batches: its prompts may be shorter than those before it, and its
+        answers must not depend on blocks that a resumed run does not repeat.
+        """
+        if self._whole is None:
+            self._whole = self.batch_size
+        elif self.batch_size != self._whole:
+            self._use(self._whole)
         while True:
             try:
                 return self._ask(attribute, requests)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                smaller = self._halve()
-                if smaller is None:
-                    raise EvaluationError(
-                        f"out of memory on {self.device} at batch size {self.batch_size}",
-                        "use a smaller model, a shorter --max-gen-toks, another --device, or --backend vllm",
-                    ) from error
-                self.warnings.append(
-                    f"out of memory at batch size {smaller * 2} or so: went on with {smaller}"
-                )
+                self._halve(error)
             free_memory()
 
-    def _halve(self) -> int | None:
+    def _halve(self, error: Exception) -> None:
         size = self.batch_size
         if not isinstance(size, int) or size <= 1:
-            return None
+            raise EvaluationError(
+                f"out of memory on {self.device} at batch size {size}",
+                "use a smaller model, a shorter --max-gen-toks, another --device, or --backend vllm",
+            ) from error
+        self._use(size // 2)
+        text = f"out of memory at batch size {size}: went on with {size // 2} until the block was answered"
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def _use(self, size: int | str) -> None:
         # lm-eval's hf class keeps its batch size under this name; `batch_size` itself is read-only there
-        self.inner.batch_size_per_gpu = size // 2
-        return size // 2
+        self.inner.batch_size_per_gpu = size
 
     def _ask(self, attribute: str, requests: list[Any]) -> list[Any]:
         ask = getattr(self.inner, attribute)

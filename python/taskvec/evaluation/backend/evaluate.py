@@ -16,6 +16,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.backend.decoding import habits
 from taskvec.evaluation.backend.identity import arm_identity, resolve, settings_identity, versions
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import (
@@ -114,12 +115,28 @@ def evaluate(
             tasks = PreparedTasks(
                 settings, think=arm.think, perturb=arm.perturb, max_length=int(lm.max_length)
             )
+            if settings.decoding == "model":
+                content = {**content, "generation_config": habits(getattr(lm.inner, "model", None))}
             results = _simple_evaluate(lm, tasks, settings)
             record = gather(arm, shown, weights, key, content, found_versions, results, tasks, lm, begun)
         finally:
             if book is not None:
                 book.close()
     return record
+
+
+def document_hashes(settings: Settings) -> dict[str, list[str]]:
+    """lm-eval's hashes of every task's documents, by the name under which a task is reported.
+
+    Raises
+    ------
+    EvaluationError
+        The data of a task cannot be had.
+    """
+    from taskvec.evaluation.tasks.prepare import PreparedTasks
+
+    with _stdout_to_stderr(), _quiet_lm_eval():
+        return PreparedTasks(settings, think=None, perturb=None).hashes()
 
 
 def arm_stem(model: str | os.PathLike[str]) -> str:
@@ -178,12 +195,15 @@ def _stdout_to_stderr() -> Iterator[None]:
 def _quiet_lm_eval() -> Iterator[None]:
     """Keep lm-eval's messages to errors, its bars away, and spare what costs seconds in every arm.
 
-    That is collecting the environment, asking git about the current folder, which has nothing to do with the
-    model, and compiling a task's templates for each document and use of them.
+    That is asking the hub for data sets, collecting the environment, asking git about the current folder,
+    which has nothing to do with the model, and compiling a task's templates for each document and use of
+    them.
     """
     import lm_eval.evaluator as evaluator
     import lm_eval.utils as utils
     from tqdm import tqdm
+
+    from taskvec.evaluation.tasks.datasets import loaded_once
 
     logger = logging.getLogger("lm_eval")
     level, collect, begin = logger.level, evaluator.add_env_info, tqdm.__init__
@@ -196,7 +216,8 @@ def _quiet_lm_eval() -> Iterator[None]:
     compiled = utils.env.from_string
     utils.env.from_string = functools.lru_cache(maxsize=256)(compiled)  # type: ignore[method-assign]
     try:
-        yield
+        with loaded_once():
+            yield
     finally:
         logger.setLevel(level)
         evaluator.add_env_info = collect

@@ -146,6 +146,7 @@ def _facts(
         documents=len(rows),
         left_out=sum(setup.left_out for setup in setups),
         subtasks=members if members != [name] else [],
+        removed_requests=sorted({text for setup in setups for text in setup.removed_requests}),
     )
 
 

@@ -13,6 +13,10 @@ from taskvec.evaluation.record import digest_files, identity
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.files import look
 
+# Raised whenever the same settings come to give other prompts, stop strings or decoding: arms from before are
+# then neither taken for finished nor compared.
+PREPARATION = 2
+
 _VERSIONED = ("lm_eval", "transformers", "torch", "vllm")
 
 
@@ -30,7 +34,7 @@ def versions(settings: Settings) -> dict[str, str]:
 def settings_identity(settings: Settings) -> dict[str, Any]:
     """`Settings.identity` with what only this machine knows: the kind of device, the local tasks' content."""
     device = "cuda" if settings.backend == "vllm" else torch_device(settings.device).split(":")[0]
-    content: dict[str, Any] = {**settings.identity(), "device": device}
+    content: dict[str, Any] = {**settings.identity(), "device": device, "preparation": PREPARATION}
     if settings.include_path is not None:
         folder = Path(settings.include_path)
         levels = look.walk(folder, without=frozenset({"__pycache__"}))

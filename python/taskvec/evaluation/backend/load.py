@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.backend.decoding import make_neutral
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.files import look
 
@@ -38,7 +39,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         if not look.exists(Path(name) / "config.json"):
             raise EvaluationError(f"`{name}` is not a model folder: config.json is not there")
     values: dict[str, Any] = {key: _typed(value) for key, value in arguments.items()}
-    values.update(pretrained=name, batch_size=settings.batch)
+    values.update(pretrained=name, batch_size=_batch(settings))
     if settings.backend == "vllm":
         if importlib.util.find_spec("vllm") is None:
             raise EvaluationError("backend `vllm` is not installed", "pip install vllm, or use --backend hf")
@@ -52,7 +53,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
                 f"device `{values['device']}` is asked for, and there is no GPU", "--device cpu"
             )
     try:
-        return get_model(settings.backend)(**values)
+        found = get_model(settings.backend)(**values)
     except Exception as error:
         if is_out_of_memory(error):
             free_memory()
@@ -64,6 +65,21 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         if "tokenizer" in str(error).lower():
             raise EvaluationError(f"cannot load the tokenizer of `{name}`: {text}") from error
         raise EvaluationError(f"cannot load `{name}` with backend `{settings.backend}`: {text}") from error
+    if settings.backend == "hf" and settings.decoding == "neutral":
+        make_neutral(found.model)
+    return found
+
+
+# Where `auto` begins on `hf`; a batch that does not fit is halved. lm-eval would try the longest prompt that
+# the model can hold before every block, and take no more than 64 either.
+_AUTO = {"cuda": 64, "cpu": 16}
+
+
+def _batch(settings: Settings) -> int | str:
+    """The batch size that the backend is made with."""
+    if settings.batch != "auto" or settings.backend != "hf":
+        return settings.batch
+    return _AUTO.get(torch_device(settings.device).split(":")[0], 64)
 
 
 def _typed(value: str) -> Any:

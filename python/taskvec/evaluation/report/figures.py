@@ -51,7 +51,7 @@ def draw(report: Report) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for task in report.tasks:
         name = task_file(task)
-        if any(record.kind == "vector" for record in report.records):
+        if any(record.kind == "vector" and _is_scored(report, record, task) for record in report.records):
             figures[f"alpha-{name}"] = _figure(
                 f"Score by alpha: {task}",
                 f"score of {task} over alpha, with 95 % intervals and controls",
@@ -77,6 +77,11 @@ def draw(report: Report) -> dict[str, Figure]:
             lambda paint: _norms(norms, paint),
         )
     return figures
+
+
+def _is_scored(report: Report, record: ArmRecord, task: str) -> bool:
+    score = report.score(record, task)
+    return score is not None and score.value is not None
 
 
 def _figure(title: str, alt: str, paint: Callable[[Paint], Any]) -> Figure:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskvec.evaluation.analysis.compare import Comparison
+from taskvec.evaluation.analysis.mistakes import MISTAKES
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.report.figures import PALETTE, Figure
@@ -19,6 +20,7 @@ from taskvec.evaluation.report.labels import (
     task_file,
     with_interval,
 )
+from taskvec.text import plural
 
 if TYPE_CHECKING:
     from taskvec.evaluation.report.report import Report
@@ -47,6 +49,7 @@ def _environment(*, html: bool) -> Any:
     )
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
+        plural=plural,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
     )  # fmt: skip
     return environment
@@ -85,6 +88,8 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
         "flips": report.flips(),
+        "changes": report.changes(),
+        "mistakes": MISTAKES,
         "survival": [
             (names[name], merged.survival) for name, merged in report.merges.items()
             if merged.survival and names[name].alpha and names[name].condition == (report.think, None)

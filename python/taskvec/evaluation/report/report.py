@@ -18,6 +18,7 @@ from taskvec.evaluation.analysis.compare import (
 )
 from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, choose_alpha, conclusion, gates
 from taskvec.evaluation.analysis.flips import Flip, flips
+from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
 from taskvec.evaluation.analysis.pairs import baselines, planned_pairs, vector_arm
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
@@ -47,6 +48,9 @@ class Report:
         The measurements of merges, by arm.
     commands : tuple of str
         The commands that repeat the whole.
+    recovery : bool
+        Whether donor and reference were tuned from the target: adding the vector there recovers what they
+        learned, and carries nothing to another model.
     """
 
     records: tuple[ArmRecord, ...]
@@ -59,6 +63,7 @@ class Report:
     checks: tuple[Sameness, ...]
     merges: dict[str, Merged]
     commands: tuple[str, ...]
+    recovery: bool = False
 
     @property
     def tasks(self) -> list[str]:
@@ -106,6 +111,13 @@ class Report:
             ]
         return [flip for one, other in pairs if one is not other for flip in flips(one, other, self.split)]
 
+    def changes(self) -> list[Change]:
+        """What was wrong with the answers that the chosen vector turned right or wrong."""
+        plain = baselines(self.records).get((self.think, None))
+        if plain is None or self.chosen is None:
+            return []
+        return changes(plain, self.chosen, self.split)
+
     def norms(self) -> NormMap | None:
         """The vector's norms by layer and module."""
         for record in (*filter(None, [self.chosen]), *self.records):
@@ -136,6 +148,8 @@ class Report:
             "tests": len(self.comparisons),
             "alpha": asdict(self.choice) if self.choice else None,
             "gate": [asdict(gate) for gate in self.gates],
+            "changes": [asdict(change) for change in self.changes()],
+            "recovery": self.recovery,
             "conclusions": [asdict(item) for item in self.conclusions],
             "checks": [asdict(check) for check in self.checks],
             "survival": {name: merged.survival for name, merged in self.merges.items() if merged.survival},
@@ -184,6 +198,7 @@ def build_report(
     think: str | None = None,
     merges: Mapping[str, Merged] | None = None,
     commands: Sequence[str] = (),
+    recovery: bool = False,
 ) -> Report:
     """Compare finished arms.
 
@@ -199,6 +214,8 @@ def build_report(
         The measurements of merges, by arm.
     commands : sequence of str
         The commands that repeat the experiment.
+    recovery : bool
+        Whether donor and reference were tuned from the target.
 
     Raises
     ------
@@ -222,7 +239,10 @@ def build_report(
     comparisons = compare(pairs, split, "report", seed=seed)
     found_gates = gates(records, split, think=think, seed=seed)
     vectors = [record for record in records if record.kind == "vector"]
-    conclusions = [conclusion(g.task, g, choice, records, comparisons, think=think) for g in found_gates]
+    conclusions = [
+        conclusion(g.task, g, choice, records, comparisons, split=split, think=think, recovery=recovery)
+        for g in found_gates
+    ]
     return Report(
         records=tuple(records),
         split=split,
@@ -234,4 +254,5 @@ def build_report(
         checks=tuple(zero_checks(records)),
         merges=dict(merges or {}),
         commands=tuple(commands),
+        recovery=recovery,
     )

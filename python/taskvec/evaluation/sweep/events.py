@@ -13,10 +13,10 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``plan`` (arms are known), ``merge`` (weights are made), ``start``, ``progress``, ``done`` (an arm) or
-        ``known`` (it was evaluated before).
+        ``plan`` (arms are known), ``note`` (something that the report will lack), ``merge`` (weights are
+        made), ``start``, ``progress``, ``done`` (an arm) or ``known`` (it was evaluated before).
     arm : str
-        Its name; for ``plan`` and ``merge`` the names, separated by commas.
+        Its name; for ``plan`` and ``merge`` the names, separated by commas; for ``note`` the text.
     task : str
         With ``progress``.
     done, total : int

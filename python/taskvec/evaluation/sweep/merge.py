@@ -35,6 +35,7 @@ class Merger:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self._left_out: list[str] | None = None
 
     def __call__(self, arms: Sequence[Arm], folder: Path) -> dict[str, Merged]:
         """Merge the weights of `arms` into sub-folders of `folder`."""
@@ -59,11 +60,23 @@ class Merger:
                 survival=output.survival.to_dict() if output.survival else None,
                 norms=_vector_norms(output.tensors, arm.factor),
                 findings=[finding.to_dict() for finding in report.findings],
-                command=transfer_command(self.experiment, arm),
+                command=transfer_command(self.experiment, arm, self._without(arm)),
             )
         if look.is_folder(part):
             shutil.rmtree(part)
         return made
+
+    def _without(self, arm: Arm) -> list[str]:
+        """What a control leaves out, as patterns: tensors that shuffling leaves as they are, in the main."""
+        donor, reference = _difference(self.experiment, arm)
+        if arm.kind != "permuted" or donor is None or reference is None:
+            return []
+        if self._left_out is None:
+            from taskvec.evaluation.sweep.one_sided import one_sided, pattern
+
+            names = one_sided(self.experiment.target, donor, reference)
+            self._left_out = [pattern(names)] if names else []
+        return self._left_out
 
     def _merge(self, arms: Sequence[Arm], out: Path) -> Any:
         import taskvec as tv
@@ -73,7 +86,7 @@ class Merger:
         options: dict[str, Any] = {
             "alpha": [arm.factor for arm in arms],
             "include": given.merge.include,
-            "exclude": given.merge.exclude,
+            "exclude": [*given.merge.exclude, *self._without(arms[0])],
             "preset": given.merge.preset,
             "layers": given.merge.layers,
             "out_dtype": given.merge.out_dtype,
@@ -131,11 +144,13 @@ def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) ->
         "seed": arm.seed,
         "merge": experiment.merge.model_dump(mode="json"),
     }
+    if arm.kind == "permuted":
+        content["left_out"] = "one-sided"  # permuted vectors from before held them
     return f"merge:{digest_json(content)}"
 
 
-def transfer_command(experiment: Experiment, arm: Arm) -> str:
-    """The command line that makes the weights of an arm."""
+def transfer_command(experiment: Experiment, arm: Arm, without: Sequence[str] = ()) -> str:
+    """The command line that makes the weights of an arm, `without` the tensors of further patterns."""
     donor, reference = _difference(experiment, arm)
     if donor is None or reference is None:
         words = ["taskvec", "apply", experiment.target, str(experiment.vector)]
@@ -156,7 +171,7 @@ def transfer_command(experiment: Experiment, arm: Arm) -> str:
     given = experiment.merge
     for option, values in (
         ("--include", given.include),
-        ("--exclude", given.exclude),
+        ("--exclude", [*given.exclude, *without]),
         ("--force", given.force),
     ):
         for value in values:

@@ -65,11 +65,12 @@ def evaluate_model(
         The arm could not be evaluated, or the folder holds arms of other settings (before anything is run).
     """
     require_extra()
+    from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
     find_tasks(settings)
     tell = progress or (lambda _event: None)
-    with locked(out):
+    with locked(out), loaded_once():
         folder, weights = resolve(model)
         stem = name or arm_stem(model)
         arms = [
@@ -109,7 +110,9 @@ def _check(settings: Settings, others: Sequence[ArmRecord]) -> None:
     """Refuse, before hours are spent, what the report would refuse afterwards."""
     here, version = settings_identity(settings), versions(settings)
     for record in others:
-        for ours, theirs in ((here, record.settings), (version, record.versions)):
+        # a model's own habits of decoding are known once it is loaded
+        known = {key: value for key, value in record.settings.items() if key != "generation_config"}
+        for ours, theirs in ((here, known), (version, record.versions)):
             for key in sorted({*ours, *theirs}):
                 if ours.get(key) != theirs.get(key):
                     raise EvaluationError(

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis.compare import Split
+from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import choose_alpha
 from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
-from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
+from taskvec.evaluation.backend.decoding import check_alike
+from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
@@ -22,6 +23,7 @@ from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
+from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
@@ -77,6 +79,7 @@ def run_sweep(
         An arm could not be merged or evaluated; finished arms are kept.
     """
     require_extra()
+    from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
     out, settings = Path(out), experiment.settings()
@@ -90,6 +93,7 @@ def run_sweep(
             look.exists(record_path(out, a.name)) for a in planned_arms(experiment)
         ):
             pool.start()  # they get ready while this process does
+        opened.enter_context(loaded_once())
         find_tasks(settings)  # an unknown task is found before anything is merged
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
@@ -136,6 +140,7 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
         think=think,
         merges=merges,
         commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
+        recovery=runner.is_recovery,
     )
 
 
@@ -181,6 +186,14 @@ class _Runner:
         # a collection takes most of a second in a process that knows lm-eval's tasks
         self._large = model_bytes(experiment.target) > LARGE
         self._done = self._known_of = 0
+        self._checked = False
+
+    @property
+    def is_recovery(self) -> bool:
+        """Whether the target is the model that the reference was tuned from, or the reference itself."""
+        given = self._experiment
+        origins = [self._digests[model] for model in (given.base, given.reference) if model is not None]
+        return self._digests[given.target] in origins
 
     def run(self, arms: list[Arm]) -> list[ArmRecord]:
         """The records of `arms`, in their order."""
@@ -197,6 +210,8 @@ class _Runner:
                 records[arm.name] = known
                 self._done += 1
                 self._tell("known", arm.name)
+        if pending:
+            self._check_before_the_first()
         jobs = [
             Job(arm, self._models[model][0], identities[arm.weights], model)
             for arm in pending
@@ -226,6 +241,22 @@ class _Runner:
                 raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
             records[arm.name] = found
         return [records[arm.name] for arm in arms]
+
+    def _check_before_the_first(self) -> None:
+        """See once, before anything is merged or evaluated, what would spoil the report afterwards."""
+        if self._checked:
+            return
+        self._checked = True
+        given = self._experiment
+        if self._settings.decoding == "model":
+            named = filter(None, (given.target, given.donor, given.reference))
+            check_alike({model: self._models[model][0] for model in named})
+        if given.development:
+            chosen = sum(alpha > 0 for alpha in given.alphas) > 1
+            gated = given.donor is not None and given.reference is not None
+            parts: tuple[Part, ...] = ("development", "report") if chosen or gated else ("report",)
+            for text in check_parts(document_hashes(self._settings), split(given), parts):
+                self._tell("note", text)
 
     def _evaluate(self, jobs: list[Job]) -> None:
         """Evaluate arms, on the workers or in this process; merged weights go when no arm needs them."""

@@ -185,12 +185,20 @@ def _serve(pipe: Any, device: str, threads: int, settings: Settings, out: Path) 
     import torch
     from tqdm import tqdm
 
-    from taskvec.evaluation.backend.blocks import free_memory
-    from taskvec.evaluation.backend.evaluate import evaluate_into
+    from taskvec.evaluation.tasks.datasets import loaded_once
 
     tqdm.set_lock(threading.RLock())  # its own would be left behind by a worker that is ended
     if device == "cpu":
         torch.set_num_threads(threads)
+    with loaded_once():
+        _take_jobs(pipe, settings, out)
+
+
+def _take_jobs(pipe: Any, settings: Settings, out: Path) -> None:
+    """Evaluate one arm after the other, until the parent closes the pipe."""
+    from taskvec.evaluation.backend.blocks import free_memory
+    from taskvec.evaluation.backend.evaluate import evaluate_into
+
     while True:
         try:
             job: Job = pipe.recv()

@@ -16,6 +16,8 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
 from taskvec.files import look
 
+CHAT_SUFFIX = "_instruct"  # of lm-eval's names for the forms of program tasks that fit a chat template
+
 
 def find_tasks(settings: Settings) -> TaskManager:
     """The task manager that knows every task of `settings`; consent for code-executing tasks is checked here.
@@ -23,7 +25,8 @@ def find_tasks(settings: Settings) -> TaskManager:
     Raises
     ------
     EvaluationError
-        A task is unknown (with the nearest names), or runs code without consent.
+        A task is unknown (with the nearest names), runs code without consent, or has no form for the chat
+        template that is asked for.
     """
     folder = settings.include_path
     if folder is not None and not look.is_folder(folder):
@@ -40,12 +43,14 @@ def find_tasks(settings: Settings) -> TaskManager:
             if near
             else "`lm-eval ls tasks` lists them",
         )
-    unsafe = sorted(name for name in settings.tasks if _runs_code(manager, name))
+    unsafe = sorted(name for name in settings.tasks if runs_code(manager, name))
     if unsafe and not settings.allow_unsafe_code:
         raise EvaluationError(
             f"task `{unsafe[0]}` runs Python code that the model writes, on this machine, as this user",
             "run it in a container or a machine that may be lost, and consent with --confirm-run-unsafe-code",
         )
+    if settings.chat_template:
+        _check_forms(manager, settings)
     if unsafe:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for its own consent when the task is loaded
     return manager
@@ -78,7 +83,7 @@ def is_shipped(manager: TaskManager, name: str) -> bool:
     return not Path(entry.yaml_path).resolve().is_relative_to(Path(str(manager.include_path)).resolve())
 
 
-def _runs_code(manager: TaskManager, name: str, seen: frozenset[str] = frozenset()) -> bool:
+def runs_code(manager: TaskManager, name: str, seen: frozenset[str] = frozenset()) -> bool:
     """Whether a task, or a member of a group, is marked as running code; nothing of it is imported."""
     entry = manager.task_index.get(name)
     if entry is None or name in seen:
@@ -91,7 +96,35 @@ def _runs_code(manager: TaskManager, name: str, seen: frozenset[str] = frozenset
     names = [item.get("task", "") if isinstance(item, dict) else item for item in names]
     if not config:  # a tag: the tasks that carry it
         names = sorted(entry.tags)
-    return any(_runs_code(manager, item, seen | {name}) for item in names if isinstance(item, str))
+    return any(runs_code(manager, item, seen | {name}) for item in names if isinstance(item, str))
+
+
+def chat_form(manager: TaskManager, name: str) -> str | None:
+    """The task of lm-eval that is `name` for chat templates; None if it is one itself.
+
+    Raises
+    ------
+    EvaluationError
+        There is none: under a template a right answer would count as wrong.
+    """
+    if name.endswith(CHAT_SUFFIX):
+        return None
+    if f"{name}{CHAT_SUFFIX}" in manager.task_index:
+        return f"{name}{CHAT_SUFFIX}"
+    raise EvaluationError(
+        f"task `{name}` has no form for chat templates: it scores the continuation of a program, and a chat "
+        "model answers with a fenced block",
+        "leave it out, or run without --chat-template",
+    )
+
+
+def _check_forms(manager: TaskManager, settings: Settings) -> None:
+    """Refuse, before a model is loaded, tasks of programs that have no form for chat templates."""
+    for name in settings.tasks:
+        entry = manager.task_index.get(name)
+        is_task = entry is not None and entry.yaml_path is not None and "group" not in (entry.cfg or {})
+        if is_task and is_shipped(manager, name) and runs_code(manager, name):
+            chat_form(manager, name)
 
 
 def members_of(manager: TaskManager, loaded: Any, requested: Sequence[str]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,12 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
-from taskvec.evaluation.tasks.defaults import FALLBACK_MAX_GEN_TOKS, task_defaults
+from taskvec.evaluation.tasks.defaults import task_defaults
 from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_documents
 from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
+from taskvec.evaluation.tasks.generation import generation
+from taskvec.evaluation.tasks.programs import continues_code, in_form
+from taskvec.evaluation.tasks.think import OwnRequests, with_think
 
 
 @dataclass(slots=True)
@@ -31,6 +34,8 @@ class TaskSetup:
     ----------
     doc_ids : list of int
         For each document in order, its position in the task's evaluation split.
+    removed_requests : list of str
+        The task's own requests to reason, which are taken out of its prompts.
     clean_hashes : list of str or None
         lm-eval's hashes of the clean documents, where documents were perturbed.
     """
@@ -38,6 +43,7 @@ class TaskSetup:
     max_gen_toks: int | None = None
     stop: list[str] = field(default_factory=list)
     dropped_stops: list[str] = field(default_factory=list)
+    removed_requests: list[str] = field(default_factory=list)
     doc_ids: list[int] = field(default_factory=list)
     clean_hashes: list[str] | None = None
     left_out: int = 0
@@ -70,16 +76,33 @@ class PreparedTasks:
         groups = self._loaded.get("groups") or {}
         self.group_versions = {name: group.version for name, group in groups.items()}
         self.warnings: list[str] = []
+        self._left_out: dict[str, NotPerturbableError] = {}
+        self._asking: list[str] = []
         self.setups: dict[str, TaskSetup] = {}
-        for name, task in list(self.tasks.items()):
+        for name in self.tasks:
+            self._in_form(name)
+        for name, task in self.tasks.items():
             try:
                 self.setups[name] = self._prepare(name, task)
             except NotPerturbableError as error:
-                self._leave_out(name, error)
+                self._left_out[name] = error
+        self._go_without()
+        if self._asking:
+            names = ", ".join(f"`{name}`" for name in self._asking)
+            self.warnings.append(f"asks for steps in its own words, with and without --think: {names}")
 
     def metric_for(self, task: str) -> str | None:
         """The metric that the user chose for `task`."""
         return self._settings.metric_for(task)
+
+    def hashes(self) -> dict[str, list[str]]:
+        """The hashes of every task's documents, by the name under which it is reported."""
+        return {
+            shown: [
+                document_hash(document) for member in members for document in self.tasks[member].eval_docs
+            ]
+            for shown, members in self.members.items()
+        }
 
     @property
     def task_index(self) -> dict[str, Any]:
@@ -90,17 +113,28 @@ class PreparedTasks:
         """The prepared tasks, whatever is asked for; groups are put together from samples afterwards."""
         return {"tasks": self.tasks, "groups": {}, "group_map": {}}
 
-    def _leave_out(self, name: str, reason: NotPerturbableError) -> None:
-        """Go on without a task to which the perturbation does not apply, unless it is the last one."""
-        del self.tasks[name]
+    def _go_without(self) -> None:
+        """Leave out the tasks to which the perturbation does not apply, unless they are all there is."""
+        for name in self._left_out:
+            del self.tasks[name]
         if not self.tasks:
-            raise reason
-        self.warnings.append(f"left out of this arm: {reason}")
-        self.members = {
-            shown: kept
-            for shown, members in self.members.items()
-            if (kept := [member for member in members if member != name])
-        }
+            raise next(reversed(self._left_out.values()))
+        for shown, members in list(self.members.items()):
+            out = [member for member in members if member in self._left_out]
+            if not out:
+                continue
+            some = "" if members == [shown] else f"{len(out)} of the {len(members)} tasks of `{shown}`: "
+            self.warnings.append(f"left out of this arm: {some}{self._left_out[out[0]]}")
+            self.members[shown] = [member for member in members if member not in self._left_out]
+            if not self.members[shown]:
+                del self.members[shown]
+
+    def _in_form(self, name: str) -> None:
+        """Put the form that fits the prompt in the place of a task of programs."""
+        chat = self._settings.chat_template
+        self.tasks[name], other = in_form(self._manager, name, self.tasks[name], chat=chat)
+        if other is not None:
+            self.warnings.append(f"task `{name}` was run as `{other}`, its form for chat templates")
 
     def _prepare(self, name: str, task: Task) -> TaskSetup:
         setup = TaskSetup()
@@ -125,48 +159,42 @@ class PreparedTasks:
                 f"perturbation `{self._perturb}` fits none of the {len(documents)} documents of `{name}`",
                 "name another perturbation, or raise --limit",
             )
-        think = None
-        if self._think is not None:
-            if not isinstance(task, ConfigurableTask):
-                raise EvaluationError(
-                    f"task `{name}` builds its prompts in Python: a request to reason has no place in it",
-                    "leave the task out, or run without --think",
-                )
-            code = bool(getattr(task, "UNSAFE_CODE", False)) and task.OUTPUT_TYPE == "generate_until"
-            think = functools.partial(
-                with_think, text=self._think, chat=self._settings.chat_template, code=code
-            )
-        _adopt(task, kept, documents if self._perturb else None, setup.doc_ids, think)
+        own = OwnRequests(task) if isinstance(task, ConfigurableTask) else None
+        if own is not None:
+            setup.removed_requests = list(own.found)
+            if own.stays:
+                self._asking.append(name)
+        think = self._think_for(name, task, own)
+        _adopt(task, kept, documents if self._perturb else None, setup.doc_ids, think, own)
         return setup
 
     def _set_generation(self, name: str, task: Task, setup: TaskSetup) -> None:
-        asked = dict(task.get_config("generation_kwargs") or {})
-        own = asked.get("max_gen_toks") or asked.get("max_new_tokens") or asked.get("max_tokens")
-        shipped = is_shipped(self._manager, name)
-        row = task_defaults(name) if shipped else task_defaults("")
-        if self._settings.max_gen_toks is not None:
-            length = self._settings.max_gen_toks
-        else:
-            length = max(own or 0, row.max_gen_toks or 0) or FALLBACK_MAX_GEN_TOKS
-            if self._max_length is not None and (own is None or length != own):
-                # a default never takes more than half of what the model can hold; a stated length is the
-                # user's
-                length = max(own or 1, min(length, self._max_length // 2))
-        if self._max_length is not None and length >= self._max_length:
+        found = generation(
+            name,
+            dict(task.get_config("generation_kwargs") or {}),
+            task_defaults(name if is_shipped(self._manager, name) else ""),
+            chat=self._settings.chat_template,
+            neutral=self._settings.decoding == "neutral",
+            wanted=self._settings.max_gen_toks,
+            max_length=self._max_length,
+        )
+        setup.max_gen_toks, setup.stop = found.max_gen_toks, found.stop
+        setup.dropped_stops = found.dropped_stops
+        task.set_config("generation_kwargs", found.arguments)
+
+    def _think_for(self, name: str, task: Task, own: OwnRequests | None) -> Callable[[str], str] | None:
+        """How the request to reason is put into a question of `task`; None where it is not."""
+        if self._think is None:
+            return None
+        if own is None:
             raise EvaluationError(
-                f"task `{name}` asks for {length} new tokens, the model holds {self._max_length} in all",
-                f"set --max-gen-toks below {self._max_length}",
+                f"task `{name}` builds its prompts in Python: a request to reason has no place in it",
+                "leave the task out, or run without --think",
             )
-        stops = asked.get("until") or []
-        stops = [stops] if isinstance(stops, str) else list(stops)
-        examples = task.get_config("num_fewshot") or 0
-        if self._settings.chat_template or not examples:
-            setup.dropped_stops = [stop for stop in stops if stop in row.cutting_stops]
-        setup.stop = [stop for stop in stops if stop not in setup.dropped_stops]
-        setup.max_gen_toks = length
-        for alias in ("max_new_tokens", "max_tokens"):
-            asked.pop(alias, None)
-        task.set_config("generation_kwargs", {**asked, "until": setup.stop, "max_gen_toks": length})
+        if own.stays:  # it would be asked for twice
+            return None
+        chat = self._settings.chat_template
+        return functools.partial(with_think, text=self._think, chat=chat, code=continues_code(task))
 
 
 def document_hash(document: Any) -> str:
@@ -175,19 +203,41 @@ def document_hash(document: Any) -> str:
 
 
 def _adopt(
-    task: Task, documents: list[Any], clean: list[Any] | None, doc_ids: list[int], think: Any | None
+    task: Task,
+    documents: list[Any],
+    clean: list[Any] | None,
+    doc_ids: list[int],
+    think: Callable[[str], str] | None,
+    own: OwnRequests | None,
 ) -> None:
     """Give `task` its documents and prompts; by a subclass, as lm-eval reads documents through a property."""
     kind = type(task)
+    asks = own is not None and bool(own.found)
 
     class Prepared(kind):
         @property
         def eval_docs(self) -> Any:
             return documents
 
+        def doc_to_text(self, *arguments: Any, **rest: Any) -> Any:
+            text = super().doc_to_text(*arguments, **rest)
+            return own.without(text) if own is not None and isinstance(text, str) else text
+
+        def doc_to_prefix(self, doc: Any) -> Any:
+            text = super().doc_to_prefix(doc)
+            return own.without(text) or None if own is not None and isinstance(text, str) else text
+
+        def resolve_field(self, doc: Any, field: str | None = None) -> Any:
+            text = super().resolve_field(doc, field)
+            return own.without(text) if own is not None and isinstance(text, str) else text
+
         def build_qa_turn(self, *, q: Any = None, a: Any = None, **rest: Any) -> Any:
-            if think is not None and isinstance(q, str) and (a is None or a == ""):
+            asked = a is None or a == ""
+            if think is not None and isinstance(q, str) and asked:
                 q = think(q)
+            if asks and not asked and isinstance(q, str) and rest.get("tgt_delim") == "":
+                # the request that stood between cue and answer brought the space along
+                rest["tgt_delim"] = "" if q[-1:].isspace() else " "
             return super().build_qa_turn(q=q, a=a, **rest)  # type: ignore[misc]
 
         def fewshot_context(self, doc: Any, *arguments: Any, **rest: Any) -> Any:
@@ -214,40 +264,3 @@ def _adopt(
             return draw(n, eval_doc=twins.get(id(eval_doc), eval_doc), **rest)
 
         sampler.sample = sample
-
-
-# The last line of a prompt that asks for the answer: "Answer:", "A:", "Solution:".
-_CUE = re.compile(r"\n[^\n:]{1,40}:[ \t]*\Z")
-
-
-def with_think(question: str, text: str, *, chat: bool, code: bool) -> str:
-    """`question` with the request to reason in its place.
-
-    The request closes the question that is asked and never enters worked examples, so that a prompt with and
-    one without it differ in this sentence alone:
-
-    - with a chat template it closes the last user turn, on a line of its own;
-    - in a completion prompt it stands before the cue that the answer follows (``Answer:``, ``A:``), so that
-      the model does not read it as the beginning of its own answer; without such a cue it closes the prompt;
-    - in a completion prompt of program code, where a sentence would be a syntax error, it is a comment in the
-      first line.
-
-    Parameters
-    ----------
-    question : str
-        The question of the task, without worked examples.
-    text : str
-        The request, such as "Think step by step.".
-    chat : bool
-        Whether the question becomes a chat turn.
-    code : bool
-        Whether the question is program code that the model completes.
-    """
-    if chat:
-        return f"{question.rstrip()}\n{text}"
-    if code:
-        return f"# {text}\n{question}"
-    cue = _CUE.search(question)
-    if cue is None:
-        return f"{question.rstrip()}\n{text}"
-    return f"{question[: cue.start()].rstrip()} {text}{question[cue.start() :]}"

@@ -1,0 +1,97 @@
+"""What a sweep can show, before anything is merged or evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.analysis.pairs import planned_pairs
+from taskvec.evaluation.analysis.power import Power, Size, power
+from taskvec.evaluation.arms import Arm, control_arms
+from taskvec.evaluation.backend.evaluate import document_hashes
+from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.sweep.sweep import planned_arms, split
+
+# Documents of the paper's tasks as published: a forecast needs no data set for them. BIG-bench Hard has 27
+# parts, of which `limit` takes the first documents each.
+PUBLISHED: dict[str, tuple[int, int]] = {
+    "gsm8k": (1319, 1),
+    "gsm8k_cot_zeroshot": (1319, 1),
+    "humaneval": (164, 1),
+    "sciq": (1000, 1),
+    "bbh_cot_fewshot": (6511, 27),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """The power of a sweep.
+
+    Attributes
+    ----------
+    tests : int
+        Tests in the family of its report.
+    rows : list of Power
+        By task, and over all tasks.
+    unknown : dict of str to str
+        Why the power of a task is not known.
+    """
+
+    tests: int
+    rows: list[Power]
+    unknown: dict[str, str]
+
+
+def forecast(experiment: Experiment) -> Forecast:
+    """The smallest differences that a sweep shows with a probability of 80 %."""
+    sizes, unknown = dict[str, Size](), dict[str, str]()
+    for task in experiment.tasks:
+        known = _published(experiment, task)
+        if known is not None:
+            sizes[task] = Size.expected(known, split(experiment))
+            continue
+        try:
+            found = document_hashes(replace(experiment.settings(), tasks=(task,)))
+        except EvaluationError as error:
+            unknown[task] = error.message
+            continue
+        sizes.update({name: Size.of(hashes, split(experiment)) for name, hashes in found.items()})
+    tests = family(experiment) * max(1, len(sizes))
+    return Forecast(tests, power(sizes, split(experiment), tests=tests) if sizes else [], unknown)
+
+
+def family(experiment: Experiment) -> int:
+    """The pairs of arms that the report will test on each task, where every perturbation applies."""
+    arms = planned_arms(experiment)
+    positive = [alpha for alpha in experiment.alphas if alpha > 0]
+    think = experiment.think if experiment.think_only else None
+    if positive:
+        arms += control_arms(
+            alpha=positive[0],
+            random=experiment.controls.random,
+            permuted=experiment.controls.permuted,
+            think=experiment.think,
+            think_only=experiment.think_only,
+            perturb=experiment.perturb,
+        )
+    rows: Any = [_as_record(arm) for arm in arms]
+    return len(planned_pairs(rows, positive[0] if positive else None, think))
+
+
+def _as_record(arm: Arm) -> Any:
+    """An arm in the place of its record, which is not there yet."""
+    return SimpleNamespace(
+        arm=arm, name=arm.name, kind=arm.kind, alpha=arm.alpha, think=arm.think, perturb=arm.perturb
+    )
+
+
+def _published(experiment: Experiment, task: str) -> int | None:
+    if task not in PUBLISHED or experiment.evaluation.include_path is not None:
+        return None
+    whole, parts = PUBLISHED[task]
+    limit = experiment.evaluation.limit
+    if limit is None:
+        return whole
+    return round(whole * limit) if limit < 1 else min(whole, int(limit) * parts)

@@ -1,0 +1,88 @@
+"""What an experiment can show, before it is run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from support.evaluation_models import small
+from taskvec.evaluation.analysis.compare import Split
+from taskvec.evaluation.analysis.power import POOLED, Size, power
+from taskvec.evaluation.analysis.statistics import told_apart
+from taskvec.evaluation.sweep.forecast import family, forecast
+
+
+def shown(n: int, difference: float, discordant: float, level: float) -> float:
+    """How often McNemar's exact test shows a difference, by simulation."""
+    up, down = (discordant + difference) / 2, (discordant - difference) / 2
+    draws = np.random.default_rng(0).multinomial(n, [up, down, 1 - up - down], size=20_000)
+    gained, lost = draws[:, 0], draws[:, 1]
+    least = np.minimum(gained, lost)
+    p = np.minimum(1.0, 2 * stats.binom.cdf(least, gained + lost, 0.5))
+    return float(((p < level) & (gained > lost)).mean())
+
+
+def test_the_gate_and_the_claim_are_seen_four_times_in_five():
+    split = Split(0.3, 0)
+    (row,) = power({"gsm8k": Size.expected(1319, split)}, split, tests=24)
+    assert (row.documents, row.development, row.report) == (1319, 396, 923)
+    assert row.gate is not None and row.claim is not None  # noqa: PT018
+    assert shown(396, row.gate, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+    assert shown(923, row.claim, row.discordant, 0.05 / 24) == pytest.approx(0.8, abs=0.03)
+    assert row.gate_whole is not None
+    assert shown(1319, row.gate_whole, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+    for times, (gate, claim) in row.more.items():
+        assert shown(396 * times, gate or 0, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+        assert shown(923 * times, claim or 0, row.discordant, 0.05 / 24) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_better_alpha_is_chosen_four_times_in_five():
+    difference = told_apart(396, 0.25)
+    up, down = (0.25 + difference) / 2, (0.25 - difference) / 2
+    draws = np.random.default_rng(0).multinomial(396, [up, down, 0.75], size=20_000)
+    ahead = (draws[:, 0] > draws[:, 1]).mean() + (draws[:, 0] == draws[:, 1]).mean() / 2
+    assert ahead == pytest.approx(0.8, abs=0.01)
+
+
+def test_tasks_pooled_show_less():
+    split = Split(0.3, 0)
+    sizes = {"a": Size.expected(300, split), "b": Size.expected(500, split)}
+    one, other, both = power(sizes, split, tests=8)
+    assert (both.task, both.documents) == (POOLED, 800)
+    assert both.gate is not None and one.gate is not None and other.gate is not None  # noqa: PT018
+    assert both.gate < other.gate < one.gate
+
+
+def test_a_part_without_documents_shows_nothing_and_without_a_division_there_is_no_choice():
+    (row,) = power({"t": Size(3, 0)}, Split(0.3, 0), tests=1)
+    assert (row.gate, row.choice) == (None, None)
+    (row,) = power({"t": Size(12, 7)}, Split(0.5, 0), tests=1)
+    assert (row.gate, row.claim) == (None, None)  # 2 ** (1 - 7) > 0.01, 2 ** (1 - 5) > 0.05
+    (row,) = power({"t": Size(14, 8)}, Split(0.5, 0), tests=1)
+    assert (row.gate, row.claim) == (1.0, 1.0)
+    (row,) = power({"t": Size.expected(100, Split(0.0, 0))}, Split(0.0, 0), tests=1)
+    assert row.choice is None
+    assert row.gate == row.gate_whole
+    assert (row.development, row.report) == (100, 100)
+
+
+def test_a_forecast_counts_the_tests_and_the_documents():
+    content = {"include_path": None, "device": "cpu"}
+    found = forecast(small(tasks=["gsm8k", "bbh_cot_fewshot"], evaluation={**content, "limit": 10}))
+    assert [(row.task, row.documents) for row in found.rows] == [
+        ("gsm8k", 10), ("bbh_cot_fewshot", 270), (POOLED, 280)
+    ]  # fmt: skip
+    # alpha 0.5 and 1, donor, reference, sft, 2 random and 1 permuted against the baseline; the chosen one
+    # against 4 controls; the donor against the reference; typo: 2 against the clean ones and each other
+    assert family(small()) == 8 + 4 + 1 + 3
+    assert found.tests == 16 * 2
+    assert found.unknown == {}
+
+
+def test_a_local_task_is_counted_and_one_that_cannot_be_had_is_said():
+    found = forecast(small(tasks=["tiny_choice", "no_such_task"]))
+    (row,) = found.rows
+    assert (row.task, row.documents) == ("tiny_choice", 24)
+    assert 0 < row.development < 24
+    assert "no_such_task" in found.unknown["no_such_task"]
