@@ -114,6 +114,7 @@ def finished_report(
         findings=(*(plan.findings if plan else ()), *_rounding(plan, outputs, settings)),
         plan=run["plan"],
         vector=manifests[0].get("vector"),
+        adapter=manifests[0].get("adapter"),
         already_done=True,
     )
 
