@@ -72,7 +72,9 @@ def write_adapter(
     given = {name: value for name, value in options.items() if name not in ("html", "png")}
     plan = plan_extract_lora(donor, reference, rank=_rank(rank), **plan_options(given))
     difference = "the vector" if reference is None else "donor - reference"
-    report = execute(console, plan, out, f"{difference} as a LoRA adapter of rank {plan.recipe['rank']}", given)
+    report = execute(
+        console, plan, out, f"{difference} as a LoRA adapter of rank {plan.recipe['rank']}", given
+    )
     if report is not None:
         _write_maps(report, donor, options)
     return 0

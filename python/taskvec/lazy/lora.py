@@ -48,9 +48,7 @@ def plan_extract_lora(
     selection = Selection(as_tuple(include), as_tuple(exclude), preset, layers)
     found, base, own, force = _opened(donor, reference)
     chosen = selection if own is None else both(own, selection)
-    record = plan_lora(
-        found, base, lora, selection=chosen, settings=Settings.of(settings), force=force
-    )
+    record = plan_lora(found, base, lora, selection=chosen, settings=Settings.of(settings), force=force)
     return Plan.of(record)
 
 

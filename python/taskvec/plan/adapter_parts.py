@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from taskvec.compat.tied_heads import head_of
@@ -25,16 +25,29 @@ Others = Literal["leave", "whole"]
 
 # Last parts of the names of linear layers.
 _LINEAR = frozenset({
-    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "qkv", "query_key_value", "Wqkv", "W_pack",
-    "c_attn", "q_attn", "c_proj", "c_fc", "wq", "wk", "wv", "wo", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa",
-    "kv_a_proj", "kv_b_proj", "query", "key", "value", "dense", "in_proj", "in_proj_qkv", "in_proj_qkvz",
-    "in_proj_ba", "in_proj_z", "in_proj_a", "in_proj_b", "x_proj", "dt_proj", "gate_proj", "up_proj",
-    "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out", "dense_h_to_4h", "dense_4h_to_h", "w1", "w2",
-    "w3", "wi", "wi_0", "wi_1", "q", "k", "v", "o", "q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2",
-    "linear_1", "linear_2", "shared_expert_gate",
+    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "qkv", "query_key_value", "Wqkv",
+    "W_pack", "c_attn", "q_attn", "c_proj", "c_fc", "wq", "wk", "wv", "wo", "q_a_proj", "q_b_proj",
+    "kv_a_proj_with_mqa", "kv_a_proj", "kv_b_proj", "query", "key", "value", "dense", "in_proj",
+    "in_proj_qkv", "in_proj_qkvz", "in_proj_ba", "in_proj_z", "in_proj_a", "in_proj_b", "x_proj", "dt_proj",
+    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out", "dense_h_to_4h",
+    "dense_4h_to_h", "w1", "w2", "w3", "wi", "wi_0", "wi_1", "q", "k", "v", "o", "q_lin", "k_lin", "v_lin",
+    "out_lin", "lin1", "lin2", "linear_1", "linear_2", "shared_expert_gate",
 })  # fmt: skip
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "unembed")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+# Kinds of models whose experts, stored one by one, transformers 5 loads as one tensor a layer, with the
+# factors of an adapter that PEFT brings into that form (0.21); of other kinds it drops the factors.
+_STACKED = frozenset({
+    "mixtral", "minimax", "minimax_m2", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
+    "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open",
+    "mellum", "qwen3_moe", "qwen3_next", "hunyuan_v1_moe", "flex_olmo", "olmoe", "sarvam_mla", "exaone_moe",
+    "cohere2_moe",
+})  # fmt: skip
+# Names that it then takes for those of experts wherever they occur.
+_OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+# Modules that have another name once transformers 5 has loaded them, and what such modules lie in.
+_RENAMED = ("embed_out.", ".block_sparse_moe.")
+_OTHER_NAME = "it has another name once it is loaded"
 
 
 class Part(NamedTuple):
@@ -104,6 +117,8 @@ def divide(
             left[name] = f"{info.dtype} is no float type"
         elif head.state == "double" and name == head.head:
             left[name] = "tied to the embedding, whose factors are for both"
+        elif is_vocabulary(name) and _is_renamed(name):
+            left[name] = _OTHER_NAME
         elif is_vocabulary(name) and len(info.shape) == 2:
             if embeddings == "lora":
                 factors.append(_vocabulary_part(name, info.shape))
@@ -111,8 +126,12 @@ def divide(
                 left[name] = "embeddings and head are to be left"
             else:
                 rest.append(name)
-        elif (part := _linear_part(model, name)) is not None:
+        elif (part := _linear_part(model, name)) is None:
+            rest.append(name)
+        elif (reason := _not_loaded(model, part)) is None:
             factors.append(part)
+        elif part.role == "expert":
+            left[name] = reason
         else:
             rest.append(name)
     if is_tied and embeddings == "whole" and any(is_vocabulary(name) for name in rest):
@@ -121,16 +140,15 @@ def divide(
             "as a whole",
             "give them factors (`--embeddings lora`) or leave them (`--embeddings leave`)",
         )
+    _hold_experts(model, factors)
     wanted = [name for name in rest if others == "whole" or is_vocabulary(name)]
     whole, refused = _whole(model, wanted, factors)
     reasons = {name: _reason(model, name) for name in rest if name not in set(wanted)}
     return Division(factors, whole, {**left, **reasons, **refused})
 
 
-def bias_of(part: Part, model: Model) -> str | None:
-    """The bias of the layer of a weight, if the model stores one."""
-    name = f"{part.module}.bias"
-    return name if name in model.tensors else None
+def _is_renamed(name: str) -> bool:
+    return any(part in name for part in _RENAMED)
 
 
 def _vocabulary_part(name: str, shape: Sequence[int]) -> Part:
@@ -149,9 +167,29 @@ def _linear_part(model: Model, name: str) -> Part | None:
     return Part(name, module, role, (shape[0], shape[1]), is_conv1d(model.config, name))
 
 
-def _whole(
-    model: Model, names: Sequence[str], factors: Sequence[Part]
-) -> tuple[list[str], dict[str, str]]:
+def _not_loaded(model: Model, part: Part) -> str | None:
+    """Why PEFT would drop the factors of a linear layer, if it would."""
+    is_stacked = model.config.get("model_type") in _STACKED
+    if part.role == "expert" and not is_stacked:
+        return "peft loads the experts of this kind of model as one tensor, without their factors"
+    if part.role != "expert" and is_stacked and part.module.rpartition(".")[2] in _OF_EXPERTS:
+        return "peft takes a module of this name for an expert of this kind of model"
+    return None
+
+
+def _hold_experts(model: Model, factors: Sequence[Part]) -> None:
+    """Return if every layer has the factors of all its experts, or of none: they are loaded as one."""
+    chosen = {part.name for part in factors if part.role == "expert"}
+    blocks = {_EXPERT.split(name)[0] for name in chosen}
+    for name in model.tensors:
+        if name not in chosen and _EXPERT.search(name) and _EXPERT.split(name)[0] in blocks:
+            raise RecipeError(
+                f"the selection leaves out `{name}`, an expert whose layer has others with factors",
+                "select all experts of a layer with all their weights, or none (`--exclude experts`)",
+            )
+
+
+def _whole(model: Model, names: Sequence[str], factors: Sequence[Part]) -> tuple[list[str], dict[str, str]]:
     """What is held whole, with all else that is in the same modules; and what cannot be, with the reason.
 
     A bias of a layer with factors is held as that of its base layer. A module is held with all its tensors,
@@ -172,8 +210,10 @@ def _whole(
             whole[name] = None
         elif not module or module in above or module in adapted:
             refused[name] = "it lies in a module that has factors"
-        elif module.rpartition(".")[2].isdigit() and _EXPERT.search(f"{module}."):
+        elif _EXPERT.search(f"{module}."):
             refused[name] = "it lies in an expert, which is loaded with the others"
+        elif _is_renamed(name):
+            refused[name] = _OTHER_NAME
         else:
             whole.update(dict.fromkeys(siblings[module]))
     return list(whole), refused
@@ -181,11 +221,9 @@ def _whole(
 
 def _reason(model: Model, name: str) -> str:
     shape = model.tensors[name].shape
+    part = _linear_part(model, name)
+    if part is not None:
+        return _not_loaded(model, part) or "it is not selected"
     if len(shape) != 2:
         return f"it has {len(shape)} {'dimension' if len(shape) == 1 else 'dimensions'}"
     return "it is not known to be the weight of a linear layer"
-
-
-def modules_of(names: Sequence[str], adapted: Mapping[str, object]) -> list[str]:
-    """The modules that hold tensors as a whole, but for those that have factors too."""
-    return list(dict.fromkeys(m for name in names if (m := name.rpartition(".")[0]) not in adapted))

@@ -88,7 +88,8 @@ class Lora:
         for name, kind in (("embeddings", Embeddings), ("others", Others)):
             if getattr(self, name) not in get_args(kind):
                 raise RecipeError(
-                    f"{name} `{getattr(self, name)}` is not known", f"choose one of {', '.join(get_args(kind))}"
+                    f"{name} `{getattr(self, name)}` is not known",
+                    f"choose one of {', '.join(get_args(kind))}",
                 )
         object.__setattr__(self, "rank", rank)
         object.__setattr__(self, "dtype", parse_dtype(self.dtype) if self.dtype is not None else None)
@@ -169,7 +170,9 @@ def plan_lora(
         digest=blake3_hex(data),
         kind="adapter",
         sources=tuple(
-            Source(role, source.spec, source.revision, _bytes(source, own, used, number), source.download_bytes)
+            Source(
+                role, source.spec, source.revision, _bytes(source, own, used, number), source.download_bytes
+            )
             for number, (role, source) in enumerate(sources)
         ),
         outputs=(Output("", 1.0),),
@@ -179,7 +182,7 @@ def plan_lora(
         copied=len(division.whole),
         bytes_out=_bytes_out(step.base, division, lora),
         most_inputs=2,
-        findings=tuple([*found, *_tied(step.base, division)]),
+        findings=(*found, *_tied(step.base, division)),
         config={},
         recipe=_recipe(step, selection, lora, settings),
         checkpoints=tuple(source for _, source in sources),
@@ -256,9 +259,7 @@ def _bytes(
 
 def _bytes_out(base: Model, division: Division, lora: Lora) -> int:
     width = TYPES[lora.dtype or "F32"].bytes
-    factors = sum(
-        min(lora.largest, *part.shape) * sum(part.shape) * width for part in division.factors
-    )
+    factors = sum(min(lora.largest, *part.shape) * sum(part.shape) * width for part in division.factors)
     return factors + sum(base.tensors[name].nbytes for name in division.whole)
 
 

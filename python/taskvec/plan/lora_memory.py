@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 # Up to here the whole decomposition takes less than finding a range would.
 EXACT = 512
-_BEYOND = 16
+_BEYOND = 48
 
 
 def directions(rank: int) -> int:

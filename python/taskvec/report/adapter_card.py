@@ -21,8 +21,8 @@ def adapter_card(facts: Mapping[str, Any]) -> bytes:
     return text(
         _front_matter(sources[-1]),
         f"# LoRA of {title}",
-        "A task vector as an adapter: of every module the best approximation of a low rank, by singular value "
-        f"decomposition, with taskvec {facts['engine']['version']}.",
+        "A task vector as an adapter: of every module the best approximation of a low rank, by singular "
+        f"value decomposition, with taskvec {facts['engine']['version']}.",
         model_table(sources),
         "## How much of the vector it keeps",
         ". ".join(words[0].upper() + words[1:] for words in energy_words(adapter)) + ".",

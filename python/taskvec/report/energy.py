@@ -86,7 +86,9 @@ def _curve(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
     ranks = sorted({rank for curve in curves for rank, _ in curve if rank & (rank - 1) == 0})
     if curves:
         ranks = sorted({*ranks, max(curve[-1][0] for curve in curves)})
-    at = [math.fsum(max((p for r, p in curve if r <= rank), default=0.0) for curve in curves) for rank in ranks]
+    at = [
+        math.fsum(max((p for r, p in curve if r <= rank), default=0.0) for curve in curves) for rank in ranks
+    ]
     return list(zip(ranks, at, strict=True))
 
 

@@ -18,7 +18,8 @@ def energy_words(adapter: Mapping[str, Any]) -> list[str]:
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     count = sum(row["rank"] > 0 for row in modules)
     lines = [
-        f"{percent(adapter['factors_energy'])} of the squared norm of {plural(count, 'module')} kept, at {span}",
+        f"{percent(adapter['factors_energy'])} of the squared norm of {plural(count, 'module')} kept, at "
+        f"{span}",
         "the vector is low-rank" if is_low_rank(adapter) else "the vector is not low-rank",
     ]
     if adapter["energy"] != adapter["factors_energy"]:

@@ -98,4 +98,6 @@ def _clear(state: Path, keep: str | None) -> None:
 
 def _holds_files(folder: Path) -> bool:
     """Whether a folder holds more than its state and empty folders."""
-    return any(level.files or level.links_to_folders for level in look.walk(folder, without=frozenset({STATE})))
+    return any(
+        level.files or level.links_to_folders for level in look.walk(folder, without=frozenset({STATE}))
+    )

@@ -99,7 +99,9 @@ class FactorFiles:
             size = os.fstat(file.fileno()).st_size - len(line)
         try:
             head = json.loads(line)
-            is_whole = size == sum(row[3] for row in head["tensors"]) and {"key", "facts", "digest"} <= set(head)
+            is_whole = size == sum(row[3] for row in head["tensors"]) and {"key", "facts", "digest"} <= set(
+                head
+            )
         except (ValueError, KeyError, TypeError, IndexError):
             return None
         return head if is_whole else None

@@ -1,4 +1,4 @@
-"""donor − reference as a LoRA adapter: the factors of one module after the other, then the adapter's files."""
+"""donor − reference as a LoRA adapter: the factors of one module after the other, then the other files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def execute_lora(job: Job) -> Report:
     adapter = figures(rows, _squares(job), plan.document)
     if not adapter["square"]:
         raise RecipeError(
-            f"the adapter would hold no factors: the difference is zero in all of {plural(len(parts), 'module')}",
+            f"the adapter would hold no factors: the difference is zero in {plural(len(parts), 'module')}",
             "give the model that the donor was trained from as reference",
         )
     numbers = [number for number, part in enumerate(parts) if rows[part.name]["rank"]]
@@ -196,9 +196,10 @@ def _base(job: Job) -> Model:
 
 
 def _hold_whole(job: Job, files: FactorFiles, number: int, adapted: set[str]) -> dict[str, Any]:
-    """Keep the tensors that the adapter holds as they are in the donor; those not selected are the reference's."""
+    """Keep what the adapter holds as it is in the donor; what is not selected is the reference's."""
     donor, reference = job.checkpoints
-    assert isinstance(donor, Model) and isinstance(reference, Model)
+    assert isinstance(donor, Model)
+    assert isinstance(reference, Model)
     tensors: dict[str, tuple[str, np.ndarray]] = {}
     for name, own in job.plan.document["whole"]:
         model, at = (reference, name) if own is None else (donor, own[0])
@@ -209,9 +210,7 @@ def _hold_whole(job: Job, files: FactorFiles, number: int, adapted: set[str]) ->
     return {}
 
 
-def _publish(
-    job: Job, place: Path, weights: File, written: Written, adapter: Mapping[str, Any]
-) -> None:
+def _publish(job: Job, place: Path, weights: File, written: Written, adapter: Mapping[str, Any]) -> None:
     """Write the files beside the weights, the manifest last."""
     plan = job.plan
     facts = manifest.provenance(plan, written, adapter=adapter)
