@@ -233,7 +233,7 @@ def test_it_is_done_once(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_checkpoint_is_replaced_when_the_adapter_is_whole(trio: Trio, tmp_path: Path) -> None:
-    tv.convert(trio.target, tmp_path / "out")
+    tv.convert(trio.target, tmp_path / "out", out_dtype="float32")
 
     def stop(progress: tv.Progress) -> None:
         if progress.phase == "merge":

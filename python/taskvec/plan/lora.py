@@ -208,7 +208,8 @@ def _hold(division: Division, step: Step, own: Mapping[str, tuple[str, ...]]) ->
     """Return if an adapter can be made of these tensors."""
     if not division.factors:
         raise RecipeError(
-            f"the adapter would hold no factors: none of {len(own):,} tensors is the weight of a linear layer",
+            f"the adapter would hold no factors: none of {len(own):,} tensors is the weight of a linear "
+            "layer",
             f"names look like {listed(list(own))}; save the vector itself (without `--lora`)",
         )
     if division.whole and step.reference is None:
@@ -282,7 +283,8 @@ def _tied(base: Model, division: Division) -> list[Finding]:
 
 
 def _recipe(step: Step, selection: Selection, lora: Lora, settings: Settings) -> dict[str, Any]:
-    models = {"vector" if step.reference is None else role: pinned(source) for role, source in step.sources}
+    names = ["vector"] if step.reference is None else ["donor", "reference"]
+    models = {name: pinned(source) for name, (_, source) in zip(names, step.sources, strict=True)}
     recipe = {
         "verb": "extract",
         **models,

@@ -143,7 +143,8 @@ def _put(
     # all experts of a layer are loaded as one, with one rank
     own = Wanted(wanted.rank, None, wanted.seed) if part.role == "expert" else wanted
     found = decompose(matrix, own, part.name)
-    a, b = found.a.astype(numpy_dtype(dtype)), found.b.astype(numpy_dtype(dtype))
+    with np.errstate(over="ignore"):
+        a, b = (factor.astype(numpy_dtype(dtype)) for factor in (found.a, found.b))
     if part.role == "expert":
         a, b = _padded(a, b, wanted.rank)
     if not all(np.isfinite(factor.astype(np.float32)).all() for factor in (a, b)):
