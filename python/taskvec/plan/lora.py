@@ -276,8 +276,8 @@ def _tied(base: Model, division: Division) -> list[Finding]:
             f"output head of `{base.spec}`",
             "a tensor of its own",
             "tied to the embedding, which has factors",
-            "taskvec, and `merge_and_unload` of peft, change both; peft changes the embedding alone while the "
-            "adapter is not merged (`--embeddings leave` makes an adapter that is the same either way)",
+            "taskvec, and `merge_and_unload` of peft, change both; peft changes the embedding alone while "
+            "the adapter is not merged (`--embeddings leave` makes an adapter that is the same either way)",
         )
     ]
 

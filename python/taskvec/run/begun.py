@@ -68,9 +68,12 @@ def hold_space(folder: Path, needed: int) -> None:
     Raises
     ------
     OutputError
-        There is not.
+        There is not, or the file system does not tell.
     """
-    available = free_space(folder)
+    try:
+        available = free_space(folder)
+    except OSError as error:
+        raise look.unanswered(folder, error) from error
     if available < needed:
         raise OutputError(
             f"too little space for `{folder}`: {size(needed)} needed, {size(available)} available",
