@@ -222,6 +222,8 @@ def test_it_is_done_once(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixtu
     before = (tmp_path / "lora" / "taskvec.json").stat().st_mtime_ns
     done = invoke(capsys, *command, "4")
     assert (done.code, "already done" in done.err) == (0, True)
+    assert "not low-rank" in done.err
+    assert "warning[not-low-rank]" in done.err
     assert (tmp_path / "lora" / "taskvec.json").stat().st_mtime_ns == before
     refused = invoke(capsys, *command, "5")
     assert (refused.code, "--overwrite" in refused.err) == (2, True)

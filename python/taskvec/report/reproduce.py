@@ -19,7 +19,7 @@ _LORA = ("rank", "energy", "max_rank", "embeddings", "others")
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
 _OPTIONS = {
-    name: flag(name)
+    name: "--lora" if name == "rank" else flag(name)
     for name in (
         *_SELECTION,
         "layer_scale",
