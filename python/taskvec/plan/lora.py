@@ -69,13 +69,12 @@ class Lora:
         rank = self.rank.strip().lower() if isinstance(self.rank, str) else self.rank
         rank = int(rank) if isinstance(rank, str) and rank.isdecimal() else rank
         for name, value in (("rank", rank), ("max_rank", self.max_rank)):
-            is_number = isinstance(value, int) and not isinstance(value, bool)
-            if (is_number and not 1 <= value <= _LARGEST) or not (is_number or value in (None, AUTO)):
+            if not (value is None or (value == AUTO and name == "rank") or _is_rank(value)):
                 raise RecipeError(
                     f"{name.replace('_', ' ')} `{value}` is not a rank",
                     f"give a whole number from 1 to {_LARGEST:,}, or `auto` with `--energy`",
                 )
-        if rank is None or self.max_rank == AUTO:
+        if rank is None:
             raise RecipeError("no rank is given", "give a whole number, or `auto`")
         for name in ("energy", "max_rank"):
             if rank != AUTO and getattr(self, name) is not None:
@@ -114,6 +113,10 @@ class Lora:
             "others": self.others if self.others != "leave" else None,
             "dtype": self.dtype,
         }
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def plan_lora(

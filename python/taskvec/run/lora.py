@@ -18,7 +18,7 @@ from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.files.place import sync_folders
 from taskvec.host import cores
-from taskvec.models.adapter import WEIGHTS
+from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.models.adapter_config import CONFIG
 from taskvec.models.adapter_written import (
     factor_names,
@@ -94,11 +94,12 @@ def _squares(job: Job) -> dict[str, float]:
     """The squared norm of what has no factors, by name: held whole, or left out."""
     document = job.plan.document
     stored_names = {name: tuple(own) for name, own in document["others"].items()}
-    zero = _zero(job)
-    term = Term(1.0, tuple(job.checkpoints), {n: s for n, s in stored_names.items() if n not in zero})
     model = _base(job)
     pairs = compare(
-        [term], (), {name: model.tensors[name].shape for name in stored_names}, threads=job.settings.threads
+        [_term(job, stored_names)],
+        (),
+        {name: model.tensors[name].shape for name in stored_names},
+        threads=job.settings.threads,
     )
     return {name: pair.left_square for name, pair in pairs.items()}
 
@@ -111,8 +112,6 @@ def _factorise(job: Job, files: FactorFiles, parts: Sequence[Part], done: dict[i
     """Compute the factors of the modules that are not done, one after the other."""
     document = job.plan.document
     stored_names = {row[0]: tuple(row[5]) for row in document["factors"]}
-    zero = _zero(job)
-    terms = [Term(1.0, tuple(job.checkpoints), {n: s for n, s in stored_names.items() if n not in zero})]
     numbers = {part.name: number for number, part in enumerate(parts) if number not in done}
     shapes = {name: parts[number].shape for name, number in numbers.items()}
     wanted = Wanted(document["rank"], document["energy"], document["seed"])
@@ -120,7 +119,7 @@ def _factorise(job: Job, files: FactorFiles, parts: Sequence[Part], done: dict[i
     total = sum(4 * part.shape[0] * part.shape[1] for part in parts)
     passed = total - sum(4 * rows * columns for rows, columns in shapes.values())
     with decomposer(_threads(job)) as decompose:
-        for name, array in of_terms(terms, shapes):
+        for name, array in of_terms([_term(job, stored_names)], shapes):
             part = parts[numbers[name]]
             done[numbers[name]] = _put(job, files, numbers[name], part, array, wanted, decompose)
             passed += 4 * array.size
@@ -181,10 +180,11 @@ def _padded(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.nda
     return np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))
 
 
-def _zero(job: Job) -> frozenset[str]:
-    """The tensors of a saved vector of which nothing is stored."""
-    source = job.checkpoints[0]
-    return source.zero if isinstance(source, SavedVector) else frozenset()
+def _term(job: Job, stored_names: Mapping[str, tuple[str, ...]]) -> Term:
+    """The difference as the engine reads it, without tensors in which a saved vector is zero."""
+    sources = tuple(source for source in job.checkpoints if not isinstance(source, Adapter))
+    zero = sources[0].zero if isinstance(sources[0], SavedVector) else frozenset()
+    return Term(1.0, sources, {name: own for name, own in stored_names.items() if name not in zero})
 
 
 def _base(job: Job) -> Model:

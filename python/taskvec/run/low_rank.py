@@ -98,17 +98,16 @@ class Decomposer:
         total = self._square(matrix)
         if not total:
             return _zero(matrix, min(wanted.rank, *matrix.shape) if wanted.energy is None else 1)
-        for size in _sizes(wanted, min(matrix.shape)):
-            u, s, v = self._decomposed(matrix, size, f"{wanted.seed}:{name}")
-            squares = s * s
-            rank = _rank(squares, total, wanted)
+        seed = f"{wanted.seed}:{name}"
+        *sizes, last = _sizes(wanted, min(matrix.shape))
+        for size in sizes:
+            u, s, v = self._decomposed(matrix, size, seed)
+            rank = _rank(s * s, total, wanted)
             if rank is not None:
-                break
-        else:
-            rank = min(wanted.rank, *matrix.shape)
-        root = np.sqrt(s[:rank])
-        is_exact = len(s) == min(matrix.shape)
-        return LowRank(u[:, :rank] * root, root[:, None] * v[:rank], squares, total, is_exact)
+                return _factors(u, s, v, rank, total)
+        u, s, v = self._decomposed(matrix, last, seed)
+        rank = _rank(s * s, total, wanted)
+        return _factors(u, s, v, rank or min(wanted.rank, *matrix.shape), total)
 
     def _decomposed(
         self, matrix: np.ndarray, size: int, seed: str
@@ -182,6 +181,13 @@ def _rank(squares: np.ndarray, total: float, wanted: Wanted) -> int | None:
         return min(wanted.rank, len(squares))
     enough = int(np.searchsorted(np.cumsum(squares), wanted.energy * total)) + 1
     return enough if enough <= min(wanted.rank, len(squares)) else None
+
+
+def _factors(u: np.ndarray, s: np.ndarray, v: np.ndarray, rank: int, total: float) -> LowRank:
+    """The factors of a rank, each with the square roots of the singular values."""
+    root = np.sqrt(s[:rank])
+    is_exact = len(s) == min(u.shape[0], v.shape[1])
+    return LowRank(u[:, :rank] * root, root[:, None] * v[:rank], s * s, total, is_exact)
 
 
 def _zero(matrix: np.ndarray, rank: int) -> LowRank:
