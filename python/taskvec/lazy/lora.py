@@ -86,7 +86,7 @@ def extract_lora(
         The output folder.
     rank : int or "auto"
         Of the factors of every module; ``"auto"`` takes for each the smallest rank that keeps ``energy``.
-        Experts that are stored one by one have the largest rank all alike, since they are loaded as one.
+        Experts that are stored one by one all have the largest of their ranks, since they are loaded as one.
     energy : float, optional
         The share of the squared norm of a module's difference that ``"auto"`` keeps; 0.95 by default.
     max_rank : int, optional

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from taskvec._core import blake3_hex, write_atomic
+from taskvec.dtypes import numpy_dtype
 from taskvec.errors import OutputError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
@@ -81,6 +82,15 @@ class FactorFiles:
         head = self._head(number)
         assert head is not None
         return [Tensor(name, dtype, tuple(shape), nbytes) for name, dtype, shape, nbytes in head["tensors"]]
+
+    def arrays(self, number: int) -> list[tuple[str, str, np.ndarray]]:
+        """The name, the type and the values of each tensor of a module that is done."""
+        body, at, found = self._body(number), 0, []
+        for name, dtype, shape, nbytes in self.tensors(number):
+            part = np.frombuffer(body, np.uint8, nbytes, at)
+            found.append((name, dtype, part.view(numpy_dtype(dtype)).reshape(shape)))
+            at += nbytes
+        return found
 
     def assemble(self, place: Path, name: str, numbers: Sequence[int]) -> None:
         """Write the tensors of some modules, one after the other, as one file of safetensors."""

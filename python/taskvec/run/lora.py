@@ -57,6 +57,7 @@ def execute_lora(job: Job) -> Report:
     done = dict(numbered(files, len(parts) + 1, rehash=job.settings.rehash)) if job.rows is not None else {}
     resumed = len(done)
     _factorise(job, files, parts, done)
+    _level(files, parts, done)
     if plan.document["whole"] and len(parts) not in done:
         done[len(parts)] = _hold_whole(job, files, len(parts), {part.module for part in parts})
     job.inputs.hold()
@@ -139,13 +140,9 @@ def _put(
     """Compute and keep the factors of one module; the facts of its report."""
     dtype = job.plan.document["dtype"]
     matrix = array.T if part.transposed else array
-    # all experts of a layer are loaded as one, with one rank
-    own = Wanted(wanted.rank, None, wanted.seed) if part.role == "expert" else wanted
-    found = decompose(matrix, own, part.name)
+    found = decompose(matrix, wanted, part.name)
     with np.errstate(over="ignore"):
         a, b = (factor.astype(numpy_dtype(dtype)) for factor in (found.a, found.b))
-    if part.role == "expert":
-        a, b = _padded(a, b, wanted.rank)
     if not all(np.isfinite(factor.astype(np.float32)).all() for factor in (a, b)):
         raise NonFiniteError(
             f"values that are not finite: the factors of `{part.name}` are beyond the range of {dtype}",
@@ -174,10 +171,18 @@ def curve(found: LowRank) -> list[list[float]]:
     return [[rank, found.kept(rank) * found.total] for rank in [*ranks, found.rank]]
 
 
-def _padded(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of a rank, with zeros beyond their own."""
-    more = rank - a.shape[0]
-    return np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))
+def _level(files: FactorFiles, parts: Sequence[Part], done: dict[int, dict[str, Any]]) -> None:
+    """Give all experts the rank of the largest: they are loaded as one, with one rank."""
+    experts = [number for number, part in enumerate(parts) if part.role == "expert"]
+    rank = max((done[number]["rank"] for number in experts), default=0)
+    for number in experts:
+        more = rank - done[number]["rank"]
+        if not more:
+            continue
+        (a_name, a_type, a), (b_name, b_type, b) = files.arrays(number)
+        a, b = np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))
+        done[number] = {**done[number], "rank": rank}
+        files.put(number, {a_name: (a_type, a), b_name: (b_type, b)}, done[number])
 
 
 def _term(job: Job, stored_names: Mapping[str, tuple[str, ...]]) -> Term:
