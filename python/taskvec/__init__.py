@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint as Checkpoint
     from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
     from taskvec.lazy.checkpoint import open as open
+    from taskvec.lazy.lora import extract_lora as extract_lora
+    from taskvec.lazy.lora import plan_extract_lora as plan_extract_lora
     from taskvec.lazy.merge import Merge as Merge
     from taskvec.lazy.methods import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
     from taskvec.lazy.part import Part as Part
@@ -102,6 +104,7 @@ _MODULES = {
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),
     "report.inspect": ("Inspection",),
+    "lazy.lora": ("extract_lora", "plan_extract_lora"),
     "lazy.merge": ("Merge",),
     "lazy.part": ("Part", "finish"),
     "lazy.plan": ("Plan",),

@@ -139,6 +139,10 @@ def writers(world: World) -> dict[str, Verb]:
         "extract overwrite": Verb(
             lambda out: tv.extract(trio.donor, trio.reference, out, overwrite=True), finished
         ),
+        "lora": Verb(lambda out: tv.extract_lora(trio.donor, trio.reference, out, rank=2)),
+        "lora overwrite": Verb(
+            lambda out: tv.extract_lora(trio.donor, trio.reference, out, rank=2, overwrite=True), finished
+        ),
         "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
         "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
         "merge": Verb(finished),
@@ -162,6 +166,7 @@ VERBS = (
         "convert",
     ),
     *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
+    *("lora", "lora overwrite"),
 )
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
 

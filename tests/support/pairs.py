@@ -44,7 +44,7 @@ from pathlib import Path
 import taskvec as tv
 
 def watch(out):
-    while not list(out.rglob("*-0000[3-9]-of-*.safetensors")):
+    while not list(out.rglob({files!r})):
         time.sleep(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -54,7 +54,8 @@ threading.Thread(target=watch, args=[out], daemon=True).start()
 """
 
 
-def killed(call: str, out: Path) -> None:
-    """Runs a call in a process that is killed once its third file is in place."""
-    done = subprocess.run([sys.executable, "-c", KILLED.format(call=call), str(out)], check=False, timeout=60)
+def killed(call: str, out: Path, files: str = "*-0000[3-9]-of-*.safetensors") -> None:
+    """Runs a call in a process that is killed once a file of such a name, the third one, is in place."""
+    script = KILLED.format(call=call, files=files)
+    done = subprocess.run([sys.executable, "-c", script, str(out)], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""``taskvec extract``: donor - reference as an artifact of its own."""
+"""``taskvec extract``: donor - reference as an artifact of its own, a vector or an adapter."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from taskvec.cli.console import Console
+from taskvec.cli.console import Console, UsageError
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
+from taskvec.cli.lora import LORA, hold_none, lora_options, write_adapter
 from taskvec.cli.options import (
+    declared_option,
     option,
     out_option,
     selection_options,
@@ -18,6 +20,8 @@ from taskvec.cli.options import (
     vector_options,
     verb,
 )
+from taskvec.option import options_of
+from taskvec.settings import Settings
 
 EXAMPLES = """
 What GRPO taught, as a folder of its own, without loss:
@@ -26,6 +30,12 @@ What GRPO taught, as a folder of its own, without loss:
 The attention of layers 8 to 20 alone:
   taskvec extract qwen-grpo qwen-sft -o attention.vec --include self_attn --layers 8-20
 
+As a LoRA adapter of rank 64, with a map of what it keeps:
+  taskvec extract qwen-math qwen-base -o math-lora --lora 64 --html kept.html
+
+Of every module the smallest rank that keeps 95 % of its change:
+  taskvec extract qwen-math qwen-base -o math-lora --lora auto --energy 0.95
+
 Then add it to any model that fits:
   taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
 """
@@ -33,23 +43,27 @@ Then add it to any model that fits:
 
 @verb("extract", examples=EXAMPLES)
 @click.argument("donor", metavar="DONOR")
-@click.argument("reference", metavar="REFERENCE")
+@click.argument("reference", metavar="[REFERENCE]", required=False)
 @option(
     "--dtype",
     metavar="DTYPE",
     section="Arithmetic",
-    help="One type for all values, with loss.  [default: per tensor the smallest without loss]",
+    help="One type for all values, with loss.  [default: per tensor the smallest without loss; of an "
+    "adapter float32]",
 )
+@lora_options
 @selection_options
 @out_option
 @vector_options
+@declared_option("seed", options_of(Settings)["seed"])
 @storage_options
 @talk_options("extract")
 def command(
     console: Console,
     donor: str,
-    reference: str,
+    reference: str | None,
     out: str,
+    lora: str | None,
     **options: Any,
 ) -> int:
     """Save DONOR - REFERENCE as a task vector.
@@ -57,9 +71,18 @@ def command(
     The vector is stored without loss: each tensor dense, as a bit mask with values, or as indices with
     values, whichever is smallest, and the elements that its type does not hold exactly beside it.
     `taskvec apply` gives bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
+
+    With --lora it is saved as a LoRA adapter on REFERENCE, with the loss that the report tells; DONOR may
+    then be a saved vector, without a REFERENCE.
     """
+    if lora is not None:
+        return write_adapter(console, donor, reference, out, lora, options)
+    hold_none(options)
+    if reference is None:
+        raise UsageError("missing argument `REFERENCE`", "`taskvec extract --help` explains the options")
     from taskvec.api import plan_extract
 
+    options = {name: value for name, value in options.items() if name not in LORA}
     plan = plan_extract(donor, reference, **plan_options(options))
     dtype = plan.recipe.get("dtype")
     title = f"donor - reference, rounded to {dtype}, with loss" if dtype else "donor - reference"

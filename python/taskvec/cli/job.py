@@ -72,7 +72,12 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
         else:  # one model in several roles: `vector 1 and vector 2`
             page.fact(source.role.split()[0], f"{text} as {source.role}")
     room = _room(out, plan.bytes_out)
-    if plan.kind == "vector":
+    if plan.kind == "adapter":
+        left = len(plan.document["left"])
+        held = f", {plan.copied:,} held whole" if plan.copied else ""
+        page.fact("tensors", f"{plan.merged:,} with factors{held}" + (f", {left:,} left out" if left else ""))
+        page.fact("disk", f"reads {size(plan.bytes_in)}, writes at most {size(plan.bytes_out)}{room}")
+    elif plan.kind == "vector":
         page.fact("tensors", f"{plan.merged:,}")
         page.fact("disk", f"reads {size(plan.bytes_in)}, writes about {size(plan.bytes_out)} if dense{room}")
     else:
@@ -146,7 +151,7 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
         return
     if len(measured) > 1:
         write_survival_table(page, measured)
-    elif report.vector is None:
+    elif report.vector is None and report.adapter is None:
         write_survival(page, report.survival, outputs[0].unmeasured if outputs else 0)
     if outputs[0].noise is not None:
         from taskvec.report.noise import noise_words
@@ -155,6 +160,10 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
             page.fact(label, words)
     if report.vector is not None:
         write_vector(page, report.vector, verbose=verbose)
+    if report.adapter is not None:
+        from taskvec.cli.energy import write_energy  # which most runs do without
+
+        write_energy(page, report.adapter, verbose=verbose)
     if verbose:
         for output in measured:
             write_tensors(page, output)

@@ -122,6 +122,7 @@ FINDINGS: dict[str, Kind] = {
         "error", "NaN or infinity in an input or in the output", "they are written and counted"
     ),
     "rounded-away": Kind("warning", "more than 5 % of the elements that were to change did not"),
+    "not-low-rank": Kind("warning", "an adapter keeps less than 90 % of the vector that it was made of"),
 }
 
 

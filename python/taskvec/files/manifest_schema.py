@@ -112,13 +112,49 @@ def schema() -> dict[str, Any]:
             },
         }
     )
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    curve = {
+        "type": "array",
+        "items": {"type": "array", "prefixItems": [_COUNT, share], "minItems": 2, "maxItems": 2},
+        "description": "rank, and the share of the squared norm that is kept at it",
+    }
+    adapter = _object(
+        {
+            "rank": {**_COUNT, "description": "of every module; the largest one where energy decides"},
+            "wanted_energy": {"anyOf": [share, {"type": "null"}]},
+            "dtype": {**_TEXT, "description": "of the factors"},
+            "square": {"type": "number", "description": "the squared norm of all modules with factors"},
+            "factors_energy": {**share, "description": "what their factors keep of it"},
+            "energy": {**share, "description": "what the adapter keeps of the whole vector"},
+            "curve": curve,
+            "whole": {"type": "array", "items": _TEXT, "description": "tensors held as in the donor"},
+            "left": {
+                "type": "object",
+                "additionalProperties": _object({"reason": _TEXT, "norm": {"type": ["number", "null"]}}),
+            },
+            "modules": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {
+                        "rank": {**_COUNT, "description": "0: the difference is zero"},
+                        "shape": {"type": "array", "items": _COUNT, "description": "outputs, inputs"},
+                        "role": {"enum": ["linear", "embedding", "head", "expert"]},
+                        "norm": {"type": "number"},
+                        "energy": share,
+                        "curve": curve,
+                        "exact": {"type": "boolean", "description": "whether all of it was decomposed"},
+                    }
+                ),
+            },
+        }
+    )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "taskvec.json: what made a folder, and what is in it",
         **_object(
             {
                 "schema": {"const": VERSION},
-                "kind": {"enum": ["checkpoint", "vector"]},
+                "kind": {"enum": ["checkpoint", "vector", "adapter"]},
                 "engine": _object({"name": {"const": "taskvec"}, "version": _TEXT, "arithmetic": _COUNT}),
                 "recipe": {
                     "type": "object",
@@ -173,6 +209,7 @@ def schema() -> dict[str, Any]:
             },
             {
                 "vector": vector,
+                "adapter": adapter,
                 "noise": {
                     "type": "object",
                     "description": "how much of a vector of quantised models is rounding, and how much not",

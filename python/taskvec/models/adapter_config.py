@@ -142,13 +142,13 @@ def _of_module(config: Mapping[str, Any], patterns: str, key: str, module: str, 
     if not isinstance(table, dict | None):
         raise FormatError(f"`{patterns}` of the adapter `{spec}` is {kind_of(table)}, expected a mapping")
     own = config.get(key)
-    value = _matched(table or {}, module, _DEFAULTS[key] if own is None else own, spec)
+    value = matched(table or {}, module, _DEFAULTS[key] if own is None else own, spec)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FormatError(f"`{key}` of the adapter `{spec}` is {kind_of(value)}, expected a number")
     return value
 
 
-def _matched(table: Mapping[str, Any], module: str, default: Any, spec: str) -> Any:
+def matched(table: Mapping[str, Any], module: str, default: Any, spec: str) -> Any:
     """The value of the first pattern that a module's name ends with, as PEFT looks it up."""
     for pattern, value in table.items():
         try:

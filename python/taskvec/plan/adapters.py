@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.layouts.names import common_name
@@ -158,10 +159,14 @@ def _is_transposed(adapter: Adapter, name: str, model: Model, info: TensorInfo) 
     a, b = _sides(adapter, name)
     if a != b or len(info.shape) != 2:
         return info.shape == (a, b)
-    kind = model.config.get("model_type")
-    if isinstance(kind, str):
-        return kind in _CONV1D_MODELS and name.split(".")[-2] in _CONV1D_MODULES
+    if isinstance(model.config.get("model_type"), str):
+        return is_conv1d(model.config, name)
     return adapter.factors[name].transposed
+
+
+def is_conv1d(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a model stores a weight as [inputs, outputs]."""
+    return config.get("model_type") in _CONV1D_MODELS and name.split(".")[-2] in _CONV1D_MODULES
 
 
 def _sides(adapter: Adapter, name: str) -> tuple[int, int]:

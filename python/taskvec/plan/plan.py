@@ -25,7 +25,7 @@ FORMAT = 1
 ARITHMETIC = 3
 SCHEMA = 1
 
-Kind = Literal["checkpoint", "vector"]
+Kind = Literal["checkpoint", "vector", "adapter"]
 
 
 class Source(NamedTuple):
@@ -83,7 +83,7 @@ class PlanRecord:
         The same as data; its ``tensors`` are rows as :class:`taskvec.plan.rows.Rows` has them.
     digest : str
         BLAKE3 of these bytes.
-    kind : {"checkpoint", "vector"}
+    kind : {"checkpoint", "vector", "adapter"}
         What is written.
     sources, outputs, shards : tuple
         What is read and written.
@@ -240,8 +240,10 @@ def _kept(document: Mapping[str, Any]) -> int:
     """Bytes of the coefficients that are kept of whole tensors, at most: two groups of tensors at a time.
 
     Rows of up to 512 elements, and columns of up to 16, are looked at again and again instead. A plan of a
-    vector has no operations.
+    vector has no operations; one of an adapter says what its largest matrix takes.
     """
+    if "working" in document:
+        return document["working"]
     group, largest = 64 << 20, 0
     for number, operation in enumerate(document.get("operations", ())):
         is_rows = operation["kind"] == "nuslerp" and not operation.get("flatten", True)

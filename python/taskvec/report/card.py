@@ -66,17 +66,17 @@ def card(facts: Mapping[str, Any]) -> bytes:
     """
     recipe = facts["recipe"]
     is_vector = recipe["verb"] in ("transfer", "apply", "combine")
-    return _text(
+    return text(
         _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
         f"# {_title(facts)}",
         f"Made by {_means(recipe)}, without training, with taskvec {facts['engine']['version']}:",
-        _fenced(formula(recipe), "text" if is_vector or recipe["verb"] == "convert" else "yaml"),
+        fenced(formula(recipe), "text" if is_vector or recipe["verb"] == "convert" else "yaml"),
         _CONTROLS.get(recipe.get("control", ""), ""),
-        _models(facts["sources"]),
+        model_table(facts["sources"]),
         _survival(facts["survival"]),
         _noise(facts.get("noise")),
-        _findings(facts["findings"]),
-        *_ways(recipe),
+        findings_section(facts["findings"]),
+        *ways(recipe),
         "`taskvec verify` compares the files of this folder with the digests in `taskvec.json`, which also "
         "has the figures of every tensor.",
         *(_citation() if is_vector else ()),
@@ -96,25 +96,25 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         if vector["dtype"]
         else "the smallest without loss, tensor by tensor",
     }
-    return _text(
+    return text(
         _front_matter(facts, ["task-vector", "taskvec"]),
-        f"# Task vector {escape(_name(donor))} - {escape(_name(reference))}",
+        f"# Task vector {escape(name_of(donor))} - {escape(name_of(reference))}",
         f"What the donor has learned since it was the reference, saved with taskvec "
         f"{facts['engine']['version']}. It is not a model: it is added to one that has the same tensors and "
         "the same tokenizer as the reference.",
-        _models(facts["sources"]),
-        _table(figures),
+        model_table(facts["sources"]),
+        table(figures),
         "## How to use it",
-        _fenced("taskvec apply TARGET THIS_FOLDER -o OUT --alpha 1", "sh"),
+        fenced("taskvec apply TARGET THIS_FOLDER -o OUT --alpha 1", "sh"),
         "## How to read it without taskvec",
         "A tensor `NAME` is stored as `NAME`, as `NAME.mask` and `NAME.values`, as `NAME.indices` and "
         "`NAME.values`, or, if it is zero, not at all:",
-        _fenced(_DECODE, "python"),
+        fenced(_DECODE, "python"),
         "`NAME.exact.indices`, `NAME.exact.donor` and `NAME.exact.reference`, where there are any, hold "
         "the elements whose difference was rounded, lost the sign of a zero, or is beyond the type of the "
         "values; only for the last, of a tensor that is `rounded`, does the vector need them.",
-        _findings(facts["findings"]),
-        *_ways(facts["recipe"]),
+        findings_section(facts["findings"]),
+        *ways(facts["recipe"]),
         *_citation(),
     )
 
@@ -147,17 +147,17 @@ def formula(recipe: Mapping[str, Any]) -> str:
     )
 
 
-def _text(*sections: str) -> bytes:
+def text(*sections: str) -> bytes:
     return ("\n\n".join(section for section in sections if section) + "\n").encode("utf-8", "replace")
 
 
 def _citation() -> list[str]:
-    return ["## Citation", _fenced(_CITATION, "bibtex")]
+    return ["## Citation", fenced(_CITATION, "bibtex")]
 
 
-def _ways(recipe: Mapping[str, Any]) -> list[str]:
+def ways(recipe: Mapping[str, Any]) -> list[str]:
     ways = [(reproduce.command(recipe), "sh"), (reproduce.python(recipe), "python")]
-    blocks = [_fenced(way, language) for way, language in ways if way is not None]
+    blocks = [fenced(way, language) for way, language in ways if way is not None]
     if not blocks:
         return []
     saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] == "merge" else []
@@ -176,7 +176,7 @@ def _factor(alpha: float) -> str:
 
 
 def _title(facts: Mapping[str, Any]) -> str:
-    recipe, base = facts["recipe"], escape(_name(facts["sources"][0]))
+    recipe, base = facts["recipe"], escape(name_of(facts["sources"][0]))
     if recipe["verb"] == "convert":
         return f"{base} as {_form(recipe)}"
     vectors = {
@@ -199,7 +199,7 @@ def _form(recipe: Mapping[str, Any]) -> str:
     return "plain weights" if word is None else escape(str(TORCH_NAMES.get(word, word)))
 
 
-def _name(source: Mapping[str, Any]) -> str:
+def name_of(source: Mapping[str, Any]) -> str:
     """A hub name as it is; of a path only its last part, which says nothing of the machine it lay on."""
     model = source["model"]
     return source.get("repository") or model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or model
@@ -221,11 +221,11 @@ def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _models(sources: Sequence[Mapping[str, Any]]) -> str:
+def model_table(sources: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| role | model | revision | headers (BLAKE3) |", "|---|---|---|---|"]
     for source in sources:
         repository = source.get("repository")
-        name = escape(_name(source))
+        name = escape(name_of(source))
         if repository:
             name = f"[{name}](https://huggingface.co/{repository})"
         revision = f"`{source['revision']}`" if source.get("revision") else "local"
@@ -257,7 +257,7 @@ def _survival(survival: Mapping[str, Any]) -> str:
         remark = (
             "A good part of the step was lost in rounding: a wider type or stochastic rounding keeps more."
         )
-    return title + _table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "") + rest
+    return title + table(_survival_figures(row)) + (f"\n\n{remark}" if remark else "") + rest
 
 
 def _noise(noise: Mapping[str, Any] | None) -> str:
@@ -279,7 +279,7 @@ def _survival_figures(row: Survival) -> dict[str, str]:
     }
 
 
-def _table(figures: Mapping[str, str]) -> str:
+def table(figures: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in figures.items())])
 
 
@@ -287,7 +287,7 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.6g}"
 
 
-def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
+def findings_section(findings: Sequence[Mapping[str, Any]]) -> str:
     shown = [finding for finding in findings if finding["level"] != "note"]
     if not shown:
         return ""
@@ -295,7 +295,7 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(["## Findings", "", *lines])
 
 
-def _fenced(text: str, language: str) -> str:
+def fenced(text: str, language: str) -> str:
     """A code block that nothing in the text can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -128,6 +128,20 @@ class Difference:
         return Pair.total(self.tensors.values())
 
     @property
+    def title(self) -> str:
+        """What was compared."""
+        return f"{self.left} and {self.right}"
+
+    @property
+    def summary(self) -> str:
+        """How much differs in all."""
+        total = self.total
+        return (
+            f"{len(self.tensors):,} tensors, {total.elements:,} elements; {total.changed:,} differ "
+            f"({total.changed_share:.2%})."
+        )
+
+    @property
     def layers(self) -> dict[int | None, Pair]:
         """Per layer; ``None`` is what lies outside of the layers."""
         return self._grouped(layer_of)

@@ -1,26 +1,58 @@
-"""A difference as a heat map, layers by kinds of module: one HTML file, or a picture (extra ``plot``)."""
+"""Figures of tensors as a heat map, layers by kinds of module: one HTML file, or a picture (extra
+``plot``)."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
 
-if TYPE_CHECKING:
-    from taskvec.report.difference import Difference, Pair
+
+class Mapped(Protocol):
+    """What a map shows: figures per layer and kind of module, and of both together."""
+
+    @property
+    def kind(self) -> str:
+        """Which of ``MEASURES`` it has."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """The title of the page."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What the figures are in all, in a sentence."""
+        ...
+
+    @property
+    def layers(self) -> Mapping[int | None, Any]:
+        """Per layer; ``None`` is what lies outside of the layers."""
+        ...
+
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """Per kind of module."""
+        ...
+
+    @property
+    def grid(self) -> Mapping[tuple[int | None, str], Any]:
+        """Per layer and kind of module."""
+        ...
 
 
 class Measure(NamedTuple):
-    """A figure of two tensors that a map shows."""
+    """A figure that a map shows."""
 
     title: str
-    value: Callable[[Pair], float | None]
+    value: Callable[[Any], float | None]
     text: Callable[[float], str]
     logarithmic: bool
 
@@ -29,7 +61,7 @@ def _percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def _angle(pair: Pair) -> float | None:
+def _angle(pair: Any) -> float | None:
     """1 − cosine: between two models of one lineage the cosine itself is a row of nines."""
     return None if pair.cosine is None else 1 - pair.cosine
 
@@ -45,10 +77,15 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("overlap of the supports", lambda pair: pair.overlap, _percent, False),
         Measure("common elements whose signs agree", lambda pair: pair.sign_agreement, _percent, False),
     ),
+    "adapter": (
+        Measure("share of the squared norm kept", lambda row: row.energy, _percent, False),
+        Measure("rank", lambda row: row.rank, "{:.0f}".format, False),
+        Measure("norm of the difference", lambda row: row.norm, "{:.1e}".format, True),
+    ),
 }
 
 
-def write_html(difference: Difference, path: str | os.PathLike[str]) -> None:
+def write_html(figures: Mapped, path: str | os.PathLike[str]) -> None:
     """Write the maps and their figures as one HTML file that needs no network.
 
     Raises
@@ -56,10 +93,10 @@ def write_html(difference: Difference, path: str | os.PathLike[str]) -> None:
     OutputError
         The file cannot be written.
     """
-    _write(path, page(difference).encode())
+    _write(path, page(figures).encode())
 
 
-def write_png(difference: Difference, path: str | os.PathLike[str]) -> None:
+def write_png(figures: Mapped, path: str | os.PathLike[str]) -> None:
     """Write the maps as a picture.
 
     Raises
@@ -73,16 +110,16 @@ def write_png(difference: Difference, path: str | os.PathLike[str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    layers, modules = _axes(difference)
-    measures = MEASURES[difference.kind]
+    layers, modules = _axes(figures)
+    measures = MEASURES[figures.kind]
     width = max(6.0, 2.0 + 0.55 * len(modules))
     height = (0.8 + 0.24 * len(layers)) * len(measures) + 2.0
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{difference.left} and {difference.right}", parse_math=False)
+    figure.suptitle(figures.title, parse_math=False)
     rows = figure.subplots(len(measures), 1, squeeze=False, sharex=True)[:, 0]
     for axes, measure in zip(rows, measures, strict=True):
-        values = _values(difference, measure, layers, modules)
+        values = _values(figures, measure, layers, modules)
         shown = [[_scaled(value, measure) for value in row] for row in values]
         image = axes.imshow([[math.nan if v is None else v for v in row] for row in shown], aspect="auto")
         axes.set_title(measure.title + (" (log10)" if measure.logarithmic else ""))
@@ -105,7 +142,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def page(difference: Difference) -> str:
+def page(figures: Mapped) -> str:
     """The HTML of :func:`write_html`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -117,26 +154,25 @@ def page(difference: Difference) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    layers, modules = _axes(difference)
+    layers, modules = _axes(figures)
     return environment.get_template("heatmap.html.j2").render(
-        title=f"{difference.left} and {difference.right}",
-        tensors=len(difference.tensors),
-        total=difference.total,
+        title=figures.title,
+        summary=figures.summary,
         modules=modules,
-        maps=[_map(difference, measure, layers, modules) for measure in MEASURES[difference.kind]],
+        maps=[_map(figures, measure, layers, modules) for measure in MEASURES[figures.kind]],
     )
 
 
-def _axes(difference: Difference) -> tuple[list[int | None], list[str]]:
+def _axes(figures: Mapped) -> tuple[list[int | None], list[str]]:
     """The layers, what lies outside of them first, and the kinds of module."""
-    layers = sorted(difference.layers, key=lambda layer: -1 if layer is None else layer)
-    return layers, list(difference.modules)
+    layers = sorted(figures.layers, key=lambda layer: -1 if layer is None else layer)
+    return layers, list(figures.modules)
 
 
 def _values(
-    difference: Difference, measure: Measure, layers: Sequence[int | None], modules: Sequence[str]
+    figures: Mapped, measure: Measure, layers: Sequence[int | None], modules: Sequence[str]
 ) -> list[list[float | None]]:
-    grid = difference.grid
+    grid = figures.grid
     return [
         [measure.value(grid[layer, module]) if (layer, module) in grid else None for module in modules]
         for layer in layers
@@ -144,10 +180,10 @@ def _values(
 
 
 def _map(
-    difference: Difference, measure: Measure, layers: Sequence[int | None], modules: Sequence[str]
+    figures: Mapped, measure: Measure, layers: Sequence[int | None], modules: Sequence[str]
 ) -> dict[str, Any]:
     """One map as the template takes it: its title and, for each layer, the cells."""
-    values = _values(difference, measure, layers, modules)
+    values = _values(figures, measure, layers, modules)
     scaled = [s for row in values for value in row if (s := _scaled(value, measure)) is not None]
     low, high = (min(scaled), max(scaled)) if scaled else (0.0, 0.0)
     rows = [

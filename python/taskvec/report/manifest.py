@@ -30,10 +30,15 @@ if TYPE_CHECKING:
     from taskvec.report.report import Output
 
 
-def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def provenance(
+    plan: PlanRecord,
+    output: Output,
+    vector: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """How an output came about, as its manifest has it; the model card is written from it too.
 
-    ``vector`` describes a saved vector, of which there is no survival.
+    ``vector`` describes a saved vector, ``adapter`` one that a vector was made into; neither has a survival.
     """
     return {
         "schema": VERSION,
@@ -55,6 +60,7 @@ def provenance(plan: PlanRecord, output: Output, vector: Mapping[str, Any] | Non
         **({"noise": output.noise.to_dict()} if output.noise is not None else {}),
         "non_finite": [list(row) for row in output.non_finite],
         **({"vector": dict(vector)} if vector else {}),
+        **({"adapter": dict(adapter)} if adapter else {}),
     }
 
 
@@ -92,7 +98,7 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         "files": [file._asdict() for file in sorted(files)],
         **{
             key: facts[key]
-            for key in ("findings", "survival", "noise", "non_finite", "vector")
+            for key in ("findings", "survival", "noise", "non_finite", "vector", "adapter")
             if key in facts
         },
         "run": dict(run),

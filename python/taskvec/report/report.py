@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec.report.energy_words import energy_words
 from taskvec.report.noise import FOREIGN, FOREIGN_WORDS, Noise, Sums, noise_of, noise_words
 from taskvec.report.survival import Status, Survival, status_of, survival_words
 
@@ -98,6 +99,8 @@ class Report:
         Digest of the plan.
     vector : mapping or None
         Of a vector that was saved: totals and, under ``tensors``, each tensor's encoding and figures.
+    adapter : mapping or None
+        Of an adapter that was made of a vector: totals and, under ``modules``, rank and energy of each.
     already_done : bool
         An earlier run of the same plan over the same inputs had finished, and nothing was touched.
     """
@@ -113,6 +116,7 @@ class Report:
     plan: str
     vector: Mapping[str, Any] | None = None
     already_done: bool = False
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def survival(self) -> Survival | None:
@@ -145,13 +149,16 @@ class Report:
             "outputs": [output.to_dict() for output in self.outputs],
             "findings": [finding.to_dict() for finding in self.findings],
             "vector": dict(self.vector) if self.vector else None,
+            **({"adapter": dict(self.adapter)} if self.adapter else {}),
         }
 
     def __str__(self) -> str:
         lines = []
         for output in self.outputs:
             lines.append(output.folder)
-            if self.vector is None:
+            if self.adapter is not None:
+                lines += [f"  {words}" for words in energy_words(self.adapter)]
+            elif self.vector is None:
                 lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
             if output.noise is not None:
                 lines += [f"  {words}" for words in noise_words(output.noise)]

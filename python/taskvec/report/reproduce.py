@@ -13,10 +13,13 @@ from taskvec.settings import Settings, format_alpha
 
 _SELECTION = options_of(Selection)
 
+# Members of the recipe of an adapter that is made of a vector.
+_LORA = ("rank", "energy", "max_rank", "embeddings", "others")
+
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
 _OPTIONS = {
-    name: flag(name)
+    name: "--lora" if name == "rank" else flag(name)
     for name in (
         *_SELECTION,
         "layer_scale",
@@ -24,6 +27,7 @@ _OPTIONS = {
         "tokenizer",
         "keep",
         "dtype",
+        *_LORA,
         *(name for name, option in options_of(Settings).items() if option.recorded),
     )
 }
@@ -46,7 +50,7 @@ def command(recipe: Mapping[str, Any]) -> str | None:
     elif recipe["verb"] == "apply":
         words += [recipe["target"], *recipe["vectors"]]
     elif recipe["verb"] == "extract":
-        words += [recipe["donor"], recipe["reference"]]
+        words += _of_extract(recipe)
     elif recipe["verb"] == "convert":
         words.append(recipe["model"])
     else:
@@ -66,6 +70,8 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
             continue
         if member == "layer_scale":
             words.append(f"{option}={','.join(map(format_alpha, value))}")
+        elif member == "energy":
+            words += [option, format_alpha(value)]
         elif isinstance(value, bool):
             words.append(option if value else no_flag(member))
         elif isinstance(value, (list, tuple)):
@@ -91,8 +97,12 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [*(repr(recipe[model]) for model in _MODELS), "'OUT'"]
     elif recipe["verb"] == "apply":
         arguments = [repr(recipe["target"]), *map(repr, recipe["vectors"]), "out='OUT'"]
+    elif recipe["verb"] == "extract" and "rank" in recipe:
+        # positional: a vector alone has its reference in itself
+        models = [*map(repr, _of_extract(recipe)), *(["None"] if "vector" in recipe else [])]
+        return f"import taskvec as tv\n\ntv.extract_lora({', '.join([*models, repr('OUT'), *keywords])})"
     elif recipe["verb"] == "extract":
-        arguments = [repr(recipe["donor"]), repr(recipe["reference"]), "'OUT'"]
+        arguments = [*map(repr, _of_extract(recipe)), "'OUT'"]
     elif recipe["verb"] == "convert":
         arguments = [repr(recipe["model"]), "'OUT'"]
     elif recipe["verb"] == "combine":
@@ -102,6 +112,11 @@ def python(recipe: Mapping[str, Any]) -> str | None:
     else:
         return None
     return f"import taskvec as tv\n\ntv.{recipe['verb']}({', '.join([*arguments, *keywords])})"
+
+
+def _of_extract(recipe: Mapping[str, Any]) -> list[str]:
+    """The models, or the saved vector, whose difference is written."""
+    return [recipe["vector"]] if "vector" in recipe else [recipe["donor"], recipe["reference"]]
 
 
 def _is_in_memory(recipe: Mapping[str, Any]) -> bool:

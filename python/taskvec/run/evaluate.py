@@ -72,8 +72,14 @@ def decoded(model: Model, name: str) -> np.ndarray:
     HubError
         The weights have not been downloaded.
     """
+    return stored(model, name, "F32")
+
+
+def stored(model: Model, name: str, dtype: str | None = None) -> np.ndarray:
+    """One tensor of a model as a run would copy it, in its own type or another one; raises as above."""
     _ = model.reader
-    row: Row = (name, "F32", model.tensors[name].shape, 0, 0, [(0, name)])
+    info = model.tensors[name]
+    row: Row = (name, dtype or info.dtype, info.shape, 0, 0, [(0, name)])
     document = {
         "format": FORMAT,
         "arithmetic": ARITHMETIC,

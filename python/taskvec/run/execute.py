@@ -45,7 +45,7 @@ def execute(
     Parameters
     ----------
     plan : PlanRecord
-        Of a checkpoint or of a task vector.
+        Of a checkpoint, a task vector or an adapter.
     out : str or path
         The output folder: new, empty, or holding an unfinished or a finished run of this plan. Over the same
         inputs, a finished one is left as it is, and reported as ``already_done``.
@@ -78,7 +78,7 @@ def execute(
         plan = with_lineage(plan, checkpoints)
         enforce(plan.findings, settings.force)  # what a sample of the weights has shown
     inputs = Inputs(checkpoints)
-    publish = None if plan.kind == "vector" else _publisher(plan, checkpoints, settings, inputs, progress)
+    publish = None if plan.kind != "checkpoint" else _publisher(plan, checkpoints, settings, inputs, progress)
     with locked(plan, folders, checkpoints, settings):
         # another run may have ended it meanwhile
         finished = finished_run(plan, folders, rows, settings, is_locked=True)
@@ -87,6 +87,10 @@ def execute(
         job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin)
         if publish is not None:
             return _execute(job, publish)
+        if plan.kind == "adapter":
+            from taskvec.run.lora import execute_lora
+
+            return execute_lora(job)
         from taskvec.run.extract import execute_extract
 
         return execute_extract(job)

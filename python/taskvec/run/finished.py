@@ -111,9 +111,14 @@ def finished_report(
         threads=run["threads"],
         cpu_level=run["cpu_level"],
         resumed_shards=sum(len(output.shards) for output in outputs),
-        findings=(*(plan.findings if plan else ()), *_rounding(plan, outputs, settings)),
+        findings=(
+            *(plan.findings if plan else ()),
+            *_rounding(plan, outputs, settings),
+            *_energy(manifests[0].get("adapter"), folders[0]),
+        ),
         plan=run["plan"],
         vector=manifests[0].get("vector"),
+        adapter=manifests[0].get("adapter"),
         already_done=True,
     )
 
@@ -121,6 +126,14 @@ def finished_report(
 def _rounding(plan: PlanRecord | None, outputs: Sequence[Output], settings: Settings) -> list[Finding]:
     is_packed = plan is not None and "encodings" in plan.document
     return rounding_findings(outputs, settings.rounding, is_packed=is_packed)
+
+
+def _energy(adapter: Mapping[str, Any] | None, folder: Path) -> list[Finding]:
+    if adapter is None:
+        return []
+    from taskvec.report.energy import findings  # which most runs do without
+
+    return findings(adapter, str(folder))
 
 
 def manifests_of_request(request: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
