@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
+from taskvec.compat.layouts.parts import bound
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
@@ -24,7 +25,7 @@ from taskvec.settings import Settings, out_dtype, parse_alphas, written
 from taskvec.text import listed
 
 if TYPE_CHECKING:
-    pass
+    from taskvec.models.part_names import StoredPart
 
 Control = Literal["random", "permute"]
 # The stored names that serve for each tensor of a target.
@@ -81,7 +82,8 @@ def plan_steps(
             f"control `{control}` of {len(steps)} vectors cannot be made",
             "it is `random` or `permute`, of one vector",
         )
-    given, steps = steps, [step.fitted(target) for step in steps]
+    given, is_limited = steps, len(steps) > 1
+    steps = [step.fitted(target, is_limited=is_limited) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = enforce(findings(target, steps, ties, force=settings.force), settings.force)
     refuse_conversion(found, settings)
@@ -93,7 +95,7 @@ def plan_steps(
     found = enforce(found, settings.force)
     plain = target if form.is_packed else in_plain_layout(target)
     if plain is not target:
-        target, steps = plain, [_turned(step, plain) for step in given]
+        target, steps = plain, [_turned(step, plain, is_limited=is_limited) for step in given]
         before, stored = stored, [step.stored(plain, tie) for step, tie in zip(steps, ties, strict=True)]
         _hold_all(before, stored, plain)
     draft = Draft(target, is_packed=form.is_packed)
@@ -108,12 +110,12 @@ def plan_steps(
     )
 
 
-def _turned(step: Step, plain: Model) -> Step:
+def _turned(step: Step, plain: Model, *, is_limited: bool) -> Step:
     """A step with its models in the layout of a target's plain twins."""
     if step.reference is not None:
         assert isinstance(step.donor, Model)
         step = step._replace(donor=like(step.donor, plain), reference=like(step.reference, plain))
-    return step.fitted(plain)
+    return step.fitted(plain, is_limited=is_limited)
 
 
 def _hold_all(
@@ -144,6 +146,7 @@ class _Term:
         self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
         self.stored = stored
         self.weight = step.weight
+        self.selection = bound(step.wanted, draft.base)
 
 
 def _fill(
@@ -171,6 +174,8 @@ def _fill(
                 taken += ((term.weight, len(stored)),)
         if control and not any(count for _, count in taken):
             taken = ()
+        if parts := _parts(name, terms):
+            draft.take(name, parts)
         key = factor * scales.get(name, 1.0), taken
         operation = known.get(key) if taken else copy
         if operation is None:
@@ -181,6 +186,18 @@ def _fill(
             draft.packed_tensor(name, (0, name), operation, inputs)
         else:
             draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
+
+
+def _parts(name: str, terms: Sequence[_Term]) -> tuple[StoredPart, ...]:
+    """The weights in a tensor that any term takes; none where they are all of it."""
+    parts: dict[int, StoredPart] = {}
+    for term in terms:
+        if name in term.stored:
+            own = term.selection.taken(name)
+            if not own:
+                return ()
+            parts.update((part.first, part) for part in own)
+    return tuple(parts.values())
 
 
 def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:

@@ -98,18 +98,27 @@ class Facts(NamedTuple):
     config: Mapping[str, Any]
 
 
-def views(model: Model) -> Iterator[tuple[str, list[View]]]:
-    """The weights in each stored tensor of a model, in file order."""
-    facts = _facts(model)
-    for name, info in model.tensors.items():
-        yield name, _views(name, info.shape, facts)
+def views(model: Model, like: Model | None = None) -> Iterator[tuple[str, list[View]]]:
+    """The weights in each stored tensor of a model, in file order.
+
+    ``like`` is the model whose layout it has been fitted to, where it has.
+    """
+    shapes = {name: info.shape for name, info in model.tensors.items()}
+    return views_of(shapes, (like or model).config)
 
 
-def _facts(model: Model) -> Facts:
-    config = model.config
+def views_of(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> Iterator[tuple[str, list[View]]]:
+    """The weights in tensors of these names and shapes, of a model with this config."""
+    facts = _facts(shapes, config)
+    for name, shape in shapes.items():
+        yield name, _views(name, shape, facts)
+
+
+def _facts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Facts:
     inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), {})
     kinds = {str(each.get("model_type")).removesuffix("_text") for each in (config, inner)}
-    shapes = {name: info.shape for name, info in model.tensors.items()}
     return Facts(shapes, frozenset(kinds), {**config, **inner})
 
 
@@ -122,7 +131,7 @@ def _views(name: str, shape: tuple[int, ...], facts: Facts) -> list[View]:
             divided = _divided(row, found, name, shape, facts)
             if divided:
                 return divided
-    return [whole(common_name(name), shape)]
+    return [whole(common_name(name), shape, name)]
 
 
 def _divided(
@@ -149,7 +158,8 @@ def _divided(
         middle = f".{number}" if row.experts else ""
         for weight, (first, axis) in zip(row.weights, parts, strict=True):
             axes = (axis,) if is_bias else (axis, ((columns, column_step),))
-            made.append(View(common_name(f"{stem}{middle}.{weight}.{kind}"), number * each + first, axes))
+            own = f"{stem}{middle}.{weight}.{kind}"
+            made.append(View(common_name(own), number * each + first, axes, own))
     return made
 
 

@@ -19,11 +19,14 @@ class View(NamedTuple):
         Its first element in the stored tensor.
     axes : tuple of Factors
         Rows and columns of the weight (of a bias, its elements) and their strides in the stored tensor.
+    own : str
+        The name that the weight would have if the model stored it by itself.
     """
 
     name: str
     first: int
     axes: tuple[Factors, ...]
+    own: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,13 +34,13 @@ class View(NamedTuple):
         return tuple(_length(axis) for axis in self.axes)
 
 
-def whole(name: str, shape: tuple[int, ...]) -> View:
+def whole(name: str, shape: tuple[int, ...], own: str = "") -> View:
     """The view of a stored tensor that is a weight as it is."""
     axes, stride = [], 1
     for side in reversed(shape):
         axes.append(((side, stride),))
         stride *= side
-    return View(name, 0, tuple(reversed(axes)))
+    return View(name, 0, tuple(reversed(axes)), own)
 
 
 def meet(one: View, other: View) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
