@@ -76,9 +76,7 @@ class PartNames:
         other = self._alike.get(_LAYER.sub(".*.", name, count=1))
         if other is None:
             return ()
-        renamed = [
-            part._replace(name=_LAYER.sub(layer[0], part.name, count=1)) for part in self.parts[other]
-        ]
+        renamed = [part._replace(name=_LAYER.sub(layer[0], part.name, count=1)) for part in self.parts[other]]
         return tuple(renamed)
 
 

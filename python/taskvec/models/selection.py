@@ -149,9 +149,7 @@ class Selection:
         mask = self._mask(name)
         if all(mask):
             return ()
-        return tuple(
-            part for part, is_taken in zip(self._parts.of(name), mask, strict=True) if is_taken
-        )
+        return tuple(part for part, is_taken in zip(self._parts.of(name), mask, strict=True) if is_taken)
 
     def _mask(self, name: str) -> list[bool]:
         """Whether the patterns take each of the weights in a tensor."""

@@ -67,7 +67,7 @@ class Step(NamedTuple):
         return self._with([model for _, model in self.models], self.base)
 
     def _with(self, models: list[Model], target: Model | None) -> Step:
-        """The step with other models, limited to what it takes of the tensors of a target, if there is one."""
+        """The step with other models, limited to what it takes of a target's tensors, if there is one."""
         if target is not None:
             selection = bound(self.wanted, target)
             models = [only(model, selection) for model in models]

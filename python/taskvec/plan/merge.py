@@ -12,6 +12,7 @@ from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
+from taskvec.compat.layouts.parts import bound
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
@@ -41,6 +42,7 @@ from taskvec.text import listed
 
 Readable = Model | SavedVector
 Opened = Mapping[ModelRef, Readable | Adapter]
+Adapted = Mapping[ModelRef, tuple[Adapter, Model]]
 
 
 def plan_recipe(
@@ -73,7 +75,9 @@ def plan_recipe(
     step = _kept_on_models(step)
     opened = _opened(sources(step), opening or _checkpoint)
     adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
-    merge = expand(step, {ref: _facts(model) for ref, model in opened.items()})
+    base = next(model for model in opened.values() if isinstance(model, Model))
+    selection = bound(recipe.selection, base)
+    merge = expand(step, {ref: _facts(model) for ref, model in opened.items()}, selection)
     settings = replace(
         settings,
         out_dtype=merge.out_dtype or merge.dtype or settings.out_dtype,
@@ -86,10 +90,13 @@ def plan_recipe(
     found += tie_findings([*adapters.values(), *_alone(opened)])
     found += packed_findings(merge, opened)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
-    form = merge_form(merge, opened, config_from, recipe.selection, settings)
+    form = merge_form(merge, opened, config_from, selection, settings)
     found = enforce(in_order([*found, *form.findings]), settings.force)
     if not form.is_packed:
-        opened, config_from = _in_plain_layout(opened, config_from, opening or _checkpoint)
+        opened, adapters, config_from = _in_plain_layout(
+            opened, adapters, config_from, opening or _checkpoint
+        )
+        selection = bound(recipe.selection, config_from)
     draft = Draft(config_from, _role(merge.config_from, merge), is_packed=form.is_packed)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
@@ -103,8 +110,12 @@ def plan_recipe(
         info = template.tensors[stored]
         inputs = [(numbers[index], name) for index, name in tensor.inputs]
         operation = operations[tensor.operation]
-        if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
-            inputs, operation = [(numbers[model], stored)], copy
+        left = numbers[model], stored
+        if info.dtype not in FLOAT_DTYPES or not selection.matches(tensor.name):
+            inputs, operation = [left], copy
+        elif (parts := selection.taken(tensor.name)) and merge.operations[tensor.operation] != COPY:
+            inputs = inputs if left in inputs else [*inputs, left]
+            draft.take(tensor.name, parts, inputs.index(left))
         if form.is_packed and stored in template.packed:
             place = draft.source(template, _role(model, merge)), stored
             draft.packed_tensor(tensor.name, place, operation, inputs)
@@ -140,12 +151,19 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
-    _fit_layouts(opened, refs)
+    _fit_layouts(opened)
     for ref, adapter in opened.items():
         if isinstance(adapter, Adapter):
             assert ref.made_for is not None
-            opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
+            opened[ref] = _on(adapter, ModelRef(ref.made_for), opened)
     return opened
+
+
+def _on(adapter: Adapter, ref: ModelRef, opened: Opened) -> Adapter:
+    """An adapter fitted to its model, in the layout that this one has here."""
+    model = _checkpoint_of(opened, ref)
+    first = next(each for each in opened.values() if isinstance(each, Model))
+    return fitted(adapter, model, first if model.assembled else None)
 
 
 def _kept_on_models(step: Checked) -> Checked:
@@ -154,32 +172,41 @@ def _kept_on_models(step: Checked) -> Checked:
     return replace(step, whole=frozenset(spec for spec in alone if open_adapter(spec).whole))
 
 
-def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[ModelRef]) -> None:
-    """Give every model the first one's layout; an adapter's model keeps the names that it is made for."""
-    adapted = {ref.plain for ref in refs if ref.adapter is not None}
-    adapted |= {ModelRef(ref.made_for) for ref in refs if ref.made_for is not None}
+def _fit_layouts(opened: dict[ModelRef, Readable | Adapter]) -> None:
+    """Give every model the first one's layout."""
     models = [(ref, model) for ref, model in opened.items() if isinstance(model, Model)]
     for ref, model in models[1:]:
-        if ref not in adapted:
-            opened[ref] = fit_layout(model, models[0][1])
+        opened[ref] = fit_layout(model, models[0][1])
 
 
 def _in_plain_layout(
-    opened: Opened, base: Model, opening: Callable[[ModelRef], Model]
-) -> tuple[Opened, Model]:
-    """The models of a merge in the layout of the base's plain twins, and the base."""
+    opened: Opened, adapters: Adapted, base: Model, opening: Callable[[ModelRef], Model]
+) -> tuple[Opened, Adapted, Model]:
+    """The models of a merge in the layout of the base's plain twins, their adapters, and the base."""
     plain = in_plain_layout(base)
     if plain is base:
-        return opened, base
-    adapted = any(ref.adapter is not None or isinstance(model, Adapter) for ref, model in opened.items())
-    if adapted or any(isinstance(model, SavedVector) for model in opened.values()):
+        return opened, adapters, base
+    if any(isinstance(model, SavedVector) for model in opened.values()):
         raise RecipeError(
             f"experts of `{base.spec}` have rows and columns exchanged in plain checkpoints of this model, "
-            "which vectors and adapters of the packed one do not fit",
+            "which vectors of the packed one do not fit",
             "convert it first: `taskvec convert`",
         )
-    made = {ref: plain if model is base else like(opening(ref.plain), plain) for ref, model in opened.items()}
-    return made, plain
+    made: dict[ModelRef, Readable | Adapter] = {}
+    for ref, model in opened.items():
+        if isinstance(model, Model):
+            made[ref] = plain if model is base else like(opening(ref.plain), plain)
+    for ref, model in opened.items():
+        if isinstance(model, Adapter):
+            assert ref.made_for is not None
+            made[ref] = fitted(open_adapter(ref.spec), _checkpoint_of(made, ModelRef(ref.made_for)), plain)
+    made = {ref: made[ref] for ref in opened}
+    turned: dict[ModelRef, tuple[Adapter, Model]] = {}
+    for ref in adapters:
+        assert ref.adapter is not None
+        model = _checkpoint_of(made, ref)
+        turned[ref] = fitted(open_adapter(ref.adapter), model, plain), model
+    return made, turned, plain
 
 
 def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
@@ -194,13 +221,12 @@ def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
 def _adapted(ref: ModelRef, opened: Opened) -> tuple[Adapter, Model]:
     """The adapter of a model, fitted to it, and the model."""
     assert ref.adapter is not None
-    model = _checkpoint_of(opened, ref)
-    return fitted(open_adapter(ref.adapter), model), model
+    return _on(open_adapter(ref.adapter), ref, opened), _checkpoint_of(opened, ref)
 
 
 def _facts(model: Readable | Adapter) -> Facts:
     if isinstance(model, Adapter):
-        return Facts(model.factors.keys())
+        return Facts(model.changed)
     if isinstance(model, SavedVector):
         return Facts([name for name in model.tensors if name not in model.zero])
     return Facts(model.tensors.keys(), model.config)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from taskvec.methods.method import Parameter
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
+from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import Places
 from taskvec.recipe.expanded import ExpandedTensor, Facts
 from taskvec.recipe.model_ref import ModelRef
@@ -35,11 +36,17 @@ def read_from(step: Checked, group: Group, source: Source) -> tuple[ModelRef, ..
 class Collected:
     """The tensors and operations found so far; models and operations are numbered as they come."""
 
-    def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts], models: Iterable[ModelRef]) -> None:
+    def __init__(
+        self,
+        step: Checked,
+        facts: Mapping[ModelRef, Facts],
+        models: Iterable[ModelRef],
+        selection: Selection,
+    ) -> None:
         self.step = step
         self.recipe = step.recipe
         self.method = step.method
-        self.selection = step.recipe.selection
+        self.selection = selection
         self.models = {ref: number for number, ref in enumerate(models)}
         found = [facts[ref] for ref in self.models]
         self.configs = [each.config for each in found]

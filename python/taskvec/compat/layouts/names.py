@@ -22,6 +22,7 @@ _PREFIXES = (
     (re.compile(r"^(?=(?:layers\.\d+|embed_tokens|norm)\.)"), "model."),
 )
 
+
 @lru_cache(maxsize=1 << 18)
 def common_name(name: str) -> str:
     """The common name of a stored tensor that is one weight as it is."""

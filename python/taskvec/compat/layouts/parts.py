@@ -64,7 +64,9 @@ def only(model: Model, selection: Selection) -> Model:
     return replace(model, assembled=assembled, weights=weights)
 
 
-def _only(model: Model, name: str, all_parts: Sequence[StoredPart], wanted: Sequence[StoredPart]) -> Assembled:
+def _only(
+    model: Model, name: str, all_parts: Sequence[StoredPart], wanted: Sequence[StoredPart]
+) -> Assembled:
     known = model.assembled.get(name)
     if known is None:
         pieces = tuple(_piece(name, part) for part in all_parts)
