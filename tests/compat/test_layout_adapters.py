@@ -1,4 +1,4 @@
-"""Adapters across layouts: factors of a weight that its model stores in another way, against float64 NumPy."""
+"""Adapters across layouts: factors of a weight that its model stores in another way, against NumPy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import taskvec as tv
-from tests.compat.test_layouts import (
+from support.layouts import (
     ATTENTION,
     EXPERTS,
     FP8,
@@ -24,6 +24,8 @@ from tests.compat.test_layouts import (
     as_phi3,
     biased,
     decoded,
+    load,
+    near,
     numbers,
     one_by_one,
     quantised,
@@ -57,7 +59,7 @@ def save_adapter(
 
 def merged(folder: Path, spec: str, **settings: object) -> Tensors:
     tv.merge({"merge_method": "passthrough", "models": [{"model": spec}]}, folder, **settings)
-    return load_file(folder / "model.safetensors")
+    return load(folder / "model.safetensors")
 
 
 def with_change(model: Tensors, deltas: dict[str, np.ndarray]) -> Tensors:
@@ -66,14 +68,6 @@ def with_change(model: Tensors, deltas: dict[str, np.ndarray]) -> Tensors:
         name: (value.astype(np.float64) + deltas.get(name, 0.0)).astype(ml_dtypes.bfloat16)
         for name, value in model.items()
     }
-
-
-def near(found: Tensors, expected: Tensors) -> None:
-    """Equal up to a step of bfloat16: the engine sums in float32."""
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        pair = [each.astype(np.float32) for each in (value, expected[name])]
-        assert np.allclose(*pair, rtol=2**-7, atol=1e-6), name
 
 
 CHANGES = {
@@ -119,7 +113,7 @@ def test_an_adapted_model_meets_a_base_of_another_layout(tmp_path: Path, mine: s
         ).astype(ml_dtypes.bfloat16)
         for name, value in base.items()
     }
-    near(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](expected))
+    near(load(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](expected))
 
 
 @pytest.mark.parametrize("theirs", ["one by one", "fused", "transposed", "wrapped, fused"])
@@ -138,7 +132,7 @@ def test_an_adapter_taken_relative_to_its_own_model(tmp_path: Path, mine: str, t
     }
     tv.merge(recipe, tmp_path / "out")
     expected = with_change(base, {name: 0.5 * delta for name, delta in deltas.items()})
-    near(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](expected))
+    near(load(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](expected))
 
 
 PHI3 = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
@@ -230,10 +224,8 @@ def test_an_adapter_of_experts_in_one_parameter(
     single = dict(model)
     for e in range(EXPERTS):
         gate_up = whole[f"{stem}.gate_up_proj"][e]
-        single[f"{stem}.{e}.gate_proj.weight"], single[f"{stem}.{e}.up_proj.weight"] = (
-            gate_up[:INNER],
-            gate_up[INNER:],
-        )
+        single[f"{stem}.{e}.gate_proj.weight"] = gate_up[:INNER]
+        single[f"{stem}.{e}.up_proj.weight"] = gate_up[INNER:]
         single[f"{stem}.{e}.down_proj.weight"] = whole[f"{stem}.down_proj"][e]
     near(found, LAYOUTS[layout](single))
 

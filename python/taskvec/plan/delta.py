@@ -58,7 +58,8 @@ class Step(NamedTuple):
 
         ``is_limited`` makes those weights zero that it does not take of the target's tensors.
         """
-        models = [fitted(model, target) for _, model in self.models]
+        selection = bound(self.wanted, target)
+        models = [fitted(model, target, selection) for _, model in self.models]
         models = common_rows(models, target)
         return self._with(models, target if is_limited else None)
 

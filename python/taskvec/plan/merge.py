@@ -12,7 +12,8 @@ from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
-from taskvec.compat.layouts.parts import bound
+from taskvec.compat.layouts.groups import check_groups
+from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
@@ -23,6 +24,7 @@ from taskvec.methods.operation import COPY
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
+from taskvec.models.selection import Selection
 from taskvec.plan.adapters import fitted, tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
@@ -73,7 +75,7 @@ def plan_recipe(
     """
     settings, recipe = settings or Settings(), step.recipe
     step = _kept_on_models(step)
-    opened = _opened(sources(step), opening or _checkpoint)
+    opened = _opened(sources(step), opening or _checkpoint, recipe.selection)
     adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
     base = next(model for model in opened.values() if isinstance(model, Model))
     selection = bound(recipe.selection, base)
@@ -91,6 +93,8 @@ def plan_recipe(
     found += packed_findings(merge, opened)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     form = merge_form(merge, opened, config_from, selection, settings)
+    if form.is_packed:
+        found += check_groups(config_from, taken(selection, config_from.tensors))
     found = enforce(in_order([*found, *form.findings]), settings.force)
     if not form.is_packed:
         opened, adapters, config_from = _in_plain_layout(
@@ -141,7 +145,9 @@ def _checkpoint(ref: ModelRef) -> Model:
     return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
 
-def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> Opened:
+def _opened(
+    refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model], selection: Selection
+) -> Opened:
     """Everything that a recipe names; an adapter alone is fitted to the model that it is made for."""
     opened: dict[ModelRef, Readable | Adapter] = {}
     for ref in refs:
@@ -151,7 +157,7 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
-    _fit_layouts(opened)
+    _fit_layouts(opened, selection)
     for ref, adapter in opened.items():
         if isinstance(adapter, Adapter):
             assert ref.made_for is not None
@@ -172,11 +178,13 @@ def _kept_on_models(step: Checked) -> Checked:
     return replace(step, whole=frozenset(spec for spec in alone if open_adapter(spec).whole))
 
 
-def _fit_layouts(opened: dict[ModelRef, Readable | Adapter]) -> None:
+def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], selection: Selection) -> None:
     """Give every model the first one's layout."""
     models = [(ref, model) for ref, model in opened.items() if isinstance(model, Model)]
+    if len(models) > 1:
+        selection = bound(selection, models[0][1])
     for ref, model in models[1:]:
-        opened[ref] = fit_layout(model, models[0][1])
+        opened[ref] = fit_layout(model, models[0][1], selection)
 
 
 def _in_plain_layout(

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
-from taskvec.compat.layouts.parts import bound
+from taskvec.compat.layouts.groups import check_groups
+from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
@@ -93,6 +94,8 @@ def plan_steps(
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
+    if form.is_packed:
+        found = in_order([*found, *check_groups(target, _taken(target, steps, stored))])
     plain = target if form.is_packed else in_plain_layout(target)
     if plain is not target:
         target, steps = plain, [_turned(step, plain, is_limited=is_limited) for step in given]
@@ -139,6 +142,17 @@ def _hold_all(
         )
 
 
+def _taken(
+    target: Model, steps: Sequence[Step], stored: Sequence[_Names]
+) -> dict[str, tuple[StoredPart, ...]]:
+    """The weights that steps take of the target's tensors, where these are not all of a tensor."""
+    found: dict[str, tuple[StoredPart, ...]] = {}
+    for step, names in zip(steps, stored, strict=True):
+        for name, parts in taken(bound(step.wanted, target), names).items():
+            found[name] = (*found.get(name, ()), *parts)
+    return found
+
+
 class _Term:
     """A step in a draft: its sources, and the stored names that serve for each target tensor."""
 
@@ -165,21 +179,21 @@ def _fill(
     dtypes = {dtype: out_dtype(dtype, settings) for dtype in draft.base.dtypes}
     known: dict[tuple[float, tuple[tuple[float, int], ...]], int] = {}
     for name, info in draft.base.tensors.items():
-        inputs, taken = [(0, name)], ()
+        inputs, given = [(0, name)], ()
         for term in terms:
             stored = term.stored.get(name)
             if stored is not None:
                 # of a tensor in which a vector is zero there is nothing to read; it is measured all the same
                 inputs += zip(term.sources, stored, strict=bool(stored))
-                taken += ((term.weight, len(stored)),)
-        if control and not any(count for _, count in taken):
-            taken = ()
+                given += ((term.weight, len(stored)),)
+        if control and not any(count for _, count in given):
+            given = ()
         if parts := _parts(name, terms):
             draft.take(name, parts)
-        key = factor * scales.get(name, 1.0), taken
-        operation = known.get(key) if taken else copy
+        key = factor * scales.get(name, 1.0), given
+        operation = known.get(key) if given else copy
         if operation is None:
-            made = task_arithmetic(taken, key[0])
+            made = task_arithmetic(given, key[0])
             made["kind"] = f"control_{control}" if control else made["kind"]
             operation = known[key] = draft.operation(made)
         if draft.is_packed and name in draft.base.packed:

@@ -21,8 +21,8 @@ def check_layouts(role: str, base: Model, others: Sequence[tuple[str, Model]]) -
     for name, other in others:
         moved = [each for each in other.assembled if not is_vocabulary(each)]
         if moved:
-            pieces = other.assembled[moved[0]].pieces
-            layouts.setdefault((moved[0], pieces[0].name, len(moved)), []).append(name)
+            first = next(piece.name for piece in other.assembled[moved[0]].pieces if piece.name)
+            layouts.setdefault((moved[0], first, len(moved)), []).append(name)
         for each, count in missing_rows(other).items():
             rows.setdefault((each, count), []).append(name)
     for (mine, theirs, count), who in layouts.items():
