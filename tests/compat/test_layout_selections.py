@@ -151,7 +151,7 @@ def test_two_vectors_on_different_parts(tmp_path: Path, theirs: str) -> None:
     reference = one_by_one()
     models = [odd(one_by_one()), plus(reference, one_by_one()), reference]
     results = {}
-    for name in ("one by one", theirs):
+    for name in dict.fromkeys(("one by one", theirs)):
         target, donor, base = map(tv.open, transfer(tmp_path / name, LAYOUTS[name], models, {}))
         vector = donor - base
         first = vector.select(include=[r"experts\.1\."])

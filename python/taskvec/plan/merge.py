@@ -145,9 +145,7 @@ def _checkpoint(ref: ModelRef) -> Model:
     return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
 
-def _opened(
-    refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model], selection: Selection
-) -> Opened:
+def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model], selection: Selection) -> Opened:
     """Everything that a recipe names; an adapter alone is fitted to the model that it is made for."""
     opened: dict[ModelRef, Readable | Adapter] = {}
     for ref in refs:

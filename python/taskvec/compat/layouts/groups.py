@@ -1,4 +1,4 @@
-"""Selections that cut groups of a packed tensor: elements that share a scale, of which some are not selected."""
+"""Selections that cut groups of a packed tensor: of elements that share a scale, some are not selected."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check_groups(target: Model, parts: Mapping[str, Sequence[StoredPart]]) -> It
             "selection-groups",
             listed(whole),
             "",
-            "selected and other weights share one scale of the tensor: where the selected ones outgrow it, the "
-            "others are rounded again under a larger one",
+            "selected and other weights share one scale of the tensor: where the selected ones outgrow it, "
+            "the others are rounded again under a larger one",
             "`--out-dtype bfloat16` leaves them as they are",
         )
 
