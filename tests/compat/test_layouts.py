@@ -186,3 +186,51 @@ def test_quantised_experts_in_another_layout(
     paths += [save(tmp_path / role, each, FP8) for role, each in zip("dr", moved, strict=True)]
     tv.transfer(*paths, out=tmp_path / "out", out_dtype="bfloat16")
     near(load_file(tmp_path / "out" / "model.safetensors"), plain)
+
+
+@pytest.mark.parametrize("theirs", ["one by one", "fused", "transposed"])
+@pytest.mark.parametrize("mine", ["one by one", "fused", "transposed", "w1 w2 w3"])
+def test_a_saved_vector_gives_back_the_donor_exactly(tmp_path: Path, mine: str, theirs: str) -> None:
+    """Elements that reference + difference does not give back: negative zeros, and donors far from it."""
+    reference = one_by_one()
+    donor = plus(reference, one_by_one(0.1))
+    for value in donor.values():
+        value.reshape(-1)[1:4] = (-0.0, 3e38, 1e-38)
+    for value in reference.values():
+        value.reshape(-1)[2:4] = (-3e38, 7.0)
+    paths = [
+        save(tmp_path / role, LAYOUTS[theirs](each))
+        for role, each in zip("dr", (donor, reference), strict=True)
+    ]
+    tv.extract(*paths, out=tmp_path / "v")
+    target = save(tmp_path / "t", LAYOUTS[mine](reference))
+    tv.apply(target, tmp_path / "v", out=tmp_path / "out")
+    same(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](donor))
+
+
+def test_the_note_names_the_rows_of_the_table(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]
+) -> None:
+    target, donor, reference = models
+    paths = [
+        save(tmp_path / role, each) for role, each in (("t", fused(target)), ("d", donor), ("r", reference))
+    ]
+    (note,) = (each.message for each in tv.check(*paths) if each.id == "layout")
+    stem = "model.layers.0.mlp.experts"
+    assert f"{2 * LAYERS} tensors are stored in another layout and matched" in note
+    words = "`gate_proj` and `up_proj`, one after the other of every expert"
+    assert f"`{stem}.gate_up_proj` from `{stem}.0.gate_proj.weight` ({words})" in note
+    assert f"`{stem}.down_proj` from `{stem}.0.down_proj.weight` (`down_proj` of every expert)" in note
+
+
+def test_a_filter_of_a_part_is_an_error(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
+    paths = [save(tmp_path / role, fused(each)) for role, each in zip("tdr", models, strict=True)]
+    weight = [{"filter": "experts.1.", "value": 1.0}, {"value": 0.5}]
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(path), "parameters": {"weight": weight}} for path in paths],
+    }
+    with pytest.raises(tv.RecipeError, match=r"experts\.1\..* is stored as a part of .*gate_up_proj"):
+        tv.merge(recipe, tmp_path / "out")
+    weight[0]["filter"] = "experts.gate_up_proj"
+    tv.merge(recipe, tmp_path / "out")

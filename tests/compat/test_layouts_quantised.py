@@ -150,7 +150,7 @@ _PACK, _UNPACK = scaled(".weight_scale_inv", (RAGGED, RAGGED))
 
 
 def ragged(model: Tensors) -> Tensors:
-    """The model with its experts in blocks of FP8, of which the last ones are cut off: 24 rows of blocks of 16."""
+    """The model with its experts in blocks of FP8, of which the last ones are cut off."""
     made: Tensors = {}
     for name, value in model.items():
         if ".experts." not in name:
@@ -200,7 +200,7 @@ def test_ragged_experts(tmp_path: Path, mine: str, theirs: str, out_dtype: str) 
 
 @pytest.mark.parametrize("mine", ["one by one", "fused"])
 def test_ragged_experts_of_donors(tmp_path: Path, mine: str) -> None:
-    """Donor and reference are packed, each block of the last rows cut off, and fused otherwise than the target."""
+    """Donor and reference are packed, blocks of the last rows cut off, and fused where the target is not."""
     other = "fused" if mine == "one by one" else "one by one"
     target, parts = one_by_one(), [ragged(LAYOUTS[other](one_by_one())) for _ in range(2)]
     decoded = [values(part) for part in parts]
@@ -342,4 +342,5 @@ def test_stored_copies_of_predictors(tmp_path: Path, name: str) -> None:
         assert any(each.id == "predictor-kept" for each in case.report.findings)
         if out_dtype == "target":
             own = {each: value for each, value in case.stored[0].items() if ".eh_proj." in each}
-            assert own and all(found[each].tobytes() == value.tobytes() for each, value in own.items())
+            assert own
+            assert all(found[each].tobytes() == value.tobytes() for each, value in own.items())

@@ -13,7 +13,7 @@ from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.layouts.groups import check_groups
-from taskvec.compat.layouts.parts import bound, taken
+from taskvec.compat.layouts.parts import bound, part_names, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
@@ -23,6 +23,7 @@ from taskvec.files.json import parse_object
 from taskvec.methods.operation import COPY
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
+from taskvec.models.part_names import NO_PARTS
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.selection import Selection
 from taskvec.plan.adapters import fitted, tie_findings
@@ -79,7 +80,8 @@ def plan_recipe(
     adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
     base = next(model for model in opened.values() if isinstance(model, Model))
     selection = bound(recipe.selection, base)
-    merge = expand(step, {ref: _facts(model) for ref, model in opened.items()}, selection)
+    facts = {ref: _facts(model) for ref, model in opened.items()}
+    merge = expand(step, facts, selection, part_names(base) if _has_filters(recipe) else NO_PARTS)
     settings = replace(
         settings,
         out_dtype=merge.out_dtype or merge.dtype or settings.out_dtype,
@@ -168,6 +170,16 @@ def _on(adapter: Adapter, ref: ModelRef, opened: Opened) -> Adapter:
     model = _checkpoint_of(opened, ref)
     first = next(each for each in opened.values() if isinstance(each, Model))
     return fitted(adapter, model, first if model.assembled else None)
+
+
+def _has_filters(recipe: Recipe) -> bool:
+    """Whether a parameter has values for some tensors alone."""
+    scopes = (
+        scope
+        for group in recipe.groups()
+        for scope in (*(each.settings for each in group.scopes), *(each.parameters for each in group.sources))
+    )
+    return any(setting.filters for scope in scopes for setting in scope.values())
 
 
 def _kept_on_models(step: Checked) -> Checked:

@@ -21,12 +21,18 @@ def bound(selection: Selection, model: Model) -> Selection:
     """A selection that knows which weights the tensors of a model hold."""
     if not (selection.include or selection.exclude):
         return selection
-    parts = {
-        name: tuple(_part(view) for view in found)
-        for name, found in views(model)
-        if len(found) > 1 or found[0].own != name
-    }
-    return selection.with_parts(PartNames(parts)) if parts else selection
+    return selection.with_parts(part_names(model))
+
+
+def part_names(model: Model) -> PartNames:
+    """The weights in those tensors of a model that hold several, or one in another order."""
+    return PartNames(
+        {
+            name: tuple(_part(view) for view in found)
+            for name, found in views(model)
+            if len(found) > 1 or found[0].own != name
+        }
+    )
 
 
 def _part(view: View) -> StoredPart:

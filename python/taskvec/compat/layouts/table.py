@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.compat.config_keys import INNER
 from taskvec.compat.layouts.names import common_name
 from taskvec.compat.layouts.views import Factors, View, whole
+from taskvec.text import listed
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -88,6 +89,26 @@ _WORDS = re.compile(
 # Beside a fused gate and up lies a fused down, under one of these names.
 _DOWN = {"gate_up_proj": "down_proj", "w13_weight": "w2_weight", "input_linear": "output_linear"}
 _UP = {down: up for up, down in _DOWN.items()}
+
+
+_ORDERS = {
+    "joined": "one after the other",
+    "interleaved": "row by row in turn",
+    "heads": "one after the other",
+    "by head": "in turn for each head",
+}
+
+
+def words_of(name: str, config: Mapping[str, Any]) -> str:
+    """What the table says of a stored tensor that holds several weights; empty where it holds one."""
+    if not _WORDS.search(name):
+        return ""
+    kinds = _facts({}, config).kinds
+    for row in ROWS:
+        if row.pattern.fullmatch(name) and (not row.families or row.families & kinds):
+            order = f", {_ORDERS[row.order]}" if len(row.weights) > 1 else ""
+            return f"{listed(row.weights)}{order}{' of every expert' if row.experts else ''}"
+    return ""
 
 
 class Facts(NamedTuple):
