@@ -2,8 +2,8 @@
 //! elements everywhere else.
 
 use crate::error::{shown, Error, Kind, Result};
-use crate::plan::Plan;
 use crate::plan::job::Job;
+use crate::plan::Plan;
 use crate::storage::lines::{Axis, Lines};
 
 /// Which elements of a tensor are taken.

@@ -115,9 +115,7 @@ fn joined(axes: Vec<Axis>) -> Vec<Axis> {
     let mut joined: Vec<Axis> = Vec::with_capacity(axes.len());
     for axis in axes {
         match joined.last_mut() {
-            Some(outer)
-                if outer.to == axis.to * axis.n && (0..2).all(|i| outer.from[i] == axis.from[i] * axis.n) =>
-            {
+            Some(outer) if outer.to == axis.to * axis.n && (0..2).all(|i| outer.from[i] == axis.from[i] * axis.n) => {
                 *outer = Axis { n: outer.n * axis.n, ..axis };
             }
             _ => joined.push(axis),
@@ -138,9 +136,11 @@ mod tests {
     fn all(lines: &Lines, range: Range<u64>) -> Vec<(u64, [u64; 2])> {
         let mut found = Vec::new();
         lines.within(&range, &mut |line| {
-            found.extend((0..line.n as u64).map(|i| {
-                (line.to + i * line.step as u64, [0, 1].map(|part| line.from[part] + i * line.along[part]))
-            }));
+            found.extend(
+                (0..line.n as u64).map(|i| {
+                    (line.to + i * line.step as u64, [0, 1].map(|part| line.from[part] + i * line.along[part]))
+                }),
+            );
         });
         found
     }

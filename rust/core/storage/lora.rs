@@ -47,8 +47,9 @@ impl<'a> Lora<'a> {
         let fits = matches!((a_shape, b_shape), ([r, i], [o, s]) if r == s && *i == inputs && *o == outputs);
         let unfit = || {
             let (name, a, b) = (shown(name), a.dtype, b.dtype);
-            let message =
-                format!("the adapter's factors of `{name}` are {a} {a_shape:?} and {b} {b_shape:?}, the weight is {shape:?}");
+            let message = format!(
+                "the adapter's factors of `{name}` are {a} {a_shape:?} and {b} {b_shape:?}, the weight is {shape:?}"
+            );
             Error::new(Kind::Format, message).hint("use the model that the adapter was trained for")
         };
         if !fits || !a.dtype.is_float() || !b.dtype.is_float() {
