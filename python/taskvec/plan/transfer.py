@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.groups import check_groups
 from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
+from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
+from taskvec.models.part_names import StoredPart
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned
 from taskvec.models.tensor_names import layer_of
@@ -24,9 +26,6 @@ from taskvec.plan.packed_steps import form_of, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 from taskvec.text import listed
-
-if TYPE_CHECKING:
-    from taskvec.models.part_names import StoredPart
 
 Control = Literal["random", "permute"]
 # The stored names that serve for each tensor of a target.
@@ -161,6 +160,8 @@ class _Term:
         self.stored = stored
         self.weight = step.weight
         self.selection = bound(step.wanted, draft.base)
+        rows = missing_rows(step.models[0][1]).items()
+        self.rows = {name: _first_rows(draft.base, name, count) for name, count in rows}
 
 
 def _fill(
@@ -204,14 +205,20 @@ def _fill(
 
 def _parts(name: str, terms: Sequence[_Term]) -> tuple[StoredPart, ...]:
     """The weights in a tensor that any term takes; none where they are all of it."""
-    parts: dict[int, StoredPart] = {}
+    parts: dict[tuple[int, tuple[tuple[int, int], ...]], StoredPart] = {}
     for term in terms:
         if name in term.stored:
-            own = term.selection.taken(name)
+            own = term.selection.taken(name) or term.rows.get(name, ())
             if not own:
                 return ()
-            parts.update((part.first, part) for part in own)
+            parts.update(((part.first, part.axes), part) for part in own)
     return tuple(parts.values())
+
+
+def _first_rows(target: Model, name: str, count: int) -> tuple[StoredPart, ...]:
+    """The rows of an embedding or head that all models have in common."""
+    width = math.prod(target.tensors[name].shape[1:])
+    return (StoredPart(name, 0, ((count * width, 1),)),) if count else ()
 
 
 def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:
