@@ -1,7 +1,7 @@
 //! The plan: what to compute, from which stored tensors, into which files. Plain data, checked here against nothing
 //! but itself; the run checks it against the sources.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -44,11 +44,16 @@ pub(crate) struct Plan {
     pub jobs: Vec<Job>,
     /// Formats that tensors are written in.
     pub encodings: Vec<Encoding>,
+    /// Of tensors of which only a part is taken, by their name: the input that the rest is of, and the part.
+    pub taken: HashMap<String, (usize, Vec<Part>)>,
     /// Round stochastically instead of to nearest.
     pub stochastic: bool,
     /// Seed of every random draw.
     pub seed: u64,
 }
+
+/// A part of a tensor, in elements: the first one, and for each dimension its length and the step.
+pub(crate) type Part = (u64, Vec<(u64, u64)>);
 
 /// One output folder.
 #[derive(Clone, Debug, Deserialize)]
@@ -73,6 +78,8 @@ struct Document {
     tensors: Vec<Job>,
     #[serde(default)]
     encodings: Vec<Encoding>,
+    #[serde(default)]
+    taken: HashMap<String, (usize, Vec<Part>)>,
     rounding: RoundingName,
     seed: u64,
 }
@@ -169,6 +176,7 @@ impl Plan {
             operations: document.operations,
             jobs,
             encodings: document.encodings,
+            taken: document.taken,
             stochastic: document.rounding == RoundingName::Stochastic,
             seed: document.seed,
         })

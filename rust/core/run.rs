@@ -28,6 +28,7 @@ pub(crate) mod program;
 pub(crate) mod report;
 mod rounds;
 mod shards;
+pub(crate) mod taken;
 pub(crate) mod tile;
 
 use encode::tensors::Encodings;

@@ -2,110 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import taskvec as tv
-
-Tensors = dict[str, np.ndarray]
-EXPERTS, INNER, HIDDEN, LAYERS = 3, 24, 16, 2
-RNG = np.random.default_rng(5)
-
-
-def numbers(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
-
-
-def one_by_one(scale: float = 1.0) -> Tensors:
-    """A model of experts with every weight by itself, under Qwen3-MoE's names."""
-    shapes = {
-        "model.embed_tokens.weight": (32, HIDDEN),
-        "lm_head.weight": (32, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-    }
-    for layer in range(LAYERS):
-        stem = f"model.layers.{layer}"
-        shapes[f"{stem}.self_attn.q_proj.weight"] = (2 * HIDDEN, HIDDEN)
-        shapes[f"{stem}.mlp.gate.weight"] = (EXPERTS, HIDDEN)
-        for e in range(EXPERTS):
-            for kind in ("gate_proj", "up_proj"):
-                shapes[f"{stem}.mlp.experts.{e}.{kind}.weight"] = (INNER, HIDDEN)
-            shapes[f"{stem}.mlp.experts.{e}.down_proj.weight"] = (HIDDEN, INNER)
-    return {
-        name: (numbers(*shape).astype(np.float32) * scale).astype(ml_dtypes.bfloat16)
-        for name, shape in shapes.items()
-    }
-
-
-def plus(model: Tensors, other: Tensors) -> Tensors:
-    return {
-        name: (model[name].astype(np.float32) + other[name].astype(np.float32)).astype(ml_dtypes.bfloat16)
-        for name in model
-    }
-
-
-def fused(model: Tensors, *, transposed: bool = False, interleaved: bool = False) -> Tensors:
-    """The same with all experts of a layer in two tensors."""
-    made = {name: value for name, value in model.items() if ".experts." not in name}
-    for layer in range(LAYERS):
-        stem = f"model.layers.{layer}.mlp.experts"
-        up, down = [], []
-        for e in range(EXPERTS):
-            gate, each = (model[f"{stem}.{e}.{kind}.weight"] for kind in ("gate_proj", "up_proj"))
-            up.append(
-                np.stack([gate, each], 1).reshape(2 * INNER, HIDDEN)
-                if interleaved
-                else np.concatenate([gate, each])
-            )
-            down.append(model[f"{stem}.{e}.down_proj.weight"])
-        for kind, parts in (("gate_up_proj", up), ("down_proj", down)):
-            whole = np.stack(parts)
-            made[f"{stem}.{kind}"] = np.ascontiguousarray(whole.transpose(0, 2, 1)) if transposed else whole
-    return made
-
-
-def renamed(model: Tensors, rule: Callable[[str], str]) -> Tensors:
-    return {rule(name): value for name, value in model.items()}
-
-
-def w123(name: str) -> str:
-    for old, new in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
-        name = name.replace(old, new) if ".experts." in name else name
-    return name.replace(".mlp.", ".block_sparse_moe.")
-
-
-def wrapped(name: str) -> str:
-    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
-
-
-def old_wrapped(name: str) -> str:
-    return f"language_model.{name}"
-
-
-LAYOUTS: dict[str, Callable[[Tensors], Tensors]] = {
-    "one by one": lambda model: model,
-    "fused": fused,
-    "transposed": lambda model: fused(model, transposed=True),
-    "w1 w2 w3": lambda model: renamed(model, w123),
-    "wrapped": lambda model: renamed(model, wrapped),
-    "wrapped, fused": lambda model: renamed(fused(model), wrapped),
-    "wrapped, old": lambda model: renamed(model, old_wrapped),
-    "without a head class": lambda model: renamed(model, lambda name: name.removeprefix("model.")),
-}
-
-
-def save(folder: Path, tensors: Tensors, config: dict | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"model_type": "qwen3_moe", "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, **(config or {})}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+from support.layouts import (
+    ATTENTION,
+    FP8,
+    HIDDEN,
+    INNER,
+    LAYERS,
+    LAYOUTS,
+    Tensors,
+    as_gpt_oss,
+    as_phi3,
+    biased,
+    decoded,
+    fused,
+    near,
+    numbers,
+    one_by_one,
+    plus,
+    quantised,
+    same,
+    save,
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +45,6 @@ def transfer(
     paths = [save(folder / role, each) for role, each in zip("tdr", (target, donor, reference), strict=True)]
     tv.transfer(*paths, out=folder / "out", **settings)
     return load_file(folder / "out" / "model.safetensors")
-
-
-def same(one: Tensors, other: Tensors) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert value.tobytes() == other[name].tobytes(), name
 
 
 @pytest.mark.parametrize("theirs", LAYOUTS)
@@ -147,7 +66,10 @@ def test_padded_vocabularies_share_their_common_rows(
     target, donor, reference = models
     names = ("model.embed_tokens.weight", "lm_head.weight")
     plain = transfer(tmp_path / "plain", *models)
-    more = {**target, **{name: np.concatenate([target[name], numbers(8, HIDDEN)]) for name in names}}
+    rest = {name: numbers(8, HIDDEN) for name in names}
+    for value in rest.values():
+        value[3, 5] = -0.0
+    more = {**target, **{name: np.concatenate([target[name], rest[name]]) for name in names}}
     found = transfer(tmp_path / "more", more, donor, reference)
     same(found, {**plain, **{name: np.concatenate([plain[name], more[name][32:]]) for name in names}})
     fewer = {**target, **{name: target[name][:20] for name in names}}
@@ -178,29 +100,6 @@ def test_layers_for_multi_token_prediction(tmp_path: Path, models: tuple[Tensors
     same(transfer(tmp_path / "apart", {**target, **other}, donor, reference), {**plain, **other})
 
 
-def biased(model: Tensors) -> Tensors:
-    """The model with a bias of every expert's weight."""
-    sizes = {"gate_proj": INNER, "up_proj": INNER, "down_proj": HIDDEN}
-    stems = [f"model.layers.{layer}.mlp.experts.{e}" for layer in range(LAYERS) for e in range(EXPERTS)]
-    return {**model, **{f"{s}.{kind}.bias": numbers(size) for s in stems for kind, size in sizes.items()}}
-
-
-def as_gpt_oss(model: Tensors) -> Tensors:
-    """The same with weights and biases of experts fused, transposed, and gate and up row by row in turn."""
-    weights = {name: value for name, value in model.items() if not name.endswith(".bias")}
-    made = fused(weights, transposed=True, interleaved=True)
-    for layer in range(LAYERS):
-        stem = f"model.layers.{layer}.mlp.experts"
-        up = [
-            np.stack([model[f"{stem}.{e}.{kind}.bias"] for kind in ("gate_proj", "up_proj")], 1).reshape(-1)
-            for e in range(EXPERTS)
-        ]
-        made[f"{stem}.gate_up_proj_bias"] = np.stack(up)
-        down = [model[f"{stem}.{e}.down_proj.bias"] for e in range(EXPERTS)]
-        made[f"{stem}.down_proj_bias"] = np.stack(down)
-    return made
-
-
 def three(
     folder: Path,
     models: list[Tensors],
@@ -220,22 +119,6 @@ def test_interleaved_experts_with_biases(tmp_path: Path) -> None:
     plain = three(tmp_path / "plain", models, (dict, dict), config)
     for number, layouts in enumerate([(as_gpt_oss, dict), (dict, as_gpt_oss), (as_gpt_oss, as_gpt_oss)]):
         same(three(tmp_path / str(number), models, layouts, config), layouts[0](plain))
-
-
-ATTENTION = {"q_proj": 16, "k_proj": 8, "v_proj": 8}
-
-
-def as_phi3(model: Tensors) -> Tensors:
-    """Queries, keys and values in one tensor, gate and up in another."""
-
-    def joined(block: str, kinds: list[str]) -> np.ndarray:
-        return np.concatenate([model[f"model.layers.0.{block}.{kind}.weight"] for kind in kinds])
-
-    return {
-        "model.layers.0.self_attn.qkv_proj.weight": joined("self_attn", list(ATTENTION)),
-        "model.layers.0.mlp.gate_up_proj.weight": joined("mlp", ["gate_proj", "up_proj"]),
-        "model.norm.weight": model["model.norm.weight"],
-    }
 
 
 def test_queries_keys_and_values_in_one(tmp_path: Path) -> None:
@@ -277,54 +160,6 @@ def test_a_saved_vector_of_another_layout(
     same(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](plain))
 
 
-BLOCK = 8
-FP8 = {
-    "torch_dtype": "bfloat16",
-    "quantization_config": {
-        "quant_method": "fp8",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [BLOCK, BLOCK],
-    },
-}
-
-
-def quantised(model: Tensors) -> Tensors:
-    """The model with its experts in blocks of FP8, and scales in float32."""
-    made: Tensors = {}
-    for name, value in model.items():
-        if ".experts." not in name:
-            made[name] = value
-            continue
-        rows, columns = value.shape[-2] // BLOCK, value.shape[-1] // BLOCK
-        blocks = value.astype(np.float32).reshape(*value.shape[:-2], rows, BLOCK, columns, BLOCK)
-        scale = np.abs(blocks).max((-3, -1)) / np.float32(448)
-        codes = (blocks / scale[..., :, None, :, None]).reshape(value.shape)
-        made[name] = codes.astype(ml_dtypes.float8_e4m3fn)
-        made[f"{name}_scale_inv"] = scale.astype(np.float32)
-    return made
-
-
-def decoded(model: Tensors) -> Tensors:
-    """The same as plain numbers, in float32."""
-    made: Tensors = {}
-    for name, value in model.items():
-        if f"{name}_scale_inv" in model:
-            scale = model[f"{name}_scale_inv"].repeat(BLOCK, -2).repeat(BLOCK, -1)
-            made[name] = value.astype(np.float32) * scale
-        elif not name.endswith("_scale_inv"):
-            made[name] = value
-    return made
-
-
-def near(one: Tensors, other: Tensors) -> None:
-    """Equal up to a rounding to bfloat16: one of them may have been computed in a wider type."""
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert np.allclose(
-            *(each.astype(np.float32) for each in (value, other[name])), rtol=2**-7, atol=1e-5
-        ), name
-
-
 def test_fused_plain_experts_meet_quantised_ones(
     tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]
 ) -> None:
@@ -356,49 +191,49 @@ def test_quantised_experts_in_another_layout(
     near(load_file(tmp_path / "out" / "model.safetensors"), plain)
 
 
-@pytest.mark.parametrize(
-    ("option", "pattern"),
-    [("include", "q_proj"), ("exclude", r"self_attn\.k_proj"), ("include", "gate_proj")],
-)
-def test_a_selection_of_a_part_of_a_stored_tensor(tmp_path: Path, option: str, pattern: str) -> None:
-    """On a fused tensor it is an error that names both; the stored name takes the whole."""
-    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
-    shapes = {f"self_attn.{kind}": (size, HIDDEN) for kind, size in ATTENTION.items()}
-    shapes |= {f"mlp.{kind}": (INNER, HIDDEN) for kind in ("gate_proj", "up_proj")}
+@pytest.mark.parametrize("theirs", ["one by one", "fused", "transposed"])
+@pytest.mark.parametrize("mine", ["one by one", "fused", "transposed", "w1 w2 w3"])
+def test_a_saved_vector_gives_back_the_donor_exactly(tmp_path: Path, mine: str, theirs: str) -> None:
+    """Elements that reference + difference does not give back: negative zeros, and donors far from it."""
+    reference = one_by_one()
+    donor = plus(reference, one_by_one(0.1))
+    for value in donor.values():
+        value.reshape(-1)[1:4] = (-0.0, 3e38, 1e-38)
+    for value in reference.values():
+        value.reshape(-1)[2:4] = (-3e38, 7.0)
     paths = [
-        save(
-            tmp_path / role,
-            as_phi3(
-                {f"model.layers.0.{name}.weight": numbers(*shape) for name, shape in shapes.items()}
-                | {"model.norm.weight": numbers(HIDDEN)}
-            ),
-            config,
-        )
-        for role in "tdr"
+        save(tmp_path / role, LAYOUTS[theirs](each))
+        for role, each in zip("dr", (donor, reference), strict=True)
     ]
-    with pytest.raises(tv.RecipeError, match=r"as a part of `model\.layers\.0\.\S+`"):
-        tv.transfer(*paths, out=tmp_path / "out", **{option: [pattern]})
-    with pytest.raises(tv.RecipeError, match="as a part of"):
-        tv.extract(*paths[1:], out=tmp_path / "v", **{option: [pattern]})
-    tv.transfer(*paths, out=tmp_path / "out", **{option: ["qkv_proj"]})
+    tv.extract(*paths, out=tmp_path / "v")
+    target = save(tmp_path / "t", LAYOUTS[mine](reference))
+    tv.apply(target, tmp_path / "v", out=tmp_path / "out")
+    same(load_file(tmp_path / "out" / "model.safetensors"), LAYOUTS[mine](donor))
 
 
-def test_an_adapter_on_a_part_of_a_stored_tensor(tmp_path: Path) -> None:
-    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
-    weights = {f"model.layers.0.self_attn.{kind}.weight": numbers(n, HIDDEN) for kind, n in ATTENTION.items()}
-    weights |= {"model.norm.weight": numbers(HIDDEN)} | {
-        f"model.layers.0.mlp.{kind}.weight": numbers(INNER, HIDDEN) for kind in ("gate_proj", "up_proj")
+def test_the_note_names_the_rows_of_the_table(
+    tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]
+) -> None:
+    target, donor, reference = models
+    paths = [
+        save(tmp_path / role, each) for role, each in (("t", fused(target)), ("d", donor), ("r", reference))
+    ]
+    (note,) = (each.message for each in tv.check(*paths) if each.id == "layout")
+    stem = "model.layers.0.mlp.experts"
+    assert f"{2 * LAYERS} tensors are stored in another layout and matched" in note
+    words = "`gate_proj` and `up_proj`, one after the other of every expert"
+    assert f"`{stem}.gate_up_proj` from `{stem}.0.gate_proj.weight` ({words})" in note
+    assert f"`{stem}.down_proj` from `{stem}.0.down_proj.weight` (`down_proj` of every expert)" in note
+
+
+def test_a_filter_of_a_part_is_an_error(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
+    paths = [save(tmp_path / role, fused(each)) for role, each in zip("tdr", models, strict=True)]
+    weight = [{"filter": "experts.1.", "value": 1.0}, {"value": 0.5}]
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(path), "parameters": {"weight": weight}} for path in paths],
     }
-    save(tmp_path / "m", as_phi3(weights), config)
-    stem = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {
-        f"{stem}.lora_A.weight": np.ones((1, HIDDEN), np.float32),
-        f"{stem}.lora_B.weight": np.ones((ATTENTION["q_proj"], 1), np.float32),
-    }
-    (tmp_path / "a").mkdir()
-    save_file(factors, tmp_path / "a" / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(settings))
-    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/m+{tmp_path}/a"}]}
-    with pytest.raises(tv.FormatError, match=r"q_proj\.weight`, which .* stores as a part of .*qkv_proj"):
+    with pytest.raises(tv.RecipeError, match=r"experts\.1\..* is stored as a part of .*gate_up_proj"):
         tv.merge(recipe, tmp_path / "out")
+    weight[0]["filter"] = "experts.gate_up_proj"
+    tv.merge(recipe, tmp_path / "out")

@@ -378,6 +378,32 @@ def test_another_device_uses_the_same_formula(monkeypatch: pytest.MonkeyPatch, d
         vector.apply_(there, rounding="stochastic")
 
 
+@pytest.mark.parametrize("is_here", [True, False])
+def test_one_expert_of_a_fused_tensor(monkeypatch: pytest.MonkeyPatch, is_here: bool) -> None:
+    """The selected expert changes, the others keep their bytes: on the CPU and on another device."""
+    stem = "model.layers.0.mlp.experts"
+    shapes = {f"{stem}.gate_up_proj": (3, 48, 16), f"{stem}.down_proj": (3, 16, 24)}
+    base = random_tensors(shapes, dtype="F32")
+    target, donor, reference = (tuned(base, seed=seed) for seed in range(3))
+    target[f"{stem}.gate_up_proj"][0, 0, 0] = -0.0
+    vector = tv.from_state_dict(donor) - tv.from_state_dict(reference)
+    if not is_here:
+        monkeypatch.setattr(
+            live_model, "live_tensor", lambda _, each, info: live_model.Live(each, info, None)
+        )
+    there = {name: as_torch(array) for name, array in target.items()}
+    vector.select(include=[r"experts\.1\.(gate|down)"]).apply_(there, alpha=0.5)
+    for name, rows in ((f"{stem}.gate_up_proj", slice(0, 24)), (f"{stem}.down_proj", slice(None))):
+        wanted = target[name].copy()
+        step = donor[name].astype(np.float64) - reference[name].astype(np.float64)
+        wanted[1, rows] = target[name][1, rows] + 0.5 * step[1, rows]
+        found = np.frombuffer(as_bytes(there[name]), np.float32).reshape(wanted.shape)
+        assert np.allclose(found, wanted, rtol=1e-6, atol=1e-7)
+        still = np.ones(wanted.shape, bool)
+        still[1, rows] = False
+        assert found[still].tobytes() == target[name][still].tobytes()
+
+
 def test_refusals_name_the_tensor(models: Models) -> None:
     target, donor, reference = models
     vector = donor - reference

@@ -14,7 +14,7 @@ from taskvec.compat.config import check_config
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.findings import check_layouts
-from taskvec.compat.layouts.parts import hold_whole
+from taskvec.compat.layouts.parts import bound
 from taskvec.compat.lineage import same_files
 from taskvec.compat.quantised import check_basis, check_difference, check_noise, pairs_of
 from taskvec.compat.tensors import check_tensors
@@ -67,6 +67,7 @@ def check_transfer(
     findings = check_models(others, target, role="target", selection=selection, tie=tie)
     # three models of one table, the usual case, are not compared name by name
     if not (donor.packed is reference.packed is target.packed):
+        selection = bound(selection, target)
         pairs = pairs_of(donor, reference, lambda name: name in target.tensors and selection.matches(name))
         findings += check_difference("donor and reference", pairs)
         findings += check_noise(target, pairs)
@@ -93,7 +94,7 @@ def check_vector(
 ) -> list[Finding]:
     """The findings of the difference donor − reference, without a model that it is added to."""
     found = check_models([("donor", donor)], reference, role="reference", selection=selection, tie=tie)
-    pairs = pairs_of(donor, reference, selection.matches)
+    pairs = pairs_of(donor, reference, bound(selection, reference).matches)
     return in_order([*found, *check_difference("donor and reference", pairs)])
 
 
@@ -119,7 +120,7 @@ def check_models(
     tie : TieDecision, optional
         What :func:`tie_decision` says of these models, where it is known already.
     """
-    hold_whole(selection, base)
+    selection = bound(selection, base)
     selected = selection.select(base.tensors)
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))

@@ -84,6 +84,7 @@ FINDINGS: dict[str, Kind] = {
     "non-float-differs": Kind("warning", "an integer or boolean tensor differs between the models"),
     "tied-head": Kind("warning", "some models tie the output head to the embedding and others do not"),
     "nothing-selected": Kind("error", "no tensor would be changed"),
+    "selection-groups": Kind("warning", "a selection leaves weights that share a scale with selected ones"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
     "lfs-pointer": Kind(
         "error", "a git-lfs pointer lies in the place of a file", "the pointer is copied as it is"

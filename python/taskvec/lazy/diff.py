@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.check import check_models
 from taskvec.compat.layouts.fit import fitted
+from taskvec.compat.layouts.parts import bound, only
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
 from taskvec.lazy.vector import TaskVector, load_vector
@@ -78,6 +79,7 @@ def _checkpoints(
         error = CompatibilityError(stopping[0].message, stopping[0].fix)
         error.findings = tuple(found)
         raise error
+    selection = bound(selection, one)
     tables = [
         {name: info for name, info in side.tensors.items() if selection.matches(name)}
         for side in (one, other)
@@ -95,7 +97,8 @@ def _checkpoints(
             "give models of one architecture",
         )
     one = materialised(one, progress)
-    other = fitted(materialised(other, progress), one)
+    other = only(fitted(materialised(other, progress), one), selection)
+    one = only(one, selection)
     names = {name: (name,) for name in shapes}
     pairs = compare(
         [Term(1.0, (one,), names)], [Term(1.0, (other,), names)], shapes, threads=threads, progress=progress

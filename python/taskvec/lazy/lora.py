@@ -18,7 +18,7 @@ from taskvec.settings import Options, Settings
 from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
-    from taskvec.plan.adapter_parts import Embeddings, Others
+    from taskvec.plan.adapter_division import Embeddings, Others
     from taskvec.progress import Callback
     from taskvec.report.report import Report
 

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import FormatError
 from taskvec.models.adapter_config import CONFIG, MERGE_FIRST, check_config, is_set, scale_of
+from taskvec.models.adapter_parameters import (
+    ParameterFactors,
+    named,
+    parameter_factors,
+    target_parameters,
+)
 from taskvec.models.adapter_whole import PREFIX, check_whole, saved_modules, whole_name
 from taskvec.models.model import Remote, TensorInfo
+from taskvec.text import shown
 
 if TYPE_CHECKING:
     from taskvec._core import Checkpoint as Reader
@@ -47,6 +54,36 @@ class Factors(NamedTuple):
     transposed: bool
 
 
+class PartFactors(NamedTuple):
+    """Factors of a weight that is stored as a part of a tensor; all but the scale in elements.
+
+    Attributes
+    ----------
+    a, b : str
+        Stored names of A and B.
+    scale : float
+        Of their product.
+    rank : int
+    start : (int, int)
+        Where A and B begin.
+    ranks : (int, int)
+        The step from one rank to the next in A and B.
+    to : int
+        The first element in the tensor.
+    axes : tuple of (int, int, (int, int))
+        For each dimension of the part: its length, the step in the tensor, and those in A and B.
+    """
+
+    a: str
+    b: str
+    scale: float
+    rank: int
+    start: tuple[int, int]
+    ranks: tuple[int, int]
+    to: int
+    axes: tuple[tuple[int, int, tuple[int, int]], ...]
+
+
 @dataclass(frozen=True, repr=False, slots=True)
 class Adapter:
     """An adapter's headers and settings; a source of a plan, as checkpoints and vectors are.
@@ -73,8 +110,14 @@ class Adapter:
         What a run would still download.
     remote : Remote or None
         Where its files are fetched from, when they are not here.
+    parameters : tuple of ParameterFactors
+        Factors of parameters that are no module's weight; none once it is fitted to a model.
+    parts : mapping of str to tuple of PartFactors
+        Once it is fitted to a model: the factors of weights that are parts of a stored tensor, by its name.
     base : int, optional
         The plan's number of the model that it is put on top of.
+    stored : mapping of str to TensorInfo
+        Every stored tensor of its file.
     """
 
     spec: str
@@ -86,6 +129,9 @@ class Adapter:
     config: dict[str, Any]
     embeddings: frozenset[str] = field(default=frozenset())
     whole: Mapping[str, TensorInfo] = field(default_factory=dict)
+    parameters: tuple[ParameterFactors, ...] = ()
+    parts: Mapping[str, tuple[PartFactors, ...]] = field(default_factory=dict)
+    stored: Mapping[str, TensorInfo] = field(default_factory=dict)
     base: int | None = None
     repository: str | None = None
     revision: str | None = None
@@ -95,7 +141,7 @@ class Adapter:
     @property
     def changed(self) -> list[str]:
         """The weights that it changes or replaces."""
-        return list(dict.fromkeys((*self.factors, *self.whole)))
+        return list(dict.fromkeys((*self.factors, *self.parts, *self.whole)))
 
     @property
     def location(self) -> Path:
@@ -103,7 +149,7 @@ class Adapter:
         return self.path
 
     def __repr__(self) -> str:
-        return f"Adapter({self.spec!r}, weights: {len(self.changed):,})"
+        return f"Adapter({self.spec!r}, weights: {len(self.changed) + len(self.parameters):,})"
 
 
 def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) -> Adapter:
@@ -124,8 +170,15 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
     replaced = {info.name for info in whole.values()}
     pairs, embeddings = _pairs([name for name in stored if name not in replaced], spec)
     flag = is_set(config, "fan_in_fan_out", spec)
-    factors, tensors = {}, {}
+    targets = target_parameters(config, spec)
+    factors, tensors, parameters = {}, {}, []
     for module, pair in pairs.items():
+        inner, names = named(module, targets)
+        if names:
+            both = (stored[pair["A"]], stored[pair["B"]])
+            _check_factors(module, *both, spec)
+            parameters.append(parameter_factors(inner, names, both, config, spec))
+            continue
         name, a, b = f"{module}.weight", stored[pair["A"]], stored[pair["B"]]
         _check_factors(module, a, b, spec)
         is_transposed = module in embeddings or flag
@@ -133,6 +186,12 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
         shape = (a.shape[1], b.shape[0]) if is_transposed else (b.shape[0], a.shape[1])
         tensors[name] = TensorInfo(name, a.dtype, shape, a.nbytes + b.nbytes, a.file)
     check_whole(whole, modules, spec)
+    if targets and not parameters:
+        raise FormatError(
+            f"the adapter `{spec}` changes parameters (`target_parameters: {shown(targets)}`), and holds "
+            "factors of none of them",
+            "its settings and its weights come from different saves: save it again",
+        )
     return Adapter(
         spec,
         path,
@@ -143,6 +202,8 @@ def read_adapter(spec: str, path: Path, config: dict[str, Any], reader: Reader) 
         config,
         frozenset(f"{module}.weight" for module in embeddings),
         whole,
+        tuple(parameters),
+        stored=stored,
     )
 
 

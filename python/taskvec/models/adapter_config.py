@@ -25,7 +25,7 @@ _CONVERT = (
 _DEFAULTS = {"r": 8, "lora_alpha": 8}
 _READ = frozenset({
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias",
-    "init_lora_weights", "modules_to_save",
+    "init_lora_weights", "modules_to_save", "target_parameters",
 })  # fmt: skip
 # They say who made it, how it was trained, or which modules have factors, which the weights show themselves.
 # Configurations of an initialisation or a variant have no effect where that itself is not chosen.
@@ -44,7 +44,6 @@ _REFUSED = {
     "arrow_config": ("Arrow, a router over several adapters", _AT_RUN_TIME),
     "lora_bias": ("biases of B", MERGE_FIRST),
     "trainable_token_indices": ("rows of single tokens", MERGE_FIRST),
-    "target_parameters": ("parameters that are no module's weight", MERGE_FIRST),
     "layer_replication": ("repeated layers", MERGE_FIRST),
     "megatron_config": ("Megatron layers", MERGE_FIRST),
     "ensure_weight_tying": ("factors shared by tied layers", MERGE_FIRST),
@@ -113,7 +112,7 @@ def scale_of(config: Mapping[str, Any], module: str, stored_rank: int, spec: str
     FormatError
         The settings give no number, or another rank than that of the stored factors.
     """
-    rank = _of_module(config, "rank_pattern", "r", module, spec)
+    rank = rank_of(config, module, spec)
     alpha = _of_module(config, "alpha_pattern", "lora_alpha", module, spec)
     if rank != stored_rank or rank <= 0:
         raise FormatError(
@@ -121,6 +120,18 @@ def scale_of(config: Mapping[str, Any], module: str, stored_rank: int, spec: str
             "its settings and its weights come from different saves",
         )
     return alpha / (math.sqrt(rank) if is_set(config, "use_rslora", spec) else rank)
+
+
+def rank_of(config: Mapping[str, Any], module: str, spec: str) -> int:
+    """The rank of the factors of a module as the settings have it.
+
+    Raises
+    ------
+    FormatError
+        They give no number.
+    """
+    rank = _of_module(config, "rank_pattern", "r", module, spec)
+    return int(rank) if rank == int(rank) else 0
 
 
 def is_set(config: Mapping[str, Any], key: str, spec: str) -> bool:

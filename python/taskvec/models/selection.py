@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from taskvec.errors import RecipeError
+from taskvec.models.part_names import NO_PARTS, PartNames, StoredPart, block_name
 from taskvec.models.tensor_names import is_vocabulary, layer_of
 from taskvec.option import option, recorded
 from taskvec.text import as_tuple
@@ -56,7 +57,9 @@ class Selection:
     r"""Which tensors a run touches; the others are the target's bytes.
 
     A tensor is selected when the preset allows it, it lies in one of ``layers`` (if given), at least one of
-    ``include`` is found in its name (if given), and none of ``exclude`` is.
+    ``include`` is found in its name (if given), and none of ``exclude`` is. Of a tensor that holds several
+    weights (experts, queries with keys and values), a pattern that is found in the name of a weight means
+    that part; one that is found in the stored name alone means all of it.
 
     Parameters
     ----------
@@ -95,6 +98,7 @@ class Selection:
     _include: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
     _exclude: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
     _layers: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
+    _parts: PartNames = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
@@ -103,6 +107,7 @@ class Selection:
             raise RecipeError(
                 f"preset `{self.preset}` is not known", f"choose one of {', '.join(get_args(Preset))}"
             )
+        object.__setattr__(self, "_parts", NO_PARTS)
         object.__setattr__(self, "_include", _compile(self.include, "include"))
         object.__setattr__(self, "_exclude", _compile(self.exclude, "exclude"))
         object.__setattr__(self, "_layers", _parse_layers(self.layers) if self.layers is not None else ())
@@ -123,9 +128,39 @@ class Selection:
             layer = layer_of(name)
             if layer is None or not any(first <= layer <= last for first, last in self._layers):
                 return False
-        if self._include and not any(pattern.search(name) for pattern in self._include):
-            return False
-        return not any(pattern.search(name) for pattern in self._exclude)
+        if not (self._include or self._exclude):
+            return True
+        return any(self._mask(name))
+
+    def with_parts(self, parts: PartNames) -> Selection:
+        """The same on a model of which some tensors hold other weights than their names say."""
+        bound = replace(self)
+        object.__setattr__(bound, "_parts", parts)
+        return bound
+
+    def parts(self, name: str) -> tuple[StoredPart, ...]:
+        """The weights in a tensor; none where it is one weight, under its own name."""
+        return self._parts.of(name)
+
+    def taken(self, name: str) -> tuple[StoredPart, ...]:
+        """The weights in a selected tensor that are; none where all of it is selected."""
+        if not (self._include or self._exclude):
+            return ()
+        mask = self._mask(name)
+        if all(mask):
+            return ()
+        return tuple(part for part, is_taken in zip(self._parts.of(name), mask, strict=True) if is_taken)
+
+    def _mask(self, name: str) -> list[bool]:
+        """Whether the patterns take each of the weights in a tensor."""
+        names = self._names(name)
+        taken = [not self._include] * len(names)
+        for patterns, found_is_taken in ((self._include, True), (self._exclude, False)):
+            for pattern in patterns:
+                for place, is_found in enumerate(_found(pattern, name, names)):
+                    if is_found:
+                        taken[place] = found_is_taken
+        return taken
 
     def select(self, names: Iterable[str]) -> list[str]:
         """The selected names, in the order given.
@@ -154,7 +189,7 @@ class Selection:
             f"{option} `{pattern.pattern}`"
             for option, patterns in (("include", self._include), ("exclude", self._exclude))
             for pattern in patterns
-            if not any(pattern.search(name) for name in names)
+            if not any(any(_found(pattern, name, self._names(name))) for name in names)
         ]
         if self._layers:
             present = {layer_of(name) for name in names} - {None}
@@ -162,6 +197,10 @@ class Selection:
                 if not any(first <= layer <= last for layer in present if layer is not None):
                     parts.append(f"layers `{first}-{last}`" if last > first else f"layer `{first}`")
         return parts
+
+    def _names(self, name: str) -> list[str]:
+        """The names of the weights in a tensor."""
+        return [block_name(part.name) for part in self._parts.of(name)] or [name]
 
     def __str__(self) -> str:
         parts = [f"include `{pattern}`" for pattern in self.include]
@@ -171,6 +210,15 @@ class Selection:
         if self.preset != "full" or not parts:
             parts.insert(0, f"preset `{self.preset}`")
         return ", ".join(parts)
+
+
+def _found(pattern: re.Pattern[str], stored: str, names: Sequence[str]) -> list[bool]:
+    """In which names of the weights in a stored tensor a pattern is found; in all, if in its own alone."""
+    found = [pattern.search(name) is not None for name in names]
+    if any(found):
+        return found
+    is_found = pattern.search(stored) or pattern.search(block_name(stored))
+    return [is_found is not None] * len(names)
 
 
 def selection_recipe(selection: Selection) -> dict[str, Any]:

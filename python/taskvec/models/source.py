@@ -53,6 +53,7 @@ def source_document(
             "fingerprint": source.fingerprint,
             "base": source.base,
             "factors": source.factors,
+            **({"parts": source.parts} if source.parts else {}),
             **(
                 {"whole": whole}
                 if (whole := {name: info.name for name, info in source.whole.items()})

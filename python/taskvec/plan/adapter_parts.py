@@ -1,229 +1,272 @@
-"""Which tensors of a vector an adapter holds as factors, which as a whole, and which it leaves out.
+"""Adapters across layouts: factors of a weight that its model stores under another kind of name, or in one
+tensor with others.
 
-Factors are for the weights of linear layers, embeddings and heads. Which layers are linear the names say:
-only names that are known to be those of one count, since an adapter with factors of another kind of module
-does not load.
+The change of a module is a matrix B·A that nobody holds. It has the views of a stored tensor of its name, in
+the table of layouts, and meets those of the model's tensors: every box of elements that both have in common
+becomes a part, with the steps in A and B for each of its dimensions.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from taskvec.compat.tied_heads import head_of
-from taskvec.dtypes import FLOAT_DTYPES
-from taskvec.errors import RecipeError
+from taskvec.compat.layouts.names import common_name
+from taskvec.compat.layouts.table import views, views_of
+from taskvec.compat.layouts.views import View, meet_axes
+from taskvec.errors import FormatError
+from taskvec.models.adapter import Adapter, PartFactors
+from taskvec.models.adapter_config import MERGE_FIRST
+from taskvec.models.adapter_names import core, not_found
+from taskvec.models.adapter_parameters import ParameterFactors
 from taskvec.models.model import Model
-from taskvec.models.tensor_names import is_vocabulary
-from taskvec.plan.adapters import is_conv1d
+from taskvec.text import listed
 
-Role = Literal["linear", "embedding", "head", "expert"]
-Embeddings = Literal["lora", "whole", "leave"]
-Others = Literal["leave", "whole"]
-
-# Last parts of the names of linear layers.
-_LINEAR = frozenset({
-    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "qkv", "query_key_value", "Wqkv",
-    "W_pack", "c_attn", "q_attn", "c_proj", "c_fc", "wq", "wk", "wv", "wo", "q_a_proj", "q_b_proj",
-    "kv_a_proj_with_mqa", "kv_a_proj", "kv_b_proj", "query", "key", "value", "dense", "in_proj",
-    "in_proj_qkv", "in_proj_qkvz", "in_proj_ba", "in_proj_z", "in_proj_a", "in_proj_b", "x_proj", "dt_proj",
-    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out", "dense_h_to_4h",
-    "dense_4h_to_h", "w1", "w2", "w3", "wi", "wi_0", "wi_1", "q", "k", "v", "o", "q_lin", "k_lin", "v_lin",
-    "out_lin", "lin1", "lin2", "linear_1", "linear_2", "shared_expert_gate",
-})  # fmt: skip
-_HEADS = ("lm_head", "embed_out", "output_layer", "output", "unembed")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
-# Kinds of models whose experts, stored one by one, transformers 5 loads as one tensor a layer, with the
-# factors of an adapter that PEFT brings into that form (0.21); of other kinds it drops the factors.
-_STACKED = frozenset({
-    "mixtral", "minimax", "minimax_m2", "afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1",
-    "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open",
-    "mellum", "qwen3_moe", "qwen3_next", "hunyuan_v1_moe", "flex_olmo", "olmoe", "sarvam_mla", "exaone_moe",
-    "cohere2_moe",
-})  # fmt: skip
-# Names that it then takes for those of experts wherever they occur.
-_OF_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
-# Modules that have another name once transformers 5 has loaded them, and what such modules lie in.
-_RENAMED = ("embed_out.", ".block_sparse_moe.")
-_OTHER_NAME = "it has another name once it is loaded"
+# Models whose experts have inputs before outputs in memory: what PEFT calls inputs are inputs in any version.
+_TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})
 
 
-class Part(NamedTuple):
-    """A weight with factors.
-
-    Attributes
-    ----------
-    name : str
-        The stored weight.
-    module : str
-        The module that it is the weight of.
-    role : {"linear", "embedding", "head", "expert"}
-    shape : tuple of int
-        As it is stored.
-    transposed : bool
-        Whether that is [inputs, outputs], of which the factors are those of the transposed one.
-    """
-
-    name: str
-    module: str
-    role: Role
-    shape: tuple[int, int]
-    transposed: bool
-
-
-class Division(NamedTuple):
-    """The tensors of a vector, divided.
-
-    ``factors`` are weights with factors, ``whole`` those that are held as they are in the donor, ``left``
-    the others, each with the reason.
-    """
-
-    factors: list[Part]
-    whole: list[str]
-    left: dict[str, str]
-
-
-def divide(
-    model: Model, names: Sequence[str], *, embeddings: Embeddings = "lora", others: Others = "leave"
-) -> Division:
-    """Say how an adapter on a model holds each of some tensors.
+class Weights:
+    """The weights of a model, in whichever tensor each is stored.
 
     Parameters
     ----------
     model : Model
-        That the adapter is put on: names, shapes and config.
+    like : Model, optional
+        The model whose layout it has been fitted to, where it has.
+    """
+
+    def __init__(self, model: Model, like: Model | None = None) -> None:
+        self.model = model
+        self.config = (like or model).config
+        self._like = like
+        self._found: dict[str, list[tuple[str, View]]] | None = None
+
+    def find(self, name: str) -> list[tuple[str, View]]:
+        """Where a weight is stored, by its common name; several places where the names do not tell."""
+        if self._found is None:
+            self._found = {}
+            for stored, parts in views(self.model, self._like):
+                for view in parts:
+                    self._found.setdefault(core(view.name), []).append((stored, view))
+        return self._found.get(core(name), [])
+
+    def stored_whole(self, name: str) -> list[str]:
+        """The stored tensor that is the weight of this name and nothing else, under another kind of name."""
+        found = self.find(common_name(name))
+        return [stored for stored, view in found if view.own == stored]
+
+
+class Matrix(NamedTuple):
+    """The change of a tensor as factors give it: a matrix, or one for each expert.
+
+    Attributes
+    ----------
+    name : str
+        The name that the module has in memory.
+    shape : tuple of int
+        [outputs, inputs], or [experts, outputs, inputs].
+    a, b : str
+        Stored names of the factors.
+    scale : float
+    rank : int
+    experts, ranks, outputs, inputs : (int, int)
+        The steps from one to the next in A and B.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    a: str
+    b: str
+    scale: float
+    rank: int
+    experts: tuple[int, int]
+    ranks: tuple[int, int]
+    outputs: tuple[int, int]
+    inputs: tuple[int, int]
+
+    def views(self, config: Mapping[str, Any]) -> list[View]:
+        """The weights that it changes, of a model with this config."""
+        # by itself: beside others, experts would be told to have inputs first
+        ((_, parts),) = views_of({self.name: self.shape}, config)
+        return parts
+
+    def part(self, view: View, target: View) -> PartFactors | None:
+        """A weight of this change in the tensor of a model; ``None`` where they are of different sizes."""
+        axes = meet_axes(target, view)
+        if axes is None or len(axes) != 2:
+            return None
+        columns = self.shape[-1]
+        expert, element = divmod(view.first, self.shape[-2] * columns)
+        row, column = divmod(element, columns)
+        start = [
+            expert * self.experts[factor] + row * self.outputs[factor] + column * self.inputs[factor]
+            for factor in (0, 1)
+        ]
+        sides = ((axes[0], columns, self.outputs), (axes[1], 1, self.inputs))
+        dims = tuple(
+            (length, to, (stride // unit * steps[0], stride // unit * steps[1]))
+            for rows, unit, steps in sides
+            for length, to, stride in rows
+        )
+        return PartFactors(
+            self.a, self.b, self.scale, self.rank, (start[0], start[1]), self.ranks, target.first, dims
+        )
+
+
+def fitted_parts(
+    adapter: Adapter, names: Sequence[str], weights: Weights
+) -> dict[str, tuple[PartFactors, ...]]:
+    """The factors of parts of the model's tensors, by the stored names of these.
+
+    Parameters
+    ----------
+    adapter : Adapter
     names : sequence of str
-        The tensors of the vector.
-    embeddings : {"lora", "whole", "leave"}
-        What becomes of input embedding and output head.
-    others : {"leave", "whole"}
-        What becomes of all that is no linear layer: norms, biases, routers.
+        Those of its weights that the model does not store under a name that differs in wrappers alone.
+    weights : Weights
+        Of its model.
 
     Raises
     ------
-    RecipeError
-        Embedding and head are tied, and are to be held whole.
+    FormatError
+        A weight is in none of the model's tensors, in several, of another shape, or changed twice.
     """
-    head = head_of(model)
-    is_tied = head.state in ("tied", "double")
-    factors: list[Part] = []
-    left: dict[str, str] = {}
-    rest: list[str] = []
-    for name in names:
-        info = model.tensors[name]
-        if info.dtype not in FLOAT_DTYPES:
-            left[name] = f"{info.dtype} is no float type"
-        elif head.state == "double" and name == head.head:
-            left[name] = "tied to the embedding, whose factors are for both"
-        elif is_vocabulary(name) and _is_renamed(name):
-            left[name] = _OTHER_NAME
-        elif is_vocabulary(name) and len(info.shape) == 2:
-            if embeddings == "lora":
-                factors.append(_vocabulary_part(name, info.shape))
-            elif embeddings == "leave":
-                left[name] = "embeddings and head are to be left"
-            else:
-                rest.append(name)
-        elif (part := _linear_part(model, name)) is None:
-            rest.append(name)
-        elif (reason := _not_loaded(model, part)) is None:
-            factors.append(part)
-        elif part.role == "expert":
-            left[name] = reason
-        else:
-            rest.append(name)
-    if is_tied and embeddings == "whole" and any(is_vocabulary(name) for name in rest):
-        raise RecipeError(
-            f"`{model.spec}` ties embedding and head to each other, and an adapter cannot hold one of them "
-            "as a whole",
-            "give them factors (`--embeddings lora`) or leave them (`--embeddings leave`)",
+    matrices = [_matrix(adapter, name) for name in names]
+    matrices += _of_parameters(adapter, weights)
+    if not matrices:
+        return {}
+    found: dict[str, dict[int, PartFactors]] = {}
+    lacking: list[str] = []
+    for matrix in matrices:
+        for view in matrix.views(weights.config):
+            stored = weights.find(view.name)
+            if not stored:
+                lacking.append(matrix.name)
+                break
+            _add(adapter, matrix, view, stored, weights.model, found)
+    if lacking:
+        model = weights.model
+        raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
+    return {name: tuple(parts.values()) for name, parts in found.items()}
+
+
+def _add(
+    adapter: Adapter,
+    matrix: Matrix,
+    view: View,
+    stored: list[tuple[str, View]],
+    model: Model,
+    found: dict[str, dict[int, PartFactors]],
+) -> None:
+    if len(stored) > 1:
+        raise FormatError(
+            f"the names differ: the adapter `{adapter.spec}` changes `{matrix.name}`, and "
+            f"`{model.spec}` stores `{view.name}` in {listed([name for name, _ in stored])}",
+            "rename the adapter's tensors to the names that the model stores",
         )
-    _hold_experts(model, factors)
-    wanted = [name for name in rest if others == "whole" or is_vocabulary(name)]
-    whole, refused = _whole(model, wanted, factors)
-    reasons = {name: _reason(model, name) for name in rest if name not in set(wanted)}
-    return Division(factors, whole, {**left, **reasons, **refused})
+    ((name, target),) = stored
+    part = matrix.part(view, target)
+    if part is None:
+        rows, columns = matrix.shape[-2:]
+        raise FormatError(
+            f"the adapter `{adapter.spec}` changes `{matrix.name}`, of {columns} inputs and {rows} outputs; "
+            f"`{target.own}` in `{name}` of `{model.spec}` is {list(target.shape)}",
+            "give the model with these sizes: another size is another model",
+        )
+    if found.setdefault(name, {}).setdefault(target.first, part) is not part:
+        raise FormatError(
+            f"the adapter `{adapter.spec}` changes `{target.own}` twice, the second time as `{matrix.name}`",
+            "it has the factors of several saves: save it again",
+        )
 
 
-def _is_renamed(name: str) -> bool:
-    return any(part in name for part in _RENAMED)
+def _matrix(adapter: Adapter, name: str) -> Matrix:
+    """The change of a module's weight."""
+    a, b, scale, _ = adapter.factors[name]
+    (rank, inputs), (outputs, _) = adapter.stored[a].shape, adapter.stored[b].shape
+    return Matrix(name, (outputs, inputs), a, b, scale, rank, (0, 0), (inputs, 1), (0, rank), (1, 0))
 
 
-def _vocabulary_part(name: str, shape: Sequence[int]) -> Part:
-    module = name.removesuffix(".weight")
-    is_head = module.rpartition(".")[2] in _HEADS
-    rows, columns = shape
-    return Part(name, module, "head" if is_head else "embedding", (rows, columns), not is_head)
+def _of_parameters(adapter: Adapter, weights: Weights) -> list[Matrix]:
+    """The changes of parameters, each given the one of its module that it fits.
 
-
-def _linear_part(model: Model, name: str) -> Part | None:
-    shape = model.tensors[name].shape
-    module, _, kind = name.rpartition(".")
-    if kind != "weight" or len(shape) != 2 or module.rpartition(".")[2] not in _LINEAR:
-        return None
-    role: Role = "expert" if _EXPERT.search(name) else "linear"
-    return Part(name, module, role, (shape[0], shape[1]), is_conv1d(model.config, name))
-
-
-def _not_loaded(model: Model, part: Part) -> str | None:
-    """Why PEFT would drop the factors of a linear layer, if it would."""
-    is_stacked = model.config.get("model_type") in _STACKED
-    if part.role == "expert" and not is_stacked:
-        return "peft loads the experts of this kind of model as one tensor, without their factors"
-    if part.role != "expert" and is_stacked and part.module.rpartition(".")[2] in _OF_EXPERTS:
-        return "peft takes a module of this name for an expert of this kind of model"
-    return None
-
-
-def _hold_experts(model: Model, factors: Sequence[Part]) -> None:
-    """Return if every layer has the factors of all its experts, or of none: they are loaded as one."""
-    chosen = {part.name for part in factors if part.role == "expert"}
-    blocks = {_EXPERT.split(name)[0] for name in chosen}
-    for name in model.tensors:
-        if name not in chosen and _EXPERT.search(name) and _EXPERT.split(name)[0] in blocks:
-            raise RecipeError(
-                f"the selection leaves out `{name}`, an expert whose layer has others with factors",
-                "select all experts of a layer with all their weights, or none (`--exclude experts`)",
-            )
-
-
-def _whole(model: Model, names: Sequence[str], factors: Sequence[Part]) -> tuple[list[str], dict[str, str]]:
-    """What is held whole, with all else that is in the same modules; and what cannot be, with the reason.
-
-    A bias of a layer with factors is held as that of its base layer. A module is held with all its tensors,
-    since it is loaded as one.
+    Releases of PEFT differ in what they call inputs where outputs are stored first; sizes tell, and all
+    factors of an adapter are of one release.
     """
-    adapted = {part.module for part in factors}
-    above: set[str] = set()
-    for module in adapted:
-        above.update(module[:at] for at, letter in enumerate(module) if letter == ".")
-    siblings: dict[str, list[str]] = defaultdict(list)
-    for name in model.tensors:
-        siblings[name.rpartition(".")[0]].append(name)
-    whole: dict[str, None] = {}
-    refused: dict[str, str] = {}
-    for name in names:
-        module, _, kind = name.rpartition(".")
-        if module in adapted and kind == "bias":
-            whole[name] = None
-        elif not module or module in above or module in adapted:
-            refused[name] = "it lies in a module that has factors"
-        elif _EXPERT.search(f"{module}."):
-            refused[name] = "it lies in an expert, which is loaded with the others"
-        elif _is_renamed(name):
-            refused[name] = _OTHER_NAME
-        else:
-            whole.update(dict.fromkeys(siblings[module]))
-    return list(whole), refused
+    if not adapter.parameters:
+        return []
+    modules: dict[str, list[ParameterFactors]] = {}
+    for each in adapter.parameters:
+        modules.setdefault(each.module, []).append(each)
+    found = [
+        each for each in (_assigned(modules, weights, is_turned=turned) for turned in (False, True)) if each
+    ]
+    if len(found) == 2 and _kinds(weights.config) & _TRANSPOSED:
+        found.pop()
+    if len(found) != 1 or any(len(ways) != 1 for ways in found[0]):
+        names = [f"{each.module}.{name}" for each in adapter.parameters for name in each.names]
+        how = "more than one way" if found else "no way"
+        raise FormatError(
+            f"the adapter `{adapter.spec}` changes {listed(list(dict.fromkeys(names)))}, and its factors fit "
+            f"the parameters of `{weights.model.spec}` in {how}",
+            MERGE_FIRST if found else "give the model that the adapter was trained for",
+        )
+    return [matrix for ways in found[0] for matrix in ways[0]]
 
 
-def _reason(model: Model, name: str) -> str:
-    shape = model.tensors[name].shape
-    part = _linear_part(model, name)
-    if part is not None:
-        return _not_loaded(model, part) or "it is not selected"
-    if len(shape) != 2:
-        return f"it has {len(shape)} {'dimension' if len(shape) == 1 else 'dimensions'}"
-    return "it is not known to be the weight of a linear layer"
+def _kinds(config: Mapping[str, object]) -> set[str]:
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    return {str(each.get("model_type")) for each in (config, *inner)}
+
+
+def _assigned(
+    modules: Mapping[str, list[ParameterFactors]], weights: Weights, *, is_turned: bool
+) -> list[list[list[Matrix]]]:
+    """For each module the ways in which its factors fit its parameters; nothing where one fits in none."""
+    found = []
+    for factors in modules.values():
+        ways = [way for way in _ways(factors, is_turned=is_turned) if _fits(way, weights)]
+        if not ways:
+            return []
+        found.append(ways)
+    return found
+
+
+def _ways(factors: Sequence[ParameterFactors], *, is_turned: bool) -> Iterator[list[Matrix]]:
+    for names in itertools.permutations(factors[0].names, len(factors)):
+        if all(name in each.settings for each, name in zip(factors, names, strict=True)):
+            yield [
+                _experts(each, name, is_turned=is_turned) for each, name in zip(factors, names, strict=True)
+            ]
+
+
+def _fits(matrices: Sequence[Matrix], weights: Weights) -> bool:
+    """Whether all weights of some changes are in the model, in these sizes."""
+    return all(
+        any(view.shape == target.shape for _, target in weights.find(view.name))
+        for matrix in matrices
+        for view in matrix.views(weights.config)
+    )
+
+
+def _experts(factors: ParameterFactors, name: str, *, is_turned: bool) -> Matrix:
+    """The change of a parameter of experts; turned round, A is of the outputs and B of the inputs."""
+    rank, scale = factors.settings[name]
+    (columns, width), height = factors.a.shape, factors.b.shape[0]
+    experts = columns // rank
+    shape = (experts, width, height) if is_turned else (experts, height, width)
+    along_a, along_b = (1, 0), (0, columns)
+    return Matrix(
+        f"{factors.module}.{name}",
+        shape,
+        factors.a.name,
+        factors.b.name,
+        scale,
+        rank,
+        (rank * width, 1),
+        (width, experts),
+        along_a if is_turned else along_b,
+        along_b if is_turned else along_a,
+    )

@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.layouts.names import common_name
-from taskvec.compat.layouts.table import views
 from taskvec.compat.tied_heads import Head, head_of
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import FormatError
-from taskvec.models.adapter import Adapter, Factors
+from taskvec.models.adapter import Adapter, Factors, PartFactors
 from taskvec.models.adapter_config import MERGE_FIRST
 from taskvec.models.adapter_names import StoredNames, ambiguous, core, not_found
 from taskvec.models.adapter_whole import COPY
 from taskvec.models.model import Model, TensorInfo
+from taskvec.plan.adapter_parts import Weights, fitted_parts
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")
 # Models whose weights of these modules are stored as [inputs, outputs] (Conv1D of transformers).
@@ -24,8 +23,16 @@ _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D_MODULES = ("c_attn", "q_attn", "c_proj", "c_fc")
 
 
-def fitted(adapter: Adapter, model: Model) -> Adapter:
+def fitted(adapter: Adapter, model: Model, like: Model | None = None) -> Adapter:
     """The adapter with its factors under the names that its model stores.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        As it was read.
+    model : Model
+    like : Model, optional
+        The model whose layout that has been fitted to, where it has.
 
     Raises
     ------
@@ -35,8 +42,13 @@ def fitted(adapter: Adapter, model: Model) -> Adapter:
     found: dict[str, Factors] = {}
     tensors: dict[str, TensorInfo] = {}
     head, stored = head_of(model), StoredNames(model.tensors.keys())
+    weights = Weights(model, like)
+    elsewhere: list[str] = []
     for name, factors in adapter.factors.items():
-        for weight in _stored(adapter, name, model, head, stored):
+        alike = _stored(adapter, name, model, head, stored)
+        if not alike:
+            elsewhere.append(name)
+        for weight in alike:
             if weight in found:
                 raise _twice(adapter, name, weight, head)
             is_embedding = name in adapter.embeddings
@@ -45,8 +57,31 @@ def fitted(adapter: Adapter, model: Model) -> Adapter:
             _check_weight(adapter, name, model, info, is_transposed)
             found[weight] = factors._replace(transposed=is_transposed)
             tensors[weight] = adapter.tensors[name]._replace(name=weight, shape=info.shape)
-    whole = _fitted_whole(adapter, found, model, head, stored)
-    return replace(adapter, factors=found, tensors=tensors, embeddings=frozenset(), whole=whole)
+    parts = fitted_parts(adapter, elsewhere, weights)
+    for weight, each in parts.items():
+        if weight in found:
+            raise _twice(adapter, weight, weight, head)
+        tensors[weight] = _changed(adapter, model, weight, each)
+    whole = _fitted_whole(adapter, {**found, **parts}, model, head, stored, weights)
+    return replace(
+        adapter,
+        factors=found,
+        tensors=tensors,
+        embeddings=frozenset(),
+        whole=whole,
+        parts=parts,
+        parameters=(),
+    )
+
+
+def _changed(adapter: Adapter, model: Model, name: str, parts: Sequence[PartFactors]) -> TensorInfo:
+    """A tensor of which an adapter changes parts, with the bytes of their factors."""
+    info = model.tensors[name]
+    if info.dtype not in FLOAT_DTYPES:
+        raise _not_float(adapter, model, info)
+    factors = {each for part in parts for each in (part.a, part.b)}
+    nbytes = sum(adapter.stored[each].nbytes for each in factors)
+    return info._replace(nbytes=nbytes)
 
 
 def on_top(adapter: Adapter, model: Model, number: int) -> Adapter:
@@ -55,7 +90,8 @@ def on_top(adapter: Adapter, model: Model, number: int) -> Adapter:
     for name in adapter.changed:
         info = tensors[name]
         own = adapter.whole[name].nbytes if name in adapter.whole else info.nbytes
-        factors = adapter.tensors[name].nbytes if name in adapter.factors else 0
+        is_added = name in adapter.factors or name in adapter.parts
+        factors = adapter.tensors[name].nbytes if is_added else 0
         tensors[name] = info._replace(nbytes=own + factors)
     return replace(adapter, tensors=tensors, base=number)
 
@@ -75,13 +111,19 @@ def tie_findings(pairs: Sequence[tuple[Adapter, Model]]) -> Iterator[Finding]:
 
 
 def _fitted_whole(
-    adapter: Adapter, factors: Mapping[str, Factors], model: Model, head: Head, stored: StoredNames
+    adapter: Adapter,
+    factors: Mapping[str, object],
+    model: Model,
+    head: Head,
+    stored: StoredNames,
+    weights: Weights,
 ) -> dict[str, TensorInfo]:
     """The whole weights of an adapter under the names that its model stores."""
     found: dict[str, TensorInfo] = {}
-    lacking = [name for name in adapter.whole if not stored.alike(name)]
+    names = {name: stored.alike(name) or weights.stored_whole(name) for name in adapter.whole}
+    lacking = [name for name, alike in names.items() if not alike]
     for name, info in adapter.whole.items():
-        alike = stored.alike(name)
+        alike = names[name]
         is_head = alike in ([head.head], [head.embedding]) or core(f"model.{name}") in _HEADS
         if _is_tied(head) and is_head:
             raise _whole_of_tied(adapter, name, model)
@@ -110,32 +152,17 @@ def _is_tied(head: Head) -> bool:
 
 
 def _stored(adapter: Adapter, name: str, model: Model, head: Head, stored: StoredNames) -> tuple[str, ...]:
-    """The stored weights that a name of PEFT stands for: one, or the copies of a tied head."""
+    """The stored weights that a name of PEFT stands for: one, or the copies of a tied head.
+
+    None where the model stores it under another kind of name, or with others in one tensor.
+    """
     alike = stored.alike(name)
     if len(alike) > 1:
         raise ambiguous(adapter.spec, name, model.spec, alike)
     is_head = alike == [head.head] if alike else core(f"model.{name}") in _HEADS
     if _is_tied(head) and (is_head or alike == [head.embedding]):
         return tuple(each for each in (head.embedding, head.head) if each is not None)
-    if not alike:
-        whole = _whole_of(name, model)
-        if whole is not None:
-            raise FormatError(
-                f"the adapter `{adapter.spec}` changes `{name}`, which `{model.spec}` stores as a part of "
-                f"`{whole}`",
-                f"{MERGE_FIRST}, or give the model as it was stored when the adapter was trained",
-            )
-        lacking = [each for each in adapter.factors if not stored.alike(each)]
-        raise not_found(adapter.spec, lacking, model.spec, model.tensors.keys())
-    return (alike[0],)
-
-
-def _whole_of(name: str, model: Model) -> str | None:
-    """The stored tensor that has a weight as one of several."""
-    wanted = core(common_name(name))
-    return next(
-        (stored for stored, parts in views(model) if any(core(view.name) == wanted for view in parts)), None
-    )
+    return tuple(alike)
 
 
 def _twice(adapter: Adapter, name: str, weight: str, head: Head) -> FormatError:
@@ -178,16 +205,20 @@ def _sides(adapter: Adapter, name: str) -> tuple[int, int]:
 def _check_weight(adapter: Adapter, name: str, model: Model, info: TensorInfo, is_transposed: bool) -> None:
     inputs, outputs = _sides(adapter, name)
     if info.dtype not in FLOAT_DTYPES:
-        raise FormatError(
-            f"the adapter `{adapter.spec}` changes `{info.name}`, in `{model.spec}` {info.dtype}",
-            "put the adapter on the model before it was quantised: same weights in BF16, F16 or F32",
-        )
+        raise _not_float(adapter, model, info)
     if info.shape != ((inputs, outputs) if is_transposed else (outputs, inputs)):
         raise FormatError(
             f"the adapter `{adapter.spec}` changes `{name}`, of {inputs} inputs and {outputs} outputs; "
             f"`{info.name}` of `{model.spec}` is {list(info.shape)}",
             "give the model with these sizes: another size, or another vocabulary, is another model",
         )
+
+
+def _not_float(adapter: Adapter, model: Model, info: TensorInfo) -> FormatError:
+    return FormatError(
+        f"the adapter `{adapter.spec}` changes `{info.name}`, in `{model.spec}` {info.dtype}",
+        "put the adapter on the model before it was quantised: same weights in BF16, F16 or F32",
+    )
 
 
 def _check_whole_weight(adapter: Adapter, whole: TensorInfo, model: Model, info: TensorInfo) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.layouts.fit import fitted
+from taskvec.compat.layouts.parts import bound, only
 from taskvec.compat.layouts.vocabulary import common_rows
 from taskvec.compat.tied_heads import TieDecision, tie_decision
 from taskvec.models.model import Model
@@ -52,15 +53,28 @@ class Step(NamedTuple):
             return [("vector", self.donor)]
         return [("donor", self.donor), ("reference", self.reference)]
 
-    def fitted(self, target: Model) -> Step:
-        """The same step with its models in the target's layout."""
+    def fitted(self, target: Model, *, is_limited: bool = False) -> Step:
+        """The same step with its models in the target's layout.
+
+        ``is_limited`` makes those weights zero that it does not take of the target's tensors.
+        """
+        selection = bound(self.wanted, target)
+        models = [fitted(model, target, selection) for _, model in self.models]
+        models = common_rows(models, target)
+        return self._with(models, target if is_limited else None)
+
+    def limited(self) -> Step:
+        """The same difference in its own layout, zero where it does not take a weight of a tensor."""
+        return self._with([model for _, model in self.models], self.base)
+
+    def _with(self, models: list[Model], target: Model | None) -> Step:
+        """The step with other models, limited to what it takes of a target's tensors, if there is one."""
+        if target is not None:
+            selection = bound(self.wanted, target)
+            models = [only(model, selection) for model in models]
         if self.reference is None:
-            (model,) = common_rows([fitted(self.vector.model, target)], target)
-            return self._replace(donor=self.vector.in_layout(model))
-        assert isinstance(self.donor, Model)
-        models = [fitted(model, target) for model in (self.donor, self.reference)]
-        donor, reference = common_rows(models, target)
-        return self._replace(donor=donor, reference=reference)
+            return self._replace(donor=self.vector.in_layout(models[0]))
+        return self._replace(donor=models[0], reference=models[1])
 
     def tie(self, target: Model) -> TieDecision:
         """Which stored tensors serve as embedding and head when a target takes this step."""
@@ -71,7 +85,8 @@ class Step(NamedTuple):
 
         A tensor in which a saved vector is zero takes it too, with no stored name.
         """
-        found = counterparts(target, self.models, self.wanted.select(target.tensors), tie)
+        selected = bound(self.wanted, target).select(target.tensors)
+        found = counterparts(target, self.models, selected, tie)
         if self.reference is not None:
             return found
         return {name: () if self._is_zero(names) else names for name, names in found.items()}
@@ -86,7 +101,8 @@ class Step(NamedTuple):
 
         ``tie`` is what :func:`tie_decision` says of reference and donor, where it is known already.
         """
-        selected = [name for name in self.base.tensors if self.wanted.matches(name)]
+        wanted = bound(self.wanted, self.base)
+        selected = [name for name in self.base.tensors if wanted.matches(name)]
         if self.reference is None:
             return {name: (name,) for name in selected}
         donor = self.models[:1]
@@ -146,7 +162,7 @@ class Delta:
         """The sum as the engine reads it."""
         return [
             Term(step.weight, tuple(source for _, source in step.sources), step.nonzero())
-            for step in self.steps
+            for step in (step.limited() for step in self.steps)
         ]
 
     def __str__(self) -> str:

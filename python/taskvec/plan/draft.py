@@ -19,6 +19,7 @@ from taskvec.settings import Settings, float_dtype, format_alpha
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.models.model import TensorInfo
+    from taskvec.models.part_names import StoredPart
     from taskvec.models.quantised.format import Format
     from taskvec.models.rows import Rows as TableRows
     from taskvec.models.saved_vector import SavedVector
@@ -49,6 +50,7 @@ class Draft:
         self._encodings: list[dict[str, Any]] = []
         self._permuted: dict[int, dict[str, TableRows]] = {}
         self._places: dict[str, TensorInfo] = {}
+        self._taken: dict[str, tuple[int, list[tuple[int, Any]]]] = {}
         self.source(base, role)
 
     def source(self, checkpoint: Model | SavedVector, role: str) -> int:
@@ -141,6 +143,19 @@ class Draft:
             # the first part has the place of the matrix in the base's files, the others follow it
             self._places[stem + end] = info._replace(nbytes=0 if number else info.nbytes)
 
+    def take(self, name: str, parts: Sequence[StoredPart], kept: int = 0) -> None:
+        """Say of an output tensor that only these parts are computed, and the rest is that of one input.
+
+        Parameters
+        ----------
+        name : str
+            The logical tensor.
+        parts : sequence of StoredPart
+        kept : int
+            The place of that input among the tensor's inputs.
+        """
+        self._taken[name] = kept, [(part.first, part.axes) for part in parts]
+
     def _stored(self, name: str, number: int, model: Model, place: str) -> None:
         """Add a stored tensor of a model as it is."""
         info = model.stored[place]
@@ -208,6 +223,8 @@ class Draft:
             document["sources"][source]["rows"] = rows
         if self._encodings:
             document["encodings"] = self._encodings
+        if self._taken:
+            document["taken"] = self._taken
         is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
         changes, declaring = output_changes(document, self.base) if is_other else ({}, ())
         return PlanRecord.make(

@@ -9,7 +9,7 @@ from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
 from taskvec.compat.findings import enforce
 from taskvec.compat.layouts.fit import fitted
-from taskvec.compat.layouts.parts import hold_whole
+from taskvec.compat.layouts.parts import bound, only
 from taskvec.compat.tied_heads import tie_decision
 from taskvec.dtypes import parse_dtype
 from taskvec.models.model import Model
@@ -60,8 +60,9 @@ def plan_extract(
     tie = tie_decision(reference, [("donor", donor)], "reference")
     found = check_vector(donor, reference, selection=selection, tie=tie)
     found = enforce(found, (*settings.force, *force))
-    hold_whole(selection, reference)
-    selection.select(reference.tensors)
+    wanted = bound(selection, reference)
+    wanted.select(reference.tensors)
+    donor, reference = only(donor, wanted), only(reference, wanted)
     own = Step(1.0, donor, reference, selection).own(tie)
     models = [("donor", donor), ("reference", reference)]
     document = {

@@ -19,7 +19,7 @@ from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned, source_document
-from taskvec.plan.adapter_parts import Division, Embeddings, Others, divide
+from taskvec.plan.adapter_division import Division, Embeddings, Others, divide
 from taskvec.plan.delta import Step
 from taskvec.plan.lora_memory import working_bytes
 from taskvec.plan.plan import FORMAT, Output, PlanRecord, Source

@@ -12,6 +12,8 @@ from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
+from taskvec.compat.layouts.groups import check_groups
+from taskvec.compat.layouts.parts import bound, part_names, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
@@ -21,7 +23,9 @@ from taskvec.files.json import parse_object
 from taskvec.methods.operation import COPY
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
+from taskvec.models.part_names import NO_PARTS
 from taskvec.models.saved_vector import SavedVector
+from taskvec.models.selection import Selection
 from taskvec.plan.adapters import fitted, tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
@@ -44,6 +48,7 @@ from taskvec.text import listed
 
 Readable = Model | SavedVector
 Opened = Mapping[ModelRef, Readable | Adapter]
+Adapted = Mapping[ModelRef, tuple[Adapter, Model]]
 
 
 def plan_recipe(
@@ -74,9 +79,12 @@ def plan_recipe(
     """
     settings, recipe = settings or Settings(), step.recipe
     step = _kept_on_models(step)
-    opened = _opened(sources(step), opening or _checkpoint)
+    opened = _opened(sources(step), opening or _checkpoint, recipe.selection)
     adapters = {ref: _adapted(ref, opened) for ref in opened if ref.adapter is not None}
-    merge = expand(step, {ref: _facts(model) for ref, model in opened.items()})
+    base = next(model for model in opened.values() if isinstance(model, Model))
+    selection = bound(recipe.selection, base)
+    facts = {ref: _facts(model) for ref, model in opened.items()}
+    merge = expand(step, facts, selection, part_names(base) if _has_filters(recipe) else NO_PARTS)
     settings = replace(
         settings,
         out_dtype=merge.out_dtype or merge.dtype or settings.out_dtype,
@@ -91,10 +99,15 @@ def plan_recipe(
     found += tie_findings([*adapters.values(), *_alone(opened)])
     found += packed_findings(merge, opened)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
-    form = merge_form(merge, opened, config_from, recipe.selection, settings)
+    form = merge_form(merge, opened, config_from, selection, settings)
+    if form.is_packed:
+        found += check_groups(config_from, taken(selection, config_from.tensors))
     found = enforce(in_order([*found, *form.findings]), settings.force)
     if not form.is_packed:
-        opened, config_from = _in_plain_layout(opened, config_from, opening or _checkpoint)
+        opened, adapters, config_from = _in_plain_layout(
+            opened, adapters, config_from, opening or _checkpoint
+        )
+        selection = bound(recipe.selection, config_from)
     draft = Draft(config_from, _role(merge.config_from, merge), is_packed=form.is_packed)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), _role(number, merge))
@@ -108,10 +121,14 @@ def plan_recipe(
         template = _checkpoint_of(opened, merge.models[model])
         info = template.tensors[stored]
         of, operation = tensor.inputs, operations[tensor.operation]
-        if info.dtype not in FLOAT_DTYPES or not recipe.selection.matches(tensor.name):
+        left = numbers[model], stored
+        if info.dtype not in FLOAT_DTYPES or not selection.matches(tensor.name):
             of, operation = ((model, stored),), copy
         shape = info.shape if rows is None else rows.shape(info, of)
         inputs = [(numbers[index], name) for index, name in of]
+        if operation != copy and (parts := selection.taken(tensor.name)):
+            inputs = inputs if left in inputs else [*inputs, left]
+            draft.take(tensor.name, parts, inputs.index(left))
         if form.is_packed and stored in template.packed:
             place = draft.source(template, _role(model, merge)), stored
             draft.packed_tensor(tensor.name, place, operation, inputs)
@@ -142,7 +159,7 @@ def _checkpoint(ref: ModelRef) -> Model:
     return ref.opened if isinstance(ref.opened, Model) else open_model(ref.spec)
 
 
-def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> Opened:
+def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model], selection: Selection) -> Opened:
     """Everything that a recipe names; an adapter alone is fitted to the model that it is made for."""
     opened: dict[ModelRef, Readable | Adapter] = {}
     for ref in refs:
@@ -152,12 +169,29 @@ def _opened(refs: Sequence[ModelRef], opening: Callable[[ModelRef], Model]) -> O
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
-    _fit_layouts(opened, refs)
+    _fit_layouts(opened, selection)
     for ref, adapter in opened.items():
         if isinstance(adapter, Adapter):
             assert ref.made_for is not None
-            opened[ref] = fitted(adapter, _checkpoint_of(opened, ModelRef(ref.made_for)))
+            opened[ref] = _on(adapter, ModelRef(ref.made_for), opened)
     return opened
+
+
+def _on(adapter: Adapter, ref: ModelRef, opened: Opened) -> Adapter:
+    """An adapter fitted to its model, in the layout that this one has here."""
+    model = _checkpoint_of(opened, ref)
+    first = next(each for each in opened.values() if isinstance(each, Model))
+    return fitted(adapter, model, first if model.assembled else None)
+
+
+def _has_filters(recipe: Recipe) -> bool:
+    """Whether a parameter has values for some tensors alone."""
+    scopes = (
+        scope
+        for group in recipe.groups()
+        for scope in (*(each.settings for each in group.scopes), *(each.parameters for each in group.sources))
+    )
+    return any(setting.filters for scope in scopes for setting in scope.values())
 
 
 def _kept_on_models(step: Checked) -> Checked:
@@ -166,32 +200,43 @@ def _kept_on_models(step: Checked) -> Checked:
     return replace(step, whole=frozenset(spec for spec in alone if open_adapter(spec).whole))
 
 
-def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], refs: Sequence[ModelRef]) -> None:
-    """Give every model the first one's layout; an adapter's model keeps the names that it is made for."""
-    adapted = {ref.plain for ref in refs if ref.adapter is not None}
-    adapted |= {ModelRef(ref.made_for) for ref in refs if ref.made_for is not None}
+def _fit_layouts(opened: dict[ModelRef, Readable | Adapter], selection: Selection) -> None:
+    """Give every model the first one's layout."""
     models = [(ref, model) for ref, model in opened.items() if isinstance(model, Model)]
+    if len(models) > 1:
+        selection = bound(selection, models[0][1])
     for ref, model in models[1:]:
-        if ref not in adapted:
-            opened[ref] = fit_layout(model, models[0][1])
+        opened[ref] = fit_layout(model, models[0][1], selection)
 
 
 def _in_plain_layout(
-    opened: Opened, base: Model, opening: Callable[[ModelRef], Model]
-) -> tuple[Opened, Model]:
-    """The models of a merge in the layout of the base's plain twins, and the base."""
+    opened: Opened, adapters: Adapted, base: Model, opening: Callable[[ModelRef], Model]
+) -> tuple[Opened, Adapted, Model]:
+    """The models of a merge in the layout of the base's plain twins, their adapters, and the base."""
     plain = in_plain_layout(base)
     if plain is base:
-        return opened, base
-    adapted = any(ref.adapter is not None or isinstance(model, Adapter) for ref, model in opened.items())
-    if adapted or any(isinstance(model, SavedVector) for model in opened.values()):
+        return opened, adapters, base
+    if any(isinstance(model, SavedVector) for model in opened.values()):
         raise RecipeError(
             f"experts of `{base.spec}` have rows and columns exchanged in plain checkpoints of this model, "
-            "which vectors and adapters of the packed one do not fit",
+            "which vectors of the packed one do not fit",
             "convert it first: `taskvec convert`",
         )
-    made = {ref: plain if model is base else like(opening(ref.plain), plain) for ref, model in opened.items()}
-    return made, plain
+    made: dict[ModelRef, Readable | Adapter] = {}
+    for ref, model in opened.items():
+        if isinstance(model, Model):
+            made[ref] = plain if model is base else like(opening(ref.plain), plain)
+    for ref, model in opened.items():
+        if isinstance(model, Adapter):
+            assert ref.made_for is not None
+            made[ref] = fitted(open_adapter(ref.spec), _checkpoint_of(made, ModelRef(ref.made_for)), plain)
+    made = {ref: made[ref] for ref in opened}
+    turned: dict[ModelRef, tuple[Adapter, Model]] = {}
+    for ref in adapters:
+        assert ref.adapter is not None
+        model = _checkpoint_of(made, ref)
+        turned[ref] = fitted(open_adapter(ref.adapter), model, plain), model
+    return made, turned, plain
 
 
 def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
@@ -206,13 +251,12 @@ def _alone(opened: Opened) -> list[tuple[Adapter, Model]]:
 def _adapted(ref: ModelRef, opened: Opened) -> tuple[Adapter, Model]:
     """The adapter of a model, fitted to it, and the model."""
     assert ref.adapter is not None
-    model = _checkpoint_of(opened, ref)
-    return fitted(open_adapter(ref.adapter), model), model
+    return _on(open_adapter(ref.adapter), ref, opened), _checkpoint_of(opened, ref)
 
 
 def _facts(model: Readable | Adapter) -> Facts:
     if isinstance(model, Adapter):
-        return Facts(model.factors.keys())
+        return Facts(model.changed)
     if isinstance(model, SavedVector):
         return Facts([name for name in model.tensors if name not in model.zero])
     return Facts(model.tensors.keys(), model.config)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
+from taskvec.compat.layouts.groups import check_groups
+from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
+from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
+from taskvec.models.part_names import StoredPart
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned
 from taskvec.models.tensor_names import layer_of
@@ -22,9 +26,6 @@ from taskvec.plan.packed_steps import form_of, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
 from taskvec.text import listed
-
-if TYPE_CHECKING:
-    pass
 
 Control = Literal["random", "permute"]
 TokenizerSource = Literal["union", "base", "target", "donor"]
@@ -93,7 +94,8 @@ def plan_steps(
         joined = join(target, steps, tokenizer)
     if joined is not None:
         target, steps = joined.target, joined.steps
-    given, steps = steps, [step.fitted(target) for step in steps]
+    given, is_limited = steps, len(steps) > 1
+    steps = [step.fitted(target, is_limited=is_limited) for step in steps]
     ties = [step.tie(target) for step in steps]
     found = findings(target, steps, ties, force=settings.force)
     found = enforce(found if joined is None else joined.settled(found), settings.force)
@@ -104,9 +106,11 @@ def plan_steps(
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
+    if form.is_packed:
+        found = in_order([*found, *check_groups(target, _taken(target, steps, stored))])
     plain = target if form.is_packed else in_plain_layout(target)
     if plain is not target:
-        target, steps = plain, [_turned(step, plain) for step in given]
+        target, steps = plain, [_turned(step, plain, is_limited=is_limited) for step in given]
         before, stored = stored, [step.stored(plain, tie) for step, tie in zip(steps, ties, strict=True)]
         _hold_all(before, stored, plain)
     draft = Draft(target, is_packed=form.is_packed)
@@ -124,12 +128,12 @@ def plan_steps(
     )  # fmt: skip
 
 
-def _turned(step: Step, plain: Model) -> Step:
+def _turned(step: Step, plain: Model, *, is_limited: bool) -> Step:
     """A step with its models in the layout of a target's plain twins."""
     if step.reference is not None:
         assert isinstance(step.donor, Model)
         step = step._replace(donor=like(step.donor, plain), reference=like(step.reference, plain))
-    return step.fitted(plain)
+    return step.fitted(plain, is_limited=is_limited)
 
 
 def _hold_all(
@@ -153,6 +157,17 @@ def _hold_all(
         )
 
 
+def _taken(
+    target: Model, steps: Sequence[Step], stored: Sequence[_Names]
+) -> dict[str, tuple[StoredPart, ...]]:
+    """The weights that steps take of the target's tensors, where these are not all of a tensor."""
+    found: dict[str, tuple[StoredPart, ...]] = {}
+    for step, names in zip(steps, stored, strict=True):
+        for name, parts in taken(bound(step.wanted, target), names).items():
+            found[name] = (*found.get(name, ()), *parts)
+    return found
+
+
 class _Term:
     """A step in a draft: its sources, and the stored names that serve for each target tensor."""
 
@@ -160,6 +175,9 @@ class _Term:
         self.sources = [draft.source(source, f"{role}{suffix}") for role, source in step.sources]
         self.stored = stored
         self.weight = step.weight
+        self.selection = bound(step.wanted, draft.base)
+        rows = missing_rows(step.models[0][1]).items()
+        self.rows = {name: _first_rows(draft.base, name, count) for name, count in rows}
 
 
 def _fill(
@@ -178,25 +196,45 @@ def _fill(
     dtypes = {dtype: out_dtype(dtype, settings) for dtype in draft.base.dtypes}
     known: dict[tuple[float, tuple[tuple[float, int], ...]], int] = {}
     for name, info in draft.base.tensors.items():
-        inputs, taken = [(0, name)], ()
+        inputs, given = [(0, name)], ()
         for term in terms:
             stored = term.stored.get(name)
             if stored is not None:
                 # of a tensor in which a vector is zero there is nothing to read; it is measured all the same
                 inputs += zip(term.sources, stored, strict=bool(stored))
-                taken += ((term.weight, len(stored)),)
-        if control and not any(count for _, count in taken):
-            taken = ()
-        key = factor * scales.get(name, 1.0), taken
-        operation = known.get(key) if taken else copy
+                given += ((term.weight, len(stored)),)
+        if control and not any(count for _, count in given):
+            given = ()
+        if parts := _parts(name, terms):
+            draft.take(name, parts)
+        key = factor * scales.get(name, 1.0), given
+        operation = known.get(key) if given else copy
         if operation is None:
-            made = task_arithmetic(taken, key[0])
+            made = task_arithmetic(given, key[0])
             made["kind"] = f"control_{control}" if control else made["kind"]
             operation = known[key] = draft.operation(made)
         if draft.is_packed and name in draft.base.packed:
             draft.packed_tensor(name, (0, name), operation, inputs)
         else:
             draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)
+
+
+def _parts(name: str, terms: Sequence[_Term]) -> tuple[StoredPart, ...]:
+    """The weights in a tensor that any term takes; none where they are all of it."""
+    parts: dict[tuple[int, tuple[tuple[int, int], ...]], StoredPart] = {}
+    for term in terms:
+        if name in term.stored:
+            own = term.selection.taken(name) or term.rows.get(name, ())
+            if not own:
+                return ()
+            parts.update(((part.first, part.axes), part) for part in own)
+    return tuple(parts.values())
+
+
+def _first_rows(target: Model, name: str, count: int) -> tuple[StoredPart, ...]:
+    """The rows of an embedding or head that all models have in common."""
+    width = math.prod(target.tensors[name].shape[1:])
+    return (StoredPart(name, 0, ((count * width, 1),)),) if count else ()
 
 
 def task_arithmetic(terms: Sequence[tuple[float, int]], scale: float) -> dict[str, Any]:

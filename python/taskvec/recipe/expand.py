@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec.compat.findings import finding
+from taskvec.models.part_names import NO_PARTS, PartNames
+from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_first, kind_of_stack, main_stack, modules, split_by, stacks
 from taskvec.recipe.config_edits import Origin, edits, layer_count
 from taskvec.recipe.expand_group import Collected, Merger, read_from
@@ -35,7 +37,12 @@ def sources(step: Checked) -> tuple[ModelRef, ...]:
     return tuple(found)
 
 
-def expand(step: Checked, facts: Mapping[ModelRef, Facts]) -> ExpandedMerge:
+def expand(
+    step: Checked,
+    facts: Mapping[ModelRef, Facts],
+    selection: Selection | None = None,
+    parts: PartNames = NO_PARTS,
+) -> ExpandedMerge:
     """Every output tensor with its inputs and its operation.
 
     Parameters
@@ -43,6 +50,10 @@ def expand(step: Checked, facts: Mapping[ModelRef, Facts]) -> ExpandedMerge:
     step : Checked
     facts : mapping
         Of every model of :func:`sources`.
+    selection : Selection, optional
+        The recipe's own, where it knows the parts of tensors.
+    parts : PartNames
+        The weights in the first model's tensors, for filters.
 
     Raises
     ------
@@ -54,7 +65,7 @@ def expand(step: Checked, facts: Mapping[ModelRef, Facts]) -> ExpandedMerge:
     is_collecting = gc.isenabled()
     gc.disable()
     try:
-        return _Expander(step, facts).run()
+        return _Expander(step, facts, selection or step.recipe.selection, parts).run()
     finally:
         if is_collecting:
             gc.enable()
@@ -68,11 +79,13 @@ def _config_from(recipe: Recipe) -> ModelRef:
 
 
 class _Expander:
-    def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts]) -> None:
+    def __init__(
+        self, step: Checked, facts: Mapping[ModelRef, Facts], selection: Selection, parts: PartNames
+    ) -> None:
         self.recipe = step.recipe
         self.method = step.method
         self.remarks = list(step.remarks)
-        self.collected = Collected(step, facts, sources(step))
+        self.collected = Collected(step, facts, sources(step), selection, parts)
         self.models = self.collected.models
         self.config_from = 0
         self.config: dict[str, Any] = {}

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from taskvec.methods.method import Parameter
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
+from taskvec.models.part_names import PartNames, block_name
+from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import Places
 from taskvec.recipe.expanded import ExpandedTensor, Facts
 from taskvec.recipe.model_ref import ModelRef
@@ -35,11 +37,18 @@ def read_from(step: Checked, group: Group, source: Source) -> tuple[ModelRef, ..
 class Collected:
     """The tensors and operations found so far; models and operations are numbered as they come."""
 
-    def __init__(self, step: Checked, facts: Mapping[ModelRef, Facts], models: Iterable[ModelRef]) -> None:
+    def __init__(
+        self,
+        step: Checked,
+        facts: Mapping[ModelRef, Facts],
+        models: Iterable[ModelRef],
+        selection: Selection,
+        parts: PartNames,
+    ) -> None:
         self.step = step
         self.recipe = step.recipe
         self.method = step.method
-        self.selection = step.recipe.selection
+        self.selection, self.parts = selection, parts
         self.models = {ref: number for number, ref in enumerate(models)}
         found = [facts[ref] for ref in self.models]
         self.configs = [each.config for each in found]
@@ -160,6 +169,7 @@ class Merger:
             return
         found: tuple[bool, ...] = ()
         if self.filters:
+            self.check_filters(name)
             seen = (name,) if own is None else (name, *own)
             found = tuple([text in each for text in self.filters for each in seen])
         key = position if self.varies else None, found, unchanged
@@ -173,6 +183,26 @@ class Merger:
             inputs = tuple([(model, names[model][own[source]]) for model, source in slots])
         at = self.template_model, names[self.template_model][template]
         collected.tensors.append(ExpandedTensor(name, operation, inputs, at))
+
+    def check_filters(self, name: str) -> None:
+        """Hold that no filter names a part of a stored tensor: a value is one for all of it.
+
+        Raises
+        ------
+        RecipeError
+            One does.
+        """
+        for part in self.collected.parts.of(name):
+            inner = block_name(part.name)
+            text = next((text for text in self.filters if text in inner and text not in name), None)
+            if text is not None:
+                leaf = name.removesuffix(".weight").rpartition(".")[2]
+                raise self.collected.recipe.error(
+                    self.group.path,
+                    f"the filter `{shown(text)}` is found in `{shown(inner)}`, which is stored as a part of "
+                    f"`{shown(name)}`: its value cannot be another one than that of the rest",
+                    f"name the stored tensor: `filter: {shown(leaf)}`",
+                )
 
     def unchanged(self, name: str, own: Sequence[str] | None) -> tuple[int, ...] | None:
         """Sources that do not change a tensor (vectors, adapters); ``None`` where a model lacks it."""

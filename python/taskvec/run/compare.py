@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import compare as engine_compare
-from taskvec.models.source import source_document, source_path
+from taskvec.models.source import assembled_of, source_document, source_path
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import FORMAT
@@ -18,6 +18,8 @@ from taskvec.report.difference import Pair
 from taskvec.resolve.remote import materialised
 
 if TYPE_CHECKING:
+    from taskvec.models.model import Model
+    from taskvec.models.saved_vector import SavedVector
     from taskvec.models.state_dict import Buffer
 
 
@@ -96,12 +98,12 @@ def numbered(
 ) -> tuple[list[dict[str, Any]], list[tuple[int, ...]], list[Buffer]]:
     """The sources of some terms as a plan has them, each once; for each term the numbers of its own; and the
     buffers of those in memory."""
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str, int], int] = {}
     sources: list[object] = []
     documents: list[dict[str, Any]] = []
     inputs: list[tuple[int, ...]] = []
     for term in terms:
-        keys = [(source_path(source), source.fingerprint) for source in term.sources]
+        keys = [_key(source) for source in term.sources]
         for key, source in zip(keys, term.sources, strict=True):
             if key not in numbers:
                 numbers[key] = len(documents)
@@ -110,6 +112,12 @@ def numbered(
                 documents.append(source_document(source))
         inputs.append(tuple(numbers[key] for key in keys))
     return documents, inputs, buffers_of(sources)
+
+
+def _key(source: Model | SavedVector) -> tuple[str, str, int]:
+    """Equal for the same files in the same layout."""
+    assembled = assembled_of(source)
+    return source_path(source), source.fingerprint, id(assembled) if assembled else 0
 
 
 def _named(row: dict[str, Any]) -> tuple[str, Pair] | dict[str, Any]:

@@ -256,10 +256,11 @@ class _Job:
             types = {self.plan.checkpoints[source].tensors[stored].dtype for source, stored in inputs}
             is_narrow = {dtype, *types} <= NARROW
             sums.append((name, "F32" if is_narrow else "F64", shape, 0, operation, inputs))
-        document = {**self.document, "operations": operations.all, "rounding": "nearest"}
+        document = {**self.document, "operations": operations.all, "rounding": "nearest", "taken": {}}
         allowed = "non-finite" in self.settings.force
         made = evaluated(document, sums, self.buffers, self.settings.threads, allowed)
-        return (array for _, array in made)
+        taken = self.document.get("taken", {})
+        return (limited(array, taken[name][1]) if name in taken else array for name, array in made)
 
 
 def _sum(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -270,6 +271,26 @@ def _sum(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if model is not None:
                 sides.append({"model": model - 1, "reference": None, "weight": sign * term["weight"]})
     return {"kind": "linear", "terms": sides}
+
+
+def limited(delta: np.ndarray, parts: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> np.ndarray:
+    """Δ where parts of a tensor have it, and zero elsewhere.
+
+    Parameters
+    ----------
+    delta : ndarray
+    parts : sequence of (first element, (length, step) of each dimension)
+        As a plan has them, in elements.
+    """
+    import numpy as np
+
+    values, made = np.ascontiguousarray(delta).reshape(-1), np.zeros(delta.size, delta.dtype)
+    for first, axes in parts:
+        shape = [count for count, _ in axes]
+        strides = [step * values.itemsize for _, step in axes]
+        to, source = (np.lib.stride_tricks.as_strided(x[first:], shape, strides) for x in (made, values))
+        to[...] = source
+    return made.reshape(delta.shape)
 
 
 def stepped(tensor: Any, delta: np.ndarray, factor: float) -> Any:

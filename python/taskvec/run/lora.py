@@ -28,7 +28,7 @@ from taskvec.models.adapter_written import (
 )
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
-from taskvec.plan.adapter_parts import Part
+from taskvec.plan.adapter_division import Part
 from taskvec.plan.delta import Term
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import meter

@@ -13,6 +13,7 @@ use crate::methods::operation::Operation;
 use crate::monitor::Monitor;
 use crate::plan::job::Job;
 use crate::plan::Plan;
+use crate::run::taken::Taken;
 use crate::storage::input::Input;
 use crate::storage::sources::Sources;
 use crate::tensor::{next_id, Tensor, CHUNK};
@@ -28,6 +29,8 @@ pub(crate) struct Program<'a> {
     pub inputs: Box<[Input<'a>]>,
     /// How it computes.
     pub arithmetic: Arithmetic,
+    /// The part of the tensor that is taken, where it is not all of it.
+    pub taken: Option<Arc<Taken>>,
     /// The differences that the step is a sum of, where they are to be measured: where models are packed.
     pub pairs: Vec<Pair>,
     id: usize,
@@ -108,7 +111,7 @@ impl<'a> Program<'a> {
         let mut methods = Methods::default();
         let make = |(index, job): (usize, &'a Job)| {
             if job.is_aside() {
-                return Ok(Program::with(plan, index, Box::default(), Arithmetic::Aside, level, monitor, non_finite));
+                return Program::with(plan, index, Box::default(), Arithmetic::Aside, level, monitor, non_finite);
             }
             let stored = plan.operations[job.operation].is_stored();
             let (_, shape, elements) = job.logical();
@@ -117,7 +120,7 @@ impl<'a> Program<'a> {
             };
             let inputs: Box<[Input<'a>]> = job.inputs.iter().map(open).collect::<Result<_>>()?;
             let arithmetic = methods.arithmetic(plan, job, &inputs)?;
-            Ok(Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite))
+            Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite)
         };
         plan.jobs.iter().enumerate().map(make).collect()
     }
@@ -135,7 +138,7 @@ impl<'a> Program<'a> {
         non_finite: &'a NonFinite,
     ) -> Result<Program<'a>> {
         let arithmetic = Methods::default().arithmetic(plan, &plan.jobs[index], &inputs)?;
-        Ok(Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite))
+        Program::with(plan, index, inputs, arithmetic, level, monitor, non_finite)
     }
 
     fn with(
@@ -146,12 +149,15 @@ impl<'a> Program<'a> {
         level: Level,
         monitor: &'a Monitor,
         non_finite: &'a NonFinite,
-    ) -> Program<'a> {
+    ) -> Result<Program<'a>> {
         let (job, id, state) = (&plan.jobs[index], next_id(), RwLock::new(None));
         let read = AtomicBool::new(false);
         let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
         let pairs = if packed { arithmetic.pairs() } else { Vec::new() };
-        Program { index, job, inputs, arithmetic, pairs, id, state, read, level, seed: plan.seed, monitor, non_finite }
+        let is_computed = matches!(arithmetic, Arithmetic::Narrow(_) | Arithmetic::Wide(_));
+        let taken = if is_computed { Taken::of(plan, job)?.map(Arc::new) } else { None };
+        let seed = plan.seed;
+        Ok(Program { index, job, inputs, arithmetic, taken, pairs, id, state, read, level, seed, monitor, non_finite })
     }
 
     /// The tensor as its method sees it.

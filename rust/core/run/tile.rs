@@ -16,6 +16,7 @@ use crate::measure::{NonFinite, Survival};
 use crate::methods::method::{Computes, Method, State, Term};
 use crate::run::noise::of_pairs;
 use crate::run::program::{Arithmetic, Program};
+use crate::run::taken::{restore, restore_bytes};
 use crate::storage::chunk::{Chunk, Exact};
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -47,7 +48,8 @@ impl<'a> Place<'a> {
     fn is_short(&self, span: Span) -> bool {
         let target = self.program.job.target();
         let plain = target.plain() == Some(Dtype::BF16);
-        span.counted && self.draws.is_none() && plain && target.elements >= SHORT
+        let whole = self.program.taken.is_none();
+        span.counted && whole && self.draws.is_none() && plain && target.elements >= SHORT
     }
 }
 
@@ -112,6 +114,7 @@ pub(crate) struct Tiler {
     wide: Tiles<f64>,
     draws: Vec<u32>,
     sums: Vec<StepSums>,
+    mask: Vec<bool>,
 }
 
 /// Widened inputs and results of one tile.
@@ -144,7 +147,7 @@ impl<R: Real> Tiles<R> {
 impl Tiler {
     /// Buffers for tiles computed at `level`.
     pub(crate) fn new(level: Level) -> Self {
-        Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new(), sums: Vec::new() }
+        Tiler { level, narrow: Tiles::new(), wide: Tiles::new(), draws: Vec::new(), sums: Vec::new(), mask: Vec::new() }
     }
 
     /// Whether the job's operation is a step from its target, which is measured.
@@ -301,6 +304,13 @@ impl Tiler {
             }
             None => out.copy_from_slice(&inputs[0]),
         }
+        let taken = program.taken.as_deref();
+        let mut mask = std::mem::take(&mut self.mask);
+        if let Some(taken) = taken {
+            taken.mask(span.first, n, &mut mask);
+            delta.iter_mut().zip(&mask).filter(|(_, taken)| !**taken).for_each(|(slot, _)| *slot = R::ZERO);
+            restore(&mask, &inputs[taken.input], out);
+        }
         let sum = method.and_then(Method::sum_of);
         // What α = 0 leaves alone is copied as it is stored.
         let target = program.job.target();
@@ -334,12 +344,18 @@ impl Tiler {
                 let rounding = Single::Odd;
                 let moved = Moved { inputs, delta, terms: sum, alpha, rounding, donor, elsewhere };
                 self.moved(chunks, at, &moved, out);
+                if let Some(taken) = taken {
+                    restore(&mask, &inputs[taken.input], out);
+                }
             }
             let rounding = if place.draws.is_some() { Rounding::Stochastic(&self.draws) } else { Rounding::Nearest };
             let finite = target.encode(level, R::floats(out), rounding, output.bytes)?;
             if let (true, Some(raw)) = (alpha == 0.0, raw) {
                 // What is not finite was computed to be counted; a signalling NaN has become a quiet one by that.
                 output.bytes.copy_from_slice(raw);
+            }
+            if let Some(kept) = taken.and_then(|taken| chunks[taken.input].stored(target.dtype, at, n)) {
+                restore_bytes(&mask, target.dtype.size(), kept, output.bytes);
             }
             if !counted {
                 continue;
@@ -358,6 +374,7 @@ impl Tiler {
                 first.get_or_insert(sums);
             }
         }
+        self.mask = mask;
         Ok(())
     }
 

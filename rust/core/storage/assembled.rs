@@ -2,8 +2,8 @@
 //!
 //! Experts one by one or fused, transposed, interleaved; queries, keys and values in one tensor: each is a few boxes of
 //! elements with strides. A piece without a name is zero. A range that lies in one piece, in order, is that tensor's
-//! own; any other is gathered into the scratch when it is opened. (Of a saved vector, elements that donor and reference
-//! alone give back exactly are then differences like the others.)
+//! own; any other is gathered into the scratch when it is opened, and with it those elements of a saved vector that its
+//! values do not give back.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,9 +17,11 @@ use crate::dtype::Dtype;
 use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::{Level, Real, TILE};
 
+mod exact;
 mod gather;
 mod piece;
 
+use exact::Gathered;
 use gather::{gather, zero};
 use piece::{Piece, Plane};
 
@@ -98,7 +100,7 @@ impl Layout<'_> {
     }
 
     fn plane(&self, source: Option<usize>, plane: &Plane, first: u64, buffers: Buffers<'_>) -> Result<()> {
-        let Buffers { level, out, decoded, under } = buffers;
+        let Buffers { level, out, decoded, exact: [donor, reference], under } = buffers;
         let [outer, inner] = plane.dims;
         let Some(storage) = source.map(|source| &*self.stored[source]) else {
             zero(self.gathered.size(), plane.dims, (plane.to - first) as usize, out);
@@ -123,7 +125,12 @@ impl Layout<'_> {
                 }
             };
             let to = (plane.to + at * slow.to - first) as usize;
-            gather(self.gathered.size(), bytes, [piece::Dim { n, ..slow }, fast], to, out);
+            let dims = [piece::Dim { n, ..slow }, fast];
+            gather(self.gathered.size(), bytes, dims, to, out);
+            if let Some(found) = chunk.exact() {
+                let length = out.len() / self.gathered.size();
+                exact::gathered(level, &found, count, decoded, (dims, to), [&mut *donor, &mut *reference], length);
+            }
             at += n;
         }
         Ok(())
@@ -135,6 +142,8 @@ struct Buffers<'s> {
     level: Level,
     out: &'s mut [u8],
     decoded: &'s mut Vec<u8>,
+    /// Donor and reference of what the values of a saved vector do not give back; empty where there is none.
+    exact: [&'s mut Vec<u8>; 2],
     under: &'s mut Scratch,
 }
 
@@ -188,7 +197,7 @@ impl Storage for Layout<'_> {
     }
 
     fn open<'s>(&'s self, elements: Range<u64>, scratch: &'s mut Scratch) -> Result<Chunk<'s>> {
-        let ([out, decoded, ..], under) = scratch.layers();
+        let ([out, decoded, donor, reference], under) = scratch.layers();
         if let Some((storage, range)) = self.run(&elements) {
             return storage.open(range, under);
         }
@@ -196,11 +205,16 @@ impl Storage for Layout<'_> {
         out.clear();
         // An element that no piece gives is not a number.
         out.resize((elements.end - elements.start) as usize * self.gathered.size(), 0xff);
+        donor.clear();
         for piece in &self.pieces {
             piece.planes(&elements, &mut |plane| {
-                let buffers = Buffers { level, out: &mut *out, decoded: &mut *decoded, under: &mut *under };
+                let exact = [&mut *donor, &mut *reference];
+                let buffers = Buffers { level, out: &mut *out, decoded: &mut *decoded, exact, under: &mut *under };
                 self.plane(piece.source, &plane, elements.start, buffers)
             })?;
+        }
+        if !donor.is_empty() {
+            return Ok(Chunk::Tiles(Box::new(Gathered::new(self.gathered, out, donor, reference))));
         }
         Ok(Chunk::Plain { dtype: self.gathered, bytes: out })
     }

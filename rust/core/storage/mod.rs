@@ -17,6 +17,7 @@ pub(crate) mod dense;
 pub(crate) mod encoding;
 pub(crate) mod exact_elements;
 pub(crate) mod input;
+pub(crate) mod lines;
 pub(crate) mod lora;
 pub(crate) mod opened;
 pub mod packed;

@@ -26,6 +26,9 @@ pub(crate) struct Source {
     /// Of an adapter: the factors of each weight that it changes.
     #[serde(default)]
     pub factors: BTreeMap<String, Factors>,
+    /// Of an adapter: the factors of weights that are parts of a tensor, by its name.
+    #[serde(default)]
+    pub parts: BTreeMap<String, Vec<FactorsPart>>,
     /// Of an adapter: where whole weights are stored that take the place of the base's, by the names of these.
     #[serde(default)]
     pub whole: BTreeMap<String, String>,
@@ -70,6 +73,21 @@ pub(crate) struct PieceRow(pub String, pub Vec<u64>, pub u64, pub Vec<u64>, pub 
 /// Where the factors of one weight are stored: A, B, the scale of their product, whether the weight is transposed.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Factors(pub String, pub String, pub f64, pub bool);
+
+/// Where the factors of a part of a tensor are stored, all in elements: A, B, the scale of their product, its rank, where
+/// A and B begin, the steps between ranks in A and B, the first element in the tensor, and the dimensions of the part:
+/// length, step in the tensor, steps in A and B.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct FactorsPart(
+    pub String,
+    pub String,
+    pub f64,
+    pub u64,
+    pub [u64; 2],
+    pub [u64; 2],
+    pub u64,
+    pub Vec<(u64, u64, [u64; 2])>,
+);
 
 /// How the tensors of a source are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from taskvec.compat.layouts.table import views
@@ -12,13 +12,15 @@ from taskvec.errors import CompatibilityError
 from taskvec.models.assembled import Assembled, Piece
 from taskvec.models.assembled_reader import AssembledReader
 from taskvec.models.model import Model, TensorInfo
+from taskvec.models.part_names import StoredPart
+from taskvec.models.selection import Selection
 from taskvec.text import listed
 
 # Common name of a weight -> the stored tensor that has it, and its view there.
 Weights = Mapping[str, tuple[str, View]]
 
 
-def fitted(other: Model, base: Model) -> Model:
+def fitted(other: Model, base: Model, selection: Selection | None = None) -> Model:
     """A model with its tensors as the base stores them, where it stores the same weights in another layout.
 
     Parameters
@@ -27,6 +29,8 @@ def fitted(other: Model, base: Model) -> Model:
         Of the donor's or the reference's side.
     base : Model
         Whose names and shapes the result has.
+    selection : Selection, optional
+        Bound to the base: of a tensor that it takes in part, the rest need not be there, and is zero then.
 
     Returns
     -------
@@ -47,14 +51,14 @@ def fitted(other: Model, base: Model) -> Model:
     infos: dict[str, TensorInfo] = {}
     for name, own in views(base):
         info = base.tensors[name]
-        pieces = _pieces(own, weights)
+        pieces = _pieces(own, weights, selection.taken(name) if selection is not None else ())
         if pieces is None or _is_itself(name, info, pieces, other):
             continue
         assembled[name] = Assembled(info.shape, pieces, _packed_shapes(pieces, other))
         infos[name] = _info(name, info.shape, pieces, other)
     if not assembled:
         return other
-    used = {piece.name for made in assembled.values() for piece in made.pieces}
+    used = {piece.name for made in assembled.values() for piece in made.pieces if piece.name}
     kept = {name: other.tensors[name] for name in stored if name not in used and name not in assembled}
     order = {
         name: infos.get(name) or kept.pop(name) for name in base.tensors if name in infos or name in kept
@@ -90,16 +94,25 @@ def _weights(model: Model) -> Weights:
     return found
 
 
-def _pieces(own: list[View], weights: Weights) -> tuple[Piece, ...] | None:
+def _pieces(own: list[View], weights: Weights, taken: Sequence[StoredPart]) -> tuple[Piece, ...] | None:
     pieces = []
+    firsts = {part.first for part in taken}
     for view in own:
         stored = weights.get(view.name)
+        if stored is None and firsts and view.first not in firsts:
+            pieces.append(_zero(view))
+            continue
         box = stored and meet(view, stored[1])
         if not stored or not box:
             return None
         sizes, to_strides, strides = box
         pieces.append(Piece(stored[0], sizes, view.first, to_strides, stored[1].first, strides))
-    return tuple(pieces)
+    return tuple(pieces) if any(piece.name for piece in pieces) else None
+
+
+def _zero(view: View) -> Piece:
+    sizes, strides = zip(*(factor for axis in view.axes for factor in axis), strict=True)
+    return Piece("", sizes, view.first, strides, 0, (0,) * len(sizes))
 
 
 def _packed_shapes(pieces: tuple[Piece, ...], other: Model) -> dict[str, tuple[int, ...]]:
@@ -118,6 +131,7 @@ def _is_itself(name: str, info: TensorInfo, pieces: tuple[Piece, ...], other: Mo
 
 
 def _info(name: str, shape: tuple[int, ...], pieces: tuple[Piece, ...], other: Model) -> TensorInfo:
+    pieces = tuple(piece for piece in pieces if piece.name)
     sources = {piece.name: other.tensors[piece.name] for piece in pieces}
     first = sources[pieces[0].name]
     dtypes = {info.dtype for info in sources.values()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from taskvec.models.part_names import block_name
+
 _TOWERS = (
     "visual|vision_tower|vision_model|audio_tower|audio_model|multi_modal_projector|mm_projector|"
     "embed_vision|embed_audio|image_newline"
@@ -19,13 +21,6 @@ _PREFIXES = (
     (re.compile(r"^backbone\."), "model."),
     (re.compile(r"^(?=(?:layers\.\d+|embed_tokens|norm)\.)"), "model."),
 )
-# Blocks of experts, and the parts that only their names tell apart.
-_BLOCK = re.compile(r"\.(?:block_sparse_moe|feed_forward|ffn)\.")
-_ROUTER = re.compile(r"\.mlp\.(?:router\.layer|router\.classifier|router|gate\.wg)\.(weight|bias)$")
-_CORRECTION = re.compile(r"\.mlp\.(?:gate\.|router\.)?(?:e_score_correction_bias|expert_bias)$")
-_STATICS = re.compile(r"\.mlp\.gate\.moe_statics\.")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.(w1|w2|w3)\.")
-_W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @lru_cache(maxsize=1 << 18)
@@ -38,8 +33,4 @@ def common_name(name: str) -> str:
         if found is not None:
             name = prefix + name[found.end() :]
             break
-    name = _BLOCK.sub(".mlp.", name)
-    name = _ROUTER.sub(r".mlp.gate.\1", name)
-    name = _STATICS.sub(".mlp.moe_statics.", name)
-    name = _CORRECTION.sub(".mlp.e_score_correction_bias", name)
-    return _EXPERT.sub(lambda found: f".experts.{found[1]}.{_W[found[2]]}.", name)
+    return block_name(name)

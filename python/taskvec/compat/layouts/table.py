@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.compat.config_keys import INNER
 from taskvec.compat.layouts.names import common_name
 from taskvec.compat.layouts.views import Factors, View, whole
+from taskvec.text import listed
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -90,6 +91,26 @@ _DOWN = {"gate_up_proj": "down_proj", "w13_weight": "w2_weight", "input_linear":
 _UP = {down: up for up, down in _DOWN.items()}
 
 
+_ORDERS = {
+    "joined": "one after the other",
+    "interleaved": "row by row in turn",
+    "heads": "one after the other",
+    "by head": "in turn for each head",
+}
+
+
+def words_of(name: str, config: Mapping[str, Any]) -> str:
+    """What the table says of a stored tensor that holds several weights; empty where it holds one."""
+    if not _WORDS.search(name):
+        return ""
+    kinds = _facts({}, config).kinds
+    for row in ROWS:
+        if row.pattern.fullmatch(name) and (not row.families or row.families & kinds):
+            order = f", {_ORDERS[row.order]}" if len(row.weights) > 1 else ""
+            return f"{listed(row.weights)}{order}{' of every expert' if row.experts else ''}"
+    return ""
+
+
 class Facts(NamedTuple):
     """What of a model its layout follows from."""
 
@@ -98,18 +119,27 @@ class Facts(NamedTuple):
     config: Mapping[str, Any]
 
 
-def views(model: Model) -> Iterator[tuple[str, list[View]]]:
-    """The weights in each stored tensor of a model, in file order."""
-    facts = _facts(model)
-    for name, info in model.tensors.items():
-        yield name, _views(name, info.shape, facts)
+def views(model: Model, like: Model | None = None) -> Iterator[tuple[str, list[View]]]:
+    """The weights in each stored tensor of a model, in file order.
+
+    ``like`` is the model whose layout it has been fitted to, where it has.
+    """
+    shapes = {name: info.shape for name, info in model.tensors.items()}
+    return views_of(shapes, (like or model).config)
 
 
-def _facts(model: Model) -> Facts:
-    config = model.config
+def views_of(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> Iterator[tuple[str, list[View]]]:
+    """The weights in tensors of these names and shapes, of a model with this config."""
+    facts = _facts(shapes, config)
+    for name, shape in shapes.items():
+        yield name, _views(name, shape, facts)
+
+
+def _facts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Facts:
     inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), {})
     kinds = {str(each.get("model_type")).removesuffix("_text") for each in (config, inner)}
-    shapes = {name: info.shape for name, info in model.tensors.items()}
     return Facts(shapes, frozenset(kinds), {**config, **inner})
 
 
@@ -122,7 +152,7 @@ def _views(name: str, shape: tuple[int, ...], facts: Facts) -> list[View]:
             divided = _divided(row, found, name, shape, facts)
             if divided:
                 return divided
-    return [whole(common_name(name), shape)]
+    return [whole(common_name(name), shape, name)]
 
 
 def _divided(
@@ -149,7 +179,8 @@ def _divided(
         middle = f".{number}" if row.experts else ""
         for weight, (first, axis) in zip(row.weights, parts, strict=True):
             axes = (axis,) if is_bias else (axis, ((columns, column_step),))
-            made.append(View(common_name(f"{stem}{middle}.{weight}.{kind}"), number * each + first, axes))
+            own = f"{stem}{middle}.{weight}.{kind}"
+            made.append(View(common_name(own), number * each + first, axes, own))
     return made
 
 

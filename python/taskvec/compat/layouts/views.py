@@ -19,11 +19,14 @@ class View(NamedTuple):
         Its first element in the stored tensor.
     axes : tuple of Factors
         Rows and columns of the weight (of a bias, its elements) and their strides in the stored tensor.
+    own : str
+        The name that the weight would have if the model stored it by itself.
     """
 
     name: str
     first: int
     axes: tuple[Factors, ...]
+    own: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,13 +34,13 @@ class View(NamedTuple):
         return tuple(_length(axis) for axis in self.axes)
 
 
-def whole(name: str, shape: tuple[int, ...]) -> View:
+def whole(name: str, shape: tuple[int, ...], own: str = "") -> View:
     """The view of a stored tensor that is a weight as it is."""
     axes, stride = [], 1
     for side in reversed(shape):
         axes.append(((side, stride),))
         stride *= side
-    return View(name, 0, tuple(reversed(axes)))
+    return View(name, 0, tuple(reversed(axes)), own)
 
 
 def meet(one: View, other: View) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
@@ -47,20 +50,24 @@ def meet(one: View, other: View) -> tuple[tuple[int, ...], tuple[int, ...], tupl
     -------
     tuple of (sizes, strides of the one, strides of the other)
     """
+    axes = meet_axes(one, other)
+    if axes is None:
+        return None
+    rows = [row for axis in axes for row in axis]
+    return tuple(row[0] for row in rows), tuple(row[1] for row in rows), tuple(row[2] for row in rows)
+
+
+def meet_axes(one: View, other: View) -> list[list[tuple[int, int, int]]] | None:
+    """The same for each axis of the weight: (length, stride in the one, stride in the other)."""
     if len(one.axes) != len(other.axes):
         return None
-    sizes: list[int] = []
-    mine: list[int] = []
-    theirs: list[int] = []
+    axes = []
     for first, second in zip(one.axes, other.axes, strict=True):
         rows = _refined(first, second)
         if rows is None:
             return None
-        for size, one_stride, other_stride in rows:
-            sizes.append(size)
-            mine.append(one_stride)
-            theirs.append(other_stride)
-    return tuple(sizes), tuple(mine), tuple(theirs)
+        axes.append(rows)
+    return axes
 
 
 def _length(axis: Factors) -> int:

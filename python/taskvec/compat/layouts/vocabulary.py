@@ -81,6 +81,8 @@ def missing_rows(model: Model) -> dict[str, int]:
     """Embeddings and heads of which a model gives fewer rows than the base has: how many it gives."""
     found = {}
     for name, (shape, pieces, _) in model.assembled.items():
+        if not is_vocabulary(name):
+            continue
         given = sum(piece.elements for piece in pieces if piece.name)
         if given < math.prod(shape):
             found[name] = given * shape[0] // math.prod(shape)

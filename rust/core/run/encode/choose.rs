@@ -95,7 +95,8 @@ impl Choose<'_, '_> {
         }
         let (reference, donor) = (self.stored.reference.as_ref()?, self.stored.donor.as_ref()?);
         let whole_is_shared = self.chosen.is_none_or(|chosen| chosen.shared);
-        if self.alpha == 1.0 && packed.weight_one && whole_is_shared && target.is_same(reference, form, place, group) {
+        let gives_donor = self.alpha == 1.0 && packed.weight_one && whole_is_shared;
+        if gives_donor && target.is_same(reference, form, place, group) && packed.takes_all(place, group) {
             return Some(Outcome::Donor);
         }
         let is_still = seen.non_finite > 0 && whole_is_shared && donor.is_same(reference, form, place, group);

@@ -1,8 +1,10 @@
 //! A packed tensor of the output: how it is encoded, and from which inputs bytes may be taken as they are.
 
+use std::sync::Arc;
+
 use super::chosen::Chosen;
-use super::form::Form;
-use super::original::{is_same, Original};
+use super::form::{Form, Place};
+use super::original::{is_same, Group, Original};
 use crate::dtype::Dtype;
 use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::quantise::rule::{Global as Number, Rule, Setting};
@@ -13,6 +15,7 @@ use crate::plan::encoding::{Encoding, Role};
 use crate::plan::job::{Job, PartOf};
 use crate::plan::Plan;
 use crate::run::program::{Arithmetic, Program, Step};
+use crate::run::taken::Taken;
 use crate::storage::packed::format::{Format, Global};
 
 /// A packed tensor of the output.
@@ -35,6 +38,8 @@ pub(crate) struct Packed {
     pub(super) weight_one: bool,
     /// What became of the step is reported.
     pub(super) measured: bool,
+    /// The part of the tensor that is taken, where it is not all of it.
+    pub(super) taken: Option<Arc<Taken>>,
     /// Donor and reference, where both are packed as the target is.
     pair: Option<(usize, usize)>,
     /// The outputs that any part is to be written in; α with the operation's factor.
@@ -114,6 +119,7 @@ impl Packed {
             steps_from_target,
             weight_one: term.is_some_and(|term| term.weight == 1.0),
             measured: steps_from_target || convert,
+            taken: program.taken.clone(),
             pair: pair.filter(|(model, reference)| encoding.own && is_like(*model) && is_like(*reference)),
             steps: steps.collect(),
             level,
@@ -126,6 +132,14 @@ impl Packed {
     /// The job of the codes.
     pub(super) fn job(&self) -> usize {
         self.parts[0].1
+    }
+
+    /// Whether a selection takes all of a group of a patch.
+    pub(super) fn takes_all(&self, place: &Place, group: &Group) -> bool {
+        let Some(taken) = &self.taken else { return true };
+        let (columns, count) = (&group.columns, (group.columns.end - group.columns.start) as usize);
+        let first = |row: u64| (place.first_row(&self.form) + row) * self.form.columns + columns.start;
+        group.rows.clone().all(|row| taken.has_all(first(row), count))
     }
 
     /// The stored bytes of the inputs that are packed as the output is.

@@ -33,7 +33,7 @@ impl Packed {
         let target = target.filter(|_| self.own);
         let shared = target.is_some() && target == reference && target == donor;
         let equal = match (&originals.target, &originals.reference, donor) {
-            (Some(target), Some(reference), Some(_)) if self.own && self.weight_one => {
+            (Some(target), Some(reference), Some(_)) if self.own && self.weight_one && self.taken.is_none() => {
                 self.steps.iter().any(|step| step.alpha == 1.0) && target.equals(reference, whole, self.form.wholes)?
             }
             _ => false,

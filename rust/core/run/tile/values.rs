@@ -9,6 +9,7 @@ use crate::measure::Survival;
 use crate::methods::method::{Computes, Method};
 use crate::run::noise::of_pairs;
 use crate::run::program::Arithmetic;
+use crate::run::taken::restore;
 use crate::storage::chunk::Chunk;
 use crate::tensor::Tile;
 
@@ -78,13 +79,24 @@ impl Tiler {
             return Ok(());
         };
         let tile = Tile { level, first: span.first, inputs };
+        let (taken, mut mask) = (place.program.taken.as_deref(), std::mem::take(&mut self.mask));
+        if let Some(taken) = taken {
+            taken.mask(span.first, n, &mut mask);
+        }
         if method.computes() == Computes::Value {
             method.tile(&place.tensor, &place.state, &tile, &mut *out)?;
+            if let Some(taken) = taken {
+                restore(&mask, &inputs[taken.input], out);
+            }
+            self.mask = mask;
             values.delta.fill(0.0);
             values.outs.iter_mut().for_each(|(_, slot)| single(out, slot));
             return Ok(());
         }
         method.tile(&place.tensor, &place.state, &tile, &mut *delta)?;
+        if taken.is_some() {
+            delta.iter_mut().zip(&mask).filter(|(_, taken)| !**taken).for_each(|(slot, _)| *slot = R::ZERO);
+        }
         single(delta, values.delta);
         for (alpha, slot) in values.outs.iter_mut() {
             let (donor, elsewhere) = donors(inputs, chunks, method.sum_of(), *alpha);
@@ -92,8 +104,12 @@ impl Tiler {
             let (terms, rounding) = (method.sum_of(), Single::Nearest);
             let moved = Moved { inputs, delta, terms, alpha: *alpha, rounding, donor, elsewhere };
             self.moved(chunks, at, &moved, out);
+            if let Some(taken) = taken {
+                restore(&mask, &inputs[taken.input], out);
+            }
             single(out, slot);
         }
+        self.mask = mask;
         Ok(())
     }
 }
