@@ -7,7 +7,7 @@ packed, no packed weight is computed  any                its own format: the sto
 packed                                the same format    its own format
 packed                                plain, or another  plain: the format's rounding would take the step
 GPTQ, AWQ, bitsandbytes               any                plain: their codes cannot be made again
-MLX                                   any                an error: what loads the models reads their format
+MLX                                   any                an error: plain or in its own format has to be said
 plain                                 any                plain
 ====================================  =================  ===============================================
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskvec.models.quantised.format import Packed
 
 # The engine's kinds of which codes and scales can be made.
-ENCODABLE = frozenset({"scaled", "e2m1", "packed_int"})
+ENCODABLE = frozenset({"scaled", "e2m1", "packed_int", "mlx"})
 
 
 class Computed(NamedTuple):
@@ -79,7 +79,7 @@ def output_form(
         return OutputForm(True, (_said(target, rows, ""),) if rows else ())
     if not rows:
         return OutputForm(True)
-    unasked = [row for row in fixed if row.own.format.kind == "mlx"]
+    unasked = [row for row in rows if row.own.format.words.startswith("MLX")]
     if unasked:
         return OutputForm(False, (_unasked(target, unasked),))
     why = _why_plain(rows, fixed, survival)
@@ -89,7 +89,7 @@ def output_form(
 def is_encodable(packed: Packed) -> bool:
     """Whether codes and scales of a packed weight can be made."""
     form = packed.format
-    has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "global"}
+    has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "biases", "global"}
     return form.kind in ENCODABLE and not has_more and "factor" not in dict(form.parameters)
 
 
@@ -115,8 +115,8 @@ def _unasked(target: Model, rows: Sequence[Computed]) -> Finding:
         "quantised",
         f"`{target.spec}`",
         "",
-        f"{len(rows):,} weights are quantised as {form.words}, a format that can be read and not written",
-        f"`--out-dtype {TORCH_NAMES[form.dtype]}` writes them plain",
+        f"{len(rows):,} weights are quantised as {form.words}: whether they are written so has to be said",
+        f"`--out-dtype target` writes them so, `--out-dtype {TORCH_NAMES[form.dtype]}` plain",
     )
 
 

@@ -10,6 +10,7 @@ from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
+from taskvec.host import collector_paused
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned
@@ -49,6 +50,7 @@ def plan_transfer(
     )
 
 
+@collector_paused()
 def plan_steps(
     target: Model,
     steps: Sequence[Step],

@@ -200,10 +200,8 @@ def mlx(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tu
     if declared.method not in ("", "mlx"):
         raise uncovered(codes, declared)
     mode = str(_mlx_facts(name, declared).get("mode") or "affine")
-    if biases is None or mode != "affine":
-        raise UnreadableError(
-            f"{shown(codes)} is of the mode `{mode}` of MLX without biases, which is not read"
-        )
+    if mode != "affine" or biases is None:
+        return _mlx_floats(mode, parts)
     for info in (scales, biases):
         if info.dtype not in SCALES or info.shape != scales.shape or len(info.shape) != len(codes.shape):
             raise UnreadableError(
@@ -219,6 +217,31 @@ def mlx(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tu
     words = f"MLX {bits} bits, group {group}, {scales.dtype} scales and biases"
     parameters = (("bits", bits), ("group", group))
     return Format("mlx", "BF16", "", (), parameters, scales.dtype, words), (*codes.shape[:-1], width)
+
+
+# Bits, columns of one scale, what the scales are.
+_MLX_FLOATS = {"mxfp4": (4, 32, "MXFP4"), "nvfp4": (4, 16, "NVFP4"), "mxfp8": (8, 32, "MXFP8")}
+
+
+def _mlx_floats(mode: str, parts: Mapping[str, TensorInfo]) -> tuple[Format, Shape]:
+    """The format of codes that are floats of a few bits, with scales of one byte and no biases."""
+    codes, scales = parts["codes"], parts["scales"]
+    if mode not in _MLX_FLOATS or "biases" in parts:
+        with_biases = "with" if "biases" in parts else "without"
+        raise UnreadableError(
+            f"{shown(codes)} is of the mode `{mode}` of MLX {with_biases} biases, which is not read"
+        )
+    bits, group, words = _MLX_FLOATS[mode]
+    width = codes.shape[-1] * 32 // bits
+    is_fit = scales.dtype == "U8" and scales.shape == (*codes.shape[:-1], width // group)
+    if len(codes.shape) not in (2, 3) or width % group or not is_fit:
+        raise UnreadableError(
+            f"{shown(scales)} are not the scales of {shown(codes)} in the mode `{mode}` of MLX: one byte for "
+            f"{group} columns"
+        )
+    kind, parameter = ("scaled", ("block", (1, group))) if bits == 8 else ("e2m1", ("group", group))
+    form = Format(kind, "BF16", "", (), (parameter,), scales.dtype, f"MLX {words}, U8 scales")
+    return form, (*codes.shape[:-1], width)
 
 
 def _mlx_facts(name: str, declared: Declaration) -> Mapping[str, object]:

@@ -239,12 +239,7 @@ impl Banded {
         let chosen: &[Chosen] = wholes.get(self.packed.form.whole_of(place.matrix)).map_or(&[], |chosen| chosen);
         let patch = bench.make(&self.packed, &tile, &place, chosen)?;
         let mut kept = lock(&self.bands.kept);
-        kept.get_or_insert_with(|| Kept::new(&self.packed.form, self.packed.scales, self.packed.steps.len())).take(
-            &self.packed.form,
-            self.packed.scales,
-            index,
-            &patch,
-        );
+        kept.get_or_insert_with(|| Kept::new(&self.packed)).take(&self.packed, index, &patch);
         Ok(Arc::new(patch))
     }
 
@@ -312,6 +307,7 @@ impl Banded {
         for (out, position) in wanted.out.iter_mut().zip(&positions) {
             match role {
                 Role::Zeros => kept.zeros(form, *position, &wanted.bytes, out),
+                Role::Biases => kept.biases(*position, &wanted.bytes, out),
                 _ => kept.scales(*position, &wanted.bytes, out),
             }
         }

@@ -87,7 +87,7 @@ impl Form {
         let form = match format {
             Format::Scaled(scaled) => {
                 let code = match codes {
-                    Dtype::F8E4M3 => Code::E4M3,
+                    Dtype::F8E4M3 | Dtype::U32 => Code::E4M3,
                     Dtype::F8E5M2 => Code::E5M2,
                     Dtype::I8 => Code::Signed(8),
                     _ => return no(&format!("as codes of {codes}")),
@@ -118,7 +118,16 @@ impl Form {
                 let (row_bytes, zeros) = ((columns * bits).div_ceil(32) * 4, packed.parts.zeros.is_some());
                 Form { code: Code::Offset(packed.bits), wide, row_bytes, zeros, ..form }
             }
-            Format::Gptq(_) | Format::Awq(_) | Format::Bnb4(_) | Format::Mlx(_) => return no("in its format"),
+            Format::Mlx(mlx) => {
+                let wide = if mlx.group == 0 { columns } else { mlx.group.min(columns) };
+                let bits = u64::from(mlx.bits);
+                if !(2..=8).contains(&bits) || !columns.is_multiple_of(wide) || wide * bits % 8 != 0 {
+                    return no("with these groups of columns");
+                }
+                let row_bytes = (columns * bits).div_ceil(32) * 4;
+                Form { code: Code::Unsigned(mlx.bits), wide, row_bytes, ..form }
+            }
+            Format::Gptq(_) | Format::Awq(_) | Format::Bnb4(_) => return no("in its format"),
         };
         Ok(form.cut())
     }

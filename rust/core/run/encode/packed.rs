@@ -13,6 +13,7 @@ use crate::plan::encoding::{Encoding, Role};
 use crate::plan::job::{Job, PartOf};
 use crate::plan::Plan;
 use crate::run::program::{Arithmetic, Program, Step};
+use crate::storage::packed::e2m1::scales_as;
 use crate::storage::packed::format::{Format, Global};
 
 /// A packed tensor of the output.
@@ -23,6 +24,8 @@ pub(crate) struct Packed {
     pub(super) rule: Rule,
     /// How they are stored.
     pub(super) scales: ScaleType,
+    /// How biases are stored, where there are any.
+    pub(super) biases: ScaleType,
     /// The type in which tools compute that a rule is taken from.
     pub(super) tool: ScaleType,
     /// The target is packed in the same way.
@@ -79,12 +82,22 @@ impl Packed {
         let encoding = &plan.encodings[part.encoding];
         let wholes = job(Role::Global).unwrap_or(scales).elements;
         let form = Form::new(&encoding.format, &part.name, &part.shape, codes.dtype, wholes)?;
-        let kind = ScaleType::of(scales.dtype).ok_or_else(unfit)?;
+        let stored_as = match &encoding.format {
+            Format::E2m1(e2m1) => scales_as(e2m1, scales.dtype),
+            _ => scales.dtype,
+        };
+        let kind = ScaleType::of(stored_as).ok_or_else(unfit)?;
         check(&form, (codes, scales), (job(Role::Zeros), job(Role::Global)), job(Role::Shape), kind)
             .ok_or_else(unfit)?;
+        let biases = check_biases(&form, job(Role::Biases)).ok_or_else(unfit)?;
         let program = &programs[jobs[0].1];
         let (steps_from_target, terms, factor) = facts(&program.arithmetic);
-        let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, codes, scales));
+        let stored = Types {
+            codes: codes.dtype,
+            scales: stored_as,
+            biases: job(Role::Biases).map(|biases| biases.dtype),
+        };
+        let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, stored));
         if encoding.own && !is_like(0) {
             return Err(bad(plan, &jobs, "input 0 is not stored in the format that is written"));
         }
@@ -104,6 +117,7 @@ impl Packed {
         Ok(Packed {
             rule: encoding.rule,
             scales: kind,
+            biases,
             own: encoding.own,
             tool: match program.inputs[0].dtype {
                 Dtype::BF16 if !encoding.own => ScaleType::BF16,
@@ -152,6 +166,7 @@ impl Packed {
             rule: self.rule,
             code: self.form.code,
             scales: self.scales,
+            biases: self.biases,
             global: chosen.and_then(|chosen| self.number(chosen)),
             zeros: self.form.zeros,
             tool: self.tool,
@@ -169,20 +184,28 @@ fn facts(arithmetic: &Arithmetic) -> (bool, Option<&[Term]>, f64) {
     }
 }
 
+/// The types of the parts.
+#[derive(Clone, Copy)]
+struct Types {
+    codes: Dtype,
+    scales: Dtype,
+    biases: Option<Dtype>,
+}
+
 /// Whether an input has bytes that an output could have.
 fn is_like(
     plan: &Plan,
     encoding: &Encoding,
     program: &Program<'_>,
     index: usize,
-    (form, codes, scales): (&Form, &Job, &Job),
+    (form, stored): (&Form, Types),
 ) -> bool {
     let (source, name) = &program.job.inputs[index];
     let found = plan.sources[*source].packed.find(name).ok().flatten();
     let original = Original::of(program, index, form);
     match (found, original) {
         (Some((format, _)), Some(original)) => {
-            is_same(&encoding.format, format) && original.is_of(codes.dtype, scales.dtype)
+            is_same(&encoding.format, format) && original.is_of(stored.codes, stored.scales, stored.biases)
         }
         _ => false,
     }
@@ -212,6 +235,14 @@ fn check(
     fits.then_some(())
 }
 
+/// The type of the biases: one for each group where codes are counted from them, and none elsewhere.
+fn check_biases(form: &Form, biases: Option<&Job>) -> Option<ScaleType> {
+    let Some(job) = biases else { return (!form.code.is_biased()).then_some(ScaleType::F32) };
+    let is_plain = matches!(job.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16);
+    let fits = form.code.is_biased() && is_plain && job.elements == form.groups();
+    ScaleType::of(job.dtype).filter(|_| fits)
+}
+
 fn bad(plan: &Plan, jobs: &[(Role, usize)], what: &str) -> Error {
     let name = jobs.first().map_or("", |(_, job)| plan.jobs[*job].logical().0);
     Error::new(Kind::Plan, format!("unusable plan: `{}`: {what}", shown(name)))
@@ -226,5 +257,5 @@ pub(super) fn belong(plan: &Plan, a: &Job, b: &Job) -> bool {
 
 /// Whether a format is one that is written at all.
 pub(super) fn is_written(format: &Format) -> bool {
-    matches!(format, Format::Scaled(_) | Format::E2m1(_) | Format::PackedInt(_))
+    matches!(format, Format::Scaled(_) | Format::E2m1(_) | Format::PackedInt(_) | Format::Mlx(_))
 }

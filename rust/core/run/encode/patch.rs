@@ -8,8 +8,7 @@ use super::packed::Packed;
 use crate::error::Result;
 use crate::kernels::philox::fill;
 use crate::kernels::quantise::bits::pack;
-use crate::kernels::quantise::group::{encode, errors, look, Scaling, Seen};
-use crate::kernels::quantise::rule::Fresh;
+use crate::kernels::quantise::group::{encode, errors, look, range, Scaling, Seen};
 use crate::kernels::stats::step_sums;
 use crate::kernels::widen::count_non_finite;
 use crate::kernels::{Level, TILE};
@@ -36,6 +35,8 @@ pub(super) struct Encoded {
     pub scales: Vec<u32>,
     /// Codes for zero of its groups.
     pub zeros: Vec<f32>,
+    /// Stored biases of its groups.
+    pub biases: Vec<u32>,
     /// What became of the step.
     pub survival: Survival,
     /// Values that are not finite.
@@ -213,8 +214,11 @@ impl Bench {
             let bottom = ((group_row + 1) * form.tall).min(place.row + place.rows) - place.row;
             let mut seen = vec![Seen::default(); width];
             for row in top as usize..bottom as usize {
-                let range = row * columns..(row + 1) * columns;
-                look(level, &self.x[slot][range.clone()], &self.target[range], wide, &mut seen);
+                let here = row * columns..(row + 1) * columns;
+                look(level, &self.x[slot][here.clone()], &self.target[here.clone()], wide, &mut seen);
+                if form.code.is_biased() {
+                    range(level, &self.x[slot][here], wide, &mut seen);
+                }
             }
             encoded.bad += seen.iter().map(|seen| u64::from(seen.non_finite)).sum::<u64>();
             let group = |index: usize| {
@@ -253,8 +257,7 @@ impl Bench {
         for (index, (seen, pair)) in seen.iter().zip(&mut pairs).enumerate() {
             let (outcome, other) = choose.group(&group(index), seen);
             if let (Outcome::Scaled(own), Some(other)) = (outcome, other) {
-                let scaling = |fresh: &Fresh| Scaling::new(choose.setting.scale(fresh.bits), fresh.zero);
-                *pair = Some([scaling(&own), scaling(&other)]);
+                *pair = Some([choose.setting.scaling(&own), choose.setting.scaling(&other)]);
             }
             outcomes.push(outcome);
             others.push(other);
@@ -295,9 +298,9 @@ impl Bench {
             .iter()
             .enumerate()
             .map(|(index, outcome)| match outcome {
-                Outcome::Scaled(fresh) if packed.own => Scaling::new(setting.scale(fresh.bits), fresh.zero),
+                Outcome::Scaled(fresh) if packed.own => setting.scaling(fresh),
                 Outcome::Scaled(fresh) => {
-                    let mut scaling = Scaling::new(setting.scale(fresh.bits), fresh.zero);
+                    let mut scaling = setting.scaling(fresh);
                     for row in top..bottom {
                         let from = row * columns + index * wide;
                         let end = (from + wide).min((row + 1) * columns);
@@ -356,13 +359,14 @@ impl Bench {
             }
         }
         for (index, outcome) in outcomes.iter().enumerate() {
-            let (bits, zero) = match outcome {
-                Outcome::Scaled(fresh) => (fresh.bits, fresh.zero),
+            let stored = match outcome {
+                Outcome::Scaled(fresh) => *fresh,
                 Outcome::Target => choose.stored_scale(stored.target.as_ref(), &group(index)),
                 Outcome::Donor => choose.stored_scale(stored.donor.as_ref(), &group(index)),
             };
-            encoded.scales.push(bits);
-            encoded.zeros.push(zero);
+            encoded.scales.push(stored.bits);
+            encoded.zeros.push(stored.zero);
+            encoded.biases.push(stored.bias);
         }
     }
 }
