@@ -305,16 +305,20 @@ def test_ranking_differences_of_four_bits(tmp_path: Path, name: str, is_warned: 
     assert ("quantised-ranking" in ids(tv.merge(document, tmp_path / "out").findings)) is is_warned
 
 
-def test_a_target_of_mlx_is_not_written_plain_unasked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "words"), [("MLX", "MLX 4 bits"), ("MLX MXFP8", "MLX MXFP8")])
+def test_how_a_target_of_mlx_is_written_has_to_be_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
-    trio, values = packed_trio(tmp_path, BY_NAME["MLX"])
+    trio, values = packed_trio(tmp_path, BY_NAME[name])
     models = ["--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
     outcome = invoke(capsys, "transfer", *models, "-o", tmp_path / "out")
     assert outcome.code == 1
-    assert "quantised as MLX 4 bits" in outcome.err
+    assert f"quantised as {words}" in outcome.err
     assert "--out-dtype bfloat16" in outcome.err
+    assert "--out-dtype target" in outcome.err
     assert not (tmp_path / "out").exists()
+    assert invoke(capsys, "transfer", *models, "-o", tmp_path / "own", "--out-dtype", "target").code == 0
+    assert tv.open(tmp_path / "own").stored == tv.open(trio.target).stored
     assert invoke(capsys, "transfer", *models, "-o", tmp_path / "out", "--out-dtype", "bfloat16").code == 0
     near(read_tensors(tmp_path / "out")[UP], values, UP)
 
@@ -334,8 +338,15 @@ def test_formats_that_are_read_and_not_written(tmp_path: Path, name: str) -> Non
 WRITTEN = [
     way
     for way in WAYS
-    if way.name.startswith(("block", "FP8", "FBGEMM", "DeepSeek", "Mistral", "CT", "ModelOpt", "single"))
+    if way.name.startswith(
+        ("block", "FP8", "FBGEMM", "DeepSeek", "Mistral", "CT", "ModelOpt", "single", "MLX")
+    )
 ]
+
+
+def asked(way: Way) -> Any:
+    """What has to be said to have the target's format: of MLX, that it is wanted."""
+    return {"out_dtype": "target"} if way.name.startswith("MLX") else {}
 
 
 def stored_bytes(folder: Path) -> dict[str, bytes]:
@@ -346,11 +357,13 @@ def stored_bytes(folder: Path) -> dict[str, bytes]:
 def test_identities_hold_to_the_byte(tmp_path: Path, way: Way) -> None:
     trio, _ = packed_trio(tmp_path, way, shards=2)
     target, donor, reference = map(stored_bytes, trio)
-    tv.transfer(*trio, tmp_path / "zero", alpha=0.0)
+    tv.transfer(*trio, tmp_path / "zero", alpha=0.0, **asked(way))
     assert list(stored_bytes(tmp_path / "zero").items()) == list(target.items())
-    tv.transfer(trio.reference, trio.donor, trio.reference, tmp_path / "one")
+    tv.transfer(trio.reference, trio.donor, trio.reference, tmp_path / "one", **asked(way))
     assert stored_bytes(tmp_path / "one") == donor
-    tv.transfer(trio.target, trio.reference, trio.reference, tmp_path / "none", force="zero-vector")
+    tv.transfer(
+        trio.target, trio.reference, trio.reference, tmp_path / "none", force="zero-vector", **asked(way)
+    )
     assert stored_bytes(tmp_path / "none") == target
     assert reference != donor
 
@@ -359,7 +372,7 @@ def test_identities_hold_to_the_byte(tmp_path: Path, way: Way) -> None:
 def test_the_output_is_a_checkpoint_like_the_target(tmp_path: Path, way: Way) -> None:
     """Same names, types, shapes, files and config; values no further off than packing them afresh."""
     trio, values = packed_trio(tmp_path, way, shards=2)
-    report = tv.transfer(*trio, tmp_path / "out")
+    report = tv.transfer(*trio, tmp_path / "out", **asked(way))
     assert "quantised-output" in ids(report.findings)
     out, target = tv.open(tmp_path / "out"), tv.open(trio.target)
     assert dict(out.stored) == dict(target.stored)
@@ -406,7 +419,7 @@ def test_a_small_plain_vector_is_not_rounded_to_the_format(tmp_path: Path, way: 
     report = tv.transfer(*trio, tmp_path / "out", out_dtype="target", force="quantised-lost")
     assert report.survival is not None
     tv.transfer(*trio, tmp_path / "random", out_dtype="target", rounding="stochastic")
-    assert tv.transfer(*trio, tmp_path / "plain").survival is not None
+    assert tv.transfer(*trio, tmp_path / "plain", out_dtype="bfloat16").survival is not None
 
 
 def test_a_large_plain_vector_may_be_rounded_to_the_format(tmp_path: Path) -> None:
@@ -578,9 +591,41 @@ def test_packed_output_is_measured_in_the_same_way(tmp_path: Path, name: str) ->
 
 def test_plain_models_have_no_noise(tmp_path: Path) -> None:
     trio, _ = packed_trio(tmp_path, FP8, plain=("target", "donor", "reference"))
-    report = tv.transfer(*trio, tmp_path / "out")
-    assert report.outputs[0].noise is None
-    assert "noise" not in report.to_dict()["outputs"][0]
+    vector = tv.extract(trio.donor, trio.reference, tmp_path / "vector")
+    for report in (tv.transfer(*trio, tmp_path / "out"), vector):
+        assert report.outputs[0].noise is None
+        assert "noise" not in report.to_dict()["outputs"][0]
+
+
+@pytest.mark.parametrize(
+    "name", ["block FP8, F32 scales", "CT INT4 group 32", "CT MXFP4", "ModelOpt NVFP4", "MLX"]
+)
+def test_a_saved_vector_has_the_line_of_a_transfer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME[name], step=0.002)
+    wanted = tv.transfer(*trio, tmp_path / "out", out_dtype="bfloat16").outputs[0].noise
+    shown = invoke(capsys, "extract", trio.donor, trio.reference, "-o", tmp_path / "vector")
+    assert shown.code == 0, shown.err
+    assert "estimated cosine with the true vector" in shown.err
+    facts = json.loads((tmp_path / "vector" / "taskvec.json").read_text())["noise"]
+    assert wanted is not None
+    for field, value in wanted.to_dict().items():
+        is_word = value is None or isinstance(value, str)
+        assert facts[field] == (value if is_word else pytest.approx(value, rel=1e-3)), field
+    assert "How much of the vector is signal" in (tmp_path / "vector" / "README.md").read_text()
+    for dtype in (None, "bfloat16"):
+        report = tv.extract(trio.donor, trio.reference, tmp_path / f"lossy-{dtype}", dtype=dtype)
+        assert report.to_dict()["outputs"][0]["noise"] == facts
+        assert "estimated cosine" in str(report)
+    again = tv.extract(trio.donor, trio.reference, tmp_path / "vector")
+    assert again.already_done
+    assert again.outputs[0].noise == report.outputs[0].noise
+    assert tv.verify(tmp_path / "vector").ok
+    assert (
+        tv.apply(trio.target, tmp_path / "vector", out=tmp_path / "o", out_dtype="bfloat16").outputs[0].noise
+        is None
+    )
 
 
 # --- convert

@@ -265,7 +265,7 @@ class Affine(Format):
         packed = fields(codes, self.bits).view(np.uint32)
         return {"codes": packed, "scales": scales, "biases": biases}
 
-    def quantise(self, x: np.ndarray, glob: np.ndarray | None = None) -> Parts:
+    def quantise(self, x: np.ndarray, _: np.ndarray | None = None) -> Parts:
         return self.under(x, *self.affine(x))
 
     def decode(self, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

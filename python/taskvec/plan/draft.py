@@ -115,7 +115,8 @@ class Draft:
         parts = [(place, part) for (part, _), place in zip(packed.format.parts, packed.parts, strict=True)]
         for place, part in [*parts, *((place, "") for place in packed.beside)]:
             own = place if new == stem else new + place[len(stem) :]
-            if is_copy or not part:
+            # the groups of columns stay what they are
+            if is_copy or part in ("", "order"):
                 self._stored(own, number, model, place)
             else:
                 info = model.stored[place]

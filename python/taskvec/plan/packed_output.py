@@ -32,11 +32,15 @@ ENCODABLE = frozenset({"scaled", "e2m1", "packed_int", "mlx"})
 
 
 class Computed(NamedTuple):
-    """A packed weight that is computed: its record in the target, and in each other model that it takes."""
+    """A packed weight that is computed: its record in the target, and in each other model that it takes.
+
+    ``is_first`` says that the target's is the first of the weights that are combined.
+    """
 
     name: str
     own: Packed
     others: Sequence[Packed | None]
+    is_first: bool = True
 
 
 class OutputForm(NamedTuple):
@@ -68,7 +72,7 @@ def output_form(
     if not target.packed or settings.out_dtype not in (None, TARGET):
         return PLAIN
     rows = list(computed)
-    fixed = [row for row in rows if not is_encodable(row.own)]
+    fixed = [row for row in rows if not is_encodable(row.own, is_first=row.is_first)]
     if settings.out_dtype == TARGET:
         if fixed:
             raise RecipeError(
@@ -86,10 +90,14 @@ def output_form(
     return OutputForm(not why, (_said(target, rows, why),))
 
 
-def is_encodable(packed: Packed) -> bool:
-    """Whether codes and scales of a packed weight can be made."""
+def is_encodable(packed: Packed, *, is_first: bool = True) -> bool:
+    """Whether codes and scales of a packed weight can be made.
+
+    Where the columns of a group are not neighbours, the engine finds out from the first input which they are.
+    """
     form = packed.format
     has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "biases", "global"}
+    has_more -= {"order"} if form.kind == "packed_int" and is_first else set()
     return form.kind in ENCODABLE and not has_more and "factor" not in dict(form.parameters)
 
 

@@ -1,6 +1,7 @@
 //! What becomes of a group: the bytes of another model, or codes under the target's scale or a new one.
 
 use super::chosen::{Choice, Chosen};
+use super::columns::Columns;
 use super::form::Place;
 use super::original::{Group, Rows};
 use super::packed::Packed;
@@ -23,6 +24,8 @@ pub(super) struct Stored<'s> {
     pub target: Option<Rows<'s>>,
     pub reference: Option<Rows<'s>>,
     pub donor: Option<Rows<'s>>,
+    /// How the columns of groups are brought together, where they are not neighbours.
+    pub columns: Option<Columns>,
 }
 
 /// A scale has to lower the squared error by more than this factor to replace the target's.
@@ -111,10 +114,11 @@ impl Choose<'_, '_> {
         }
         let (reference, donor) = (self.stored.reference.as_ref()?, self.stored.donor.as_ref()?);
         let whole_is_shared = self.chosen.is_none_or(|chosen| chosen.shared);
-        if self.alpha == 1.0 && packed.weight_one && whole_is_shared && target.is_same(reference, form, place, group) {
+        let same = |a: &Rows<'_>, b: &Rows<'_>| a.is_same(b, (form, place), group, self.stored.columns.as_ref());
+        if self.alpha == 1.0 && packed.weight_one && whole_is_shared && same(target, reference) {
             return Some(Outcome::Donor);
         }
-        let is_still = seen.non_finite > 0 && whole_is_shared && donor.is_same(reference, form, place, group);
+        let is_still = seen.non_finite > 0 && whole_is_shared && same(donor, reference);
         is_still.then_some(Outcome::Target)
     }
 

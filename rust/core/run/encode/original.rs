@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::columns::Columns;
 use super::form::{Form, Place};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub(super) struct Original<'a> {
     zeros: Option<Stored<'a>>,
     biases: Option<Stored<'a>>,
     global: Option<Stored<'a>>,
+    /// The group of each column, where those of a group are not neighbours.
+    pub order: Option<Stored<'a>>,
 }
 
 /// Those of one patch.
@@ -66,11 +69,12 @@ impl<'a> Original<'a> {
     pub(super) fn of(program: &'a Program<'_>, index: usize, form: &Form) -> Option<Self> {
         let parts = program.inputs.get(index)?.storage().packed();
         let (codes, scales, more) = (parts.first()?, parts.get(1)?, parts.get(2).copied());
-        let of = Original { codes: *codes, scales: *scales, zeros: None, biases: None, global: None };
+        let of = Original { codes: *codes, scales: *scales, zeros: None, biases: None, global: None, order: None };
+        let of = Original { order: parts.last().copied().filter(|_| form.strewn), ..of };
         Some(match more {
             _ if form.zeros => Original { zeros: Some(more?), ..of },
             _ if form.code.is_biased() => Original { biases: Some(more?), ..of },
-            _ => Original { global: more, ..of },
+            _ => Original { global: more.filter(|_| form.global.is_some()), ..of },
         })
     }
 
@@ -158,12 +162,12 @@ impl<'a> Original<'a> {
 /// # Errors
 /// As that.
 pub(super) fn read<'s>(
-    original: &Option<Original<'s>>,
+    original: Option<&Original<'s>>,
     form: &Form,
     place: &Place,
     buffers: &'s mut Buffers,
 ) -> Result<Option<Rows<'s>>> {
-    original.as_ref().map(|original| original.read(form, place, buffers)).transpose()
+    original.map(|original| original.read(form, place, buffers)).transpose()
 }
 
 impl Rows<'_> {
@@ -171,6 +175,23 @@ impl Rows<'_> {
     pub(super) fn codes(&self, form: &Form, row: u64, columns: &Range<u64>) -> &[u8] {
         let start = row as usize * form.row_bytes as usize;
         &self.codes[start + form.bytes_before(columns.start)..start + form.bytes_before(columns.end)]
+    }
+
+    /// The codes of a group in row `row` of the patch.
+    pub(super) fn strewn<'c>(
+        &'c self,
+        form: &'c Form,
+        row: u64,
+        group: &'c Group,
+        columns: &'c Columns,
+    ) -> impl Iterator<Item = u8> + 'c {
+        let start = (row * form.row_bytes) as usize;
+        let (bytes, bits) = (&self.codes[start..start + form.row_bytes as usize], form.code.bits());
+        group.columns.clone().map(move |place| {
+            let bit = columns.at(place) as usize * bits as usize;
+            let next = bytes.get(bit / 8 + 1).copied().unwrap_or(0);
+            ((u16::from_le_bytes([bytes[bit / 8], next]) >> (bit % 8)) & ((1 << bits) - 1)) as u8
+        })
     }
 
     /// The stored scale of a group: its row of groups in the patch, its column in the matrix.
@@ -202,7 +223,13 @@ impl Rows<'_> {
     }
 
     /// Whether a group has the same bytes in another.
-    pub(super) fn is_same(&self, other: &Rows<'_>, form: &Form, place: &Place, group: &Group) -> bool {
+    pub(super) fn is_same(
+        &self,
+        other: &Rows<'_>,
+        (form, place): (&Form, &Place),
+        group: &Group,
+        columns: Option<&Columns>,
+    ) -> bool {
         let rows = group.rows.clone();
         let down = place.down(form);
         let groups = ((down.end - down.start) * form.across()) as usize;
@@ -211,7 +238,11 @@ impl Rows<'_> {
             let size = a.len() / groups;
             a.get(at * size..(at + 1) * size) == b.get(at * size..(at + 1) * size)
         };
-        rows.clone().all(|row| self.codes(form, row, &group.columns) == other.codes(form, row, &group.columns))
+        let same_codes = |row| match columns {
+            Some(columns) => self.strewn(form, row, group, columns).eq(other.strewn(form, row, group, columns)),
+            None => self.codes(form, row, &group.columns) == other.codes(form, row, &group.columns),
+        };
+        rows.clone().all(same_codes)
             && alike(self.scales, other.scales)
             && alike(self.biases, other.biases)
             && rows.clone().all(|row| {

@@ -56,6 +56,25 @@ pub(super) struct Originals<'a> {
     pub donor: Option<Original<'a>>,
 }
 
+impl Originals<'_> {
+    /// Whether the columns of all have the same groups.
+    ///
+    /// # Errors
+    /// Where a file was truncated or cannot be read.
+    pub(super) fn are_in_one_order(&self) -> Result<bool> {
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        let Some(order) = self.target.as_ref().and_then(|target| target.order) else { return Ok(false) };
+        let first = order.all(&mut one)?;
+        for original in self.reference.iter().chain(&self.donor) {
+            let Some(order) = original.order else { return Ok(false) };
+            if order.all(&mut other)? != first {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// What a tensor's parts in a plan are.
 pub(super) struct Parts<'p> {
     pub plan: &'p Plan,
@@ -100,6 +119,9 @@ impl Packed {
         let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, stored));
         if encoding.own && !is_like(0) {
             return Err(bad(plan, &jobs, "input 0 is not stored in the format that is written"));
+        }
+        if !encoding.own && form.strewn {
+            return Err(bad(plan, &jobs, "the group of each column is not known"));
         }
         if !encoding.own && encoding.rule == Rule::Own {
             return Err(bad(plan, &jobs, "there is no rule for scales, nor any of the target"));
