@@ -360,7 +360,7 @@ GOLDEN = {
     "ct_pack_int8_g128_sym_float32": ("packed_int", "ct", {"bits": 8, "group": 128}, ".weight_scale"),
     "ct_pack_int4_g128_asym_float32": ("packed_int", "ct", {"bits": 4, "group": 128}, ".weight_scale"),
 }
-GOLDEN_FILES = Path(__file__).parent.parent / "data" / "quantised"
+GOLDEN_FILES = Path(__file__).parent.parent / "data" / "golden"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -394,6 +394,43 @@ mod tests {
     }
 
     #[test]
+    fn integers_counted_from_a_bias() {
+        let x = numbers();
+        for (scale, bias) in [(0.25f32, -1.5f32), (-0.125, 3.0)] {
+            for (level, bits) in Level::available().iter().flat_map(|level| (2..=8).map(move |bits| (*level, bits))) {
+                let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+                let by = Scaling::on_bias(scale, bias);
+                encode(level, Code::Unsigned(bits), &x, x.len(), &[by], None, &mut codes, &mut out);
+                for i in 0..x.len() {
+                    let y = f64::from((x[i] - bias) / scale);
+                    let top = f64::from((1u32 << bits) - 1);
+                    let want = if y.is_nan() { 0.0 } else { y.clamp(0.0, top).round_ties_even() };
+                    assert_eq!(f64::from(codes[i]), want, "{} {bits}", x[i]);
+                    assert_eq!(out[i].to_bits(), (want as f32 * scale + bias).to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_range_of_a_group_is_that_of_its_finite_numbers() {
+        let numbers: Vec<f32> = numbers().into_iter().step_by(131).collect();
+        for (level, wide) in Level::available().iter().flat_map(|level| [1, 3, 16, 32, 100].map(|wide| (*level, wide))) {
+            let x = &numbers[..];
+            let mut seen = vec![Seen::default(); x.len().div_ceil(wide)];
+            range(level, x, wide, &mut seen);
+            for (seen, group) in seen.iter().zip(x.chunks(wide)) {
+                let finite: Vec<f32> = group.iter().copied().filter(|x| x.is_finite()).collect();
+                let edges = finite.iter().fold(None, |edges: Option<[f32; 2]>, x| match edges {
+                    None => Some([*x, *x]),
+                    Some([low, high]) => Some([low.min(*x), high.max(*x)]),
+                });
+                assert_eq!(seen.range, edges);
+            }
+        }
+    }
+
+    #[test]
     fn every_level_and_every_division_into_groups_gives_the_same() {
         let numbers: Vec<f32> = (0..1000).map(|i: i32| (i.wrapping_mul(7919) % 2003 - 1001) as f32 * 1e-4).collect();
         for (n, wide) in [(1, 1), (5, 3), (512, 128), (96, 32), (100, 16), (1000, 1000), (640, 48)] {

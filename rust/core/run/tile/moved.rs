@@ -22,10 +22,10 @@ pub(super) struct Moved<'t, R> {
 /// At α = 1 of one difference as it is, the target may have to become the donor.
 #[allow(clippy::type_complexity)]
 pub(super) fn donors<'t, R: Real>(
-    pub inputs: &'t [Vec<R>],
+    inputs: &'t [Vec<R>],
     chunks: &'t [Chunk<'_>],
-    pub terms: Option<&[Term]>,
-    pub alpha: f64,
+    terms: Option<&[Term]>,
+    alpha: f64,
 ) -> (Option<(&'t [R], &'t [R])>, Option<Exact<'t>>) {
     let kept = match (alpha, terms) {
         (1.0, Some([term @ Term { weight: 1.0, .. }])) => Some(term),
