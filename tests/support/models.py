@@ -145,8 +145,8 @@ def stored_array(array: np.ndarray) -> np.ndarray:
     array = np.ascontiguousarray(array)
     if DTYPE_NAMES[array.dtype] != "F4":
         return array
-    codes = array.view(np.uint8)
-    return codes[..., ::2] | codes[..., 1::2] << 4
+    codes = np.append(array.view(np.uint8).reshape(-1), np.zeros(array.size % 2, np.uint8))
+    return codes[::2] | codes[1::2] << 4
 
 
 def read_safetensors(path: Path) -> Tensors:
