@@ -55,7 +55,17 @@ impl<'a> Item<'a> {
         }
         let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };
         let total = Facts::default();
-        Ok(Item { name, shape, elements, inputs, origin, chunks: Vec::new(), total, noise: None, encoding: Encoding::zero() })
+        Ok(Item {
+            name,
+            shape,
+            elements,
+            inputs,
+            origin,
+            chunks: Vec::new(),
+            total,
+            noise: None,
+            encoding: Encoding::zero(),
+        })
     }
 
     pub(super) fn cost(&self) -> u64 {

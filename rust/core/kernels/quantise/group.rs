@@ -415,7 +415,8 @@ mod tests {
     #[test]
     fn the_range_of_a_group_is_that_of_its_finite_numbers() {
         let numbers: Vec<f32> = numbers().into_iter().step_by(131).collect();
-        for (level, wide) in Level::available().iter().flat_map(|level| [1, 3, 16, 32, 100].map(|wide| (*level, wide))) {
+        for (level, wide) in Level::available().iter().flat_map(|level| [1, 3, 16, 32, 100].map(|wide| (*level, wide)))
+        {
             let x = &numbers[..];
             let mut seen = vec![Seen::default(); x.len().div_ceil(wide)];
             range(level, x, wide, &mut seen);

@@ -111,11 +111,8 @@ impl Packed {
         let biases = check_biases(&form, job(Role::Biases)).ok_or_else(unfit)?;
         let program = &programs[jobs[0].1];
         let (steps_from_target, terms, factor) = facts(&program.arithmetic);
-        let stored = Types {
-            codes: codes.dtype,
-            scales: stored_as,
-            biases: job(Role::Biases).map(|biases| biases.dtype),
-        };
+        let stored =
+            Types { codes: codes.dtype, scales: stored_as, biases: job(Role::Biases).map(|biases| biases.dtype) };
         let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, stored));
         if encoding.own && !is_like(0) {
             return Err(bad(plan, &jobs, "input 0 is not stored in the format that is written"));

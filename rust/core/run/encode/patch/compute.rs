@@ -74,7 +74,12 @@ impl Bench {
     ///
     /// # Errors
     /// Unreadable input.
-    pub(in crate::run::encode) fn seen(&mut self, packed: &Packed, tile: &TilePlace<'_>, place: &Place) -> Result<Vec<Seen>> {
+    pub(in crate::run::encode) fn seen(
+        &mut self,
+        packed: &Packed,
+        tile: &TilePlace<'_>,
+        place: &Place,
+    ) -> Result<Vec<Seen>> {
         self.noise = None;
         self.compute(packed, tile, place)?;
         let n = place.elements();

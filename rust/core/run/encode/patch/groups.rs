@@ -29,7 +29,12 @@ impl Line<'_, '_> {
         let (form, place) = (&self.choose.packed.form, self.choose.place);
         let across = place.across(form).start + index as u64;
         let first = across * form.wide;
-        Group { down: self.down, across, rows: self.rows.clone(), columns: first..(first + form.wide).min(form.columns) }
+        Group {
+            down: self.down,
+            across,
+            rows: self.rows.clone(),
+            columns: first..(first + form.wide).min(form.columns),
+        }
     }
 
     /// The elements of a row of the patch.
