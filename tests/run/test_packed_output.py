@@ -12,10 +12,10 @@ import pytest
 
 import taskvec as tv
 from support.command_line import invoke
-from support.models import DTYPES, read_tensors, write_checkpoint
+from support.models import DTYPES, read_tensors, safetensors_bytes, write_checkpoint
 from support.packed_checks import FP8, UP, ids, near, stored_bytes
 from support.packed_models import BY_NAME, WAYS, Way, is_packed, packed_trio
-from taskvec.errors import CompatibilityError, RecipeError
+from taskvec.errors import CompatibilityError, FormatError, RecipeError
 
 
 def test_plain_donor_and_reference_give_a_plain_output(tmp_path: Path) -> None:
@@ -206,6 +206,7 @@ def test_a_plan_runs_again_from_its_bytes(packed: Any, tmp_path: Path) -> None:
 ENCODED = [
     "block FP8, F32 scales", "FP8 per tensor", "CT FP8 channel", "CT INT8", "CT INT3 group 32",
     "CT INT4 channel", "CT INT4 zero points", "CT MXFP4", "CT MXFP8", "CT NVFP4", "ModelOpt NVFP4",
+    "CT INT4 act", "CT MXFP4, F4 codes", "MLX", "MLX 3 bits", "MLX MXFP8",
 ]  # fmt: skip
 
 
@@ -278,3 +279,31 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
         force = ("quantised-mixed",) if number else ()
         tv.merge({**terms, "models": models}, out, force=force)
         assert np.allclose(tv.open(out)[name], merged.transpose(0, 2, 1), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["CT INT4 act", "CT INT3 act zero points"])
+def test_columns_that_are_no_neighbours(tmp_path: Path, name: str) -> None:
+    """Groups under other numbers are the same weights; groups of other sizes are read, and not written."""
+    trio, values = packed_trio(tmp_path, BY_NAME[name], hidden=320, intermediate=416)
+    path, order = trio.donor / "model.safetensors", f"{UP}_g_idx"
+    plain = tv.transfer(*trio, tmp_path / "one", alpha=0.5).outputs[0]
+    donor = read_tensors(trio.donor)
+    groups = donor[f"{UP}_scale"].shape[1]
+    # group g has the number (g + 1) modulo their count
+    renamed = donor | {order: ((donor[order] + 1) % groups).astype(np.int32)}
+    renamed[f"{UP}_scale"] = np.roll(donor[f"{UP}_scale"], 1, 1)
+    if f"{UP}_zero_point" in donor:
+        renamed[f"{UP}_zero_point"] = np.roll(donor[f"{UP}_zero_point"], 1, 1)
+    path.write_bytes(safetensors_bytes(renamed))
+    assert np.array_equal(tv.open(trio.donor)[UP], values[1][UP])
+    other = tv.transfer(*trio, tmp_path / "other", alpha=0.5).outputs[0]
+    assert stored_bytes(tmp_path / "one") == stored_bytes(tmp_path / "other")
+    assert other.survival == plain.survival
+    uneven = donor[order].copy()
+    uneven[np.flatnonzero(uneven == 0)[0]] = 1
+    for folder in trio:
+        tensors = read_tensors(folder) | {order: uneven}
+        (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    tv.transfer(*trio, tmp_path / "plain", out_dtype="bfloat16")
+    with pytest.raises(FormatError, match="read, and not written"):
+        tv.transfer(*trio, tmp_path / "packed", out_dtype="target")
