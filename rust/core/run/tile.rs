@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::philox::{fill, Stream};
+use crate::kernels::philox::Stream;
 use crate::kernels::stats::StepSums;
 use crate::kernels::{Level, Real, TILE};
 use crate::measure::{NonFinite, Survival};
@@ -19,8 +19,6 @@ mod moved;
 mod rounded;
 mod through;
 pub(crate) mod values;
-
-use rounded::Rounded;
 
 /// A smaller tensor's sums are all exact: one number less exact would show in them.
 const SHORT: u64 = 1 << 16;
@@ -123,32 +121,6 @@ impl Tiler {
             Arithmetic::Wide(method) => method.computes() == Computes::Step,
             Arithmetic::Convert { .. } | Arithmetic::Raw | Arithmetic::Aside => false,
         }
-    }
-
-    /// Widen, compute, narrow, measure, for every output.
-    ///
-    /// # Errors
-    /// Unreadable input.
-    pub(crate) fn tile(
-        &mut self,
-        place: &Place<'_>,
-        chunks: &[Chunk<'_>],
-        span: Span,
-        outputs: &mut [Target<'_>],
-    ) -> Result<()> {
-        if let Some(stream) = &place.draws {
-            self.draws.resize(span.n, 0);
-            fill(self.level, stream, span.first, &mut self.draws);
-        }
-        let through = match &place.program.arithmetic {
-            Arithmetic::Narrow(method) => self.through(place, method.as_ref(), chunks, span, outputs),
-            Arithmetic::Wide(method) => self.through(place, method.as_ref(), chunks, span, outputs),
-            Arithmetic::Convert { .. } | Arithmetic::Raw | Arithmetic::Aside => false,
-        };
-        if through {
-            return Ok(());
-        }
-        self.in_type(&place.program.arithmetic, Rounded { place, chunks, span, outputs })
     }
 
     /// Does something in the type that a job computes in, with the buffers for it.

@@ -6,20 +6,50 @@ use crate::error::Result;
 use crate::kernels::combine::{Single, CANCELLED};
 use crate::kernels::fused::tiles::step_tiles_bf16;
 use crate::kernels::narrow::Rounding;
+use crate::kernels::philox::fill;
 use crate::kernels::stats::{more_step_sums, step_sums, StepSums};
 use crate::kernels::{Level, Real, TILE};
 use crate::methods::method::{Computes, Method};
 use crate::run::noise::of_pairs;
+use crate::run::program::Arithmetic;
 use crate::storage::chunk::Chunk;
 use crate::storage::Storage;
 use crate::tensor::Tile;
 
+impl Tiler {
+    /// Widen, compute, narrow, measure, for every output.
+    ///
+    /// # Errors
+    /// Unreadable input.
+    pub(crate) fn tile(
+        &mut self,
+        place: &Place<'_>,
+        chunks: &[Chunk<'_>],
+        span: Span,
+        outputs: &mut [Target<'_>],
+    ) -> Result<()> {
+        if let Some(stream) = &place.draws {
+            self.draws.resize(span.n, 0);
+            fill(self.level, stream, span.first, &mut self.draws);
+        }
+        let through = match &place.program.arithmetic {
+            Arithmetic::Narrow(method) => self.through(place, method.as_ref(), chunks, span, outputs),
+            Arithmetic::Wide(method) => self.through(place, method.as_ref(), chunks, span, outputs),
+            Arithmetic::Convert { .. } | Arithmetic::Raw | Arithmetic::Aside => false,
+        };
+        if through {
+            return Ok(());
+        }
+        self.in_type(&place.program.arithmetic, Rounded { place, chunks, span, outputs })
+    }
+}
+
 /// What is rounded, and where it goes.
-pub(super) struct Rounded<'r, 'b> {
-    pub place: &'r Place<'r>,
-    pub chunks: &'r [Chunk<'r>],
-    pub span: Span,
-    pub outputs: &'r mut [Target<'b>],
+struct Rounded<'r, 'b> {
+    place: &'r Place<'r>,
+    chunks: &'r [Chunk<'r>],
+    span: Span,
+    outputs: &'r mut [Target<'b>],
 }
 
 impl Work for Rounded<'_, '_> {
