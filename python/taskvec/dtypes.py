@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 class ElementType(NamedTuple):
     """What is known of one element type.
 
-    ``numpy`` is the name in NumPy, or in ml_dtypes where ``is_extension``; ``words`` are other names that a
-    user may write for a float type.
+    ``bytes`` are those of one element, or of two where ``is_half``; ``numpy`` is the name in NumPy, or in
+    ml_dtypes where ``is_extension``; ``words`` are other names that a user may write for a float type.
     """
 
     bytes: int
@@ -24,6 +25,11 @@ class ElementType(NamedTuple):
     is_float: bool = False
     is_extension: bool = False
     words: tuple[str, ...] = ()
+    is_half: bool = False
+
+    def size(self, elements: int) -> int:
+        """The bytes of so many elements."""
+        return elements // 2 if self.is_half else elements * self.bytes
 
 
 TYPES = {
@@ -44,6 +50,7 @@ TYPES = {
     "F8_E4M3": ElementType(1, "float8_e4m3fn", True, True, ("fp8_e4m3", "float8_e4m3")),
     "F8_E5M2": ElementType(1, "float8_e5m2", True, True, ("fp8_e5m2",)),
     "F8_E8M0": ElementType(1, "float8_e8m0fnu", is_extension=True),  # powers of two: scales, no weights
+    "F4": ElementType(1, "float4_e2m1fn", is_extension=True, is_half=True),  # codes of packed weights
 }
 # Safetensors name -> the name that PyTorch, and so config.json, has for it.
 TORCH_NAMES = {name: kind.numpy for name, kind in TYPES.items() if kind.is_float}
@@ -73,6 +80,15 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(getattr(ml_dtypes, kind.numpy))
     return np.dtype(kind.numpy)
+
+
+def array_of(stored: np.ndarray, name: str, shape: Sequence[int]) -> np.ndarray:
+    """Stored bytes as an array of a type; two elements of half a byte each are taken apart, the low first."""
+    if TYPES[name].is_half:
+        import numpy as np
+
+        stored = np.stack([stored & 15, stored >> 4], -1).reshape(-1)
+    return stored.view(numpy_dtype(name)).reshape(shape)
 
 
 def parse_dtype(text: str) -> str:

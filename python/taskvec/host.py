@@ -1,10 +1,13 @@
-"""Facts about this machine that a benchmark must name: processor, cores, memory, file system."""
+"""This machine: processor, cores, memory, file system, as a benchmark names them; the collector."""
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,6 +32,22 @@ def cpu_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking while tables are made.
+
+    Those of a hundred thousand tensors are several times as many small objects, none of them in a cycle: the
+    collector would walk through them again and again, and take up to as long as the work itself.
+    """
+    is_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def cores() -> int:

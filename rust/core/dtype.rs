@@ -25,9 +25,11 @@ pub enum Dtype {
     F8E8M0,
     F8E4M3Fnuz,
     F8E5M2Fnuz,
+    F4,
 }
 
-const NAMES: [(Dtype, &str, usize); 19] = [
+/// With the bytes of what is counted; see [`Dtype::units`].
+const NAMES: [(Dtype, &str, usize); 20] = [
     (Dtype::Bool, "BOOL", 1),
     (Dtype::U8, "U8", 1),
     (Dtype::I8, "I8", 1),
@@ -47,11 +49,12 @@ const NAMES: [(Dtype, &str, usize); 19] = [
     (Dtype::F8E8M0, "F8_E8M0", 1),
     (Dtype::F8E4M3Fnuz, "F8_E4M3FNUZ", 1),
     (Dtype::F8E5M2Fnuz, "F8_E5M2FNUZ", 1),
+    (Dtype::F4, "F4", 1),
 ];
 
-/// Types that safetensors knows and that put elements across byte borders. Everything here counts in whole bytes per
-/// element, so a file that holds one is refused by name instead of being read wrongly.
-const PACKED: [&str; 3] = ["F4", "F6_E2M3", "F6_E3M2"];
+/// Types that safetensors knows and that put elements across byte borders. Everything here counts in whole bytes, so a
+/// file that holds one is refused by name instead of being read wrongly.
+const PACKED: [&str; 2] = ["F6_E2M3", "F6_E3M2"];
 
 impl Dtype {
     /// The type that a safetensors header calls `name`.
@@ -71,10 +74,20 @@ impl Dtype {
 
     /// Bytes of a tensor of this type and `shape`, unless the count overflows.
     pub fn bytes(self, shape: &[u64]) -> Option<u64> {
-        elements(shape)?.checked_mul(self.size() as u64)
+        self.units(shape)?.checked_mul(self.size() as u64)
     }
 
-    /// Bytes of one element.
+    /// What is counted of a tensor of this type and `shape`: its elements; of F4 pairs of them, which share a byte. None
+    /// where there is half a pair, or the count overflows.
+    pub fn units(self, shape: &[u64]) -> Option<u64> {
+        let count = elements(shape)?;
+        match self {
+            Dtype::F4 => count.is_multiple_of(2).then_some(count / 2),
+            _ => Some(count),
+        }
+    }
+
+    /// Bytes of one element; of F4, of two.
     pub fn size(self) -> usize {
         NAMES[self as usize].2
     }

@@ -16,6 +16,7 @@ use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
 use crate::output::folder::{OutputFolder, Request};
 use crate::plan::FORMAT;
+use crate::run::program::Pair;
 use crate::run::report::text;
 use crate::run::Options;
 use crate::storage::source::Buffers;
@@ -86,7 +87,9 @@ pub fn extract(
     OutputFolder::foresee(out, &inputs, plan_json, &options.folder)?;
     monitor.expect(2 * items.iter().map(Item::cost).sum::<u64>());
 
-    let work = Work { level, monitor, pool: &pool, lossy };
+    let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
+    let pairs: &[Pair] = if packed { &[Pair { donor: 0, reference: 1, weight: 1.0 }] } else { &[] };
+    let work = Work { level, monitor, pool: &pool, lossy, pairs };
     work.measure(&mut items, &non_finite)?;
     let counted = |job: usize, place| {
         let name = shown(items[job].name);
@@ -130,6 +133,7 @@ pub fn extract(
         shards: report::shards(&files, &folder),
         weight_map: report::WeightMap { items: &items, files: &files },
         tensors: report::tensors(&items, &files),
+        noise: report::noise(&items),
     };
     let text = text(&report)?;
     folder.close()?;

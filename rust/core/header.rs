@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::dtype::Dtype;
+use crate::dtype::{elements, Dtype};
 use crate::error::Result;
 
 mod entry;
@@ -94,6 +94,9 @@ fn sized(tensor: &TensorEntry) -> std::result::Result<(), Lie> {
     let Some(found) = end.checked_sub(*begin) else {
         return Err(Lie::Reversed { name: name.clone(), begin: *begin, end: *end });
     };
+    if *dtype == Dtype::F4 && elements(shape).is_some_and(|count| count % 2 == 1) {
+        return Err(Lie::Half { name: name.clone(), dtype: *dtype, shape: shape.clone() });
+    }
     let Some(expected) = dtype.bytes(shape) else {
         return Err(Lie::Overflow { name: name.clone(), dtype: *dtype, shape: shape.clone() });
     };

@@ -22,7 +22,7 @@ use crate::workers;
 
 pub(crate) mod block;
 pub(crate) mod encode;
-mod noise;
+pub(crate) mod noise;
 mod order;
 pub(crate) mod program;
 pub(crate) mod report;

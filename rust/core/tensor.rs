@@ -86,6 +86,20 @@ impl Tensor<'_> {
         S: Fn(u64) -> A + Sync,
         E: Fn(&mut A, &Tile<'_, R>) + Sync,
     {
+        self.fold_chunks(threads, start, |sum, tile, _, _| each(sum, tile))
+    }
+
+    /// [`Tensor::fold`] that also hears of the chunks that a tile is of, and where in those it begins.
+    ///
+    /// # Errors
+    /// As [`Tensor::fold`].
+    pub(crate) fn fold_chunks<R, A, S, E>(&self, threads: Threads<'_>, start: S, each: E) -> Result<Vec<A>>
+    where
+        R: Real,
+        A: Send,
+        S: Fn(u64) -> A + Sync,
+        E: Fn(&mut A, &Tile<'_, R>, &[Chunk<'_>], usize) + Sync,
+    {
         let tiles: Mutex<Vec<Vec<Vec<R>>>> = Mutex::new(Vec::new());
         self.chunks(threads, start, |range, counts, opened, sum| {
             let taken = lock(&tiles).pop();
@@ -98,7 +112,8 @@ impl Tensor<'_> {
                         self.non_finite.input(self.job, index, self.level, tile);
                     }
                 }
-                each(sum, &Tile { level: self.level, first, inputs: &values });
+                let at = (first - range.start) as usize;
+                each(sum, &Tile { level: self.level, first, inputs: &values }, opened, at);
             }
             lock(&tiles).push(values);
         })

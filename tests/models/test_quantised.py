@@ -325,6 +325,37 @@ def test_scales_in_an_order_of_their_own() -> None:
     assert list(found(fp8).tensors) == ["a.weight"]
 
 
+MX: Stored = {"a.weight": ("U32", (64, 16)), "a.scales": ("U8", (64, 4))}
+NV: Stored = {"a.weight": ("U32", (64, 16)), "a.scales": ("U8", (64, 8))}
+
+
+@pytest.mark.parametrize(
+    ("stored", "facts", "text"),
+    [
+        (MX, {"mode": "mxfp4", "bits": 4, "group_size": 32}, ""),
+        (MX, {"mode": "mxfp4", "bits": 4, "group_size": 64}, "groups of 64"),
+        (MX, {"mode": "mxfp4", "bits": 8, "group_size": 32}, "and not 8 in groups"),
+        (MX, {"mode": "nvfp4", "bits": 4, "group_size": 16}, "one byte for 16 columns"),
+        (MX, {"mode": "mxfp8", "bits": 8, "group_size": 32}, "one byte for 32 columns"),
+        (MX, {"mode": "affine", "bits": 4, "group_size": 32}, "without biases"),
+        (MX, {"mode": "of tomorrow", "bits": 4, "group_size": 32}, "`of tomorrow`"),
+        (MX, {"bits": 4, "group_size": 32}, "`affine`"),
+        ({**MX, "a.biases": ("U8", (64, 4))}, {"mode": "mxfp4", "bits": 4, "group_size": 32}, "with biases"),
+        ({**MX, "a.scales": ("F16", (64, 4))}, {"mode": "mxfp4", "bits": 4, "group_size": 32}, "one byte"),
+        (NV, {"mode": "nvfp4", "bits": 4, "group_size": 16}, ""),
+        (
+            {**NV, "a.global_scale": ("F32", ())},
+            {"mode": "nvfp4", "bits": 4, "group_size": 16},
+            "no known part",
+        ),
+    ],
+)
+def test_modes_of_mlx(stored: Stored, facts: dict[str, Any], text: str) -> None:
+    result = found(stored, quantization=facts)
+    assert bool(result.packed) is not bool(text)
+    assert text in (result.problem or "")
+
+
 @pytest.mark.parametrize("shape", [[96, 161], [96], "96", [-1, 5], [2**60, 2**60]])
 def test_a_state_of_bitsandbytes_that_lies(shape: Any) -> None:
     stored: Stored = {

@@ -35,4 +35,8 @@ def test_a_form_of_several_stored_tensors_is_one_row(monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(KeyError):
-        logical("x", "F4", (2,))
+        logical("x", "F6_E2M3", (2,))
+
+
+def test_two_elements_of_half_a_byte_share_one() -> None:
+    assert logical("x", "F4", (3, 8)).nbytes == stored_bytes("F4", (3, 8)) == 12

@@ -188,8 +188,9 @@ def test_a_config_that_says_something_else(tmp_path: Path, name: str, changes: d
 def hostile(stored: Tensors) -> Iterator[tuple[str, Tensors]]:
     """Each part with values that it should not have."""
     for part, array in parts_of(stored).items():
-        is_float8 = array.dtype.name.startswith("float8")
+        is_float8 = array.dtype.name.startswith(("float8", "float4"))
         numbers = (0, 255, 127, 128) if array.itemsize == 1 else (-1, 0, 7, 2**31 - 1)
+        numbers = (0, 15, 7, 8) if array.dtype.name.startswith("float4") else numbers
         floats = (np.nan, np.inf, 0.0, -1.0)
         is_integer = is_float8 or array.dtype.kind in "iu"
         for number in numbers if is_integer else floats:

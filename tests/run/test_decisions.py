@@ -185,7 +185,7 @@ def test_a_part_of_a_code(tmp_path: Path) -> None:
     assert "quantised-switch" not in found
 
 
-@pytest.mark.parametrize("name", ["GPTQ 4 bits act", "AWQ", "NF4", "bitsandbytes INT8", "MLX"])
+@pytest.mark.parametrize("name", ["GPTQ 4 bits act", "AWQ", "NF4", "bitsandbytes INT8"])
 def test_codes_that_cannot_be_made_again(tmp_path: Path, name: str) -> None:
     trio, _ = packed_trio(tmp_path, BY_NAME[name])
     with pytest.raises(RecipeError, match="not made again"):

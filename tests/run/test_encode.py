@@ -128,9 +128,9 @@ def test_groups_that_are_the_references_become_the_donors(name: str, tmp_path: P
 
 
 def test_several_alphas_shards_threads_and_orders(tmp_path: Path) -> None:
-    for name in ("block fp8", "mxfp4", "int3", "nvfp4", "channel fp8"):
+    for name in ("block fp8", "mxfp4", "int3", "nvfp4", "channel fp8", "mlx 3"):
         form = FORMATS[name]
-        shapes = {"a": (700, 2048), "b": (300, 224), "w": (256, 9000 if name != "int3" else 9024)}
+        shapes = {"a": (700, 2048), "b": (300, 224), "w": (256, 9024 if name in ("int3", "mlx 3") else 9000)}
         if form.kind == "e2m1":
             shapes["w"] = (256, 9024)
         models = trio(form, shapes)
@@ -140,7 +140,7 @@ def test_several_alphas_shards_threads_and_orders(tmp_path: Path) -> None:
         _core.run(plan_of(form, shapes, folders, [tensors], alphas=alphas), folder / "all", threads=2)
         whole = {alpha: output(folder / "all" / f"alpha-{alpha}") for alpha in alphas}
         names = list(tensors)
-        scales = {n: tensors[n] for n in names if n.endswith("scale")}
+        scales = {n: tensors[n] for n in names if n.endswith(("scale", "scales", "biases"))}
         others = {n: tensors[n] for n in names if n not in scales}
         layouts = [
             [scales, others],
@@ -156,12 +156,12 @@ def test_several_alphas_shards_threads_and_orders(tmp_path: Path) -> None:
                 assert output(out) == whole[0.5]
 
 
-@pytest.mark.parametrize("name", ["block fp8", "mxfp4", "nvfp4 modelopt"])
+@pytest.mark.parametrize("name", ["block fp8", "mxfp4", "nvfp4 modelopt", "mlx 4"])
 def test_a_run_goes_on_after_a_shard(name: str, tmp_path: Path) -> None:
     form, shapes = FORMATS[name], {"a": (700, 2048), "b": (512, 1024)}
     models = trio(form, shapes)
     folders, tensors = write_trio(tmp_path, form, models)
-    scales = {n: row for n, row in tensors.items() if n.endswith("scale")}
+    scales = {n: row for n, row in tensors.items() if n.endswith(("scale", "scales", "biases"))}
     others = {n: row for n, row in tensors.items() if n not in scales}
     for index, layout in enumerate(([scales, others], [others, scales])):
         plan = plan_of(form, shapes, folders, layout, alphas=[0.5, 1.0])
@@ -181,7 +181,7 @@ def test_a_run_goes_on_after_a_shard(name: str, tmp_path: Path) -> None:
                     assert before["survival"] == after["survival"]
 
 
-@pytest.mark.parametrize("name", ["block fp8", "nvfp4", "int4 pair"])
+@pytest.mark.parametrize("name", ["block fp8", "nvfp4", "int4 pair", "mlx 8"])
 def test_a_killed_run_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
     form, shapes = FORMATS[name], {f"t{i}": (512, 1024) for i in range(12)}
     models = trio(form, shapes)
@@ -360,7 +360,7 @@ GOLDEN = {
     "ct_pack_int8_g128_sym_float32": ("packed_int", "ct", {"bits": 8, "group": 128}, ".weight_scale"),
     "ct_pack_int4_g128_asym_float32": ("packed_int", "ct", {"bits": 4, "group": 128}, ".weight_scale"),
 }
-GOLDEN_FILES = Path(__file__).parent.parent / "data" / "quantised"
+GOLDEN_FILES = Path(__file__).parent.parent / "data" / "golden"
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from support.packed import evaluated
 from taskvec import _core
 
-GOLDEN = Path(__file__).parent.parent / "data" / "packed"
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 
 
 def scaled(block: list[int], scales: str = ".weight_scale", **more: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def test_computed_with_in_a_plan(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["e4m3", "e5m2", "e8m0"])
 def test_scalars(kind: str) -> None:
-    with safe_open(GOLDEN / "scalars.safetensors", "np") as file:
+    with safe_open(GOLDEN.parent / "scalars.safetensors", "np") as file:
         want = file.get_tensor(f"f8_{kind}")
     codes, ones = np.arange(256, dtype=np.uint8).reshape(-1, 1), np.ones((256, 1), np.float32)
     held = {"x.weight": (f"F8_{kind.upper()}", codes), "x.weight_scale": ("F32", ones)}

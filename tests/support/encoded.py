@@ -52,7 +52,7 @@ def stored(form: Format, tensors: Mapping[str, Parts], *, scales_first: bool = F
     found: Stored = {}
     for name, parts in tensors.items():
         for role, ending in parts_of(form).items():
-            dtype = {"codes": form.codes, "scales": form.scales, "global": "F32"}[role]
+            dtype = {"codes": form.codes, "global": "F32"}.get(role, form.scales)
             data = np.ascontiguousarray(parts[role])
             found[name + ending] = (dtype, data.shape, data.astype(DTYPES[dtype], copy=False).tobytes())
         found[f"{name}.norm"] = ("F32", (3,), np.arange(3, dtype=np.float32).tobytes())

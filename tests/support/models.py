@@ -129,7 +129,7 @@ def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = Non
     header: dict[str, Any] = {"__metadata__": dict(metadata if metadata is not None else {"format": "pt"})}
     blobs, offset = [], 0
     for name, array in tensors.items():
-        blob = np.ascontiguousarray(array).tobytes()
+        blob = stored_array(array).tobytes()
         header[name] = {
             "dtype": DTYPE_NAMES[array.dtype],
             "shape": list(array.shape),
@@ -138,6 +138,15 @@ def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = Non
         blobs.append(blob)
         offset += len(blob)
     return header_bytes(header) + b"".join(blobs)
+
+
+def stored_array(array: np.ndarray) -> np.ndarray:
+    """An array as it is stored: of four-bit floats two share a byte, the low half first."""
+    array = np.ascontiguousarray(array)
+    if DTYPE_NAMES[array.dtype] != "F4":
+        return array
+    codes = np.append(array.view(np.uint8).reshape(-1), np.zeros(array.size % 2, np.uint8))
+    return codes[::2] | codes[1::2] << 4
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -149,7 +158,10 @@ def read_safetensors(path: Path) -> Tensors:
     tensors: Tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, end = (8 + length + at for at in entry["data_offsets"])
-        tensors[name] = np.frombuffer(data[start:end], dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        blob = data[start:end]
+        if entry["dtype"] == "F4":
+            blob = bytes(code for byte in blob for code in (byte & 15, byte >> 4))
+        tensors[name] = np.frombuffer(blob, dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 

@@ -31,8 +31,9 @@ from support.oracle import narrow
 E4M3, E5M2, E8M0 = (
     np.dtype(getattr(ml_dtypes, name)) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")
 )
-DTYPES["F8_E8M0"] = E8M0
-DTYPE_NAMES[E8M0] = "F8_E8M0"
+F4 = np.dtype(ml_dtypes.float4_e2m1fn)
+DTYPES |= {"F8_E8M0": E8M0, "F4": F4}
+DTYPE_NAMES |= {E8M0: "F8_E8M0", F4: "F4"}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 NF4 = np.array(
     [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803, 0.1609302,
@@ -125,6 +126,59 @@ def halves(codes: np.ndarray, *, high_first: bool = False) -> np.ndarray:
 def whole(packed: np.ndarray) -> np.ndarray:
     """The codes of bytes, low nibble first."""
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+
+
+def four_bits(ways: tuple[Any, Any], codes: str) -> tuple[Any, Any]:
+    """The same with codes that have a type of their own, of half a byte."""
+    pack, unpack = ways
+
+    def named(weight: np.ndarray) -> Parts:
+        parts = pack(weight)
+        stored = parts[codes].view(np.uint8)
+        return {**parts, codes: np.stack([stored & 15, stored >> 4], -1).reshape(weight.shape).view(F4)}
+
+    def unnamed(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        return unpack({**parts, codes: halves(parts[codes].view(np.uint8))}, matrix)
+
+    return named, unnamed
+
+
+def words_of_mlx(ways: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The same with codes in words of 32 bits and scales of plain bytes, under the names of MLX."""
+    pack, unpack = ways
+
+    def named(weight: np.ndarray) -> Parts:
+        codes, scales = pack(weight).values()
+        return {".weight": codes.view(np.uint32), ".scales": scales.view(np.uint8)}
+
+    def unnamed(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        return unpack({".weight": parts[".weight"].view(np.uint8), ".weight_scale": parts[".scales"]}, matrix)
+
+    return named, unnamed
+
+
+def nvfp4_of_mlx() -> tuple[Any, Any]:
+    """Four-bit floats in groups of 16 whose scales are eight-bit floats, without one for the whole."""
+
+    def pack(weight: np.ndarray) -> Parts:
+        small = (np.maximum(blocks(weight, (1, 16)), 0.02) / 6).astype(E4M3)
+        wide = spread(small, weight.shape, (1, 16))
+        return {".weight": halves(nearest(weight / wide, E2M1)), ".weight_scale": small}
+
+    def unpack(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        return E2M1[whole(parts[".weight"])] * spread(parts[".weight_scale"].view(E4M3), matrix, (1, 16))
+
+    return words_of_mlx((pack, unpack))
+
+
+def mxfp8_of_mlx() -> tuple[Any, Any]:
+    """Eight-bit floats, four to a word."""
+    pack, unpack = scaled(".weight_scale", (1, 32), "U8")
+
+    def read(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        return unpack({**parts, ".weight": parts[".weight"].view(E4M3)}, matrix)
+
+    return words_of_mlx((pack, read))
 
 
 def mxfp4(codes: str, scales: str, dtype: str = "U8") -> tuple[Any, Any]:
@@ -343,8 +397,13 @@ def mlx(bits: int, group: int) -> tuple[Any, Any]:
     def pack(weight: np.ndarray) -> Parts:
         parted = weight.reshape(weight.shape[0], -1, group)
         low, high = parted.min(-1), parted.max(-1)
-        scales = (np.maximum(high - low, 1e-6) / top).astype(np.float16)
-        biases = low.astype(np.float16)
+        is_low = np.abs(low) > np.abs(high)
+        step = (np.maximum((high - low) / top, 1e-7) * np.where(is_low, 1, -1)).astype(np.float32)
+        edge = np.where(is_low, low, high)
+        # zero is one of the numbers, unless the edge is less than half a step away
+        count = np.rint(edge / step)
+        scales = np.where(count, edge / np.where(count, count, 1), step).astype(np.float16)
+        biases = np.where(count, edge, 0).astype(np.float16)
         wide = np.repeat(scales.astype(np.float32), group, 1), np.repeat(biases.astype(np.float32), group, 1)
         codes = np.clip(np.rint((weight - wide[1]) / wide[0]), 0, top)
         return {".weight": fields(codes, bits).view(np.uint32), ".scales": scales, ".biases": biases}
@@ -355,6 +414,35 @@ def mlx(bits: int, group: int) -> tuple[Any, Any]:
         return wide[0] * codes + wide[1]
 
     return pack, unpack
+
+
+def in_order(ways: tuple[Any, Any], group: int) -> tuple[Any, Any]:
+    """Packed integers in groups of columns that are no neighbours: ``weight_g_idx`` has the group of each."""
+    pack, unpack = ways
+
+    def order(columns: int) -> np.ndarray:
+        return np.random.default_rng(columns).permutation(columns) // group
+
+    def bits_of(parts: Parts, columns: int) -> int:
+        return parts[".weight_packed"].shape[1] * 32 // columns
+
+    def strewn(weight: np.ndarray) -> Parts:
+        groups = order(weight.shape[1])
+        places = np.argsort(groups, kind="stable")
+        parts = pack(weight[:, places])
+        bits = bits_of(parts, weight.shape[1])
+        codes = np.empty(weight.shape, np.int64)
+        codes[:, places] = unfields(parts[".weight_packed"], bits, weight.shape[1])
+        return {**parts, ".weight_packed": fields(codes, bits), ".weight_g_idx": groups.astype(np.int32)}
+
+    def gathered(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        places, bits = np.argsort(parts[".weight_g_idx"], kind="stable"), bits_of(parts, matrix[1])
+        codes = unfields(parts[".weight_packed"], bits, matrix[1])[:, places]
+        values = np.empty(matrix, np.float32)
+        values[:, places] = unpack({**parts, ".weight_packed": fields(codes, bits)}, matrix)
+        return values
+
+    return strewn, gathered
 
 
 def compressed(form: str, **weights: Any) -> dict[str, Any]:
@@ -371,6 +459,10 @@ def compressed(form: str, **weights: Any) -> dict[str, Any]:
 
 def _ct(name: str, form: str, ways: tuple[Any, Any], **weights: Any) -> Way:
     return Way(f"CT {name}", compressed(form, **weights), *ways)
+
+
+def _mlx(name: str, ways: tuple[Any, Any], **facts: Any) -> Way:
+    return Way(name, {}, *ways, more={"quantization": facts})
 
 
 def _gptq(bits: int, *, act: bool = False, version: int = 1) -> Way:
@@ -409,6 +501,11 @@ WAYS = [
     Way("FBGEMM FP8", {"quant_method": "fbgemm_fp8"}, *scaled(".weight_scale", _CHANNEL)),
     Way("DeepSeek FP8", FP8, *scaled(".scale", _BLOCK, "F8_E8M0")),
     Way("DeepSeek FP4", {**FP8, "expert_dtype": "fp4"}, *mxfp4(".weight", ".scale", "F8_E8M0")),
+    Way(
+        "DeepSeek FP4, F4 codes",
+        {**FP8, "expert_dtype": "fp4"},
+        *four_bits(mxfp4(".weight", ".scale", "F8_E8M0"), ".weight"),
+    ),
     Way("Mistral FP8", _TENSOR, *scaled(".qscale_weight", (0, 0), "BF16", shape="[]")),
     _ct(
         "FP8 channel",
@@ -444,6 +541,23 @@ WAYS = [
         _ct(f"INT{bits} group 32", "pack-quantized", pack_quantized(bits, 32), num_bits=bits, **_INT)
         for bits in (2, 3, 4, 5, 8)
     ),
+    _ct(
+        "INT4 act",
+        "pack-quantized",
+        in_order(pack_quantized(4, 32), 32),
+        num_bits=4,
+        **_INT,
+        actorder="group",
+    ),
+    _ct(
+        "INT3 act zero points",
+        "pack-quantized",
+        in_order(pack_quantized(3, 32, symmetric=False, scale="F32"), 32),
+        num_bits=3,
+        **_INT,
+        symmetric=False,
+        actorder="group",
+    ),
     _ct("INT4 channel", "pack-quantized", pack_quantized(4, 0), num_bits=4, type="int", strategy="channel"),
     _ct(
         "INT4 zero points",
@@ -454,6 +568,18 @@ WAYS = [
         symmetric=False,
     ),
     _ct("MXFP4", "mxfp4-pack-quantized", mxfp4(".weight_packed", ".weight_scale"), **_GROUP),
+    _ct(
+        "MXFP4, F4 codes",
+        "mxfp4-pack-quantized",
+        four_bits(mxfp4(".weight_packed", ".weight_scale", "F8_E8M0"), ".weight_packed"),
+        **_GROUP,
+    ),
+    _ct(
+        "NVFP4, F4 codes",
+        "nvfp4-pack-quantized",
+        four_bits(nvfp4(".weight_packed", ".weight_global_scale", divide=True), ".weight_packed"),
+        **_SMALL_GROUP,
+    ),
     _ct("MXFP8", "mxfp8-quantized", scaled(".weight_scale", (1, 32), "U8"), **{**_GROUP, "num_bits": 8}),
     _ct(
         "NVFP4",
@@ -471,6 +597,11 @@ WAYS = [
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
         *nvfp4(".weight", ".weight_scale_2", divide=False),
     ),
+    Way(
+        "ModelOpt NVFP4, F4 codes",
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        *four_bits(nvfp4(".weight", ".weight_scale_2", divide=False), ".weight"),
+    ),
     _gptq(2),
     _gptq(3),
     _gptq(4, act=True),
@@ -481,7 +612,19 @@ WAYS = [
     Way("NF4 nested", {**_NF4, "bnb_4bit_use_double_quant": True}, *bnb4(nested=True)),
     Way("bitsandbytes INT8", {"quant_method": "bitsandbytes", "load_in_8bit": True}, *bnb8()),
     Way("single-file FP8", {}, *scaled(".scale_weight", (0, 0), shape="[]")),
-    Way("MLX", {}, *mlx(4, 32), more={"quantization": {"bits": 4, "group_size": 32}}),
+    *(
+        _mlx(f"MLX{f' {bits} bits' if bits != 4 else ''}", mlx(bits, 32), bits=bits, group_size=32)
+        for bits in (2, 3, 4, 5, 6, 8)
+    ),
+    _mlx(
+        "MLX MXFP4",
+        words_of_mlx(mxfp4(".weight", ".weight_scale")),
+        mode="mxfp4",
+        bits=4,
+        group_size=32,
+    ),
+    _mlx("MLX NVFP4", nvfp4_of_mlx(), mode="nvfp4", bits=4, group_size=16),
+    _mlx("MLX MXFP8", mxfp8_of_mlx(), mode="mxfp8", bits=8, group_size=32),
 ]
 BY_NAME = {way.name: way for way in WAYS}
 

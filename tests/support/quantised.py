@@ -23,6 +23,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
     "U8": np.dtype(np.uint8),
+    "U32": np.dtype(np.uint32),
     "I8": np.dtype(np.int8),
     "I32": np.dtype(np.int32),
     "F8_E8M0": np.dtype(np.uint8),
@@ -205,6 +206,15 @@ class Format:
         each = spread(self.value(parts["scales"], glob), shape, self.block)
         return (self.unpack(parts["codes"], shape[-1]) * each).astype(np.float32)
 
+    def candidates(self, x: np.ndarray, own: Parts) -> list[Parts]:
+        """A tensor under its own scales, and under fresh ones."""
+        glob = own["global"][0] if "global" in own else None
+        found = []
+        for scales in (own["scales"], self.fresh(x, glob).reshape(own["scales"].shape)):
+            each = spread(self.value(scales, glob), x.shape, self.block)
+            found.append({**own, "codes": self.pack(self.round(x / each)), "scales": scales})
+        return found
+
     def better(self, x: np.ndarray, own: Parts) -> Parts:
         """Per group the target's scale, or a fresh one whose squared error is a 1024th smaller."""
         glob = own["global"][0] if "global" in own else None
@@ -224,6 +234,73 @@ class Format:
         scales = np.where(new.reshape(fresh.shape), fresh, own["scales"]).astype(fresh.dtype)
         codes = np.where(spread(new, x.shape, self.block), numbers[1], numbers[0])
         return {**own, "codes": self.pack(codes), "scales": scales}
+
+
+class Affine(Format):
+    """Integers from zero up, times a scale, on a bias: MLX."""
+
+    def groups(self, x: np.ndarray) -> np.ndarray:
+        """One more axis: the columns of a group."""
+        return x.reshape(*x.shape[:-1], -1, self.block[1])
+
+    def wide(self, scales: np.ndarray, biases: np.ndarray) -> list[np.ndarray]:
+        """Both as float32, one for each element."""
+        return [each.astype(np.float32).repeat(self.block[1], -1) for each in (scales, biases)]
+
+    def affine(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stored scales and biases, as `mx.quantize` makes them."""
+        low, high = self.groups(x).min(-1), self.groups(x).max(-1)
+        is_low = np.abs(low) > np.abs(high)
+        step = np.maximum((high - low) / np.float32(self.top), np.float32(1e-7)) * np.where(is_low, 1, -1)
+        edge, step = np.where(is_low, low, high), step.astype(np.float32)
+        count = np.rint(edge / step)
+        scale = np.where(count != 0, edge / np.where(count != 0, count, 1), step)
+        dtype = DTYPES[self.scales]
+        return scale.astype(dtype), np.where(count != 0, edge, 0).astype(dtype)
+
+    def under(self, x: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> Parts:
+        """All parts under given scales and biases."""
+        scale, bias = self.wide(scales, biases)
+        codes = np.clip(np.rint((x - bias) / scale), 0, self.top).astype(np.int64)
+        packed = fields(codes, self.bits).view(np.uint32)
+        return {"codes": packed, "scales": scales, "biases": biases}
+
+    def quantise(self, x: np.ndarray, _: np.ndarray | None = None) -> Parts:
+        return self.under(x, *self.affine(x))
+
+    def decode(self, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        scale, bias = self.wide(parts["scales"], parts["biases"])
+        return unfields(parts["codes"], self.bits, shape[-1]).astype(np.float32) * scale + bias
+
+    def candidates(self, x: np.ndarray, own: Parts) -> list[Parts]:
+        return [self.under(x, *pair) for pair in ((own["scales"], own["biases"]), self.affine(x))]
+
+    def better(self, x: np.ndarray, own: Parts) -> Parts:
+        both = self.candidates(x, own)
+        errors, bits = [], []
+        for each in both:
+            scale, bias = self.wide(each["scales"], each["biases"])
+            away = (x - bias) / scale - unfields(each["codes"], self.bits, x.shape[-1]).astype(np.float32)
+            errors.append(self.groups((away.astype(np.float64) * scale) ** 2).sum(-1))
+            stored = (each["scales"].astype(np.float32), each["biases"].astype(np.float32))
+            bits.append(np.stack(stored).view(np.uint32).astype(np.int64))
+        close = (np.abs(bits[0] - bits[1]) <= 2).all(0)
+        new = (errors[1] < errors[0] * (1 - 2.0**-10)) & ~close
+        pairs = [np.where(new, both[1][role], both[0][role]) for role in ("scales", "biases")]
+        return self.under(x, *(each.astype(DTYPES[self.scales]) for each in pairs))
+
+
+def mlx(bits: int, group: int, scales: str) -> Affine:
+    """Integers of MLX."""
+    plan = {
+        "kind": "mlx",
+        "dtype": "BF16",
+        "strip": ".weight",
+        "bits": bits,
+        "group": group,
+        "parts": {"codes": ".weight", "scales": ".scales", "biases": ".biases"},
+    }
+    return Affine(plan, "U32", scales, (1, group), float(2**bits - 1), "mlx", bits)
 
 
 def scaled(codes: str, scales: str, block: tuple[int, int], rule: str, top: float = 448.0) -> Format:
@@ -283,4 +360,10 @@ FORMATS = {
     "int5 channel": packed_int(5, 0, "F32", "amax_7"),
     "int8": packed_int(8, 128, "BF16", "pair"),
     "int2": packed_int(2, 32, "F32", "pair"),
+    "mlx 2": mlx(2, 32, "F32"),
+    "mlx 3": mlx(3, 32, "BF16"),
+    "mlx 4": mlx(4, 32, "F16"),
+    "mlx 5": mlx(5, 32, "F16"),
+    "mlx 6": mlx(6, 32, "BF16"),
+    "mlx 8": mlx(8, 32, "F16"),
 }

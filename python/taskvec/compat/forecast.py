@@ -137,7 +137,11 @@ def steps(form: Format, values: Sequence[float]) -> Iterator[float]:
     is_float8 = form.kind == "scaled" and not form.words.startswith("INT8")
     top = {"e2m1": 6.0, "scaled": 127.0}.get(form.kind) or float(2 ** (parameters.get("bits", 4) - 1) - 1)
     for start in range(0, len(values), group):
-        part = [abs(value) for value in values[start : start + group]]
+        own = values[start : start + group]
+        if form.kind == "mlx":  # from the smallest to the largest
+            yield from [(max(own) - min(own)) / float(2 ** parameters["bits"] - 1)] * len(own)
+            continue
+        part = [abs(value) for value in own]
         scale = max(part, default=0.0) / top
         for value in part:
             if is_float8:

@@ -73,7 +73,7 @@ class Checkpoint(Model):
         info = self.info(name)
         import numpy as np  # a run of whole checkpoints never needs it, and importing it takes 100 ms
 
-        from taskvec.dtypes import numpy_dtype
+        from taskvec.dtypes import array_of
 
         if name in self.packed:
             from taskvec.run.evaluate import decoded
@@ -82,7 +82,7 @@ class Checkpoint(Model):
         data = self.reader.read(name)
         array = data.view() if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
         array.flags.writeable = False
-        return array.view(numpy_dtype(info.dtype)).reshape(info.shape)
+        return array_of(array, info.dtype, info.shape)
 
     def materialise(self, progress: Callback | None = None) -> Checkpoint:
         """Downloads what a run needs and is not here yet: weights in use, config, tokenizer and the like.

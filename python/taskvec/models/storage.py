@@ -45,7 +45,7 @@ class LogicalTensor(NamedTuple):
 
 def plain(name: str, dtype: str, shape: Shape) -> TensorInfo:
     """The stored tensor of a plain form: its elements one after the other, in no file yet."""
-    return TensorInfo(name, dtype, shape, math.prod(shape) * TYPES[dtype].bytes, "")
+    return TensorInfo(name, dtype, shape, TYPES[dtype].size(math.prod(shape)), "")
 
 
 def _plain(dtype: str, name: str, shape: Shape) -> tuple[TensorInfo, ...]:

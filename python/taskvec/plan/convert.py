@@ -13,6 +13,7 @@ from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.rewritten import in_packed_layout, in_plain_layout, one_by_one
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
+from taskvec.host import collector_paused
 from taskvec.models.model import Model
 from taskvec.models.source import pinned
 from taskvec.plan.draft import Draft
@@ -21,6 +22,7 @@ from taskvec.plan.plan import PlanRecord
 from taskvec.settings import TARGET, Settings, float_dtype, written
 
 
+@collector_paused()
 def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings | None = None) -> PlanRecord:
     """The plan of writing a checkpoint in another form.
 

@@ -49,6 +49,8 @@ class Draft:
         self.is_packed = is_packed
         self._encodings: list[dict[str, Any]] = []
         self._permuted: dict[int, dict[str, TableRows]] = {}
+        # by the record of a format, the number of its model, and whether that has the first input
+        self._numbers: dict[tuple[int, int, bool], int] = {}
         self._places: dict[str, TensorInfo] = {}
         self._taken: dict[str, tuple[int, list[tuple[int, Any]]]] = {}
         self.source(base, role)
@@ -119,11 +121,12 @@ class Draft:
         stem, new = stored.removesuffix(strip), name.removesuffix(strip)
         # an adapter on the model is another source, and changes what is copied
         is_copy = self._operations.all[operation]["kind"] == "copy" and inputs == [template]
-        encoding = -1 if is_copy else self._encoding(packed.format, model, inputs[0] == template)
+        encoding = -1 if is_copy else self._encoding(packed.format, number, inputs[0] == template)
         parts = [(place, part) for (part, _), place in zip(packed.format.parts, packed.parts, strict=True)]
         for place, part in [*parts, *((place, "") for place in packed.beside)]:
             own = place if new == stem else new + place[len(stem) :]
-            if is_copy or not part:
+            # the groups of columns stay what they are
+            if is_copy or part in ("", "order"):
                 self._stored(own, number, model, place)
             else:
                 info = model.stored[place]
@@ -162,16 +165,21 @@ class Draft:
         copy = self.operation({"kind": "copy", "stored": True})
         self._rows.append(name, info.dtype, info.shape, copy, [(number, place)])
 
-    def _encoding(self, form: Format, model: Model, is_own: bool) -> int:
+    def _encoding(self, form: Format, source: int, is_own: bool) -> int:
         """The number of an encoding; equal ones are one."""
-        made = encoding(form, model, is_own=is_own)
-        if made not in self._encodings:
-            self._encodings.append(made)
-        return self._encodings.index(made)
+        key = id(form), source, is_own
+        if key not in self._numbers:
+            model = self.checkpoints[source]
+            assert isinstance(model, Model)
+            made = encoding(form, model, is_own=is_own)
+            if made not in self._encodings:
+                self._encodings.append(made)
+            self._numbers[key] = self._encodings.index(made)
+        return self._numbers[key]
 
     def _complete(self) -> None:
         """Add what goes with packed weights and is none, and put all into the order of the base's files."""
-        written = {row[0] for row in self._rows}
+        written = {name for name, *_ in self._rows.stored()}
         if not self.base.stored.keys() & written:
             return
         for name in self.base.stored:
@@ -198,7 +206,7 @@ class Draft:
         """
         if self.is_packed:
             self._complete()
-        sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape, *_ in self._rows]
+        sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape in self._rows.stored()]
         own = self.base.stored if self.is_packed else self.base.tensors
         own = {**own, **self._places} if self._places else own
         shards, self._rows.shards = layout(sized, own, max_shard_size=settings.max_shard_size)

@@ -28,6 +28,8 @@ def rule(form: Format, config: Mapping[str, Any]) -> str:
     parameters = dict(form.parameters)
     if form.kind == "packed_int":
         return "amax_7" if form.is_symmetric else "pair"
+    if form.kind == "mlx":
+        return "mlx"
     if form.kind == "e2m1":
         return "nvfp4" if parameters["group"] == 16 else "mx_ct" if is_compressed_tensors else "mx_rceil"
     if form.scale in ("U8", "F8_E8M0"):

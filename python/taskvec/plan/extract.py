@@ -12,6 +12,7 @@ from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import bound, only
 from taskvec.compat.tied_heads import tie_decision
 from taskvec.dtypes import parse_dtype
+from taskvec.host import collector_paused
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection, selection_recipe
 from taskvec.models.source import pinned, source_document
@@ -22,6 +23,7 @@ from taskvec.plan.plan import FORMAT, Output, PlanRecord, Source
 from taskvec.settings import Settings
 
 
+@collector_paused()
 def plan_extract(
     donor: Model,
     reference: Model,

@@ -43,5 +43,7 @@ def _patch(form: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[int, int, i
     # whole bytes, whatever the bits of a code
     unit = wide if wide % 8 == 0 else 8 * wide
     broad = min(max(1, max(1, _PATCH // tall) // unit) * unit, columns)
+    if "order" in form["parts"]:  # the columns of a group are anywhere in a row
+        broad = columns
     high = tall if tall > 1 else min(max(_PATCH // columns, 1), rows)
     return high * broad, row_bytes, high

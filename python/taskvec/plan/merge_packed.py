@@ -88,7 +88,7 @@ def _computed(merge: ExpandedMerge, opened: Opened, selection: Selection) -> Ite
         if is_copy and merge.models[tensor.template[0]].adapter is None:
             continue
         others = [_packed(merge, opened, *each) for each in tensor.inputs]
-        yield Computed(tensor.name, own, others)
+        yield Computed(tensor.name, own, others, is_first=tensor.inputs[0] == tensor.template)
 
 
 def _template(merge: ExpandedMerge, opened: Opened, tensor: ExpandedTensor) -> Packed | None:

@@ -7,7 +7,7 @@ packed, no packed weight is computed  any                its own format: the sto
 packed                                the same format    its own format
 packed                                plain, or another  plain: the format's rounding would take the step
 GPTQ, AWQ, bitsandbytes               any                plain: their codes cannot be made again
-MLX                                   any                an error: what loads the models reads their format
+MLX                                   any                an error: plain or in its own format has to be said
 plain                                 any                plain
 ====================================  =================  ===============================================
 """
@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from taskvec.models.quantised.format import Packed
 
 # The engine's kinds of which codes and scales can be made.
-ENCODABLE = frozenset({"scaled", "e2m1", "packed_int"})
+ENCODABLE = frozenset({"scaled", "e2m1", "packed_int", "mlx"})
 
 
 class Computed(NamedTuple):
-    """A packed weight that is computed: its record in the target, and in each other model that it takes."""
+    """A packed weight that is computed: its record in the target, and in each other model that it takes.
+
+    ``is_first`` says that the target's is the first of the weights that are combined.
+    """
 
     name: str
     own: Packed
     others: Sequence[Packed | None]
+    is_first: bool = True
 
 
 class OutputForm(NamedTuple):
@@ -68,7 +72,7 @@ def output_form(
     if not target.packed or settings.out_dtype not in (None, TARGET):
         return PLAIN
     rows = list(computed)
-    fixed = [row for row in rows if not is_encodable(row.own)]
+    fixed = [row for row in rows if not is_encodable(row.own, is_first=row.is_first)]
     if settings.out_dtype == TARGET:
         if fixed:
             raise RecipeError(
@@ -79,17 +83,21 @@ def output_form(
         return OutputForm(True, (_said(target, rows, ""),) if rows else ())
     if not rows:
         return OutputForm(True)
-    unasked = [row for row in fixed if row.own.format.kind == "mlx"]
+    unasked = [row for row in rows if row.own.format.words.startswith("MLX")]
     if unasked:
         return OutputForm(False, (_unasked(target, unasked),))
     why = _why_plain(rows, fixed, survival)
     return OutputForm(not why, (_said(target, rows, why),))
 
 
-def is_encodable(packed: Packed) -> bool:
-    """Whether codes and scales of a packed weight can be made."""
+def is_encodable(packed: Packed, *, is_first: bool = True) -> bool:
+    """Whether codes and scales of a packed weight can be made.
+
+    Where the columns of a group are not neighbours, the engine finds out from the first input which they are.
+    """
     form = packed.format
-    has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "global"}
+    has_more = {part for part, _ in form.parts} - {"codes", "scales", "zeros", "biases", "global"}
+    has_more -= {"order"} if form.kind == "packed_int" and is_first else set()
     return form.kind in ENCODABLE and not has_more and "factor" not in dict(form.parameters)
 
 
@@ -115,8 +123,8 @@ def _unasked(target: Model, rows: Sequence[Computed]) -> Finding:
         "quantised",
         f"`{target.spec}`",
         "",
-        f"{len(rows):,} weights are quantised as {form.words}, a format that can be read and not written",
-        f"`--out-dtype {TORCH_NAMES[form.dtype]}` writes them plain",
+        f"{len(rows):,} weights are quantised as {form.words}: whether they are written so has to be said",
+        f"`--out-dtype target` writes them so, `--out-dtype {TORCH_NAMES[form.dtype]}` plain",
     )
 
 

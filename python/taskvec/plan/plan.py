@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -13,7 +14,7 @@ from taskvec.models.model import Model
 from taskvec.models.storage import logical
 from taskvec.plan.config_changes import output_changes
 from taskvec.plan.memory import of_encodings
-from taskvec.plan.rows import encode
+from taskvec.plan.rows import Rows, encode
 from taskvec.settings import format_alpha
 
 if TYPE_CHECKING:
@@ -275,9 +276,13 @@ def _bytes(checkpoint: Model | SavedVector | Adapter, names: Sequence[str]) -> i
 def _beside(checkpoints: Sequence[Model | SavedVector | Adapter]) -> dict[str, Sequence[int] | None]:
     """The shape of the weight that stored codes are, and of other parts of a packed weight ``None``."""
     shapes: dict[str, Sequence[int] | None] = {}
-    for model in checkpoints:
-        if not isinstance(model, Model) or not model.packed:
-            continue
+    # models that are stored alike share their tables
+    models = {
+        (id(model.packed), id(model.tensors)): model
+        for model in checkpoints
+        if isinstance(model, Model) and model.packed
+    }
+    for model in models.values():
         for name, packed in model.packed.items():
             shapes |= dict.fromkeys((*packed.parts, *packed.beside))
             if name in model.tensors:
@@ -286,13 +291,20 @@ def _beside(checkpoints: Sequence[Model | SavedVector | Adapter]) -> dict[str, S
     return shapes
 
 
+def _flat_inputs(tensors: Any) -> Iterator[Sequence[Any]]:
+    """Of each row its inputs: source, stored name, source, stored name, and so on."""
+    if isinstance(tensors, Rows):
+        return tensors.inputs()
+    return (list(itertools.chain.from_iterable(row[5])) for row in tensors)
+
+
 def _read(
     document: Mapping[str, Any], checkpoints: Sequence[Model | SavedVector | Adapter], roles: Sequence[str]
 ) -> tuple[Source, ...]:
     """The sources of a plan, and how much of each it reads."""
     used: list[list[str]] = [[] for _ in checkpoints]
-    for row in document["tensors"]:
-        for source, stored in row[5]:
+    for flat in _flat_inputs(document["tensors"]):
+        for source, stored in zip(flat[::2], flat[1::2], strict=True):
             used[source].append(stored)
     return tuple(
         Source(

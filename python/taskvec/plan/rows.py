@@ -69,6 +69,14 @@ class Rows:
         last = len(places)
         self._rows.sort(key=lambda row: places.get(row[0], last))
 
+    def stored(self) -> Iterator[tuple[str, str, Sequence[int]]]:
+        """Name, form of storage and shape of each tensor."""
+        return (row[:3] for row in self._rows)
+
+    def inputs(self) -> Iterator[tuple[Any, ...]]:
+        """The inputs of each tensor: source, stored name, source, stored name, and so on."""
+        return (row[4] for row in self._rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -13,6 +13,7 @@ from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
+from taskvec.host import collector_paused
 from taskvec.models.model import Model
 from taskvec.models.part_names import StoredPart
 from taskvec.models.selection import Selection, selection_recipe
@@ -53,6 +54,7 @@ def plan_transfer(
     )  # fmt: skip
 
 
+@collector_paused()
 def plan_steps(
     target: Model,
     steps: Sequence[Step],

@@ -9,11 +9,11 @@ the output's.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec.compat.findings import finding
+from taskvec.host import collector_paused
 from taskvec.models.part_names import NO_PARTS, PartNames
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_first, kind_of_stack, main_stack, modules, split_by, stacks
@@ -60,15 +60,8 @@ def expand(
     RecipeError
         Layers or modules that a model does not have; weights that sum to zero for some tensor.
     """
-    # A hundred thousand tensors are several times as many small objects, none of them in a cycle: the
-    # collector would walk through them again and again.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         return _Expander(step, facts, selection or step.recipe.selection, parts).run()
-    finally:
-        if is_collecting:
-            gc.enable()
 
 
 def _config_from(recipe: Recipe) -> ModelRef:

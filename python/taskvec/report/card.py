@@ -104,6 +104,7 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "the same tokenizer as the reference.",
         model_table(facts["sources"]),
         table(figures),
+        _noise(facts.get("noise")),
         "## How to use it",
         fenced("taskvec apply TARGET THIS_FOLDER -o OUT --alpha 1", "sh"),
         "## How to read it without taskvec",

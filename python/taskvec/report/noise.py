@@ -35,7 +35,7 @@ LEAST_KURTOSIS = math.pi / 2
 OWN_NOISE = (
     ("MXFP8", 0.027), ("FP8 E5M2", 0.053), ("FP8", 0.0265), ("INT8", 0.0083), ("bitsandbytes INT8", 0.0083),
     ("bitsandbytes", 0.092), ("NVFP4", 0.095), ("MXFP4", 0.117), ("INT4", 0.097), ("GPTQ 4", 0.10),
-    ("AWQ", 0.10), ("MLX 4", 0.10),
+    ("AWQ", 0.10), ("MLX 4", 0.10), ("MLX MXFP8", 0.027), ("MLX MXFP4", 0.117), ("MLX NVFP4", 0.095),
 )  # fmt: skip
 # Scales that are powers of two, in the words for a format.
 POWERS = ("MXFP", "U8 scales", "F8_E8M0 scales")

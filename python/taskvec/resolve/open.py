@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
 from taskvec.files import look
+from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
 from taskvec.resolve.local import open_path
 from taskvec.resolve.remote import open_remote
@@ -50,15 +50,8 @@ def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -
     """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators."""
     if isinstance(spec, Model):
         return spec
-    # The table of a hundred thousand tensors is as many small objects, none of them in a cycle: the collector
-    # would walk through them again and again, and take as long as the opening itself.
-    is_collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         return _open(spec, revision)
-    finally:
-        if is_collecting:
-            gc.enable()
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from taskvec._core import evaluate
-from taskvec.dtypes import numpy_dtype
+from taskvec.dtypes import array_of
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.source import source_document
@@ -148,8 +147,9 @@ def evaluated(
         )
         at = 0
         for name, dtype, shape, *_ in batch:
-            yield name, np.frombuffer(data, numpy_dtype(dtype), math.prod(shape), at).reshape(shape)
-            at += stored_bytes(dtype, tuple(shape))
+            size = stored_bytes(dtype, tuple(shape))
+            yield name, array_of(np.frombuffer(data, np.uint8, size, at), dtype, shape)
+            at += size
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -27,7 +27,7 @@ from taskvec.report.report import Report, noise_findings, parse_engine_report, r
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
-from taskvec.run.job import Job
+from taskvec.run.job import Job, format_of
 from taskvec.run.locked import locked, place_of
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
@@ -132,7 +132,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
         ),
         out,
         _merged_tensors(plan.document),
-        _format(plan),
+        format_of(plan),
         lambda name: len(base.tensors[name].shape) > 1 if name in base.tensors else False,
         _logical(plan.document),
     )
@@ -177,9 +177,3 @@ def _merged_tensors(document: Mapping[str, Any]) -> int:
 def _logical(document: Mapping[str, Any]) -> dict[str, str]:
     """The weights that are written packed, by the stored names of their parts."""
     return {row[0]: row[6][2] for row in document["tensors"] if len(row) == 7}
-
-
-def _format(plan: PlanRecord) -> str:
-    """What the models of a difference are stored as, if they are packed."""
-    models = [each for each in reversed(plan.checkpoints) if isinstance(each, Model) and each.packed]
-    return next(iter(models[0].packed.values())).format.words if models else ""

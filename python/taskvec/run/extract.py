@@ -14,12 +14,14 @@ from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, FORMATS, INDEX, REFERENCE, fits
 from taskvec.models.state_dict import buffers_of
+from taskvec.plan.plan import PlanRecord
 from taskvec.progress import heard, meter
 from taskvec.report import manifest
 from taskvec.report.card import vector_card
+from taskvec.report.noise import Noise, Sums, noise_of
 from taskvec.report.report import Output as Written
-from taskvec.report.report import Report, Shard
-from taskvec.run.job import Job
+from taskvec.report.report import Report, Shard, noise_findings
+from taskvec.run.job import Job, format_of
 from taskvec.run.locked import place_of
 from taskvec.run.publish import copy, hold_complete, hold_or_hide, hold_ours
 
@@ -46,7 +48,8 @@ def execute_extract(job: Job) -> Report:
     )
     out = place_of(folder, engine["replaces"])
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
-    written = Written(str(folder), None, shards, None, {}, ())
+    noise = _noise(engine.pop("noise", ()), plan, reference)
+    written = Written(str(folder), None, shards, None, {}, (), noise=noise)
     files = [File(*shard) for shard in shards]
     for name in COMPARED:
         if name in reference.other_files:
@@ -81,10 +84,22 @@ def execute_extract(job: Job) -> Report:
         threads=engine["threads"],
         cpu_level=engine["cpu_level"],
         resumed_shards=engine["resumed_shards"],
-        findings=plan.findings,
+        findings=(*plan.findings, *noise_findings((written,))),
         plan=plan.digest,
         vector=vector,
     )
+
+
+def _noise(rows: Iterable[Mapping[str, Any]], plan: PlanRecord, reference: Model) -> Noise | None:
+    """How much of the vector is one, where donor and reference are quantised."""
+    packed = [Sums.of(row) for row in rows if row["stored"] == "packed"]
+    tensors = reference.tensors
+    plain = [
+        Sums.of(row)
+        for row in rows
+        if row["stored"] == "plain" and row["name"] in tensors and len(tensors[row["name"]].shape) > 1
+    ]
+    return noise_of(format_of(plan), packed, plain)
 
 
 def _vector(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
 from taskvec.run.inputs import InputRow, Inputs, Source
@@ -44,3 +45,9 @@ class Job:
     settings: Settings
     progress: Callback | None
     begin: float
+
+
+def format_of(plan: PlanRecord) -> str:
+    """What the models of a difference are stored as, if they are packed."""
+    models = [each for each in reversed(plan.checkpoints) if isinstance(each, Model) and each.packed]
+    return next(iter(models[0].packed.values())).format.words if models else ""

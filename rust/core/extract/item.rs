@@ -3,6 +3,7 @@
 use crate::dtype::{elements, Dtype};
 use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::encode::Facts;
+use crate::measure::Noise;
 use crate::storage::encoding::Encoding;
 use crate::storage::exact_elements::Written as Exact;
 use crate::storage::input::Input;
@@ -20,6 +21,8 @@ pub(super) struct Item<'a> {
     /// Per chunk, and in all.
     pub(super) chunks: Vec<Facts>,
     pub(super) total: Facts,
+    /// What the difference is like, where that is measured.
+    pub(super) noise: Option<Noise>,
     pub(super) encoding: Encoding,
 }
 
@@ -52,7 +55,17 @@ impl<'a> Item<'a> {
         }
         let origin = if types.iter().all(|dtype| dtype.is_narrow()) { Dtype::BF16 } else { Dtype::F32 };
         let total = Facts::default();
-        Ok(Item { name, shape, elements, inputs, origin, chunks: Vec::new(), total, encoding: Encoding::zero() })
+        Ok(Item {
+            name,
+            shape,
+            elements,
+            inputs,
+            origin,
+            chunks: Vec::new(),
+            total,
+            noise: None,
+            encoding: Encoding::zero(),
+        })
     }
 
     pub(super) fn cost(&self) -> u64 {

@@ -14,10 +14,12 @@ use crate::kernels::combine::difference;
 use crate::kernels::encode::{count, facts, flags, places, Facts};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
-use crate::measure::NonFinite;
+use crate::measure::{Noise, NonFinite};
 use crate::monitor::Monitor;
 use crate::output::folder::OutputFolder;
 use crate::output::shard::ShardFile;
+use crate::run::noise::of_pairs;
+use crate::run::program::Pair;
 use crate::storage::chunk::Scratch;
 use crate::storage::input::unchanged;
 use crate::tensor::{next_id, Tensor, CHUNK};
@@ -43,12 +45,17 @@ pub(super) struct Work<'a> {
     pub(super) monitor: &'a Monitor,
     pub(super) pool: &'a rayon::ThreadPool,
     pub(super) lossy: Option<Dtype>,
+    /// Donor and reference, where it is measured what their difference is like.
+    pub(super) pairs: &'a [Pair],
 }
+
+/// What the first pass finds out about a chunk.
+type Found = (Facts, Option<Noise>);
 
 impl Work<'_> {
     /// First pass: facts of every chunk of every tensor.
     pub(super) fn measure(&self, items: &mut [Item<'_>], non_finite: &NonFinite) -> Result<()> {
-        let found: Vec<Mutex<Vec<Facts>>> = items.iter().map(|_| Mutex::new(Vec::new())).collect();
+        let found: Vec<Mutex<Vec<Found>>> = items.iter().map(|_| Mutex::new(Vec::new())).collect();
         let (large, small): (Vec<usize>, Vec<usize>) =
             (0..items.len()).partition(|index| items[*index].elements >= 8 * CHUNK);
         let one = |index: usize, threads: Threads<'_>| -> Result<()> {
@@ -66,10 +73,12 @@ impl Work<'_> {
                 non_finite,
                 passes: AtomicUsize::new(0),
             };
-            let chunks = tensor.fold::<f64, Facts, _, _>(
+            let chunks = tensor.fold_chunks::<f64, Found, _, _>(
                 threads,
-                |_| Facts::default(),
-                |sum, tile| {
+                |_| Found::default(),
+                |(sum, noise), tile, chunks, at| {
+                    let measured = of_pairs(self.level, self.pairs, chunks, at, tile.inputs);
+                    measured.for_each(|more| noise.get_or_insert_default().merge(&more));
                     let (donor, reference) = (tile.input(0), tile.input(1));
                     ROOM.with_borrow_mut(|room| {
                         let delta = &mut room[..donor.len()];
@@ -94,7 +103,11 @@ impl Work<'_> {
         }
         each(self.pool, self.monitor, small.len(), |i| one(small[i], Threads::Alone))?;
         for (item, chunks) in items.iter_mut().zip(found) {
-            item.chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let chunks = chunks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for (facts, noise) in chunks {
+                item.chunks.push(facts);
+                noise.iter().for_each(|more| item.noise.get_or_insert_default().merge(more));
+            }
             item.chunks.iter().for_each(|chunk| item.total.merge(chunk));
         }
         Ok(())

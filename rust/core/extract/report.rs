@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 
 use super::files::File;
 use super::item::Item;
-use crate::measure::number;
+use crate::measure::{number, NoiseFigures};
 use crate::output::folder::OutputFolder;
 
 #[derive(Serialize)]
@@ -21,6 +21,9 @@ pub(super) struct Report<'a> {
     pub shards: Vec<Shard>,
     pub weight_map: WeightMap<'a>,
     pub tensors: Vec<Row<'a>>,
+    /// What the differences are like, where a source is packed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub noise: Vec<NoiseFigures<'a>>,
 }
 
 #[derive(Serialize)]
@@ -71,6 +74,10 @@ pub(super) fn shards(files: &[File], folder: &OutputFolder) -> Vec<Shard> {
     let records = files.iter().filter_map(|file| folder.record(&file.name));
     let shard = |name: &str, size, digest: &str| Shard { name: name.to_owned(), size, digest: digest.to_owned() };
     records.map(|record| shard(&record.shard, record.size, &record.digest)).collect()
+}
+
+pub(super) fn noise<'a>(items: &'a [Item<'_>]) -> Vec<NoiseFigures<'a>> {
+    items.iter().filter_map(|item| Some(item.noise.as_ref()?.figures(Some(item.name)))).collect()
 }
 
 pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'a>> {

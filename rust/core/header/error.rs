@@ -35,6 +35,8 @@ pub enum Lie {
     UnknownDtype { name: String, dtype: String },
     #[error("tensor `{}` has dtype `{dtype}`, whose elements are smaller than a byte; it is not supported", shown(.name))]
     PackedDtype { name: String, dtype: String },
+    #[error("tensor `{}` is {dtype} {}, an odd number of elements, of which two share a byte", shown(.name), sides(.shape))]
+    Half { name: String, dtype: Dtype, shape: Vec<u64> },
     #[error("tensor `{}` begins at byte {begin} and ends before it, at {end}", shown(.name))]
     Reversed { name: String, begin: u64, end: u64 },
     #[error("tensor `{}` of shape {} and dtype {dtype} has more bytes than 64 bits can count", shown(.name), sides(.shape))]

@@ -28,6 +28,8 @@ pub(crate) enum Role {
     Scales,
     /// The codes for zero of groups.
     Zeros,
+    /// What the codes of groups are counted from.
+    Biases,
     /// The scale of the scales.
     Global,
     /// Rows and columns.

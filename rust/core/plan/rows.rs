@@ -64,7 +64,7 @@ impl<'de> Visitor<'de> for Row<'_> {
             Dtype::from_name(&dtype).ok_or_else(|| A::Error::custom(format_args!("type `{}`", shown(&dtype))))?;
         let shape = seq.next_element::<Vec<u64>>()?.ok_or_else(short(2))?;
         let overflows = || A::Error::custom(format_args!("shape of `{}` overflows", shown(&name)));
-        let elements = dtype.bytes(&shape).and_then(|_| count(&shape)).ok_or_else(overflows)?;
+        let elements = dtype.bytes(&shape).and_then(|_| dtype.units(&shape)).ok_or_else(overflows)?;
         let shape = self.held(shape);
         let shard = seq.next_element()?.ok_or_else(short(3))?;
         let operation = seq.next_element()?.ok_or_else(short(4))?;

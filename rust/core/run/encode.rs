@@ -4,6 +4,7 @@
 pub(crate) mod bands;
 mod choose;
 mod chosen;
+mod columns;
 mod form;
 mod make;
 mod original;

@@ -7,7 +7,7 @@ use crate::run::program::Pair;
 use crate::storage::chunk::{Chunk, Coded, Run};
 
 /// Of each pair in a tile: of the inputs as they are stored, from element `at` of the chunks on, and widened.
-pub(super) fn of_pairs<'p, R: Real>(
+pub(crate) fn of_pairs<'p, R: Real>(
     level: Level,
     pairs: &'p [Pair],
     chunks: &'p [Chunk<'_>],

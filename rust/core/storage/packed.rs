@@ -20,7 +20,7 @@ use crate::kernels::{Floats, Level, TILE};
 mod awq;
 mod bnb4;
 mod codes;
-mod e2m1;
+pub(crate) mod e2m1;
 pub(crate) mod format;
 mod gptq;
 pub(crate) mod grid;

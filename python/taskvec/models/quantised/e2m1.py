@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from taskvec.models.quantised.declared import Declaration
 
 MX, NV = 32, 16
+# What an element of the stored codes holds.
+CODES = {"U8": 2, "I8": 2, "F4": 1, "U32": 8}
 
 
 def mxfp4(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple[Format, Shape]:
@@ -29,7 +31,8 @@ def mxfp4(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tup
     if declared.method not in ("", "mxfp4"):
         raise uncovered(codes, declared)
     _hold_scales(codes, scales, POWERS_OF_TWO)
-    if len(codes.shape) < 3 or codes.shape[-1] != MX // 2 or scales.shape != codes.shape[:-1]:
+    each = CODES.get(codes.dtype, 2)
+    if len(codes.shape) < 3 or codes.shape[-1] * each != MX or scales.shape != codes.shape[:-1]:
         raise UnreadableError(
             f"{shown(codes)} and {shown(scales)} are not codes in blocks of 16 bytes and their scales"
         )
@@ -43,7 +46,7 @@ def packed(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) ->
         raise UnreadableError(f"{shown(codes)} has scales beside it, and is not a matrix")
     group = MX if scales.dtype in POWERS_OF_TWO else NV
     _hold_method(name, codes, scales, group, declared)
-    shape = (*codes.shape[:-1], 2 * codes.shape[-1])
+    shape = (*codes.shape[:-1], CODES.get(codes.dtype, 2) * codes.shape[-1])
     if group == NV:
         _hold_scales(codes, scales, frozenset({"F8_E4M3"}))
         _hold_global(codes, parts)

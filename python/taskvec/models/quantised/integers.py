@@ -1,4 +1,4 @@
-"""Integer codes packed into words of 32 bits: compressed-tensors, GPTQ, AWQ and MLX."""
+"""Integer codes packed into words of 32 bits: compressed-tensors, GPTQ and AWQ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _PACKED_BITS = (2, 3, 4, 5, 6, 7, 8)
 _GPTQ_BITS = (2, 3, 4, 8)
-_MLX_BITS = (2, 3, 4, 5, 6, 8)
 
 
 def columns(codes: TensorInfo, scales: TensorInfo, bits: int, group: int) -> int | None:
@@ -192,51 +191,3 @@ def _awq(parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple[Format
         )
     words = f"AWQ 4 bits, group {group}, {scales.dtype} scales"
     return Format("awq", "BF16", "", (), (("group", group),), scales.dtype, words), (rows, width)
-
-
-def mlx(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple[Format, Shape]:
-    """The format of MLX's affine codes; raises as :func:`pack_quantized`."""
-    codes, scales, biases = parts["codes"], parts["scales"], parts.get("biases")
-    if declared.method not in ("", "mlx"):
-        raise uncovered(codes, declared)
-    mode = str(_mlx_facts(name, declared).get("mode") or "affine")
-    if biases is None or mode != "affine":
-        raise UnreadableError(
-            f"{shown(codes)} is of the mode `{mode}` of MLX without biases, which is not read"
-        )
-    for info in (scales, biases):
-        if info.dtype not in SCALES or info.shape != scales.shape or len(info.shape) != len(codes.shape):
-            raise UnreadableError(
-                f"{shown(scales)} and {shown(biases)} are not scales and biases of {shown(codes)}"
-            )
-    bits, group = _mlx_sizes(name, codes, scales, declared)
-    width = scales.shape[-1] * group
-    if scales.shape[:-1] != codes.shape[:-1] or width * bits != codes.shape[-1] * 32:
-        raise UnreadableError(
-            f"{shown(codes)} and {shown(scales)} do not have {bits} bits and groups of {group}"
-            + (f", which {declared.where} declares" if declared.method else "")
-        )
-    words = f"MLX {bits} bits, group {group}, {scales.dtype} scales and biases"
-    parameters = (("bits", bits), ("group", group))
-    return Format("mlx", "BF16", "", (), parameters, scales.dtype, words), (*codes.shape[:-1], width)
-
-
-def _mlx_facts(name: str, declared: Declaration) -> Mapping[str, object]:
-    """The facts of one module, which may have other bits than the rest."""
-    own = declared.facts.get(name.removesuffix(".weight"))
-    return {**declared.facts, **own} if isinstance(own, dict) else declared.facts
-
-
-def _mlx_sizes(name: str, codes: TensorInfo, scales: TensorInfo, declared: Declaration) -> tuple[int, int]:
-    facts = _mlx_facts(name, declared)
-    bits, group = whole_number(facts, "bits"), whole_number(facts, "group_size")
-    if bits is not None and group is not None:
-        if bits not in _MLX_BITS or group <= 0:
-            raise UnreadableError(f"MLX of {bits} bits in groups of {group} is not read ({shown(codes)})")
-        return bits, group
-    product = codes.shape[-1] * 32 // (scales.shape[-1] or 1)
-    possible = [(b, product // b) for b in _MLX_BITS if product % b == 0 and product // b in (32, 64, 128)]
-    if len(possible) != 1:
-        said = " or ".join(f"{b} bits in groups of {g}" for b, g in possible) or "no bits that MLX has"
-        raise UnreadableError(f"{shown(codes)} has {said}: `quantization` in config.json has to say which")
-    return possible[0]

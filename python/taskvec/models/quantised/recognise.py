@@ -32,7 +32,7 @@ METHODS = frozenset({
 def _decide(
     rule: Rule, name: str, infos: Mapping[str, TensorInfo], declared: Declaration
 ) -> tuple[Format, Shape]:
-    from taskvec.models.quantised import e2m1, integers, scaled  # packed weights alone need them
+    from taskvec.models.quantised import e2m1, integers, mlx, scaled  # packed weights alone need them
 
     ways = {
         "fp8": scaled.fp8,
@@ -41,7 +41,7 @@ def _decide(
         "e2m1": e2m1.packed,
         "mxfp4": e2m1.mxfp4,
         "qweight": integers.qweight,
-        "mlx": integers.mlx,
+        "mlx": mlx.mlx,
     }
     return ways[rule.way](name, infos, declared)
 

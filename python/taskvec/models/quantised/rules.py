@@ -112,7 +112,7 @@ def _beside_weight(leaf: str, stem: str, weight: TensorInfo, scales: TensorInfo)
     if leaf == "scale":  # DeepSeek's own name; of a scale alone it would not tell what is done with it
         if len(scales.shape) < 2:
             return None
-        is_packed = weight.dtype in ("I8", "U8") and scales.dtype in ("U8", "F8_E8M0")
+        is_packed = weight.dtype in ("I8", "U8", "F4") and scales.dtype in ("U8", "F8_E8M0")
         return (_DEEPSEEK, stem) if is_float8 else (_DEEPSEEK_FP4, stem) if is_packed else None
     if not is_float8:
         return None
@@ -128,14 +128,15 @@ def _scaled(stem: str, stored: Stored, rule: Rule) -> tuple[Rule, str] | None:
     is_weight = rule is _FP8 and stem.endswith("weight")
     if is_weight and codes.dtype == "I8":
         return _INT8, stem
-    return (_NVFP4, stem) if is_weight and codes.dtype == "U8" else None
+    return (_NVFP4, stem) if is_weight and codes.dtype in ("U8", "F4") else None
 
 
 def _words(stem: str, stored: Stored) -> tuple[Rule, str] | None:
     if not stem.endswith((".weight", *_STACKED)) or f"{stem}_scale" not in stored:
         return None
-    dtype = stored[f"{stem}_packed"].dtype
-    return {"I32": (_PACKED_INTEGERS, stem), "U8": (_PACKED_FLOATS, stem)}.get(dtype)
+    rules = {"I32": _PACKED_INTEGERS, "U8": _PACKED_FLOATS, "F4": _PACKED_FLOATS}
+    rule = rules.get(stored[f"{stem}_packed"].dtype)
+    return None if rule is None else (rule, stem)
 
 
 # Scales of activations and caches, and marks of a tool: they go with the format, and no arithmetic is theirs.

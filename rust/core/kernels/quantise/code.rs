@@ -13,6 +13,8 @@ pub(crate) enum Code {
     Signed(u32),
     /// Integers of so many bits, stored with half their range added.
     Offset(u32),
+    /// Integers of so many bits, from zero on, counted from a bias of their group.
+    Unsigned(u32),
 }
 
 impl Code {
@@ -23,6 +25,7 @@ impl Code {
             Code::E5M2 => 57344.0,
             Code::E2M1 => 6.0,
             Code::Signed(bits) | Code::Offset(bits) => (half(bits) - 1) as f32,
+            Code::Unsigned(bits) => ((1u32 << bits) - 1) as f32,
         }
     }
 
@@ -30,6 +33,7 @@ impl Code {
     pub(crate) fn bottom(self) -> f32 {
         match self {
             Code::Signed(bits) | Code::Offset(bits) => half(bits) as f32,
+            Code::Unsigned(_) => 0.0,
             float => float.top(),
         }
     }
@@ -39,8 +43,13 @@ impl Code {
         match self {
             Code::E4M3 | Code::E5M2 => 8,
             Code::E2M1 => 4,
-            Code::Signed(bits) | Code::Offset(bits) => bits,
+            Code::Signed(bits) | Code::Offset(bits) | Code::Unsigned(bits) => bits,
         }
+    }
+
+    /// Whether codes are counted from a bias.
+    pub(crate) fn is_biased(self) -> bool {
+        matches!(self, Code::Unsigned(_))
     }
 }
 
@@ -51,6 +60,9 @@ pub(crate) fn half(bits: u32) -> i32 {
 
 /// Rounding of one element: the number, and the code that stands for it.
 pub(super) trait Round: Copy {
+    /// Whether codes are counted from a bias.
+    const BIASED: bool = false;
+
     /// To nearest, ties to even, at most the largest number.
     fn nearest(self, y: f32) -> (f32, u32);
 
@@ -92,6 +104,16 @@ impl Integer {
         } else {
             y
         }
+    }
+}
+
+/// Integers from zero on, counted from a bias.
+#[derive(Clone, Copy)]
+pub(super) struct Unsigned(Integer);
+
+impl Unsigned {
+    pub(super) fn new(bits: u32) -> Self {
+        Unsigned(Integer { low: 0.0, high: Code::Unsigned(bits).top(), added: 0 })
     }
 }
 
@@ -168,6 +190,20 @@ impl Round for Integer {
         let below = y.floor();
         let up = chance(draw) < y - below;
         self.nearest(below + if up { 1.0 } else { 0.0 })
+    }
+}
+
+impl Round for Unsigned {
+    const BIASED: bool = true;
+
+    #[inline(always)]
+    fn nearest(self, y: f32) -> (f32, u32) {
+        self.0.nearest(y)
+    }
+
+    #[inline(always)]
+    fn drawn(self, y: f32, draw: u32) -> (f32, u32) {
+        self.0.drawn(y, draw)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A row begins with the first element of a group; the last group may be short.
 
-use super::code::{Code, Integer, Round, E2M1, E4M3, E5M2};
+use super::code::{Code, Integer, Round, Unsigned, E2M1, E4M3, E5M2};
 use crate::kernels::real::LANES;
 
 /// Elements whose errors are added in f32 before f64 takes over.
@@ -19,6 +19,8 @@ pub(crate) struct Seen {
     pub changed: bool,
     /// Elements that are not finite.
     pub non_finite: u32,
+    /// The smallest and the largest finite number, where [`range`] has looked and there is one.
+    pub range: Option<[f32; 2]>,
 }
 
 impl Seen {
@@ -33,10 +35,15 @@ impl Seen {
         self.low = self.low.max(other.low);
         self.changed |= other.changed;
         self.non_finite += other.non_finite;
+        self.range = match (self.range, other.range) {
+            (Some([a, b]), Some([c, d])) => Some([a.min(c), b.max(d)]),
+            (one, another) => one.or(another),
+        };
     }
 }
 
-/// How a group is scaled: code = round(x / `divisor` + `shift`), value = (code − `zero`) · `scale`.
+/// How a group is scaled: code = round(x / `divisor` + `shift`), value = (code − `zero`) · `scale`; of codes that are
+/// counted from a bias, of what lies above that.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Scaling {
     /// What elements are divided by.
@@ -47,6 +54,8 @@ pub(crate) struct Scaling {
     pub zero: f32,
     /// What that is multiplied by.
     pub scale: f32,
+    /// What codes are counted from, where they are.
+    pub bias: f32,
 }
 
 impl Scaling {
@@ -55,7 +64,12 @@ impl Scaling {
     pub(crate) fn new(scale: f32, zero: f32) -> Self {
         let divisor = if scale.is_finite() && scale != 0.0 { scale } else { f32::INFINITY };
         // What is added where nothing is leaves the sign of zero alone.
-        Scaling { divisor, shift: if zero == 0.0 { -0.0 } else { zero }, zero, scale }
+        Scaling { divisor, shift: if zero == 0.0 { -0.0 } else { zero }, zero, scale, bias: 0.0 }
+    }
+
+    /// By a scale and a bias as they are read.
+    pub(crate) fn on_bias(scale: f32, bias: f32) -> Self {
+        Scaling { bias, ..Scaling::new(scale, 0.0) }
     }
 }
 
@@ -108,7 +122,33 @@ kernel! {
                 low: low.iter().fold(0.0, |a: f32, b| a.max(*b)),
                 changed: other.iter().fold(0, |a, b| a | b) != 0,
                 non_finite: bad.iter().sum(),
+                range: None,
             });
+        }
+    }
+}
+
+kernel! {
+    /// Adds to `seen` the smallest and the largest finite number of each group of `wide` elements.
+    pub(crate) fn range(x: &[f32], wide: usize, seen: &mut [Seen]) {
+        for (x, seen) in x.chunks(wide).zip(seen) {
+            let (mut low, mut high) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+            let (whole, rest) = x.as_chunks::<LANES>();
+            let mut add = |lane: usize, x: f32| {
+                let finite = x.abs() < f32::INFINITY;
+                low[lane] = if finite && x < low[lane] { x } else { low[lane] };
+                high[lane] = if finite && x > high[lane] { x } else { high[lane] };
+            };
+            for x in whole {
+                for lane in 0..LANES {
+                    add(lane, x[lane]);
+                }
+            }
+            rest.iter().enumerate().for_each(|(lane, x)| add(lane, *x));
+            let low = low.iter().fold(f32::INFINITY, |a: f32, b| a.min(*b));
+            let high = high.iter().fold(f32::NEG_INFINITY, |a: f32, b| a.max(*b));
+            let found = (low <= high).then_some([low, high]);
+            seen.merge(&Seen { range: found, ..Seen::default() });
         }
     }
 }
@@ -130,6 +170,7 @@ kernel! {
             Code::Signed(bits) | Code::Offset(bits) => {
                 errors_of(Integer::new(bits, false), x, wide, scalings, sums);
             }
+            Code::Unsigned(bits) => errors_of(Unsigned::new(bits), x, wide, scalings, sums),
         }
     }
 }
@@ -154,11 +195,21 @@ fn errors_of<C: Round>(code: C, x: &[f32], wide: usize, scalings: &[Option<[Scal
 #[inline(always)]
 fn add_errors<C: Round>(code: C, x: &[f32; LANES], by: &Scaling, sums: &mut [f32; LANES]) {
     for lane in 0..LANES {
-        let y = x[lane] / by.divisor;
+        let y = above::<C>(by, x[lane]) / by.divisor;
         let (value, _) = code.nearest(y + by.shift);
         let error = y - (value - by.zero);
         let square = error * error;
         sums[lane] += if x[lane].abs() < f32::INFINITY { square } else { 0.0 };
+    }
+}
+
+/// What of an element a code stands for.
+#[inline(always)]
+fn above<C: Round>(by: &Scaling, x: f32) -> f32 {
+    if C::BIASED {
+        x - by.bias
+    } else {
+        x
     }
 }
 
@@ -194,6 +245,7 @@ kernel! {
             Code::E2M1 => encode_as(E2M1, x, wide, scalings, draws, codes, out),
             Code::Signed(bits) => encode_as(Integer::new(bits, false), x, wide, scalings, draws, codes, out),
             Code::Offset(bits) => encode_as(Integer::new(bits, true), x, wide, scalings, draws, codes, out),
+            Code::Unsigned(bits) => encode_as(Unsigned::new(bits), x, wide, scalings, draws, codes, out),
         }
     }
 }
@@ -213,12 +265,12 @@ fn encode_as<C: Round>(
         // No closure over the groups: it would not be compiled for the CPU level.
         None => {
             for ((x, by), (codes, out)) in groups {
-                each_code(x, x, codes, out, |x, _| one_code(by, x, |y| code.nearest(y)));
+                each_code(x, x, codes, out, |x, _| one_code::<C>(by, x, |y| code.nearest(y)));
             }
         }
         Some(draws) => {
             for (((x, by), (codes, out)), draws) in groups.zip(draws.chunks(wide)) {
-                each_code(x, draws, codes, out, |x, draw| one_code(by, x, |y| code.drawn(y, draw)));
+                each_code(x, draws, codes, out, |x, draw| one_code::<C>(by, x, |y| code.drawn(y, draw)));
             }
         }
     }
@@ -226,9 +278,10 @@ fn encode_as<C: Round>(
 
 /// The code of an element, and the number that it stands for.
 #[inline(always)]
-fn one_code(by: &Scaling, x: f32, round: impl Fn(f32) -> (f32, u32)) -> (u8, f32) {
-    let (value, code) = round(x / by.divisor + by.shift);
-    (code as u8, (value - by.zero) * by.scale)
+fn one_code<C: Round>(by: &Scaling, x: f32, round: impl Fn(f32) -> (f32, u32)) -> (u8, f32) {
+    let (value, code) = round(above::<C>(by, x) / by.divisor + by.shift);
+    let value = (value - by.zero) * by.scale;
+    (code as u8, if C::BIASED { value + by.bias } else { value })
 }
 
 /// [`LANES`] at a time: groups are too short for what a compiler makes of a loop of any length.
@@ -336,6 +389,44 @@ mod tests {
                     assert_eq!(f64::from(codes[i]), want + half, "{} {bits}", x[i]);
                     assert_eq!(f64::from(out[i]), (want - 1.0) * 0.25);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn integers_counted_from_a_bias() {
+        let x = numbers();
+        for (scale, bias) in [(0.25f32, -1.5f32), (-0.125, 3.0)] {
+            for (level, bits) in Level::available().iter().flat_map(|level| (2..=8).map(move |bits| (*level, bits))) {
+                let (mut codes, mut out) = (vec![0; x.len()], vec![0f32; x.len()]);
+                let by = Scaling::on_bias(scale, bias);
+                encode(level, Code::Unsigned(bits), &x, x.len(), &[by], None, &mut codes, &mut out);
+                for i in 0..x.len() {
+                    let y = f64::from((x[i] - bias) / scale);
+                    let top = f64::from((1u32 << bits) - 1);
+                    let want = if y.is_nan() { 0.0 } else { y.clamp(0.0, top).round_ties_even() };
+                    assert_eq!(f64::from(codes[i]), want, "{} {bits}", x[i]);
+                    assert_eq!(out[i].to_bits(), (want as f32 * scale + bias).to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_range_of_a_group_is_that_of_its_finite_numbers() {
+        let numbers: Vec<f32> = numbers().into_iter().step_by(131).collect();
+        for (level, wide) in Level::available().iter().flat_map(|level| [1, 3, 16, 32, 100].map(|wide| (*level, wide)))
+        {
+            let x = &numbers[..];
+            let mut seen = vec![Seen::default(); x.len().div_ceil(wide)];
+            range(level, x, wide, &mut seen);
+            for (seen, group) in seen.iter().zip(x.chunks(wide)) {
+                let finite: Vec<f32> = group.iter().copied().filter(|x| x.is_finite()).collect();
+                let edges = finite.iter().fold(None, |edges: Option<[f32; 2]>, x| match edges {
+                    None => Some([*x, *x]),
+                    Some([low, high]) => Some([low.min(*x), high.max(*x)]),
+                });
+                assert_eq!(seen.range, edges);
             }
         }
     }

@@ -89,6 +89,15 @@ impl ScaleType {
         }
     }
 
+    /// The bit of the sign, of those that can be negative.
+    pub(crate) fn sign(self) -> u32 {
+        match self {
+            ScaleType::F32 => 1 << 31,
+            ScaleType::BF16 | ScaleType::F16 => 1 << 15,
+            ScaleType::E8M0 | ScaleType::E4M3 => 0,
+        }
+    }
+
     /// What 1 is followed by, less 1: of the type that a tool computes in.
     pub(crate) fn epsilon(self) -> f32 {
         match self {

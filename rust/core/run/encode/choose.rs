@@ -1,6 +1,7 @@
 //! What becomes of a group: the bytes of another model, or codes under the target's scale or a new one.
 
 use super::chosen::{Choice, Chosen};
+use super::columns::Columns;
 use super::form::Place;
 use super::original::{Group, Rows};
 use super::packed::Packed;
@@ -23,6 +24,8 @@ pub(super) struct Stored<'s> {
     pub target: Option<Rows<'s>>,
     pub reference: Option<Rows<'s>>,
     pub donor: Option<Rows<'s>>,
+    /// How the columns of groups are brought together, where they are not neighbours.
+    pub columns: Option<Columns>,
 }
 
 /// A scale has to lower the squared error by more than this factor to replace the target's.
@@ -45,23 +48,23 @@ impl Choose<'_, '_> {
             return (kept, None);
         }
         if let (Some(chosen), None) = (self.chosen, self.packed.form.global) {
-            return (Outcome::Scaled(Fresh { bits: chosen.bits, zero: 0.0, reciprocal: None }), None);
+            return (Outcome::Scaled(Fresh::new(chosen.bits, 0.0)), None);
         }
         let fresh = self.setting.fresh(seen);
         // Under a new number for the whole tensor, the target's scale means something else.
         let is_own = self.packed.own && self.chosen.is_none_or(|chosen| chosen.choice == Choice::Own);
-        let own = self.stored.target.as_ref().filter(|_| is_own).map(|rows| {
-            let (bits, zero) = self.stored_scale(Some(rows), group);
-            Fresh { bits, zero, reciprocal: None }
-        });
+        let own = self.stored.target.as_ref().filter(|_| is_own).map(|rows| self.stored_scale(Some(rows), group));
         match (own, fresh) {
             (Some(own), Some(fresh)) => self.either(own, fresh, seen, group),
             (Some(one), None) | (None, Some(one)) => (Outcome::Scaled(one), None),
-            (None, None) => (Outcome::Scaled(Fresh { bits: 0, zero: 0.0, reciprocal: None }), None),
+            (None, None) => (Outcome::Scaled(Fresh::new(0, 0.0)), None),
         }
     }
 
     fn either(&self, own: Fresh, fresh: Fresh, seen: &Seen, group: &Group) -> (Outcome, Option<Fresh>) {
+        if self.packed.form.code.is_biased() {
+            return self.either_on_bias(own, fresh, seen);
+        }
         let (mine, other) = (self.setting.scale(own.bits), self.setting.scale(fresh.bits));
         let elements = (group.rows.end - group.rows.start) * (group.columns.end - group.columns.start);
         let nothing = seen.amax() == 0.0;
@@ -75,7 +78,23 @@ impl Choose<'_, '_> {
         if nothing || close {
             return (Outcome::Scaled(own), None);
         }
-        if self.setting.covering && !self.setting.covers(own.bits, own.zero, seen) {
+        if self.setting.covering && !self.setting.covers(&own, seen) {
+            return (Outcome::Scaled(fresh), None);
+        }
+        (Outcome::Scaled(own), Some(fresh))
+    }
+
+    /// The same of scales with biases: zeros too have an error under them.
+    fn either_on_bias(&self, own: Fresh, fresh: Fresh, seen: &Seen) -> (Outcome, Option<Fresh>) {
+        let (mine, other) = (self.setting.scaling(&own), self.setting.scaling(&fresh));
+        if !mine.scale.is_finite() || mine.scale == 0.0 || !mine.bias.is_finite() {
+            return (Outcome::Scaled(fresh), None);
+        }
+        let near = |a: f32, b: f32| a.to_bits().abs_diff(b.to_bits()) <= 2;
+        if near(mine.scale, other.scale) && near(mine.bias, other.bias) {
+            return (Outcome::Scaled(own), None);
+        }
+        if self.setting.covering && !self.setting.covers(&own, seen) {
             return (Outcome::Scaled(fresh), None);
         }
         (Outcome::Scaled(own), Some(fresh))
@@ -96,18 +115,21 @@ impl Choose<'_, '_> {
         let (reference, donor) = (self.stored.reference.as_ref()?, self.stored.donor.as_ref()?);
         let whole_is_shared = self.chosen.is_none_or(|chosen| chosen.shared);
         let gives_donor = self.alpha == 1.0 && packed.weight_one && whole_is_shared;
-        if gives_donor && target.is_same(reference, form, place, group) && packed.takes_all(place, group) {
+        let same = |a: &Rows<'_>, b: &Rows<'_>| a.is_same(b, (form, place), group, self.stored.columns.as_ref());
+        if gives_donor && same(target, reference) && packed.takes_all(place, group) {
             return Some(Outcome::Donor);
         }
-        let is_still = seen.non_finite > 0 && whole_is_shared && donor.is_same(reference, form, place, group);
+        let is_still = seen.non_finite > 0 && whole_is_shared && same(donor, reference);
         is_still.then_some(Outcome::Target)
     }
 
-    /// The scale of a group and its code for zero, as they are stored.
-    pub(super) fn stored_scale(&self, rows: Option<&Rows<'_>>, group: &Group) -> (u32, f32) {
+    /// The scale of a group, its code for zero and its bias, as they are stored.
+    pub(super) fn stored_scale(&self, rows: Option<&Rows<'_>>, group: &Group) -> Fresh {
         let form = &self.packed.form;
-        let Some(rows) = rows else { return (0, 0.0) };
-        let bits = rows.scale(form, self.packed.scales, (group.down, group.across));
-        (bits, rows.zero(form, self.place.row + group.rows.start, group.across))
+        let Some(rows) = rows else { return Fresh::new(0, 0.0) };
+        let place = (group.down, group.across);
+        let bits = rows.scale(form, self.packed.scales, place);
+        let zero = rows.zero(form, self.place.row + group.rows.start, group.across);
+        Fresh { bias: rows.bias(form, self.packed.biases, place), ..Fresh::new(bits, zero) }
     }
 }

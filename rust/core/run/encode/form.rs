@@ -34,6 +34,8 @@ pub(crate) struct Form {
     pub global: Option<Global>,
     /// Zero has a code of its own in each group.
     pub zeros: bool,
+    /// The columns of a group are not neighbours: the group of each is stored.
+    pub strewn: bool,
     /// Rows of a patch.
     pub high: u64,
     /// Columns of a patch.
@@ -81,13 +83,14 @@ impl Form {
             wholes: 0,
             global: None,
             zeros: false,
+            strewn: false,
             high: 1,
             broad: columns,
         };
         let form = match format {
             Format::Scaled(scaled) => {
                 let code = match codes {
-                    Dtype::F8E4M3 => Code::E4M3,
+                    Dtype::F8E4M3 | Dtype::U32 => Code::E4M3,
                     Dtype::F8E5M2 => Code::E5M2,
                     Dtype::I8 => Code::Signed(8),
                     _ => return no(&format!("as codes of {codes}")),
@@ -111,14 +114,24 @@ impl Form {
             Format::PackedInt(packed) => {
                 let wide = if packed.group == 0 { columns } else { packed.group.min(columns) };
                 let bits = u64::from(packed.bits);
-                if packed.parts.order.is_some() || !(2..=8).contains(&bits) || (wide != columns && wide * bits % 8 != 0)
-                {
+                let strewn = packed.parts.order.is_some();
+                let fits = strewn || wide == columns || wide * bits % 8 == 0;
+                if !fits || !(2..=8).contains(&bits) {
                     return no("with these groups of columns");
                 }
                 let (row_bytes, zeros) = ((columns * bits).div_ceil(32) * 4, packed.parts.zeros.is_some());
-                Form { code: Code::Offset(packed.bits), wide, row_bytes, zeros, ..form }
+                Form { code: Code::Offset(packed.bits), wide, row_bytes, zeros, strewn, ..form }
             }
-            Format::Gptq(_) | Format::Awq(_) | Format::Bnb4(_) | Format::Mlx(_) => return no("in its format"),
+            Format::Mlx(mlx) => {
+                let wide = if mlx.group == 0 { columns } else { mlx.group.min(columns) };
+                let bits = u64::from(mlx.bits);
+                if !(2..=8).contains(&bits) || !columns.is_multiple_of(wide) || wide * bits % 8 != 0 {
+                    return no("with these groups of columns");
+                }
+                let row_bytes = (columns * bits).div_ceil(32) * 4;
+                Form { code: Code::Unsigned(mlx.bits), wide, row_bytes, ..form }
+            }
+            Format::Gptq(_) | Format::Awq(_) | Format::Bnb4(_) => return no("in its format"),
         };
         Ok(form.cut())
     }
@@ -128,7 +141,7 @@ impl Form {
         // Whole bytes, whatever the bits of a code.
         let unit = if self.wide.is_multiple_of(8) { self.wide } else { self.wide * 8 };
         self.broad = ((PATCH / self.tall).max(1) / unit).max(1) * unit;
-        self.broad = self.broad.min(self.columns);
+        self.broad = if self.strewn { self.columns } else { self.broad.min(self.columns) };
         self.high = if self.tall > 1 { self.tall } else { (PATCH / self.columns).clamp(1, self.rows) };
         self
     }

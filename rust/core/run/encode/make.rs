@@ -4,23 +4,28 @@ use std::ops::Range;
 
 use super::chosen::Wholes;
 use super::form::Form;
+use super::packed::Packed;
 use super::patch::Patch;
 use crate::kernels::quantise::code::half;
 use crate::kernels::quantise::scale::ScaleType;
 
-/// Scales and codes for zero of all groups, by output.
+/// Scales, biases and codes for zero of all groups, by output.
 pub(super) struct Kept {
     scales: Vec<Vec<u8>>,
+    biases: Vec<Vec<u8>>,
     zeros: Vec<Vec<u8>>,
     known: Vec<bool>,
 }
 
 impl Kept {
     /// Of a tensor of which nothing is known.
-    pub(super) fn new(form: &Form, kind: ScaleType, outputs: usize) -> Self {
+    pub(super) fn new(packed: &Packed) -> Self {
+        let (form, outputs) = (&packed.form, packed.steps.len());
+        let biases = if form.code.is_biased() { form.groups() as usize * packed.biases.size() } else { 0 };
         let groups = if form.wholes > 0 && form.global.is_none() { 0 } else { form.groups() as usize };
         Kept {
-            scales: vec![vec![0; groups * kind.size()]; outputs],
+            scales: vec![vec![0; groups * packed.scales.size()]; outputs],
+            biases: vec![vec![0; biases]; outputs],
             zeros: vec![vec![0; if form.zeros { groups } else { 0 }]; outputs],
             known: vec![false; form.patches() as usize],
         }
@@ -32,16 +37,16 @@ impl Kept {
     }
 
     /// Takes in the scales of a patch.
-    pub(super) fn take(&mut self, form: &Form, kind: ScaleType, index: u64, patch: &Patch) {
-        let place = form.place(index);
+    pub(super) fn take(&mut self, packed: &Packed, index: u64, patch: &Patch) {
+        let (form, place) = (&packed.form, packed.form.place(index));
         let width = (place.across(form).end - place.across(form).start) as usize;
         self.known[index as usize] = true;
         for (output, encoded) in patch.outputs.iter().enumerate() {
             for (down, row) in place.down(form).enumerate() {
                 let (first, here) = (place.group(form, row) as usize, down * width..(down + 1) * width);
-                if let Some(bytes) = self.scales[output].get_mut(first * kind.size()..(first + width) * kind.size()) {
-                    let bits = &encoded.scales[here.clone()];
-                    bytes.chunks_mut(kind.size()).zip(bits).for_each(|(bytes, bits)| kind.store(*bits, bytes));
+                store(packed.scales, first, &encoded.scales[here.clone()], &mut self.scales[output]);
+                if form.code.is_biased() {
+                    store(packed.biases, first, &encoded.biases[here.clone()], &mut self.biases[output]);
                 }
                 if form.zeros {
                     let slots = &mut self.zeros[output][first..first + width];
@@ -55,6 +60,11 @@ impl Kept {
     /// Bytes of the stored scales.
     pub(super) fn scales(&self, output: usize, bytes: &Range<u64>, out: &mut [u8]) {
         out.copy_from_slice(&self.scales[output][bytes.start as usize..bytes.end as usize]);
+    }
+
+    /// Bytes of the stored biases.
+    pub(super) fn biases(&self, output: usize, bytes: &Range<u64>, out: &mut [u8]) {
+        out.copy_from_slice(&self.biases[output][bytes.start as usize..bytes.end as usize]);
     }
 
     /// Bytes of the stored codes for zero: words of fields that run down a column.
@@ -74,6 +84,13 @@ impl Kept {
             *out = value as u8;
         }
     }
+}
+
+/// Puts the bits of some groups, from the `first` on, where they are kept.
+fn store(kind: ScaleType, first: usize, bits: &[u32], kept: &mut [u8]) {
+    let size = kind.size();
+    let Some(bytes) = kept.get_mut(first * size..(first + bits.len()) * size) else { return };
+    bytes.chunks_mut(size).zip(bits).for_each(|(bytes, bits)| kind.store(*bits, bytes));
 }
 
 /// Bytes of the scale for a whole.

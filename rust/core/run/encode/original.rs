@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::columns::Columns;
 use super::form::{Form, Place};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -15,7 +16,7 @@ use crate::storage::packed::parts::Stored;
 const PIECE: u64 = 1 << 18;
 
 /// Buffers for what is not mapped.
-pub(super) type Buffers = [Vec<u8>; 3];
+pub(super) type Buffers = [Vec<u8>; 4];
 
 /// The parts of such an input, as bytes.
 #[derive(Clone)]
@@ -23,22 +24,28 @@ pub(super) struct Original<'a> {
     codes: Stored<'a>,
     scales: Stored<'a>,
     zeros: Option<Stored<'a>>,
+    biases: Option<Stored<'a>>,
     global: Option<Stored<'a>>,
+    /// The group of each column, where those of a group are not neighbours.
+    pub order: Option<Stored<'a>>,
 }
 
 /// Those of one patch.
 pub(super) struct Rows<'s> {
     codes: &'s [u8],
     scales: &'s [u8],
+    biases: &'s [u8],
     zeros: Option<&'s [u8]>,
     /// The row whose zeros come first, a multiple of 32, in its matrix.
     first_zero: u64,
 }
 
-/// Whether codes and scales of one type have the same bytes in another: exponents, and bytes of two codes, have two names.
+/// Whether codes and scales of one type have the same bytes in another: exponents, bytes of two codes and words of bytes
+/// have several names.
 fn is_alike(a: Dtype, b: Dtype) -> bool {
-    let is_byte = |dtype| matches!(dtype, Dtype::U8 | Dtype::I8 | Dtype::F8E8M0);
-    a == b || is_byte(a) && is_byte(b)
+    let is_byte = |dtype| matches!(dtype, Dtype::U8 | Dtype::I8 | Dtype::F8E8M0 | Dtype::F4 | Dtype::U32);
+    let is_word = |a, b| a == Dtype::U32 && b == Dtype::F8E4M3;
+    a == b || is_byte(a) && is_byte(b) || is_word(a, b) || is_word(b, a)
 }
 
 /// Whether the parameters are the same.
@@ -52,6 +59,7 @@ pub(super) fn is_same(a: &Format, b: &Format) -> bool {
                 && optional(&a.parts.zeros, &b.parts.zeros)
                 && optional(&a.parts.order, &b.parts.order)
         }
+        (Format::Mlx(a), Format::Mlx(b)) => (a.bits, a.group) == (b.bits, b.group),
         _ => false,
     }
 }
@@ -61,13 +69,20 @@ impl<'a> Original<'a> {
     pub(super) fn of(program: &'a Program<'_>, index: usize, form: &Form) -> Option<Self> {
         let parts = program.inputs.get(index)?.storage().packed();
         let (codes, scales, more) = (parts.first()?, parts.get(1)?, parts.get(2).copied());
-        let (zeros, global) = if form.zeros { (Some(more?), None) } else { (None, more) };
-        Some(Original { codes: *codes, scales: *scales, zeros, global })
+        let of = Original { codes: *codes, scales: *scales, zeros: None, biases: None, global: None, order: None };
+        let of = Original { order: parts.last().copied().filter(|_| form.strewn), ..of };
+        Some(match more {
+            _ if form.zeros => Original { zeros: Some(more?), ..of },
+            _ if form.code.is_biased() => Original { biases: Some(more?), ..of },
+            _ => Original { global: more.filter(|_| form.global.is_some()), ..of },
+        })
     }
 
-    /// Whether the bytes of its codes and scales mean what those of parts of these types mean.
-    pub(super) fn is_of(&self, codes: Dtype, scales: Dtype) -> bool {
-        is_alike(self.codes.dtype, codes) && is_alike(self.scales.dtype, scales)
+    /// Whether the bytes of its codes, scales and biases mean what those of parts of these types mean.
+    pub(super) fn is_of(&self, codes: Dtype, scales: Dtype, biases: Option<Dtype>) -> bool {
+        is_alike(self.codes.dtype, codes)
+            && is_alike(self.scales.dtype, scales)
+            && self.biases.map(|stored| stored.dtype) == biases
     }
 
     /// The scale for a whole that a matrix has, as it is stored: of all scales, or of the scales of scales.
@@ -109,7 +124,7 @@ impl<'a> Original<'a> {
     where
         'a: 's,
     {
-        let [codes, scales, zeros] = buffers;
+        let [codes, scales, zeros, biases] = buffers;
         let first = place.first_row(form) * form.row_bytes;
         let codes = self.codes.raw().read(first..first + place.rows * form.row_bytes, codes)?;
         let down = place.down(form);
@@ -119,6 +134,13 @@ impl<'a> Original<'a> {
         } else {
             let group = |down: u64| (place.matrix * per_matrix + down) * form.across() * size;
             self.scales.raw().read(group(down.start)..group(down.end), scales)?
+        };
+        let biases = match &self.biases {
+            None => &[],
+            Some(stored) => {
+                let group = |down: u64| (place.matrix * per_matrix + down) * form.across();
+                stored.read(group(down.start)..group(down.end), biases)?
+            }
         };
         let (bits, across) = (u64::from(form.code.bits()), form.across());
         let first_zero = place.row / 32 * 32;
@@ -131,7 +153,7 @@ impl<'a> Original<'a> {
                 Some(stored.raw().read(word(first_zero * bits / 32)..word(end), zeros)?)
             }
         };
-        Ok(Rows { codes, scales, zeros, first_zero })
+        Ok(Rows { codes, scales, biases, zeros, first_zero })
     }
 }
 
@@ -140,12 +162,12 @@ impl<'a> Original<'a> {
 /// # Errors
 /// As that.
 pub(super) fn read<'s>(
-    original: &Option<Original<'s>>,
+    original: Option<&Original<'s>>,
     form: &Form,
     place: &Place,
     buffers: &'s mut Buffers,
 ) -> Result<Option<Rows<'s>>> {
-    original.as_ref().map(|original| original.read(form, place, buffers)).transpose()
+    original.map(|original| original.read(form, place, buffers)).transpose()
 }
 
 impl Rows<'_> {
@@ -155,13 +177,31 @@ impl Rows<'_> {
         &self.codes[start + form.bytes_before(columns.start)..start + form.bytes_before(columns.end)]
     }
 
+    /// The codes of a group in row `row` of the patch.
+    pub(super) fn strewn<'c>(
+        &'c self,
+        form: &'c Form,
+        row: u64,
+        group: &'c Group,
+        columns: &'c Columns,
+    ) -> impl Iterator<Item = u8> + 'c {
+        let start = (row * form.row_bytes) as usize;
+        let (bytes, bits) = (&self.codes[start..start + form.row_bytes as usize], form.code.bits());
+        group.columns.clone().map(move |place| {
+            let bit = columns.at(place) as usize * bits as usize;
+            let next = bytes.get(bit / 8 + 1).copied().unwrap_or(0);
+            ((u16::from_le_bytes([bytes[bit / 8], next]) >> (bit % 8)) & ((1 << bits) - 1)) as u8
+        })
+    }
+
     /// The stored scale of a group: its row of groups in the patch, its column in the matrix.
     pub(super) fn scale(&self, form: &Form, kind: ScaleType, (down, across): (u64, u64)) -> u32 {
-        if self.scales.is_empty() {
-            return 0;
-        }
-        let at = (down * form.across() + across) as usize * kind.size();
-        kind.load(&self.scales[at..at + kind.size()])
+        loaded(self.scales, form, kind, (down, across))
+    }
+
+    /// The stored bias of a group, as [`Rows::scale`].
+    pub(super) fn bias(&self, form: &Form, kind: ScaleType, place: (u64, u64)) -> u32 {
+        loaded(self.biases, form, kind, place)
     }
 
     /// The code for zero of a group, as a number: its row in the matrix, its column of groups.
@@ -183,17 +223,40 @@ impl Rows<'_> {
     }
 
     /// Whether a group has the same bytes in another.
-    pub(super) fn is_same(&self, other: &Rows<'_>, form: &Form, place: &Place, group: &Group) -> bool {
+    pub(super) fn is_same(
+        &self,
+        other: &Rows<'_>,
+        (form, place): (&Form, &Place),
+        group: &Group,
+        columns: Option<&Columns>,
+    ) -> bool {
         let rows = group.rows.clone();
         let down = place.down(form);
-        let size = self.scales.len() / ((down.end - down.start) * form.across()) as usize;
-        let at = (group.down * form.across() + group.across) as usize * size;
-        rows.clone().all(|row| self.codes(form, row, &group.columns) == other.codes(form, row, &group.columns))
-            && self.scales.get(at..at + size) == other.scales.get(at..at + size)
+        let groups = ((down.end - down.start) * form.across()) as usize;
+        let at = (group.down * form.across() + group.across) as usize;
+        let alike = |a: &[u8], b: &[u8]| {
+            let size = a.len() / groups;
+            a.get(at * size..(at + 1) * size) == b.get(at * size..(at + 1) * size)
+        };
+        let same_codes = |row| match columns {
+            Some(columns) => self.strewn(form, row, group, columns).eq(other.strewn(form, row, group, columns)),
+            None => self.codes(form, row, &group.columns) == other.codes(form, row, &group.columns),
+        };
+        rows.clone().all(same_codes)
+            && alike(self.scales, other.scales)
+            && alike(self.biases, other.biases)
             && rows.clone().all(|row| {
                 self.zero(form, place.row + row, group.across) == other.zero(form, place.row + row, group.across)
             })
     }
+}
+
+fn loaded(bytes: &[u8], form: &Form, kind: ScaleType, (down, across): (u64, u64)) -> u32 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    let at = (down * form.across() + across) as usize * kind.size();
+    kind.load(&bytes[at..at + kind.size()])
 }
 
 /// A group of a patch.

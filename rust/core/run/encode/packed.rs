@@ -16,6 +16,7 @@ use crate::plan::job::{Job, PartOf};
 use crate::plan::Plan;
 use crate::run::program::{Arithmetic, Program, Step};
 use crate::run::taken::Taken;
+use crate::storage::packed::e2m1::scales_as;
 use crate::storage::packed::format::{Format, Global};
 
 /// A packed tensor of the output.
@@ -26,6 +27,8 @@ pub(crate) struct Packed {
     pub(super) rule: Rule,
     /// How they are stored.
     pub(super) scales: ScaleType,
+    /// How biases are stored, where there are any.
+    pub(super) biases: ScaleType,
     /// The type in which tools compute that a rule is taken from.
     pub(super) tool: ScaleType,
     /// The target is packed in the same way.
@@ -58,6 +61,25 @@ pub(super) struct Originals<'a> {
     pub donor: Option<Original<'a>>,
 }
 
+impl Originals<'_> {
+    /// Whether the columns of all have the same groups.
+    ///
+    /// # Errors
+    /// Where a file was truncated or cannot be read.
+    pub(super) fn are_in_one_order(&self) -> Result<bool> {
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        let Some(order) = self.target.as_ref().and_then(|target| target.order) else { return Ok(false) };
+        let first = order.all(&mut one)?;
+        for original in self.reference.iter().chain(&self.donor) {
+            let Some(order) = original.order else { return Ok(false) };
+            if order.all(&mut other)? != first {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// What a tensor's parts in a plan are.
 pub(super) struct Parts<'p> {
     pub plan: &'p Plan,
@@ -84,14 +106,24 @@ impl Packed {
         let encoding = &plan.encodings[part.encoding];
         let wholes = job(Role::Global).unwrap_or(scales).elements;
         let form = Form::new(&encoding.format, &part.name, &part.shape, codes.dtype, wholes)?;
-        let kind = ScaleType::of(scales.dtype).ok_or_else(unfit)?;
+        let stored_as = match &encoding.format {
+            Format::E2m1(e2m1) => scales_as(e2m1, scales.dtype),
+            _ => scales.dtype,
+        };
+        let kind = ScaleType::of(stored_as).ok_or_else(unfit)?;
         check(&form, (codes, scales), (job(Role::Zeros), job(Role::Global)), job(Role::Shape), kind)
             .ok_or_else(unfit)?;
+        let biases = check_biases(&form, job(Role::Biases)).ok_or_else(unfit)?;
         let program = &programs[jobs[0].1];
         let (steps_from_target, terms, factor) = facts(&program.arithmetic);
-        let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, codes, scales));
+        let stored =
+            Types { codes: codes.dtype, scales: stored_as, biases: job(Role::Biases).map(|biases| biases.dtype) };
+        let is_like = |index: usize| is_like(plan, encoding, program, index, (&form, stored));
         if encoding.own && !is_like(0) {
             return Err(bad(plan, &jobs, "input 0 is not stored in the format that is written"));
+        }
+        if !encoding.own && form.strewn {
+            return Err(bad(plan, &jobs, "the group of each column is not known"));
         }
         if !encoding.own && encoding.rule == Rule::Own {
             return Err(bad(plan, &jobs, "there is no rule for scales, nor any of the target"));
@@ -109,6 +141,7 @@ impl Packed {
         Ok(Packed {
             rule: encoding.rule,
             scales: kind,
+            biases,
             own: encoding.own,
             tool: match program.inputs[0].dtype {
                 Dtype::BF16 if !encoding.own => ScaleType::BF16,
@@ -166,6 +199,7 @@ impl Packed {
             rule: self.rule,
             code: self.form.code,
             scales: self.scales,
+            biases: self.biases,
             global: chosen.and_then(|chosen| self.number(chosen)),
             zeros: self.form.zeros,
             tool: self.tool,
@@ -183,20 +217,28 @@ fn facts(arithmetic: &Arithmetic) -> (bool, Option<&[Term]>, f64) {
     }
 }
 
+/// The types of the parts.
+#[derive(Clone, Copy)]
+struct Types {
+    codes: Dtype,
+    scales: Dtype,
+    biases: Option<Dtype>,
+}
+
 /// Whether an input has bytes that an output could have.
 fn is_like(
     plan: &Plan,
     encoding: &Encoding,
     program: &Program<'_>,
     index: usize,
-    (form, codes, scales): (&Form, &Job, &Job),
+    (form, stored): (&Form, Types),
 ) -> bool {
     let (source, name) = &program.job.inputs[index];
     let found = plan.sources[*source].packed.find(name).ok().flatten();
     let original = Original::of(program, index, form);
     match (found, original) {
         (Some((format, _)), Some(original)) => {
-            is_same(&encoding.format, format) && original.is_of(codes.dtype, scales.dtype)
+            is_same(&encoding.format, format) && original.is_of(stored.codes, stored.scales, stored.biases)
         }
         _ => false,
     }
@@ -226,6 +268,14 @@ fn check(
     fits.then_some(())
 }
 
+/// The type of the biases: one for each group where codes are counted from them, and none elsewhere.
+fn check_biases(form: &Form, biases: Option<&Job>) -> Option<ScaleType> {
+    let Some(job) = biases else { return (!form.code.is_biased()).then_some(ScaleType::F32) };
+    let is_plain = matches!(job.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16);
+    let fits = form.code.is_biased() && is_plain && job.elements == form.groups();
+    ScaleType::of(job.dtype).filter(|_| fits)
+}
+
 fn bad(plan: &Plan, jobs: &[(Role, usize)], what: &str) -> Error {
     let name = jobs.first().map_or("", |(_, job)| plan.jobs[*job].logical().0);
     Error::new(Kind::Plan, format!("unusable plan: `{}`: {what}", shown(name)))
@@ -240,5 +290,5 @@ pub(super) fn belong(plan: &Plan, a: &Job, b: &Job) -> bool {
 
 /// Whether a format is one that is written at all.
 pub(super) fn is_written(format: &Format) -> bool {
-    matches!(format, Format::Scaled(_) | Format::E2m1(_) | Format::PackedInt(_))
+    matches!(format, Format::Scaled(_) | Format::E2m1(_) | Format::PackedInt(_) | Format::Mlx(_))
 }

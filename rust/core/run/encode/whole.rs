@@ -114,6 +114,6 @@ fn limit(code: Code, covering: bool) -> f32 {
         Code::E4M3 => 464.0,
         Code::E5M2 => 61440.0,
         Code::E2M1 => 7.0,
-        Code::Signed(_) | Code::Offset(_) => code.top() + 0.5,
+        Code::Signed(_) | Code::Offset(_) | Code::Unsigned(_) => code.top() + 0.5,
     }
 }

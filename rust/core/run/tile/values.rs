@@ -1,6 +1,7 @@
 //! What is computed of a tile, for every output, before it is rounded: for storages that do not round element by element.
 
-use super::{donors, Moved, Place, Span, Tiler, Tiles};
+use super::moved::{donors, Moved};
+use super::{Place, Span, Tiler, Tiles, Work};
 use crate::error::Result;
 use crate::kernels::combine::Single;
 use crate::kernels::widen::count_non_finite;
@@ -8,7 +9,6 @@ use crate::kernels::Real;
 use crate::measure::Survival;
 use crate::methods::method::{Computes, Method};
 use crate::run::noise::of_pairs;
-use crate::run::program::Arithmetic;
 use crate::run::taken::restore;
 use crate::storage::chunk::Chunk;
 use crate::tensor::Tile;
@@ -39,33 +39,22 @@ impl Tiler {
         span: Span,
         values: &mut Values<'_, '_>,
     ) -> Result<()> {
-        match &place.program.arithmetic {
-            Arithmetic::Wide(method) => {
-                let mut tiles = std::mem::take(&mut self.wide);
-                let done = self.into(place, Some(method.as_ref()), chunks, &mut tiles, span, values);
-                self.wide = tiles;
-                done
-            }
-            other => {
-                let method = if let Arithmetic::Narrow(method) = other { Some(method.as_ref()) } else { None };
-                let mut tiles = std::mem::take(&mut self.narrow);
-                let done = self.into(place, method, chunks, &mut tiles, span, values);
-                self.narrow = tiles;
-                done
-            }
-        }
+        self.in_type(&place.program.arithmetic, Computed { place, chunks, span, values })
     }
+}
 
-    fn into<R: Real>(
-        &mut self,
-        place: &Place<'_>,
-        method: Option<&dyn Method<R>>,
-        chunks: &[Chunk<'_>],
-        tiles: &mut Tiles<R>,
-        span: Span,
-        values: &mut Values<'_, '_>,
-    ) -> Result<()> {
-        let (level, Span { at, n, .. }) = (self.level, span);
+/// What is computed, and where its values go.
+struct Computed<'c, 'v, 'o> {
+    place: &'c Place<'c>,
+    chunks: &'c [Chunk<'c>],
+    span: Span,
+    values: &'c mut Values<'v, 'o>,
+}
+
+impl Work for Computed<'_, '_, '_> {
+    fn run<R: Real>(self, tiler: &mut Tiler, method: Option<&dyn Method<R>>, tiles: &mut Tiles<R>) -> Result<()> {
+        let Computed { place, chunks, span, values } = self;
+        let (level, Span { at, n, .. }) = (tiler.level, span);
         tiles.load(level, chunks, at, n, |index, tile| values.bad[index] += count_non_finite(level, tile));
         let Tiles { inputs, step: delta, out, .. } = tiles;
         if let Some(sums) = values.noise.as_deref_mut() {
@@ -79,7 +68,7 @@ impl Tiler {
             return Ok(());
         };
         let tile = Tile { level, first: span.first, inputs };
-        let (taken, mut mask) = (place.program.taken.as_deref(), std::mem::take(&mut self.mask));
+        let (taken, mut mask) = (place.program.taken.as_deref(), std::mem::take(&mut tiler.mask));
         if let Some(taken) = taken {
             taken.mask(span.first, n, &mut mask);
         }
@@ -88,7 +77,7 @@ impl Tiler {
             if let Some(taken) = taken {
                 restore(&mask, &inputs[taken.input], out);
             }
-            self.mask = mask;
+            tiler.mask = mask;
             values.delta.fill(0.0);
             values.outs.iter_mut().for_each(|(_, slot)| single(out, slot));
             return Ok(());
@@ -103,13 +92,13 @@ impl Tiler {
             // Scales and codes are quotients of it: it is not rounded once more, and what is nearest is right.
             let (terms, rounding) = (method.sum_of(), Single::Nearest);
             let moved = Moved { inputs, delta, terms, alpha: *alpha, rounding, donor, elsewhere };
-            self.moved(chunks, at, &moved, out);
+            tiler.moved(chunks, at, &moved, out);
             if let Some(taken) = taken {
                 restore(&mask, &inputs[taken.input], out);
             }
             single(out, slot);
         }
-        self.mask = mask;
+        tiler.mask = mask;
         Ok(())
     }
 }

@@ -13,7 +13,8 @@ use crate::kernels::dispatch::prefetch;
 use crate::kernels::{Level, TILE};
 use crate::storage::chunk::Scratch;
 
-const CODES: [Dtype; 2] = [Dtype::U8, Dtype::I8];
+/// Two codes to a byte; MLX stores words of eight, and what has a type of its own has a shape of elements.
+const CODES: [Dtype; 4] = [Dtype::U8, Dtype::I8, Dtype::F4, Dtype::U32];
 const SCALES: [Dtype; 3] = [Dtype::U8, Dtype::F8E8M0, Dtype::F8E4M3];
 
 /// A tensor in this format.
@@ -34,11 +35,20 @@ pub(super) fn find<'a>(format: &E2m1, parts: &Parts<'_, 'a>) -> Result<E2m1Codes
     };
     let codes = parts.get(&format.parts.codes)?;
     let group = format.group.max(1);
-    let bytes = [rows, &[columns / 2]].concat();
-    let in_groups = [rows, &[columns / group, group / 2]].concat();
-    let shapes: &[&[u64]] =
-        if group.is_multiple_of(2) && columns.is_multiple_of(group) { &[&bytes, &in_groups] } else { &[&bytes] };
-    parts.shaped(&codes, shapes)?;
+    let each = match codes.stored.dtype {
+        Dtype::F4 => 1,
+        Dtype::U32 => 8,
+        _ => 2,
+    };
+    let stored = [rows, &[columns / each]].concat();
+    let in_groups = [rows, &[columns / group, group / each]].concat();
+    let is_whole = group.is_multiple_of(each) && columns.is_multiple_of(group);
+    let shapes: &[&[u64]] = if is_whole { &[&stored, &in_groups] } else { &[&stored] };
+    if columns.is_multiple_of(each) {
+        parts.shaped(&codes, shapes)?;
+    } else {
+        return Err(parts.unfit("which whole words of codes cannot store"));
+    }
     let scales = parts.get(&format.parts.scales)?;
     let grid = Grid::of_scales(parts, &scales, [1, group])?;
     let global = match (&format.parts.global, format.global) {
@@ -50,7 +60,19 @@ pub(super) fn find<'a>(format: &E2m1, parts: &Parts<'_, 'a>) -> Result<E2m1Codes
         (None, None) => None,
         _ => return Err(parts.contradiction("a scale of the scales, and what is done with it")),
     };
-    Ok(E2m1Codes { codes: parts.typed(&codes, &CODES)?, scales: parts.typed(&scales, &SCALES)?, grid, global })
+    let codes = parts.typed(&codes, &CODES)?.raw();
+    let mut scales = parts.typed(&scales, &SCALES)?;
+    scales.dtype = scales_as(format, scales.dtype);
+    Ok(E2m1Codes { codes, scales, grid, global })
+}
+
+/// What the scales are: those of groups of 16 are eight-bit floats, by whatever name.
+pub(crate) fn scales_as(format: &E2m1, stored: Dtype) -> Dtype {
+    if format.group == 16 && stored == Dtype::U8 {
+        Dtype::F8E4M3
+    } else {
+        stored
+    }
 }
 
 impl Codes for E2m1Codes<'_> {

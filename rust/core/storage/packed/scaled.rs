@@ -14,7 +14,7 @@ use crate::kernels::dispatch::prefetch;
 use crate::kernels::Level;
 use crate::storage::chunk::Scratch;
 
-const CODES: [Dtype; 3] = [Dtype::F8E4M3, Dtype::F8E5M2, Dtype::I8];
+const CODES: [Dtype; 4] = [Dtype::F8E4M3, Dtype::F8E5M2, Dtype::I8, Dtype::U32];
 const SCALES: [Dtype; 5] = [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::F8E8M0, Dtype::U8];
 
 /// A tensor in this format.
@@ -31,9 +31,20 @@ pub(crate) struct ScaledCodes<'a> {
 /// A part that is missing, or has another type or shape.
 pub(crate) fn find<'a>(format: &Scaled, parts: &Parts<'_, 'a>) -> Result<ScaledCodes<'a>> {
     let (codes, scales) = (parts.get(&format.parts.codes)?, parts.get(&format.parts.scales)?);
-    parts.shaped(&codes, &[parts.shape])?;
+    // MLX stores words of four.
+    let is_words = codes.stored.dtype == Dtype::U32;
+    match parts.shape.split_last() {
+        Some((columns, rows)) if is_words && columns % 4 == 0 => {
+            parts.shaped(&codes, &[&[rows, &[columns / 4]].concat()])?;
+        }
+        _ => parts.shaped(&codes, &[parts.shape])?,
+    }
     let grid = Grid::of_scales(parts, &scales, format.block)?;
-    let (codes, scales) = (parts.typed(&codes, &CODES)?, parts.typed(&scales, &SCALES)?);
+    let (mut codes, scales) = (parts.typed(&codes, &CODES)?, parts.typed(&scales, &SCALES)?);
+    if is_words {
+        codes = codes.raw();
+        codes.dtype = Dtype::F8E4M3;
+    }
     Ok(ScaledCodes { codes, scales, grid, factor: format.factor })
 }
 
