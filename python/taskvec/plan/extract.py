@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
-from taskvec.compat.findings import enforce
+from taskvec.compat.findings import enforce, enforce_strictly
 from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import hold_whole
 from taskvec.compat.tied_heads import tie_decision
@@ -60,6 +60,8 @@ def plan_extract(
     tie = tie_decision(reference, [("donor", donor)], "reference")
     found = check_vector(donor, reference, selection=selection, tie=tie)
     found = enforce(found, (*settings.force, *force))
+    if settings.strict:
+        enforce_strictly(found, (*settings.force, *force))
     hold_whole(selection, reference)
     selection.select(reference.tensors)
     own = Step(1.0, donor, reference, selection).own(tie)

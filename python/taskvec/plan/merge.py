@@ -14,6 +14,7 @@ from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.fit import fitted as fit_layout
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
+from taskvec.compat.tensors import unused_selection
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file, vocabulary_difference
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
@@ -313,6 +314,7 @@ def _findings(merge: ExpandedMerge, opened: Opened, config_from: Model, recipe: 
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:
+        found += unused_selection(recipe.selection, [tensor.name for tensor in merge.tensors])
         found += check_files(_role(merge.config_from, merge), config_from)
         models = [(str(merge.models[merge.config_from]), config_from), *others]
         found += check_formats(models, _computed(merge))
