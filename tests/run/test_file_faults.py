@@ -141,6 +141,7 @@ def writers(world: World) -> dict[str, Verb]:
         ),
         "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
         "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
+        "average": Verb(lambda out: tv.average([trio.donor, trio.reference], out)),
         "merge": Verb(finished),
         "adapter": Verb(lambda out: tv.merge({"merge_method": "passthrough", "models": [adapted]}, out)),
         "documents": Verb(lambda out: tv.merge(documents(world), out)),
@@ -160,6 +161,7 @@ VERBS = (
         "extract overwrite",
         "apply",
         "convert",
+        "average",
     ),
     *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
 )

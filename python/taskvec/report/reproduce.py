@@ -22,6 +22,8 @@ _OPTIONS = {
         "layer_scale",
         "control",
         "keep",
+        "schedule",
+        "half_life",
         "dtype",
         *(name for name, option in options_of(Settings).items() if option.recorded),
     )
@@ -48,6 +50,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += [recipe["donor"], recipe["reference"]]
     elif recipe["verb"] == "convert":
         words.append(recipe["model"])
+    elif recipe["verb"] == "average":
+        words += recipe["checkpoints"]
     else:
         return None
     words += ["-o", "OUT"]
@@ -94,6 +98,8 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [repr(recipe["donor"]), repr(recipe["reference"]), "'OUT'"]
     elif recipe["verb"] == "convert":
         arguments = [repr(recipe["model"]), "'OUT'"]
+    elif recipe["verb"] == "average":
+        arguments = [repr(recipe["checkpoints"]), "'OUT'"]
     elif recipe["verb"] == "combine":
         merged = " + ".join([f"tv.open({recipe['target']!r})", *map(_term, recipe["terms"])])
         keywords[0] = keywords[0].replace("alpha=", "alphas=")
@@ -111,7 +117,7 @@ def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
 
 def _alphas(recipe: Mapping[str, Any]) -> list[float] | None:
     """The values of alpha: the factors of the outputs, or one for each of several vectors."""
-    if "alpha" not in recipe:
+    if "alpha" not in recipe or recipe["verb"] == "average":
         return None
     alpha = recipe["alpha"]
     alphas = [alpha] if isinstance(alpha, (int, float)) else list(alpha)
