@@ -189,7 +189,7 @@ class Settings:
     )
     strict: bool = option(
         False, section="Checks", parse="switch", for_vectors=True,
-        help="Stop at warnings as at errors before anything is written, but for those that --force names.",
+        help="Stop at warnings as at errors, before anything is written; not at those in --force.",
     )
     overwrite: bool = option(
         False, section="Output", parse="switch", for_vectors=True,
