@@ -68,7 +68,8 @@ TIES = (
 RECIPES = {
     "recipe.yaml": TIES + "tokenizer_source: base\n",
     "card.md": f"---\nlicense: mit\n---\n# A card\n\n```yaml\n{TIES}```\n",
-    "adapters.yaml": "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: base+lora}, {model: a}]\n",
+    "adapters.yaml": "merge_method: linear\nparameters: {weight: 0.5}\n"
+    "models: [{model: base+lora}, {model: a}]\n",
     "steps.yaml": f"name: first\n{TIES}---\nmerge_method: linear\nparameters: {{weight: 0.5}}\n"
     "models: [{model: first}, {model: a}]\n",
     "files.yaml": "merge_method: linear\nparameters: {weight: 0.5}\n"
