@@ -18,7 +18,7 @@ import taskvec as tv
 from support.command_line import invoke
 from support.families import config_of, shapes_of
 from support.models import DTYPES, random_tensors, read_tensors, tuned, write_checkpoint
-from taskvec.errors import CompatibilityError, NotFoundError, RecipeError
+from taskvec.errors import CompatibilityError, FormatError, NotFoundError, RecipeError
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find, step_of
 from taskvec.recipe.training.metrics import best, read
 from taskvec.recipe.training.schedule import weights
@@ -218,6 +218,20 @@ def test_steps_of_a_trainers_state(tmp_path: Path) -> None:
 def test_the_folder_of_a_run(run: Path) -> None:
     assert [each.step for each in find([run])] == list(STEPS)
     assert [each.step for each in find([run / "checkpoint-[12]*"])] == [100, 200, 1000]
+
+
+def test_weights_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
+    for name, files in (("dcp", (".metadata", "__0_0.distcp")), ("bin", ("pytorch_model.bin",))):
+        for step in (1, 2):
+            folder = tmp_path / name / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            for file in files:
+                (folder / file).touch()
+    with pytest.raises(FormatError, match=r"distributed checkpoint of torch") as caught:
+        tv.plan_average(tmp_path / "dcp")
+    assert "dcp_to_torch" in (caught.value.hint or "")
+    with pytest.raises(FormatError, match=r"pickle form"):
+        tv.plan_average(tmp_path / "bin")
 
 
 SOME = [TrainingCheckpoint(f"c-{step}", step) for step in STEPS]
