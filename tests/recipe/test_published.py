@@ -229,6 +229,8 @@ def test_a_card_keeps_its_recipe_alone() -> None:
     assert load(CARD.format(LINEAR)).text == LINEAR
     assert load("license: mit\n---\n" + LINEAR).final.merge_method == "linear"
     assert len(load("license: mit\n---\n" + LINEAR).documents) == 1
+    template = LINEAR + "chat_template: |\n  {{ x }}\n  ```\n  code\n  ```\n"
+    assert "```" in str(load(template).final.chat_template)
 
 
 @pytest.mark.parametrize(

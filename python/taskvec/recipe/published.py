@@ -64,7 +64,8 @@ def recipe_in(text: str, source: str) -> str:
         )
     if found:
         return found[0].text
-    if fenced:
+    # Fences may also stand in a text of a recipe, such as its chat template.
+    if fenced and not _MERGE.search(text):
         raise RecipeError(
             f"{source}: no recipe in this model card: none of its {len(fenced)} blocks of code has a "
             "`merge_method`",
