@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from taskvec.errors import OutputError as OutputError
     from taskvec.errors import RecipeError as RecipeError
     from taskvec.errors import VerificationError as VerificationError
+    from taskvec.lazy.average import average as average
+    from taskvec.lazy.average import plan_average as plan_average
     from taskvec.lazy.checkpoint import Checkpoint as Checkpoint
     from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
     from taskvec.lazy.checkpoint import open as open
@@ -83,6 +85,7 @@ _MODULES = {
         "transfer",
         "verify",
     ),
+    "lazy.average": ("average", "plan_average"),
     "lazy.checkpoint": ("Checkpoint", "from_state_dict", "open"),
     "models.model": ("TensorInfo",),
     "compat.findings": ("Finding",),

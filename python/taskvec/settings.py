@@ -112,6 +112,7 @@ class Options(TypedDict, total=False):
     max_memory: int | str | None
     max_shard_size: int | str | None
     force: str | Iterable[str]
+    strict: bool
     overwrite: bool
     resume: bool
     rehash: bool
@@ -140,6 +141,8 @@ class Settings:
         Largest weight file in bytes, or as ``5GB``; the target's own layout by default.
     force : tuple of str
         Identifiers of findings that are taken as warnings instead of errors.
+    strict : bool
+        Take warnings as errors before anything is written, but for those that ``force`` names.
     overwrite : bool
         Replace what the output folder holds.
     resume : bool
@@ -183,6 +186,10 @@ class Settings:
     force: tuple[str, ...] = option(
         (), section="Checks", parse="names", metavar="ID[,ID...]", recorded=True, for_vectors=True,
         help="Go on in spite of the findings named here, one by one (`taskvec check` shows the names).",
+    )
+    strict: bool = option(
+        False, section="Checks", parse="switch", for_vectors=True,
+        help="Stop at warnings as at errors, before anything is written; not at those in --force.",
     )
     overwrite: bool = option(
         False, section="Output", parse="switch", for_vectors=True,

@@ -10,7 +10,7 @@ import yaml
 
 from support.command_line import invoke
 from support.recipe_corpus import ACCEPTED, MISTAKES
-from support.recipes import LINEAR, SAME_AS_MERGEKIT, SLICE
+from support.recipes import LINEAR, SAME_AS_MERGEKIT, SLICE, TIES
 from taskvec.methods.catalogue import METHODS
 from taskvec.recipe.chat_templates import TEMPLATES
 from taskvec.recipe.json_schema import schema
@@ -35,15 +35,28 @@ def test_what_loads_is_valid(validator: jsonschema.Draft202012Validator) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        "unknown key", "parameter at the top", "unknown parameter", "another method's parameter",
-        "unknown method", "no method", "nothing to merge", "two ways at once", "no models", "models is text",
+        "unknown key", "parameter at the top", "unknown parameter", "unknown method", "no method",
+        "nothing to merge", "two ways at once", "no models", "models is text",
         "model is a number", "model and vector", "no layer range", "half a layer", "no base",
-        "one value per model", "misspelt filter", "filter without value", "empty gradient", "no value",
-        "preset", "rounding", "seed", "single tokens", "padding", "residual weight",
+        "misspelt filter", "filter without value", "empty gradient", "no value",
+        "preset", "rounding", "seed", "single tokens", "padding",
     ],
 )  # fmt: skip
 def test_editors_see_the_same_mistakes(name: str, validator: jsonschema.Draft202012Validator) -> None:
     assert list(validator.iter_errors(yaml.safe_load(MISTAKES[name][0])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TIES + "models: [{model: b, parameters: {weight: 1, tall_lambda: 0.1}}]\n",
+        "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1, normalize: true}}]\n",
+        SLICE + "    residual_weight: 0.5\n",
+    ],
+)
+def test_editors_mark_words_without_effect(text: str, validator: jsonschema.Draft202012Validator) -> None:
+    assert load(text).last.remarks
+    assert list(validator.iter_errors(yaml.safe_load(text)))
 
 
 def test_the_schema_explains_every_method_and_parameter() -> None:

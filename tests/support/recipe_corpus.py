@@ -20,11 +20,6 @@ MISTAKES = {
         "recipe:5: `lamda` is not a parameter of `ties`",
         "did you mean `lambda`?",
     ),
-    "another method's parameter": (
-        TIES + "models: [{model: b, parameters: {weight: 1, tall_lambda: 0.1}}]\n",
-        "recipe:3: `tall_lambda` is not a parameter of `ties`",
-        "it belongs to `consensus`",
-    ),
     "unknown method": (
         TIES.replace("ties", "tise") + "models: [{model: b}]\n",
         "recipe:1: unknown merge method `tise`",
@@ -147,11 +142,6 @@ MISTAKES = {
         "merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\n",
         "recipe:1: `slerp` needs the parameter `t`",
         "parameters: {t: 0.5}",
-    ),
-    "one value per model": (
-        "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1, normalize: true}\n",
-        "recipe:4: `normalize` is one value for the whole merge, not one per model",
-        "move it to the recipe's `parameters`",
     ),
     "negative density": (
         TIES + "models:\n  - model: b\n    parameters:\n      weight: 1\n      density: -0.1\n",
@@ -305,11 +295,6 @@ MISTAKES = {
         LINEAR + "chat_template: chatlm\n",
         "recipe:4: `chat_template`: `chatlm` is neither a known chat template nor a Jinja template",
         "did you mean `chatml`?",
-    ),
-    "residual weight": (
-        SLICE + "    residual_weight: 0.5\n",
-        "recipe:4: unknown key `residual_weight` in `slices.0`",
-        "mergekit reads it and does nothing with it",
     ),
     "a module with nothing": (
         "merge_method: linear\nmodules:\n  text_decoder: {}\n",

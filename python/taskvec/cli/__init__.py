@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Merging": {
         "merge": "Run a merge recipe (mergekit's YAML).",
+        "average": "Average the checkpoints of a training run.",
         "methods": "List the merge methods, or explain one.",
     },
     "Storage": {
@@ -60,7 +61,9 @@ VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, l
 MODULES = {"plan": "plan_file", "run": "run_plan"}
 
 # verbs whose unfinished output the next run of the same command goes on with
-RESUMABLE = frozenset({"transfer", "extract", "apply", "merge", "convert", "run", "finish", "sweep"})
+RESUMABLE = frozenset(
+    {"transfer", "extract", "apply", "merge", "average", "convert", "run", "finish", "sweep"}
+)
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind
 LONG = frozenset({"eval", "sweep", "demo"})

@@ -8,7 +8,14 @@ import click
 
 from taskvec.cli.console import EXIT_FAILED, Console
 from taskvec.cli.job import findings_summary
-from taskvec.cli.options import force_option, selection_options, storage_options, talk_options, verb
+from taskvec.cli.options import (
+    force_option,
+    selection_options,
+    storage_options,
+    strict_option,
+    talk_options,
+    verb,
+)
 
 EXAMPLES = """
 Target, donor and reference, in this order:
@@ -25,20 +32,22 @@ In a script: exit code 1 means that they do not fit:
 @click.argument("reference", metavar="REFERENCE")
 @selection_options
 @force_option
+@strict_option
 @storage_options
 @talk_options("check")
-def command(console: Console, target: str, donor: str, reference: str, **options: Any) -> int:
+def command(console: Console, target: str, donor: str, reference: str, strict: bool, **options: Any) -> int:
     """Say whether TARGET, DONOR and REFERENCE fit each other.
 
     Architecture, configuration, tensor names, shapes and types, tied heads and tokenizers are compared from
     headers and small files alone; a sample of the weights then tells whether the donor comes from the
     reference. The findings go to stdout, each with its identifier, which --force takes, and the way out. Exit
-    code 1 if one is an error.
+    code 1 if one is an error; with --strict a warning is one too, unless --force names it.
     """
     from taskvec.api import check
 
     findings = check(target, donor, reference, **options)
-    failed = any(finding.level == "error" for finding in findings)
+    failing = ("error", "warning") if strict else ("error",)
+    failed = any(each.level in failing and each.id not in options["force"] for each in findings)
     page = console.data()
     console.findings(findings, page)
     verdict = "they do not fit" if failed else "they fit"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import LABEL, Console, Page
@@ -15,8 +15,11 @@ from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from taskvec.lazy.plan import Plan
+    from taskvec.plan.plan import Source
     from taskvec.report.report import Output, Report
     from taskvec.report.survival import Survival
+
+MOST = 16  # models of a plan that are listed one by one
 
 ENCODINGS = {
     "dense": "dense",
@@ -63,7 +66,7 @@ def braced(alphas: Sequence[float]) -> str:
 def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None) -> None:
     """The plan in a few lines: what is read, what is computed, what is written where."""
     page.line(page.paint(title, bold=True))
-    for source in plan.sources:
+    for source in _few(page, plan.sources):
         at = f" at {source.revision[:12]}" if source.revision else ""
         fetch = f", {size(source.download)} to download" if source.download else ""
         text = f"{printable(source.spec)}{at} ({size(source.bytes_in)}{fetch})"
@@ -100,6 +103,14 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
             page.fact("form", each.found)
     if plan.config:
         page.fact("config", ", ".join(_change(key, value) for key, value in plan.config.items()))
+
+
+def _few(page: Page, sources: Sequence[Source]) -> Iterator[Source]:
+    """The models of a plan; of many the first and the last ones, and a line between them."""
+    yield from sources if len(sources) <= MOST else sources[: MOST // 2]
+    if len(sources) > MOST:
+        page.fact("...", f"{len(sources) - MOST // 2 - 1:,} more, and at last")
+        yield sources[-1]
 
 
 def _change(key: str, value: Any) -> str:

@@ -197,6 +197,7 @@ def declared_options(
 selection_options = declared_options(Selection)
 threads_option = declared_option("threads", options_of(Settings)["threads"])
 force_option = declared_option("force", options_of(Settings)["force"])
+strict_option = declared_option("strict", options_of(Settings)["strict"])
 
 layer_scale_option = option(
     "--layer-scale", type=Alphas(), metavar="S[,S...]", section="Arithmetic",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -115,6 +115,7 @@ FINDINGS: dict[str, Kind] = {
     "unrelated-target": Kind("warning", "the target shares no ancestor with donor and reference"),
     # The recipe
     "recipe-ignored": Kind("warning", "a value of the recipe has no effect"),
+    "recipe-filter": Kind("warning", "a filter of the recipe matches no tensor that is merged"),
     "recipe-layers": Kind("warning", "config.json cannot describe the new order of layers"),
     "recipe-modules": Kind("note", "tensors are in no module of the recipe and are copied"),
     "recipe-unused": Kind("warning", "a document of the recipe is used by no other"),
@@ -234,10 +235,35 @@ def enforce(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Find
     """
     result = forced(findings, force)
     errors = [each for each in result if each.level == "error"]
-    if not errors:
-        return result
+    if errors:
+        raise _refusal(errors, result)
+    return result
+
+
+def enforce_strictly(findings: Iterable[Finding], force: Iterable[str] = ()) -> None:
+    """Stop at warnings as at errors, but for those that `force` names.
+
+    Raises
+    ------
+    CompatibilityError
+        A warning remains; ``findings`` has all of them, warnings as errors.
+    """
+    names = frozenset(force)
+    raised = [
+        replace(each, level="error") if each.level == "warning" and each.id not in names else each
+        for each in findings
+    ]
+    errors = [each for each in raised if each.level == "error"]
+    if errors:
+        raise _refusal(errors, raised, among={each.id for each in errors})
+
+
+def _refusal(
+    errors: Sequence[Finding], result: Sequence[Finding], among: Collection[str] | None = None
+) -> CompatibilityError:
+    """The error that findings are; `among` are those that can be forced, by default as their kinds say."""
     names = list(dict.fromkeys(each.id for each in errors))
-    possible = [name for name in names if FINDINGS[name].forced]
+    possible = [name for name in names if (FINDINGS[name].forced if among is None else name in among)]
     if len(errors) == 1:
         message, hint = errors[0].message, errors[0].fix
     else:
@@ -247,4 +273,4 @@ def enforce(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Find
         hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
     error = CompatibilityError(message, hint)
     error.findings = tuple(result)
-    raise error
+    return error

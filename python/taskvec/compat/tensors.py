@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.compat.counterparts import iterate_counterparts
@@ -57,14 +57,20 @@ def check_tensors(
         what = f"{len(selected):,} tensors are selected, none has a float counterpart in every model"
         fix = "widen the selection or give other models"
         findings.append(finding("nothing-selected", "selection", "", what, fix))
-    unused = selection.unused(base.tensors)
-    for _, other in others if unused else ():
-        unused = [part for part in unused if part in selection.unused(other.tensors)]
-    findings += [
+    findings += unused_selection(selection, base.tensors, *(other.tensors for _, other in others))
+    return findings
+
+
+def unused_selection(selection: Selection, *names: Iterable[str]) -> list[Finding]:
+    """The parts of a selection that match no tensor of any of these models."""
+    unused: list[str] = []
+    for number, each in enumerate(names):
+        parts = selection.unused(each) if unused or number == 0 else []
+        unused = [part for part in parts if number == 0 or part in unused]
+    return [
         finding("selection-unused", part, "", "matches no tensor", "look for a typing error in it")
         for part in unused
     ]
-    return findings
 
 
 def _concerns_head(selected: Sequence[str], tie: TieDecision) -> bool:

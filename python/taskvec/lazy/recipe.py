@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec._core import blake3_hex
+from taskvec.compat.findings import enforce_strictly
 from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
@@ -232,8 +233,14 @@ def open_recipe(
     ------
     RecipeError
         It names the file, the line, the key, and the nearest valid word.
+    CompatibilityError
+        A word of it has no effect, and the settings are strict.
     """
-    return RecipeMerge(load(recipe, overrides), Settings.of(settings))
+    given, file = Settings.of(settings), load(recipe, overrides)
+    if given.strict:
+        remarks = [remark for step in file.steps for remark in step.remarks]
+        enforce_strictly([*file.remarks, *remarks], given.force)
+    return RecipeMerge(file, given)
 
 
 def merge(

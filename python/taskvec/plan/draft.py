@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskvec.compat.findings import enforce_strictly
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.source import assembled_of, source_documents, source_path
@@ -203,7 +204,14 @@ class Draft:
 
         ``config`` are changes besides those of types, and ``left`` files besides those that speak of packed
         weights, as :class:`PlanRecord` has them; ``is_random`` says that an operation draws random numbers.
+
+        Raises
+        ------
+        CompatibilityError
+            There is a warning, and the settings are strict.
         """
+        if settings.strict:
+            enforce_strictly(findings, settings.force)
         if self.is_packed:
             self._complete()
         sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape in self._rows.stored()]

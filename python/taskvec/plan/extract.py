@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
-from taskvec.compat.findings import enforce
+from taskvec.compat.findings import enforce, enforce_strictly
 from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import bound, only
 from taskvec.compat.tied_heads import tie_decision
@@ -62,6 +62,8 @@ def plan_extract(
     tie = tie_decision(reference, [("donor", donor)], "reference")
     found = check_vector(donor, reference, selection=selection, tie=tie)
     found = enforce(found, (*settings.force, *force))
+    if settings.strict:
+        enforce_strictly(found, (*settings.force, *force))
     wanted = bound(selection, reference)
     wanted.select(reference.tensors)
     donor, reference = only(donor, wanted), only(reference, wanted)

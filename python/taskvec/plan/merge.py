@@ -16,6 +16,7 @@ from taskvec.compat.layouts.groups import check_groups
 from taskvec.compat.layouts.parts import bound, part_names, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.quantised import check_basis
+from taskvec.compat.tensors import unused_selection
 from taskvec.compat.tokenizer import SETTINGS, TEMPLATE, is_tokenizer_file
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
@@ -367,6 +368,7 @@ def _findings(
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:
+        found += unused_selection(recipe.selection, [tensor.name for tensor in merge.tensors])
         found += check_files(_role(merge.config_from, merge), config_from)
         models = [(str(merge.models[merge.config_from]), config_from), *others]
         found += check_formats(models, _computed(merge))

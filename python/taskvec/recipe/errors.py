@@ -97,6 +97,9 @@ def _unknown_key(document: Document, form: type[BaseModel], path: tuple[Key, ...
     key, parent = str(path[-1]), path[:-1]
     where = f" in `{dotted(parent)}`" if parent else ""
     message = f"unknown key `{shown(key)}`{where}"
+    if key != key.strip():
+        hint = "indent with plain spaces: this key has other white space, as texts from a web page have"
+        return document.error(path, message, hint, key=True)
     if key in _INSTEAD:
         return document.error(path, message, _INSTEAD[key], key=True)
     known = _keys_at(form, parent)

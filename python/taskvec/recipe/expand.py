@@ -22,6 +22,7 @@ from taskvec.recipe.expand_group import Collected, Merger, read_from
 from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Group, Recipe
+from taskvec.recipe.unmatched import unmatched
 from taskvec.recipe.validate import Checked
 from taskvec.text import nearest, shown
 
@@ -94,6 +95,8 @@ class _Expander:
             self.part(names, groups[None])
         else:
             self.by_module(names, groups)
+        mergers = [merger for each in groups.values() for merger in each]
+        self.remarks += unmatched(recipe, mergers, (tensor.name for tensor in collected.tensors))
         has_base = self.method.base != "input" and next(recipe.groups()).base is not None
         return ExpandedMerge(
             method=self.method,

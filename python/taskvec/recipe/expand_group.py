@@ -204,6 +204,13 @@ class Merger:
                     f"name the stored tensor: `filter: {shown(leaf)}`",
                 )
 
+    def matched(self, text: str, name: int) -> bool:
+        """Whether a filter was found in a tensor's name: of the output (0), or of a source (from 1)."""
+        at = self.filters.index(text)
+        # Outside of layers a tensor has one name in all sources.
+        widths = ((found, len(found) // len(self.filters)) for _, found, _ in self.compiled)
+        return any(found[at * width + (name if width > 1 else 0)] for found, width in widths)
+
     def unchanged(self, name: str, own: Sequence[str] | None) -> tuple[int, ...] | None:
         """Sources that do not change a tensor (vectors, adapters); ``None`` where a model lacks it."""
         if own is None and name in self.collected.common(self.involved):

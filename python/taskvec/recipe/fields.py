@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from taskvec.dtypes import parse_dtype
 from taskvec.methods.values import Setting, SettingError, parse
 from taskvec.recipe.chat_templates import TEMPLATES
-from taskvec.recipe.model_ref import ModelRef, TokenRow, parse_model
+from taskvec.recipe.model_ref import ModelRef, TokenRow, native, parse_model
 from taskvec.settings import TARGET, parse_alphas
 from taskvec.text import kind_of, nearest, shown
 
@@ -32,6 +32,10 @@ def _vector(value: Any) -> ModelRef:
     spec = value if isinstance(value, str) else getattr(value, "spec", None)
     if not isinstance(spec, str) or not spec.strip():
         raise SettingError(f"{kind_of(value)} where a saved vector belongs", "write the path of a `.vec`")
+    try:
+        spec = native(spec) if isinstance(value, str) else spec
+    except ValueError as error:
+        raise SettingError(*error.args) from None
     return ModelRef(spec, "vector", opened=None if isinstance(value, str) else value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -13,9 +13,11 @@ import yaml
 from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
 from taskvec.recipe.document import Document, from_python
+from taskvec.recipe.known_words import in_our_words
 from taskvec.recipe.model_ref import ModelRef, exists
 from taskvec.recipe.overrides import apply_overrides
-from taskvec.recipe.parse import parse, read
+from taskvec.recipe.parse import MAXIMUM_BYTES, parse, read_text
+from taskvec.recipe.published import recipe_in, without_header
 from taskvec.recipe.schema import Recipe, from_document
 from taskvec.recipe.validate import Checked, check
 from taskvec.text import kind_of, nearest, shown
@@ -84,24 +86,35 @@ def load(
         There is no such file.
     """
     if isinstance(recipe, str) and "\n" in recipe:
-        text, source = recipe, "recipe"
-        documents = parse(text, source)
+        source = "recipe"
+        text, documents = _published(recipe, source)
     elif isinstance(recipe, str | os.PathLike):
         source = os.fspath(recipe)
-        text, documents = read(recipe)
+        text, documents = _published(read_text(recipe), source)
     else:
         source = "recipe"
         documents = _from_values(recipe)
         text = ""
     changed = apply_overrides(documents, overrides)
+    ours = [in_our_words(document) for document in changed]
     # The form of all documents first: an unknown key explains what a check would find.
-    recipes = [from_document(document) for document in changed]
-    steps = [check(recipe) for recipe in recipes]
+    recipes = [from_document(document) for document, _ in ours]
+    steps = [_remarked(check(recipe), remarks) for recipe, (_, remarks) in zip(recipes, ours, strict=True)]
     ordered, remarks = _ordered(steps, source)
     plain = tuple(_writable(document.plain()) for document in changed)
     if not text:
         text = yaml.safe_dump_all(plain, sort_keys=False, allow_unicode=True)
     return RecipeFile(ordered, source, text, plain, remarks)
+
+
+def _published(text: str, source: str) -> tuple[str, list[Document]]:
+    """The recipe in a text, and its documents."""
+    found = recipe_in(text, source) if len(text) <= MAXIMUM_BYTES else text
+    return found.lstrip("\n"), without_header(parse(found, source))
+
+
+def _remarked(step: Checked, remarks: Sequence[Finding]) -> Checked:
+    return replace(step, remarks=(*remarks, *step.remarks)) if remarks else step
 
 
 def _from_values(recipe: Any) -> list[Document]:

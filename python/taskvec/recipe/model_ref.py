@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from taskvec.files import look
+from taskvec.files.windows import way_out
 from taskvec.text import kind_of, nearest, shown
 
 # Linux: bytes of a path, and of one of its parts.
@@ -83,7 +84,7 @@ def exists(text: str) -> bool:
 def parse_model(value: Any) -> ModelRef:
     """The model that a plain value of a recipe names.
 
-    Forms: ``path``, ``org/name@revision``, ``path+adapter``, and mergekit's
+    Forms: ``path``, ``org/name@revision``, ``path+adapter``, ``{path, revision}``, and mergekit's
     ``{model: {path, revision}, lora: {path, revision}}``. A local folder that has a ``+`` or ``@`` in its
     own name wins.
 
@@ -96,10 +97,9 @@ def parse_model(value: Any) -> ModelRef:
         return value
     if isinstance(value, str):
         if not value.strip() or not value.isprintable():
-            raise ValueError(
-                f"`{shown(value)}` where a model belongs", "write a folder or a hub id, org/name"
-            )
+            raise ValueError(f"`{shown(value)}` where a model belongs", _text_hint(value))
         if "+" not in value or exists(value):
+            value = native(value)
             _check_revision(value)
             return ModelRef(value)
         model, _, adapter = value.partition("+")
@@ -107,6 +107,7 @@ def parse_model(value: Any) -> ModelRef:
             raise ValueError(
                 f"`{shown(value)}` is not of the form MODEL+ADAPTER", "one model takes one adapter"
             )
+        model, adapter = native(model), native(adapter)
         _check_revision(model)
         _check_revision(adapter)
         return ModelRef(model, adapter=adapter)
@@ -118,12 +119,40 @@ def parse_model(value: Any) -> ModelRef:
     raise ValueError(f"{kind_of(value)} where a model belongs", "write a folder or a hub id, org/name")
 
 
+def native(text: str) -> str:
+    """A path as this system has it: relative ones of Windows are known by their parts.
+
+    Raises
+    ------
+    ValueError
+        A path that only Windows has; its arguments are the message and a hint.
+    """
+    hint = None if exists(text) else way_out(text)
+    if hint is None:
+        return text
+    own = text.replace("\\", "/")
+    if exists(own):
+        return own
+    raise ValueError(f"`{shown(text)}` is not there", hint)
+
+
+def _text_hint(text: str) -> str:
+    escapes = any(not character.isprintable() for character in text) and text.strip()
+    return (
+        "between double quotes a backslash begins an escape: write the path without quotes"
+        if escapes
+        else "write a folder or a hub id, org/name"
+    )
+
+
 def _check_revision(text: str) -> None:
     if text.count("@") > 1 and not exists(text):
         raise ValueError(f"`{shown(text)}` has more than one `@`", "write `org/name@revision`")
 
 
 def _from_mapping(value: Mapping[str, Any]) -> ModelRef:
+    if "path" in value and "model" not in value:
+        return ModelRef(_path(value))
     for key in value:
         if key not in ("model", "lora", "override_architecture"):
             near = nearest(key, ("model", "lora"))
@@ -144,9 +173,10 @@ def _from_mapping(value: Mapping[str, Any]) -> ModelRef:
 
 def _path(value: Any) -> str:
     if isinstance(value, str) and value.strip():
-        return value
+        return native(value)
     if isinstance(value, Mapping) and isinstance(value.get("path"), str) and value["path"].strip():
         revision = value.get("revision")
         if set(value) <= {"path", "revision"} and isinstance(revision, str | None):
-            return value["path"] if revision is None else f"{value['path']}@{revision}"
+            path = native(value["path"])
+            return path if revision is None else f"{path}@{revision}"
     raise ValueError("a model is `{path: …, revision: …}`, its revision optional")

@@ -38,16 +38,28 @@ def refuse_other_tools(document: Document) -> None:
     RecipeError
         It is for another tool.
     """
-    content = document.root.value
-    node = content.get("merge_method")
-    method = str(node.value).lower().replace("-", "_") if node is not None else ""
-    for tool in _TOOLS:
-        key = next((key for key in content if key in tool.keys), None)
-        if key is None and method not in tool.methods:
-            continue
+    tool, key = _tool_of(document)
+    if tool is not None:
         raise document.error(
             ("merge_method",) if key is None else (key,),
             f"this is a recipe for `{tool.name}`, which makes {tool.makes}: that is not offered here",
             f"run `{tool.name}` on it; `taskvec methods` lists what can be merged",
             key=True,
         )
+
+
+def is_of_other_tool(document: Document) -> bool:
+    """Whether a recipe is written for another tool."""
+    return _tool_of(document)[0] is not None
+
+
+def _tool_of(document: Document) -> tuple[_Tool | None, str | None]:
+    """The tool that a recipe is written for, and the key that tells it, where no method does."""
+    content = document.root.value
+    node = content.get("merge_method")
+    method = str(node.value).lower().replace("-", "_") if node is not None else ""
+    for tool in _TOOLS:
+        key = next((key for key in content if key in tool.keys), None)
+        if key is not None or method in tool.methods:
+            return tool, key
+    return None, None

@@ -40,10 +40,22 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
 
     Raises
     ------
+    NotFoundError, RecipeError
+        As :func:`read_text` and :func:`parse`.
+    """
+    text = read_text(path)
+    return text, parse(text, os.fspath(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a recipe file.
+
+    Raises
+    ------
     NotFoundError
         There is no such file.
     RecipeError
-        The file is too large, not UTF-8, or not strict YAML; the message names the line.
+        The file is too large, or not UTF-8; the message names the line.
     """
     name = os.fspath(path)
     try:
@@ -64,11 +76,10 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
             f"recipe `{name}` is larger than {MAXIMUM_BYTES >> 20} MiB", "a recipe is a few kilobytes of YAML"
         )
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{name}:{line}: not UTF-8 text", "save the file as UTF-8") from None
-    return text, parse(text, name)
 
 
 def parse(text: str, source: str) -> list[Document]:
@@ -195,6 +206,8 @@ def _syntax_error(error: yaml.YAMLError, text: str, source: str) -> RecipeError:
 def _syntax_hint(content: str, problem: str) -> str:
     if "mapping values are not allowed" in problem:
         return "check the indentation, and put quotes around text that has a colon"
+    if "unknown escape character" in problem:
+        return "between double quotes a backslash begins an escape: write the path without quotes"
     if "cannot start any token" in problem:
         return "put quotes around text that starts with a special character"
     return "check indentation, brackets and quotes" + (

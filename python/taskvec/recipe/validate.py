@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
-from taskvec.methods.catalogue import METHODS, PUBLISHED, owners
+from taskvec.methods.catalogue import METHODS, PARAMETERS, PUBLISHED, owners
 from taskvec.methods.method import Method, Parameter
 from taskvec.methods.values import Setting, SettingError, coerce
 from taskvec.recipe.document import dotted
@@ -15,6 +15,9 @@ from taskvec.recipe.schema import Group, Recipe, Source
 from taskvec.text import Key, nearest, shown
 
 MAXIMUM_FILTERS = 256
+
+# How alike an unknown parameter has to be to one of another method to be taken for a slip of it.
+_ALIKE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +183,17 @@ def _check_settings(
     settings: Mapping[str, Setting],
     path: Sequence[Key],
     filters: set[str],
+    *,
+    is_of_model: bool = False,
+    is_slice: bool = False,
 ) -> Iterator[Finding]:
     for name, setting in settings.items():
         parameter = _parameter(recipe, method, name, (*path, name))
         if parameter is None:
             yield _foreign(recipe, method, name, (*path, name))
+            continue
+        if is_of_model and parameter.scope == "merge":
+            yield _of_merge(recipe, name, (*path, name), is_slice)
             continue
         filters.update(setting.filters)
         is_default = True
@@ -201,16 +210,9 @@ def _check_source(
     recipe: Recipe, method: Method, group: Group, source: Source, filters: set[str]
 ) -> Iterator[Finding]:
     path = (*source.path, "parameters")
-    for name in source.parameters:
-        parameter = _parameter(recipe, method, name, (*path, name))
-        if parameter is not None and parameter.scope == "merge":
-            raise recipe.error(
-                (*path, name),
-                f"`{name}` is one value for the whole merge, not one per model",
-                f"move it to the {'slice' if group.is_slice else 'recipe'}'s `parameters`",
-                key=True,
-            )
-    yield from _check_settings(recipe, method, source.parameters, path, filters)
+    yield from _check_settings(
+        recipe, method, source.parameters, path, filters, is_of_model=True, is_slice=group.is_slice
+    )
     if method.base != "input" and group.is_base(source):
         names = " and ".join(f"`{name}`" for name in source.parameters)
         yield _ignored(recipe, path, f"no effect of {names}: the difference of the base from itself is zero")
@@ -220,27 +222,38 @@ def _ignored(recipe: Recipe, path: Sequence[Key], found: str) -> Finding:
     return finding("recipe-ignored", recipe.document.place(path, key=True), "", found, "remove it")
 
 
+def _of_merge(recipe: Recipe, name: str, path: Sequence[Key], is_slice: bool) -> Finding:
+    """The remark on a parameter of the whole merge that one model has; mergekit passes over it too."""
+    return finding(
+        "recipe-ignored",
+        recipe.document.place(path, key=True),
+        "",
+        f"`{name}` is one value for the whole merge, not one per model, and has no effect here",
+        f"move it to the {'slice' if is_slice else 'recipe'}'s `parameters`",
+    )
+
+
 def _foreign(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Finding:
-    """The remark on a word of published recipes that the method does not have."""
+    """The remark on a parameter of other methods that this one does not have."""
     near = nearest(name, [p.name for p in method.parameters])
+    by = owners(name)
+    of = f": it belongs to {', '.join(f'`{each}`' for each in by[:4])}" if 0 < len(by) <= 4 else ""
     return finding(
         "recipe-ignored",
         recipe.document.place(path, key=True),
         "",
         f"`{name}` is not a parameter of `{method.name}` and has no effect",
-        f"remove it, or did you mean `{near}`?" if near else "remove it",
+        f"remove it{of}, or did you mean `{near}`?" if near else f"remove it{of}",
     )
 
 
 def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Parameter | None:
-    """The parameter of that name; ``None`` for a word of published recipes that the method does not have."""
+    """The parameter of that name; ``None`` for a word of other methods that this one does not have."""
     parameter = method.parameter(name)
-    if parameter is not None or name in PUBLISHED:
+    if parameter is not None or name in PUBLISHED | PARAMETERS:
         return parameter
-    near = nearest(name, [p.name for p in method.parameters])
-    if elsewhere := owners(name):
-        hint = f"it belongs to {', '.join(f'`{each}`' for each in elsewhere[:4])}"
-    elif near is not None:
+    near = nearest(name, [p.name for p in method.parameters]) or nearest(name, PARAMETERS, _ALIKE)
+    if near is not None:
         hint = f"did you mean `{near}`?"
     elif method.parameters:
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"

@@ -66,11 +66,12 @@ def card(facts: Mapping[str, Any]) -> bytes:
     """
     recipe = facts["recipe"]
     is_vector = recipe["verb"] in ("transfer", "apply", "combine")
+    is_text = is_vector or recipe["verb"] in ("average", "convert")
     return text(
         _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
         f"# {_title(facts)}",
         f"Made by {_means(recipe)}, without training, with taskvec {facts['engine']['version']}:",
-        fenced(formula(recipe), "text" if is_vector or recipe["verb"] == "convert" else "yaml"),
+        fenced(formula(recipe), "text" if is_text else "yaml"),
         _CONTROLS.get(recipe.get("control", ""), ""),
         model_table(facts["sources"]),
         _survival(facts["survival"]),
@@ -124,6 +125,9 @@ def formula(recipe: Mapping[str, Any]) -> str:
     """The arithmetic with its numbers; of a merge, its recipe as YAML (of which JSON is a part)."""
     if recipe["verb"] == "convert":
         return f"model, as {_form(recipe)}"
+    if recipe["verb"] == "average":
+        rows = zip(recipe["weights"], recipe["checkpoints"], strict=True)
+        return "  " + "\n+ ".join(f"{weight:.6g} * {name}" for weight, name in rows)
     if recipe["verb"] == "transfer":
         return f"target + {_factor(recipe['alpha'])} * (donor - reference)"
     if recipe["verb"] == "apply":
@@ -186,6 +190,8 @@ def _title(facts: Mapping[str, Any]) -> str:
         "combine": len(recipe.get("terms", ())),
     }
     count = vectors.get(recipe["verb"])
+    if recipe["verb"] == "average":
+        return f"{base}, an average of {len(recipe['checkpoints'])} checkpoints"
     if count is None:
         return f"{base}, merged"
     return f"{base} with {'a task vector' if count == 1 else 'task vectors'}"

@@ -26,6 +26,8 @@ _OPTIONS = {
         "control",
         "tokenizer",
         "keep",
+        "schedule",
+        "half_life",
         "dtype",
         *_LORA,
         *(name for name, option in options_of(Settings).items() if option.recorded),
@@ -53,6 +55,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += _of_extract(recipe)
     elif recipe["verb"] == "convert":
         words.append(recipe["model"])
+    elif recipe["verb"] == "average":
+        words += recipe["checkpoints"]
     else:
         return None
     words += ["-o", "OUT"]
@@ -105,6 +109,8 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [*map(repr, _of_extract(recipe)), "'OUT'"]
     elif recipe["verb"] == "convert":
         arguments = [repr(recipe["model"]), "'OUT'"]
+    elif recipe["verb"] == "average":
+        arguments = [repr(recipe["checkpoints"]), "'OUT'"]
     elif recipe["verb"] == "combine":
         merged = " + ".join([f"tv.open({recipe['target']!r})", *map(_term, recipe["terms"])])
         keywords[0] = keywords[0].replace("alpha=", "alphas=")
@@ -127,7 +133,7 @@ def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
 
 def _alphas(recipe: Mapping[str, Any]) -> list[float] | None:
     """The values of alpha: the factors of the outputs, or one for each of several vectors."""
-    if "alpha" not in recipe:
+    if "alpha" not in recipe or recipe["verb"] == "average":
         return None
     alpha = recipe["alpha"]
     alphas = [alpha] if isinstance(alpha, (int, float)) else list(alpha)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
 from taskvec.files import look
+from taskvec.files.windows import way_out
 from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
 from taskvec.resolve.local import open_path
@@ -110,7 +111,7 @@ def _not_found(spec: str, path: Path) -> NotFoundError:
         known = ", ".join(sorted(scheme for scheme in SCHEMES if scheme.endswith("://")))
         return NotFoundError(f"addresses of {kind}:// cannot be opened", f"give one of {known}, or a folder")
     near = _near(path)
-    hint = (
+    hint = way_out(spec) or (
         f"did you mean `{near}`?" if near else "give a folder, or `org/name` or `hf://org/name` for the hub"
     )
     return NotFoundError(f"`{spec}` is not there: searched for a folder or file at `{path.absolute()}`", hint)

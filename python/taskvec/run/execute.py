@@ -16,7 +16,7 @@ from typing import Any
 
 from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
-from taskvec.compat.findings import enforce
+from taskvec.compat.findings import enforce, enforce_strictly
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
@@ -77,6 +77,8 @@ def execute(
     if plan.download and plan.kind == "checkpoint":
         plan = with_lineage(plan, checkpoints)
         enforce(plan.findings, settings.force)  # what a sample of the weights has shown
+        if settings.strict:
+            enforce_strictly(plan.findings, settings.force)
     inputs = Inputs(checkpoints)
     publish = None if plan.kind != "checkpoint" else _publisher(plan, checkpoints, settings, inputs, progress)
     with locked(plan, folders, checkpoints, settings):
