@@ -140,6 +140,7 @@ def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytes
     without_lm_eval(monkeypatch)
     monkeypatch.setattr(demo, "ALPHAS", (0.0, 1.0))
     monkeypatch.setattr(demo, "PERTURBATIONS", ())
+    monkeypatch.setitem(build.unpack.__kwdefaults__, "problems", 20)
     job, home = JOBS[name], world.root / name.replace(" ", "-")
     out, begun = home / "out", home / "begun"
     home.mkdir()

@@ -245,8 +245,8 @@ def _remove(journal: Path) -> None:
 def finished(out: Path, settings: Settings, arm: Arm, weights: str) -> ArmRecord | None:
     """The record of an arm that was evaluated under these very settings; None if it must be run.
 
-    A file that is cut short counts as not evaluated: it is replaced. The journal of an arm whose run was killed
-    once its record was written goes.
+    A file that is cut short counts as not evaluated: it is replaced. The journal of an arm whose run was
+    killed once its record was written goes.
     """
     path = record_path(out, arm.name)
     if not look.exists(path):

@@ -10,7 +10,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from taskvec.evaluation.miniature.recipe import PARENT, RECIPE, Recipe, Role
 from taskvec.evaluation.miniature.task import FORMAT, PROBLEMS, TASK, write_task
 from taskvec.evaluation.miniature.training import Progress, train
 from taskvec.evaluation.record import write_whole, writing
-from taskvec.evaluation.sweep.scratch import locked
+from taskvec.evaluation.sweep.scratch import locked, take_away
 from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 from taskvec.files import look
 
@@ -211,14 +210,14 @@ def _whole_folder(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    take_away(unfinished)  # of a run that was killed
     try:
         with writing(folder):
             unfinished.mkdir()
             yield unfinished
             unfinished.rename(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        take_away(unfinished)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def locked(out: Path) -> Iterator[None]:
         raise EvaluationError(
             f"cannot write into `{out}`: {error.strerror or error}", look.way_out(error)
         ) from error
-    with contextlib.closing(file):
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -48,6 +48,15 @@ def locked(out: Path) -> Iterator[None]:
                 "wait for it, or name another folder with -o",
             ) from error
         yield
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written into it
+            file.close()
+
+
+def take_away(folder: Path) -> None:
+    """Remove a folder that nobody looks at any more, as far as that goes."""
+    with contextlib.suppress(OSError):  # of the folder itself, which `rmtree` raises all the same
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Scratch:
@@ -131,7 +140,7 @@ class Scratch:
             return
         for name in look.listing(self.folder):
             if name.startswith(REMOVED):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                take_away(self.folder / name)
             elif name == UNFINISHED or look.exists(self._facts / f"{name}.json"):
                 self._drop(name)
         if not look.listing(self.folder):
@@ -146,10 +155,10 @@ class Scratch:
         gone = self.folder / f"{REMOVED}{name}"
         if not look.exists(self.folder / name, follow_links=False):
             return
-        shutil.rmtree(gone, ignore_errors=True)
+        take_away(gone)
         with writing(self.folder / name):
             (self.folder / name).replace(gone)
-        shutil.rmtree(gone, ignore_errors=True)  # the next run removes what is left
+        take_away(gone)  # the next run removes what is left
 
 
 def read_identity(path: Path) -> str | None:

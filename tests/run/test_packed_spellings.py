@@ -1,0 +1,66 @@
+"""Ways in which some tools store what others store otherwise: the same values come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from support.models import read_tensors
+from support.packed_models import Parts, Way, compressed, pack_quantized, packed_trio, scaled
+
+BLOCK = (128, 128)
+
+
+def ordered(number: int) -> Way:
+    """Integers of compressed-tensors in groups of 32, every column in group `number`, or -1: not set."""
+    pack, unpack = pack_quantized(4, 32)
+
+    def with_order(weight: np.ndarray) -> Parts:
+        return {**pack(weight), ".weight_g_idx": np.full(weight.shape[1], number, np.int32)}
+
+    facts = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "actorder": "group"}
+    return Way("an order", compressed("pack-quantized", **facts), with_order, unpack)
+
+
+def spread_scales() -> Way:
+    """Block FP8 of ModelOpt, whose scales keep the two axes within a block."""
+    pack, unpack = scaled(".weight_scale", BLOCK)
+
+    def apart(weight: np.ndarray) -> Parts:
+        parts = pack(weight)
+        return {**parts, ".weight_scale": parts[".weight_scale"][:, None, :, None]}
+
+    def together(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
+        return unpack({**parts, ".weight_scale": parts[".weight_scale"][:, 0, :, 0]}, matrix)
+
+    facts = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+    return Way("four axes", facts, apart, together)
+
+
+@pytest.mark.parametrize("way", [ordered(-1), spread_scales()], ids=str)
+def test_values(tmp_path: Path, way: Way) -> None:
+    trio, values = packed_trio(tmp_path, way)
+    tv.convert(trio.target, tmp_path / "out", out_dtype="float32")
+    found = read_tensors(tmp_path / "out")
+    for name, value in values[0].items():
+        assert np.array_equal(found[name], value.astype(np.float32)), name
+
+
+def test_scales_of_four_axes_are_written_as_they_were(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, spread_scales())
+    tv.transfer(trio.reference, trio.donor, trio.reference, tmp_path / "out")
+    found, donor = read_tensors(tmp_path / "out"), read_tensors(trio.donor)
+    assert {name: (value.shape, value.tobytes()) for name, value in found.items()} == {
+        name: (value.shape, value.tobytes()) for name, value in donor.items()
+    }
+
+
+def test_a_group_that_there_is_not_is_named(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, ordered(99))
+    with pytest.raises(
+        tv.FormatError, match=r"`model\..*\.weight_g_idx` has column 0 in group 99, there are"
+    ):
+        tv.convert(trio.target, tmp_path / "out")
