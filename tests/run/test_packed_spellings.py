@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import taskvec as tv
-from support.models import read_tensors
-from support.packed_models import Parts, Way, compressed, pack_quantized, packed_trio, scaled
+from support.models import edit_json, read_tensors
+from support.packed_models import BY_NAME, Parts, Way, compressed, pack_quantized, packed_trio, scaled
 
 BLOCK = (128, 128)
 
@@ -64,3 +65,26 @@ def test_a_group_that_there_is_not_is_named(tmp_path: Path) -> None:
         tv.FormatError, match=r"`model\..*\.weight_g_idx` has column 0 in group 99, there are"
     ):
         tv.convert(trio.target, tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["text_config", "compression_config", "hf_quant_config.json"])
+@pytest.mark.parametrize("form", ["int4-g32", "bfloat16"])
+def test_what_declares_the_old_form_goes(tmp_path: Path, place: str, form: str) -> None:
+    """Also where the weights are packed anew: a reader would find two forms declared."""
+    trio, values = packed_trio(tmp_path, BY_NAME["block FP8, F32 scales"])
+    config = trio.target / "config.json"
+    declared = json.loads(config.read_text()).pop("quantization_config")
+    if place == "text_config":
+        edit_json(config, quantization_config=None, text_config={"quantization_config": declared})
+    elif place == "compression_config":
+        edit_json(config, quantization_config=None, compression_config=declared)
+    else:
+        (trio.target / place).write_text(json.dumps({"quantization": {"quant_algo": "FP8_PB_WO"}}))
+    tv.convert(trio.target, tmp_path / "out", out_dtype=form)
+    out = tmp_path / "out"
+    written = json.loads((out / "config.json").read_text())
+    assert "quantization_config" not in written.get("text_config", {})
+    assert "compression_config" not in written
+    assert not (out / "hf_quant_config.json").exists()
+    assert ("quantization_config" in written) == (form == "int4-g32")
+    assert list(tv.open(out)) == list(values[0])
