@@ -105,16 +105,21 @@ JOBS = {
 }
 
 
+# Lines of the package that another job has tried already.
+tried: set[Site] = set()
+
+
 def points(sites: dict[Site, list[int]], number: int) -> Iterator[tuple[int, int | None]]:
     """The first call of each line of the evaluation, and of some lines the last one, with a fault each.
 
     Merges have a test of their own: few of their calls are tried.
     """
-    own = [calls for site, calls in sites.items() if not any(f"{os.sep}api.py" in str(at) for at in site)]
-    if number == len(JOBS) - 1:  # what is like a sweep has been tried in sweeps
-        own = [calls for site, calls in sites.items() if not any("sweep.py" in str(at) for at in site)]
-    merges = [calls for calls in sites.values() if calls not in own]
-    for place, calls in enumerate([*own, *merges[number::12]]):
+    new = {site: calls for site, calls in sites.items() if site not in tried}
+    tried.update(new)
+    merges = [site for site in new if any(f"{os.sep}api.py" in str(at) for at in site)]
+    own = [site for site in new if site not in merges]
+    for place, site in enumerate([*own, *merges[number::20]]):
+        calls = new[site]
         yield calls[0], FAULTS[(place + number) % len(FAULTS)]
         if len(calls) > 1 and place % 4 == 0:
             yield calls[-1], FAULTS[(place + number + 3) % len(FAULTS)]
@@ -163,9 +168,9 @@ def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytes
     job.run(world, out)
     injector.rest()
     assert results(out) == good
-    tried = list(points(injector.sites, list(JOBS).index(name)))
-    print(f"{name}: {len(tried)} points")
-    for at, fault in tried:
+    chosen = list(points(injector.sites, list(JOBS).index(name)))
+    print(f"{name}: {len(chosen)} points")
+    for at, fault in chosen:
         ready()
         injector.arm(at, fault)
         failed = fails_honestly(injector, fault, lambda: job.run(world, out))

@@ -289,6 +289,18 @@ FAULTS: list[tuple[Stored, Any, str]] = [
         {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
         "another basis",
     ),
+    *(
+        (
+            {"a.weight": W, "a.weight_scale": ("F32", ())},
+            {"quant_method": "modelopt", **facts},
+            "another basis",
+        )
+        for facts in (
+            {"quant_algo": "W4A8_AWQ"},
+            {"quant_algo": "NVFP4_SVDQUANT"},
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"b": {"quant_algo": "W4A16_AWQ"}}},
+        )
+    ),
     (
         {"e.gate_up_proj_blocks": ("U8", (2, 64, 3, 16)), "e.gate_up_proj_scales": ("U8", (2, 64, 2))},
         {"quant_method": "mxfp4"},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import taskvec as tv
-from support.models import edit_json, read_tensors
+from support.models import edit_json, read_tensors, write_checkpoint
 from support.packed_models import BY_NAME, Parts, Way, compressed, pack_quantized, packed_trio, scaled
 
 BLOCK = (128, 128)
@@ -65,6 +65,29 @@ def test_a_group_that_there_is_not_is_named(tmp_path: Path) -> None:
         tv.FormatError, match=r"`model\..*\.weight_g_idx` has column 0 in group 99, there are"
     ):
         tv.convert(trio.target, tmp_path / "out")
+
+
+def test_patterns_that_keep_everything_are_told(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME["CT INT8"])
+    with pytest.raises(tv.RecipeError, match="no weight that can be INT4") as caught:
+        tv.convert(trio.target, tmp_path / "out", out_dtype="int4-g32", keep=["proj"])
+    assert caught.value.hint == "`keep` leaves 7 that can as they are: keep fewer"
+    with pytest.raises(tv.RecipeError, match="is not a regular expression") as caught:
+        tv.convert(trio.target, tmp_path / "out", out_dtype="int4-g32", keep=["("])
+    assert caught.value.hint
+
+
+def test_values_beyond_the_output_type(tmp_path: Path) -> None:
+    """The way out is one that the verb has, and fits: the checkpoint has nothing to repair."""
+    write_checkpoint(tmp_path / "in", {"model.norm.weight": np.full(4, 1e6, np.float32)}, {})
+    with pytest.raises(tv.NonFiniteError) as caught:
+        tv.convert(tmp_path / "in", tmp_path / "out", out_dtype="float16")
+    assert caught.value.hint is not None
+    assert "wider output type" in caught.value.hint
+    write_checkpoint(tmp_path / "nan", {"model.norm.weight": np.full(4, np.nan, np.float32)}, {})
+    with pytest.raises(tv.NonFiniteError) as caught:
+        tv.convert(tmp_path / "nan", tmp_path / "out", out_dtype="float16")
+    assert "repair that checkpoint" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("place", ["text_config", "compression_config", "hf_quant_config.json"])

@@ -130,6 +130,8 @@ def _check(codes: TensorInfo, scales: TensorInfo, types: frozenset[str]) -> None
 
 def _declared_block(codes: TensorInfo, scales: TensorInfo, declared: Declaration) -> Block:
     method, facts = declared.method, declared.facts
+    if method == "modelopt":
+        hold_basis(declared)
     if method in ("", "of an unnamed method"):
         return block_of(codes, scales)
     if method == "fp8" and "weight_block_size" in facts:
@@ -145,6 +147,22 @@ def _declared_block(codes: TensorInfo, scales: TensorInfo, declared: Declaration
     if scales.shape not in grids(codes.shape, block):
         raise wrong_grid(codes, scales, block, f" as {declared.where} declares")
     return block
+
+
+def hold_basis(declared: Declaration) -> None:
+    """Return unless ModelOpt has scaled or split the columns of a weight: of all, or of some layers.
+
+    Raises
+    ------
+    UnreadableError
+        It has: the weights are in another basis.
+    """
+    layers = declared.facts.get("quantized_layers")
+    each = [value for value in layers.values() if isinstance(value, dict)] if isinstance(layers, dict) else []
+    for facts in (declared.facts, *each):
+        algorithm = str(facts.get("quant_algo"))
+        if any(word in algorithm.upper().split("_") for word in ("AWQ", "SVD", "SVDQUANT", "SQ")):
+            raise UnreadableError(f"`{algorithm}` of ModelOpt is not read: its weights are in another basis")
 
 
 _ALGORITHMS = {"FP8": TENSOR, "FP8_PER_CHANNEL_PER_TOKEN": CHANNEL, "FP8_PB_WO": BLOCK, "MXFP8": GROUP}
