@@ -105,7 +105,8 @@ JOBS = {
 }
 
 
-# Lines of the package that another job has tried already.
+# A call, and the lines of the package that have led to it last; those that another job has tried already.
+INNERMOST = 4
 tried: set[Site] = set()
 
 
@@ -114,8 +115,8 @@ def points(sites: dict[Site, list[int]], number: int) -> Iterator[tuple[int, int
 
     Merges have a test of their own: few of their calls are tried.
     """
-    new = {site: calls for site, calls in sites.items() if site not in tried}
-    tried.update(new)
+    new = {site: calls for site, calls in sites.items() if site[:INNERMOST] not in tried}
+    tried.update(site[:INNERMOST] for site in new)
     merges = [site for site in new if any(f"{os.sep}api.py" in str(at) for at in site)]
     own = [site for site in new if site not in merges]
     for place, site in enumerate([*own, *merges[number::20]]):

@@ -86,7 +86,7 @@ def test_values_beyond_the_output_type(tmp_path: Path) -> None:
     assert "wider output type" in caught.value.hint
     write_checkpoint(tmp_path / "nan", {"model.norm.weight": np.full(4, np.nan, np.float32)}, {})
     with pytest.raises(tv.NonFiniteError) as caught:
-        tv.convert(tmp_path / "nan", tmp_path / "out", out_dtype="float16")
+        tv.convert(tmp_path / "nan", tmp_path / "other", out_dtype="float16")
     assert "repair that checkpoint" in (caught.value.hint or "")
 
 
