@@ -262,9 +262,13 @@ impl NonFinite {
             .map(|(job, place, count)| format!("{count} in {}", describe(*job, *place)))
             .collect();
         let message = format!("values that are not finite (NaN or infinity): {}", parts.join(", "));
-        Some(
-            Error::new(Kind::NonFinite, message)
-                .hint("repair that checkpoint, exclude the tensor (`--exclude`), or go on with `--force non-finite`"),
-        )
+        let is_made = counts.iter().all(|(job, place, _)| *job != first || matches!(place, Place::Output(_)));
+        let hint = if is_made {
+            "choose a wider output type or a smaller factor, or go on with `--force non-finite`"
+        } else {
+            "repair that checkpoint, leave the tensor out (`--exclude` of transfer and apply), or go on with \
+             `--force non-finite`"
+        };
+        Some(Error::new(Kind::NonFinite, message).hint(hint))
     }
 }

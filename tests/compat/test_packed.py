@@ -80,6 +80,14 @@ PACKED: list[Stored] = [
     {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "m.layers.0.scale_table": ("F32", (4,))},
     {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "fp8_scales": ("F32", (12,))},
     {"lm_head.weight": ("F8_E4M3", (8, 8)), "scale_lm_head": ("F32", ())},
+    # integers that are no known buffer, with tables, signs or nothing beside them
+    {"q.indices": ("U16", (1, 8, 64)), "q.centroids.weight": ("F16", (1, 2048))},
+    {"q.ids": ("I32", (8, 8)), "q.lookup_table": ("F16", (8, 16))},
+    {"q.trellis": ("I16", (8, 8, 48)), "q.su": ("I16", (4,)), "q.sv": ("I16", (4,))},
+    {"q.dense_weights": ("I64", (8, 8)), "q.row_offsets": ("I32", (9,)), "q.col_vals": ("I32", (99,))},
+    {"q.sign": ("U8", (8, 8)), "q.alpha": ("F16", (8, 1))},
+    {"q.weight": ("BOOL", (8, 8)), "q.alpha": ("F16", (8, 1))},
+    {"q.planes": ("U8", (4, 8, 8)), "norm.weight": ("BF16", (8,))},
 ]
 ORDINARY: list[Stored] = [
     {
@@ -133,6 +141,10 @@ ORDINARY: list[Stored] = [
     },
     {"b.0.mlp.weight": ("F8_E4M3", (8, 8)), "b.0.residual_scale": ("F32", (8,))},
     {"l.tokens_per_expert": ("I32", (8, 8)), "l.router_scale": ("F32", (8, 8))},
+    {"a.bias": ("BOOL", (1, 1, 8, 8)), "a.masked_bias": ("F32", ()), "a.weight": ("F32", (8, 8))},
+    {"a.attn_mask": ("U8", (8, 8)), "a.weight": ("F32", (8, 8)), "a.alpha": ("F32", (8,))},
+    {"a.weight_mask": ("BOOL", (8, 8)), "a.weight": ("F32", (8, 8))},
+    {"vq.codebook": ("F32", (8, 8)), "vq.usage": ("I64", (8,)), "vq.steps": ("I32", (1,))},
 ]
 
 

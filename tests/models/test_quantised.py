@@ -242,6 +242,14 @@ FAULTS: list[tuple[Stored, Any, str]] = [
     ({**P4, "a.weight_scale": ("BF16", (8, 6))}, CT4, "does not have the scales"),
     ({**P4, "a.weight_zero_point": ("I32", (2, 3))}, CT4, "zero points"),
     (P4, compressed("pack-quantized", **INT4, symmetric=False), "has no zero points"),
+    ({**P4, "a.weight_zero_point": ("I32", (1, 3))}, CT4, "says that it has none (`symmetric`: true)"),
+    (P4, compressed("pack-quantized", **INT4, actorder="dynamic"), "has no `weight_g_idx`"),
+    (P4, compressed("pack-quantized", **INT4, actorder=True), "has no `weight_g_idx`"),
+    (
+        {"a.weight": ("I8", (8, 8)), "a.weight_scale": ("F32", (8, 1))},
+        compressed("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+        "`a.weight` (I8 [8, 8]) has no zero points",
+    ),
     (P4, compressed("marlin-24", **INT4), "`marlin-24` of compressed-tensors is not read"),
     (P4, {**CT4, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
     (P4, {**CT4, "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "rotated"),
@@ -250,6 +258,11 @@ FAULTS: list[tuple[Stored, Any, str]] = [
         {"a.qweight": ("I32", (16, 64)), "a.qzeros": ("I32", (4, 8)), "a.scales": ("F16", (4, 64))},
         {"quant_method": "gptq", "bits": 4, "group_size": 64},
         "groups of 64",
+    ),
+    (
+        {"a.qweight": ("I32", (16, 64)), "a.qzeros": ("I32", (4, 8)), "a.scales": ("F16", (4, 64))},
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "is_marlin_format": True},
+        "the format `marlin` is not read",
     ),
     (
         {"a.qweight": ("I32", (20, 64)), "a.qzeros": ("I32", (4, 10)), "a.scales": ("F16", (4, 64))},
@@ -275,6 +288,18 @@ FAULTS: list[tuple[Stored, Any, str]] = [
         {"a.weight": ("U8", (64, 128)), "a.weight_scale": ("F32", (64, 2))},
         {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
         "another basis",
+    ),
+    *(
+        (
+            {"a.weight": W, "a.weight_scale": ("F32", ())},
+            {"quant_method": "modelopt", **facts},
+            "another basis",
+        )
+        for facts in (
+            {"quant_algo": "W4A8_AWQ"},
+            {"quant_algo": "NVFP4_SVDQUANT"},
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"b": {"quant_algo": "W4A16_AWQ"}}},
+        )
     ),
     (
         {"e.gate_up_proj_blocks": ("U8", (2, 64, 3, 16)), "e.gate_up_proj_scales": ("U8", (2, 64, 2))},

@@ -95,6 +95,10 @@ def test_without_plain_tensors_the_least_is_taken() -> None:
     assert noise is not None
     assert noise.cosine == pytest.approx(math.sqrt(math.pi / 2 * 100 * 0.1**2 / 4.0))
     assert noise.cosine_by_size is None
+    assert (
+        "estimated cosine with the true vector at least 0.63 (signal:noise at least 1:1.55)"
+        in noise_words(noise)[1]
+    )
     assert (noise.codes_differ, noise.scales_differ, noise.step, noise.own) == (0.1, 0.25, 0.1, 0.095)
 
 

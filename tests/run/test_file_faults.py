@@ -7,7 +7,6 @@ is left next to an output, and an output that is replaced is there until the new
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -21,16 +20,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import taskvec as tv
-from support.file_faults import Injector, Site
+from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
 from support.oracle import same_files
 from taskvec.lazy.recipe import scratch_of
 
-# None is an interrupt.
-FAULTS = (
-    *(errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.EINTR),
-    None,
-)
 # Of the faults, how many are tried at the first call of each line of the package that makes some. Which ones
 # differs from verb to verb.
 AT_EACH = 1
@@ -188,23 +182,6 @@ def points(sites: dict[Site, list[int]], verb: str) -> Iterator[tuple[int, int |
             yield calls[0], FAULTS[(first + turn) % len(FAULTS)]
         if len(calls) > 1 and not verb.startswith("documents"):
             yield calls[-1], FAULTS[(first + AT_EACH) % len(FAULTS)]
-
-
-def fails_honestly(injector: Injector, fault: int | None, job: Callable[[], object]) -> bool:
-    """Whether some work fails: as an interrupt, or with an error of ours and a way out."""
-    caught: BaseException | None = None
-    try:
-        job()
-    except (tv.Error, KeyboardInterrupt) as error:
-        caught = error
-    finally:
-        injector.rest()
-    if isinstance(caught, tv.Error):
-        assert fault is not None, injector.hit
-        assert caught.hint, (injector.hit, caught.message)
-    elif caught is not None:
-        assert fault is None, injector.hit
-    return caught is not None
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import taskvec
+import taskvec as tv
 
 # What takes a path or a descriptor first; what is done with an open file or a listing is counted apart.
 _CALLS = (
@@ -45,7 +46,12 @@ _CALLS = (
     ),
     *("fsync", "fdatasync", "read", "write", "pread", "pwrite", "sendfile", "copy_file_range", "close"),
 )
-_PACKAGE = os.path.dirname(taskvec.__file__)
+# None is an interrupt.
+FAULTS = (
+    *(errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.EINTR),
+    None,
+)
+_PACKAGE = os.path.dirname(tv.__file__)
 
 Site = tuple[object, ...]
 
@@ -127,6 +133,23 @@ class Injector:
             genuine(descriptor)
             raise
         genuine(descriptor)
+
+
+def fails_honestly(injector: Injector, fault: int | None, job: Callable[[], object]) -> bool:
+    """Whether some work fails: as an interrupt, or with an error of ours and a way out."""
+    caught: BaseException | None = None
+    try:
+        job()
+    except (tv.Error, KeyboardInterrupt) as error:
+        caught = error
+    finally:
+        injector.rest()
+    if isinstance(caught, tv.Error):
+        assert fault is not None, injector.hit
+        assert caught.hint, (injector.hit, caught.message)
+    elif caught is not None:
+        assert fault is None, injector.hit
+    return caught is not None
 
 
 class _File:

@@ -26,6 +26,8 @@ _PACKING = _INTEGERS - {"I64", "U64"}
 # Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.
 _SHORT = frozenset({"I8", "U8", "I16", "U16"})
 
+_LONG = frozenset({"I64", "U64", "BOOL"})
+
 # Last parts of names of weights, and of ordinary buffers of integers.
 _WEIGHT = re.compile(
     r"weight|packed|(?:^|_)(?:kernel|blocks|codes|qdata|qidxs)$|^(?:_data|data|w|w_?q|qw|q)$", re.IGNORECASE
@@ -40,6 +42,10 @@ _SCALE = re.compile(
     r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
     r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
     re.IGNORECASE,
+)
+# Tables that a matrix of integers has its numbers in, whatever it is called.
+_TABLE = re.compile(
+    r"(?:^|[._])(?:code_?books?|centroids|luts?|look_?up_?tables?)(?:\.weight)?$", re.IGNORECASE
 )
 # Words that any part of a scale's name may have, and names with such words that ordinary models have.
 _FAR = re.compile(r"scale|scaling|abs_?max|amax|quant|zero_?point|(?:^|[._])inv(?:[._]|$)", re.IGNORECASE)
@@ -63,7 +69,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
     never: dict[str, list[str]] = {info.name: [] for info in tensors.values() if info.dtype in _NEVER_PLAIN}
-    narrow = [info for info in tensors.values() if info.dtype in _INTEGERS or info.dtype in _FLOAT8]
+    narrow = [info for info in tensors.values() if info.dtype in _INTEGERS | _FLOAT8 or info.dtype == "BOOL"]
     if not narrow:
         return never
     below: defaultdict[str, list[str]] = defaultdict(list)
@@ -78,12 +84,21 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
             for name in dict.fromkeys((*below[info.name], *below[stem], *_beside(stem, tensors)))
             if name != info.name and _belongs(info, stem, leaf, tensors[name])
         ]
-        if companions or (info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf)):
+        if companions or _is_packed_alone(info, leaf):
             found[info.name] = companions
     plain = [info.name for info in narrow if info.dtype in _FLOAT8 and info.name not in found]
     for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
         found.setdefault(weight, []).append(scale)
     return {**never, **found}
+
+
+def _is_packed_alone(info: TensorInfo, leaf: str) -> bool:
+    """Whether a tensor is packed whatever lies beside it: integers or bits that are called a weight, and
+    matrices of integers too short to number tokens with that are no known buffer."""
+    if info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf):
+        return True
+    is_matrix = len(info.shape) > 1 and not _BUFFER.search(leaf)
+    return is_matrix and (info.dtype in _SHORT or (info.dtype in _LONG and bool(_WEIGHT.search(leaf))))
 
 
 def _far_scales(
@@ -156,6 +171,8 @@ def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
     is_float8 = info.dtype in _FLOAT8
     if other.dtype not in (_WIDE if is_float8 else FLOAT_DTYPES):
         return False
+    if not is_float8 and len(info.shape) > 1 and _TABLE.search(other.name):
+        return True
     is_buffer = not is_float8 and _BUFFER.search(leaf) is not None
     rest = other.name.removeprefix(info.name)
     if rest != other.name and rest[0] in "._:":  # `weight.absmax`, `gate_up_proj_scale`, `weight:scale`

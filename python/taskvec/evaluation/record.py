@@ -6,11 +6,12 @@ complete or was damaged later; a damaged one is an error that says so, never hal
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from taskvec._core import digest_file, write_atomic
-from taskvec.errors import EvaluationError
+from taskvec.errors import Error, EvaluationError
 from taskvec.evaluation.arms import Arm, Kind
 from taskvec.files import look
 
@@ -184,9 +185,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     EvaluationError
         It cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what makes, changes or removes a file or folder.
+
+    Raises
+    ------
+    EvaluationError
+        In place of an error of the file system, with the way out.
+    """
+    try:
+        yield
+    except Error:
+        raise
     except OSError as error:
         raise EvaluationError(
             f"cannot write `{path}`: {error.strerror or error}", look.way_out(error)

@@ -18,19 +18,24 @@ if TYPE_CHECKING:
 _DECLARING = ("quantization_config", "compression_config", "quantization")
 
 
-def plain_changes(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Keys of a config.json that go where packed weights are written plain, and the weights' type."""
+def undeclared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a config.json that declare packed weights, also in a model within it: they go."""
     inner = [
         (f"{key}.", value) for key, value in config.items() if isinstance(value, dict) and "." not in key
     ]
-    changes: dict[str, Any] = {
+    return {
         f"{prefix}{key}": None
         for prefix, source in [("", config), *inner]
         if prefix.removesuffix(".") not in _DECLARING
         for key in _DECLARING
         if key in source
     }
-    sources = [config, *(value for _, value in inner)]
+
+
+def plain_changes(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Keys of a config.json that go where packed weights are written plain, and the weights' type."""
+    changes = undeclared(config)
+    sources = [config, *(value for value in config.values() if isinstance(value, dict))]
     if config and not any(source.get(key) for source in sources for key in ("dtype", "torch_dtype")):
         changes["torch_dtype"] = TORCH_NAMES[dtype]
     return changes

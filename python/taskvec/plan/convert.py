@@ -21,6 +21,11 @@ from taskvec.plan.new_formats import NewFormat, experts_of, is_stack, new_format
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import TARGET, Settings, float_dtype, written
 
+_PACKED = (
+    "matrices are packed whose sides are multiples of the format's blocks, but for embeddings, head, norms "
+    "and routers"
+)
+
 
 @collector_paused()
 def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings | None = None) -> PlanRecord:
@@ -92,7 +97,10 @@ def _patterns(keep: Iterable[str]) -> list[re.Pattern[str]]:
         try:
             patterns.append(re.compile(pattern))
         except re.error as error:
-            raise RecipeError(f"keep `{pattern}` is not a regular expression: {error}") from None
+            raise RecipeError(
+                f"keep `{pattern}` is not a regular expression: {error}",
+                "put a backslash before a character that is meant as itself",
+            ) from None
     return patterns
 
 
@@ -112,10 +120,10 @@ def _chosen(model: Model, form: NewFormat, patterns: Sequence[re.Pattern[str]]) 
         if is_packed and (not (block := experts_of(name)) or block not in whole)
     )
     if not chosen:
+        kept = [info.name for info in linear if form.fits(info) and _is_kept(patterns, info.name)]
         raise RecipeError(
             f"`{model.spec}` has no weight that can be {form.words}",
-            "matrices are packed whose sides are multiples of the format's blocks, but for embeddings, head, "
-            "norms and routers",
+            f"`keep` leaves {len(kept):,} that can as they are: keep fewer" if kept else _PACKED,
         )
     return chosen
 

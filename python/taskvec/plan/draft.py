@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from taskvec.compat.findings import enforce_strictly
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
+from taskvec.models.quantised.declared import SIDE_FILES
 from taskvec.models.source import assembled_of, source_documents, source_path
 from taskvec.models.storage import stored_bytes
-from taskvec.plan.config_changes import output_changes
+from taskvec.plan.config_changes import output_changes, undeclared
 from taskvec.plan.encodings import encoding
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
@@ -243,6 +244,8 @@ class Draft:
             document["taken"] = self._taken
         is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
         changes, declaring = output_changes(document, self.base) if is_other else ({}, ())
+        if "quantization_config" in (config or {}):  # packed otherwise: what declares the old way goes
+            changes, declaring = {**changes, **undeclared(self.base.config)}, SIDE_FILES
         return PlanRecord.make(
             document,
             self.checkpoints,

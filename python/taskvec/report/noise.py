@@ -87,7 +87,8 @@ class Noise(NamedTuple):
     cosine_by_size : float or None
         From the relative size of the change in plain matrices, ρ; ``None`` where there are none.
     cosine_by_step : float or None
-        From the mean step under equal scales, κ; ``None`` where no two scales are equal.
+        From the mean step under equal scales, κ; ``None`` where no two scales are equal. Without
+        ``cosine_by_size`` it is the least that the cosine can be.
     step : float or None
         Norm of the difference over that of the reference's weights.
     own : float or None
@@ -214,8 +215,10 @@ def noise_words(noise: Noise) -> list[str]:
     if noise.scales_differ > FOREIGN:
         first += f"; {FOREIGN_WORDS}"
     cosines = []
+    # with no plain matrix that changes, κ is the least that it can be
+    least = "at least " if noise.cosine_by_size is None else ""
     if noise.cosine is not None:
-        cosines.append(f"{noise.cosine:.2f}")
+        cosines.append(f"{least}{noise.cosine:.2f}")
     if noise.cosine_by_size is not None and noise.cosine_by_step is not None:
         is_step = noise.cosine == noise.cosine_by_step
         other = (
@@ -225,7 +228,7 @@ def noise_words(noise: Noise) -> list[str]:
     parts = []
     if cosines:
         ratio = noise.signal_to_noise
-        shown = "" if ratio is None or not 0 < ratio < math.inf else f" (signal:noise {_odds(ratio)})"
+        shown = "" if ratio is None or not 0 < ratio < math.inf else f" (signal:noise {least}{_odds(ratio)})"
         parts.append(f"estimated cosine with the true vector {', '.join(cosines)}{shown}")
     if noise.step is not None:
         parts.append(f"step {percent(noise.step)} of |W|")

@@ -25,6 +25,7 @@ from taskvec.evaluation.record import (
     read_record,
     record_path,
     write_record,
+    writing,
 )
 from taskvec.evaluation.settings import Settings
 from taskvec.files import look
@@ -175,7 +176,8 @@ def _simple_evaluate(lm: Any, tasks: Any, settings: Settings) -> dict[str, Any]:
     except Exception as error:
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         names = ", ".join(f"`{task}`" for task in settings.tasks)
-        raise EvaluationError(f"lm-eval failed on {names}: {type(error).__name__}: {text}") from error
+        hint = look.way_out(error) if isinstance(error, OSError) else None
+        raise EvaluationError(f"lm-eval failed on {names}: {type(error).__name__}: {text}", hint) from error
     if results is None:  # lm-eval gives results to rank 0 alone
         raise EvaluationError(
             "this process is not the first of a distributed launch",
@@ -243,26 +245,40 @@ def evaluate_into(
     known = finished(out, settings, arm, weights)
     if known is not None:
         return known
-    path = record_path(out, arm.name)
-    journal = path.with_name(f".{arm.name}.partial.jsonl")
+    journal = _journal(out, arm)
     record = evaluate(
         model, settings, arm=arm, weights=weights, journal=journal, progress=progress, shown=shown
     )
-    write_record(path, record)
-    journal.unlink(missing_ok=True)
+    write_record(record_path(out, arm.name), record)
+    _remove(journal)
     return record
+
+
+def _journal(out: Path, arm: Arm) -> Path:
+    return record_path(out, arm.name).with_name(f".{arm.name}.partial.jsonl")
+
+
+def _remove(journal: Path) -> None:
+    with writing(journal):
+        journal.unlink(missing_ok=True)
 
 
 def finished(out: Path, settings: Settings, arm: Arm, weights: str) -> ArmRecord | None:
     """The record of an arm that was evaluated under these very settings; None if it must be run.
 
-    A file that is cut short counts as not evaluated: it is replaced.
+    A file that is cut short counts as not evaluated: it is replaced. The journal of an arm whose run was
+    killed once its record was written goes.
     """
     path = record_path(out, arm.name)
     if not look.exists(path):
         return None
     try:
         record = read_record(path)
-    except EvaluationError:
+    except EvaluationError as error:
+        if isinstance(error.__cause__, OSError):  # it may be whole
+            raise
         return None
-    return record if record.identity == arm_identity(settings, weights, arm) and record.arm == arm else None
+    if record.identity != arm_identity(settings, weights, arm) or record.arm != arm:
+        return None
+    _remove(_journal(out, arm))
+    return record

@@ -14,8 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import EvaluationError
-from taskvec.evaluation.record import write_whole
+from taskvec.evaluation.record import write_whole, writing
 from taskvec.files import look
 
 
@@ -46,26 +45,23 @@ class Journal:
     def put(self, key: str, responses: list[Any]) -> None:
         """Record a block; it is on the disk when this returns."""
         file = self._file or self._begin()
-        try:
+        with writing(self.path):
             file.write(_line(key, responses))
             file.flush()
             os.fsync(file.fileno())
-        except OSError as error:
-            raise self._unwritten(error) from error
 
     def close(self) -> None:
         """Close the file and keep it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with writing(self.path):
+                file.close()
 
     def remove(self) -> None:
         """The arm is recorded as a whole: the journal has done its work."""
         self.close()
-        try:
+        with writing(self.path):
             self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._unwritten(error) from error
 
     def _read(self) -> None:
         try:
@@ -85,14 +81,9 @@ class Journal:
         """Open for appending; a torn or foreign file is first replaced by its good blocks."""
         blocks = [_line(key, responses) for key, responses in self._blocks.items()]
         write_whole(self.path, b"".join([_line("identity", self.identity), *blocks]))
-        try:
+        with writing(self.path):
             self._file = self.path.open("ab")
-        except OSError as error:
-            raise self._unwritten(error) from error
         return self._file
-
-    def _unwritten(self, error: OSError) -> EvaluationError:
-        return EvaluationError(f"cannot write `{self.path}`: {error.strerror or error}", look.way_out(error))
 
 
 def block_key(attribute: str, arguments: list[Any], repeat: int) -> str:

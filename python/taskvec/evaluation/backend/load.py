@@ -64,7 +64,9 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         if "tokenizer" in str(error).lower():
             raise EvaluationError(f"cannot load the tokenizer of `{name}`: {text}") from error
-        raise EvaluationError(f"cannot load `{name}` with backend `{settings.backend}`: {text}") from error
+        raise EvaluationError(
+            f"cannot load `{name}` with backend `{settings.backend}`: {text}", _way_out(error)
+        ) from error
     if settings.backend == "hf" and settings.decoding == "neutral":
         make_neutral(found.model)
     return found
@@ -80,6 +82,14 @@ def _batch(settings: Settings) -> int | str:
     if settings.batch != "auto" or settings.backend != "hf":
         return settings.batch
     return _AUTO.get(torch_device(settings.device).split(":")[0], 64)
+
+
+def _way_out(error: BaseException) -> str | None:
+    """What to do about an error of the file system below an exception; nothing about others."""
+    found: BaseException | None = error
+    while found is not None and not (isinstance(found, OSError) and found.errno):
+        found = found.__cause__ or found.__context__
+    return look.way_out(found) if isinstance(found, OSError) else None
 
 
 def _typed(value: str) -> Any:

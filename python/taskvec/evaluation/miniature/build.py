@@ -6,10 +6,10 @@ put into one archive as well, which :func:`unpack` opens elsewhere.
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ from taskvec.evaluation.miniature import grpo, model, tokenizer
 from taskvec.evaluation.miniature.recipe import PARENT, RECIPE, Recipe, Role
 from taskvec.evaluation.miniature.task import FORMAT, PROBLEMS, TASK, write_task
 from taskvec.evaluation.miniature.training import Progress, train
-from taskvec.evaluation.record import write_whole
-from taskvec.evaluation.sweep.scratch import locked
+from taskvec.evaluation.record import write_whole, writing
+from taskvec.evaluation.sweep.scratch import locked, take_away
 from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 from taskvec.files import look
 
@@ -134,7 +134,11 @@ def unpack(
     if not look.is_file(file):
         raise NotFoundError(f"`{file}` is not there", "name an archive that `--pack` wrote")
     try:
-        with locked(directory), zipfile.ZipFile(file) as archive:
+        data = io.BytesIO(file.read_bytes())
+    except OSError as error:
+        raise look.unanswered(file, error) from error
+    try:
+        with locked(directory), zipfile.ZipFile(data) as archive:
             mark = json.loads(archive.read(MARK))
             seed = int(mark["seed"])
             if mark["format"] != FORMAT:
@@ -151,7 +155,10 @@ def unpack(
     except Error:
         raise
     except DAMAGE as error:
-        raise FormatError(f"`{file}` is not an archive of miniature checkpoints: {error}") from error
+        raise FormatError(
+            f"`{file}` is not an archive of miniature checkpoints: {error}",
+            "name an archive that `--pack` wrote",
+        ) from error
     return _models(directory, seed, problems)
 
 
@@ -203,13 +210,14 @@ def _whole_folder(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-    unfinished.mkdir()
+    take_away(unfinished)  # of a run that was killed
     try:
-        yield unfinished
-        unfinished.rename(folder)
+        with writing(folder):
+            unfinished.mkdir()
+            yield unfinished
+            unfinished.rename(folder)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        take_away(unfinished)
 
 
 @contextmanager
@@ -262,7 +270,8 @@ def _claim(directory: Path, content: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"cannot use `{directory}` for the models: {error}") from error
+        way_out = look.way_out(error) if isinstance(error, OSError) else "name another folder, or remove it"
+        raise OutputError(f"cannot use `{directory}` for the models: {error}", way_out) from error
 
 
 def _models(directory: Path, seed: int, problems: int) -> MiniatureModels:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.evaluation.miniature import data, grpo, model, tokenizer
+from taskvec.evaluation.record import write_whole
 
 TASK = "miniature"
 PROBLEMS = 1500
@@ -17,12 +18,12 @@ FORMAT = 1
 
 def write_task(folder: Path, seed: int, problems: int = PROBLEMS) -> None:
     """The test problems as JSON lines, and the lm-eval task that reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = folder / f"{TASK}.jsonl"
-    with lines.open("w", encoding="utf-8") as out:
-        for problem in data.distinct("test", seed, problems):
-            row = {"question": problem.question, "answer": problem.solution, "final": str(problem.final)}
-            out.write(json.dumps(row) + "\n")
+    rows = (
+        {"question": problem.question, "answer": problem.solution, "final": str(problem.final)}
+        for problem in data.distinct("test", seed, problems)
+    )
+    write_whole(lines, "".join(json.dumps(row) + "\n" for row in rows))
     task: dict[str, Any] = {
         "task": TASK,
         "dataset_path": "json",
@@ -44,4 +45,4 @@ def write_task(folder: Path, seed: int, problems: int = PROBLEMS) -> None:
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": FORMAT},
     }
-    (folder / f"{TASK}.yaml").write_text(json.dumps(task, indent=1), encoding="utf-8")
+    write_whole(folder / f"{TASK}.yaml", json.dumps(task, indent=1))

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.evaluation.record import write_whole
+from taskvec.evaluation.record import write_whole, writing
 
 if TYPE_CHECKING:
     from taskvec.evaluation.report.report import Report
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """Write ``report.json``, ``report.md``, ``report.html`` and ``figures/*.png``; the paths written."""
+    """Write ``report.json``, ``report.md``, ``report.html`` and ``figures/*.png``; the paths written.
+
+    An older report goes first and the texts come last: pages and pictures of two reports never lie together.
+    """
     from taskvec.evaluation.report.figures import draw
     from taskvec.evaluation.report.render import to_html, to_markdown
 
@@ -24,6 +27,10 @@ def write_report(report: Report, out: Path) -> list[Path]:
         "report.md": to_markdown(report, figures),
         "report.html": to_html(report, figures),
     }
-    for name, content in {**pictures, **texts}.items():
-        write_whole(out / name, content)
+    for name in texts:
+        with writing(out / name):
+            (out / name).unlink(missing_ok=True)
+    contents = {**pictures, **texts}
+    for name in (*pictures, *reversed(texts)):
+        write_whole(out / name, contents[name])
     return [out / name for name in (*texts, *pictures)]

@@ -15,7 +15,7 @@ from typing import Any
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import MERGED, Arm
 from taskvec.evaluation.experiment import Experiment
-from taskvec.evaluation.record import Merged, digest_json
+from taskvec.evaluation.record import Merged, digest_json, writing
 from taskvec.files import look
 from taskvec.settings import format_alpha
 
@@ -54,7 +54,8 @@ class Merger:
         made = {}
         for arm, output in zip(arms, report.outputs, strict=True):
             out = folder / arm.weights
-            Path(output.folder).replace(out)
+            with writing(out):
+                Path(output.folder).replace(out)
             made[arm.weights] = Merged(
                 folder=str(out),
                 survival=output.survival.to_dict() if output.survival else None,
@@ -63,7 +64,8 @@ class Merger:
                 command=transfer_command(self.experiment, arm, self._without(arm)),
             )
         if look.is_folder(part):
-            shutil.rmtree(part)
+            with writing(part):
+                shutil.rmtree(part)
         return made
 
     def _without(self, arm: Arm) -> list[str]:

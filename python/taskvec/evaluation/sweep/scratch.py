@@ -15,10 +15,11 @@ from pathlib import Path
 
 from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.record import Merged, write_whole
+from taskvec.evaluation.record import Merged, write_whole, writing
 from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 from taskvec.files import look
 
+REMOVED = ".removed-"
 SPARE = 0.5  # of the free space, where no budget is named
 
 
@@ -38,7 +39,7 @@ def locked(out: Path) -> Iterator[None]:
         raise EvaluationError(
             f"cannot write into `{out}`: {error.strerror or error}", look.way_out(error)
         ) from error
-    with file:
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -47,6 +48,15 @@ def locked(out: Path) -> Iterator[None]:
                 "wait for it, or name another folder with -o",
             ) from error
         yield
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written into it
+            file.close()
+
+
+def take_away(folder: Path) -> None:
+    """Remove a folder that nobody looks at any more, as far as that goes."""
+    with contextlib.suppress(OSError):  # of the folder itself, which `rmtree` raises all the same
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Scratch:
@@ -80,8 +90,9 @@ class Scratch:
     ) -> None:
         self.folder, self._facts, self._merge = folder, facts, merge
         self._model_bytes, self._keep = max(1, model_bytes), keep
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
         self._budget = budget if budget is not None else int(SPARE * free)
         if self._model_bytes > self._budget:
             where = "the scratch budget" if budget is not None else f"half of what is free under `{folder}`"
@@ -128,7 +139,9 @@ class Scratch:
         if self._keep or not look.is_folder(self.folder):
             return
         for name in look.listing(self.folder):
-            if name == UNFINISHED or look.exists(self._facts / f"{name}.json"):
+            if name.startswith(REMOVED):
+                take_away(self.folder / name)
+            elif name == UNFINISHED or look.exists(self._facts / f"{name}.json"):
                 self._drop(name)
         if not look.listing(self.folder):
             with contextlib.suppress(OSError):  # an empty folder does no harm
@@ -138,7 +151,14 @@ class Scratch:
         return look.is_folder(self.folder / name) and read_identity(self._facts / f"{name}.json") == identity
 
     def _drop(self, name: str) -> None:
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        """Take weights away at once: what a removal leaves of them would pass for the whole."""
+        gone = self.folder / f"{REMOVED}{name}"
+        if not look.exists(self.folder / name, follow_links=False):
+            return
+        take_away(gone)
+        with writing(self.folder / name):
+            (self.folder / name).replace(gone)
+        take_away(gone)  # the next run removes what is left
 
 
 def read_identity(path: Path) -> str | None:

@@ -13,6 +13,9 @@ PLAIN_FORMATS = frozenset({
     "mxfp8-quantized", "nvfp4-pack-quantized", "mixed-precision", "dense", "",
 })  # fmt: skip
 
+# Words of `actorder` with which columns have groups in an order of their own; the last is the word of old.
+_ORDERED = frozenset({"true", "group", "dynamic"})
+
 
 class Scheme(NamedTuple):
     """How some modules are stored: ``strategy`` is ``tensor``, ``channel``, ``block`` or ``group``.
@@ -88,7 +91,7 @@ def _scheme(group: Mapping[str, Any], whole: str) -> Scheme:
         is_symmetric=weights.get("symmetric") is not False,
         block=(sides[0], sides[1]),
         targets=tuple(map(str, group.get("targets") or ())),
-        is_ordered=weights.get("actorder") in (True, "group"),
+        is_ordered=str(weights.get("actorder")).lower() in _ORDERED,
     )
 
 

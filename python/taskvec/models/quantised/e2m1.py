@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from taskvec.models.quantised.compressed_tensors import scheme_of, schemes
 from taskvec.models.quantised.format import Format, Shape
 from taskvec.models.quantised.record import POWERS_OF_TWO, UnreadableError, shown, up
-from taskvec.models.quantised.scaled import uncovered
+from taskvec.models.quantised.scaled import hold_basis, uncovered
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -69,9 +69,7 @@ def _hold_method(name: str, codes: TensorInfo, scales: TensorInfo, group: int, d
             what,
         )
     elif method == "modelopt":
-        algorithm = str(declared.facts.get("quant_algo"))
-        if "AWQ" in algorithm or "SVD" in algorithm:
-            raise UnreadableError(f"`{algorithm}` of ModelOpt is not read: its weights are in another basis")
+        hold_basis(declared)
     elif method == "fp8" and str(declared.facts.get("expert_dtype", "fp4")) == "fp4":
         return
     elif method:

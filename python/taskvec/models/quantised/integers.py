@@ -9,7 +9,7 @@ from taskvec.models.quantised.compressed_tensors import scheme_of, schemes
 from taskvec.models.quantised.declared import whole_number
 from taskvec.models.quantised.format import Format, Shape
 from taskvec.models.quantised.record import SCALES, UnreadableError, shown, up
-from taskvec.models.quantised.scaled import uncovered
+from taskvec.models.quantised.scaled import hold_zeros, uncovered
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -66,10 +66,7 @@ def pack_quantized(
     groups = scales.shape[1]
     if zeros is not None and (zeros.dtype != "I32" or zeros.shape != (up(rows * bits, 32), groups)):
         raise UnreadableError(f"the zero points {shown(zeros)} do not fit {shown(codes)} and {shown(scales)}")
-    if not scheme.is_symmetric and zeros is None:
-        raise UnreadableError(
-            f"{shown(codes)} has no zero points, which {declared.where} declares (`symmetric`: false)"
-        )
+    hold_zeros(codes, zeros, declared, is_symmetric=scheme.is_symmetric)
     if scheme.is_ordered and order is None and groups > 1:
         raise UnreadableError(
             f"{shown(codes)} has no `weight_g_idx`, the groups of its columns, which {declared.where} "
@@ -167,6 +164,7 @@ def _gptq(parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple[Forma
             f"{shown(codes)} needs a config that declares its version of GPTQ, which moves the zero points"
         )
     version = str(declared.facts.get("checkpoint_format") or declared.facts.get("format") or "gptq").lower()
+    version = "marlin" if declared.facts.get("is_marlin_format") else version
     if version not in ("gptq", "gptq_v2"):
         raise UnreadableError(f"GPTQ of the format `{version}` is not read ({shown(codes)})")
     offset = 0 if version == "gptq_v2" else 1

@@ -29,6 +29,8 @@ def grids(shape: Shape, block: Block) -> list[Shape]:
         found.append(grid[:-1])
     if block == TENSOR and not lead:
         found += [(1,), ()]
+    if all(block) and not lead:  # ModelOpt keeps the axes within a block, of one each
+        found.append((grid[0], 1, grid[1], 1))
     return found
 
 
@@ -61,7 +63,7 @@ def fp8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tu
     codes, scales = parts["codes"], parts["scales"]
     _check(codes, scales, SCALES | POWERS_OF_TWO)
     if declared.method == "compressed-tensors":
-        block = _of_scheme(name, codes, scales, declared, "float")
+        block = _scheme_block(_scheme_of(name, codes, scales, declared, "float"))
     else:
         block = _declared_block(codes, scales, declared)
     if scales.dtype in POWERS_OF_TWO and block in (TENSOR, CHANNEL):
@@ -79,7 +81,9 @@ def int8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
     if "zeros" in parts:
         raise UnreadableError(f"INT8 with zero points is not read ({shown(parts['zeros'])})")
     if declared.method == "compressed-tensors":
-        block = _of_scheme(name, codes, scales, declared, "int")
+        scheme = _scheme_of(name, codes, scales, declared, "int")
+        hold_zeros(codes, None, declared, is_symmetric=scheme.is_symmetric)
+        block = _scheme_block(scheme)
     elif not declared.method:
         block = block_of(codes, scales)
     else:
@@ -126,6 +130,8 @@ def _check(codes: TensorInfo, scales: TensorInfo, types: frozenset[str]) -> None
 
 def _declared_block(codes: TensorInfo, scales: TensorInfo, declared: Declaration) -> Block:
     method, facts = declared.method, declared.facts
+    if method == "modelopt":
+        hold_basis(declared)
     if method in ("", "of an unnamed method"):
         return block_of(codes, scales)
     if method == "fp8" and "weight_block_size" in facts:
@@ -143,6 +149,22 @@ def _declared_block(codes: TensorInfo, scales: TensorInfo, declared: Declaration
     return block
 
 
+def hold_basis(declared: Declaration) -> None:
+    """Return unless ModelOpt has scaled or split the columns of a weight: of all, or of some layers.
+
+    Raises
+    ------
+    UnreadableError
+        It has: the weights are in another basis.
+    """
+    layers = declared.facts.get("quantized_layers")
+    each = [value for value in layers.values() if isinstance(value, dict)] if isinstance(layers, dict) else []
+    for facts in (declared.facts, *each):
+        algorithm = str(facts.get("quant_algo"))
+        if any(word in algorithm.upper().split("_") for word in ("AWQ", "SVD", "SVDQUANT", "SQ")):
+            raise UnreadableError(f"`{algorithm}` of ModelOpt is not read: its weights are in another basis")
+
+
 _ALGORITHMS = {"FP8": TENSOR, "FP8_PER_CHANNEL_PER_TOKEN": CHANNEL, "FP8_PB_WO": BLOCK, "MXFP8": GROUP}
 
 
@@ -158,7 +180,28 @@ def _block_size(value: object, declared: Declaration) -> Block:
     )
 
 
-def _of_scheme(name: str, codes: TensorInfo, scales: TensorInfo, declared: Declaration, sort: str) -> Block:
+def hold_zeros(
+    codes: TensorInfo, zeros: TensorInfo | None, declared: Declaration, *, is_symmetric: bool
+) -> None:
+    """Return if codes have zero points exactly where the config says so.
+
+    Raises
+    ------
+    UnreadableError
+        They are missing, or there although the config says that the codes are symmetric.
+    """
+    if not is_symmetric and zeros is None:
+        raise UnreadableError(
+            f"{shown(codes)} has no zero points, which {declared.where} declares (`symmetric`: false)"
+        )
+    if is_symmetric and zeros is not None:
+        raise UnreadableError(
+            f"{shown(codes)} has zero points {shown(zeros)}, and {declared.where} says that it has none "
+            "(`symmetric`: true)"
+        )
+
+
+def _scheme_of(name: str, codes: TensorInfo, scales: TensorInfo, declared: Declaration, sort: str) -> Scheme:
     def fits(each: Scheme) -> bool:
         # without `type`, a format of its own says it
         is_sort = each.type == sort or each.format.startswith(("mxfp8", sort))
@@ -167,7 +210,7 @@ def _of_scheme(name: str, codes: TensorInfo, scales: TensorInfo, declared: Decla
         return each.bits == 8 and is_sort and scales.shape in grids(codes.shape, _scheme_block(each))
 
     found = schemes(declared.facts)
-    return _scheme_block(scheme_of(name, found, fits, f"{shown(codes)} with {shown(scales)}"))
+    return scheme_of(name, found, fits, f"{shown(codes)} with {shown(scales)}")
 
 
 def _scheme_block(scheme: Scheme) -> Block:

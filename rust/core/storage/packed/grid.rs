@@ -61,20 +61,23 @@ impl Grid {
             return Ok(Grid::new(&[shape.iter().product()], block));
         }
         let grid = Grid::new(shape, block);
-        let [whole, short, squeezed] = grid.shapes(shape);
-        parts.shaped(scales, &[&whole, &short, &squeezed])?;
+        let [whole, short, squeezed, apart] = grid.shapes(shape);
+        parts.shaped(scales, &[&whole, &short, &squeezed, &apart])?;
         Ok(grid)
     }
 
-    /// The shapes that the scales of a tensor of `shape` may have: the grid itself, and the same without axes of one.
-    fn shapes(&self, shape: &[u64]) -> [Vec<u64>; 3] {
+    /// The shapes that the scales of a tensor of `shape` may have: the grid itself, the same without axes of one, and
+    /// with an axis of one after each of the last two, for those within a block.
+    fn shapes(&self, shape: &[u64]) -> [Vec<u64>; 4] {
         let axes = shape.len().saturating_sub(2);
         let mut whole = shape[..axes].to_vec();
         whole.extend([self.down, self.across]);
         let ends = whole.iter().rposition(|side| *side != 1).map_or(0, |last| last + 1);
         let short = whole[..ends].to_vec();
         let squeezed = whole.iter().copied().filter(|side| *side != 1).collect();
-        [whole, short, squeezed]
+        let mut apart = shape[..axes].to_vec();
+        apart.extend([self.down, 1, self.across, 1]);
+        [whole, short, squeezed, apart]
     }
 
     /// The row of an element.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::parts::{Parts, Stored};
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
+use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::codes::fields;
 use crate::kernels::Level;
 
@@ -46,10 +46,11 @@ impl Rows<'_> {
 }
 
 /// The group of each column, where it is stored.
-#[derive(Clone, Copy)]
 pub(super) struct Order<'a> {
     stored: Stored<'a>,
     groups: u64,
+    /// Of the tensor that it is stored as.
+    name: Box<str>,
 }
 
 impl<'a> Order<'a> {
@@ -59,12 +60,29 @@ impl<'a> Order<'a> {
     /// It is missing, or has another type or shape.
     pub(super) fn find(parts: &Parts<'_, 'a>, ending: Option<&str>, columns: u64, groups: u64) -> Result<Option<Self>> {
         let Some(ending) = ending else { return Ok(None) };
-        Ok(Some(Order { stored: parts.exact(ending, &[Dtype::I32], &[columns])?, groups }))
+        let stored = parts.exact(ending, &[Dtype::I32], &[columns])?;
+        Ok(Some(Order { stored, groups, name: parts.get(ending)?.name.into() }))
     }
 
     /// Where it is stored.
     pub(super) fn stored(&self) -> Stored<'a> {
         self.stored
+    }
+
+    /// The same; none where compressed-tensors has set it to -1, its word for columns that are in order.
+    ///
+    /// # Errors
+    /// As [`Order::read`].
+    pub(super) fn read_unless_unset<'s>(&self, buffer: &'s mut Vec<u8>) -> Result<Option<Groups<'s>>>
+    where
+        'a: 's,
+    {
+        let bytes = self.stored.all(buffer)?;
+        let (words, _) = bytes.as_chunks::<4>();
+        if words.contains(&(-1i32).to_le_bytes()) {
+            return Ok(None);
+        }
+        self.checked(words).map(Some)
     }
 
     /// Brings it into memory.
@@ -77,12 +95,17 @@ impl<'a> Order<'a> {
     {
         let bytes = self.stored.all(buffer)?;
         let (words, _) = bytes.as_chunks::<4>();
+        self.checked(words)
+    }
+
+    fn checked<'s>(&self, words: &'s [[u8; 4]]) -> Result<Groups<'s>> {
         let groups = words.iter().map(|word| i32::from_le_bytes(*word));
         match groups.enumerate().find(|(_, group)| !(0..self.groups).contains(&(i64::from(*group) as u64))) {
             None => Ok(Groups { words, last: (self.groups - 1) as usize }),
             Some((column, group)) => {
                 let path = self.stored.part().map_or(Path::new("the state dict"), |part| part.file.path());
-                let message = format!("column {column} is in group {group}, there are {}", self.groups);
+                let (name, groups) = (shown(&self.name), self.groups);
+                let message = format!("`{name}` has column {column} in group {group}, there are {groups}");
                 Err(Error::new(Kind::Format, message).at(path))
             }
         }

@@ -95,7 +95,7 @@ impl Codes for PackedIntCodes<'_> {
             codes: Rows { bits: self.bits, stride: words as usize * 4, first: rows.start, bytes },
             scales: Scales::read(&self.scales, self.grid.scales(&elements), scales)?,
             zeros,
-            order: self.order.as_ref().map(|stored| stored.read(order)).transpose()?,
+            order: self.order.as_ref().map(|stored| stored.read_unless_unset(order)).transpose()?.flatten(),
             first: elements.start,
             of: self,
         })

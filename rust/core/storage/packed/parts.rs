@@ -143,7 +143,8 @@ pub(crate) struct Found<'a> {
     pub stored: Stored<'a>,
     /// Its shape.
     pub shape: &'a [u64],
-    name: String,
+    /// What it is stored as.
+    pub name: String,
 }
 
 impl<'p, 'a> Parts<'p, 'a> {

@@ -1,0 +1,181 @@
+"""Errors at the calls on files of evaluations: an error with a way out, and never a part for the whole.
+
+A record, a merge or a report that is there is the one of an undisturbed run; the same call afterwards ends in
+all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from support.evaluation_stub import results, without_lm_eval
+from support.file_faults import FAULTS, Injector, Site, fails_honestly
+from support.models import Trio, write_trio
+from taskvec.evaluation.experiment import experiment
+from taskvec.evaluation.miniature import build, demo
+from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.sweep.single import evaluate_model
+from taskvec.evaluation.sweep.sweep import run_sweep
+
+SIZES = {"layers": 1, "hidden": 8, "intermediate": 8, "heads": 2, "kv_heads": 1, "vocabulary": 32}
+REPORT = ("report.json", "report.md", "report.html")
+
+
+class World(NamedTuple):
+    root: Path
+    trio: Trio
+    archive: Path
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """In memory, where there is such a place: the runs flush many times."""
+    shared = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else None)).resolve()
+    trio = write_trio(root / "in", **SIZES)
+    yield World(root, trio, write_archive(root / "in" / "archive.zip", trio))
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def write_archive(path: Path, trio: Trio) -> Path:
+    """Checkpoints as `pack` puts them into an archive."""
+    folders = {
+        "base": trio.reference,
+        "reference": trio.reference,
+        "donor": trio.donor,
+        "target": trio.target,
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(build.MARK, json.dumps({"format": build.FORMAT, "seed": 1, "recipe": "none"}))
+        for role, folder in folders.items():
+            for file in folder.iterdir():
+                archive.write(file, f"{role}/{file.name}")
+    return path
+
+
+def settings() -> Settings:
+    return Settings(tasks=("stub",), batch_size=1, device="cpu")
+
+
+def sweep(world: World, out: Path, **more: Any) -> None:
+    content: dict[str, Any] = {
+        **{role: str(getattr(world.trio, role)) for role in ("target", "donor", "reference")},
+        "alphas": [0, 1],
+        "tasks": ["stub"],
+        "controls": {"random": 1, "permuted": 0},
+        "evaluation": {"device": "cpu", "batch_size": 1},
+    }
+    run_sweep(experiment(content), out, **more)
+
+
+def stopped(world: World, out: Path) -> None:
+    """What a kill leaves behind in the middle of an arm whose weights were merged."""
+
+    def stop(event: Any) -> None:
+        if event.kind == "progress" and event.arm == "alpha=1" and event.done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(world, out, progress=stop)
+
+
+class Job(NamedTuple):
+    run: Callable[[World, Path], object]
+    before: Callable[[World, Path], object] = lambda _world, _out: None
+
+
+JOBS = {
+    "eval": Job(lambda world, out: evaluate_model(world.trio.target, settings(), out)),
+    "eval second": Job(
+        lambda world, out: evaluate_model(world.trio.donor, settings(), out, kind="donor"),
+        lambda world, out: evaluate_model(world.trio.target, settings(), out),
+    ),
+    "sweep": Job(sweep),
+    "sweep resumed": Job(sweep, stopped),
+    "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive)),
+}
+
+
+# A call, and the lines of the package that have led to it last; those that another job has tried already.
+INNERMOST = 4
+tried: set[Site] = set()
+
+
+def points(sites: dict[Site, list[int]], number: int) -> Iterator[tuple[int, int | None]]:
+    """The first call of each line of the evaluation, and of some lines the last one, with a fault each.
+
+    Merges have a test of their own: few of their calls are tried.
+    """
+    new = {site: calls for site, calls in sites.items() if site[:INNERMOST] not in tried}
+    tried.update(site[:INNERMOST] for site in new)
+    merges = [site for site in new if any(f"{os.sep}api.py" in str(at) for at in site)]
+    own = [site for site in new if site not in merges]
+    for place, site in enumerate([*own, *merges[number::20]]):
+        calls = new[site]
+        yield calls[0], FAULTS[(place + number) % len(FAULTS)]
+        if len(calls) > 1 and place % 4 == 0:
+            yield calls[-1], FAULTS[(place + number + 3) % len(FAULTS)]
+
+
+def is_of(found: dict[str, Any], good: dict[str, Any], begun: dict[str, Any]) -> bool:
+    """Whether all that looks whole is that of an undisturbed run, or was there before."""
+    parts = {
+        name: content
+        for name, content in found.items()
+        if not name.startswith("scratch/") and "partial" not in name and ".taskvec" not in name
+    }
+    reports = [name for name in REPORT if parts.get(name) == good[name]] if "report.json" in good else []
+    return all(
+        content in (good.get(name), begun.get(name))
+        for name, content in parts.items()
+        if name.startswith(("arms/", "merges/", *REPORT)) and (not name.startswith("report") or reports)
+    )
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_lm_eval(monkeypatch)
+    monkeypatch.setattr(demo, "ALPHAS", (0.0, 1.0))
+    monkeypatch.setattr(demo, "PERTURBATIONS", ())
+    monkeypatch.setitem(build.unpack.__kwdefaults__, "problems", 20)
+    job, home = JOBS[name], world.root / name.replace(" ", "-")
+    out, begun = home / "out", home / "begun"
+    home.mkdir()
+
+    def ready() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if begun.exists():
+            shutil.copytree(begun, out)
+
+    job.before(world, out)
+    if out.exists():
+        shutil.copytree(out, begun)
+    first = results(out)
+    job.run(world, out)
+    good = results(out)
+    assert not [path for path in good if path.startswith("scratch")]
+    injector = Injector(world.root, monkeypatch)
+    ready()
+    injector.listen()
+    job.run(world, out)
+    injector.rest()
+    assert results(out) == good
+    chosen = list(points(injector.sites, list(JOBS).index(name)))
+    print(f"{name}: {len(chosen)} points")
+    for at, fault in chosen:
+        ready()
+        injector.arm(at, fault)
+        failed = fails_honestly(injector, fault, lambda: job.run(world, out))
+        if failed:
+            assert is_of(results(out), good, first), injector.hit
+            job.run(world, out)
+        assert results(out) == good, injector.hit
