@@ -40,12 +40,11 @@ Names are relative, with ``/`` between their parts: ``model-00001-of-00002.safet
 of the output where a run has several: ``alpha=0.5/model.safetensors``.
 
 A sink for another kind of address is a file ``run/NAME_sink.py`` with a function that makes one, and its row
-in ``SCHEMES``.
+in ``SCHEMES`` of ``run/sinks.py``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -170,37 +169,3 @@ class Sink(Protocol):
     def close(self, *, failed: bool = False) -> None:
         """End the use of the sink: what is being sent is stopped, and unfinished uploads are given up."""
         ...
-
-
-def _store(address: str) -> Sink:
-    from taskvec.run.store_sink import store_sink  # obstore, which local folders do not need
-
-    return store_sink(address)
-
-
-# How an address begins, and the function that makes its sink. Every other text is a local folder.
-SCHEMES: dict[str, Callable[[str], Sink]] = {
-    "s3://": _store,
-    "gs://": _store,
-    "az://": _store,
-}
-
-
-def is_address(out: str | os.PathLike[str]) -> bool:
-    """Whether an output is an address, and no local folder."""
-    return isinstance(out, str) and out.startswith(tuple(SCHEMES))
-
-
-def open_sink(out: str | os.PathLike[str]) -> Sink | None:
-    """The sink of an address; ``None`` for a local folder. Nothing is asked for yet.
-
-    Raises
-    ------
-    RecipeError
-        The address cannot be used.
-    HubError
-        What it needs is not installed.
-    """
-    if not isinstance(out, str):
-        return None
-    return next((make(out) for begin, make in SCHEMES.items() if out.startswith(begin)), None)
