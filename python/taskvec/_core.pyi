@@ -25,6 +25,7 @@ __all__ = [
     "floor",
     "in_place",
     "memcpy_rate",
+    "ranges",
     "replace_output",
     "run",
     "write_atomic",
@@ -112,8 +113,13 @@ def run(
     rehash: bool = False,
     allow_non_finite: bool = False,
     memories: _Memories = ...,
+    paths: Sequence[_Path] = ...,
+    ends_only: bool = False,
 ) -> str:
     """Run a plan into a folder; the report as JSON."""
+
+def ranges(plan: bytes, paths: Sequence[_Path]) -> list[dict[str, list[tuple[int, int]]]]:
+    """The byte ranges that each shard of a plan reads, by the path of the file; from headers alone."""
 
 def extract(
     plan: bytes,
@@ -127,6 +133,7 @@ def extract(
     rehash: bool = False,
     allow_non_finite: bool = False,
     memories: _Memories = ...,
+    paths: Sequence[_Path] = ...,
 ) -> str:
     """Extract donor - reference into a folder; the report as JSON."""
 

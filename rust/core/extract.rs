@@ -18,7 +18,7 @@ use crate::output::folder::{OutputFolder, Request};
 use crate::plan::FORMAT;
 use crate::run::report::text;
 use crate::run::Options;
-use crate::storage::source::Buffers;
+use crate::storage::source::{place, Buffers};
 use crate::storage::source::Source;
 use crate::storage::sources::Sources;
 use crate::threads::pool;
@@ -63,7 +63,7 @@ pub fn extract(
     let _ieee = ControlRegister::ieee();
     let started = Instant::now();
     let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {}", printable(&e)));
-    let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
+    let mut plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
     if plan.format != FORMAT || plan.sources.len() != 2 {
         return Err(bad(format!("format {} with {} sources", plan.format, plan.sources.len())));
     }
@@ -75,6 +75,7 @@ pub fn extract(
         }
     };
     let level = Level::chosen()?;
+    place(&mut plan.sources, &options.paths)?;
     let sources = Sources::of(&plan.sources, memories)?;
     let pool = pool(options.threads)?;
     let non_finite = NonFinite::default();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import free_bytes, settings_of, write_plan, write_report
 from taskvec.cli.plan_file import PLANNING, write
+from taskvec.run.sinks import absolute
 from taskvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def execute(
         page.fact("dry run", "nothing was written")
         console.show(page)
         facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": free_bytes(out)}
-        console.emit({"dry_run": True, "out": os.path.abspath(out), "plan": facts})
+        console.emit({"dry_run": True, "out": absolute(out), "plan": facts})
         return None
     page = console.talk()
     write_plan(page, plan, title, out, threads)

@@ -10,6 +10,7 @@ import click
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import write_plan
 from taskvec.cli.options import option, talk_options, verb
+from taskvec.run.sinks import absolute
 from taskvec.text import printable
 
 if TYPE_CHECKING:
@@ -82,5 +83,5 @@ def write(_: Console, plan: Plan, title: str, threads: int | None) -> None:
         )
     write_atomic(path, plan.to_bytes(to))
     console.show(printable(path))
-    facts: dict[str, Any] = {"path": os.path.abspath(path), "out": to and os.path.abspath(to)}
+    facts: dict[str, Any] = {"path": os.path.abspath(path), "out": to and absolute(to)}
     console.emit({**facts, "plan": plan.to_dict()})

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from taskvec._core import __version__, blake3_hex
 from taskvec.compat.findings import Finding
 from taskvec.errors import Error, FormatError, RecipeError
-from taskvec.models.adapter import WEIGHTS, Adapter
+from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
-from taskvec.models.source import source_path
+from taskvec.models.source import recorded_path, source_path
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, Source, written
 from taskvec.plan.rows import encode
 from taskvec.resolve.adapter import open_adapter
@@ -181,6 +181,5 @@ def _opened(source: dict[str, Any], spec: str, lasting: str, subject: str) -> Ch
             f"`{lasting}` is not what it was when `{subject}` was made",
             "use the same files, or make the plan again",
         )
-    is_adapter = isinstance(checkpoint, Adapter)
-    source["path"] = str(checkpoint.path / WEIGHTS) if is_adapter else source_path(checkpoint)
+    source["path"] = recorded_path(checkpoint)
     return checkpoint

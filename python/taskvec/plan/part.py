@@ -106,9 +106,11 @@ def _rows(document: Mapping[str, Any], numbers: Mapping[int, int]) -> Iterator[R
 
 
 def identity(plan: PlanRecord) -> str:
-    """What a plan is known by on every machine: its digest without the paths of its sources."""
+    """What a plan is known by on every machine: its digest without the local paths of its sources."""
     data = plan.json
     for source in plan.document["sources"]:
+        if "://" in source["path"]:
+            continue
         path = b'"path":' + json.dumps(source["path"]).encode()
         data = data.replace(path, b'"path":""', 1)
     return blake3_hex(data)

@@ -31,16 +31,23 @@ from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress
 from taskvec.report.report import Report
 from taskvec.resolve.remote import materialised
+from taskvec.resolve.storage import current, storage
 from taskvec.run import finish as ending
+from taskvec.run.deliver import deliver, sent_at
+from taskvec.run.dispatch import run_part
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import input_rows
 from taskvec.run.locked import paths_of
-from taskvec.run.parts import admit, execute_part, hold_divisible
+from taskvec.run.parts import admit, hold_divisible
+from taskvec.run.shadow import named
 from taskvec.run.shared_state import Records
+from taskvec.run.sinks import is_address, open_sink
 from taskvec.settings import Settings
 
 Unit = tuple[int, ...]
 LOCAL = "local"
+# The driver writes no weight file: it takes the address of an output, and ends the run.
+_DRIVER = Part(0, 2)
 # Output of one task: enough to make the task worth it, little enough to lose.
 _OF_A_TASK = 512 << 20
 _TRIES = 4
@@ -86,6 +93,8 @@ def execute_on_ray(
     """
     settings = settings or Settings()
     hold_divisible(plan, settings)
+    if is_address(out):
+        return _deliver_on_ray(plan, str(out), address, settings, progress)
     out = Path(out).absolute()
     folders = ending.folders_of(plan, out)
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
@@ -101,6 +110,27 @@ def execute_on_ray(
         missing = [unit for unit in every if is_missing and not records.has(unit, rehash=settings.rehash)]
         _run_tasks(plan, out, missing, settings, progress)
         return ending.finish(plan, out, checkpoints, settings, progress)
+
+
+def _deliver_on_ray(
+    plan: PlanRecord, out: str, address: str, settings: Settings, progress: Callback | None
+) -> Report:
+    """The same with an output at an address: every node reaches it by itself."""
+    with _connected(address):
+        # takes the address, or finds the run ended there
+        begun = deliver(plan, out, part=_DRIVER, chosen=(), settings=settings, progress=progress)
+        if begun.report is not None:
+            return begun.report
+        local = [checkpoint for checkpoint in plan.checkpoints if checkpoint.repository is None]
+        _probe(out, paths_of(local))
+        done = sent_at(plan, out)
+        names = [[named(output.folder, shard.name) for output in plan.outputs] for shard in plan.shards]
+        missing = [unit for unit in units(plan) if not all(n in done for each in unit for n in names[each])]
+        _run_tasks(plan, out, missing, settings, progress)
+        ended = deliver(plan, out, part=_DRIVER, chosen=(), settings=settings, progress=progress)
+    if ended.report is None:
+        raise OutputError(f"weight files of `{out}` are missing", "run the same command again: it goes on")
+    return ended.report
 
 
 @contextlib.contextmanager
@@ -146,7 +176,7 @@ def _unreachable(address: str, error: Exception) -> OutputError:
     )
 
 
-def _probe(out: Path, inputs: Sequence[str]) -> None:
+def _probe(out: Path | str, inputs: Sequence[str]) -> None:
     """Return if every node sees the output folder and all inputs.
 
     Raises
@@ -155,15 +185,18 @@ def _probe(out: Path, inputs: Sequence[str]) -> None:
         One does not; the message names it and what it lacks.
     """
     token = secrets.token_hex(8)
-    mark = out / STATE / f"probe.{token}"
-    mark.write_text(token, encoding="ascii")
+    mark: Path | None = None
+    if isinstance(out, Path):
+        mark = out / STATE / f"probe.{token}"
+        mark.write_text(token, encoding="ascii")
+    place = str(out if mark is None else mark)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         waiting = {}
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             task = _look.options(scheduling_strategy=where, num_cpus=0, max_retries=0)
-            waiting[task.remote(str(mark), token, list(inputs))] = node
+            waiting[task.remote(place, token, list(inputs), dict(current().options))] = node
         pending = list(waiting)
         ends = time.monotonic() + _PROBE_SECONDS
         while pending and time.monotonic() < ends:
@@ -177,18 +210,31 @@ def _probe(out: Path, inputs: Sequence[str]) -> None:
             )
     finally:
         with contextlib.suppress(OSError):
-            mark.unlink()
+            if mark is not None:
+                mark.unlink()
 
 
 @ray.remote
-def _look(mark: str, token: str, inputs: list[str]) -> str:
+def _look(mark: str, token: str, inputs: list[str], options: dict[str, str]) -> str:
     """What a node does not see; empty if it sees all."""
     try:
+        if is_address(mark):
+            with storage(options):
+                sink = open_sink(mark)
+                if sink is not None:
+                    sink.head()
+            return _missing(inputs)
         with open(mark, encoding="ascii") as file:
             if file.read() != token:
                 return f"another `{os.path.dirname(mark)}`"
     except OSError as error:
+        if isinstance(error, Error):
+            return f"not the output: {error.message}"
         return f"not the output folder `{os.path.dirname(os.path.dirname(mark))}` ({error.strerror})"
+    return _missing(inputs)
+
+
+def _missing(inputs: list[str]) -> str:
     for path in inputs:
         if not os.path.exists(path):
             return f"not the input `{path}`"
@@ -227,7 +273,7 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def _run_tasks(
-    plan: PlanRecord, out: Path, missing: Sequence[Unit], settings: Settings, progress: Callback | None
+    plan: PlanRecord, out: Path | str, missing: Sequence[Unit], settings: Settings, progress: Callback | None
 ) -> None:
     """Write the units that are missing, and return when all are in place.
 
@@ -239,7 +285,8 @@ def _run_tasks(
     data, settings = ray.put(to_file(plan)), replace(settings, threads=settings.threads or 1)
     write = _write.options(num_cpus=settings.threads, scheduling_strategy="SPREAD", max_retries=_TRIES - 1)
     batches = list(_batches(plan, missing))
-    waiting = {write.remote(data, str(out), batch, settings): batch for batch in batches}
+    options = dict(current().options)
+    waiting = {write.remote(data, str(out), batch, settings, options): batch for batch in batches}
     total, begin, done = sum(_bytes(plan, batch) for batch in batches), time.monotonic(), 0
     pending = list(waiting)
     try:
@@ -258,11 +305,12 @@ def _run_tasks(
 
 
 @ray.remote
-def _write(data: bytes, out: str, batch: list[Unit], settings: Settings) -> int:
+def _write(data: bytes, out: str, batch: list[Unit], settings: Settings, options: dict[str, str]) -> int:
     """Write some units; the bytes that were read."""
-    plan = from_file(data, "the plan of this run").plan
-    number = Part(0, max(len(units(plan)), 1))
-    done = execute_part(plan, out, number, units=batch, settings=settings, is_last=False)
+    with storage(options):
+        plan = from_file(data, "the plan of this run").plan
+        number = Part(0, max(len(units(plan)), 2))
+        done = run_part(plan, out, number, units=batch, settings=settings, is_last=False)
     return done.bytes_read
 
 

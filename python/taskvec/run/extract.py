@@ -20,7 +20,7 @@ from taskvec.report.card import vector_card
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard
 from taskvec.run.job import Job
-from taskvec.run.locked import place_of
+from taskvec.run.locked import engine_paths, place_of
 from taskvec.run.publish import copy, hold_complete, hold_or_hide, hold_ours
 
 
@@ -42,6 +42,7 @@ def execute_extract(job: Job) -> Report:
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
             memories=buffers,
+            paths=engine_paths(job.checkpoints),
         )
     )
     out = place_of(folder, engine["replaces"])

@@ -16,7 +16,8 @@ from typing import Any
 from taskvec._core import assemble_output
 from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
-from taskvec.files.names import PARTS, PLAN, STATE
+from taskvec.files.json import read_bytes
+from taskvec.files.names import JOURNAL, PARTS, PLAN, STATE
 from taskvec.plan.part import dealt
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
@@ -36,6 +37,8 @@ def finish_if_complete(
     checkpoints: Sequence[Source],
     settings: Settings,
     progress: Callback | None,
+    *,
+    is_staged: bool = False,
 ) -> Report | None:
     """End the run if no weight file is missing and no other process is about to end it."""
     folders = folders_of(plan, out)
@@ -46,7 +49,7 @@ def finish_if_complete(
         return None
     if not shared_state.claim_end(out):
         return None
-    return _end(plan, out, checkpoints, records, settings, progress)
+    return _end(plan, out, checkpoints, records, settings, progress, is_staged=is_staged)
 
 
 def finish(
@@ -69,7 +72,8 @@ def finish(
     records = Records(plan, out, folders)
     missing = [] if is_assembled(folders) else records.missing()
     if missing:
-        raise _incomplete(plan, out, missing)
+        noted = shared_state.head(out).get("parts")
+        raise incomplete(plan, out, missing, noted if isinstance(noted, int) else 1)
     shared_state.give_up_end(out)
     shared_state.claim_end(out)
     return _end(plan, out, checkpoints, records, settings, progress)
@@ -92,6 +96,8 @@ def _end(
     records: Records,
     settings: Settings,
     progress: Callback | None,
+    *,
+    is_staged: bool = False,
 ) -> Report:
     folders = folders_of(plan, out)
     try:
@@ -101,11 +107,30 @@ def _end(
     except BaseException:
         shared_state.give_up_end(out)
         raise
-    report = execute(plan, out, settings=settings, progress=progress)
+    report = end_assembled(plan, out, checkpoints if is_staged else None, settings, progress)
     if out not in folders:
         with contextlib.suppress(OSError):
             os.rmdir(out / STATE)
     return report
+
+
+def end_assembled(
+    plan: PlanRecord,
+    out: Path,
+    staged: Sequence[Source] | None,
+    settings: Settings,
+    progress: Callback | None,
+) -> Report:
+    """End a run whose weight files are all in place and in its journals.
+
+    Sources that are staged lie elsewhere in every process: the journals become those of a run over these.
+    """
+    if staged is not None:
+        for folder in folders_of(plan, out):
+            lines = read_bytes(folder / STATE / JOURNAL).decode().splitlines()[1:]
+            (folder / STATE / PLAN).unlink()
+            assemble_output(folder, paths_of(staged), plan.json, lines)
+    return execute(plan, out, settings=settings, progress=progress, checkpoints=staged)
 
 
 def _assemble(
@@ -144,10 +169,10 @@ def _hold_one_state(records: Records, digests: set[str]) -> None:
         )
 
 
-def _incomplete(plan: PlanRecord, out: Path, missing: Sequence[int]) -> OutputError:
+def incomplete(plan: PlanRecord, out: Path | str, missing: Sequence[int], parts: int) -> OutputError:
+    """The error for weight files that are missing, with the parts of so many that write them."""
     names = [plan.shards[number].name for number in missing]
-    noted = shared_state.head(out).get("parts")
-    count = noted if isinstance(noted, int) and noted > 0 else 1
+    count = max(parts, 1)
     late = [
         f"{number}/{count}"
         for number, units in enumerate(dealt(plan, count))

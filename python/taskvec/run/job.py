@@ -33,6 +33,8 @@ class Job:
     progress : callable or None
     begin : float
         When the run began, as ``time.monotonic`` tells it, in seconds.
+    ends_only : bool
+        Nothing is to be computed: all weight files are in place.
     """
 
     plan: PlanRecord
@@ -44,3 +46,4 @@ class Job:
     settings: Settings
     progress: Callback | None
     begin: float
+    ends_only: bool = False

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,16 @@ from taskvec.plan.part import Part, dealt, of_shards
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.progress import Callback, Progress, heard
 from taskvec.report.report import Report
-from taskvec.resolve.remote import materialised
-from taskvec.run import shared_state
-from taskvec.run.execute import execute
-from taskvec.run.finish import finish_if_complete, folders_of, is_assembled
+from taskvec.run import pipeline, shared_state
+from taskvec.run.execute import looked_through
+from taskvec.run.finish import end_assembled, finish_if_complete, folders_of, is_assembled
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
 from taskvec.run.locked import paths_of
 from taskvec.run.publish import Publisher
+from taskvec.run.scratch import scratch
 from taskvec.run.shared_state import Records
+from taskvec.run.supply import Brought, Supply, is_to_be_staged, scratch_limit, supply_of
 from taskvec.settings import Settings
 
 Unit = tuple[int, ...]
@@ -171,9 +173,36 @@ def execute_part(
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
     if finished is not None:
         return _ended(plan, part, finished, begin)
-    if _lacks_its_end_alone(plan, out, folders):
-        return _ended(plan, part, execute(plan, out, settings=settings, progress=progress), begin)
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    with contextlib.ExitStack() as held:
+        supply = _supplied(plan, settings, held, progress)
+        plan = looked_through(plan, supply.sources, settings)
+        if _lacks_its_end_alone(plan, out, folders):
+            staged = supply.sources if supply.is_staged else None
+            return _ended(plan, part, end_assembled(plan, out, staged, settings, progress), begin)
+        return _execute_part(plan, out, part, units, supply, settings, progress, is_last)
+
+
+def _supplied(
+    plan: PlanRecord, settings: Settings, held: contextlib.ExitStack, progress: Callback | None
+) -> Supply:
+    """The inputs of a part, with a scratch folder where they are brought range by range."""
+    if not is_to_be_staged(plan, settings, goes_away=False):
+        return supply_of(plan, settings, Path(), progress, goes_away=False)
+    return supply_of(plan, settings, held.enter_context(scratch()), progress, goes_away=False)
+
+
+def _execute_part(
+    plan: PlanRecord,
+    out: Path,
+    part: Part,
+    units: Sequence[Unit] | None,
+    supply: Supply,
+    settings: Settings,
+    progress: Callback | None,
+    is_last: bool,
+) -> PartReport:
+    begin = time.monotonic()
+    folders, checkpoints = folders_of(plan, out), supply.sources
     inputs = Inputs(checkpoints)
     base = checkpoints[0]
     assert isinstance(base, Model)
@@ -183,9 +212,12 @@ def execute_part(
     mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     is_missing = not is_assembled(folders)
     missing = [unit for unit in mine if is_missing and not records.has(unit, rehash=settings.rehash)]
-    work = _Work(plan, out, folders, inputs, records, settings, progress, missing)
-    read = sum(work.write(batch) for batch in _batches(plan, missing))
-    report = finish_if_complete(plan, out, checkpoints, settings, progress) if is_last else None
+    work = _Work(plan, out, folders, inputs, supply, records, settings, progress, missing)
+    read = work.write_all()
+    staged = supply.is_staged
+    report = (
+        finish_if_complete(plan, out, checkpoints, settings, progress, is_staged=staged) if is_last else None
+    )
     shards = tuple(plan.shards[number] for unit in missing for number in unit)
     total = len(plan.shards)
     return PartReport(
@@ -268,6 +300,7 @@ class _Work:
         out: Path,
         folders: Sequence[Path],
         inputs: Inputs,
+        supply: Supply,
         records: Records,
         settings: Settings,
         progress: Callback | None,
@@ -275,10 +308,33 @@ class _Work:
     ) -> None:
         self.plan, self.out, self.folders = plan, out, folders
         self.inputs, self.records, self.settings = inputs, records, settings
-        self.notice = heard(progress)
+        self.notice, self.supply, self.missing = heard(progress), supply, missing
+        self.fetched = 0
         self.tell = _meter(progress, [self._bytes(unit) for unit in missing])
 
-    def write(self, batch: Sequence[Unit]) -> int:
+    def write_all(self) -> int:
+        """Compute all units and put them in place; the bytes that were read."""
+        if not self.supply.is_staged:
+            return sum(self.write(batch, self.supply.paths) for batch in _batches(self.plan, self.missing))
+        supply, read = self.supply, []
+        room = pipeline.Room(scratch_limit(supply, self.missing, self.settings))
+        stopped = threading.Event()
+
+        def told(_: int) -> None:
+            if stopped.is_set():
+                raise InterruptedError("the run is stopped")
+
+        steps = pipeline.Steps[Unit, Brought, None](
+            fetch=lambda unit: supply.bring(unit, told),
+            compute=lambda unit, brought: read.append(self.write([unit], brought.paths)),
+            release=supply.let_go,
+            send=lambda _unit, _made: None,  # what is written stays
+            stop=stopped.set,
+        )
+        pipeline.run(self.missing, steps, room, lambda unit: (supply.bytes_in(unit), 0))
+        return sum(read)
+
+    def write(self, batch: Sequence[Unit], paths: Sequence[str]) -> int:
         """Compute some units and put them in place; the bytes that were read."""
         shards = sorted(number for unit in batch for number in unit)
         place = shared_state.place(self.out)
@@ -292,6 +348,7 @@ class _Work:
                     progress=self.tell(sum(self._bytes(unit) for unit in batch)),
                     allow_non_finite="non-finite" in self.settings.force,
                     notice=self.notice,
+                    paths=paths,
                 )
             )
             self.inputs.hold()
@@ -307,7 +364,7 @@ class _Work:
             journal = (folder / STATE / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]
             for line in journal:
                 lines[json.loads(line)["shard"]].append(line)
-        seen = self.records.see((made[0] / STATE / INPUTS).read_bytes())
+        seen = self.records.see(self.supply.states((made[0] / STATE / INPUTS).read_bytes()))
         for folder, source in zip(self.folders, made, strict=True):
             with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,18 @@ FINISHER = "finisher.json"
 
 def place(out: Path) -> Path:
     """A folder for this process to compute in, which is not there yet; its name says whose it is."""
-    return out / STATE / WORK / f"{_host()}.{os.getpid()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+    return out / STATE / WORK / process_name()
+
+
+def process_name() -> str:
+    """A new name that says which process of which machine has given it."""
+    return f"{_host()}.{os.getpid()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a process of this machine has given the name, and has ended."""
+    host, process, started, _ = name.rsplit(".", 3) if name.count(".") >= 3 else ("", "", "", "")
+    return host == _host() and process.isdigit() and _started(int(process)) != started
 
 
 def begin(out: Path, plan: PlanRecord, part: Part) -> None:
@@ -264,8 +275,7 @@ def clear(out: Path) -> None:
 def clear_abandoned(out: Path) -> None:
     """Remove the folders of processes of this machine that have died at work."""
     for name in look.listing(out / STATE / WORK):
-        host, process, started, _ = name.rsplit(".", 3) if name.count(".") >= 3 else ("", "", "", "")
-        if host == _host() and process.isdigit() and _started(int(process)) != started:
+        if is_abandoned(name):
             shutil.rmtree(out / STATE / WORK / name, ignore_errors=True)
 
 

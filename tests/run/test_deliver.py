@@ -1,0 +1,159 @@
+"""Outputs in an object store: the bytes and the report of a local run, range by range, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taskvec as tv
+from support.models import Trio, write_trio
+from support.oracle import same_files
+from support.s3_server import S3
+from taskvec.cli import run
+from taskvec.errors import OutputError
+
+SIZE = 6000  # bytes of a weight file: some twenty files
+ROLES = ("target", "donor", "reference")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Trio:
+    return write_trio(tmp_path / "source", shards=(2, 3, 1))
+
+
+@pytest.fixture
+def addresses(s3: S3, local: Trio) -> list[str]:
+    return [s3.put("models", f"some/{role}", folder) for role, folder in zip(ROLES, local, strict=True)]
+
+
+@pytest.fixture
+def bucket(s3: S3) -> S3:
+    s3.client.create_bucket(Bucket="results")
+    return s3
+
+
+def fetched(s3: S3, folder: Path, prefix: str = "out/", bucket: str = "results") -> Path:
+    """The objects below a prefix as files, by boto3."""
+    pages = s3.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    for each in (each for page in pages for each in page.get("Contents", ())):
+        path = folder / each["Key"].removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(s3.client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read())
+    return folder
+
+
+def names(s3: S3, prefix: str = "out/") -> set[str]:
+    listed = s3.client.list_objects_v2(Bucket="results", Prefix=prefix).get("Contents", ())
+    return {each["Key"].removeprefix(prefix) for each in listed}
+
+
+def without_state(folder: Path) -> Path:
+    for path in list(folder.rglob("written.json")):
+        path.unlink()
+        path.parent.rmdir()
+    return folder
+
+
+def figures(report: tv.Report | None) -> Any:
+    assert report is not None
+    outputs = [{**each.to_dict(), "folder": Path(each.folder).name} for each in report.outputs]
+    return outputs, report.plan, [each.to_dict() for each in report.findings]
+
+
+def test_a_local_model_into_a_bucket(bucket: S3, local: Trio, tmp_path: Path) -> None:
+    expected = tv.transfer(*local, tmp_path / "one" / "out", alpha=0.7, max_shard_size=SIZE)
+    report = tv.transfer(*local, "s3://results/out", alpha=0.7, max_shard_size=SIZE)
+    assert figures(report) == figures(expected)
+    assert report.outputs[0].folder == "s3://results/out"
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+    assert names(bucket) >= {"taskvec.json", ".taskvec/written.json"}
+    assert not [name for name in names(bucket) if name.startswith(".taskvec/") and "written" not in name]
+    assert not list((tmp_path / "scratch" / "runs").iterdir())
+    again = tv.transfer(*local, "s3://results/out", alpha=0.7, max_shard_size=SIZE)
+    assert again.already_done
+    assert figures(again) == figures(expected)
+    assert tv.verify("s3://results/out").ok
+    assert tv.verify("s3://results/out", rehash=True).ok
+
+
+@pytest.mark.parametrize("alpha", [0.7, (0.5, 1, -1)])
+def test_from_buckets_into_a_bucket(
+    bucket: S3, addresses: list[str], tmp_path: Path, alpha: float | tuple[float, ...]
+) -> None:
+    """Range by range; no model and no output is in the scratch folder as a whole."""
+    options: dict[str, Any] = {"alpha": alpha, "max_shard_size": SIZE}
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        expected = tv.transfer(*addresses, tmp_path / "one" / "out", **options)
+    report = tv.transfer(*addresses, "s3://results/out", **options)
+    assert figures(report) == figures(expected)
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+def test_from_buckets_into_a_folder(addresses: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"alpha": 0.7, "max_shard_size": SIZE}
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        expected = tv.transfer(*addresses, tmp_path / "one" / "out", **options)
+    report = tv.transfer(*addresses, tmp_path / "out", **options, stream=True)
+    assert figures(report) == figures(expected)
+    same_files(tmp_path / "one" / "out", tmp_path / "out")
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+def test_other_content_is_refused(bucket: S3, local: Trio) -> None:
+    bucket.client.put_object(Bucket="results", Key="out/notes.txt", Body=b"mine")
+    with pytest.raises(OutputError, match=r"holds files such as `notes\.txt`"):
+        tv.transfer(*local, "s3://results/out")
+    with pytest.raises(OutputError, match="no checkpoint to be replaced"):
+        tv.transfer(*local, "s3://results/out", overwrite=True)
+    assert names(bucket) == {"notes.txt"}
+
+
+def test_an_output_is_replaced_when_that_is_asked_for(bucket: S3, local: Trio, tmp_path: Path) -> None:
+    tv.transfer(*local, "s3://results/out", max_shard_size=SIZE)
+    with pytest.raises(OutputError, match="holds a finished output"):
+        tv.transfer(*local, "s3://results/out", alpha=0.5)
+    tv.transfer(*local, "s3://results/out", alpha=0.5, overwrite=True)
+    tv.transfer(*local, tmp_path / "one" / "out", alpha=0.5)
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+
+
+def test_parts(bucket: S3, addresses: list[str], tmp_path: Path) -> None:
+    plan = tv.plan_transfer(*addresses, alpha=0.7, max_shard_size=SIZE)
+    parts = [plan.part(number, 4).run("s3://results/out") for number in (2, 0, 3)]
+    assert [part.report for part in parts] == [None] * 3
+    with pytest.raises(OutputError, match=r"are missing.*"):
+        tv.finish("s3://results/out")
+    last = plan.part(1, 4).run("s3://results/out")
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        expected = plan.run(tmp_path / "one" / "out")
+    assert figures(last.report) == figures(expected)
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+    assert plan.part(1, 4).run("s3://results/out").report is not None
+
+
+def test_a_vector(bucket: S3, local: Trio, tmp_path: Path) -> None:
+    tv.extract(local.donor, local.reference, tmp_path / "one" / "out")
+    tv.extract(local.donor, local.reference, "s3://results/out")
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+    tv.apply(local.target, "s3://results/out", out="s3://results/applied")
+    tv.apply(local.target, tmp_path / "one" / "out", out=tmp_path / "applied")
+    made = fetched(bucket, tmp_path / "there", "applied/")
+    for path in (tmp_path / "applied").glob("*.safetensors"):
+        assert path.read_bytes() == (made / path.name).read_bytes()
+
+
+def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    models = [word for role, at in zip(ROLES, addresses, strict=True) for word in (f"--{role}", at)]
+    assert run(["transfer", *models, "-o", "s3://results/out", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["out"] == "s3://results/out"
+    assert run(["verify", "s3://results/out"]) == 0
+    bucket.client.put_object(Bucket="results", Key="out/config.json", Body=b"{}")
+    assert run(["verify", "s3://results/out"]) == 1
+    assert run(["transfer", *models, "-o", "https://results/out"]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert not Path("https:").exists()
