@@ -148,6 +148,13 @@ def test_a_vector(bucket: S3, local: Trio, tmp_path: Path) -> None:
 
 def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     models = [word for role, at in zip(ROLES, addresses, strict=True) for word in (f"--{role}", at)]
+    assert run(["transfer", *models, "-o", "s3://results/out", "--json", "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["plan"]
+    assert plan["moves"] == {
+        "fetch": plan["bytes_in"],
+        "send": plan["bytes_out"],
+        "scratch": max(each["bytes"] for each in plan["shards"]) * 4,
+    }
     assert run(["transfer", *models, "-o", "s3://results/out", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["out"] == "s3://results/out"

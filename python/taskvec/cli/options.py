@@ -161,7 +161,7 @@ def alpha_option(help_text: str) -> Callable[[Function], Function]:
 
 out_option = option(
     "-o", "--out", required=True, type=click.Path(path_type=str), section="Output", metavar="OUT",
-    help="Folder to write; made if it is not there.",
+    help="Folder to write, made if it is not there; or s3://bucket/prefix, gs://, az://.",
 )  # fmt: skip
 
 _PARSED: dict[Parse, dict[str, Any]] = {
@@ -255,7 +255,8 @@ def scratch_option(function: Function) -> Function:
 
     declared = option(
         "--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
-        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in; streamed "
+        "ones, and outputs that go to an address, are there for a while.  "
         f"[default: ${VARIABLE}, or taskvec in the user's cache]",
     )  # fmt: skip
     return declared(with_scratch)  # type: ignore[return-value]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
 from taskvec.files.manifest import File, files, parse
 from taskvec.files.names import MANIFEST
@@ -16,7 +15,7 @@ from taskvec.models.model import Stored
 from taskvec.progress import Callback, Progress
 from taskvec.report.verify import FileCheck, Verification
 from taskvec.resolve import storage
-from taskvec.resolve.store.files import find
+from taskvec.resolve.store.reread import digest_at
 from taskvec.resolve.store.write import StorePlace, place_at
 from taskvec.resolve.store.written import RUN, is_state, read_tags
 from taskvec.resolve.threads import interruptible
@@ -119,16 +118,7 @@ def _check(
         return FileCheck(name, verdict, file.bytes, found.size, file.blake3, None)  # type: ignore[arg-type]
     if tag is not None and tag == found.tag:
         return FileCheck(name, "ok", file.bytes, found.size, file.blake3, None)
-    digest = _digest(place, name, folder, threads)
+    digest = digest_at(place, name, folder, threads)
     return FileCheck(
         name, "ok" if digest == file.blake3 else "differs", file.bytes, found.size, file.blake3, digest
     )
-
-
-def _digest(place: StorePlace, name: str, folder: Path, threads: int) -> str:
-    """BLAKE3 of a file, which lies in the scratch folder for that."""
-    path = find(place.address).fetch([name], folder) / name
-    try:
-        return digest_file(path, threads=threads)[1]
-    finally:
-        path.unlink()

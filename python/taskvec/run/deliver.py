@@ -300,6 +300,9 @@ class _Delivery:
         is_whole = part == ALL
         overwrite = self.settings.overwrite and is_whole
         done = self.sink.begin(head, overwrite=overwrite, resume=self.settings.resume or not is_whole)
+        if self.settings.rehash:
+            folder = self.place / "reread"
+            done = {name: sent for name, sent in done.items() if self.sink.reread(sent, folder)}
         self.marks |= {one.inputs for one in done.values()}
         return done
 

@@ -142,6 +142,10 @@ class Sink(Protocol):
         """The weight files of this plan that are there now, whoever has sent them."""
         ...
 
+    def reread(self, sent: Sent, folder: Path) -> bool:
+        """Whether a weight file that is there has the bytes that were sent: it is read, by way of a folder."""
+        ...
+
     def send(self, path: Path, sent: Sent, told: Told) -> None:
         """Send a weight file that lies at `path`, and keep its record once it is whole at the place.
 

@@ -20,6 +20,7 @@ from taskvec.files import manifest as manifests_of
 from taskvec.files.folder import INDEX_SUFFIX, is_weight
 from taskvec.files.names import CARD, CONFIG, MANIFEST
 from taskvec.models.model import Stored
+from taskvec.resolve.store.reread import digest_at
 from taskvec.resolve.store.unfinished import abort_uploads
 from taskvec.resolve.store.write import StorePlace, place_at
 from taskvec.resolve.store.written import DONE, RUN, is_state, write_tags
@@ -193,6 +194,10 @@ class StoreSink:
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         return (sent, tag) if is_whole else None
+
+    def reread(self, sent: Sent, folder: Path) -> bool:
+        """Whether a weight file has the bytes that were sent: it is read, by way of a folder."""
+        return digest_at(self.place, sent.name, folder) == sent.digest
 
     def send(self, path: Path, sent: Sent, told: Told) -> None:
         """Send a weight file, then its record."""
