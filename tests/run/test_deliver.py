@@ -11,6 +11,7 @@ import pytest
 import taskvec as tv
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.packed_models import BY_NAME, packed_trio
 from support.s3_server import S3
 from taskvec.cli import run
 from taskvec.errors import OutputError
@@ -164,3 +165,77 @@ def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.Captu
     assert run(["transfer", *models, "-o", "https://results/out"]) == 2
     assert "cannot be written to" in capsys.readouterr().err
     assert not Path("https:").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "block FP8, BF16 scales",
+        "FP8 per tensor",
+        "CT INT8 group 32",
+        "CT NVFP4",
+        "GPTQ 4 bits act",
+        "AWQ",
+        "NF4 nested",
+    ],
+)
+@pytest.mark.parametrize("out_dtype", ["bfloat16", None])
+def test_packed_models_range_by_range(bucket: S3, tmp_path: Path, name: str, out_dtype: str | None) -> None:
+    """The engine says which ranges it reads: nothing that it needs is a hole."""
+    local, _ = packed_trio(tmp_path / "source", BY_NAME[name], shards=2)
+    far = [bucket.put("models", f"{role}", folder) for role, folder in zip(ROLES, local, strict=True)]
+    options: dict[str, Any] = {"out_dtype": out_dtype, "max_shard_size": 3 * SIZE}
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        expected = tv.transfer(*far, tmp_path / "one" / "out", **options)
+    report = tv.transfer(*far, "s3://results/out", **options)
+    assert figures(report) == figures(expected)
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+
+
+def test_a_recipe_of_several_documents(bucket: S3, addresses: list[str], tmp_path: Path) -> None:
+    """Results of earlier documents lie in the scratch folder until the output is there."""
+    models = "".join(f"\n  - model: {at}" for at in addresses[1:])
+    linear = "merge_method: linear\nparameters: {weight: 0.5}\nmodels:"
+    recipe = f"{linear}{models}\nname: first\n---\n{linear}\n  - model: first\n  - model: {addresses[0]}\n"
+    expected = tv.merge(recipe, tmp_path / "one" / "out", max_shard_size=SIZE)
+    report = tv.merge(recipe, "s3://results/out", max_shard_size=SIZE)
+    assert [each.shards for each in report.outputs] == [each.shards for each in expected.outputs]
+    made = fetched(bucket, tmp_path / "out")
+    for path in (tmp_path / "one" / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (made / path.name).read_bytes()
+    assert tv.merge(recipe, "s3://results/out", max_shard_size=SIZE).already_done
+    assert not list((tmp_path / "scratch").glob("steps/*"))
+
+
+def test_a_conversion(bucket: S3, addresses: list[str], local: Trio, tmp_path: Path) -> None:
+    tv.convert(addresses[0], "s3://results/out", out_dtype="float16", max_shard_size=SIZE)
+    tv.convert(local.target, tmp_path / "out", out_dtype="float16", max_shard_size=SIZE)
+    made = fetched(bucket, tmp_path / "there")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (made / path.name).read_bytes()
+
+
+def test_tensors_in_memory(bucket: S3, local: Trio, tmp_path: Path) -> None:
+    target, donor = tv.open(local.target), tv.open(local.donor)
+    donor = tv.from_state_dict({name: donor[name] for name in donor}, config=donor.config)
+    merged = target + 0.5 * (donor - tv.open(local.reference))
+    merged.save("s3://results/out", force="tokenizer-missing")
+    merged.save(tmp_path / "out", force="tokenizer-missing")
+    made = fetched(bucket, tmp_path / "there")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (made / path.name).read_bytes()
+    assert not list((tmp_path / "scratch").glob("outputs/*"))
+
+
+def test_rehash_finds_what_was_put_in_the_place_of_a_file(bucket: S3, local: Trio, tmp_path: Path) -> None:
+    plan = tv.plan_transfer(*local, max_shard_size=SIZE)
+    first = plan.part(0, 2).run("s3://results/out").shards[0].name
+    expected = plan.run(tmp_path / "out")
+    data = (tmp_path / "out" / first).read_bytes()
+    bucket.client.put_object(Bucket="results", Key=f"out/{first}", Body=b"\1" * len(data))
+    report = plan.run("s3://results/out")
+    assert figures(report) == figures(expected)
+    found = bucket.client.get_object(Bucket="results", Key=f"out/{first}")["Body"].read()
+    assert found == data
+    bucket.client.put_object(Bucket="results", Key=f"out/{first}", Body=b"\1" * len(data))
+    assert [file.name for file in tv.verify("s3://results/out").problems] == [first]

@@ -136,10 +136,11 @@ def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int
 
 
 def _listed_digest(checkpoint: Model | SavedVector | Adapter, name: str) -> str | None:
-    """What the address lists; a file in the hub's cache is a link to a blob that is named by it."""
-    if checkpoint.remote is not None:
+    """What the hub lists; a file in its cache is a link to a blob that is named by it."""
+    path = checkpoint.location / name
+    if checkpoint.remote is not None and not look.exists(path):
         return checkpoint.remote.list()[name].digest
-    return look.resolved(checkpoint.location / name).name
+    return look.resolved(path).name
 
 
 def _dump(out: io.BytesIO, value: Any, depth: int, indent: bytes = b"") -> None:

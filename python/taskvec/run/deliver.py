@@ -342,7 +342,6 @@ class _Delivery:
 
     def _stop(self) -> None:
         self.tell.is_stopped = True
-        self.sink.close(failed=True)
 
     def _made_at(self, unit: Unit) -> Path:
         return self.place / "made" / "-".join(map(str, unit[:8]))
@@ -473,8 +472,7 @@ class _Meter:
 
     def fetched(self, count: int) -> None:
         """More bytes have come."""
-        if self.is_stopped:
-            raise InterruptedError("the run is stopped")
+        self._hold_on()
         self._fetched += count
         self._say()
 
@@ -492,10 +490,16 @@ class _Meter:
         """A sink's callback while it sends a file."""
 
         def tell(count: int) -> None:
+            self._hold_on()
             self._sent[name] = count
             self._say()
 
         return tell
+
+    def _hold_on(self) -> None:
+        """Return while the run goes on; what is raised ends a request or an upload."""
+        if self.is_stopped:
+            raise InterruptedError("the run is stopped")
 
     def _say(self) -> None:
         if self.progress is not None:

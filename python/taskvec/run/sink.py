@@ -143,7 +143,7 @@ class Sink(Protocol):
         ...
 
     def reread(self, sent: Sent, folder: Path) -> bool:
-        """Whether a weight file that is there has the bytes that were sent: it is read, by way of a folder."""
+        """Whether a weight file that is there has the bytes that were sent; read by way of a folder."""
         ...
 
     def send(self, path: Path, sent: Sent, told: Told) -> None:

@@ -45,6 +45,7 @@ class StoreSink:
         self._records: dict[str, tuple[str | None, Sent, str | None]] = {}
         self._stop = threading.Event()
         self._is_ended = False
+        self._sending: set[str] = set()
 
     @property
     def address(self) -> str:
@@ -70,8 +71,8 @@ class StoreSink:
     def begin(self, head: Head, *, overwrite: bool = False, resume: bool = True) -> Mapping[str, Sent]:
         """Take the place for a run, or go on with an unfinished one of the same plan."""
         self._identity, self._outputs = head.identity, head.outputs
+        names = self._list()  # before the head: whatever it shows without one, no other part has put there
         there = self.head()
-        names = self._list()
         if there is not None and there.identity != head.identity and not overwrite:
             raise OutputError(
                 f"`{self.address}` holds an unfinished run of a different plan",
@@ -180,8 +181,9 @@ class StoreSink:
 
     def _is_there(self, record: tuple[str | None, Sent, str | None], stored: Stored | None) -> bool:
         _, sent, tag = record
-        is_same = stored is not None and stored.size == sent.size and (tag is None or stored.tag == tag)
-        return is_same and sent.identity == self._identity
+        if stored is None or sent.identity != self._identity or stored.size != sent.size:
+            return False
+        return tag is None or stored.tag is None or stored.tag == tag
 
     def _read(self, name: str) -> tuple[Sent, str | None] | None:
         """The record of a weight file and its tag then; ``None`` where there is no whole one."""
@@ -207,7 +209,9 @@ class StoreSink:
                 raise Stopped
             told(count)
 
+        self._sending.add(sent.name)
         stored = self.place.write(sent.name, path, tell)
+        self._sending.discard(sent.name)
         tell(sent.size)
         record = json.dumps({**sent._asdict(), "tag": stored.tag})
         self.place.put(f"{DONE}/{sent.name}.json", record.encode())
@@ -279,9 +283,14 @@ class StoreSink:
         interruptible(lambda: abort_uploads(self.place))
 
     def close(self, *, failed: bool = False) -> None:
-        """Stop what is being sent: obstore aborts an upload whose file cannot be read on."""
+        """Stop what is being sent: obstore aborts an upload whose file cannot be read on.
+
+        One of which all has been read, and whose store does not answer, is aborted from here.
+        """
         if failed:
             self._stop.set()
+            if self._sending:
+                abort_uploads(self.place, self._sending)
         elif self._is_ended and self.head() is not None:  # its process was killed before it tidied up
             self._forget()
 

@@ -23,8 +23,8 @@ from taskvec.settings import Settings
 from taskvec.text import size
 
 Unit = tuple[int, ...]
-# Left free of the scratch folder's file system where no limit is given.
-_SPARE = 1 << 30
+# The share of what is free on the scratch folder's file system that is left so where no limit is given.
+_SPARE = 0.1
 
 
 class Brought(NamedTuple):
@@ -171,7 +171,7 @@ def scratch_limit(supply: Supply, units: Sequence[Unit], settings: Settings) -> 
     """
     need = max((supply.bytes_in(unit) + supply.bytes_out(unit) for unit in units), default=0)
     given = settings.scratch_size
-    limit = given if given is not None else max(free_space(supply.place) - _SPARE, 0)
+    limit = given if given is not None else int(free_space(supply.place) * (1 - _SPARE))
     if need > limit:
         what = "`--scratch-size` allows" if given is not None else f"`{supply.place.parent}` has"
         raise OutputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 from taskvec.resolve import storage
@@ -16,8 +17,14 @@ from taskvec.resolve.store.write import StorePlace
 log = logging.getLogger(__name__)
 
 
-def abort_uploads(place: StorePlace) -> int:
-    """Give up all unfinished uploads below an address, where that can be done; how many there were."""
+def abort_uploads(place: StorePlace, names: Collection[str] | None = None) -> int:
+    """Give up unfinished uploads below an address, all or those of some files, where that can be done.
+
+    Returns
+    -------
+    int
+        How many there were.
+    """
     if place.where.scheme != "s3":
         return 0
     try:
@@ -27,6 +34,8 @@ def abort_uploads(place: StorePlace) -> int:
             Bucket=place.where.place, Prefix=prefix
         ):
             for upload in page.get("Uploads", ()):
+                if names is not None and upload["Key"].removeprefix(prefix) not in names:
+                    continue
                 client.abort_multipart_upload(
                     Bucket=place.where.place, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
