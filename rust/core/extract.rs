@@ -18,8 +18,8 @@ use crate::output::folder::{OutputFolder, Request};
 use crate::plan::FORMAT;
 use crate::run::report::text;
 use crate::run::Options;
-use crate::storage::source::{place, Buffers};
 use crate::storage::source::Source;
+use crate::storage::source::{place, Buffers};
 use crate::storage::sources::Sources;
 use crate::threads::pool;
 

@@ -30,7 +30,9 @@ pub fn ranges(plan_json: &[u8], paths: &[PathBuf]) -> Result<Vec<Ranges>> {
             opened.push((job.shard, input));
         }
     }
-    for (shard, part) in opened.iter().flat_map(|(shard, input)| input.storage().parts().into_iter().map(|p| (*shard, p))) {
+    for (shard, part) in
+        opened.iter().flat_map(|(shard, input)| input.storage().parts().into_iter().map(|p| (*shard, p)))
+    {
         shards[shard].entry(part.file.path()).or_default().push((part.offset, part.offset + part.bytes()));
     }
     let owned = |found: BTreeMap<&Path, Vec<(u64, u64)>>| {
