@@ -61,7 +61,11 @@ def without_state(folder: Path) -> Path:
 def figures(report: tv.Report | None) -> Any:
     assert report is not None
     outputs = [{**each.to_dict(), "folder": Path(each.folder).name} for each in report.outputs]
-    return outputs, report.plan, [each.to_dict() for each in report.findings]
+    findings = [{**each.to_dict(), "message": ""} for each in report.findings]
+    for each in findings:
+        if each["id"] == "rounded-away":  # it names the output
+            each["subject"] = Path(each["subject"]).name
+    return outputs, report.plan, findings
 
 
 def test_a_local_model_into_a_bucket(bucket: S3, local: Trio, tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_vector(bucket: S3, local: Trio, tmp_path: Path) -> None:
 def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     models = [word for role, at in zip(ROLES, addresses, strict=True) for word in (f"--{role}", at)]
     assert run(["transfer", *models, "-o", "s3://results/out", "--json", "--dry-run"]) == 0
-    plan = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["plan"]
+    plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["moves"] == {
         "fetch": plan["bytes_in"],
         "send": plan["bytes_out"],
@@ -175,7 +179,6 @@ def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.Captu
         "CT INT8 group 32",
         "CT NVFP4",
         "GPTQ 4 bits act",
-        "AWQ",
         "NF4 nested",
     ],
 )

@@ -176,7 +176,8 @@ def _opened(source: dict[str, Any], spec: str, lasting: str, subject: str) -> Ch
         It is not the one that the plan was made for.
     """
     checkpoint = replace(_OPEN[source["kind"]](lasting), spec=spec)
-    if checkpoint.fingerprint != source["fingerprint"]:
+    is_other = "://" in source["path"] and recorded_path(checkpoint) != source["path"]
+    if is_other or checkpoint.fingerprint != source["fingerprint"]:
         raise FormatError(
             f"`{lasting}` is not what it was when `{subject}` was made",
             "use the same files, or make the plan again",
