@@ -17,6 +17,7 @@ import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.s3_server import KEY, S3, SECRET
 
 pytestmark = pytest.mark.timeout(600)
 SIZE = 400_000
@@ -77,6 +78,26 @@ def test_two_nodes_are_one_run(plan: tv.Plan, one: Path, cluster: Any, tmp_path:
     assert merged[-2].done_bytes > 0
     again = plan.run_on_ray(tmp_path / "out", address=cluster.address)
     assert again.already_done
+
+
+def test_an_output_in_a_bucket_needs_no_file_system_in_common(
+    plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path, s3: S3
+) -> None:
+    """How the store is reached goes to the workers with each task."""
+    s3.client.create_bucket(Bucket="results")
+    given = {"endpoint": s3.endpoint, "access_key_id": KEY, "secret_access_key": SECRET, "allow_http": "true"}
+    with tv.storage({**given, "region": "us-east-1"}, scratch=tmp_path / "scratch"):
+        report = plan.run_on_ray("s3://results/out", address=cluster.address)
+        assert plan.run_on_ray("s3://results/out", address=cluster.address).already_done
+        assert tv.verify("s3://results/out").ok
+    expected = plan.run(one)
+    assert [output.survival for output in report.outputs] == [output.survival for output in expected.outputs]
+    assert [output.shards for output in report.outputs] == [output.shards for output in expected.outputs]
+    with (
+        tv.storage({**given, "secret_access_key": "", "endpoint": "http://127.0.0.1:1"}),
+        pytest.raises(tv.Error),
+    ):
+        plan.run_on_ray("s3://results/other", address=cluster.address)
 
 
 def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress
 from taskvec.report.report import Report
 from taskvec.resolve.remote import materialised
-from taskvec.resolve.storage import current, storage
+from taskvec.resolve.storage import Storage, current, storage
 from taskvec.run import finish as ending
 from taskvec.run.deliver import deliver, sent_at
 from taskvec.run.dispatch import run_part
@@ -285,8 +285,8 @@ def _run_tasks(
     data, settings = ray.put(to_file(plan)), replace(settings, threads=settings.threads or 1)
     write = _write.options(num_cpus=settings.threads, scheduling_strategy="SPREAD", max_retries=_TRIES - 1)
     batches = list(_batches(plan, missing))
-    options = dict(current().options)
-    waiting = {write.remote(data, str(out), batch, settings, options): batch for batch in batches}
+    reached = current()
+    waiting = {write.remote(data, str(out), batch, settings, reached): batch for batch in batches}
     total, begin, done = sum(_bytes(plan, batch) for batch in batches), time.monotonic(), 0
     pending = list(waiting)
     try:
@@ -305,9 +305,9 @@ def _run_tasks(
 
 
 @ray.remote
-def _write(data: bytes, out: str, batch: list[Unit], settings: Settings, options: dict[str, str]) -> int:
+def _write(data: bytes, out: str, batch: list[Unit], settings: Settings, reached: Storage) -> int:
     """Write some units; the bytes that were read."""
-    with storage(options):
+    with storage(reached.options, scratch=reached.scratch):
         plan = from_file(data, "the plan of this run").plan
         number = Part(0, max(len(units(plan)), 2))
         done = run_part(plan, out, number, units=batch, settings=settings, is_last=False)

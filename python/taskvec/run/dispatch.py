@@ -33,7 +33,8 @@ def run_plan(
     settings = settings or Settings()
     hold_local(out)
     if is_address(out):
-        from taskvec.run.deliver import deliver, deliver_whole  # which local runs do without
+        from taskvec.run.deliver import deliver  # which local runs do without
+        from taskvec.run.deliver_whole import deliver_whole
 
         is_in_memory = any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints)
         if plan.kind == "vector" or is_in_memory:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from taskvec.errors import RecipeError
@@ -67,3 +68,16 @@ def open_sink(out: str | os.PathLike[str]) -> Sink | None:
     if not isinstance(out, str):
         return None
     return next((make(out) for begin, make in SCHEMES.items() if out.startswith(begin)), None)
+
+
+@contextlib.contextmanager
+def closing(address: str) -> Iterator[Sink]:
+    """The sink of an address while it is used; raises as :func:`open_sink`."""
+    sink = open_sink(address)
+    assert sink is not None
+    try:
+        yield sink
+    except BaseException:
+        sink.close(failed=True)
+        raise
+    sink.close()
