@@ -15,6 +15,7 @@ from support.packed_models import BY_NAME, packed_trio
 from support.s3_server import S3
 from taskvec.cli import run
 from taskvec.errors import OutputError
+from taskvec.run.store_sink import StoreSink
 
 SIZE = 6000  # bytes of a weight file: some twenty files
 ROLES = ("target", "donor", "reference")
@@ -149,6 +150,24 @@ def test_a_vector(bucket: S3, local: Trio, tmp_path: Path) -> None:
     made = fetched(bucket, tmp_path / "there", "applied/")
     for path in (tmp_path / "applied").glob("*.safetensors"):
         assert path.read_bytes() == (made / path.name).read_bytes()
+
+
+def test_finish_by_hand(bucket: S3, local: Trio, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plan = tv.plan_transfer(*local, max_shard_size=SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreSink, "_put_manifest", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            plan.run("s3://results/out")
+    assert "taskvec.json" not in names(bucket)
+    assert run(["finish", "s3://results/out"]) == 0
+    assert "s3://results/out" in capsys.readouterr().out
+    plan.run(tmp_path / "one" / "out")
+    same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
+    assert run(["finish", "s3://results/out"]) == 2
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_command_line(bucket: S3, addresses: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,19 @@ def hold_local(out: str | os.PathLike[str]) -> None:
         raise RecipeError(f"addresses of {kind}:// cannot be written to", f"give one of {known}, or a folder")
 
 
+def hold_folder(out: object, what: str) -> None:
+    """Return if an output is no address: `what` goes to a folder alone.
+
+    Raises
+    ------
+    RecipeError
+    """
+    if isinstance(out, str) and _SCHEME.match(out):
+        raise RecipeError(
+            f"{what} goes to a folder, and not to `{out.partition('://')[0]}://`", "give a folder"
+        )
+
+
 def open_sink(out: str | os.PathLike[str]) -> Sink | None:
     """The sink of an address; ``None`` for a local folder. Nothing is asked for yet.
 

@@ -44,7 +44,7 @@ class StoreSink:
         self._stored: dict[str, Stored] = {}
         self._records: dict[str, tuple[str | None, Sent, str | None]] = {}
         self._stop = threading.Event()
-        self._is_ended = False
+        self._is_ended = self._was_begun = False
         self._sending: set[str] = set()
 
     @property
@@ -73,6 +73,7 @@ class StoreSink:
         self._identity, self._outputs = head.identity, head.outputs
         names = self._list()  # before the head: whatever it shows without one, no other part has put there
         there = self.head()
+        self._was_begun = there is not None
         if there is not None and there.identity != head.identity and not overwrite:
             raise OutputError(
                 f"`{self.address}` holds an unfinished run of a different plan",
@@ -280,7 +281,8 @@ class StoreSink:
             interruptible(lambda: self.place.delete([RUN] if RUN in names else []))
         except Error as error:
             log.info("the state of the run at `%s` stays: %s", self.address, error)
-        interruptible(lambda: abort_uploads(self.place))
+        if self._was_begun:
+            interruptible(lambda: abort_uploads(self.place))
 
     def close(self, *, failed: bool = False) -> None:
         """Stop what is being sent: obstore aborts an upload whose file cannot be read on.
