@@ -14,7 +14,8 @@ from support.oracle import same_files
 from support.packed_models import BY_NAME, packed_trio
 from support.s3_server import S3
 from taskvec.cli import run
-from taskvec.errors import OutputError
+from taskvec.errors import HubError, OutputError
+from taskvec.resolve.store.write import StorePlace
 from taskvec.run.store_sink import StoreSink
 
 SIZE = 6000  # bytes of a weight file: some twenty files
@@ -139,6 +140,22 @@ def test_parts(bucket: S3, addresses: list[str], tmp_path: Path) -> None:
     assert figures(last.report) == figures(expected)
     same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
     assert plan.part(1, 4).run("s3://results/out").report is not None
+
+
+def test_a_store_that_removes_nothing(bucket: S3, local: Trio) -> None:
+    """The state of the run stays, and the output is complete all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StorePlace, "delete", refused)
+        tv.transfer(*local, "s3://results/out", max_shard_size=SIZE)
+        assert ".taskvec/run.json" in names(bucket)
+        assert tv.verify("s3://results/out").ok
+        assert tv.transfer(*local, "s3://results/out", max_shard_size=SIZE).already_done
+    assert tv.transfer(*local, "s3://results/out", max_shard_size=SIZE).already_done
+    assert ".taskvec/run.json" not in names(bucket)
+
+
+def refused(*_: object) -> None:
+    raise HubError("the store answered 501", "none")
 
 
 def test_a_vector(bucket: S3, local: Trio, tmp_path: Path) -> None:

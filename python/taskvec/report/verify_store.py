@@ -17,7 +17,7 @@ from taskvec.report.verify import FileCheck, Verification
 from taskvec.resolve import storage
 from taskvec.resolve.store.reread import digest_at
 from taskvec.resolve.store.write import StorePlace, place_at
-from taskvec.resolve.store.written import RUN, is_state, read_tags
+from taskvec.resolve.store.written import RUN, is_state, read_tags, run_outputs
 from taskvec.resolve.threads import interruptible
 
 
@@ -78,7 +78,8 @@ def _scratch() -> Path:
 def _parts(place: StorePlace, there: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
     """The manifests, by the folders of their outputs: the address itself, or one for each alpha."""
     ends = [MANIFEST] if MANIFEST in there else list(_of_alphas(there))
-    if RUN in there or not ends:
+    begun = run_outputs(interruptible(lambda: place.get(RUN))) if RUN in there else []
+    if not ends or not {f"{folder}/{MANIFEST}" if folder else MANIFEST for folder in begun} <= {*there}:
         if any(is_state(name) for name in there):
             raise VerificationError(
                 f"`{place.address}` holds an unfinished run",

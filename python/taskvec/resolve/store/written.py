@@ -30,3 +30,11 @@ def read_tags(place: Place, below: str) -> dict[str, str]:
         return {str(name): tag for name, tag in tags.items() if isinstance(tag, str)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def run_outputs(data: bytes | None) -> list[str]:
+    """The folders of the outputs of an unfinished run, as it has noted them."""
+    try:
+        return [str(name) for name in json.loads((data or b"").partition(b"\n")[0])["outputs"]]
+    except (ValueError, KeyError, TypeError):
+        return []
