@@ -127,7 +127,7 @@ class RecipeMerge:
         if place == out_of(out):
             return plan.run(place, settings=settings, progress=progress)
         try:
-            done = finished_run(plan, [place], input_rows(plan.checkpoints), self.settings)
+            done = finished_run(plan, [Path(place)], input_rows(plan.checkpoints), self.settings)
         except OutputError:
             done = None  # its inputs have changed, or it cannot be looked at: then the run says so
         if done is not None:

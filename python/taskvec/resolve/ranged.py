@@ -40,7 +40,7 @@ class RangedWeights:
         """Where each stored tensor lies, from the headers."""
         if self._places is None:
             rows = Reader(str(self.folder)).tensors()
-            self._places = {name: _Place(*rest) for name, *rest in rows}
+            self._places = {row[0]: _Place(*row[1:]) for row in rows}
         return self._places
 
     def read(self, name: str) -> bytes:
