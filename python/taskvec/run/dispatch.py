@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.errors import OutputError
+from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
-from taskvec.files.names import PARTS, STATE
+from taskvec.files.names import MANIFEST, PARTS, STATE
 from taskvec.models.model import Model
 from taskvec.plan.part import Part
 from taskvec.plan.plan import PlanRecord
@@ -41,13 +42,22 @@ def run_plan(
             return deliver_whole(plan, str(out), settings=settings, progress=progress)
         report = deliver(plan, str(out), settings=settings, progress=progress).report
         return _ended(report, out)
-    if look.exists(Path(out) / STATE / PARTS) or _is_streamed(plan, settings):
+    is_streamed = _is_streamed(plan, settings)
+    if is_streamed and settings.overwrite:
+        if look.exists(Path(out) / MANIFEST):
+            raise RecipeError(
+                f"the output in `{os.fspath(out)}` cannot be replaced by one of streamed models, which are "
+                "written file by file",
+                "remove the output folder first, or choose another one",
+            )
+        settings = replace(settings, overwrite=False)
+    if is_streamed or look.exists(Path(out) / STATE / PARTS):
         return _ended(run_part(plan, out, Part(0, 1), settings=settings, progress=progress).report, out)
     return execute(plan, out, settings=settings, progress=progress)
 
 
 def _is_streamed(plan: PlanRecord, settings: Settings) -> bool:
-    if not plan.download:
+    if not plan.download or plan.request is not None or (settings.overwrite and not settings.stream):
         return False
     from taskvec.run.supply import is_to_be_staged  # threads and temporary files, which local models need not
 

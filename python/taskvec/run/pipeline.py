@@ -13,8 +13,9 @@ Unit = TypeVar("Unit")
 Fetched = TypeVar("Fetched")
 Made = TypeVar("Made")
 SENDERS = 2
-# That an upload which is told to stop has to give itself up.
-_PATIENCE_SECONDS = 20.0
+# That an upload which is told to stop has to give itself up, and a request to end: of that nothing stays.
+_UPLOAD_SECONDS = 20.0
+_REQUEST_SECONDS = 0.5
 
 
 class Room:
@@ -122,19 +123,19 @@ def run(
     except BaseException:
         room.stop()
         steps.stop()
-        _settle(sending)
-        _settle(fetching)
+        _settle(sending, _UPLOAD_SECONDS)
+        _settle(fetching, _REQUEST_SECONDS)
         raise
     finally:
         fetching.close(1)
         sending.close(SENDERS)
 
 
-def _settle(work: Background) -> None:
+def _settle(work: Background, seconds: float) -> None:
     """Wait a while for calls that were told to stop; what they raise then is no news."""
     for _ in range(1000):
         try:
-            work.wait(_PATIENCE_SECONDS)
+            work.wait(seconds)
             return
         except Exception:
             continue
