@@ -16,6 +16,8 @@ from support.s3_server import S3
 from taskvec.cli import run
 from taskvec.errors import HubError, OutputError
 from taskvec.resolve.store.write import StorePlace
+from taskvec.run import finish as ending
+from taskvec.run import parts
 from taskvec.run.store_sink import StoreSink
 
 SIZE = 6000  # bytes of a weight file: some twenty files
@@ -106,6 +108,32 @@ def test_from_buckets_into_a_folder(addresses: list[str], tmp_path: Path) -> Non
         expected = tv.transfer(*addresses, tmp_path / "one" / "out", **options)
     report = tv.transfer(*addresses, tmp_path / "out", **options, stream=True)
     assert figures(report) == figures(expected)
+    same_files(tmp_path / "one" / "out", tmp_path / "out")
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_streamed_into_a_folder_and_killed(addresses: list[str], tmp_path: Path, number: int) -> None:
+    """Among the weight files, and when only the others were missing: the next run streams on."""
+    options: dict[str, Any] = {"alpha": 0.7, "max_shard_size": SIZE, "stream": True}
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        tv.transfer(*addresses, tmp_path / "one" / "out", **{**options, "stream": False})
+    with pytest.MonkeyPatch.context() as patch:
+        if number == 1:
+            patch.setattr(ending, "end_assembled", stopped)
+        else:
+            write, count = parts._Work.write, iter(range(100))
+
+            def few(self: parts._Work, *given: Any) -> int:
+                if next(count) == number:
+                    stopped()
+                return write(self, *given)
+
+            patch.setattr(parts._Work, "write", few)
+        with pytest.raises(KeyboardInterrupt):
+            tv.transfer(*addresses, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "taskvec.json").exists()
+    tv.transfer(*addresses, tmp_path / "out", **options)
     same_files(tmp_path / "one" / "out", tmp_path / "out")
     assert not list((tmp_path / "scratch").rglob("*.safetensors"))
 
