@@ -24,6 +24,7 @@ __all__ = [
     "finish_folder",
     "floor",
     "in_place",
+    "join_vector",
     "memcpy_rate",
     "ranges",
     "replace_output",
@@ -136,6 +137,22 @@ def extract(
     paths: Sequence[_Path] = ...,
 ) -> str:
     """Extract donor - reference into a folder; the report as JSON."""
+
+def join_vector(
+    plan: bytes,
+    pieces: bytes,
+    out: _Path,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    notice: Callable[[str], object] | None = None,
+    paths: Sequence[_Path] = ...,
+) -> str:
+    """Join the pieces of a vector that was extracted in parts; the report as JSON.
+
+    ``out`` holds an unfinished run of the plan; ``pieces`` is a list, as JSON, of the path, size and tensors
+    of each.
+    """
 
 def compare(
     plan: bytes,

@@ -85,6 +85,25 @@ pub(crate) fn extract<'py>(
     Ok(report)
 }
 
+/// Joins the pieces of a vector that was extracted in parts, in a folder that holds an unfinished run of the plan, and
+/// returns the report as JSON text.
+#[pyfunction]
+#[pyo3(signature = (plan, pieces, out, *, threads=0, progress=None, notice=None, paths=Vec::new()))]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn join_vector(
+    py: Python<'_>,
+    plan: &[u8],
+    pieces: &[u8],
+    out: PathBuf,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    notice: Option<&Bound<'_, PyAny>>,
+    paths: Vec<PathBuf>,
+) -> PyResult<String> {
+    let options = Options { threads, paths, ..Options::default() };
+    watch(py, progress, notice, |monitor| taskvec_core::extract::join::join(plan, pieces, &out, &options, monitor))
+}
+
 /// Compares two sides tensor by tensor and returns the figures as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, *, threads=0, progress=None, memories=Vec::new()))]

@@ -26,6 +26,9 @@ What GRPO taught, as a folder of its own, without loss:
 The attention of layers 8 to 20 alone:
   taskvec extract qwen-grpo qwen-sft -o attention.vec --include self_attn --layers 8-20
 
+One of four parts, which may run on as many machines that share a folder:
+  taskvec extract qwen-grpo qwen-sft -o reasoning.vec --part 0/4
+
 Then add it to any model that fits:
   taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
 """

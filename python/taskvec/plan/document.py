@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.source import recorded_path, source_path
+from taskvec.plan.extract import written_vector
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, Source, written
 from taskvec.plan.rows import encode
 from taskvec.resolve.adapter import open_adapter
@@ -41,7 +42,7 @@ class Saved(NamedTuple):
         """The settings to run it with: those given, with what the plan was made to go on in spite of."""
         given = given or Settings()
         force = (*(self.plan.recipe.get("force") or ()), *given.force)
-        rounding = self.plan.document["rounding"]
+        rounding = self.plan.document.get("rounding", given.rounding)  # a vector is not rounded
         return replace(given, force=tuple(dict.fromkeys(force)), rounding=rounding)
 
 
@@ -111,7 +112,7 @@ def _read(data: bytes, subject: str) -> Saved:
     body = _body(data, subject)
     facts = json.loads(body)
     document = facts.pop("plan")
-    version = facts["schema"], document["format"], document["arithmetic"]
+    version = facts["schema"], document["format"], document.get("arithmetic", ARITHMETIC)
     if version != (SCHEMA, FORMAT, ARITHMETIC):
         raise RecipeError(
             f"`{subject}` was made by taskvec {facts['taskvec']}, whose plans have another form",
@@ -134,9 +135,17 @@ def _read(data: bytes, subject: str) -> Saved:
         checkpoints=tuple(checkpoints),
         files={name: base64.b64decode(text) for name, text in facts["files"].items()},
         left=tuple(facts["left"]),
-        **written(document, checkpoints),
+        **_written(facts["kind"], document, checkpoints),
     )
     return Saved(plan, facts["out"])
+
+
+def _written(kind: str, document: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    if kind != "vector":
+        return written(document, checkpoints)
+    reference = checkpoints[1]
+    assert isinstance(reference, Model)
+    return written_vector(document, reference)
 
 
 def _body(data: bytes, subject: str) -> bytes:

@@ -27,7 +27,7 @@ from taskvec.report.report import Report, noise_findings, parse_engine_report, r
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
-from taskvec.run.job import Job
+from taskvec.run.job import Job, Piece
 from taskvec.run.locked import engine_paths, locked, place_of
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
@@ -39,6 +39,7 @@ def execute(
     *,
     settings: Settings | None = None,
     progress: Callback | None = None,
+    pieces: Sequence[Piece] | None = None,
     checkpoints: Sequence[Source] | None = None,
 ) -> Report:
     """Run a plan into a folder, or into one folder for each alpha below it.
@@ -54,6 +55,8 @@ def execute(
         ``threads``, ``max_memory``, ``overwrite``, ``resume``, ``rehash`` and ``force`` matter here.
     progress : callable, optional
         Called with a :class:`taskvec.Progress`.
+    pieces : sequence of Piece, optional
+        Those of a vector that parts have extracted.
     checkpoints : sequence of Model, SavedVector or Adapter, optional
         The plan's sources as they lie here, with holes in place of weights: all weight files have to be in
         place, and the run is only ended.
@@ -88,7 +91,7 @@ def execute(
         finished = finished_run(plan, folders, rows, settings, is_locked=True)
         if finished is not None:
             return finished
-        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin, ends_only)
+        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin, ends_only, pieces)
         if publish is not None:
             return _execute(job, publish)
         from taskvec.run.extract import execute_extract

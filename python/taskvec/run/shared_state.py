@@ -2,7 +2,8 @@
 
 ``parts.json`` is the plan, as a file, made by the first part; ``done/FILE.json`` stands for a weight file
 that is in place, ``inputs/DIGEST.json`` for the states of the inputs that it was computed from; ``work/``
-has a folder for each process that is at work; ``finisher.json`` names the one that ends the run.
+has a folder for each process that is at work; ``pieces/`` the pieces of a vector that are whole;
+``finisher.json`` names the one that ends the run.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from taskvec.files.json import read_bytes
 from taskvec.files.names import PARTS, STATE
 from taskvec.files.place import sync_folders
 from taskvec.plan.document import to_file
-from taskvec.plan.part import Part, identity
+from taskvec.plan.part import Part, files_of, identity
 from taskvec.plan.plan import PlanRecord
 
 DONE = "done"
 INPUTS = "inputs"
 WORK = "work"
+PIECES = "pieces"
 FINISHER = "finisher.json"
 
 
@@ -60,7 +62,7 @@ def begin(out: Path, plan: PlanRecord, part: Part) -> None:
     state = out / STATE
     data = json.dumps({"identity": identity(plan), "parts": part.total}).encode() + b"\n" + to_file(plan)
     try:
-        for folder in (state, state / DONE, state / INPUTS, state / WORK):
+        for folder in (state, state / DONE, state / INPUTS, state / PIECES, state / WORK):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise look.unanswered(state, error) from error
@@ -156,7 +158,9 @@ class Records:
     """The records of the weight files that are in place."""
 
     def __init__(self, plan: PlanRecord, out: Path, folders: Sequence[Path]) -> None:
-        self.plan, self.folders = plan, folders
+        self.files = files_of(plan)
+        # where these lie, for each output
+        self.folders = [out / STATE / PIECES] if plan.kind == "vector" else list(folders)
         self.state = out / STATE
         self.identity = identity(plan)
         self._known: dict[str, dict[str, Any]] = {}
@@ -191,7 +195,7 @@ class Records:
 
     def has(self, unit: Sequence[int], *, rehash: bool = False) -> bool:
         """Whether these weight files, by number, are in place; read again and compared if ``rehash``."""
-        return all(self._has(self.plan.shards[number].name, rehash) for number in unit)
+        return all(self._has(self.files[number].name, rehash) for number in unit)
 
     def _has(self, name: str, rehash: bool) -> bool:
         record = self.read(name)
@@ -224,11 +228,11 @@ class Records:
 
     def missing(self) -> list[int]:
         """The numbers of the weight files that are not in place."""
-        return [number for number in range(len(self.plan.shards)) if not self.has((number,))]
+        return [number for number in range(len(self.files)) if not self.has((number,))]
 
     def count(self) -> int:
         """How many weight files are in place."""
-        return len(self.plan.shards) - len(self.missing())
+        return len(self.files) - len(self.missing())
 
 
 def claim_end(out: Path) -> bool:
@@ -265,7 +269,7 @@ def give_up_end(out: Path) -> None:
 def clear(out: Path) -> None:
     """Remove what the parts have shared, the plan last."""
     state = out / STATE
-    for name in (DONE, INPUTS, WORK):
+    for name in (DONE, INPUTS, PIECES, WORK):
         shutil.rmtree(state / name, ignore_errors=True)
     for name in (FINISHER, PARTS):
         with contextlib.suppress(FileNotFoundError):
