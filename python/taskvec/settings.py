@@ -112,6 +112,7 @@ class Options(TypedDict, total=False):
     max_memory: int | str | None
     scratch_size: int | str | None
     stream: bool
+    public: bool
     max_shard_size: int | str | None
     force: str | Iterable[str]
     overwrite: bool
@@ -145,6 +146,8 @@ class Settings:
         Bring models that are at addresses range by range, for one weight file after the other, instead of
         fetching them as a whole first. It is so in any case where the output goes to an address, or where
         they do not fit on the disk.
+    public : bool
+        Whether all may read a repository that is made on the hub for the output; otherwise it is private.
     max_shard_size : int or str, optional
         Largest weight file in bytes, or as ``5GB``; the target's own layout by default.
     force : tuple of str
@@ -193,6 +196,10 @@ class Settings:
     stream: bool = option(
         False, section="Machine", parse="switch",
         help="Fetch of models at addresses only what the next weight file needs, and let it go again.",
+    )
+    public: bool = option(
+        False, section="Output", parse="switch", for_vectors=True,
+        help="Let all read a repository that is made on the hub; otherwise it is private.",
     )
     max_shard_size: int | None = option(
         None, section="Output", parse="size", metavar="SIZE", recorded=True, for_vectors=True,

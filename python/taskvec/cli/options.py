@@ -161,7 +161,7 @@ def alpha_option(help_text: str) -> Callable[[Function], Function]:
 
 out_option = option(
     "-o", "--out", required=True, type=click.Path(path_type=str), section="Output", metavar="OUT",
-    help="Folder to write, made if it is not there; or s3://bucket/prefix, gs://, az://.",
+    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
 )  # fmt: skip
 
 _PARSED: dict[Parse, dict[str, Any]] = {
@@ -225,7 +225,9 @@ ray_option = option(
 run_options = together(declared_options(Settings), ray_option, part_option, dry_run_option)
 """The options of every command that writes weights."""
 
-vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
+vector_options = together(
+    declared_options(Settings, only=lambda each: each.for_vectors), ray_option, part_option, dry_run_option
+)
 """Those of them that a command takes which saves a vector."""
 
 

@@ -12,8 +12,9 @@ EXAMPLES = """
 Is the output what was written?
   taskvec verify out
 
-At an address, by the store's own checksums:
+At an address, by the checksums there:
   taskvec verify s3://bucket/out
+  taskvec verify hf://org/name
 
 In a script:
   taskvec verify out --quiet || echo "out is damaged"
@@ -35,7 +36,7 @@ STATUS_LABELS = {
 )
 @option(
     "--rehash", is_flag=True, section="Output",
-    help="At an address, read all files, and do not rely on the store's own checksums.",
+    help="At an address, read all files, and do not rely on the checksums there.",
 )  # fmt: skip
 @storage_options
 @talk_options("verify")
@@ -43,8 +44,8 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
     """Compare the files of OUT with the hashes in its manifest, taskvec.json.
 
     OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas, here or at
-    s3://, gs:// or az://. Files that the manifest does not list are named, and are no failure. Exit code 1
-    if a file is missing or differs.
+    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, and are no failure. Exit
+    code 1 if a file is missing or differs.
     """
     from taskvec.api import verify
 

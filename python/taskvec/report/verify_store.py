@@ -1,24 +1,53 @@
-"""Holding an output in an object store against its manifest: by the store's checksums, or by reading it."""
+"""Holding an output at an address against its manifest: by the checksums there, or by reading it."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
 from taskvec.files.manifest import File, files, parse
 from taskvec.files.names import MANIFEST
-from taskvec.models.model import Stored
+from taskvec.models.model import Remote, Stored
 from taskvec.progress import Callback, Progress
 from taskvec.report.verify import FileCheck, Verification
 from taskvec.resolve import storage
-from taskvec.resolve.store.reread import digest_at
-from taskvec.resolve.store.write import StorePlace, place_at
 from taskvec.resolve.store.written import RUN, is_state, read_tags, run_outputs
 from taskvec.resolve.threads import interruptible
+
+
+class Listed(Protocol):
+    """An address with an output."""
+
+    @property
+    def address(self) -> str:
+        """As it is shown."""
+        ...
+
+    def list(self, below: str = "") -> Mapping[str, Stored]:
+        """Every file by its name."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """The bytes of a small file; ``None`` where there is none."""
+        ...
+
+
+def _opened(address: str) -> tuple[Listed, Callable[[], Remote]]:
+    """The place that an address names, and what opens it for reading."""
+    if address.startswith("hf://"):
+        from taskvec.resolve import hub, hub_write
+
+        place = hub_write.place_at(address)
+        return place, lambda: hub.resolve(hub.HubName(place.repository, place.branch))
+    from taskvec.resolve.store import files as store  # obstore, which the hub does not need
+    from taskvec.resolve.store import write
+
+    return write.place_at(address), lambda: store.find(address)
 
 
 def verify_store(
@@ -49,16 +78,16 @@ def verify_store(
         The address refuses, or cannot be reached.
     """
     begin = time.monotonic()
-    place = place_at(address)
+    place, opened = _opened(address)
     there = dict(interruptible(place.list))
     parts = _parts(place, there)
     rows = [(below, file) for below, data in parts.items() for file in files(data, Path(below) / MANIFEST)]
-    tags = {below: interruptible(lambda below=below: read_tags(place, below)) for below in parts}
+    tags = {below: interruptible(lambda below=below: read_tags(place.get, below)) for below in parts}
     total, done, checks = sum(file.bytes for _, file in rows), 0, []
     with tempfile.TemporaryDirectory(prefix="verify-", dir=_scratch()) as folder:
         for below, file in rows:
             known = None if rehash else tags[below].get(file.name)
-            checks.append(_check(place, below, file, there, known, Path(folder), threads or 0))
+            checks.append(_check(opened, below, file, there, known, Path(folder), threads or 0))
             done += file.bytes
             if progress is not None:
                 progress(Progress("verify", done, total, time.monotonic() - begin))
@@ -75,7 +104,7 @@ def _scratch() -> Path:
     return folder
 
 
-def _parts(place: StorePlace, there: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
+def _parts(place: Listed, there: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
     """The manifests, by the folders of their outputs: the address itself, or one for each alpha."""
     ends = [MANIFEST] if MANIFEST in there else list(_of_alphas(there))
     begun = run_outputs(interruptible(lambda: place.get(RUN))) if RUN in there else []
@@ -103,7 +132,7 @@ def _of_alphas(there: Mapping[str, Stored]) -> Iterator[str]:
 
 
 def _check(
-    place: StorePlace,
+    opened: Callable[[], Remote],
     below: str,
     file: File,
     there: Mapping[str, Stored],
@@ -119,7 +148,9 @@ def _check(
         return FileCheck(name, verdict, file.bytes, found.size, file.blake3, None)  # type: ignore[arg-type]
     if tag is not None and tag == found.tag:
         return FileCheck(name, "ok", file.bytes, found.size, file.blake3, None)
-    digest = digest_at(place, name, folder, threads)
+    path = opened().fetch([name], folder) / name
+    digest = digest_file(path, threads=threads)[1]
+    path.unlink()
     return FileCheck(
         name, "ok" if digest == file.blake3 else "differs", file.bytes, found.size, file.blake3, digest
     )

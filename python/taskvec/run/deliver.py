@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from taskvec.errors import RecipeError
 from taskvec.plan.part import Part, dealt, identity
 from taskvec.plan.plan import PlanRecord, Request
 from taskvec.progress import Callback
@@ -72,8 +73,13 @@ def deliver(
     KeyboardInterrupt
         Stopped, and uploads given up; the same call goes on where it was.
     """
+    if plan.kind == "vector":
+        raise RecipeError(
+            "parts of a vector need a folder that all of them see, for their pieces",
+            "give a shared folder as output, or run it as a whole",
+        )
     settings, begin = settings or Settings(), time.monotonic()
-    with scratch() as place, closing(address) as sink:
+    with scratch() as place, closing(address, public=settings.public) as sink:
         shadow = Shadow([output.folder for output in plan.outputs], sink, place / "out")
         rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
         finished = shadow.finished(plan, rows, settings)

@@ -44,7 +44,7 @@ def deliver_whole(
     """
     settings, begin = settings or Settings(), time.monotonic()
     outputs = tuple(output.folder for output in plan.outputs)
-    with scratch() as place, closing(address) as sink:
+    with scratch() as place, closing(address, public=settings.public) as sink:
         shadow = Shadow(outputs, sink, place / "out")
         rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
         finished = shadow.finished(plan, rows, settings)

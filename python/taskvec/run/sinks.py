@@ -17,17 +17,25 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
 
 
-def _store(address: str) -> Sink:
+def _store(address: str, _: bool) -> Sink:
     from taskvec.run.store_sink import store_sink  # obstore, which local folders do not need
 
     return store_sink(address)
 
 
-# How an address begins, and the function that makes its sink. Every other text is a local folder.
-SCHEMES: dict[str, Callable[[str], Sink]] = {
+def _hub(address: str, public: bool) -> Sink:
+    from taskvec.run.hub_sink import hub_sink  # huggingface_hub, which local folders do not need
+
+    return hub_sink(address, public=public)
+
+
+# How an address begins, and the function that makes its sink: one that all may read if it is told so. Every
+# other text is a local folder.
+SCHEMES: dict[str, Callable[[str, bool], Sink]] = {
     "s3://": _store,
     "gs://": _store,
     "az://": _store,
+    "hf://": _hub,
 }
 
 
@@ -68,8 +76,14 @@ def hold_folder(out: object, what: str) -> None:
         )
 
 
-def open_sink(out: str | os.PathLike[str]) -> Sink | None:
+def open_sink(out: str | os.PathLike[str], *, public: bool = False) -> Sink | None:
     """The sink of an address; ``None`` for a local folder. Nothing is asked for yet.
+
+    Parameters
+    ----------
+    out : str or path
+    public : bool
+        Whether all may read a repository that is made on the hub.
 
     Raises
     ------
@@ -80,13 +94,13 @@ def open_sink(out: str | os.PathLike[str]) -> Sink | None:
     """
     if not isinstance(out, str):
         return None
-    return next((make(out) for begin, make in SCHEMES.items() if out.startswith(begin)), None)
+    return next((make(out, public) for begin, make in SCHEMES.items() if out.startswith(begin)), None)
 
 
 @contextlib.contextmanager
-def closing(address: str) -> Iterator[Sink]:
+def closing(address: str, *, public: bool = False) -> Iterator[Sink]:
     """The sink of an address while it is used; raises as :func:`open_sink`."""
-    sink = open_sink(address)
+    sink = open_sink(address, public=public)
     assert sink is not None
     try:
         yield sink

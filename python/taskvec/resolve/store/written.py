@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from taskvec.files.names import STATE
 from taskvec.models.model import Place
@@ -23,10 +23,10 @@ def write_tags(place: Place, below: str, tags: Mapping[str, str | None]) -> None
     place.put(below + WRITTEN, json.dumps({"tags": dict(tags)}).encode())
 
 
-def read_tags(place: Place, below: str) -> dict[str, str]:
-    """Those that were noted; none where there are none that can be read."""
+def read_tags(get: Callable[[str], bytes | None], below: str) -> dict[str, str]:
+    """Those that were noted, by what reads a small file; none where there are none that can be read."""
     try:
-        tags = json.loads(place.get(below + WRITTEN) or b"{}")["tags"]
+        tags = json.loads(get(below + WRITTEN) or b"{}")["tags"]
         return {str(name): tag for name, tag in tags.items() if isinstance(tag, str)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
