@@ -17,6 +17,7 @@ import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.ray_cluster import two_nodes
 from support.s3_server import KEY, S3, SECRET
 
 pytestmark = pytest.mark.timeout(600)
@@ -25,15 +26,8 @@ SIZE = 400_000
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one CPU each, and a head that runs nothing."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +72,14 @@ def test_two_nodes_are_one_run(plan: tv.Plan, one: Path, cluster: Any, tmp_path:
     assert merged[-2].done_bytes > 0
     again = plan.run_on_ray(tmp_path / "out", address=cluster.address)
     assert again.already_done
+
+
+def test_a_vector_is_extracted_by_two_nodes(models: Trio, cluster: Any, tmp_path: Path) -> None:
+    plan = tv.plan_extract(models.donor, models.reference, max_shard_size=SIZE)
+    expected = plan.run(tmp_path / "one")
+    report = plan.run_on_ray(tmp_path / "out", address=cluster.address)
+    assert report.vector == expected.vector
+    same_files(tmp_path / "one", tmp_path / "out")
 
 
 def test_an_output_in_a_bucket_needs_no_file_system_in_common(

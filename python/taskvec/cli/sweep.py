@@ -32,6 +32,9 @@ A saved vector; four GPUs; at most 100 GB of merged models at a time:
   taskvec sweep --target T --vector V --donor D --reference R --tasks gsm8k,sciq --devices 0,1,2,3 \\
       --scratch-budget 100GB -o out
 
+On a Ray cluster whose nodes see the models and the output folder:
+  taskvec sweep qwen2.5-math-1.5b -o /shared/out --ray auto
+
 A sweep file, with less of it to try it out:
   taskvec sweep my.yaml --limit 50 -o trial
 """
@@ -72,6 +75,8 @@ A sweep file, with less of it to try it out:
         help="Run arms side by side, one process per GPU.")  # fmt: skip
 @option("--jobs", type=click.IntRange(1), default=1, metavar="N", section="Machine",
         help="Run arms side by side on one device.")  # fmt: skip
+@option("--ray", section="Machine", metavar="[ADDRESS]", is_flag=False, flag_value="local",
+        help="Run arms on a Ray cluster that shares a file system, one on each GPU.")  # fmt: skip
 @storage_option
 @talk_options("sweep")
 def command(console: Console, file: str | None, out: str, **options: Any) -> int:
@@ -102,6 +107,7 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
             keep=options["keep"],
             devices=options["devices"],
             jobs=options["jobs"],
+            ray=options["ray"],
             progress=progress,
         )
     show(console, report, Path(out))
