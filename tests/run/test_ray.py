@@ -17,7 +17,7 @@ import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, write_trio
 from support.oracle import same_files
-from support.ray_cluster import two_nodes
+from support.ray_cluster import started, two_nodes
 from support.s3_server import KEY, S3, SECRET
 
 pytestmark = pytest.mark.timeout(600)
@@ -123,7 +123,7 @@ def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: 
 
 
 def test_a_node_that_is_lost_is_done_without(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
+    node = started(lambda: cluster.add_node(num_cpus=1))
     thread = while_running(tmp_path / "out", lambda: cluster.remove_node(node, allow_graceful=False))
     plan.run_on_ray(tmp_path / "out", address=cluster.address)
     thread.join()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,22 @@ def two_nodes() -> Iterator[Any]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
+    head = {"num_cpus": 0, "include_dashboard": False}
+    made = started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
+        for _ in range(2):
+            started(lambda: made.add_node(num_cpus=1))
         yield made
     finally:
         made.shutdown()
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """What `start` starts, tried again: Ray gives a node half a minute, which a busy machine may not."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
