@@ -24,7 +24,9 @@ __all__ = [
     "finish_folder",
     "floor",
     "in_place",
+    "join_vector",
     "memcpy_rate",
+    "ranges",
     "replace_output",
     "run",
     "write_atomic",
@@ -112,8 +114,13 @@ def run(
     rehash: bool = False,
     allow_non_finite: bool = False,
     memories: _Memories = ...,
+    paths: Sequence[_Path] = ...,
+    ends_only: bool = False,
 ) -> str:
     """Run a plan into a folder; the report as JSON."""
+
+def ranges(plan: bytes, paths: Sequence[_Path]) -> list[dict[str, list[tuple[int, int]]]]:
+    """The byte ranges that each shard of a plan reads, by the path of the file; from headers alone."""
 
 def extract(
     plan: bytes,
@@ -127,8 +134,25 @@ def extract(
     rehash: bool = False,
     allow_non_finite: bool = False,
     memories: _Memories = ...,
+    paths: Sequence[_Path] = ...,
 ) -> str:
     """Extract donor - reference into a folder; the report as JSON."""
+
+def join_vector(
+    plan: bytes,
+    pieces: bytes,
+    out: _Path,
+    *,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+    notice: Callable[[str], object] | None = None,
+    paths: Sequence[_Path] = ...,
+) -> str:
+    """Join the pieces of a vector that was extracted in parts; the report as JSON.
+
+    ``out`` holds an unfinished run of the plan; ``pieces`` is a list, as JSON, of the path, size and tensors
+    of each.
+    """
 
 def compare(
     plan: bytes,

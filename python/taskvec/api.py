@@ -13,6 +13,7 @@ from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.checks import findings
 from taskvec.plan.delta import Step
 from taskvec.plan.packed_steps import check_output
+from taskvec.run.sinks import is_address
 from taskvec.settings import Options, Settings, parse_alphas
 from taskvec.text import as_tuple
 
@@ -430,9 +431,21 @@ def inspect(path: ModelLike) -> Inspection:
 
 
 def verify(
-    path: str | os.PathLike[str], *, threads: int | None = None, progress: Callback | None = None
+    path: str | os.PathLike[str],
+    *,
+    rehash: bool = False,
+    threads: int | None = None,
+    progress: Callback | None = None,
 ) -> Verification:
-    """Compare every file of an output folder with the manifest's digest."""
+    """Compare every file of an output with the manifest's digest.
+
+    At an address of an object store sizes and the store's own checksums are compared with those noted when
+    the output was written; ``rehash`` has all files read there as well.
+    """
+    if is_address(path):
+        from taskvec.report.verify_store import verify_store  # obstore, which local folders do not need
+
+        return verify_store(str(path), rehash=rehash, threads=threads, progress=progress)
     from taskvec.report.verify import verify
 
     return verify(path, threads=threads, progress=progress)

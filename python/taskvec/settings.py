@@ -110,6 +110,9 @@ class Options(TypedDict, total=False):
     seed: int
     threads: int | None
     max_memory: int | str | None
+    scratch_size: int | str | None
+    stream: bool
+    public: bool
     max_shard_size: int | str | None
     force: str | Iterable[str]
     strict: bool
@@ -137,6 +140,15 @@ class Settings:
         Worker threads; all cores by default. The bytes written do not depend on them.
     max_memory : int or str, optional
         Upper limit of the buffers in bytes, or as ``512MiB``.
+    scratch_size : int or str, optional
+        Upper limit of what lies in the scratch folder at a time where models are brought range by range or
+        the output goes to an address; by default nearly all that is free there.
+    stream : bool
+        Bring models that are at addresses range by range, for one weight file after the other, instead of
+        fetching them as a whole first. It is so in any case where the output goes to an address, or where
+        they do not fit on the disk.
+    public : bool
+        Whether all may read a repository that is made on the hub for the output; otherwise it is private.
     max_shard_size : int or str, optional
         Largest weight file in bytes, or as ``5GB``; the target's own layout by default.
     force : tuple of str
@@ -179,6 +191,19 @@ class Settings:
         None, section="Machine", parse="size", metavar="SIZE",
         help="Upper limit for buffers, such as `512MB` or `2GiB`.",
     )
+    scratch_size: int | None = option(
+        None, section="Machine", parse="size", metavar="SIZE",
+        help="Upper limit of the scratch folder where models are streamed or the output goes to an "
+        "address, such as `20GB`.",
+    )
+    stream: bool = option(
+        False, section="Machine", parse="switch",
+        help="Fetch of models at addresses only what the next weight file needs, and let it go again.",
+    )
+    public: bool = option(
+        False, section="Output", parse="switch", for_vectors=True,
+        help="Let all read a repository that is made on the hub; otherwise it is private.",
+    )
     max_shard_size: int | None = option(
         None, section="Output", parse="size", metavar="SIZE", recorded=True, for_vectors=True,
         help="Largest weight file, such as `5GB`.  [default: the target's own layout]",
@@ -220,7 +245,7 @@ class Settings:
             raise RecipeError(
                 f"threads `{self.threads}` is out of range", "give a whole number from 1 to 1024"
             )
-        for name in ("max_memory", "max_shard_size"):
+        for name in ("max_memory", "scratch_size", "max_shard_size"):
             if getattr(self, name) is not None:
                 put(name, parse_size(getattr(self, name)))
         put("force", as_tuple(self.force))

@@ -8,15 +8,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
+use taskvec_core::run::ranges::Ranges;
 use taskvec_core::run::Options;
 
+use crate::errors::raise;
 use crate::in_place::{Arrays, Borrowed};
 use crate::watch::watch;
 
 /// Runs a plan into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, notice=None, resume=true,
-                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new()))]
+                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), ends_only=false))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn run<'py>(
     py: Python<'py>,
@@ -31,11 +33,13 @@ pub(crate) fn run<'py>(
     rehash: bool,
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
+    paths: Vec<PathBuf>,
+    ends_only: bool,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, max_memory, allow_non_finite, folder };
+    let options = Options { threads, max_memory, allow_non_finite, folder, paths, ends_only };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
     let report =
@@ -44,10 +48,16 @@ pub(crate) fn run<'py>(
     Ok(report)
 }
 
+/// The byte ranges of files that each shard of a plan reads, by the path of the file; `paths` says where its sources lie.
+#[pyfunction]
+pub(crate) fn ranges(py: Python<'_>, plan: &[u8], paths: Vec<PathBuf>) -> PyResult<Vec<Ranges>> {
+    py.detach(|| taskvec_core::run::ranges::ranges(plan, &paths)).map_err(|error| raise(py, &error))
+}
+
 /// Extracts donor − reference into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, notice=None, resume=true, overwrite=false,
-                    rehash=false, allow_non_finite=false, memories=Vec::new()))]
+                    rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn extract<'py>(
     py: Python<'py>,
@@ -61,17 +71,37 @@ pub(crate) fn extract<'py>(
     rehash: bool,
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
+    paths: Vec<PathBuf>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, max_memory: None, allow_non_finite, folder };
+    let options = Options { threads, allow_non_finite, folder, paths, ..Options::default() };
     py.detach(|| give_back(plan));
     let report = watch(py, progress, notice, |monitor| {
         taskvec_core::extract::extract(plan, &memories, &out, &options, monitor)
     })?;
     py.detach(|| give_back(plan));
     Ok(report)
+}
+
+/// Joins the pieces of a vector that was extracted in parts, in a folder that holds an unfinished run of the plan, and
+/// returns the report as JSON text.
+#[pyfunction]
+#[pyo3(signature = (plan, pieces, out, *, threads=0, progress=None, notice=None, paths=Vec::new()))]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn join_vector(
+    py: Python<'_>,
+    plan: &[u8],
+    pieces: &[u8],
+    out: PathBuf,
+    threads: usize,
+    progress: Option<&Bound<'_, PyAny>>,
+    notice: Option<&Bound<'_, PyAny>>,
+    paths: Vec<PathBuf>,
+) -> PyResult<String> {
+    let options = Options { threads, paths, ..Options::default() };
+    watch(py, progress, notice, |monitor| taskvec_core::extract::join::join(plan, pieces, &out, &options, monitor))
 }
 
 /// Compares two sides tensor by tensor and returns the figures as JSON text.

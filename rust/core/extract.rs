@@ -19,17 +19,18 @@ use crate::plan::FORMAT;
 use crate::run::program::Pair;
 use crate::run::report::text;
 use crate::run::Options;
-use crate::storage::source::Buffers;
 use crate::storage::source::Source;
+use crate::storage::source::{place, Buffers};
 use crate::storage::sources::Sources;
 use crate::threads::pool;
 
 mod files;
 mod item;
+pub mod join;
 mod passes;
 mod report;
 
-use files::lay_out;
+use files::{lay_out, Stored};
 use item::Item;
 use passes::Work;
 use report::Report;
@@ -47,6 +48,25 @@ pub(crate) struct ExtractPlan {
     max_shard_size: u64,
     /// A lossy, named choice of value type; lossless without it.
     dtype: Option<String>,
+    /// Whether this is a piece of a vector that is joined later: the report then says what is stored of each tensor.
+    #[serde(default)]
+    piece: bool,
+}
+
+impl ExtractPlan {
+    /// # Errors
+    /// `Kind::Plan` where it is not a plan of this version.
+    fn parse(json: &[u8]) -> Result<Self> {
+        let plan: ExtractPlan = serde_json::from_slice(json).map_err(|e| bad(&e.to_string()))?;
+        if plan.format != FORMAT || plan.sources.len() != 2 {
+            return Err(bad(&format!("format {} with {} sources", plan.format, plan.sources.len())));
+        }
+        Ok(plan)
+    }
+}
+
+fn bad(what: &str) -> Error {
+    Error::new(Kind::Plan, format!("unusable plan: {}", printable(what)))
 }
 
 /// Extracts a vector into the folder `out` and returns the report as JSON; `memories` as in [`crate::run::run_with`].
@@ -63,19 +83,16 @@ pub fn extract(
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
     let started = Instant::now();
-    let bad = |e: String| Error::new(Kind::Plan, format!("unusable plan: {}", printable(&e)));
-    let plan: ExtractPlan = serde_json::from_slice(plan_json).map_err(|e| bad(e.to_string()))?;
-    if plan.format != FORMAT || plan.sources.len() != 2 {
-        return Err(bad(format!("format {} with {} sources", plan.format, plan.sources.len())));
-    }
+    let mut plan = ExtractPlan::parse(plan_json)?;
     let lossy = match &plan.dtype {
         None => None,
         Some(name) => {
             let dtype = Dtype::from_name(name).filter(|dtype| dtype.is_float());
-            Some(dtype.ok_or_else(|| bad(format!("type `{}`", shown(name))))?)
+            Some(dtype.ok_or_else(|| bad(&format!("type `{}`", shown(name))))?)
         }
     };
     let level = Level::chosen()?;
+    place(&mut plan.sources, &options.paths)?;
     let sources = Sources::of(&plan.sources, memories)?;
     let pool = pool(options.threads)?;
     let non_finite = NonFinite::default();
@@ -109,7 +126,8 @@ pub fn extract(
     for item in &mut items {
         item.choose(lossy);
     }
-    let files = lay_out(&items, plan.max_shard_size)?;
+    let stored: Vec<Stored> = items.iter().map(Item::stored).collect();
+    let files = lay_out(&stored, plan.max_shard_size)?;
     let sizes: Vec<(String, u64)> = files.iter().map(|file| (file.name.clone(), file.size)).collect();
     let requests = [Request { path: out, shards: &sizes }];
     let unchanged = || sources.unchanged();
@@ -131,8 +149,8 @@ pub fn extract(
         resumed_shards: resumed,
         replaces: folder.replaces(),
         shards: report::shards(&files, &folder),
-        weight_map: report::WeightMap { items: &items, files: &files },
-        tensors: report::tensors(&items, &files),
+        weight_map: report::WeightMap { stored: &stored, files: &files },
+        tensors: report::tensors(&items, &stored, &files, plan.piece),
         noise: report::noise(&items),
     };
     let text = text(&report)?;

@@ -15,7 +15,7 @@ use crate::output::digest::BLOCK;
 use crate::output::folder::{Options as FolderOptions, OutputFolder, Request};
 use crate::plan::layout::Layout;
 use crate::plan::{Output, Plan};
-use crate::storage::source::Buffers;
+use crate::storage::source::{place, Buffers};
 use crate::storage::sources::Sources;
 use crate::threads::pool;
 use crate::workers;
@@ -25,6 +25,7 @@ pub(crate) mod encode;
 pub(crate) mod noise;
 mod order;
 pub(crate) mod program;
+pub mod ranges;
 pub(crate) mod report;
 mod rounds;
 mod shards;
@@ -47,6 +48,10 @@ pub struct Options {
     pub allow_non_finite: bool,
     /// How to treat what is in the output folder already.
     pub folder: FolderOptions,
+    /// Where each source lies, if not where the plan says; an empty path for one that lies there.
+    pub paths: Vec<PathBuf>,
+    /// Compute nothing: the sources may have holes in place of their data, and every shard has to be in place.
+    pub ends_only: bool,
 }
 
 /// Runs `plan` into `out` and returns the report as JSON.
@@ -71,7 +76,8 @@ pub fn run_with(
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
     let started = Instant::now();
-    let plan = Plan::parse(plan_json)?;
+    let mut plan = Plan::parse(plan_json)?;
+    place(&mut plan.sources, &options.paths)?;
     let level = Level::chosen()?;
     let layout = plan.layout();
     let sources = Sources::of(&plan.sources, memories)?;
@@ -98,6 +104,9 @@ pub fn run_with(
         encodings,
     };
     let resumed = run.shards.kept();
+    if options.ends_only && !(0..plan.shards.len()).all(|shard| run.shards.is_done(shard)) {
+        return Err(Error::engine("a run that only ends another one lacks a weight file"));
+    }
     monitor.expect(run.expected_bytes());
     run.execute()?;
     sources.unchanged()?;

@@ -147,6 +147,7 @@ tests! {
     apply: a_verb_that_writes("apply", &World::new());
     apply_with_an_adapter: a_verb_that_writes("adapter", &World::new());
     extract: a_verb_that_writes("extract", &World::new());
+    join: a_verb_that_writes("join", &World::new());
     overwrite: a_verb_that_writes("overwrite", &World::new());
     resume: a_verb_that_writes("resume", &World::new());
     inspect: a_verb_that_reads("inspect");

@@ -12,8 +12,10 @@ use taskvec_core::dtype::Dtype;
 use taskvec_core::error::Result;
 use taskvec_core::evaluate::evaluate;
 use taskvec_core::extract::extract;
+use taskvec_core::extract::join::join;
 use taskvec_core::in_place::{in_place, InPlace};
 use taskvec_core::monitor::Monitor;
+use taskvec_core::output::assembly::assemble;
 use taskvec_core::output::digest::digest_file;
 use taskvec_core::output::folder::Options as Folder;
 use taskvec_core::output::hold::Hold;
@@ -107,9 +109,38 @@ impl World {
                     extract(plan, &[], out, options, &Monitor::default())
                 });
             }
+            "join" => {
+                let [_, donor, reference] = self.checkpoints();
+                let (pieces, inputs) = (self.pieces(), ["donor", "reference"].map(|name| self.root.join(name)));
+                return self.published(extraction([&donor, &reference]), false, move |plan, out, options| {
+                    assemble(out, &inputs.each_ref().map(PathBuf::as_path), plan, &[])?;
+                    join(plan, &pieces, out, options, &Monitor::default())
+                });
+            }
             _ => panic!("no verb `{verb}`"),
         };
         self.published(plan, verb == "overwrite", |plan, out, options| run(plan, out, options, &Monitor::default()))
+    }
+
+    /// The vector as a piece that is yet to be joined.
+    fn pieces(&self) -> Vec<u8> {
+        let mut plan = extraction([&self.checkpoint("donor"), &self.checkpoint("reference")]);
+        plan["piece"] = true.into();
+        let place = self.root.join("piece");
+        let options = Options::default();
+        let report = extract(plan.to_string().as_bytes(), &[], &place, &options, &Monitor::default()).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let tensors: Vec<Value> = report["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| {
+                json!({"name": row["name"], "origin": row["origin"], "bytes": row["bytes"], "stored": row["stored"],
+                   "rounded": row["rounded"] == true})
+            })
+            .collect();
+        let path = place.join("vector.safetensors");
+        json!([{"path": path, "size": report["shards"][0]["size"], "tensors": tensors}]).to_string().into_bytes()
     }
 
     fn published(

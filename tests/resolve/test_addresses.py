@@ -185,6 +185,16 @@ def test_dry_run_moves_no_weights(store: Store, capsys: pytest.CaptureFixture[st
     assert tv.plan_transfer(*addresses()).json == plan.json
 
 
+def test_what_is_streamed_has_the_same_bytes(store: Store, local: Trio, tmp_path: Path) -> None:
+    """No weight file is fetched as a whole."""
+    with tv.storage(scratch=tmp_path / "scratch"):
+        tv.transfer(*addresses(), tmp_path / "out", alpha=0.5, stream=True)
+    tv.transfer(*local, tmp_path / "local", alpha=0.5)
+    for path in (tmp_path / "local").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert not any(name.endswith(".safetensors") for name in store.fetched)
+
+
 @pytest.mark.usefixtures("store")
 def test_transfer(local: Trio, tmp_path: Path) -> None:
     tv.transfer(*addresses(), tmp_path / "out", alpha=0.5)

@@ -1,4 +1,4 @@
-"""What the tests of this room share."""
+"""What the tests of this room share: packed models, an S3 server of the tests' own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 from support.models import Trio
 from support.packed_checks import FP8
 from support.packed_models import Values, packed_trio
+from support.store_fixtures import quick, s3, s3_server
+
+__all__ = ["packed", "quick", "s3", "s3_server"]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.ray_cluster import started, two_nodes
+from support.s3_server import KEY, S3, SECRET
 
 pytestmark = pytest.mark.timeout(600)
 SIZE = 400_000
@@ -24,15 +26,8 @@ SIZE = 400_000
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one CPU each, and a head that runs nothing."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +74,34 @@ def test_two_nodes_are_one_run(plan: tv.Plan, one: Path, cluster: Any, tmp_path:
     assert again.already_done
 
 
+def test_a_vector_is_extracted_by_two_nodes(models: Trio, cluster: Any, tmp_path: Path) -> None:
+    plan = tv.plan_extract(models.donor, models.reference, max_shard_size=SIZE)
+    expected = plan.run(tmp_path / "one")
+    report = plan.run_on_ray(tmp_path / "out", address=cluster.address)
+    assert report.vector == expected.vector
+    same_files(tmp_path / "one", tmp_path / "out")
+
+
+def test_an_output_in_a_bucket_needs_no_file_system_in_common(
+    plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path, s3: S3
+) -> None:
+    """How the store is reached goes to the workers with each task."""
+    s3.client.create_bucket(Bucket="results")
+    given = {"endpoint": s3.endpoint, "access_key_id": KEY, "secret_access_key": SECRET, "allow_http": "true"}
+    with tv.storage({**given, "region": "us-east-1"}, scratch=tmp_path / "scratch"):
+        report = plan.run_on_ray("s3://results/out", address=cluster.address)
+        assert plan.run_on_ray("s3://results/out", address=cluster.address).already_done
+        assert tv.verify("s3://results/out").ok
+    expected = plan.run(one)
+    assert [output.survival for output in report.outputs] == [output.survival for output in expected.outputs]
+    assert [output.shards for output in report.outputs] == [output.shards for output in expected.outputs]
+    with (
+        tv.storage({**given, "secret_access_key": "", "endpoint": "http://127.0.0.1:1"}),
+        pytest.raises(tv.Error),
+    ):
+        plan.run_on_ray("s3://results/other", address=cluster.address)
+
+
 def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
     out, killed = tmp_path / "out", []
 
@@ -100,7 +123,7 @@ def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: 
 
 
 def test_a_node_that_is_lost_is_done_without(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
+    node = started(lambda: cluster.add_node(num_cpus=1))
     thread = while_running(tmp_path / "out", lambda: cluster.remove_node(node, allow_graceful=False))
     plan.run_on_ray(tmp_path / "out", address=cluster.address)
     thread.join()

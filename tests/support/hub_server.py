@@ -11,13 +11,15 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from support.hub_uploads import Uploads
 
 
 @dataclass
@@ -29,6 +31,18 @@ class Repo:
     revisions: tuple[str, ...] = ("main",)
     gated: bool = False
     token: str | None = None
+    private: bool = False
+    # Further branches: commit and files of each.
+    branches: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
+    # Titles of the commits that were made, and the files that each took away.
+    history: list[tuple[str, str, list[str]]] = field(default_factory=list)
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """Commit and files of a branch, or of a commit."""
+        for commit, files in self.branches.values():
+            if commit == revision:
+                return commit, files
+        return self.branches.get(revision, (self.commit, self.files))
 
     @classmethod
     def from_folder(cls, folder: Path, **settings: Any) -> Repo:
@@ -42,8 +56,8 @@ class Repo:
     def is_large(self, name: str) -> bool:
         return name.endswith((".safetensors", ".bin", ".gguf"))
 
-    def digest(self, name: str) -> str:
-        data = self.files[name]
+    def digest(self, name: str, files: dict[str, bytes] | None = None) -> str:
+        data = (files or self.files)[name]
         if self.is_large(name):
             return hashlib.sha256(data).hexdigest()
         return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
@@ -78,6 +92,14 @@ class Faults:
     stall: set[str] = field(default_factory=set)
     stalled: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
+    # Steps of an upload (`support.hub_uploads`) that are refused: the status, and how often.
+    refuse: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # Steps that are done, and then the connection is closed, so often.
+    lose: dict[str, int] = field(default_factory=dict)
+    # Called before a step.
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)
+    # Names that the hub keeps in its history instead of its store of large files.
+    regular: tuple[str, ...] = ()
 
 
 class Hub:
@@ -87,6 +109,11 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.faults = Faults()
+        # Large files by their SHA-256, those of no commit too, and which were sent, in order.
+        self.objects: dict[str, bytes] = {}
+        self.puts: list[str] = []
+        # The token without which nothing is written.
+        self.write_token: str | None = None
         hub = self
 
         class Handler(_Handler):
@@ -107,6 +134,10 @@ class Hub:
             server.shutdown()
             server.server_close()
 
+    def new_repo(self, files: dict[str, bytes], *, private: bool) -> Repo:
+        """An empty repository."""
+        return Repo(files, private=private)
+
     @property
     def bytes_sent(self) -> int:
         """Body bytes of every answer so far."""
@@ -117,7 +148,7 @@ class Hub:
         return sum(request.sent for request in self.requests if ".safetensors" in request.path)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_hub: Hub
 
@@ -137,17 +168,19 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
-            self.server_hub.requests.append(
-                Request(
-                    self.command, self.path, self.headers["Range"], self.headers["Authorization"], self.sent
-                )
-            )
+            self._note()
+
+    def _note(self) -> None:
+        self.server_hub.requests.append(
+            Request(self.command, self.path, self.headers["Range"], self.headers["Authorization"], self.sent)
+        )
 
     def _route(self) -> None:
         hub, url = self.server_hub, urlsplit(self.path)
         path = unquote(url.path)
         if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
-            self._send_file(hub.repos[match[1]], match[2], {})
+            revision = parse_qs(url.query).get("revision", ["main"])[0]
+            self._send_file(hub.repos[match[1]].at(revision)[1], match[2], {})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
             self._send_listing(match[1], match[2] or "main", "blobs" in parse_qs(url.query))
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -168,7 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403 if self.headers["Authorization"] else 401, "GatedRepo")
         elif repo.token and self.headers["Authorization"] != f"Bearer {repo.token}":
             self._refuse(401, None)
-        elif revision not in (*repo.revisions, repo.commit):
+        elif revision not in (
+            *repo.revisions,
+            repo.commit,
+            *repo.branches,
+            *(c for c, _ in repo.branches.values()),
+        ):
             self._refuse(404, "RevisionNotFound")
         else:
             return repo
@@ -195,21 +233,22 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         siblings: list[dict[str, Any]] = []
-        for file, data in repo.files.items():
+        own, files = repo.at(revision)
+        for file, data in files.items():
             entry: dict[str, Any] = {"rfilename": file}
             if blobs:
                 size = faults.listed_size.get(file, len(data))
-                entry |= {"size": size, "blobId": repo.digest(file)}
+                entry |= {"size": size, "blobId": repo.digest(file, files)}
                 if repo.is_large(file):
-                    entry["lfs"] = {"sha256": repo.digest(file), "size": size, "pointerSize": 134}
+                    entry["lfs"] = {"sha256": repo.digest(file, files), "size": size, "pointerSize": 134}
             siblings.append(entry)
         siblings += [{"rfilename": file, "size": 1, "blobId": "0" * 40} for file in faults.extra_listed]
-        commit = faults.commit or repo.commit
+        commit = faults.commit or own
         answer = {
             "id": name,
             "modelId": name,
             "sha": commit,
-            "private": False,
+            "private": repo.private,
             "gated": False,
             "siblings": siblings,
         }
@@ -221,25 +260,28 @@ class _Handler(BaseHTTPRequestHandler):
         repo, hub = self._allowed(name, revision, file), self.server_hub
         if repo is None:
             return
-        if file not in repo.files:
+        commit, files = repo.at(revision)
+        if file not in files:
             self._refuse(404, "EntryNotFound")
             return
-        etag = hub.faults.etag.get(file, repo.digest(file))
-        headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{etag}"'}
+        etag = hub.faults.etag.get(file, repo.digest(file, files))
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
         if not repo.is_large(file):
-            self._send_file(repo, file, headers)
+            self._send_file(files, file, headers)
             return
         self.send_response(302)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("X-Linked-Etag", f'"{etag}"')
-        self.send_header("X-Linked-Size", str(len(repo.files[file])))
-        self.send_header("Location", f"{hub.cdn}/cdn/{name}/{file}")
+        self.send_header("X-Linked-Size", str(len(files[file])))
+        self.send_header(
+            "Location", f"{hub.cdn}/cdn/{name}/{quote(file)}?revision={quote(revision, safe='')}"
+        )
         self._body(b"")
 
-    def _send_file(self, repo: Repo, file: str, headers: dict[str, str]) -> None:
+    def _send_file(self, files: dict[str, bytes], file: str, headers: dict[str, str]) -> None:
         faults = self.server_hub.faults
-        data = faults.content.get(file, repo.files[file])
+        data = faults.content.get(file, files[file])
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
         start, stop = 0, len(data)
         if match and not faults.ignore_ranges:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskvec.cli.console import Console, UsageError
+from taskvec.cli.console import Console, Page, UsageError
 from taskvec.cli.job import free_bytes, settings_of, write_plan, write_report
 from taskvec.cli.plan_file import PLANNING, write
+from taskvec.run.sinks import absolute, is_address
 from taskvec.settings import Settings
+from taskvec.text import size
 
 if TYPE_CHECKING:
     from taskvec.lazy.plan import Plan
@@ -45,10 +46,11 @@ def execute(
         write_plan(page, plan, title, out, threads)
         console.findings(plan.findings, page)
         page.line()
+        moved = _moves(page, plan, out, settings or Settings.of(settings_of(options)))
         page.fact("dry run", "nothing was written")
         console.show(page)
-        facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": free_bytes(out)}
-        console.emit({"dry_run": True, "out": os.path.abspath(out), "plan": facts})
+        facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": free_bytes(out), **moved}
+        console.emit({"dry_run": True, "out": absolute(out), "plan": facts})
         return None
     page = console.talk()
     write_plan(page, plan, title, out, threads)
@@ -69,3 +71,15 @@ def execute(
     is_conversion = plan.recipe["verb"] == "convert"
     write_report(console, report, out, known=plan.findings, is_conversion=is_conversion)
     return report
+
+
+def _moves(page: Page, plan: Plan, out: str, settings: Settings) -> dict[str, Any]:
+    """Write what a run moves over the network; nothing where it moves nothing."""
+    if not plan.download and not is_address(out):
+        return {}
+    from taskvec.run.moves import moves  # which local runs do without
+
+    moved = moves(plan, settings, goes_away=is_address(out))
+    sent = f", sends {size(moved.send)}" if moved.send else ""
+    page.fact("network", f"fetches {size(moved.fetch)}{sent}; at least {size(moved.scratch)} of scratch")
+    return {"moves": moved._asdict()}

@@ -36,6 +36,9 @@ As a LoRA adapter of rank 64, with a map of what it keeps:
 Of every module the smallest rank that keeps 95 % of its change:
   taskvec extract qwen-math qwen-base -o math-lora --lora auto --energy 0.95
 
+One of four parts, which may run on as many machines that share a folder:
+  taskvec extract qwen-grpo qwen-sft -o reasoning.vec --part 0/4
+
 Then add it to any model that fits:
   taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,10 +13,13 @@ from taskvec.cli.console import Console
 from taskvec.cli.job import write_report
 from taskvec.cli.options import storage_options, talk_options, threads_option, verb
 from taskvec.files.manifest import read
+from taskvec.files.names import MANIFEST
+from taskvec.run.sinks import open_sink
 
 EXAMPLES = """
 After parts of which the last one was killed at its end:
   taskvec finish out
+  taskvec finish s3://bucket/out
 """
 
 
@@ -32,7 +38,14 @@ def command(console: Console, out: str, threads: int | None) -> int:
 
     with console.progress() as progress:
         report = finish(out, threads=threads, progress=progress)
-    recipe = read(Path(report.outputs[0].folder))["recipe"]
-    is_conversion = recipe["verb"] == "convert"
+    is_conversion = _recipe(report.outputs[0].folder)["verb"] == "convert"
     write_report(console, report, out, is_conversion=is_conversion)
     return 0
+
+
+def _recipe(out: str) -> Mapping[str, Any]:
+    """What was asked for, as the manifest of an output has it."""
+    sink = open_sink(out)
+    if sink is None:
+        return read(Path(out))["recipe"]
+    return json.loads(sink.finished([MANIFEST])[MANIFEST])["recipe"]

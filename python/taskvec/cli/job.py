@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import LABEL, Console, Page
 from taskvec.option import options_of
+from taskvec.run.sinks import absolute, is_address
 from taskvec.settings import Settings, format_alpha
 from taskvec.text import amount, duration, percent, plural, printable, size
 
@@ -49,7 +50,7 @@ def write_report(
     told = set(known)
     console.findings(finding for finding in report.findings if finding not in told)
     console.show("\n".join(printable(output.folder) for output in report.outputs))
-    console.emit({"dry_run": False, "out": os.path.abspath(out), **report_record(report)})
+    console.emit({"dry_run": False, "out": absolute(out), **report_record(report)})
 
 
 def report_record(report: Report) -> dict[str, Any]:
@@ -124,6 +125,8 @@ def _change(key: str, value: Any) -> str:
 def free_bytes(out: str) -> int | None:
     from taskvec.host import free_space
 
+    if is_address(out):
+        return None
     try:
         return free_space(out)
     except OSError:

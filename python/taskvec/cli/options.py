@@ -161,7 +161,7 @@ def alpha_option(help_text: str) -> Callable[[Function], Function]:
 
 out_option = option(
     "-o", "--out", required=True, type=click.Path(path_type=str), section="Output", metavar="OUT",
-    help="Folder to write; made if it is not there.",
+    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
 )  # fmt: skip
 
 _PARSED: dict[Parse, dict[str, Any]] = {
@@ -231,7 +231,9 @@ ray_option = option(
 run_options = together(declared_options(Settings), ray_option, part_option, dry_run_option)
 """The options of every command that writes weights."""
 
-vector_options = together(declared_options(Settings, only=lambda each: each.for_vectors), dry_run_option)
+vector_options = together(
+    declared_options(Settings, only=lambda each: each.for_vectors), ray_option, part_option, dry_run_option
+)
 """Those of them that a command takes which saves a vector."""
 
 
@@ -261,7 +263,8 @@ def scratch_option(function: Function) -> Function:
 
     declared = option(
         "--scratch", type=click.Path(file_okay=False), section="Machine", metavar="DIR",
-        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+        help="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in; streamed "
+        "ones, and outputs that go to an address, are there for a while.  "
         f"[default: ${VARIABLE}, or taskvec in the user's cache]",
     )  # fmt: skip
     return declared(with_scratch)  # type: ignore[return-value]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from taskvec.cli.console import Console
 from taskvec.cli.job import write_report
 from taskvec.plan.part import Part
-from taskvec.run.parts import execute_part
+from taskvec.run.dispatch import run_part as run_one
+from taskvec.run.sinks import absolute
 from taskvec.settings import Settings
 from taskvec.text import duration, plural, printable, size
 
@@ -22,7 +22,7 @@ def run_part(console: Console, plan: Plan, out: str, part: str, settings: Settin
     """Run one part and print its outcome; that of the whole run, if this was the last one."""
     number = Part.parse(part)
     with console.progress() as progress:
-        done = execute_part(plan, out, number, settings=settings, progress=progress)
+        done = run_one(plan, out, number, settings=settings, progress=progress)
     if done.report is not None:
         if done.shards:
             console.say(f"part {number}: {_written(done)}; it was the last one")
@@ -35,7 +35,7 @@ def run_part(console: Console, plan: Plan, out: str, part: str, settings: Settin
     page.fact("all parts", f"{done.done} of {plural(done.total, 'weight file')} are in place")
     console.say(page)
     console.show(printable(out))
-    console.emit({"dry_run": False, "out": os.path.abspath(out), **done.to_dict()})
+    console.emit({"dry_run": False, "out": absolute(out), **done.to_dict()})
     return None
 
 

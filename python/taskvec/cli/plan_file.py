@@ -10,6 +10,7 @@ import click
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import write_plan
 from taskvec.cli.options import option, talk_options, verb
+from taskvec.run.sinks import absolute
 from taskvec.text import printable
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # Of a context in which a command is run for its plan alone: this console, the file, and the folder it is for.
 PLANNING = "taskvec.planning"
-VERBS = ("transfer", "apply", "merge", "average", "convert")
+VERBS = ("transfer", "apply", "extract", "merge", "average", "convert")
 EXAMPLES = """
 Plan where the network is, run where it is not, in four parts at once:
   taskvec plan transfer --target T --donor D --reference R --to out -o plan.json
@@ -47,7 +48,8 @@ def command(
 ) -> int:
     """Write the plan of COMMAND with its ARGS to a file; no weights are read.
 
-    COMMAND is transfer, apply, merge, average or convert, with its own options but for the output folder,
+    COMMAND is transfer, apply, extract, merge, average or convert, with its own options but for the
+    output folder,
     which is --to. The file holds names, states and fingerprints of the models, and no secrets; one that was
     edited is refused. `taskvec run` runs it, or a part of it, on any machine that has the models.
     """
@@ -82,5 +84,5 @@ def write(_: Console, plan: Plan, title: str, threads: int | None) -> None:
         )
     write_atomic(path, plan.to_bytes(to))
     console.show(printable(path))
-    facts: dict[str, Any] = {"path": os.path.abspath(path), "out": to and os.path.abspath(to)}
+    facts: dict[str, Any] = {"path": os.path.abspath(path), "out": to and absolute(to)}
     console.emit({**facts, "plan": plan.to_dict()})

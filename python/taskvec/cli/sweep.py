@@ -33,6 +33,9 @@ A saved vector; four GPUs; at most 100 GB of merged models at a time:
   taskvec sweep --target T --vector V --donor D --reference R --tasks gsm8k,sciq --devices 0,1,2,3 \\
       --scratch-budget 100GB -o out
 
+On a Ray cluster whose nodes see the models and the output folder:
+  taskvec sweep qwen2.5-math-1.5b -o /shared/out --ray auto
+
 A sweep file, with less of it to try it out:
   taskvec sweep my.yaml --limit 50 -o trial
 """
@@ -73,6 +76,8 @@ A sweep file, with less of it to try it out:
         help="Run arms side by side, one process per GPU.")  # fmt: skip
 @option("--jobs", type=click.IntRange(1), default=1, metavar="N", section="Machine",
         help="Run arms side by side on one device.")  # fmt: skip
+@option("--ray", section="Machine", metavar="[ADDRESS]", is_flag=False, flag_value="local",
+        help="Run arms on a Ray cluster that shares a file system, one on each GPU.")  # fmt: skip
 @storage_option
 @talk_options("sweep")
 def command(console: Console, file: str | None, out: str, **options: Any) -> int:
@@ -86,7 +91,9 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
     from taskvec.evaluation.sweep.sweep import run_sweep
+    from taskvec.run.sinks import hold_folder
 
+    hold_folder(out, "a sweep")
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
     whole = experiment(_merged(content, _given(options)), source=file or "the command line")
@@ -101,6 +108,7 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
             keep=options["keep"],
             devices=options["devices"],
             jobs=options["jobs"],
+            ray=options["ray"],
             progress=progress,
         )
     show(console, report, Path(out))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import click
 
 from taskvec.cli.console import EXIT_FAILED, Console, Page
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import option, storage_options, talk_options, verb
 from taskvec.text import duration, plural, printable, size
 
 EXAMPLES = """
 Is the output what was written?
   taskvec verify out
+
+At an address, by the checksums there:
+  taskvec verify s3://bucket/out
+  taskvec verify hf://org/name
 
 In a script:
   taskvec verify out --quiet || echo "out is damaged"
@@ -30,17 +34,23 @@ STATUS_LABELS = {
 @option(
     "--threads", type=int, metavar="N", section="Machine", help="Threads that hash.  [default: all cores]"
 )
+@option(
+    "--rehash", is_flag=True, section="Output",
+    help="At an address, read all files, and do not rely on the checksums there.",
+)  # fmt: skip
+@storage_options
 @talk_options("verify")
-def command(console: Console, path: str, threads: int | None) -> int:
+def command(console: Console, path: str, threads: int | None, *, rehash: bool) -> int:
     """Compare the files of OUT with the hashes in its manifest, taskvec.json.
 
-    OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas. Files that the
-    manifest does not list are named, and are no failure. Exit code 1 if a file is missing or differs.
+    OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas, here or at
+    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, and are no failure. Exit
+    code 1 if a file is missing or differs.
     """
     from taskvec.api import verify
 
     with console.progress() as progress:
-        result = verify(path, threads=threads, progress=progress)
+        result = verify(path, rehash=rehash, threads=threads, progress=progress)
     page = console.data()
     for file in result.files:
         if file.status != "ok" or console.verbose:

@@ -200,6 +200,7 @@ def schema() -> dict[str, Any]:
                             "change in nanoseconds since 1970 (of the content, of the entry), inode; of a "
                             "model at an address bytes and revision",
                         },
+                        "id": {**_TEXT, "description": "tells the runs apart that wrote to one address"},
                         "request": {
                             **_DIGEST,
                             "description": "BLAKE3 over a recipe of several documents and the settings",

@@ -15,7 +15,9 @@ from taskvec.plan.part import Part as Number
 from taskvec.resolve.remote import materialised
 from taskvec.run import finish as ending
 from taskvec.run import shared_state
-from taskvec.run.parts import PartReport, execute_part, hold_divisible
+from taskvec.run.dispatch import run_part
+from taskvec.run.parts import PartReport, hold_divisible
+from taskvec.run.sinks import absolute, is_address, open_sink
 from taskvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Part:
         """A part of a plan; raises ``RecipeError`` where there is none, or the run cannot be divided."""
         Number.of(number, count)
         hold_divisible(plan, Settings())
-        place = None if out is None else os.path.abspath(out)
+        place = None if out is None else absolute(out)
         return cls(number, count, to_file(plan, place), place)
 
     def run(
@@ -74,7 +76,7 @@ class Part:
             raise RecipeError("the part has no output folder", 'write `part.run("out")`')
         saved = from_file(self.plan, "the plan of this part")
         part = Number.of(self.number, self.count)
-        return execute_part(saved.plan, place, part, settings=saved.settings(settings), progress=progress)
+        return run_part(saved.plan, place, part, settings=saved.settings(settings), progress=progress)
 
 
 def finish(
@@ -103,6 +105,8 @@ def finish(
     OutputError
         Weight files are missing; the message says which, and which parts write them.
     """
+    if is_address(out):
+        return _finish_at(str(out), threads, progress)
     out = Path(out)
     if not look.exists(out / STATE / PARTS):
         is_ended = look.exists(out / MANIFEST)
@@ -114,3 +118,19 @@ def finish(
     plan = saved.plan
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
     return ending.finish(plan, out, checkpoints, saved.settings(Settings(threads=threads)), progress)
+
+
+def _finish_at(out: str, threads: int | None, progress: Callback | None) -> Report:
+    """The same at an address."""
+    from taskvec.run.deliver import finish_at  # which local runs do without
+
+    sink = open_sink(out)
+    assert sink is not None
+    head = sink.head()
+    if head is None or not head.plan:
+        raise NotFoundError(
+            f"`{out}` holds no run in parts",
+            "give the address of the parts; `taskvec verify` reads an output",
+        )
+    saved = from_file(head.plan, f"the plan of the run in {out}")
+    return finish_at(saved.plan, out, head.parts, saved.settings(Settings(threads=threads)), progress)

@@ -6,15 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import FormatError, OutputError, RecipeError
-from taskvec.files import look
-from taskvec.files.names import PARTS, STATE
+from taskvec.errors import FormatError, RecipeError
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.resolve.open import open as open_model
-from taskvec.run.execute import execute
+from taskvec.run.dispatch import run_plan
+from taskvec.run.sinks import absolute
 
 if TYPE_CHECKING:
     from taskvec.lazy.part import Part
@@ -68,8 +66,8 @@ class Plan(PlanRecord):
                 "the plan reads tensors of the process that made it", "run it there, or save the models first"
             )
         checkpoints = [
-            open_vector(source["path"]) if source["kind"] == "vector" else open_model(source["path"])
-            for source in document["sources"]
+            open_vector(path) if kind == "vector" else open_model(path)
+            for kind, path in ((each["kind"], _address(each["path"])) for each in document["sources"])
         ]
         for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
             if checkpoint.fingerprint != fingerprint:
@@ -86,22 +84,11 @@ class Plan(PlanRecord):
         settings: Settings | None = None,
         progress: Callback | None = None,
     ) -> Report:
-        """Execute the plan; see :func:`taskvec.run.execute.execute`.
+        """Execute the plan into a folder, or to an address; see :func:`taskvec.run.execute.execute`.
 
-        A folder in which parts of the same plan have been at work is completed.
+        A folder or an address at which parts of the same plan have been at work is completed.
         """
-        if look.exists(Path(out) / STATE / PARTS):
-            from taskvec.plan.part import Part as Number
-            from taskvec.run.parts import execute_part  # which most runs do without
-
-            done = execute_part(self, out, Number(0, 1), settings=settings, progress=progress)
-            if done.report is None:
-                raise OutputError(
-                    f"another process is about to end the run in `{os.fspath(out)}`",
-                    "wait for it; `taskvec finish` ends a run whose process has died",
-                )
-            return done.report
-        return execute(self, out, settings=settings, progress=progress)
+        return run_plan(self, out, settings, progress)
 
     def run_on_ray(
         self,
@@ -176,7 +163,7 @@ class Plan(PlanRecord):
         """
         from taskvec.plan.document import to_file
 
-        return to_file(self, None if out is None else os.path.abspath(out))
+        return to_file(self, None if out is None else absolute(out))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -192,3 +179,8 @@ class Plan(PlanRecord):
         from taskvec.plan.document import from_file
 
         return cls.of(from_file(data, "the plan").plan)
+
+
+def _address(path: str) -> str:
+    """A path of a plan without the state of the files at an address, which a fingerprint is compared for."""
+    return path.rpartition("#")[0] if "://" in path and "#" in path else path

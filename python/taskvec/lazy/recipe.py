@@ -26,8 +26,10 @@ from taskvec.recipe.load import RecipeFile, load
 from taskvec.resolve.adapter import open_adapter
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
+from taskvec.resolve.storage import current
 from taskvec.run.finished import finished_report, finished_run, manifests_of_request
 from taskvec.run.inputs import input_rows
+from taskvec.run.sinks import is_address
 from taskvec.settings import Options, Settings, format_alpha, written
 
 if TYPE_CHECKING:
@@ -103,6 +105,11 @@ class RecipeMerge:
         """
         if len(self.file.steps) == 1 or not self.settings.resume or self.settings.overwrite:
             return None
+        if is_address(out):
+            from taskvec.run.deliver import finished_request  # which local runs do without
+
+            asked = self._request(self._digest())
+            return finished_request(str(out), self._alphas(), asked, self.settings)
         digest, folders = self._digest(), self._folders(Path(out))
         manifests = manifests_of_request(digest, folders)
         if manifests:
@@ -114,23 +121,23 @@ class RecipeMerge:
         return finished_report(folders, manifests, rows, self.settings, alphas)
 
     def run_document(
-        self, plan: Plan, place: Path, out: str | os.PathLike[str], progress: Callback | None = None
+        self, plan: Plan, place: Path | str, out: str | os.PathLike[str], progress: Callback | None = None
     ) -> Report:
         """Run one of :meth:`plans`; a result of an earlier document that is no longer right is made again."""
         settings = self.settings_of(plan, place, out)
-        if place == Path(out):
+        if place == out_of(out):
             return plan.run(place, settings=settings, progress=progress)
         try:
-            done = finished_run(plan, [place], input_rows(plan.checkpoints), self.settings)
+            done = finished_run(plan, [Path(place)], input_rows(plan.checkpoints), self.settings)
         except OutputError:
             done = None  # its inputs have changed, or it cannot be looked at: then the run says so
         if done is not None:
             return done
         return plan.run(place, settings=replace(settings, overwrite=True), progress=progress)
 
-    def settings_of(self, plan: Plan, place: Path, out: str | os.PathLike[str]) -> Settings:
+    def settings_of(self, plan: Plan, place: Path | str, out: str | os.PathLike[str]) -> Settings:
         """The settings of one of :meth:`plans`: a run begins again if what it read was made again since."""
-        if self._is_stale(plan, place, out):
+        if isinstance(place, Path) and self._is_stale(plan, place, out):
             return replace(self.settings, overwrite=True, resume=False)
         return self.settings
 
@@ -139,25 +146,25 @@ class RecipeMerge:
         begun = look.stamp(place / STATE / PLAN)
         if begun is None or begun.size != len(plan.json) or read_bytes(place / STATE / PLAN) != plan.json:
             return False
-        scratch = scratch_of(Path(out))
+        scratch = scratch_of(out)
         earlier = [model.location for model in plan.checkpoints if scratch in model.location.parents]
         made = [stamp for folder in earlier if (stamp := look.stamp(folder / MANIFEST)) is not None]
         return any(stamp.modified > begun.modified for stamp in made)
 
-    def plans(self, out: str | os.PathLike[str]) -> Iterator[tuple[Plan, Path]]:
+    def plans(self, out: str | os.PathLike[str]) -> Iterator[tuple[Plan, Path | str]]:
         """The plan of each document and where its result goes, the output last.
 
         Each is made when it is asked for: by then those before it have to be run.
         """
-        scratch = scratch_of(Path(out))
+        scratch = scratch_of(out)
         request = self._request(self._digest()) if len(self.file.steps) > 1 else None
         for step in self.file.steps[:-1]:
             yield self._plan(step, scratch), scratch / str(step.recipe.name)
-        yield replace(self._plan(self.file.last, scratch), request=request), Path(out)
+        yield replace(self._plan(self.file.last, scratch), request=request), out_of(out)
 
     def clear(self, out: str | os.PathLike[str]) -> None:
         """Remove the results of earlier documents."""
-        scratch = scratch_of(Path(out))
+        scratch = scratch_of(out)
         if len(self.file.steps) == 1 or not look.exists(scratch):
             return
         try:
@@ -190,11 +197,14 @@ class RecipeMerge:
         openers = {"vector": open_vector, "adapter": open_adapter, "checkpoint": open_model}
         return openers[ref.kind](ref.spec)
 
-    def _folders(self, out: Path) -> list[Path]:
+    def _alphas(self) -> list[float] | None:
+        """The factors, where the output has a folder for each."""
         alpha = self.file.final.alpha
-        if not isinstance(alpha, list | tuple) or len(alpha) == 1:
-            return [out]
-        return [out / f"alpha={format_alpha(value)}" for value in alpha]
+        return list(alpha) if isinstance(alpha, list | tuple) and len(alpha) > 1 else None
+
+    def _folders(self, out: Path) -> list[Path]:
+        alphas = self._alphas()
+        return [out] if alphas is None else [out / f"alpha={format_alpha(value)}" for value in alphas]
 
     def _plan(self, step: Checked, scratch: Path) -> Plan:
         def opening(ref: ModelRef) -> Model:
@@ -210,10 +220,20 @@ class RecipeMerge:
         return f"RecipeMerge({self.file.source!r}, method: {final.merge_method})"
 
 
-def scratch_of(out: Path) -> Path:
-    """Where results of earlier documents go: next to the output, hidden, on the same file system."""
-    out = out.absolute()
-    return out.parent / f".{out.name}.steps"
+def out_of(out: str | os.PathLike[str]) -> Path | str:
+    """An output as a run takes it: a path, or an address as it is."""
+    return str(out) if is_address(out) else Path(out)
+
+
+def scratch_of(out: str | os.PathLike[str]) -> Path:
+    """Where results of earlier documents go: next to the output, hidden, on the same file system.
+
+    Those of an output at an address go into the folder for fetched files.
+    """
+    if is_address(out):
+        return current().folder / "steps" / blake3_hex(str(out).encode())[:24]
+    place = Path(out).absolute()
+    return place.parent / f".{place.name}.steps"
 
 
 def open_recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -143,6 +143,71 @@ class Remote(Protocol):
         path
             The folder that holds them.
         """
+        ...
+
+
+class Stored(NamedTuple):
+    """A file at an address, as the address has it.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    tag : str or None
+        Its ETag: another one for other bytes.
+    """
+
+    size: int
+    tag: str | None
+
+
+class Place(Protocol):
+    """An address that can be written to, as it is now: a :class:`Remote` is for reading one state of it.
+
+    Names are relative, with ``/`` between their parts. Errors are those of :class:`Remote`. Methods may be
+    called from several threads.
+    """
+
+    @property
+    def address(self) -> str:
+        """As it is shown: without secrets."""
+        ...
+
+    def list(self, below: str = "") -> Mapping[str, Stored]:
+        """Every file by its name, or those in a folder."""
+        ...
+
+    def head(self, name: str) -> Stored | None:
+        """One file; ``None`` where there is none."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """The bytes of a small file; ``None`` where there is none."""
+        ...
+
+    def write(self, name: str, path: Path, told: Callable[[int], None]) -> Stored:
+        """Send a local file, in equal parts if it is large; it is there when it is whole, or not at all.
+
+        ``told`` is called with the bytes sent so far; what it raises aborts the upload.
+
+        Raises
+        ------
+        HubError
+            What arrived is not what was sent.
+        """
+        ...
+
+    def put(self, name: str, data: bytes) -> Stored:
+        """Write a small file, whatever is there."""
+        ...
+
+    def put_absent(self, name: str, data: bytes) -> bool:
+        """Write a small file where none is; whether it was this call. One of these very bytes counts as such,
+        since the answer to an earlier try may have been lost."""
+        ...
+
+    def delete(self, names: Collection[str]) -> None:
+        """Remove files; those that are not there are left so."""
         ...
 
 

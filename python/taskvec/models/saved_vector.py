@@ -12,7 +12,7 @@ from taskvec._core import blake3_hex
 from taskvec.files.manifest import File
 from taskvec.files.names import CONFIG
 from taskvec.models.assembled import Assembled
-from taskvec.models.model import Model, TensorInfo
+from taskvec.models.model import Model, Remote, TensorInfo
 from taskvec.models.selection import Selection
 
 # A vector of format 2 has tensors whose exact elements stand in for values that are rounded.
@@ -88,6 +88,11 @@ class SavedVector:
     def address(self) -> str | None:
         """The address that opens this revision again."""
         return self.stored.address
+
+    @property
+    def remote(self) -> Remote | None:
+        """Where its files are fetched from, when they are not here."""
+        return self.stored.remote
 
     @property
     def config(self) -> dict[str, Any]:

@@ -24,6 +24,29 @@ def source_path(checkpoint: Model | SavedVector) -> str:
     return str(folder / file) if is_file else str(folder)
 
 
+def local_path(source: Model | SavedVector | Adapter) -> str:
+    """The same of any source; of an adapter the file of its weights."""
+    return str(source.path / WEIGHTS) if isinstance(source, Adapter) else source_path(source)
+
+
+def recorded_path(source: Model | SavedVector | Adapter) -> str:
+    """Where a source lies, as a plan has it: what is at an address is known by that and by its state.
+
+    So a plan is the same wherever its sources are fetched to.
+    """
+    if source.repository is None or source.revision is None:
+        return local_path(source)
+    address = None if isinstance(source, Adapter) else source.address
+    address = address or source.repository
+    return address if source.revision in address else f"{address}#{source.revision}"
+
+
+def here(document: Mapping[str, Any], sources: Sequence[Model | SavedVector | Adapter]) -> dict[str, Any]:
+    """The engine's part of a plan that is run at once: its sources are named by their paths here."""
+    known = zip(document["sources"], sources, strict=True)
+    return {**document, "sources": [{**row, "path": local_path(source)} for row, source in known]}
+
+
 def source_documents(sources: Sequence[Model | SavedVector | Adapter]) -> list[dict[str, Any]]:
     """Sources as the engine's part of a plan has them."""
     documents: list[dict[str, Any]] = []
@@ -48,7 +71,7 @@ def source_document(
     if isinstance(source, Adapter):
         return {
             "kind": "lora",
-            "path": str(source.path / WEIGHTS),
+            "path": recorded_path(source),
             "files": [[name, size] for name, size in source.file_sizes.items()],
             "fingerprint": source.fingerprint,
             "base": source.base,
@@ -62,7 +85,7 @@ def source_document(
         }
     document: dict[str, Any] = {
         "kind": source.kind,
-        "path": source_path(source),
+        "path": recorded_path(source),
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }

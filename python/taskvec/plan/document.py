@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from taskvec._core import __version__, blake3_hex
 from taskvec.compat.findings import Finding
 from taskvec.errors import Error, FormatError, RecipeError
-from taskvec.models.adapter import WEIGHTS, Adapter
+from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
-from taskvec.models.source import source_path
+from taskvec.models.source import recorded_path, source_path
+from taskvec.plan.extract import written_vector
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, Source, written
 from taskvec.plan.rows import encode
 from taskvec.resolve.adapter import open_adapter
@@ -41,7 +42,7 @@ class Saved(NamedTuple):
         """The settings to run it with: those given, with what the plan was made to go on in spite of."""
         given = given or Settings()
         force = (*(self.plan.recipe.get("force") or ()), *given.force)
-        rounding = self.plan.document["rounding"]
+        rounding = self.plan.document.get("rounding", given.rounding)  # a vector is not rounded
         return replace(given, force=tuple(dict.fromkeys(force)), rounding=rounding)
 
 
@@ -111,7 +112,7 @@ def _read(data: bytes, subject: str) -> Saved:
     body = _body(data, subject)
     facts = json.loads(body)
     document = facts.pop("plan")
-    version = facts["schema"], document["format"], document["arithmetic"]
+    version = facts["schema"], document["format"], document.get("arithmetic", ARITHMETIC)
     if version != (SCHEMA, FORMAT, ARITHMETIC):
         raise RecipeError(
             f"`{subject}` was made by taskvec {facts['taskvec']}, whose plans have another form",
@@ -134,9 +135,17 @@ def _read(data: bytes, subject: str) -> Saved:
         checkpoints=tuple(checkpoints),
         files={name: base64.b64decode(text) for name, text in facts["files"].items()},
         left=tuple(facts["left"]),
-        **written(document, checkpoints),
+        **_written(facts["kind"], document, checkpoints),
     )
     return Saved(plan, facts["out"])
+
+
+def _written(kind: str, document: Mapping[str, Any], checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    if kind != "vector":
+        return written(document, checkpoints)
+    reference = checkpoints[1]
+    assert isinstance(reference, Model)
+    return written_vector(document, reference)
 
 
 def _body(data: bytes, subject: str) -> bytes:
@@ -176,11 +185,11 @@ def _opened(source: dict[str, Any], spec: str, lasting: str, subject: str) -> Ch
         It is not the one that the plan was made for.
     """
     checkpoint = replace(_OPEN[source["kind"]](lasting), spec=spec)
-    if checkpoint.fingerprint != source["fingerprint"]:
+    is_other = "://" in source["path"] and recorded_path(checkpoint) != source["path"]
+    if is_other or checkpoint.fingerprint != source["fingerprint"]:
         raise FormatError(
             f"`{lasting}` is not what it was when `{subject}` was made",
             "use the same files, or make the plan again",
         )
-    is_adapter = isinstance(checkpoint, Adapter)
-    source["path"] = str(checkpoint.path / WEIGHTS) if is_adapter else source_path(checkpoint)
+    source["path"] = recorded_path(checkpoint)
     return checkpoint

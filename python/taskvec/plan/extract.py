@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
@@ -100,19 +101,27 @@ def plan_extract(
             Source(role, model.spec, model.revision, count, model.download_bytes)
             for (role, model), count in zip(models, bytes_in, strict=True)
         ),
-        outputs=(Output("", 1.0),),
-        shards=(),
-        weight_map=dict.fromkeys(own, ""),
-        merged=len(own),
-        copied=0,
-        # if every element has changed and few differences need a wider type; known only when it has been read
-        bytes_out=_dense_bytes(reference, own, dtype),
-        most_inputs=2,
         findings=tuple(found),
         config={},
         recipe={key: value for key, value in recipe.items() if value is not None},
         checkpoints=(donor, reference),
+        **written_vector(document, reference),
     )
+
+
+def written_vector(document: Mapping[str, Any], reference: Model) -> dict[str, Any]:
+    """The attributes of a plan of a vector that say what it writes."""
+    names = [name for name, *_ in document["tensors"]]
+    return {
+        "outputs": (Output("", 1.0),),
+        "shards": (),
+        "weight_map": dict.fromkeys(names, ""),
+        "merged": len(names),
+        "copied": 0,
+        # if every element has changed and few differences need a wider type; known only when it has been read
+        "bytes_out": _dense_bytes(reference, names, document["dtype"]),
+        "most_inputs": 2,
+    }
 
 
 def _dense_bytes(reference: Model, names: Iterable[str], dtype: str | None) -> int:

@@ -1,12 +1,13 @@
-"""A plan divides itself: which weight files each of n parts writes, and the plan of some of them.
+"""A plan divides itself: which files each of n parts writes, and the plan of some of them.
 
-Any process that has the plan knows every part of it: nobody hands out work. A weight file does not depend on
-the others, so that any division gives the same bytes.
+Any process that has the plan knows every part of it: nobody hands out work. A file does not depend on the
+others, so that any division gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,14 @@ from typing import Any, NamedTuple
 
 from taskvec._core import blake3_hex
 from taskvec.errors import RecipeError
-from taskvec.plan.plan import PlanRecord
+from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.plan.rows import Row, encode
 
 _PART = re.compile(r"(\d+)/(\d+)")
 # More than any cluster runs: a number above it is a typing error.
 _MOST = 1_000_000
+# A piece of a vector has at most so many bytes of differences, as bfloat16: what a kill can cost.
+_PIECE = 256 << 20
 
 
 class Part(NamedTuple):
@@ -55,12 +58,52 @@ class Part(NamedTuple):
         return f"{self.number}/{self.total}"
 
 
+def files_of(plan: PlanRecord) -> tuple[Shard, ...]:
+    """The files that parts write: the weight files of a checkpoint, or the pieces of a vector.
+
+    The weight files of a vector follow from what is stored of all of its tensors. What is stored of a tensor
+    does not depend on the others, so that parts write pieces of it, which are joined at the end.
+    """
+    return plan.shards if plan.kind == "checkpoint" else tuple(_pieces(plan))
+
+
+def _pieces(plan: PlanRecord) -> Iterator[Shard]:
+    for number, names in enumerate(_pieces_of(plan.document)):
+        elements = sum(names.values())
+        yield Shard(f"piece-{number + 1:05}.safetensors", len(names), elements, 2 * elements)
+
+
+def _pieces_of(document: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The tensors of a vector as they follow each other in pieces, with the elements of each."""
+    limit = min(document["max_shard_size"], _PIECE)
+    pieces: list[dict[str, int]] = [{}]
+    size = 0
+    for name, shape, *_ in document["tensors"]:
+        more = 2 * math.prod(shape)
+        if pieces[-1] and size + more > limit:
+            pieces.append({})
+            size = 0
+        pieces[-1][name] = math.prod(shape)
+        size += more
+    return pieces
+
+
+def of_piece(plan: PlanRecord, number: int) -> bytes:
+    """The engine's part of a plan for one piece of a vector, as one file."""
+    names = _pieces_of(plan.document)[number]
+    rows = [row for row in plan.document["tensors"] if row[0] in names]
+    document = {**plan.document, "tensors": rows, "max_shard_size": (1 << 63) - 1, "piece": True}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
 def units(plan: PlanRecord) -> list[tuple[int, ...]]:
-    """The weight files that have to be written together, as numbers of ``plan.shards``; mostly one each.
+    """The files that have to be written together, as numbers of :func:`files_of`; mostly one each.
 
     The parts of a packed weight, which are computed together, may lie in several.
     """
-    groups: dict[int, set[int]] = {number: {number} for number in range(len(plan.shards))}
+    groups: dict[int, set[int]] = {number: {number} for number in range(len(files_of(plan)))}
+    if plan.kind == "vector":
+        return [(number,) for number in groups]
     first: dict[str, int] = {}
     for row in plan.document["tensors"]:
         if len(row) < 7:
@@ -75,7 +118,8 @@ def units(plan: PlanRecord) -> list[tuple[int, ...]]:
 
 def dealt(plan: PlanRecord, count: int) -> list[list[tuple[int, ...]]]:
     """The units of each of `count` parts: the largest first, each to the part that has the least so far."""
-    size = {unit: sum(plan.shards[number].bytes for number in unit) for unit in units(plan)}
+    files = files_of(plan)
+    size = {unit: sum(files[number].bytes for number in unit) for unit in units(plan)}
     parts: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
     load = [0] * count
     for unit in sorted(size, key=lambda unit: (-size[unit], unit)):
@@ -106,9 +150,11 @@ def _rows(document: Mapping[str, Any], numbers: Mapping[int, int]) -> Iterator[R
 
 
 def identity(plan: PlanRecord) -> str:
-    """What a plan is known by on every machine: its digest without the paths of its sources."""
+    """What a plan is known by on every machine: its digest without the local paths of its sources."""
     data = plan.json
     for source in plan.document["sources"]:
+        if "://" in source["path"]:
+            continue
         path = b'"path":' + json.dumps(source["path"]).encode()
         data = data.replace(path, b'"path":""', 1)
     return blake3_hex(data)

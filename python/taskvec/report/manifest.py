@@ -109,6 +109,13 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
     return out.getvalue()
 
 
+def with_id(data: bytes, identifier: str) -> bytes:
+    """The bytes of a manifest with what tells its run from others that write to the same address."""
+    head, found, tail = data.rpartition(b'"run": {\n')
+    assert found
+    return head + found + b'    "id": ' + json.dumps(identifier).encode() + b",\n" + tail
+
+
 def rounded(value: float) -> float:
     """Six significant digits, as the engine reports: sums may differ in the last bits."""
     return float(f"{value:.5e}")
@@ -126,13 +133,20 @@ def _source(role: str, checkpoint: Model | SavedVector | Adapter) -> dict[str, A
 
 
 def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int) -> dict[str, Any]:
-    """A weight file; one of the hub's cache is a link to a blob that is named by its SHA-256."""
+    """A weight file, with its SHA-256 where the hub lists it."""
     entry: dict[str, Any] = {"name": name, "bytes": size}
-    if checkpoint.revision:
-        blob = look.resolved(checkpoint.location / name).name
-        if DIGEST.fullmatch(blob):
-            entry["sha256"] = blob
+    digest = _listed_digest(checkpoint, name) if checkpoint.revision else None
+    if digest is not None and DIGEST.fullmatch(digest):
+        entry["sha256"] = digest
     return entry
+
+
+def _listed_digest(checkpoint: Model | SavedVector | Adapter, name: str) -> str | None:
+    """What the hub lists; a file in its cache is a link to a blob that is named by it."""
+    path = checkpoint.location / name
+    if checkpoint.remote is not None and not look.exists(path):
+        return checkpoint.remote.list()[name].digest
+    return look.resolved(path).name
 
 
 def _dump(out: io.BytesIO, value: Any, depth: int, indent: bytes = b"") -> None:

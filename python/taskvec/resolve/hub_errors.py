@@ -35,7 +35,7 @@ def is_unreachable(error: BaseException) -> bool:
     cause = _root(error)
     if isinstance(cause, OfflineModeIsEnabled):
         return True
-    status = _status(cause)
+    status = status_of(cause)
     return status >= 500 if status is not None else _is_connection(cause)
 
 
@@ -55,7 +55,7 @@ def explain(error: BaseException, repository: str, revision: str | None, file: s
     cause = _root(error)
     subject = f"`{repository}`" + (f" at `{revision}`" if revision else "")
     page = f"{constants.ENDPOINT}/{repository}"
-    status = _status(cause)
+    status = status_of(cause)
     if isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return HubError(
             f"{subject} is not complete in the cache `{constants.HF_HUB_CACHE}`, and offline mode is on",
@@ -90,7 +90,7 @@ def explain(error: BaseException, repository: str, revision: str | None, file: s
             f"{subject} is forbidden to this token (403)", f"look at {page}; {_LOGIN} of another account"
         )
     if status == 429:
-        seconds = _retry_after(cause)
+        seconds = retry_after(cause)
         when = f"in {seconds} seconds" if seconds else "in a few minutes"
         return HubError(
             f"{constants.ENDPOINT} takes no more requests for now (429)",
@@ -150,7 +150,8 @@ def _reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error is of, if it is of one."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
@@ -167,7 +168,8 @@ def _is_connection(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError)
 
 
-def _retry_after(error: BaseException) -> int | None:
+def retry_after(error: BaseException) -> int | None:
+    """The seconds to wait that an answer names."""
     headers: Any = getattr(getattr(error, "response", None), "headers", {})
     value = str(headers.get("Retry-After", "")).strip()
     if value.isdigit():

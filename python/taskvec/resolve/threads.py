@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -57,6 +58,59 @@ def interruptible(work: Callable[[], Result]) -> Result:
         return work()  # signals do not reach other threads
     ((_, result),) = each(lambda _: work(), (None,), 1)
     return result
+
+
+class Background:
+    """Calls that are made by other threads, some at a time, while this one goes on.
+
+    The first failure is raised by the next :meth:`check` or by :meth:`wait`.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._left = 0
+        for _ in range(threads):
+            _start(self._run, 1)
+
+    def _run(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            try:
+                work()
+                self._finished.put(None)
+            except BaseException as error:
+                self._finished.put(error)
+            del work
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Have a call made."""
+        self._left += 1
+        self._waiting.put(work)
+
+    def check(self) -> None:
+        """Return if nothing has failed so far."""
+        while not self._finished.empty():
+            self._take(self._finished.get())
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Return when all calls have been made, or after a time."""
+        ends = None if seconds is None else time.monotonic() + seconds
+        while self._left:
+            left = None if ends is None else max(ends - time.monotonic(), 0)
+            try:
+                self._take(self._finished.get(timeout=left))
+            except queue.Empty:
+                return
+
+    def _take(self, error: BaseException | None) -> None:
+        self._left -= 1
+        if error is not None:
+            raise error
+
+    def close(self, threads: int) -> None:
+        """Let the threads end when they have nothing more to do."""
+        for _ in range(threads):
+            self._waiting.put(None)
 
 
 def are_waiting() -> bool:

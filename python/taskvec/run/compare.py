@@ -109,7 +109,7 @@ def numbered(
                 numbers[key] = len(documents)
                 materialised(source)
                 sources.append(source)
-                documents.append(source_document(source))
+                documents.append({**source_document(source), "path": source_path(source)})
         inputs.append(tuple(numbers[key] for key in keys))
     return documents, inputs, buffers_of(sources)
 

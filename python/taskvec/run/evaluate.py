@@ -11,7 +11,7 @@ from taskvec._core import evaluate
 from taskvec.dtypes import array_of
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
-from taskvec.models.source import source_document
+from taskvec.models.source import here, local_path, source_document
 from taskvec.models.state_dict import buffers_of
 from taskvec.models.storage import stored_bytes
 from taskvec.plan.delta import Term
@@ -59,7 +59,10 @@ def of_plan(
             materialised(checkpoint)
     wanted = None if names is None else set(names)
     rows = [row for row in plan.document["tensors"] if wanted is None or row[0] in wanted]
-    document = {**plan.document, "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}]}
+    document = {
+        **here(plan.document, plan.checkpoints),
+        "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}],
+    }
     yield from evaluated(document, rows, buffers_of(plan.checkpoints), threads, allow_non_finite)
 
 
@@ -82,7 +85,7 @@ def stored(model: Model, name: str, dtype: str | None = None) -> np.ndarray:
     document = {
         "format": FORMAT,
         "arithmetic": ARITHMETIC,
-        "sources": [source_document(model)],
+        "sources": [{**source_document(model), "path": local_path(model)}],
         "outputs": [{"folder": "", "alpha": 1.0}],
         "operations": [{"kind": "copy"}],
         "rounding": "nearest",

@@ -16,7 +16,7 @@ from typing import Any
 
 from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
-from taskvec.compat.findings import enforce, enforce_strictly
+from taskvec.compat.findings import enforce
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
@@ -27,8 +27,8 @@ from taskvec.report.report import Report, noise_findings, parse_engine_report, r
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
-from taskvec.run.job import Job, format_of
-from taskvec.run.locked import locked, place_of
+from taskvec.run.job import Job, Piece, format_of
+from taskvec.run.locked import engine_paths, locked, place_of
 from taskvec.run.publish import Publisher
 from taskvec.settings import Settings
 
@@ -39,6 +39,8 @@ def execute(
     *,
     settings: Settings | None = None,
     progress: Callback | None = None,
+    pieces: Sequence[Piece] | None = None,
+    checkpoints: Sequence[Source] | None = None,
 ) -> Report:
     """Run a plan into a folder, or into one folder for each alpha below it.
 
@@ -53,6 +55,11 @@ def execute(
         ``threads``, ``max_memory``, ``overwrite``, ``resume``, ``rehash`` and ``force`` matter here.
     progress : callable, optional
         Called with a :class:`taskvec.Progress`.
+    pieces : sequence of Piece, optional
+        Those of a vector that parts have extracted.
+    checkpoints : sequence of Model, SavedVector or Adapter, optional
+        The plan's sources as they lie here, with holes in place of weights: all weight files have to be in
+        place, and the run is only ended.
 
     Raises
     ------
@@ -73,12 +80,10 @@ def execute(
     finished = finished_run(plan, folders, rows, settings)
     if finished is not None:
         return finished
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    if plan.download and plan.kind == "checkpoint":
-        plan = with_lineage(plan, checkpoints)
-        enforce(plan.findings, settings.force)  # what a sample of the weights has shown
-        if settings.strict:
-            enforce_strictly(plan.findings, settings.force)
+    ends_only = checkpoints is not None
+    if checkpoints is None:
+        checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+        plan = looked_through(plan, checkpoints, settings)
     inputs = Inputs(checkpoints)
     publish = None if plan.kind != "checkpoint" else _publisher(plan, checkpoints, settings, inputs, progress)
     with locked(plan, folders, checkpoints, settings):
@@ -86,7 +91,7 @@ def execute(
         finished = finished_run(plan, folders, rows, settings, is_locked=True)
         if finished is not None:
             return finished
-        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin)
+        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin, ends_only, pieces)
         if publish is not None:
             return _execute(job, publish)
         if plan.kind == "adapter":
@@ -96,6 +101,22 @@ def execute(
         from taskvec.run.extract import execute_extract
 
         return execute_extract(job)
+
+
+def looked_through(plan: PlanRecord, checkpoints: Sequence[Source], settings: Settings) -> PlanRecord:
+    """The plan with what a sample of the weights shows, where they were not here when it was made.
+
+    Raises
+    ------
+    CompatibilityError
+        It shows an error that is not forced.
+    """
+    if plan.download and plan.kind == "checkpoint":
+        plan = with_lineage(plan, checkpoints)
+        enforce(plan.findings, settings.force)
+        if settings.strict:
+            enforce_strictly(plan.findings, settings.force)
+    return plan
 
 
 def _publisher(
@@ -131,6 +152,8 @@ def _execute(job: Job, publish: Publisher) -> Report:
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,
             memories=buffers,
+            paths=engine_paths(job.checkpoints),
+            ends_only=job.ends_only,
         ),
         out,
         _merged_tensors(plan.document),

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from taskvec._core import blake3_hex, digest_file, extract, finish_folder, replace_output, write_atomic
+from taskvec._core import (
+    blake3_hex,
+    digest_file,
+    extract,
+    finish_folder,
+    join_vector,
+    replace_output,
+    write_atomic,
+)
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, MANIFEST
 from taskvec.files.place import sync_folders
@@ -21,31 +30,17 @@ from taskvec.report.card import vector_card
 from taskvec.report.noise import Noise, Sums, noise_of
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard, noise_findings
-from taskvec.run.job import Job, format_of
-from taskvec.run.locked import place_of
+from taskvec.run.job import Job, Piece, format_of
+from taskvec.run.locked import engine_paths, place_of
 from taskvec.run.publish import copy, hold_complete, hold_or_hide, hold_ours
 
 
 def execute_extract(job: Job) -> Report:
     """Write a vector into a folder that is locked; see :func:`taskvec.run.execute.execute`."""
-    plan, settings, (folder,) = job.plan, job.settings, job.folders
+    plan, (folder,) = job.plan, job.folders
     reference = job.checkpoints[1]
     assert isinstance(reference, Model)
-    buffers = buffers_of(job.checkpoints)
-    engine = json.loads(
-        extract(
-            plan.json,
-            folder,
-            threads=settings.threads or 0,
-            progress=meter(job.progress, "merge"),
-            notice=heard(job.progress),
-            resume=settings.resume and not buffers,
-            overwrite=settings.overwrite,
-            rehash=settings.rehash,
-            allow_non_finite="non-finite" in settings.force,
-            memories=buffers,
-        )
-    )
+    engine = _extracted(job, folder) if job.pieces is None else _joined(job, folder, job.pieces)
     out = place_of(folder, engine["replaces"])
     shards = tuple(Shard(row["name"], row["size"], row["digest"]) for row in engine["shards"])
     noise = _noise(engine.pop("noise", ()), plan, reference)
@@ -100,6 +95,57 @@ def _noise(rows: Iterable[Mapping[str, Any]], plan: PlanRecord, reference: Model
         if row["stored"] == "plain" and row["name"] in tensors and len(tensors[row["name"]].shape) > 1
     ]
     return noise_of(format_of(plan), packed, plain)
+
+
+def _extracted(job: Job, folder: Path) -> dict[str, Any]:
+    """What the engine reports of writing the vector."""
+    settings, buffers = job.settings, buffers_of(job.checkpoints)
+    report: dict[str, Any] = json.loads(
+        extract(
+            job.plan.json,
+            folder,
+            threads=settings.threads or 0,
+            progress=meter(job.progress, "merge"),
+            notice=heard(job.progress),
+            resume=settings.resume and not buffers,
+            overwrite=settings.overwrite,
+            rehash=settings.rehash,
+            allow_non_finite="non-finite" in settings.force,
+            memories=buffers,
+            paths=engine_paths(job.checkpoints),
+        )
+    )
+    return report
+
+
+def _joined(job: Job, folder: Path, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """The same of joining what parts have extracted."""
+    told = [
+        {"path": str(piece.path), "size": piece.size, "tensors": [_stored(row) for row in piece.tensors]}
+        for piece in pieces
+    ]
+    report: dict[str, Any] = json.loads(
+        join_vector(
+            job.plan.json,
+            json.dumps(told).encode(),
+            folder,
+            threads=job.settings.threads or 0,
+            progress=meter(job.progress, "merge"),
+            notice=heard(job.progress),
+            paths=engine_paths(job.checkpoints),
+        )
+    )
+    rows = [dict(row) for piece in pieces for row in piece.tensors]
+    noise = [row.pop("noise") for row in rows if "noise" in row]
+    for row, file in zip(rows, report.pop("files"), strict=True):
+        del row["stored"]
+        row["file"] = file
+    return {**report, "tensors": rows, "noise": noise}
+
+
+def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("name", "origin", "bytes", "stored")
+    return {**{name: row[name] for name in names}, "rounded": bool(row.get("rounded"))}
 
 
 def _vector(

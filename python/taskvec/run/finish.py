@@ -1,29 +1,34 @@
 """The end of a run in parts: when all weight files are in place, the rest of the output follows.
 
 The records of the parts become the journal of an unfinished run of the whole plan, and that run, which has
-nothing left to compute, is ended as any other: the same report, card and index as one process gives.
+nothing left to compute, is ended as any other: the same report, card and index as one process gives. The
+pieces of a vector are joined then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import assemble_output
 from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
-from taskvec.files.names import PARTS, PLAN, STATE
-from taskvec.plan.part import dealt
+from taskvec.files.json import read_bytes
+from taskvec.files.names import JOURNAL, PARTS, PLAN, STATE
+from taskvec.plan.part import dealt, files_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
 from taskvec.report.report import Report
 from taskvec.run import shared_state
 from taskvec.run.execute import execute
 from taskvec.run.inputs import Source
+from taskvec.run.job import Piece
 from taskvec.run.locked import paths_of
 from taskvec.run.shared_state import Records
 from taskvec.settings import Settings
@@ -36,6 +41,8 @@ def finish_if_complete(
     checkpoints: Sequence[Source],
     settings: Settings,
     progress: Callback | None,
+    *,
+    is_staged: bool = False,
 ) -> Report | None:
     """End the run if no weight file is missing and no other process is about to end it."""
     folders = folders_of(plan, out)
@@ -46,7 +53,7 @@ def finish_if_complete(
         return None
     if not shared_state.claim_end(out):
         return None
-    return _end(plan, out, checkpoints, records, settings, progress)
+    return _end(plan, out, checkpoints, records, settings, progress, is_staged=is_staged)
 
 
 def finish(
@@ -69,7 +76,8 @@ def finish(
     records = Records(plan, out, folders)
     missing = [] if is_assembled(folders) else records.missing()
     if missing:
-        raise _incomplete(plan, out, missing)
+        noted = shared_state.head(out).get("parts")
+        raise incomplete(plan, out, missing, noted if isinstance(noted, int) else 1)
     shared_state.give_up_end(out)
     shared_state.claim_end(out)
     return _end(plan, out, checkpoints, records, settings, progress)
@@ -92,31 +100,75 @@ def _end(
     records: Records,
     settings: Settings,
     progress: Callback | None,
+    *,
+    is_staged: bool = False,
 ) -> Report:
     folders = folders_of(plan, out)
     try:
         if not is_assembled(folders):
             _assemble(plan, folders, checkpoints, records)
-        shared_state.clear(out)
+        if plan.kind == "checkpoint":
+            shared_state.clear(out)
     except BaseException:
         shared_state.give_up_end(out)
         raise
-    report = execute(plan, out, settings=settings, progress=progress)
+    if plan.kind == "vector":
+        return _join(plan, out, records, settings, progress)
+    report = end_assembled(plan, out, checkpoints if is_staged else None, settings, progress)
     if out not in folders:
         with contextlib.suppress(OSError):
             os.rmdir(out / STATE)
     return report
 
 
+def end_assembled(
+    plan: PlanRecord,
+    out: Path,
+    staged: Sequence[Source] | None,
+    settings: Settings,
+    progress: Callback | None,
+) -> Report:
+    """End a run whose weight files are all in place and in its journals.
+
+    Sources that are staged lie elsewhere in every process: the journals become those of a run over these.
+    """
+    if staged is not None:
+        for folder in folders_of(plan, out):
+            lines = read_bytes(folder / STATE / JOURNAL).decode().splitlines()[1:]
+            (folder / STATE / PLAN).unlink()
+            assemble_output(folder, paths_of(staged), plan.json, lines)
+    return execute(plan, out, settings=settings, progress=progress, checkpoints=staged)
+
+
 def _assemble(
     plan: PlanRecord, folders: Sequence[Path], checkpoints: Sequence[Source], records: Records
 ) -> None:
-    found = [records.read(shard.name) for shard in plan.shards]
+    found = [records.read(file.name) for file in records.files]
     whole = [record for record in found if record is not None]
     _hold_one_state(records, {record["inputs"] for record in whole})
     for number, folder in enumerate(folders):
-        lines = [record["lines"][number] for record in whole]
+        # the weight files of a vector are yet to be joined
+        lines = [record["lines"][number] for record in whole if plan.kind == "checkpoint"]
         assemble_output(folder, paths_of(checkpoints), plan.json, lines)
+
+
+def _join(
+    plan: PlanRecord, out: Path, records: Records, settings: Settings, progress: Callback | None
+) -> Report:
+    """Make the vector of its pieces, which stay until its manifest is there."""
+    folder, pieces = records.folders[0], []
+    for file in records.files:
+        record = records.read(file.name)
+        if record is None:
+            raise OutputError(f"`{out}` has lost the record of `{file.name}`", "run the same part again")
+        line = json.loads(record["lines"][0])
+        pieces.append(Piece(folder / file.name, line["size"], line["extra"]))
+    settings = replace(settings, resume=True, overwrite=False)
+    try:
+        return execute(plan, out, settings=settings, progress=progress, pieces=pieces)
+    except BaseException:
+        shared_state.give_up_end(out)
+        raise
 
 
 def _hold_one_state(records: Records, digests: set[str]) -> None:
@@ -144,16 +196,18 @@ def _hold_one_state(records: Records, digests: set[str]) -> None:
         )
 
 
-def _incomplete(plan: PlanRecord, out: Path, missing: Sequence[int]) -> OutputError:
-    names = [plan.shards[number].name for number in missing]
-    noted = shared_state.head(out).get("parts")
-    count = noted if isinstance(noted, int) and noted > 0 else 1
+def incomplete(plan: PlanRecord, out: Path | str, missing: Sequence[int], parts: int) -> OutputError:
+    """The error for weight files that are missing, with the parts of so many that write them."""
+    files = files_of(plan)
+    names = [files[number].name for number in missing]
+    count = max(parts, 1)
     late = [
         f"{number}/{count}"
         for number, units in enumerate(dealt(plan, count))
         if any(each in missing for unit in units for each in unit)
     ]
+    what = "pieces" if plan.kind == "vector" else "weight files"
     return OutputError(
-        f"{len(missing)} of {len(plan.shards)} weight files of `{out}` are missing: {listed(names)}",
+        f"{len(missing)} of {len(files)} {what} of `{out}` are missing: {listed(names)}",
         f"run what writes them: `--part` {listed(late)}",
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec._core import in_place
 from taskvec.errors import FormatError, NonFiniteError, RecipeError
+from taskvec.models.source import here
 from taskvec.models.state_dict import buffers_of, in_memory
 from taskvec.plan.delta import Step
 from taskvec.plan.rows import Operations, Row, encode_part
@@ -203,7 +204,7 @@ class _Job:
 
     def __init__(self, plan: PlanRecord, live: Mapping[str, Live], settings: Settings) -> None:
         self.plan = plan
-        self.document = plan.document
+        self.document = here(plan.document, plan.checkpoints)
         # the targets are source 0, of which nothing is read over
         self.buffers = [[], *buffers_of(plan.checkpoints[1:])]
         self.live = live

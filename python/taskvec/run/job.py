@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
 from taskvec.run.inputs import InputRow, Inputs, Source
 from taskvec.settings import Settings
+
+
+class Piece(NamedTuple):
+    """A file with some tensors of a vector: its path, its bytes, and what the engine has told of these."""
+
+    path: Path
+    size: int
+    tensors: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,10 @@ class Job:
     progress : callable or None
     begin : float
         When the run began, as ``time.monotonic`` tells it, in seconds.
+    ends_only : bool
+        Nothing is to be computed: all weight files are in place.
+    pieces : sequence of Piece or None
+        Those of a vector that parts have extracted, in the order of its tensors.
     """
 
     plan: PlanRecord
@@ -45,6 +58,8 @@ class Job:
     settings: Settings
     progress: Callback | None
     begin: float
+    ends_only: bool = False
+    pieces: Sequence[Piece] | None = None
 
 
 def format_of(plan: PlanRecord) -> str:

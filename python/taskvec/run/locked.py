@@ -9,7 +9,7 @@ from pathlib import Path
 from taskvec._core import FolderLock
 from taskvec.files.names import NEW, STATE
 from taskvec.models.adapter import Adapter
-from taskvec.models.source import source_path
+from taskvec.models.source import local_path, source_path
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.run.inputs import Source
@@ -48,6 +48,11 @@ def paths_of(sources: Sequence[Source]) -> list[str]:
 
 def _path(source: Source) -> str:
     return str(source.path) if isinstance(source, Adapter) else source_path(source)
+
+
+def engine_paths(sources: Sequence[Source]) -> list[str]:
+    """Where each source lies on this machine, as the engine is told; empty for those in memory."""
+    return ["" if source.path is None else local_path(source) for source in sources]
 
 
 def place_of(folder: Path, replaces: bool) -> Path:

@@ -7,41 +7,35 @@ a record each: whatever runs at once, twice, or is killed, a file that has a rec
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import FolderLock
-from taskvec._core import run as engine_run
 from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
-from taskvec.files.names import INPUTS, JOURNAL, MANIFEST, PARTS, PLAN, STATE
-from taskvec.files.place import sync_folders
+from taskvec.files.names import JOURNAL, MANIFEST, PARTS, PLAN, STATE
 from taskvec.models.model import Model
-from taskvec.plan.part import Part, dealt, of_shards
+from taskvec.plan.part import Part, dealt, files_of
 from taskvec.plan.plan import PlanRecord, Shard
-from taskvec.progress import Callback, Progress, heard
+from taskvec.progress import Callback
 from taskvec.report.report import Report
-from taskvec.resolve.remote import materialised
 from taskvec.run import shared_state
-from taskvec.run.execute import execute
-from taskvec.run.finish import finish_if_complete, folders_of, is_assembled
+from taskvec.run.execute import looked_through
+from taskvec.run.finish import end_assembled, finish_if_complete, folders_of, is_assembled
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
 from taskvec.run.locked import paths_of
+from taskvec.run.part_work import Pieces, Shards, Unit
 from taskvec.run.publish import Publisher
+from taskvec.run.scratch import scratch
 from taskvec.run.shared_state import Records
+from taskvec.run.supply import Supply, is_to_be_staged, supply_of
 from taskvec.settings import Settings
-
-Unit = tuple[int, ...]
-# Output that is computed before its files are put in place: what a kill can cost.
-_AT_ONCE = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,8 @@ class PartReport:
     part : Part
         Its number, counted from zero, and how many parts there are.
     shards : tuple of Shard
-        The weight files that this call has written, into each output.
+        The weight files that this call has written, into each output; of a vector its pieces, whose bytes are
+        those of dense bfloat16.
     kept : int
         Those of the part that were there already.
     done, total : int
@@ -102,11 +97,6 @@ def hold_divisible(plan: PlanRecord, settings: Settings) -> None:
     RecipeError
         It cannot; the message says why.
     """
-    if plan.kind == "vector":
-        raise RecipeError(
-            "a vector is extracted as a whole: the sizes of its files follow from all of them",
-            "run it without `--part`",
-        )
     if plan.request is not None:
         raise RecipeError(
             "a recipe of several documents is run as a whole", "make a recipe of its own of each document"
@@ -138,7 +128,6 @@ def execute_part(
     Parameters
     ----------
     plan : PlanRecord
-        Of a checkpoint.
     out : str or path
         The output folder, which all parts share: new, empty, or with what other parts of this plan have left.
     part : Part
@@ -171,23 +160,69 @@ def execute_part(
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
     if finished is not None:
         return _ended(plan, part, finished, begin)
-    if _lacks_its_end_alone(plan, out, folders):
-        return _ended(plan, part, execute(plan, out, settings=settings, progress=progress), begin)
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    mine = dealt(plan, part.total)[part.number] if units is None else list(units)
+    try:
+        return _supplied(plan, out, folders, part, mine, settings, progress, is_last)
+    except OutputError:
+        # the same part elsewhere may have been the last one meanwhile: what this one shared with it has gone
+        finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
+        if finished is None:
+            raise
+        return _ended(plan, part, finished, begin)
+
+
+def _supplied(
+    plan: PlanRecord,
+    out: Path,
+    folders: Sequence[Path],
+    part: Part,
+    mine: Sequence[Unit],
+    settings: Settings,
+    progress: Callback | None,
+    is_last: bool,
+) -> PartReport:
+    """One part, with a scratch folder where its inputs are brought range by range."""
+    begin = time.monotonic()
+    is_staged = plan.kind == "checkpoint" and is_to_be_staged(plan, settings, goes_away=False)
+    with scratch() if is_staged else contextlib.nullcontext(Path()) as place:
+        supply = supply_of(plan, settings, place, progress, goes_away=False)
+        plan = looked_through(plan, supply.sources, settings)
+        if _lacks_its_end_alone(plan, out, folders):
+            staged = supply.sources if supply.is_staged else None
+            return _ended(plan, part, end_assembled(plan, out, staged, settings, progress), begin)
+        return _execute_part(plan, out, part, mine, supply, settings, progress, is_last)
+
+
+def _execute_part(
+    plan: PlanRecord,
+    out: Path,
+    part: Part,
+    mine: Sequence[Unit],
+    supply: Supply,
+    settings: Settings,
+    progress: Callback | None,
+    is_last: bool,
+) -> PartReport:
+    begin = time.monotonic()
+    folders, checkpoints = folders_of(plan, out), supply.sources
     inputs = Inputs(checkpoints)
     base = checkpoints[0]
-    assert isinstance(base, Model)
-    Publisher(plan, base, settings, inputs, None).foresee()
+    if plan.kind == "checkpoint":
+        assert isinstance(base, Model)
+        Publisher(plan, base, settings, inputs, None).foresee()
     admit(plan, out, folders, checkpoints, part)
     records = Records(plan, out, folders)
-    mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     is_missing = not is_assembled(folders)
     missing = [unit for unit in mine if is_missing and not records.has(unit, rehash=settings.rehash)]
-    work = _Work(plan, out, folders, inputs, records, settings, progress, missing)
-    read = sum(work.write(batch) for batch in _batches(plan, missing))
-    report = finish_if_complete(plan, out, checkpoints, settings, progress) if is_last else None
-    shards = tuple(plan.shards[number] for unit in missing for number in unit)
-    total = len(plan.shards)
+    make = Pieces if plan.kind == "vector" else Shards
+    work = make(plan, out, inputs, supply, records, settings, progress, missing)
+    read = work.write_all()
+    staged = supply.is_staged
+    report = (
+        finish_if_complete(plan, out, checkpoints, settings, progress, is_staged=staged) if is_last else None
+    )
+    shards = tuple(records.files[number] for unit in missing for number in unit)
+    total = len(records.files)
     return PartReport(
         part,
         shards,
@@ -195,20 +230,20 @@ def execute_part(
         total if report is not None else records.count(),
         total,
         read,
-        sum(shard.bytes for shard in shards) * len(folders),
+        work.written,
         time.monotonic() - begin,
         report,
     )
 
 
 def _ended(plan: PlanRecord, part: Part, report: Report, begin: float) -> PartReport:
-    total = len(plan.shards)
+    total = len(files_of(plan))
     return PartReport(part, (), 0, total, total, 0, 0, time.monotonic() - begin, report)
 
 
 def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
     """Whether a part was killed when nothing was missing any more but the files beside the weights."""
-    if look.exists(out / STATE / PARTS) or not is_assembled(folders):
+    if look.exists(out / STATE / PARTS) or plan.kind == "vector" or not is_assembled(folders):
         return False
     journals = [read_bytes(folder / STATE / JOURNAL) for folder in folders]
     return all(journal.count(b"\n") > len(plan.shards) for journal in journals)
@@ -244,114 +279,3 @@ def admit(
     # takes the lock and gives it back: refuses a folder that touches an input, and makes nothing
     with FolderLock(shared_state.place(out), inputs=paths_of(checkpoints)):
         shared_state.begin(out, plan, part)
-
-
-def _batches(plan: PlanRecord, units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    batch: list[Unit] = []
-    filled = 0
-    for unit in units:
-        batch.append(unit)
-        filled += sum(plan.shards[number].bytes for number in unit) * len(plan.outputs)
-        if filled >= _AT_ONCE:
-            yield batch
-            batch, filled = [], 0
-    if batch:
-        yield batch
-
-
-class _Work:
-    """A part at work."""
-
-    def __init__(
-        self,
-        plan: PlanRecord,
-        out: Path,
-        folders: Sequence[Path],
-        inputs: Inputs,
-        records: Records,
-        settings: Settings,
-        progress: Callback | None,
-        missing: Sequence[Unit],
-    ) -> None:
-        self.plan, self.out, self.folders = plan, out, folders
-        self.inputs, self.records, self.settings = inputs, records, settings
-        self.notice = heard(progress)
-        self.tell = _meter(progress, [self._bytes(unit) for unit in missing])
-
-    def write(self, batch: Sequence[Unit]) -> int:
-        """Compute some units and put them in place; the bytes that were read."""
-        shards = sorted(number for unit in batch for number in unit)
-        place = shared_state.place(self.out)
-        try:
-            report = json.loads(
-                engine_run(
-                    of_shards(self.plan, shards),
-                    place,
-                    threads=self.settings.threads or 0,
-                    max_memory=self.settings.max_memory,
-                    progress=self.tell(sum(self._bytes(unit) for unit in batch)),
-                    allow_non_finite="non-finite" in self.settings.force,
-                    notice=self.notice,
-                )
-            )
-            self.inputs.hold()
-            self._publish(place, [self.plan.shards[number].name for number in shards])
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        return int(report["bytes_read"])
-
-    def _publish(self, place: Path, names: Sequence[str]) -> None:
-        made = [place / output.folder if output.folder else place for output in self.plan.outputs]
-        lines: dict[str, list[str]] = {name: [] for name in names}
-        for folder in made:
-            journal = (folder / STATE / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]
-            for line in journal:
-                lines[json.loads(line)["shard"]].append(line)
-        seen = self.records.see((made[0] / STATE / INPUTS).read_bytes())
-        for folder, source in zip(self.folders, made, strict=True):
-            with _writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in names:
-                    os.replace(source / name, folder / name)
-            sync_folders(folder, list(names))
-        for name in names:
-            self.records.write(name, lines[name], seen)
-
-    def _bytes(self, unit: Unit) -> int:
-        return sum(self.plan.shards[number].bytes for number in unit)
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"writing to `{folder}` failed: {error.strerror or error}",
-            "free space, check permissions, then run the same part again",
-        ) from error
-
-
-Tell = Callable[[int, int], None]
-
-
-def _meter(callback: Callback | None, sizes: Sequence[int]) -> Callable[[int], Tell | None]:
-    """Progress of one part over several passes of the engine, each weighted by the bytes that it writes."""
-    begin, total, before = time.monotonic(), sum(sizes), 0
-
-    def of_pass(size: int) -> Tell | None:
-        nonlocal before
-        start, before = before, before + size
-        given = callback
-        if given is None:
-            return None
-
-        def tell(done: int, of: int) -> None:
-            at = start + (size * done // of if of else 0)
-            given(Progress("merge", at, total, time.monotonic() - begin))
-
-        return tell
-
-    return of_pass

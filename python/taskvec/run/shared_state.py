@@ -2,7 +2,8 @@
 
 ``parts.json`` is the plan, as a file, made by the first part; ``done/FILE.json`` stands for a weight file
 that is in place, ``inputs/DIGEST.json`` for the states of the inputs that it was computed from; ``work/``
-has a folder for each process that is at work; ``finisher.json`` names the one that ends the run.
+has a folder for each process that is at work; ``pieces/`` the pieces of a vector that are whole;
+``finisher.json`` names the one that ends the run.
 """
 
 from __future__ import annotations
@@ -24,18 +25,30 @@ from taskvec.files.json import read_bytes
 from taskvec.files.names import PARTS, STATE
 from taskvec.files.place import sync_folders
 from taskvec.plan.document import to_file
-from taskvec.plan.part import Part, identity
+from taskvec.plan.part import Part, files_of, identity
 from taskvec.plan.plan import PlanRecord
 
 DONE = "done"
 INPUTS = "inputs"
 WORK = "work"
+PIECES = "pieces"
 FINISHER = "finisher.json"
 
 
 def place(out: Path) -> Path:
     """A folder for this process to compute in, which is not there yet; its name says whose it is."""
-    return out / STATE / WORK / f"{_host()}.{os.getpid()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+    return out / STATE / WORK / process_name()
+
+
+def process_name() -> str:
+    """A new name that says which process of which machine has given it."""
+    return f"{_host()}.{os.getpid()}.{_started(os.getpid())}.{secrets.token_hex(4)}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a process of this machine has given the name, and has ended."""
+    host, process, started, _ = name.rsplit(".", 3) if name.count(".") >= 3 else ("", "", "", "")
+    return host == _host() and process.isdigit() and _started(int(process)) != started
 
 
 def begin(out: Path, plan: PlanRecord, part: Part) -> None:
@@ -49,7 +62,7 @@ def begin(out: Path, plan: PlanRecord, part: Part) -> None:
     state = out / STATE
     data = json.dumps({"identity": identity(plan), "parts": part.total}).encode() + b"\n" + to_file(plan)
     try:
-        for folder in (state, state / DONE, state / INPUTS, state / WORK):
+        for folder in (state, state / DONE, state / INPUTS, state / PIECES, state / WORK):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise look.unanswered(state, error) from error
@@ -145,7 +158,9 @@ class Records:
     """The records of the weight files that are in place."""
 
     def __init__(self, plan: PlanRecord, out: Path, folders: Sequence[Path]) -> None:
-        self.plan, self.folders = plan, folders
+        self.files = files_of(plan)
+        # where these lie, for each output
+        self.folders = [out / STATE / PIECES] if plan.kind == "vector" else list(folders)
         self.state = out / STATE
         self.identity = identity(plan)
         self._known: dict[str, dict[str, Any]] = {}
@@ -180,7 +195,7 @@ class Records:
 
     def has(self, unit: Sequence[int], *, rehash: bool = False) -> bool:
         """Whether these weight files, by number, are in place; read again and compared if ``rehash``."""
-        return all(self._has(self.plan.shards[number].name, rehash) for number in unit)
+        return all(self._has(self.files[number].name, rehash) for number in unit)
 
     def _has(self, name: str, rehash: bool) -> bool:
         record = self.read(name)
@@ -213,11 +228,11 @@ class Records:
 
     def missing(self) -> list[int]:
         """The numbers of the weight files that are not in place."""
-        return [number for number in range(len(self.plan.shards)) if not self.has((number,))]
+        return [number for number in range(len(self.files)) if not self.has((number,))]
 
     def count(self) -> int:
         """How many weight files are in place."""
-        return len(self.plan.shards) - len(self.missing())
+        return len(self.files) - len(self.missing())
 
 
 def claim_end(out: Path) -> bool:
@@ -254,7 +269,7 @@ def give_up_end(out: Path) -> None:
 def clear(out: Path) -> None:
     """Remove what the parts have shared, the plan last."""
     state = out / STATE
-    for name in (DONE, INPUTS, WORK):
+    for name in (DONE, INPUTS, PIECES, WORK):
         shutil.rmtree(state / name, ignore_errors=True)
     for name in (FINISHER, PARTS):
         with contextlib.suppress(FileNotFoundError):
@@ -264,8 +279,7 @@ def clear(out: Path) -> None:
 def clear_abandoned(out: Path) -> None:
     """Remove the folders of processes of this machine that have died at work."""
     for name in look.listing(out / STATE / WORK):
-        host, process, started, _ = name.rsplit(".", 3) if name.count(".") >= 3 else ("", "", "", "")
-        if host == _host() and process.isdigit() and _started(int(process)) != started:
+        if is_abandoned(name):
             shutil.rmtree(out / STATE / WORK / name, ignore_errors=True)
 
 

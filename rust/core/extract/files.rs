@@ -1,27 +1,38 @@
 //! The files of a vector: which tensors each holds, and where.
 
-use super::item::{Item, Place};
 use crate::dtype::Dtype;
 use crate::error::{shown, Error, Kind, Result};
 use crate::header;
 use crate::plan::layout::ALIGN;
-use crate::storage::encoding::Form;
 use crate::storage::exact_elements::rounded_key;
+
+/// What a file has of one tensor of the vector.
+pub(super) struct Stored {
+    pub(super) name: String,
+    /// Stored tensors, in their order; none of a tensor without differences.
+    pub(super) rows: Vec<(String, Dtype, Vec<u64>)>,
+    /// Of all of them.
+    pub(super) bytes: u64,
+    pub(super) origin: Dtype,
+    /// Whether values of exact elements are rounded.
+    pub(super) rounded: bool,
+}
 
 /// One file of the vector.
 pub(super) struct File {
     pub(super) name: String,
     pub(super) header: Vec<u8>,
     pub(super) size: u64,
-    pub(super) places: Vec<Place>,
+    /// The tensors in it, by number, and the offset of each.
+    pub(super) members: Vec<(usize, u64)>,
 }
 
-/// Stored tensors in files of at most `limit` bytes of data, in the order of the items.
-pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
+/// Stored tensors in files of at most `limit` bytes of data, in the order of the tensors.
+pub(super) fn lay_out(all: &[Stored], limit: u64) -> Result<Vec<File>> {
     let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
-    for (index, item) in items.iter().enumerate().filter(|(_, item)| item.encoding.form != Form::Zero) {
-        let more = item.bytes();
+    for (index, stored) in all.iter().enumerate().filter(|(_, stored)| !stored.rows.is_empty()) {
+        let more = stored.bytes;
         if size > 0 && size + more > limit.max(1) {
             groups.push(Vec::new());
             size = 0;
@@ -42,13 +53,13 @@ pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
         let mut rows: Vec<(String, Dtype, Vec<u64>)> = Vec::new();
         let mut metadata: Vec<(String, String)> = vec![("format".into(), "pt".into())];
         for &index in &group {
-            let item = &items[index];
-            rows.extend(item.rows());
-            if item.origin != Dtype::BF16 {
-                metadata.push((format!("taskvec.origin.{}", item.name), item.origin.name().to_owned()));
+            let Stored { name, origin, rounded, .. } = &all[index];
+            rows.extend(all[index].rows.iter().cloned());
+            if *origin != Dtype::BF16 {
+                metadata.push((format!("taskvec.origin.{name}"), origin.name().to_owned()));
             }
-            if item.is_rounded() {
-                metadata.push((rounded_key(item.name), "exact".to_owned()));
+            if *rounded {
+                metadata.push((rounded_key(name), "exact".to_owned()));
             }
         }
         if let Some((twice, _, _)) = rows.iter().find(|(name, _, _)| !names.insert(name.clone())) {
@@ -59,12 +70,12 @@ pub(super) fn lay_out(items: &[Item<'_>], limit: u64) -> Result<Vec<File>> {
         let borrowed = rows.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
         let header = header::encode(borrowed, &metadata, ALIGN);
         let mut at = header.len() as u64;
-        let mut places = Vec::with_capacity(group.len());
+        let mut members = Vec::with_capacity(group.len());
         for index in group {
-            places.push(items[index].place(index, at));
-            at += items[index].bytes();
+            members.push((index, at));
+            at += all[index].bytes;
         }
-        files.push(File { name, header, size: at, places });
+        files.push(File { name, header, size: at, members });
     }
     Ok(files)
 }

@@ -1,10 +1,11 @@
 //! One tensor of a vector: what it is made of, what was found out about it, and how it is stored.
 
+use super::files::Stored;
 use crate::dtype::{elements, Dtype};
 use crate::error::{shown, Error, Kind, Result};
 use crate::kernels::encode::Facts;
 use crate::measure::Noise;
-use crate::storage::encoding::Encoding;
+use crate::storage::encoding::{Encoding, Form};
 use crate::storage::exact_elements::Written as Exact;
 use crate::storage::input::Input;
 use crate::storage::source::Source;
@@ -27,6 +28,7 @@ pub(super) struct Item<'a> {
 }
 
 /// A stored tensor and where it goes.
+#[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) item: usize,
     /// Offset in its file of places and of values.
@@ -106,6 +108,18 @@ impl<'a> Item<'a> {
         let mut rows = self.encoding.rows(self.name, self.shape, self.elements, self.total.changed);
         rows.extend(self.exact().rows(self.name, self.apart()));
         rows
+    }
+
+    /// What a file has of it.
+    pub(super) fn stored(&self) -> Stored {
+        let rows = if self.encoding.form == Form::Zero { Vec::new() } else { self.rows() };
+        Stored {
+            name: self.name.to_owned(),
+            rows,
+            bytes: self.bytes(),
+            origin: self.origin,
+            rounded: self.is_rounded(),
+        }
     }
 
     /// Bytes stored.

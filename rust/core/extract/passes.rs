@@ -26,8 +26,8 @@ use crate::tensor::{next_id, Tensor, CHUNK};
 use crate::threads::{each, lock, Threads};
 
 /// One chunk of one tensor.
-struct Piece<'a> {
-    place: &'a Place,
+struct Piece {
+    place: Place,
     chunk: u64,
     /// Values before it, and elements before it that are stored by themselves.
     rank: u64,
@@ -126,13 +126,13 @@ impl Work<'_> {
         let shard = ShardFile::create(folder, &file.name, file.size)?;
         shard.allocate(0..file.size)?;
         shard.write_at(0, &file.header)?;
-        let pieces: Vec<Piece<'_>> = file
-            .places
+        let pieces: Vec<Piece> = file
+            .members
             .iter()
-            .flat_map(|place| {
+            .flat_map(|(item, at)| {
                 let (mut rank, mut apart) = (0, 0);
-                let dtype = items[place.item].encoding.dtype;
-                items[place.item].chunks.iter().enumerate().map(move |(chunk, facts)| {
+                let (place, dtype) = (items[*item].place(*item, *at), items[*item].encoding.dtype);
+                items[*item].chunks.iter().enumerate().map(move |(chunk, facts)| {
                     let piece = Piece { place, chunk: chunk as u64, rank, apart };
                     rank += facts.changed;
                     apart += facts.apart(dtype);
@@ -147,11 +147,11 @@ impl Work<'_> {
         let threads = self.pool.current_num_threads();
         let digest = shard.digest(threads, &|| self.monitor.is_cancelled())?;
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.
-        unchanged(file.places.iter().flat_map(|place| &items[place.item].inputs))?;
+        unchanged(file.members.iter().flat_map(|(item, _)| &items[*item].inputs))?;
         shard.publish(&digest, &json!({}))
     }
 
-    fn piece(&self, shard: &ShardFile, piece: &Piece<'_>, item: &Item<'_>) -> Result<()> {
+    fn piece(&self, shard: &ShardFile, piece: &Piece, item: &Item<'_>) -> Result<()> {
         let Piece { place, chunk, rank, .. } = *piece;
         let facts = &item.chunks[chunk as usize];
         let range = chunk * CHUNK..((chunk + 1) * CHUNK).min(item.elements);

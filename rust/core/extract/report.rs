@@ -3,8 +3,9 @@
 
 use serde::{Serialize, Serializer};
 
-use super::files::File;
+use super::files::{File, Stored};
 use super::item::Item;
+use crate::dtype::Dtype;
 use crate::measure::{number, NoiseFigures};
 use crate::output::folder::OutputFolder;
 
@@ -53,19 +54,25 @@ pub(super) struct Row<'a> {
     /// Whether their values are rounded.
     #[serde(skip_serializing_if = "Option::is_none")]
     rounded: Option<bool>,
+    /// The stored tensors of a piece, for those who join it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Vec<(&'a str, &'static str, &'a [u64])>>,
+    /// Of a piece, what the differences are like where a source is packed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise: Option<NoiseFigures<'a>>,
 }
 
 /// Stored tensors and their files.
 pub(super) struct WeightMap<'a> {
-    pub items: &'a [Item<'a>],
+    pub stored: &'a [Stored],
     pub files: &'a [File],
 }
 
 impl Serialize for WeightMap<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_map(self.files.iter().flat_map(|file| {
-            let rows = file.places.iter().flat_map(|place| self.items[place.item].rows());
-            rows.map(|(stored, _, _)| (stored, file.name.as_str()))
+            let rows = file.members.iter().flat_map(|(item, _)| &self.stored[*item].rows);
+            rows.map(|(name, _, _)| (name, file.name.as_str()))
         }))
     }
 }
@@ -77,15 +84,29 @@ pub(super) fn shards(files: &[File], folder: &OutputFolder) -> Vec<Shard> {
 }
 
 pub(super) fn noise<'a>(items: &'a [Item<'_>]) -> Vec<NoiseFigures<'a>> {
-    items.iter().filter_map(|item| Some(item.noise.as_ref()?.figures(Some(item.name)))).collect()
+    items.iter().filter_map(noise_of).collect()
 }
 
-pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'a>> {
-    let mut file_of = vec![None; items.len()];
+fn noise_of<'a>(item: &'a Item<'_>) -> Option<NoiseFigures<'a>> {
+    Some(item.noise.as_ref()?.figures(Some(item.name)))
+}
+
+/// The file of each of `count` tensors; none of those without differences.
+pub(super) fn file_of(files: &[File], count: usize) -> Vec<Option<&str>> {
+    let mut found = vec![None; count];
     for file in files {
-        file.places.iter().for_each(|place| file_of[place.item] = Some(file.name.as_str()));
+        file.members.iter().for_each(|(item, _)| found[*item] = Some(file.name.as_str()));
     }
-    let row = |(item, file): (&'a Item<'_>, Option<&'a str>)| Row {
+    found
+}
+
+/// `piece` as in [`super::ExtractPlan`].
+pub(super) fn tensors<'a>(items: &'a [Item<'_>], stored: &'a [Stored], files: &'a [File], piece: bool) -> Vec<Row<'a>> {
+    let rows = |stored: &'a Stored| {
+        let row = |(name, dtype, shape): &'a (String, Dtype, Vec<u64>)| (&**name, dtype.name(), &**shape);
+        stored.rows.iter().map(row).collect()
+    };
+    let row = |((item, stored), file): ((&'a Item<'_>, &'a Stored), Option<&'a str>)| Row {
         name: item.name,
         shape: item.shape,
         origin: item.origin.name(),
@@ -99,6 +120,8 @@ pub(super) fn tensors<'a>(items: &'a [Item<'_>], files: &'a [File]) -> Vec<Row<'
         largest: number(item.total.largest),
         exact: Some(item.apart()).filter(|apart| *apart > 0),
         rounded: item.is_rounded().then_some(true),
+        stored: piece.then(|| rows(stored)),
+        noise: if piece { noise_of(item) } else { None },
     };
-    items.iter().zip(file_of).map(row).collect()
+    items.iter().zip(stored).zip(file_of(files, items.len())).map(row).collect()
 }

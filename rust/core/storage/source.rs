@@ -1,11 +1,13 @@
 //! Where a plan reads from: what the plan says of it, and what the embedding process holds.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::packed::table::Table;
 use crate::dtype::Dtype;
+use crate::error::{Error, Kind, Result};
 
 /// A checkpoint, a saved vector or an adapter.
 #[derive(Clone, Debug, Deserialize)]
@@ -59,6 +61,25 @@ pub(crate) struct RowRun(pub u64, pub u64, pub usize, pub u64);
 /// A row that is the mean of rows: which, and for each of those its table and its number.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RowMean(pub u64, pub Vec<(usize, u64)>);
+
+/// Says where the sources of a plan lie on this machine, where that is not under the paths that the plan has for them; a
+/// path that is empty leaves that of the plan.
+///
+/// # Errors
+/// `Kind::Plan` where there are more or fewer paths than sources.
+pub(crate) fn place(sources: &mut [Source], paths: &[PathBuf]) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    if paths.len() != sources.len() {
+        let message = format!("{} paths of sources are given, the plan has {}", paths.len(), sources.len());
+        return Err(Error::new(Kind::Plan, message));
+    }
+    for (source, path) in sources.iter_mut().zip(paths).filter(|(_, path)| !path.as_os_str().is_empty()) {
+        source.path = path.to_string_lossy().into_owned();
+    }
+    Ok(())
+}
 
 /// A tensor made of pieces of stored ones: its shape, the pieces, which together have each of its elements once, and the
 /// shapes of the stored tensors where their files do not say them.

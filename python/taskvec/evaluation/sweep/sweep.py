@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
@@ -28,6 +29,12 @@ from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
 
+if TYPE_CHECKING:
+    from taskvec.evaluation.sweep.cluster import RayPool
+
+
+_ROLES = ("target", "donor", "reference", "base", "vector")
+
 
 def run_sweep(
     experiment: Experiment,
@@ -40,6 +47,7 @@ def run_sweep(
     devices: Sequence[str] = (),
     jobs: int = 1,
     threads: int | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Run an experiment and write its report.
@@ -66,6 +74,9 @@ def run_sweep(
         Worker processes, where `devices` are not named: they share the one device.
     threads : int, optional
         Torch threads of a worker on the CPU; by default the cores are divided among them.
+    ray : str, optional
+        The address of a Ray cluster on which arms are evaluated, one at a time on each GPU, or on the CPUs
+        where it has none; ``"local"`` starts one. `devices` and `jobs` are of this machine alone.
     progress : callable, optional
         Called with an `Event`.
 
@@ -83,12 +94,18 @@ def run_sweep(
     from taskvec.evaluation.tasks.find import find_tasks
 
     out, settings = Path(out), experiment.settings()
+    if ray is not None and (devices or jobs > 1):
+        raise EvaluationError("`ray` excludes `devices` and `jobs`", "the cluster says what it has")
     workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
     if workers:
         # the kind of device is part of an arm's identity: this process has to name the workers' own
         settings = replace(settings, device="cuda" if workers[0].isdigit() else workers[0])
     with contextlib.ExitStack() as opened:
-        pool = opened.enter_context(Pool(workers, settings, out, threads)) if workers else None
+        pool: Pool | RayPool | None = None
+        if ray is not None:
+            pool, settings = _on_cluster(opened, ray, experiment, settings, out, threads)
+        elif workers:
+            pool = opened.enter_context(Pool(workers, settings, out, threads))
         if pool is not None and not all(
             look.exists(record_path(out, a.name)) for a in planned_arms(experiment)
         ):
@@ -109,6 +126,28 @@ def run_sweep(
         report = _every_arm(experiment, out, runner)
         write_report(report, out)
         return report
+
+
+def _on_cluster(
+    opened: contextlib.ExitStack,
+    address: str,
+    experiment: Experiment,
+    settings: Settings,
+    out: Path,
+    threads: int | None,
+) -> tuple[RayPool, Settings]:
+    """The pool on a cluster, and the settings with the kind of device that it has: part of an arm."""
+    try:
+        from taskvec.evaluation.sweep.cluster import has_gpus, ray_pool  # an extra of its own
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise EvaluationError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+    models = [each for each in (getattr(experiment, role) for role in _ROLES) if each]
+    pool = opened.enter_context(ray_pool(address, settings, out, models, threads))
+    settings = replace(settings, device="cuda" if has_gpus() else "cpu")
+    pool.settings = settings
+    return pool, settings
 
 
 def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
@@ -175,11 +214,11 @@ class _Runner:
         experiment: Experiment,
         settings: Settings,
         out: Path,
-        pool: Pool | None,
+        pool: Pool | RayPool | None,
         progress: Progress,
     ) -> None:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
-        named = (getattr(experiment, role) for role in ("target", "donor", "reference", "base", "vector"))
+        named = (getattr(experiment, role) for role in _ROLES)
         self._models = {model: resolve(model) for model in dict.fromkeys(filter(None, named))}
         self._digests = {model: weights for model, (_, weights) in self._models.items()}
         self._pool = pool

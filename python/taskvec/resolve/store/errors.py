@@ -39,7 +39,7 @@ _AGAIN = "run the same command again; finished files are kept"
 
 
 @contextmanager
-def explained(address: Address, file: str | None = None) -> Iterator[None]:
+def explained(address: Address, file: str | None = None, *, writing: bool = False) -> Iterator[None]:
     """Turns whatever goes wrong at an address into a :class:`taskvec.Error` that says how to go on."""
     told: Error | None = None
     try:
@@ -50,6 +50,8 @@ def explained(address: Address, file: str | None = None) -> Iterator[None]:
         told = explain(error, address, file)
         if told is None:
             raise
+        if writing:
+            told = _of_writing(told)
     if told is not None:
         raise told from None  # what obstore says must not be shown as its cause
 
@@ -169,6 +171,13 @@ def _of_connection(text: str, address: Address, file: str | None) -> Error:
         "Interrupted": "the connection was cut off",
     }.get(kind or "", "the connection failed")
     return HubError(f"{subject} could not be fetched: {reason}", f"check the network; {_AGAIN}")
+
+
+def _of_writing(error: Error) -> Error:
+    """The same of a file that was to be written."""
+    message = error.message.replace("could not be fetched", "could not be written")
+    hint = (error.hint or "").replace("may list and read it", "may list, read and write it")
+    return type(error)(message, hint or None)
 
 
 def _of_system(error: OSError, address: Address) -> Error:

@@ -1,0 +1,101 @@
+"""An output that is made in the scratch folder as a whole, and then sent to an address."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from taskvec.plan.part import identity
+from taskvec.plan.plan import PlanRecord
+from taskvec.progress import Callback, Progress
+from taskvec.report.manifest import with_id
+from taskvec.report.report import Report
+from taskvec.resolve.threads import each
+from taskvec.run import pipeline
+from taskvec.run.execute import execute
+from taskvec.run.inputs import input_rows
+from taskvec.run.scratch import kept_folder, scratch
+from taskvec.run.shadow import Shadow
+from taskvec.run.sink import Head, Sent, Sink
+from taskvec.run.sinks import closing
+from taskvec.settings import Settings
+
+
+def deliver_whole(
+    plan: PlanRecord,
+    address: str,
+    *,
+    settings: Settings | None = None,
+    progress: Callback | None = None,
+) -> Report:
+    """Run a plan in the scratch folder, and send what it has written to an address.
+
+    So it is with a vector, the sizes of whose files follow from all of them, and with tensors in memory. The
+    scratch folder holds the whole output for a while; the same call goes on with it.
+
+    Raises
+    ------
+    taskvec.Error
+        As :func:`taskvec.run.deliver.deliver`.
+    """
+    settings, begin = settings or Settings(), time.monotonic()
+    outputs = tuple(output.folder for output in plan.outputs)
+    with scratch() as place, closing(address, public=settings.public) as sink:
+        shadow = Shadow(outputs, sink, place / "out")
+        rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
+        finished = shadow.finished(plan, rows, settings)
+        if finished is not None:
+            return finished
+        head = Head(identity(plan), 1, b"", outputs)
+        sent = sink.begin(head, overwrite=settings.overwrite, resume=settings.resume)
+        made = Shadow(outputs, sink, kept_folder(address, head.identity))
+        made.place.parent.mkdir(parents=True, exist_ok=True)
+        with made.told():
+            report = execute(plan, made.place, settings=replace(settings, overwrite=True), progress=progress)
+        _send_all(report, made, sink, sent, head.identity, progress)
+        weights = {shard.name for output in report.outputs for shard in output.shards}
+        run = secrets.token_hex(8)
+        manifests = {name: with_id((made.place / name).read_bytes(), run) for name in made.manifests}
+        sink.finish(made.others(weights), manifests)
+        shutil.rmtree(made.place, ignore_errors=True)
+        report = replace(report, seconds=time.monotonic() - begin, already_done=False)
+        return made.as_sent(report)
+
+
+def _send_all(
+    report: Report,
+    made: Shadow,
+    sink: Sink,
+    sent: Mapping[str, Sent],
+    identifier: str,
+    progress: Callback | None,
+) -> None:
+    """Send the weight files of outputs that lie here, those that are there left out."""
+    files: list[Sent] = []
+    for folder, output in zip(made.folders, report.outputs, strict=True):
+        for shard in output.shards:
+            name = (folder / shard.name).relative_to(made.place).as_posix()
+            line = json.dumps({"shard": shard.name, "size": shard.size, "digest": shard.digest})
+            files.append(Sent(name, shard.size, shard.digest, identifier, "", line))
+    missing = [file for file in files if _digest_there(sent, file) != file.digest]
+    begin, total, done = time.monotonic(), sum(file.size for file in missing), dict.fromkeys(files, 0)
+
+    def send(file: Sent) -> None:
+        def tell(count: int) -> None:
+            done[file] = count
+            if progress is not None:
+                progress(Progress("merge", sum(done.values()), total, time.monotonic() - begin))
+
+        sink.send(made.place / file.name, file, tell)
+
+    for _ in each(send, missing, pipeline.SENDERS):
+        pass
+
+
+def _digest_there(sent: Mapping[str, Sent], file: Sent) -> str | None:
+    """The digest of a file that is there."""
+    return sent[file.name].digest if file.name in sent else None

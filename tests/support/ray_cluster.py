@@ -1,0 +1,35 @@
+"""A Ray cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """Two nodes of one CPU each, and a head that runs nothing."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "include_dashboard": False}
+    made = started(lambda: Cluster(initialize_head=True, head_node_args=head))
+    try:
+        for _ in range(2):
+            started(lambda: made.add_node(num_cpus=1))
+        yield made
+    finally:
+        made.shutdown()
+
+
+def started(start: Callable[[], Any]) -> Any:
+    """What `start` starts, tried again: Ray gives a node half a minute, which a busy machine may not."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
