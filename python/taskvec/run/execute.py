@@ -16,7 +16,7 @@ from typing import Any
 
 from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
-from taskvec.compat.findings import enforce
+from taskvec.compat.findings import enforce, enforce_strictly
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.checks import with_lineage
