@@ -198,9 +198,9 @@ def test_a_saved_vector_gives_back_the_donor_exactly(tmp_path: Path, mine: str, 
     reference = one_by_one()
     donor = plus(reference, one_by_one(0.1))
     for value in donor.values():
-        value.reshape(-1)[1:4] = (-0.0, 3e38, 1e-38)
+        value.reshape(-1)[1:4] = (-0.0, 1e38, 1e-38)
     for value in reference.values():
-        value.reshape(-1)[2:4] = (-3e38, 7.0)
+        value.reshape(-1)[2:4] = (-1e38, 7.0)
     paths = [
         save(tmp_path / role, LAYOUTS[theirs](each))
         for role, each in zip("dr", (donor, reference), strict=True)
@@ -233,7 +233,7 @@ def test_a_filter_of_a_part_is_an_error(tmp_path: Path, models: tuple[Tensors, T
         "merge_method": "linear",
         "models": [{"model": str(path), "parameters": {"weight": weight}} for path in paths],
     }
-    with pytest.raises(tv.RecipeError, match=r"experts\.1\..* is stored as a part of .*gate_up_proj"):
+    with pytest.raises(tv.RecipeError, match=r"experts\.1\..* is stored as a part of .*down_proj"):
         tv.merge(recipe, tmp_path / "out")
     weight[0]["filter"] = "experts.gate_up_proj"
     tv.merge(recipe, tmp_path / "out")

@@ -146,10 +146,10 @@ class Selection:
         """The weights in a selected tensor that are; none where all of it is selected."""
         if not (self._include or self._exclude):
             return ()
-        mask = self._mask(name)
-        if all(mask):
+        parts, mask = self._parts.of(name), self._mask(name)
+        if not parts or all(mask):
             return ()
-        return tuple(part for part, is_taken in zip(self._parts.of(name), mask, strict=True) if is_taken)
+        return tuple(part for part, is_taken in zip(parts, mask, strict=True) if is_taken)
 
     def _mask(self, name: str) -> list[bool]:
         """Whether the patterns take each of the weights in a tensor."""
