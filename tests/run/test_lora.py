@@ -321,9 +321,11 @@ def test_values_that_are_not_finite_are_an_error(trio: Trio, tmp_path: Path) -> 
 
 def test_of_quantised_models_it_is_the_difference_of_what_they_decode_to(trio: Trio, tmp_path: Path) -> None:
     for role in ("donor", "reference"):
-        tv.convert(getattr(trio, role), tmp_path / role, out_dtype="fp8-channel")
-    report = tv.extract_lora(tmp_path / "donor", tmp_path / "reference", tmp_path / "lora", rank=4)
-    donor, reference = tv.open(tmp_path / "donor"), tv.open(tmp_path / "reference")
+        tv.convert(getattr(trio, role), tmp_path / "packed" / role, out_dtype="fp8-channel")
+    report = tv.extract_lora(
+        tmp_path / "packed" / "donor", tmp_path / "packed" / "reference", tmp_path / "lora", rank=4
+    )
+    donor, reference = (tv.open(tmp_path / "packed" / role) for role in ("donor", "reference"))
     name = next(each for each in donor.packed if each.endswith("up_proj.weight"))
     want, energy = best(donor[name].astype(np.float64) - reference[name], 4)
     assert report.adapter is not None

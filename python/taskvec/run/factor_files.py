@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,7 +80,12 @@ class FactorFiles:
     def tensors(self, number: int) -> list[Tensor]:
         """The tensors of a module that is done."""
         head = self._head(number)
-        assert head is not None
+        if head is None:
+            raise OutputError(
+                f"`{self._path(number)}` has gone or is damaged: something else changed the output during "
+                "the run",
+                "run the same command again when nothing else writes to the folder",
+            )
         return [Tensor(name, dtype, tuple(shape), nbytes) for name, dtype, shape, nbytes in head["tensors"]]
 
     def arrays(self, number: int) -> list[tuple[str, str, np.ndarray]]:
@@ -104,9 +109,12 @@ class FactorFiles:
         path = self._path(number)
         if not look.is_file(path):
             return None
-        with _opened(path) as file:
-            line = file.readline()
-            size = os.fstat(file.fileno()).st_size - len(line)
+        try:
+            with open(path, "rb") as file:
+                line = file.readline()
+                size = os.fstat(file.fileno()).st_size - len(line)
+        except OSError as error:
+            raise look.unanswered(path, error) from error
         try:
             head = json.loads(line)
             is_whole = size == sum(row[3] for row in head["tensors"]) and {"key", "facts", "digest"} <= set(
@@ -137,13 +145,6 @@ def header(tensors: Iterable[Tensor]) -> bytes:
     text = json.dumps(rows, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGN)
     return len(text).to_bytes(8, "little") + text
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise look.unanswered(path, error) from error
 
 
 def numbered(files: FactorFiles, count: int, *, rehash: bool) -> Iterator[tuple[int, dict[str, Any]]]:
