@@ -68,7 +68,7 @@ def test_ranking_differences_of_four_bits(tmp_path: Path, name: str, is_warned: 
 
 
 @pytest.mark.parametrize(("name", "words"), [("MLX", "MLX 4 bits"), ("MLX MXFP8", "MLX MXFP8")])
-def test_how_a_target_of_mlx_is_written_has_to_be_said(
+def test_the_output_type_of_a_target_of_mlx_has_to_be_chosen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     trio, values = packed_trio(tmp_path, BY_NAME[name])
@@ -105,7 +105,7 @@ WRITTEN = [
 
 
 def asked(way: Way) -> Any:
-    """What has to be said to have the target's format: of MLX, that it is wanted."""
+    """The options that give the target's format: of MLX it is chosen."""
     return {"out_dtype": "target"} if way.name.startswith("MLX") else {}
 
 

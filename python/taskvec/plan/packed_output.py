@@ -7,7 +7,7 @@ packed, no packed weight is computed  any                its own format: the sto
 packed                                the same format    its own format
 packed                                plain, or another  plain: the format's rounding would take the step
 GPTQ, AWQ, bitsandbytes               any                plain: their codes cannot be made again
-MLX                                   any                an error: plain or in its own format has to be said
+MLX                                   any                an error: the output type has to be chosen
 plain                                 any                plain
 ====================================  =================  ===============================================
 """
@@ -123,8 +123,9 @@ def _unasked(target: Model, rows: Sequence[Computed]) -> Finding:
         "quantised",
         f"`{target.spec}`",
         "",
-        f"{len(rows):,} weights are quantised as {form.words}: whether they are written so has to be said",
-        f"`--out-dtype target` writes them so, `--out-dtype {TORCH_NAMES[form.dtype]}` plain",
+        f"{len(rows):,} weights are quantised as {form.words}: the output type has to be chosen",
+        "`--out-dtype target` writes their own format, "
+        f"`--out-dtype {TORCH_NAMES[form.dtype]}` plain weights",
     )
 
 

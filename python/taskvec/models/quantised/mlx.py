@@ -62,11 +62,11 @@ def _floats(mode: str, facts: Mapping[str, object], parts: Mapping[str, TensorIn
             f"{shown(codes)} is of the mode `{mode}` of MLX {with_biases} biases, which is not read"
         )
     bits, group, words = _FLOATS[mode]
-    said = whole_number(facts, "bits") or bits, whole_number(facts, "group_size") or group
-    if said != (bits, group):
+    declared = whole_number(facts, "bits") or bits, whole_number(facts, "group_size") or group
+    if declared != (bits, group):
         raise UnreadableError(
-            f"the mode `{mode}` of MLX has {bits} bits in groups of {group}, and not {said[0]} in groups of "
-            f"{said[1]} ({shown(codes)})"
+            f"the mode `{mode}` of MLX has {bits} bits in groups of {group}, and not {declared[0]} in groups "
+            f"of {declared[1]} ({shown(codes)})"
         )
     width = codes.shape[-1] * 32 // bits
     is_fit = scales.dtype == "U8" and scales.shape == (*codes.shape[:-1], width // group)
