@@ -418,7 +418,7 @@ def mlx(bits: int, group: int) -> tuple[Any, Any]:
 
 def in_order(ways: tuple[Any, Any], group: int) -> tuple[Any, Any]:
     """Packed integers in groups of columns that are no neighbours: ``weight_g_idx`` has the group of each."""
-    pack, unpack = ways
+    pack, _ = ways
 
     def order(columns: int) -> np.ndarray:
         return np.random.default_rng(columns).permutation(columns) // group
@@ -436,11 +436,14 @@ def in_order(ways: tuple[Any, Any], group: int) -> tuple[Any, Any]:
         return {**parts, ".weight_packed": fields(codes, bits), ".weight_g_idx": groups.astype(np.int32)}
 
     def gathered(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
-        places, bits = np.argsort(parts[".weight_g_idx"], kind="stable"), bits_of(parts, matrix[1])
-        codes = unfields(parts[".weight_packed"], bits, matrix[1])[:, places]
-        values = np.empty(matrix, np.float32)
-        values[:, places] = unpack({**parts, ".weight_packed": fields(codes, bits)}, matrix)
-        return values
+        groups, bits = parts[".weight_g_idx"], bits_of(parts, matrix[1])
+        if (groups < 0).any():
+            raise IndexError("there are no such groups")
+        codes = unfields(parts[".weight_packed"], bits, matrix[1])
+        zeros: Any = 1 << (bits - 1)
+        if ".weight_zero_point" in parts:
+            zeros = unfields(parts[".weight_zero_point"].T, bits, matrix[0]).T[:, groups]
+        return (codes - zeros).astype(np.float32) * parts[".weight_scale"].astype(np.float32)[:, groups]
 
     return strewn, gathered
 

@@ -11,7 +11,7 @@ from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
 from taskvec.compat.findings import Finding, enforce, finding
 from taskvec.compat.layouts.fit import fitted
-from taskvec.compat.layouts.parts import hold_whole
+from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.tied_heads import head_of, tie_decision
 from taskvec.dtypes import FLOAT_DTYPES, TYPES, parse_dtype
 from taskvec.errors import RecipeError
@@ -158,7 +158,7 @@ def plan_lora(
     if isinstance(step.donor, Model) and reference is not None:
         found = check_vector(step.donor, reference, selection=selection, tie=tie)
         found = enforce(found, (*settings.force, *force))
-        hold_whole(selection, reference)
+        _hold_whole(selection, reference)
     step.wanted.select(step.base.tensors)
     own = step.own(tie)
     division = divide(step.base, list(own), embeddings=lora.embeddings, others=lora.others)
@@ -205,6 +205,15 @@ def _step(donor: Model | SavedVector, reference: Model | None, selection: Select
             f"`{donor.spec}` is given without a reference", "give donor and reference, or a saved vector"
         )
     return Step(1.0, fitted(donor, reference), reference, selection)
+
+
+def _hold_whole(selection: Selection, reference: Model) -> None:
+    """Return if a selection takes or leaves every stored tensor as a whole: factors are of all of it."""
+    for name, parts in taken(bound(selection, reference), reference.tensors).items():
+        raise RecipeError(
+            f"the selection takes `{parts[0].name}`, which `{reference.spec}` stores as a part of `{name}`",
+            "an adapter has factors of whole tensors: name it as it is stored, or leave the pattern out",
+        )
 
 
 def _hold(division: Division, step: Step, own: Mapping[str, tuple[str, ...]]) -> None:

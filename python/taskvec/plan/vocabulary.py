@@ -102,8 +102,8 @@ class Tokens:
                 yield self._ruled(rule, token, known)
             elif row is not None:
                 yield ((model, row),)
-            elif (before := next((ref for ref in first if own(ref, token) is not None), None)) is not None:
-                yield ((before, known[before][token]),)
+            elif before := [(ref, found) for ref in first if (found := own(ref, token)) is not None]:
+                yield (before[0],)
             else:
                 yield tuple((ref, row) for ref in shapes if (row := own(ref, token)) is not None)
 

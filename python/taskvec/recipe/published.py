@@ -93,7 +93,7 @@ def _fenced(lines: Sequence[str]) -> Iterator[_Block]:
 
 def _cells(lines: Sequence[str]) -> Iterator[_Block]:
     """Texts between three quotes that a notebook gives a name."""
-    begin, quotes = -1, ""
+    begin, quotes, first = -1, "", ""
     for number, line in enumerate(lines):
         match = _CELL.match(line) if begin < 0 else None
         if match is not None and match[1] not in match[2]:

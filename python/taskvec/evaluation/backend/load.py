@@ -68,7 +68,8 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
             f"cannot load `{name}` with backend `{settings.backend}`: {text}", _way_out(error)
         ) from error
     if settings.backend == "hf" and settings.decoding == "neutral":
-        make_neutral(found.model)
+        backend: Any = found  # the model is this backend's own
+        make_neutral(backend.model)
     return found
 
 

@@ -59,8 +59,8 @@ class RayPool:
         try:
             while pending:
                 ready, pending = ray.wait(pending, timeout=STEP_SECONDS)
-                for arm, *content in _told(board):
-                    progress(arms[arm], *content)
+                for arm, what, number, total in _told(board):
+                    progress(arms[arm], what, number, total)
                 for ref in ready:
                     failure = _failure(ref, waiting[ref])
                     if failure is None:

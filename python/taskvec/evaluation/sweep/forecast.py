@@ -88,10 +88,11 @@ def _as_record(arm: Arm) -> Any:
 
 
 def _published(experiment: Experiment, task: str) -> int | None:
-    if task not in PUBLISHED or experiment.evaluation.include_path is not None:
+    evaluation: Any = experiment.evaluation  # its fields are made from the settings
+    if task not in PUBLISHED or evaluation.include_path is not None:
         return None
     whole, parts = PUBLISHED[task]
-    limit = experiment.evaluation.limit
+    limit = evaluation.limit
     if limit is None:
         return whole
     return round(whole * limit) if limit < 1 else min(whole, int(limit) * parts)

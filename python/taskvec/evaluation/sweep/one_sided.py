@@ -32,7 +32,8 @@ def one_sided(target: str, donor: str, reference: str) -> list[str]:
     found = []
     for name, info in first.tensors.items():
         alike = all(name in model.tensors and model.tensors[name].shape == info.shape for model in rest)
-        if alike and len(info.shape) == 1 and info.shape[0] > 1 and _is_one_sided(*rest, name, info.shape[0]):
+        is_row = len(info.shape) == 1 and info.shape[0] > 1
+        if alike and is_row and _is_one_sided(rest[0], rest[1], name, info.shape[0]):
             found.append(name)
     return found
 

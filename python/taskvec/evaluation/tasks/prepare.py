@@ -227,8 +227,9 @@ def _adopt(
             text = super().doc_to_prefix(doc)
             return own.without(text) or None if own is not None and isinstance(text, str) else text
 
-        def resolve_field(self, doc: Any, field: str | None = None) -> Any:
-            text = super().resolve_field(doc, field)
+        @staticmethod
+        def resolve_field(doc: Any, field: str | None = None) -> Any:
+            text = kind.resolve_field(doc, field)
             return own.without(text) if own is not None and isinstance(text, str) else text
 
         def build_qa_turn(self, *, q: Any = None, a: Any = None, **rest: Any) -> Any:

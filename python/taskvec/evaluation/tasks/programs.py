@@ -40,7 +40,7 @@ def in_form(manager: TaskManager, name: str, task: Any, *, chat: bool) -> tuple[
         task.set_config("task", name)
     if name.startswith("humaneval"):
         find = program if task.get_config("gen_prefix") else continued
-        filtered = functools.partial(_programs, find)
+        filtered: Any = functools.partial(_programs, find)
         task._filters = [build_filter_ensemble("create_test", [("custom", {"filter_fn": filtered})])]
     return task, other
 
