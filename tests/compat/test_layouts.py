@@ -226,14 +226,20 @@ def test_the_note_names_the_rows_of_the_table(
     assert f"`{stem}.down_proj` from `{stem}.0.down_proj.weight` (`down_proj` of every expert)" in note
 
 
-def test_a_filter_of_a_part_is_an_error(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
+def test_a_filter_of_a_part_is_a_warning(tmp_path: Path, models: tuple[Tensors, Tensors, Tensors]) -> None:
     paths = [save(tmp_path / role, fused(each)) for role, each in zip("tdr", models, strict=True)]
     weight = [{"filter": "experts.1.", "value": 1.0}, {"value": 0.5}]
     recipe = {
         "merge_method": "linear",
         "models": [{"model": str(path), "parameters": {"weight": weight}} for path in paths],
     }
-    with pytest.raises(tv.RecipeError, match=r"experts\.1\..* is stored as a part of .*down_proj"):
-        tv.merge(recipe, tmp_path / "out")
+    report = tv.merge(recipe, tmp_path / "out")
+    found = [each for each in report.findings if each.id == "recipe-filter"]
+    assert len(found) == len(paths)
+    assert "`model.layers.0.mlp.experts.1." in found[0].message
+    assert "is stored as a part of" in found[0].message
+    with pytest.raises(tv.CompatibilityError, match="recipe-filter"):
+        tv.merge(recipe, tmp_path / "strict", strict=True)
     weight[0]["filter"] = "experts.gate_up_proj"
-    tv.merge(recipe, tmp_path / "out")
+    report = tv.merge(recipe, tmp_path / "named")
+    assert not [each for each in report.findings if each.id == "recipe-filter"]

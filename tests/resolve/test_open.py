@@ -61,10 +61,12 @@ def test_every_dtype_is_read(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2 if dtype == "BOOL" else 256, size=6 * DTYPES[dtype].itemsize, dtype=np.uint8)
     array = bits.view(DTYPES[dtype]).reshape(2, 3)
-    scalar, empty = array[0, 0].reshape(()), array[:0]
-    write_weights(tmp_path, {"a": array, "scalar": scalar, "empty": empty})
+    tensors = {"a": array, "scalar": array[0, 0].reshape(()), "empty": array[:0]}
+    if dtype == "F4":
+        del tensors["scalar"]  # two elements share a byte
+    write_weights(tmp_path, tensors)
     checkpoint = open_checkpoint(tmp_path)
-    for name, expected in (("a", array), ("scalar", scalar), ("empty", empty)):
+    for name, expected in tensors.items():
         found = checkpoint[name]
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
         assert found.tobytes() == expected.tobytes()

@@ -146,6 +146,8 @@ class Merger:
         self.is_model = [ref.kind == "checkpoint" for ref in collected.models]
         self.streams = {index: collected.stream(sources[index]) for index in self.others}
         self.compiled: dict[Any, _Compiled] = {}
+        self.inside: dict[str, tuple[str, str]] = {}
+        """Filters that are found in a part of a stored tensor alone: the part's name and the tensor's."""
 
     def emit(self, name: str, own: Sequence[str] | None, position: float) -> None:
         """Add one output tensor.
@@ -169,7 +171,7 @@ class Merger:
             return
         found: tuple[bool, ...] = ()
         if self.filters:
-            self.check_filters(name)
+            self.look_inside(name)
             seen = (name,) if own is None else (name, *own)
             found = tuple([text in each for text in self.filters for each in seen])
         key = position if self.varies else None, found, unchanged
@@ -184,25 +186,13 @@ class Merger:
         at = self.template_model, names[self.template_model][template]
         collected.tensors.append(ExpandedTensor(name, operation, inputs, at))
 
-    def check_filters(self, name: str) -> None:
-        """Hold that no filter names a part of a stored tensor: a value is one for all of it.
-
-        Raises
-        ------
-        RecipeError
-            One does.
-        """
+    def look_inside(self, name: str) -> None:
+        """Note the filters that are found in the name of a part of a stored tensor, and not in its own."""
         for part in self.collected.parts.of(name):
             inner = block_name(part.name)
-            text = next((text for text in self.filters if text in inner and text not in name), None)
-            if text is not None:
-                leaf = name.removesuffix(".weight").rpartition(".")[2]
-                raise self.collected.recipe.error(
-                    self.group.path,
-                    f"the filter `{shown(text)}` is found in `{shown(inner)}`, which is stored as a part of "
-                    f"`{shown(name)}`: its value cannot be another one than that of the rest",
-                    f"name the stored tensor: `filter: {shown(leaf)}`",
-                )
+            for text in self.filters:
+                if text in inner and text not in name:
+                    self.inside.setdefault(text, (inner, name))
 
     def matched(self, text: str, name: int) -> bool:
         """Whether a filter was found in a tensor's name: of the output (0), or of a source (from 1)."""

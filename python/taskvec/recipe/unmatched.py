@@ -1,4 +1,4 @@
-"""Filters of a recipe that match no tensor: a slip of the pen, or a recipe for models of another family."""
+"""Filters of a recipe without effect: a slip of the pen, or a recipe for models of another family."""
 
 from __future__ import annotations
 
@@ -26,13 +26,32 @@ def unmatched(recipe: Recipe, mergers: Iterable[Merger], names: Iterable[str]) -
         Of the output's tensors: what a filter may have been meant to find.
     """
     is_hit: dict[Place, bool] = {}
+    inside: dict[Place, tuple[str, str]] = {}
     for merger in mergers:
         for place, matches in _places(merger):
             is_hit[place] = is_hit.get(place, False) or matches
+            if place[1] in merger.inside:
+                inside.setdefault(place, merger.inside[place[1]])
+                is_hit[place] = False
     lacking = [place for place, matches in is_hit.items() if not matches]
     parts = {part for name in names for part in name.split(".")} if lacking else set()
     words = sorted(filter(str.isidentifier, parts))
-    return [_remark(recipe, *place, words) for place in lacking]
+    return [
+        _of_a_part(recipe, *place, *inside[place]) if place in inside else _remark(recipe, *place, words)
+        for place in lacking
+    ]
+
+
+def _of_a_part(recipe: Recipe, path: tuple[Key, ...], text: str, part: str, name: str) -> Finding:
+    leaf = name.removesuffix(".weight").rpartition(".")[2]
+    return finding(
+        "recipe-filter",
+        recipe.document.place(path),
+        "",
+        f"filter `{shown(text)}` is found in `{shown(part)}`, which is stored as a part of `{shown(name)}`: "
+        "its value cannot be another one than that of the rest, and has no effect there",
+        f"name the stored tensor: `filter: {shown(leaf)}`",
+    )
 
 
 def _remark(recipe: Recipe, path: tuple[Key, ...], text: str, words: list[str]) -> Finding:

@@ -140,9 +140,7 @@ kernel! {
                 high[lane] = if finite && x > high[lane] { x } else { high[lane] };
             };
             for x in whole {
-                for lane in 0..LANES {
-                    add(lane, x[lane]);
-                }
+                x.iter().enumerate().for_each(|(lane, x)| add(lane, *x));
             }
             rest.iter().enumerate().for_each(|(lane, x)| add(lane, *x));
             let low = low.iter().fold(f32::INFINITY, |a: f32, b| a.min(*b));
