@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from support.models import Trio, write_trio
 
@@ -24,6 +25,9 @@ for _name in (
     "FORCE_COLOR",
 ):
     os.environ.pop(_name, None)
+# Timings never decide a test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # A shell's background job ignores Ctrl-C, and so would the processes that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

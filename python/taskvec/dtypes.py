@@ -43,6 +43,8 @@ TYPES = {
     "U64": ElementType(8, "uint64"),
     "I64": ElementType(8, "int64"),
     "C64": ElementType(8, "complex64"),
+    "F8_E4M3FNUZ": ElementType(1, "float8_e4m3fnuz", is_extension=True),
+    "F8_E5M2FNUZ": ElementType(1, "float8_e5m2fnuz", is_extension=True),
     "BF16": ElementType(2, "bfloat16", is_float=True, is_extension=True),
     "F16": ElementType(2, "float16", is_float=True, words=("fp16", "half")),
     "F32": ElementType(4, "float32", is_float=True, words=("fp32", "float")),

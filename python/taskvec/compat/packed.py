@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _WIDE = FLOAT_DTYPES - _FLOAT8
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
-# Powers of two, and two numbers a byte: no plain weight is of these.
-_NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
+# Powers of two, float8 of another kind, two numbers a byte: no plain weight is of these.
+_NEVER_PLAIN = frozenset({"F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 # Token ids and counts are I64; nobody packs weights into it.
 _PACKING = _INTEGERS - {"I64", "U64"}
 # Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.

@@ -15,8 +15,8 @@ from taskvec.models.quantised.record import NARROW_FLOATS, UnreadableError, show
 from taskvec.models.quantised.rules import PARTS_ALONE
 
 _INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
-# Types that no plain weight has: powers of two, and two numbers a byte.
-_NEVER_PLAIN = frozenset({"F8_E8M0", "F4"})
+# Types that no plain weight has: powers of two, float8 of another kind, two numbers a byte.
+_NEVER_PLAIN = frozenset({"F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 # What a module may have besides its packed weight.
 _OWN = re.compile(r"(?:.*_)?bias")
 # Of MLX and GPTQ; AWQ has scales of an activation besides.
