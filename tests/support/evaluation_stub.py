@@ -66,6 +66,16 @@ def _gather(
     return dataclasses.replace(made, identity=key, model=model, weights=weights, versions=versions)
 
 
+class _Prepared:
+    """Tasks of which only the hashes of the documents are known, as the records have them."""
+
+    def __init__(self, settings: Any, **_: Any) -> None:
+        self.tasks = settings.tasks
+
+    def hashes(self) -> dict[str, list[str]]:
+        return {task: [f"document-{number}" for number in range(DOCUMENTS)] for task in self.tasks}
+
+
 def _draw(_: Any) -> dict[str, figures.Figure]:
     return {"scores": figures.Figure("Scores", "scores", b"png", "<svg></svg>")}
 
@@ -76,7 +86,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "_simple_evaluate", _simple_evaluate)
     monkeypatch.setattr(gather, "gather", _gather)
     monkeypatch.setattr(find, "find_tasks", lambda _: None)
-    monkeypatch.setattr(prepare, "PreparedTasks", lambda *_, **__: None)
+    monkeypatch.setattr(prepare, "PreparedTasks", _Prepared)
     monkeypatch.setattr(figures, "draw", _draw)
     # what takes most of the time of a report and has nothing to do with files
     monkeypatch.setattr(gc, "collect", lambda *_: 0)

@@ -424,7 +424,7 @@ def test_pretrained_models_are_not_trained(built, hasty, capsys, monkeypatch):
         assert theirs == (getattr(built, role) / "model.safetensors").read_bytes()
 
 
-def test_a_bad_archive_is_one_line(built, hasty, capsys):
+def test_a_bad_archive_is_an_error_and_a_way_out(built, hasty, capsys):
     file = build.pack(built, hasty / "miniature.zip")
     whole = file.read_bytes()
     at = len(whole) // 2
@@ -434,7 +434,7 @@ def test_a_bad_archive_is_one_line(built, hasty, capsys):
         done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", file)
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith(f"error: `{file}` is not an archive of miniature checkpoints: ")
-        assert len(done.err.splitlines()) == 1
+        assert len(done.err.splitlines()) == 2  # and the way out
     done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", hasty / "none.zip")
     assert done.code == 2
     assert "is not there" in done.err
