@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...],
         return 0
     for number, (plan, place) in enumerate(merge.plans(out), 1):
         if number < steps:
-            console.say(f"document {number} of {steps}: {printable(str(place.name))}")
+            console.say(f"document {number} of {steps}: {printable(os.path.basename(place))}")
             with console.progress() as progress:
                 merge.run_document(plan, place, out, progress)
         else:

@@ -93,8 +93,8 @@ class Tokens:
 
         for number, token in enumerate(tokens):
             if token is None:  # behind the tokens, or between them
-                has_row = kept in shapes and self.rows is None and number < shapes[kept][0]
-                yield ((kept, number),) if has_row and kept is not None else ()
+                shape = shapes.get(kept) if kept is not None and self.rows is None else None
+                yield ((kept, number),) if kept is not None and shape and number < shape[0] else ()
                 continue
             rule = self.single.get(token)
             row = own(model, token) if model in shapes else None

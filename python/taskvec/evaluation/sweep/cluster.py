@@ -51,7 +51,7 @@ class RayPool:
             {"num_gpus": 1, "num_cpus": 1} if self._has_gpus else {"num_gpus": 0, "num_cpus": self._threads}
         )
         task = _evaluate.options(**needs, max_retries=_TRIES - 1, scheduling_strategy="SPREAD")
-        board = _Board.options(num_cpus=0, max_restarts=-1).remote()
+        board: Any = _Board.options(num_cpus=0, max_restarts=-1).remote()
         arguments = self.settings, self._out, self._threads, board
         waiting = {task.remote(_absolute(job), *arguments): job for job in jobs}
         arms = {job.arm.name: job.arm for job in jobs}
