@@ -17,7 +17,7 @@ from taskvec.cli import run
 from taskvec.errors import HubError, OutputError
 from taskvec.resolve.store.write import StorePlace
 from taskvec.run import finish as ending
-from taskvec.run import parts
+from taskvec.run import part_work
 from taskvec.run.store_sink import StoreSink
 
 SIZE = 6000  # bytes of a weight file: some twenty files
@@ -122,14 +122,14 @@ def test_streamed_into_a_folder_and_killed(addresses: list[str], tmp_path: Path,
         if number == 1:
             patch.setattr(ending, "end_assembled", stopped)
         else:
-            write, count = parts._Work.write, iter(range(100))
+            write, count = part_work.Shards.write, iter(range(100))
 
-            def few(self: parts._Work, *given: Any) -> int:
+            def few(self: part_work.Shards, *given: Any) -> int:
                 if next(count) == number:
                     stopped()
                 return write(self, *given)
 
-            patch.setattr(parts._Work, "write", few)
+            patch.setattr(part_work.Shards, "write", few)
         with pytest.raises(KeyboardInterrupt):
             tv.transfer(*addresses, tmp_path / "out", **options)
     assert not (tmp_path / "out" / "taskvec.json").exists()

@@ -437,6 +437,8 @@ def in_order(ways: tuple[Any, Any], group: int) -> tuple[Any, Any]:
 
     def gathered(parts: Parts, matrix: tuple[int, int]) -> np.ndarray:
         groups, bits = parts[".weight_g_idx"], bits_of(parts, matrix[1])
+        if -1 in groups:  # not set: the columns are in order
+            groups = np.arange(matrix[1]) // group
         if (groups < 0).any():
             raise IndexError("there are no such groups")
         codes = unfields(parts[".weight_packed"], bits, matrix[1])

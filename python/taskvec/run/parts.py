@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec._core import FolderLock
-from taskvec.errors import OutputError, RecipeError
+from taskvec.errors import NotFoundError, OutputError, RecipeError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import JOURNAL, MANIFEST, PARTS, PLAN, STATE
@@ -36,6 +36,9 @@ from taskvec.run.scratch import scratch
 from taskvec.run.shared_state import Records
 from taskvec.run.supply import Supply, is_to_be_staged, supply_of
 from taskvec.settings import Settings
+
+# How long the end of a run by another process is waited for, in steps of seconds.
+_END_STEPS, _END_STEP = 600, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,9 @@ def execute_part(
     mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     try:
         return _supplied(plan, out, folders, part, mine, settings, progress, is_last)
-    except OutputError:
+    except (OutputError, NotFoundError):
         # the same part elsewhere may have been the last one meanwhile: what this one shared with it has gone
-        finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
+        finished = _ended_meanwhile(plan, out, settings)
         if finished is None:
             raise
         return _ended(plan, part, finished, begin)
@@ -219,7 +222,9 @@ def _execute_part(
     read = work.write_all()
     staged = supply.is_staged
     report = (
-        finish_if_complete(plan, out, checkpoints, settings, progress, is_staged=staged) if is_last else None
+        finish_if_complete(plan, out, supply.sources, settings, progress, is_staged=staged)
+        if is_last
+        else None
     )
     shards = tuple(records.files[number] for unit in missing for number in unit)
     total = len(records.files)
@@ -236,6 +241,38 @@ def _execute_part(
     )
 
 
+def _ended_meanwhile(plan: PlanRecord, out: Path, settings: Settings) -> Report | None:
+    """The report of a run that another process ends, after what this one shared with it has gone.
+
+    That one takes the state away before the manifest is there, so its end is waited for.
+    """
+    folders = folders_of(plan, out)
+    for _ in range(_END_STEPS):
+        is_ending = _is_ending(plan, out, folders)
+        finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
+        if finished is not None or not is_ending:
+            return finished
+        time.sleep(_END_STEP)
+    return None
+
+
+def _is_ending(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
+    """Whether all weight files are in place and a process ends the run, or died at it."""
+    has_parts = look.exists(out / STATE / PARTS)
+    if not is_assembled(folders):
+        return not has_parts and look.exists(out / STATE)
+    return has_parts if plan.kind == "vector" else _is_written(plan, folders)
+
+
+def _is_written(plan: PlanRecord, folders: Sequence[Path]) -> bool:
+    """Whether the journals have a line for every weight file."""
+    try:
+        journals = [read_bytes(folder / STATE / JOURNAL) for folder in folders]
+    except NotFoundError:
+        return True  # the run has just ended
+    return all(journal.count(b"\n") > len(plan.shards) for journal in journals)
+
+
 def _ended(plan: PlanRecord, part: Part, report: Report, begin: float) -> PartReport:
     total = len(files_of(plan))
     return PartReport(part, (), 0, total, total, 0, 0, time.monotonic() - begin, report)
@@ -245,8 +282,7 @@ def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -
     """Whether a part was killed when nothing was missing any more but the files beside the weights."""
     if look.exists(out / STATE / PARTS) or plan.kind == "vector" or not is_assembled(folders):
         return False
-    journals = [read_bytes(folder / STATE / JOURNAL) for folder in folders]
-    return all(journal.count(b"\n") > len(plan.shards) for journal in journals)
+    return _is_written(plan, folders)
 
 
 def admit(

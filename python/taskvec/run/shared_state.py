@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex, digest_file
-from taskvec.errors import OutputError
+from taskvec.errors import NotFoundError, OutputError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import PARTS, STATE
@@ -245,19 +245,54 @@ def claim_end(out: Path) -> bool:
     """
     path = out / STATE / FINISHER
     me = json.dumps({"host": _host(), "process": os.getpid(), "started": _started(os.getpid())}).encode()
-    for _ in range(2):
+    # it appears with all that it says: nobody takes one that is being written for that of a dead process
+    mine = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        mine.write_bytes(me)
+        for _ in range(3):
+            if _claimed(mine, path):
+                return True
+            if not _take_away(path):
+                return False
+    except OSError as error:
+        raise look.unanswered(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            mine.unlink(missing_ok=True)
+    return False
+
+
+def _claimed(mine: Path, path: Path) -> bool:
+    """Whether the file got the other name, which no other has then."""
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
         try:
             with open(path, "xb") as file:
-                file.write(me)
-            return True
+                file.write(mine.read_bytes())
         except FileExistsError:
-            if not _is_dead(path):
-                return False
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-        except OSError as error:
-            raise look.unanswered(path, error) from error
-    return False
+            return False
+    return True
+
+
+def _take_away(path: Path) -> bool:
+    """Remove the name of a process that has died; true where there is none now."""
+    if not _is_dead(path):
+        return False
+    # another process may have done so meanwhile, and put its own there
+    taken = path.with_name(f".{secrets.token_hex(8)}.part")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(taken)
+        is_dead = _is_dead(taken)
+        if not is_dead:
+            _claimed(taken, path)
+        taken.unlink()
+        return is_dead
+    return True
 
 
 def give_up_end(out: Path) -> None:
@@ -288,6 +323,8 @@ def _is_dead(path: Path) -> bool:
     try:
         who = json.loads(read_bytes(path))
         return who["host"] == _host() and _started(int(who["process"])) != who["started"]
+    except NotFoundError:
+        return True  # it has given up, or ended the run
     except (ValueError, KeyError, TypeError):
         return True  # it was killed while it wrote its name
 
