@@ -90,6 +90,7 @@ def array_of(stored: np.ndarray, name: str, shape: Sequence[int]) -> np.ndarray:
         import numpy as np
 
         stored = np.stack([stored & 15, stored >> 4], -1).reshape(-1)
+        stored.flags.writeable = False
     return stored.view(numpy_dtype(name)).reshape(shape)
 
 

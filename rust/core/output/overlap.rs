@@ -193,7 +193,9 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
                 match fs::canonicalize(&next) {
                     Ok(found) => resolved = found,
                     Err(error) if error.kind() == ErrorKind::NotFound => {
-                        if known(fs::symlink_metadata(&next), "resolving", &next)?.is_some() {
+                        // anything else that is there now was made meanwhile
+                        let found = known(fs::symlink_metadata(&next), "resolving", &next)?;
+                        if found.is_some_and(|found| found.is_symlink()) {
                             return Err(Error::dangling_link(&next));
                         }
                         resolved = next;
