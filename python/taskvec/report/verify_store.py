@@ -41,9 +41,10 @@ def _opened(address: str) -> tuple[Listed, Callable[[], Remote]]:
     """The place that an address names, and what opens it for reading."""
     if address.startswith("hf://"):
         from taskvec.resolve import hub, hub_write
+        from taskvec.resolve.repository import HubName
 
         place = hub_write.place_at(address)
-        return place, lambda: hub.resolve(hub.HubName(place.repository, place.branch))
+        return place, lambda: hub.resolve(HubName(place.repository, place.branch))
     from taskvec.resolve.store import files as store  # obstore, which the hub does not need
     from taskvec.resolve.store import write
 

@@ -18,8 +18,8 @@ from typing import NamedTuple, cast
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import HubError
 from taskvec.files import folder as folders
-from taskvec.models.adapter import CONFIG as ADAPTER_CONFIG
 from taskvec.models.adapter import Adapter
+from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import Model, Remote
 from taskvec.models.saved_vector import SavedVector
 from taskvec.resolve.headers import headers
