@@ -17,6 +17,7 @@ from support.command_line import invoke
 from support.models import Trio, read_tensors, write_checkpoint
 from support.oracle import same_files
 from support.pairs import killed
+from support.s3_server import S3
 from taskvec.files.manifest_schema import schema
 from taskvec.run.low_rank import Wanted, decomposer
 
@@ -331,3 +332,35 @@ def test_of_quantised_models_it_is_the_difference_of_what_they_decode_to(trio: T
     assert report.adapter is not None
     assert report.adapter["modules"][name]["energy"] == pytest.approx(energy, rel=1e-5)
     np.testing.assert_allclose(product(tmp_path / "lora", name.removesuffix(".weight")), want, atol=1e-6)
+
+
+def test_it_is_one_file_of_one_process(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["extract", str(trio.donor), str(trio.reference), "--lora", "4"]
+    for more in (["-o", str(tmp_path / "out"), "--part", "0/2"], ["-o", str(tmp_path / "out"), "--ray"]):
+        done = invoke(capsys, *words, *more)
+        assert done.code == 2
+        assert "one file, which one process writes" in done.err
+    done = invoke(capsys, "plan", *words, "--to", "out", "-o", str(tmp_path / "plan.json"))
+    assert done.code == 2
+    assert "cannot be run elsewhere" in done.err
+    assert not list(tmp_path.glob("plan.json")) + list(tmp_path.glob("out"))
+
+
+def test_warnings_are_errors_where_they_are_to_be(trio: Trio, tmp_path: Path) -> None:
+    with pytest.raises(tv.CompatibilityError, match="tied to the embedding"):
+        tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=4, strict=True)
+    assert not (tmp_path / "out").exists()
+    tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=4, strict=True, force="tied-head")
+
+
+def test_in_a_bucket_it_is_the_same_adapter(s3: S3, trio: Trio, tmp_path: Path) -> None:
+    s3.client.create_bucket(Bucket="results")
+    here = tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=4)
+    there = tv.extract_lora(trio.donor, trio.reference, "s3://results/out", rank=4)
+    assert there.outputs[0].shards == here.outputs[0].shards
+    assert tv.verify("s3://results/out", rehash=True).ok
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        stored = s3.client.get_object(Bucket="results", Key=f"out/{name}")["Body"].read()
+        assert stored == (tmp_path / "out" / name).read_bytes()

@@ -54,6 +54,10 @@ def to_file(plan: PlanRecord, out: str | None = None) -> bytes:
     RecipeError
         It cannot be run elsewhere: it reads tensors of this process, or results of the documents before it.
     """
+    if plan.kind == "adapter":
+        raise RecipeError(
+            "the plan of an adapter cannot be run elsewhere", "run `taskvec extract --lora` there"
+        )
     if any(source["kind"] == "memory" for source in plan.document["sources"]):
         raise RecipeError(
             "the plan reads tensors of the process that made it", "run it here, or save the models first"

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from taskvec._core import blake3_hex
 from taskvec.compat.check import check_vector
-from taskvec.compat.findings import Finding, enforce, finding
+from taskvec.compat.findings import Finding, enforce, enforce_strictly, finding
 from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import bound, taken
 from taskvec.compat.tied_heads import head_of, tie_decision
@@ -163,6 +163,9 @@ def plan_lora(
     own = step.own(tie)
     division = divide(step.base, list(own), embeddings=lora.embeddings, others=lora.others)
     _hold(division, step, own)
+    found += _tied(step.base, division)
+    if settings.strict:
+        enforce_strictly(found, (*settings.force, *force))
     document = _document(step, own, division, lora, settings)
     data = json.dumps(document, separators=(",", ":")).encode()
     sources = [(role, source) for role, source in step.sources]
@@ -185,7 +188,7 @@ def plan_lora(
         copied=len(division.whole),
         bytes_out=_bytes_out(step.base, division, lora),
         most_inputs=2,
-        findings=(*found, *_tied(step.base, division)),
+        findings=tuple(found),
         config={},
         recipe=_recipe(step, selection, lora, settings),
         checkpoints=tuple(source for _, source in sources),

@@ -34,8 +34,9 @@ def deliver_whole(
 ) -> Report:
     """Run a plan in the scratch folder, and send what it has written to an address.
 
-    So it is with a vector, the sizes of whose files follow from all of them, and with tensors in memory. The
-    scratch folder holds the whole output for a while; the same call goes on with it.
+    So it is with a vector, the sizes of whose files follow from all of them, with an adapter, which is one
+    file, and with tensors in memory. The scratch folder holds the whole output for a while; the same call
+    goes on with it.
 
     Raises
     ------

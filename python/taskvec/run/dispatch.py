@@ -38,7 +38,7 @@ def run_plan(
         from taskvec.run.deliver_whole import deliver_whole
 
         is_in_memory = any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints)
-        if plan.kind == "vector" or is_in_memory:
+        if plan.kind != "checkpoint" or is_in_memory:
             return deliver_whole(plan, str(out), settings=settings, progress=progress)
         report = deliver(plan, str(out), settings=settings, progress=progress).report
         return _ended(report, out)

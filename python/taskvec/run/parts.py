@@ -104,6 +104,10 @@ def hold_divisible(plan: PlanRecord, settings: Settings) -> None:
         raise RecipeError(
             "a recipe of several documents is run as a whole", "make a recipe of its own of each document"
         )
+    if plan.kind == "adapter":
+        raise RecipeError(
+            "an adapter is one file, which one process writes", "run it without `--part` and `--ray`"
+        )
     if any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints):
         raise RecipeError(
             "the plan reads tensors of the process that made it",
