@@ -20,6 +20,8 @@ Stored = dict[str, tuple[str, tuple[int, ...]]]
 # What is written by MLX, compressed-tensors, ModelOpt, bitsandbytes, GPTQ, AWQ, HQQ, Quanto, AQLM, torchao,
 # ExLlama, ComfyUI, Marlin, and by scripts that nobody has a name for.
 PACKED: list[Stored] = [
+    {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8, 2))},
+    {"a.weight": ("BF16", (64, 64)), "a.zeros": ("F32", (4, 4))},
     {"l.q.weight": ("U32", (8, 8)), "l.q.scales": ("F16", (8, 1)), "l.q.biases": ("F16", (8, 1))},
     {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.weight_scale_inv": ("F32", (1, 1))},
     {"l.q.weight": ("F8_E4M3", (8, 8)), "l.q.scale_weight": ("F32", ())},
@@ -90,6 +92,9 @@ PACKED: list[Stored] = [
     {"q.planes": ("U8", (4, 8, 8)), "norm.weight": ("BF16", (8,))},
 ]
 ORDINARY: list[Stored] = [
+    {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8,))},
+    {"a.weight": ("BF16", (8, 64)), "a.scales": ("F32", (3, 7))},
+    {"a.weight": ("BF16", (8, 64)), "a.zeros": ("BF16", (8, 64))},
     {
         "e.position_ids": ("I64", (1, 512)),
         "e.word.weight": ("F32", (8, 8)),

@@ -330,3 +330,34 @@ def test_equal_vocabularies_take_the_plain_way(trio: dict[str, Any], tmp_path: P
     tv.merge(plain, tmp_path / "plain")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "union" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": {"a": 10**12}},
+        {"vocab": {"a": -1}},
+        {"vocab": {"a": True}},
+        {"vocab": "a"},
+        {"vocab": [["a", 0.5], ["b"]]},
+        {"vocab": None},
+        {"merges": [1, 2]},
+        {"merges": ["ab"]},
+        {"merges": {"a": "b"}},
+        {"merges": [["a", "b", "c"]]},
+        None,
+        [],
+    ],
+    ids=str,
+)
+def test_a_damaged_tokenizer_is_an_error(trio: dict[str, Any], tmp_path: Path, change: Any) -> None:
+    for name in WEIGHTS:
+        shutil.copytree(trio["folder"] / name, tmp_path / name)
+    path = tmp_path / "b" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"] = {**content["model"], **change} if isinstance(change, dict) else change
+    path.write_text(json.dumps(content))
+    document = recipe(tmp_path, tokenizer_source="union")
+    with pytest.raises(tv.Error):
+        tv.merge(document, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.dtypes import FLOAT_DTYPES
@@ -59,6 +59,8 @@ _NO_SCALE = re.compile(
 _PACKED_END = re.compile(
     r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE
 )
+# Matrices with a number for each row and group of columns of a weight, which then has codes of whatever type.
+_GRIDS = (".scales", ".zeros", ".qzeros", ".weight_scales", ".absmax")
 # Beside a plain weight of float8 there may be these in a wider type.
 _ORDINARY = re.compile(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
 
@@ -69,6 +71,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
     never: dict[str, list[str]] = {info.name: [] for info in tensors.values() if info.dtype in _NEVER_PLAIN}
+    never |= _on_a_grid(tensors)
     narrow = [info for info in tensors.values() if info.dtype in _INTEGERS | _FLOAT8 or info.dtype == "BOOL"]
     if not narrow:
         return never
@@ -90,6 +93,25 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
         found.setdefault(weight, []).append(scale)
     return {**never, **found}
+
+
+def _on_a_grid(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Weights of a wide float type whose codes have scales or zero points, and what lies beside each."""
+    found: dict[str, list[str]] = {}
+    for name in tensors:
+        if name.endswith(_GRIDS):
+            weight = tensors.get(f"{name.rpartition('.')[0]}.weight")
+            if weight is not None and weight.dtype in _WIDE and _is_grid(weight.shape, tensors[name].shape):
+                found.setdefault(weight.name, []).append(name)
+    return found
+
+
+def _is_grid(weight: Sequence[int], scales: Sequence[int]) -> bool:
+    return (
+        len(weight) == len(scales) == 2
+        and weight != scales
+        and all(scale and not side % scale for side, scale in zip(weight, scales, strict=True))
+    )
 
 
 def _is_packed_alone(info: TensorInfo, leaf: str) -> bool:

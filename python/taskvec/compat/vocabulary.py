@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What has to be equal for the pieces of two tokenizers to be cut from the same form of a text.
 _PIPELINE = ("normalizer", "pre_tokenizer", "decoder")
+# Nobody has as many; an id beyond is a slip, and rows up to it would fill the memory.
+MAXIMUM_TOKENS = 1 << 24
 # In lists of pieces with scores, the place of a token that is found before the pieces are.
 _NEVER = -1e9
 
@@ -68,8 +70,8 @@ def _pieces(model: Model, document: Mapping[str, Any]) -> dict[str, int]:
     inner = document.get("model")
     pieces = inner.get("vocab") if isinstance(inner, dict) else None
     if isinstance(pieces, list):
-        found = {each[0]: number for number, each in enumerate(pieces) if isinstance(each, list) and each}
-        if len(found) == len(pieces) and all(isinstance(piece, str) for piece in found):
+        found = {each[0]: number for number, each in enumerate(pieces) if _is_piece(each)}
+        if len(found) == len(pieces):
             return found
     elif isinstance(pieces, dict) and all(_is_id(number) for number in pieces.values()):
         return pieces
@@ -89,7 +91,29 @@ def _added(model: Model, document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAXIMUM_TOKENS
+
+
+def _is_piece(value: Any) -> bool:
+    """Whether it is a piece with its score."""
+    return isinstance(value, list) and [type(each) for each in value] in ([str, float], [str, int])
+
+
+def _merges(model: Model, document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs that a tokenizer of kind BPE joins, in order; older files write them as ``a b``."""
+    merges = document["model"].get("merges") or []
+    found = [
+        tuple(each.split(" ", 1) if isinstance(each, str) else each) for each in merges if _is_pair(each)
+    ]
+    if not isinstance(merges, list) or len(found) != len(merges):
+        raise _damaged(model, "has merges that are not pairs of pieces")
+    return found  # type: ignore[return-value]
+
+
+def _is_pair(value: Any) -> bool:
+    if isinstance(value, str):
+        return " " in value
+    return isinstance(value, list) and [type(each) for each in value] == [str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +169,8 @@ def united(base: Vocabulary, others: Sequence[Vocabulary]) -> Union:
         lacking = {token for token, number in ids.items() if number >= before and token not in known}
         if all(base.document.get(key) == other.document.get(key) for key in _PIPELINE):
             if inner.get("type") == "BPE":
-                _join_merges(inner, theirs, lacking)
+                made = [pair for pair in _merges(other.model, other.document) if "".join(pair) in lacking]
+                _add_merges(inner, made, _merges(base.model, base.document))
         elif lacking:
             unreachable[other.model.spec] = len(lacking)
     if following == max(base.ids.values(), default=-1) + 1 and not new:
@@ -180,13 +205,16 @@ def _joined(pieces: Any, ids: Mapping[str, int], scores: Mapping[str, float]) ->
     return [*pieces, *([by_id.get(i, f"\0{i}"), scores.get(by_id.get(i, ""), _NEVER)] for i in more)]
 
 
-def _join_merges(inner: dict[str, Any], theirs: Mapping[str, Any], lacking: set[str]) -> None:
-    """Add the merges that make tokens which the base does not have, in the form that its own have."""
-    own = inner.get("merges") or []
-    as_text = bool(own) and isinstance(own[0], str)
-    pairs = [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in theirs["merges"]]
-    made = [pair for pair in pairs if len(pair) == 2 and "".join(pair) in lacking]
-    inner["merges"] = [*own, *(" ".join(pair) if as_text else pair for pair in made)]
+def _add_merges(
+    inner: dict[str, Any], made: Sequence[tuple[str, str]], own: Sequence[tuple[str, str]]
+) -> None:
+    """Add merges behind a tokenizer's own, in the form that these have."""
+    stored = inner.get("merges") or []
+    as_text = bool(stored) and isinstance(stored[0], str)
+    known = set(own)
+    new = [pair for pair in made if pair not in known]
+    known.update(new)
+    inner["merges"] = [*stored, *(" ".join(pair) if as_text else list(pair) for pair in new)]
 
 
 def _settings(model: Model, new: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:

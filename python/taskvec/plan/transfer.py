@@ -91,7 +91,7 @@ def plan_steps(
         )
     joined = None
     if tokenizer is not None:
-        from taskvec.plan.joined import join  # few transfers need it
+        from taskvec.plan.vocabulary_transfer import join  # few transfers need it
 
         joined = join(target, steps, tokenizer)
     if joined is not None:
