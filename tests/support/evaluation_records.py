@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from taskvec.evaluation.analysis import statistics
@@ -157,3 +159,12 @@ def experiment(
     if sft:
         records.append(arm(Arm("sft", "sft", 1.0), 8, 23))
     return records
+
+
+def arms_of(out: Path) -> dict[str, Any]:
+    """Every record of a folder, less what differs from run to run."""
+    found = {}
+    for path in sorted((out / "arms").glob("*.json")):
+        record = json.loads(path.read_text())
+        found[path.stem] = {k: v for k, v in record.items() if k not in ("seconds", "model")}
+    return found

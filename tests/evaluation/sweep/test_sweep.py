@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.evaluation_models import merge_with_torch, small, tiny
+from support.evaluation_records import arms_of
 from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import read_record
@@ -37,15 +38,6 @@ FEW: dict[str, Any] = {
     "controls": {"random": 0, "permuted": 0},
     "base": None,
 }
-
-
-def arms_of(out: Path) -> dict[str, Any]:
-    """Every record of a folder, less what differs from run to run."""
-    found = {}
-    for path in sorted((out / "arms").glob("*.json")):
-        record = json.loads(path.read_text())
-        found[path.stem] = {k: v for k, v in record.items() if k not in ("seconds", "model")}
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 
 from support.command_line import invoke
 from support.evaluation_models import merge_with_torch, small
+from support.evaluation_records import arms_of
 from support.ray_cluster import two_nodes
 from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.sweep.events import Event
@@ -28,15 +29,6 @@ FEW: dict[str, Any] = {
     "controls": {"random": 1, "permuted": 0},
     "base": None,
 }
-
-
-def arms_of(out: Path) -> dict[str, Any]:
-    """Every record of a folder, less what differs from run to run."""
-    found = {}
-    for path in sorted((out / "arms").glob("*.json")):
-        record = json.loads(path.read_text())
-        found[path.stem] = {k: v for k, v in record.items() if k not in ("seconds", "model")}
-    return found
 
 
 def report_of(out: Path) -> dict[str, Any]:
