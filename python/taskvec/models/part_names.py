@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-# Blocks of experts, and the parts that only their names tell apart.
-_BLOCK = re.compile(r"\.(?:block_sparse_moe|feed_forward|ffn)\.")
-_ROUTER = re.compile(r"\.mlp\.(?:router\.layer|router\.classifier|router|gate\.wg)\.(weight|bias)$")
-_CORRECTION = re.compile(r"\.mlp\.(?:gate\.|router\.)?(?:e_score_correction_bias|expert_bias)$")
-_STATICS = re.compile(r"\.mlp\.gate\.moe_statics\.")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.(w1|w2|w3)\.")
+# Blocks of experts, and the parts that only their names tell apart: compiled where a name is first looked at.
+_BLOCK = r"\.(?:block_sparse_moe|feed_forward|ffn)\."
+_ROUTER = r"\.mlp\.(?:router\.layer|router\.classifier|router|gate\.wg)\.(weight|bias)$"
+_CORRECTION = r"\.mlp\.(?:gate\.|router\.)?(?:e_score_correction_bias|expert_bias)$"
+_STATICS = r"\.mlp\.gate\.moe_statics\."
+_EXPERT = r"\.experts\.(\d+)\.(w1|w2|w3)\."
 _W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -24,11 +24,11 @@ _LAYER = re.compile(r"\.(\d+)\.")
 @lru_cache(maxsize=1 << 18)
 def block_name(name: str) -> str:
     """A name with blocks of experts, their routers and their weights under one spelling."""
-    name = _BLOCK.sub(".mlp.", name)
-    name = _ROUTER.sub(r".mlp.gate.\1", name)
-    name = _STATICS.sub(".mlp.moe_statics.", name)
-    name = _CORRECTION.sub(".mlp.e_score_correction_bias", name)
-    return _EXPERT.sub(lambda found: f".experts.{found[1]}.{_W[found[2]]}.", name)
+    name = re.sub(_BLOCK, ".mlp.", name)
+    name = re.sub(_ROUTER, r".mlp.gate.\1", name)
+    name = re.sub(_STATICS, ".mlp.moe_statics.", name)
+    name = re.sub(_CORRECTION, ".mlp.e_score_correction_bias", name)
+    return re.sub(_EXPERT, lambda found: f".experts.{found[1]}.{_W[found[2]]}.", name)
 
 
 class StoredPart(NamedTuple):

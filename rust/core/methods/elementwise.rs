@@ -110,6 +110,10 @@ impl<R: Real> Method<R> for ElementwiseMethod {
         self.rule == Rule::RamPlus
     }
 
+    fn value_of(&self) -> Option<&[Term]> {
+        (self.rule == Rule::Scale).then_some(&self.parameters.terms[..])
+    }
+
     /// RAM+: the factor of what each model alone changed, from how much of it others changed too.
     fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let p = &self.parameters;

@@ -21,11 +21,15 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    fn weights(&self) -> impl Iterator<Item = f64> + '_ {
+    /// The terms, their weights divided as asked.
+    fn weighted(&self) -> impl Iterator<Item = Term> + '_ {
         let total: f64 = if self.normalize { self.terms.iter().map(|term| term.weight).sum() } else { 1.0 };
-        self.terms.iter().map(move |term| term.weight / total)
+        self.terms.iter().map(move |term| Term { weight: term.weight / total, ..*term })
     }
 }
+
+/// The terms, their weights as they are applied.
+struct Sum(Vec<Term>);
 
 impl Parameters for Linear {
     type Variant = ();
@@ -36,22 +40,22 @@ impl Parameters for Linear {
     }
 
     fn is_single(&self, (): &()) -> bool {
-        self.weights().all(holds::<f32>)
+        self.weighted().all(|term| holds::<f32>(term.weight))
     }
 
     fn method<R: Real>(&self, (): ()) -> Box<dyn Method<R>> {
-        Box::new(self.clone())
+        Box::new(Sum(self.weighted().collect()))
     }
 }
 
-impl<R: Real> Method<R> for Linear {
+impl<R: Real> Method<R> for Sum {
     fn computes(&self) -> Computes {
         Computes::Value
     }
 
     fn tile(&self, _tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        for (k, (term, weight)) in self.terms.iter().zip(self.weights()).enumerate() {
-            let weight = Factor::new(weight);
+        for (k, term) in self.0.iter().enumerate() {
+            let weight = Factor::new(term.weight);
             if k == 0 {
                 scale(tile.level, tile.input(term.model), weight, out);
             } else {
@@ -59,5 +63,9 @@ impl<R: Real> Method<R> for Linear {
             }
         }
         Ok(())
+    }
+
+    fn value_of(&self) -> Option<&[Term]> {
+        Some(&self.0)
     }
 }

@@ -94,6 +94,11 @@ pub(crate) trait Method<R: Real>: Send + Sync {
     fn sum_of(&self) -> Option<&[Term]> {
         None
     }
+
+    /// The weighted models that the value is the sum of, in their order, where it is nothing else.
+    fn value_of(&self) -> Option<&[Term]> {
+        None
+    }
 }
 
 /// Every position exists and every weight is a number.

@@ -29,9 +29,9 @@ class Row(NamedTuple):
 
     Attributes
     ----------
-    pattern : re.Pattern
-        The whole name: ``stem`` is what the weights' names begin with, ``kind`` (`weight`, `bias`; without
-        one a weight) what they end in.
+    pattern : str
+        Regular expression of the whole name, compiled where one is first looked for: ``stem`` is what the
+        weights' names begin with, ``kind`` (`weight`, `bias`; without one a weight) what they end in.
     weights : tuple of str
         The weights in it, by what their names have between stem and kind.
     order : str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
         Model types that it is limited to; all if empty.
     """
 
-    pattern: re.Pattern[str]
+    pattern: str
     weights: tuple[str, ...]
     order: str = "joined"
     experts: bool = False
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 def _row(pattern: str, *weights: str, order: str = "joined", experts: bool = False, only: str = "") -> Row:
-    return Row(re.compile(pattern), weights, order, experts, frozenset(only.split()))
+    return Row(pattern, weights, order, experts, frozenset(only.split()))
 
 
 _END = r"(?:\.(?P<kind>weight|bias))?"
@@ -105,7 +105,7 @@ def words_of(name: str, config: Mapping[str, Any]) -> str:
         return ""
     kinds = _facts({}, config).kinds
     for row in ROWS:
-        if row.pattern.fullmatch(name) and (not row.families or row.families & kinds):
+        if re.fullmatch(row.pattern, name) and (not row.families or row.families & kinds):
             order = f", {_ORDERS[row.order]}" if len(row.weights) > 1 else ""
             return f"{listed(row.weights)}{order}{' of every expert' if row.experts else ''}"
     return ""
@@ -146,7 +146,7 @@ def _facts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> 
 def _views(name: str, shape: tuple[int, ...], facts: Facts) -> list[View]:
     if _WORDS.search(name):
         for row in ROWS:
-            found = row.pattern.fullmatch(name)
+            found = re.fullmatch(row.pattern, name)
             if found is None or (row.families and not row.families & facts.kinds):
                 continue
             divided = _divided(row, found, name, shape, facts)

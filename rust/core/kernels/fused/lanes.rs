@@ -11,7 +11,7 @@ use crate::kernels::stats::{fold_all, StepSums};
 const LEAST: f64 = 1e-25;
 
 /// Magnitudes from here on are infinite in bf16.
-const INFINITE: u32 = 0x7F7F_8000;
+pub(super) const INFINITE: u32 = 0x7F7F_8000;
 
 /// Groups of lanes whose squares are added up in f32.
 pub(super) const TOGETHER: usize = 8;
@@ -62,7 +62,7 @@ impl Factors {
 
 /// What [`odd`](crate::kernels::combine::odd) gives wherever that is a normal number, in half of the instructions.
 #[inline(always)]
-fn odd_normal(x: f64) -> f32 {
+pub(super) fn odd_normal(x: f64) -> f32 {
     // The digits that f32 has not; any of them sets the last that it has.
     const BEYOND: u64 = (1 << 29) - 1;
     let bits = x.to_bits();

@@ -1,13 +1,16 @@
-//! A sum of differences that are all stored in bf16, rounded and measured without a tile between.
+//! Sums of what is all stored in bf16, rounded and measured without a tile between: a step's differences, or models.
 
 use super::{Place, Span, Target, Tiler};
 use crate::dtype::Dtype;
 use crate::kernels::combine::CANCELLED;
+use crate::kernels::factor::Factor;
 use crate::kernels::fused::stored::{step_stored_bf16, StoredTerm, TERMS};
+use crate::kernels::fused::sum::{sum_stored_bf16, StoredFactor, SUMMANDS};
 use crate::kernels::stats::StepSums;
 use crate::kernels::Real;
 use crate::methods::method::{Method, Term};
 use crate::storage::chunk::Chunk;
+use crate::storage::Storage;
 
 impl Tiler {
     /// A sum of differences that are all stored in bf16, without a tile between; false where that cannot be, with
@@ -20,6 +23,9 @@ impl Tiler {
         span: Span,
         outputs: &mut [Target<'_>],
     ) -> bool {
+        if let Some(terms) = method.value_of() {
+            return self.sum_through::<R>(place, terms, chunks, span, outputs);
+        }
         let (Some(terms), factor, Span { at, n, .. }) = (method.sum_of(), method.factor(), span) else { return false };
         if !place.is_short(span) || !place.program.pairs.is_empty() || terms.is_empty() || terms.len() > TERMS {
             return false;
@@ -61,5 +67,37 @@ impl Tiler {
             output.survival.as_deref_mut().into_iter().for_each(|survival| survival.add(&sums, n as u64));
         }
         true
+    }
+
+    /// A weighted sum of models that are all stored in bf16, without a tile between; false where that cannot be, with
+    /// anything in the outputs' bytes.
+    fn sum_through<R: Real>(
+        &self,
+        place: &Place<'_>,
+        terms: &[Term],
+        chunks: &[Chunk<'_>],
+        Span { at, n, .. }: Span,
+        outputs: &mut [Target<'_>],
+    ) -> bool {
+        let program = place.program;
+        let plain = program.job.target().plain() == Some(Dtype::BF16);
+        if !plain || place.draws.is_some() || program.taken.is_some() || !program.pairs.is_empty() {
+            return false;
+        }
+        // All inputs are to be read: what is not finite is to be found.
+        let named = |input| terms.iter().any(|term| term.model == input);
+        if terms.len() > SUMMANDS || !(0..chunks.len()).all(named) {
+            return false;
+        }
+        let mut factors = [StoredFactor { model: &[], weight: Factor::<R>::one() }; SUMMANDS];
+        for (slot, term) in factors.iter_mut().zip(terms) {
+            let Some(model) = chunks[term.model].stored(Dtype::BF16, at, n) else { return false };
+            *slot = StoredFactor { model, weight: Factor::new(term.weight) };
+        }
+        chunks.iter().for_each(|chunk| chunk.ahead(at, n));
+        let Some((first, others)) = outputs.split_first_mut() else { return false };
+        let done = sum_stored_bf16(self.level, &factors[..terms.len()], first.bytes);
+        others.iter_mut().for_each(|output| output.bytes.copy_from_slice(first.bytes));
+        done
     }
 }
