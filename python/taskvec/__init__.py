@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from taskvec.api import plan_apply as plan_apply
     from taskvec.api import plan_convert as plan_convert
     from taskvec.api import plan_extract as plan_extract
+    from taskvec.api import plan_tokens as plan_tokens
     from taskvec.api import plan_transfer as plan_transfer
+    from taskvec.api import tokens as tokens
     from taskvec.api import transfer as transfer
     from taskvec.api import verify as verify
     from taskvec.compat.findings import Finding as Finding
@@ -81,7 +83,9 @@ _MODULES = {
         "plan_apply",
         "plan_convert",
         "plan_extract",
+        "plan_tokens",
         "plan_transfer",
+        "tokens",
         "transfer",
         "verify",
     ),

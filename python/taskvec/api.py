@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
+    from taskvec.plan.token_rows import Method as TokenMethod
     from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
     from taskvec.report.difference import Difference
@@ -379,6 +380,74 @@ def convert(
         One of its subclasses says what cannot be read, is missing, damaged or could not be written.
     """
     plan = plan_convert(model, keep=keep, **settings)
+    return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
+def plan_tokens(
+    target: ModelLike,
+    model: ModelLike,
+    *,
+    method: TokenMethod = "omp",
+    k: int | None = None,
+    **settings: Unpack[Options],
+) -> Plan:
+    """Say what :func:`tokens` would do, from headers and tokenizers; takes its arguments but for ``out``."""
+    from taskvec.lazy.plan import Plan
+    from taskvec.plan import tokens as planning
+    from taskvec.resolve.open import open as open_model
+
+    record = planning.plan_tokens(
+        open_model(target), open_model(model), method=method, k=k, settings=Settings.of(settings)
+    )
+    return Plan.of(record)
+
+
+def tokens(
+    target: ModelLike,
+    model: ModelLike,
+    out: str | os.PathLike[str],
+    *,
+    method: TokenMethod = "omp",
+    k: int | None = None,
+    progress: Callback | None = None,
+    **settings: Unpack[Options],
+) -> Report:
+    """Write a checkpoint with the tokenizer of another model: the rows of its embedding and head go by token.
+
+    Rows of tokens that both have are copied, and so are those of special tokens with the same role. The
+    weights of other rows are found in the other model's embedding (for the head in its head) and carried
+    over.
+
+    Parameters
+    ----------
+    target : str, path or Checkpoint
+        Keeps all other weights.
+    model : str, path or Checkpoint
+        Has the tokenizer.
+    out : str or path
+        The output folder.
+    method : {"omp", "nearest", "subword"}
+        For tokens that the target lacks: combinations of ``k`` shared tokens by orthogonal matching pursuit,
+        the mean of the ``k`` nearest shared tokens by angle, or the mean of the target's own pieces of the
+        token's text.
+    k : int, optional
+        64 for ``omp``, 1 for ``nearest``.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+    **settings
+        The fields of :class:`taskvec.Settings`.
+
+    Returns
+    -------
+    Report
+        Its ``tokens`` has the figures: how many rows come from where, and what is left of those approximated.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+    """
+    plan = plan_tokens(target, model, method=method, k=k, **settings)
     return plan.run(out, settings=Settings.of(settings), progress=progress)
 
 

@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Storage": {
         "convert": "Write a checkpoint in another type or format.",
+        "tokens": "Move a checkpoint to another model's tokenizer.",
     },
     "Many machines": {
         "plan": "Write the plan of a command to a file, to be run elsewhere.",
@@ -62,7 +63,7 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 
 # verbs whose unfinished output the next run of the same command goes on with
 RESUMABLE = frozenset(
-    {"transfer", "extract", "apply", "merge", "average", "convert", "run", "finish", "sweep"}
+    {"transfer", "extract", "apply", "merge", "average", "convert", "tokens", "run", "finish", "sweep"}
 )
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind

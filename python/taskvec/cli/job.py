@@ -94,6 +94,8 @@ def write_plan(page: Page, plan: Plan, title: str, out: str, threads: int | None
                 if packed
                 else f"{plan.tensors:,} written"
             )
+        elif plan.recipe["verb"] == "tokens":
+            done = f"{plan.tensors:,}, {len(plan.tokens.spaces) if plan.tokens else 0} of them in new rows"
         page.fact("tensors", f"{done}; {amount(plan.parameters)} parameters")
         files = plural(len(plan.shards), "file")
         where = f"in {files}" if len(plan.outputs) == 1 else f"in {len(plan.outputs)} outputs of {files}"
@@ -165,6 +167,12 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
         return
     if len(measured) > 1:
         write_survival_table(page, measured)
+    elif report.tokens is not None:
+        from taskvec.report.token_words import token_words  # which most runs do without
+
+        words = token_words(report.tokens)
+        for label, line in zip(("tokens", *[""] * len(words)), words, strict=False):
+            page.fact(label, line)
     elif report.vector is None and report.adapter is None:
         write_survival(page, report.survival, outputs[0].unmeasured if outputs else 0)
     if outputs[0].noise is not None:

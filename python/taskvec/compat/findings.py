@@ -73,6 +73,10 @@ FINDINGS: dict[str, Kind] = {
         "warning", "embeddings or heads have more rows in the target, whose own are kept"
     ),
     "vocabulary-joined": Kind("note", "embedding and head have rows for the tokens of another vocabulary"),
+    "tokens-approximated": Kind("note", "where the rows of another tokenizer's tokens come from"),
+    "token-rows-missing": Kind("warning", "tokens have rows of zeros, as no model has a row for them"),
+    "token-ids": Kind("warning", "special tokens of a tokenizer and of other files are not the same"),
+    "tokenizer-round-trip": Kind("warning", "texts that a tokenizer has cut come back as others"),
     "vocabulary-unreachable": Kind(
         "warning", "tokens of another model are in the vocabulary, and no text is cut into them"
     ),

@@ -32,8 +32,8 @@ _OF_TOKENS = (
     "added-tokens-extra",
 )
 _JOIN = (
-    "join the vocabularies with `--tokenizer union` (in a recipe `tokenizer_source: union`), or leave "
-    "embedding and head out with `--preset no-embed`"
+    "join the vocabularies with `--tokenizer union` (in a recipe `tokenizer_source: union`), move a model to "
+    "the other's tokenizer with `taskvec tokens`, or leave embedding and head out with `--preset no-embed`"
 )
 _PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _BOUNDS = ("bos_token", "eos_token")
@@ -113,6 +113,16 @@ def vocabulary_difference(own: Model, other: Model) -> str | None:
     if TOKENIZER not in mine.raw and _apart(own, mine) != _apart(other, theirs):
         return f"added tokens of `{other.spec}`: others"
     return None
+
+
+def setting_of(model: Model, key: str) -> Any:
+    """A setting of a model's tokenizer, of a token its text; ``None`` where it has none."""
+    return _read(model).setting(key)
+
+
+def template_of(model: Model) -> str | None:
+    """The chat template of a model."""
+    return _read(model).template
 
 
 def _apart(checkpoint: Model, tokenizer: _Tokenizer) -> tuple[Any, Any]:

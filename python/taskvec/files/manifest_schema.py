@@ -211,6 +211,10 @@ def schema() -> dict[str, Any]:
             {
                 "vector": vector,
                 "adapter": adapter,
+                "tokens": {
+                    "type": "object",
+                    "description": "of a model that was moved to another tokenizer: where its rows come from",
+                },
                 "noise": {
                     "type": "object",
                     "description": "how much of a vector of quantised models is rounding, and how much not",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _NAMES = {kind.numpy: name for name, kind in TYPES.items()}
 _NUMBER = itertools.count(1)
+# The number of tensors that a run computes itself from its other inputs.
+COMPUTED = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -98,6 +100,17 @@ def buffers_of(sources: Iterable[object]) -> list[Buffer]:
         for source in sources
         if isinstance(source, Model) and source.kind == "memory"
     ]
+
+
+def are_held(sources: Iterable[object]) -> bool:
+    """Whether the caller holds tensors of any of these: they may have changed since a run began."""
+    held = (each for each in sources if isinstance(each, Model) and each.kind == "memory")
+    return not all(map(is_computed, held))
+
+
+def is_computed(source: object) -> bool:
+    """Whether a run computes the tensors of this source from its other inputs."""
+    return isinstance(source, Model) and source.kind == "memory" and source.weights.number == COMPUTED
 
 
 def is_torch(tensor: object) -> bool:

@@ -58,6 +58,8 @@ def to_file(plan: PlanRecord, out: str | None = None) -> bytes:
         raise RecipeError(
             "the plan of an adapter cannot be run elsewhere", "run `taskvec extract --lora` there"
         )
+    if plan.tokens is not None:
+        raise RecipeError("the plan of `tokens` cannot be run elsewhere", "run `taskvec tokens` there")
     if any(source["kind"] == "memory" for source in plan.document["sources"]):
         raise RecipeError(
             "the plan reads tensors of the process that made it", "run it here, or save the models first"

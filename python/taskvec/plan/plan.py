@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
     from taskvec.models.adapter import Adapter
     from taskvec.models.saved_vector import SavedVector
+    from taskvec.plan.token_rows import Approximation
 
 FORMAT = 1
 ARITHMETIC = 3
@@ -113,6 +114,8 @@ class PlanRecord:
         Bytes that a thread needs for the packed tensors of the outputs.
     request : Request or None
         The recipe of several documents whose last one this is.
+    tokens : Approximation or None
+        Rows of tokens that are computed first, where a model is moved to another tokenizer.
     """
 
     json: bytes = field(repr=False)
@@ -135,6 +138,7 @@ class PlanRecord:
     left: tuple[str, ...] = ()
     encoded: int = 0
     request: Request | None = field(default=None, repr=False, compare=False)
+    tokens: Approximation | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def make(
@@ -202,7 +206,8 @@ class PlanRecord:
         ``max_memory`` is given.
         """
         each = (len(self.outputs) + self.most_inputs) * ((1 << 20) + (64 << 10)) + (256 << 10) + self.encoded
-        return (16 << 20) + _kept(self.document) + (threads or cores()) * each
+        first = self.tokens.working if self.tokens is not None else 0
+        return max(first, (16 << 20) + _kept(self.document) + (threads or cores()) * each)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan's facts as plain data (``schema`` 1); the engine's part is ``json``."""

@@ -8,7 +8,7 @@ that of the only other model which has it, or the mean of those which have it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from taskvec.compat.findings import Finding, finding
@@ -49,6 +49,8 @@ class Tokens:
     files : mapping of str to bytes
         Tokenizer files of the output that no model has.
     findings : tuple of Finding
+    roles : mapping of str to int
+        The ids of the tokens that have one: ``eos`` and the like.
     """
 
     ids: Mapping[str, int]
@@ -59,6 +61,7 @@ class Tokens:
     single: Mapping[str, TokenRow]
     files: Mapping[str, bytes]
     findings: tuple[Finding, ...]
+    roles: Mapping[str, int] = field(default_factory=dict)
 
     def height(self, shapes: Mapping[ModelRef, tuple[int, ...]]) -> int:
         """Rows of one matrix of the output, by its shapes in the models."""

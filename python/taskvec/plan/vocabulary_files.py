@@ -26,7 +26,8 @@ def config_changes(tokens: Tokens, config_from: Model, rows: int) -> dict[str, A
             changes[f"{prefix}vocab_size"] = rows
     source = _of(tokens)
     for path, value in _token_ids(config):
-        new = _id(tokens, config_from, value, _at(source.config, path) if source is not None else None)
+        theirs = _at(source.config, path) if source is not None else None
+        new = _id(tokens, config_from, path[-1], value, theirs)
         if new != value:
             changes[".".join(path)] = new
     return changes
@@ -51,7 +52,7 @@ def files_of(tokens: Tokens, config_from: Model) -> tuple[dict[str, bytes], tupl
             else {}
         )
         for path, value in _token_ids(settings):
-            _set(settings, path, _id(tokens, config_from, value, _at(theirs, path)))
+            _set(settings, path, _id(tokens, config_from, path[-1], value, _at(theirs, path)))
         files[GENERATION] = (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
     return files, tuple(left)
 
@@ -83,8 +84,8 @@ def _set(value: dict[str, Any], path: Sequence[str], new: Any) -> None:
     value[path[-1]] = new
 
 
-def _id(tokens: Tokens, config_from: Model, value: Any, theirs: Any) -> Any:
-    """The ids of the same tokens in the output: as the chosen model has them, or else by their text."""
+def _id(tokens: Tokens, config_from: Model, key: str, value: Any, theirs: Any) -> Any:
+    """The ids of the same tokens in the output: as the chosen model has them, by text, or by role."""
     if theirs is not None:
         return theirs
     own = next(each for each in tokens.models.values() if each.model is config_from).ids
@@ -92,6 +93,8 @@ def _id(tokens: Tokens, config_from: Model, value: Any, theirs: Any) -> Any:
     ids = [
         tokens.ids.get(texts.get(number, "")) for number in (value if isinstance(value, list) else [value])
     ]
+    role = tokens.roles.get(key.partition("_token_")[0])
     if isinstance(value, list):
-        return [each for each in ids if each is not None] or None
-    return ids[0]
+        known = [each for each in ids if each is not None]
+        return known or (None if role is None else [role])
+    return role if ids[0] is None else ids[0]

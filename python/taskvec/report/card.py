@@ -12,6 +12,7 @@ from taskvec.report import reproduce
 from taskvec.report.noise import Noise, noise_words
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
 from taskvec.report.survival import Survival, unmeasured_words
+from taskvec.report.token_words import token_words
 from taskvec.settings import format_alpha
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
@@ -66,7 +67,7 @@ def card(facts: Mapping[str, Any]) -> bytes:
     """
     recipe = facts["recipe"]
     is_vector = recipe["verb"] in ("transfer", "apply", "combine")
-    is_text = is_vector or recipe["verb"] in ("average", "convert")
+    is_text = is_vector or recipe["verb"] in ("average", "convert", "tokens")
     return text(
         _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
         f"# {_title(facts)}",
@@ -74,7 +75,7 @@ def card(facts: Mapping[str, Any]) -> bytes:
         fenced(formula(recipe), "text" if is_text else "yaml"),
         _CONTROLS.get(recipe.get("control", ""), ""),
         model_table(facts["sources"]),
-        _survival(facts["survival"]),
+        _tokens(facts["tokens"]) if "tokens" in facts else _survival(facts["survival"]),
         _noise(facts.get("noise")),
         findings_section(facts["findings"]),
         *ways(recipe),
@@ -125,6 +126,10 @@ def formula(recipe: Mapping[str, Any]) -> str:
     """The arithmetic with its numbers; of a merge, its recipe as YAML (of which JSON is a part)."""
     if recipe["verb"] == "convert":
         return f"model, as {_form(recipe)}"
+    if recipe["verb"] == "tokens":
+        k = f", k = {recipe['k']}" if "k" in recipe else ""
+        how = f"rows of other tokens by {recipe['method']}{k}"
+        return f"target, with the tokenizer of {recipe['model']}: {how}"
     if recipe["verb"] == "average":
         rows = zip(recipe["weights"], recipe["checkpoints"], strict=True)
         return "  " + "\n+ ".join(f"{weight:.6g} * {name}" for weight, name in rows)
@@ -184,6 +189,8 @@ def _title(facts: Mapping[str, Any]) -> str:
     recipe, base = facts["recipe"], escape(name_of(facts["sources"][0]))
     if recipe["verb"] == "convert":
         return f"{base} as {_form(recipe)}"
+    if recipe["verb"] == "tokens":
+        return f"{base} with the tokenizer of {escape(name_of(facts['sources'][1]))}"
     vectors = {
         "transfer": 1,
         "apply": len(recipe.get("vectors", ())),
@@ -198,7 +205,14 @@ def _title(facts: Mapping[str, Any]) -> str:
 
 
 def _means(recipe: Mapping[str, Any]) -> str:
-    return "writing the weights in another form" if recipe["verb"] == "convert" else "arithmetic on weights"
+    if recipe["verb"] == "convert":
+        return "writing the weights in another form"
+    return "moving it to another tokenizer" if recipe["verb"] == "tokens" else "arithmetic on weights"
+
+
+def _tokens(tokens: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"- {escape(words)}" for words in token_words(tokens))
+    return f"## Where the rows of the tokens come from\n\n{lines}"
 
 
 def _form(recipe: Mapping[str, Any]) -> str:

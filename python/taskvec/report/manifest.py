@@ -17,6 +17,7 @@ from taskvec._core import __version__
 from taskvec.files import look
 from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
+from taskvec.models.state_dict import is_computed
 from taskvec.plan.plan import ARITHMETIC
 from taskvec.report import reproduce
 from taskvec.report.survival import Survival
@@ -35,10 +36,12 @@ def provenance(
     output: Output,
     vector: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
+    tokens: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """How an output came about, as its manifest has it; the model card is written from it too.
 
     ``vector`` describes a saved vector, ``adapter`` one that a vector was made into; neither has a survival.
+    ``tokens`` are the figures of a model that was moved to another tokenizer.
     """
     return {
         "schema": VERSION,
@@ -48,6 +51,7 @@ def provenance(
         "sources": [
             _source(source.role, checkpoint)
             for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
+            if not is_computed(checkpoint)
         ],
         "findings": [finding.to_dict() for finding in plan.findings],
         "survival": {
@@ -61,6 +65,7 @@ def provenance(
         "non_finite": [list(row) for row in output.non_finite],
         **({"vector": dict(vector)} if vector else {}),
         **({"adapter": dict(adapter)} if adapter else {}),
+        **({"tokens": dict(tokens)} if tokens else {}),
     }
 
 
@@ -98,7 +103,7 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         "files": [file._asdict() for file in sorted(files)],
         **{
             key: facts[key]
-            for key in ("findings", "survival", "noise", "non_finite", "vector", "adapter")
+            for key in ("findings", "survival", "noise", "non_finite", "vector", "adapter", "tokens")
             if key in facts
         },
         "run": dict(run),

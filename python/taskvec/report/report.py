@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.report.energy_words import energy_words
 from taskvec.report.noise import FOREIGN, FOREIGN_WORDS, Noise, Sums, noise_of, noise_words
 from taskvec.report.survival import Status, Survival, status_of, survival_words
+from taskvec.report.token_words import token_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +102,8 @@ class Report:
         Of a vector that was saved: totals and, under ``tensors``, each tensor's encoding and figures.
     adapter : mapping or None
         Of an adapter that was made of a vector: totals and, under ``modules``, rank and energy of each.
+    tokens : mapping or None
+        Of a model that was moved to another tokenizer: where the rows of its tokens come from, and how near.
     already_done : bool
         An earlier run of the same plan over the same inputs had finished, and nothing was touched.
     """
@@ -117,6 +120,7 @@ class Report:
     vector: Mapping[str, Any] | None = None
     already_done: bool = False
     adapter: Mapping[str, Any] | None = None
+    tokens: Mapping[str, Any] | None = None
 
     @property
     def survival(self) -> Survival | None:
@@ -150,6 +154,7 @@ class Report:
             "findings": [finding.to_dict() for finding in self.findings],
             "vector": dict(self.vector) if self.vector else None,
             **({"adapter": dict(self.adapter)} if self.adapter else {}),
+            **({"tokens": dict(self.tokens)} if self.tokens else {}),
         }
 
     def __str__(self) -> str:
@@ -158,6 +163,8 @@ class Report:
             lines.append(output.folder)
             if self.adapter is not None:
                 lines += [f"  {words}" for words in energy_words(self.adapter)]
+            elif self.tokens is not None:
+                lines += [f"  {words}" for words in token_words(self.tokens)]
             elif self.vector is None:
                 lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
             if output.noise is not None:

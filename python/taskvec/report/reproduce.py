@@ -25,6 +25,8 @@ _OPTIONS = {
         "layer_scale",
         "control",
         "tokenizer",
+        "method",
+        "k",
         "keep",
         "schedule",
         "half_life",
@@ -55,6 +57,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += _of_extract(recipe)
     elif recipe["verb"] == "convert":
         words.append(recipe["model"])
+    elif recipe["verb"] == "tokens":
+        words += [recipe["target"], "--from", recipe["model"]]
     elif recipe["verb"] == "average":
         words += recipe["checkpoints"]
     else:
@@ -109,6 +113,8 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [*map(repr, _of_extract(recipe)), "'OUT'"]
     elif recipe["verb"] == "convert":
         arguments = [repr(recipe["model"]), "'OUT'"]
+    elif recipe["verb"] == "tokens":
+        arguments = [repr(recipe["target"]), repr(recipe["model"]), "'OUT'"]
     elif recipe["verb"] == "average":
         arguments = [repr(recipe["checkpoints"]), "'OUT'"]
     elif recipe["verb"] == "combine":

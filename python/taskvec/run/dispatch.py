@@ -38,10 +38,12 @@ def run_plan(
         from taskvec.run.deliver_whole import deliver_whole
 
         is_in_memory = any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints)
-        if plan.kind != "checkpoint" or is_in_memory:
+        if plan.kind != "checkpoint" or is_in_memory or plan.tokens is not None:
             return deliver_whole(plan, str(out), settings=settings, progress=progress)
         report = deliver(plan, str(out), settings=settings, progress=progress).report
         return _ended(report, out)
+    if plan.tokens is not None:
+        return execute(plan, out, settings=settings, progress=progress)
     is_streamed = _is_streamed(plan, settings)
     if is_streamed and settings.overwrite:
         if look.exists(Path(out) / MANIFEST):

@@ -92,6 +92,11 @@ def execute(
         if finished is not None:
             return finished
         job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin, ends_only, pieces)
+        if publish is not None and plan.tokens is not None:
+            from taskvec.run.tokens import with_rows  # which most runs do without
+
+            with with_rows(job) as (job, publish.tokens):
+                return _execute(job, publish)
         if publish is not None:
             return _execute(job, publish)
         if plan.kind == "adapter":
@@ -186,6 +191,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             *noise_findings(outputs),
         ),
         plan=plan.digest,
+        tokens=publish.tokens,
     )
 
 

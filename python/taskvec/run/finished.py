@@ -119,6 +119,7 @@ def finished_report(
         plan=run["plan"],
         vector=manifests[0].get("vector"),
         adapter=manifests[0].get("adapter"),
+        tokens=manifests[0].get("tokens"),
         already_done=True,
     )
 

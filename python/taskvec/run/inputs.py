@@ -13,6 +13,7 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, SavedVector
+from taskvec.models.state_dict import are_held
 
 Source = Model | SavedVector | Adapter
 # A row of the manifest: model, file, and the state of the file, or its bytes and the revision that it is of.
@@ -70,7 +71,7 @@ class Inputs:
 
 def input_rows(sources: Sequence[Source]) -> list[InputRow] | None:
     """The states of the input files as a manifest keeps them; ``None`` where tensors lie in memory."""
-    if any(isinstance(source, Model) and source.kind == "memory" for source in sources):
+    if are_held(sources):
         return None
     rows: dict[tuple[str, str], InputRow] = {}
     for source, name in _files(sources):

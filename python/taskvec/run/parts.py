@@ -108,6 +108,11 @@ def hold_divisible(plan: PlanRecord, settings: Settings) -> None:
         raise RecipeError(
             "an adapter is one file, which one process writes", "run it without `--part` and `--ray`"
         )
+    if plan.tokens is not None:
+        raise RecipeError(
+            "the rows for another tokenizer are computed by one process",
+            "run it without `--part` and `--ray`",
+        )
     if any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints):
         raise RecipeError(
             "the plan reads tensors of the process that made it",

@@ -152,6 +152,8 @@ class Publisher:
         self.copied: dict[str, tuple[Path, File]] = {}
         self.published: dict[Path, list[File]] = {}
         self.done = 0
+        self.tokens: dict[str, Any] | None = None
+        """The figures of a model that is moved to another tokenizer."""
 
     def foresee(self) -> None:
         """Fail where the other files cannot be written as planned: what is in the folder is still there.
@@ -177,7 +179,7 @@ class Publisher:
         config = self._config() if CONFIG in self.base.other_files else None
         self.inputs.hold()
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
-        facts = manifest.provenance(self.plan, output)
+        facts = manifest.provenance(self.plan, output, tokens=self.tokens)
         files.append(self._write(folder, CARD, card(facts)))
         hold_complete(folder, files)
         if config is not None:

@@ -1,0 +1,158 @@
+"""The rows of tokens that a model lacks, computed before the rest of a run reads them.
+
+They are found chunk by chunk, and kept in the scratch folder until the output is whole: a run that is killed
+goes on with the next chunk.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from taskvec._core import blake3_hex, write_atomic
+from taskvec.errors import OutputError
+from taskvec.files import look
+from taskvec.files.json import read_bytes
+from taskvec.host import cores
+from taskvec.models.model import Model
+from taskvec.models.state_dict import COMPUTED, Buffers, bytes_of, is_computed
+from taskvec.plan.token_rows import Approximation
+from taskvec.plan.token_work import chunk_of
+from taskvec.progress import meter
+from taskvec.report.tokens import figures
+from taskvec.run.evaluate import stored
+from taskvec.run.job import Job
+from taskvec.run.pursuit import Atoms, Combination, combined, nearest, pursue
+from taskvec.run.scratch import kept_folder
+
+_MAXIMUM = 1 << 32
+
+
+@contextmanager
+def with_rows(job: Job) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """The job with the rows that it computes, and what is to be told of them; kept until its end."""
+    made = job.plan.tokens
+    assert made is not None
+    if not made.tokens:
+        yield job, figures(made, {})
+        return
+    key = blake3_hex(job.plan.json + json.dumps(job.rows).encode())
+    place = kept_folder(str(job.out), f"rows {key}")
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"`{place}` cannot be made: {error.strerror or error}",
+            "choose another scratch folder: `--scratch`",
+        ) from error
+    keep = place if job.rows is not None and job.settings.resume else None
+    target, model = (each for each in job.checkpoints if isinstance(each, Model) and not is_computed(each))
+    arrays, residuals = _arrays(job, made, target, model, keep)
+    job.inputs.hold()
+    checkpoints = [_filled(each, arrays) if is_computed(each) else each for each in job.checkpoints]
+    yield replace(job, checkpoints=checkpoints), figures(made, residuals)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _filled(source: Any, arrays: dict[str, np.ndarray]) -> Model:
+    data = {name: bytes_of(name, array) for name, array in arrays.items()}
+    return replace(source, weights=Buffers(MappingProxyType(data), COMPUTED))
+
+
+def _arrays(
+    job: Job, made: Approximation, target: Model, model: Model, keep: Path | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The computed rows of every matrix of the target, and the residuals of each of the other model."""
+    arrays: dict[str, np.ndarray] = {}
+    residuals: dict[str, np.ndarray] = {}
+    spaces = list(dict.fromkeys(made.spaces.values()))
+    tell, total = meter(job.progress, "merge"), len(spaces) * len(made.wanted)
+    for number, space in enumerate(spaces):
+
+        def told(done: int, before: int = number * len(made.wanted)) -> None:
+            if tell is not None:
+                tell(before + done, total)
+
+        found = _found(made, model, space, number, keep, job.settings.threads or cores(), told)
+        residuals[space] = np.where(found.atoms[:, 0] >= 0, found.residual, np.nan)
+        for name in (name for name, of in made.spaces.items() if of == space):
+            dtype = "F64" if target.tensors[name].dtype == "F64" else "F32"
+            own = stored(target, name, dtype)[[row for _, row in made.shared]]
+            arrays[name] = _rounded(found, own)
+    return arrays, residuals
+
+
+def _rounded(found: Combination, own: np.ndarray) -> np.ndarray:
+    """The rows, in the type of those that they are made of; computed in float64, a block at a time."""
+    rows = np.empty((len(found.atoms), *own.shape[1:]), own.dtype)
+    step = max(1, (1 << 23) // max(1, own[0].size))
+    for at in range(0, len(rows), step):
+        block = slice(at, at + step)
+        rows[block] = combined(found.atoms[block], found.weights[block], own)
+    return rows
+
+
+def _found(
+    made: Approximation,
+    model: Model,
+    space: str,
+    number: int,
+    keep: Path | None,
+    threads: int,
+    told: Any,
+) -> Combination:
+    """The combinations in the space of one matrix of the other model, of all tokens."""
+    whole = stored(model, space, "F64" if model.tensors[space].dtype == "F64" else "F32")
+    atoms = Atoms(whole[[row for row, _ in made.shared]])
+    wanted = whole[list(made.wanted)]
+    wanted[~np.isfinite(wanted).all(axis=1)] = 0.0
+    del whole
+    step = chunk_of(len(atoms.rows), wanted.shape[1], made.k)
+    find = pursue if made.method == "omp" else nearest
+    parts: list[Combination] = []
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(threads, user_api="blas"):
+        for at in range(0, len(wanted), step):
+            path = None if keep is None else keep / f"{number}-{at:08}.npz"
+            done = None if path is None else _kept(path, len(wanted[at : at + step]), made.k)
+            if done is None:
+                done = find(wanted[at : at + step], atoms, made.k)
+                if path is not None:
+                    _keep(path, done)
+            parts.append(done)
+            told(min(at + step, len(wanted)))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Combination]) -> Combination:
+    return Combination(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _keep(path: Path, found: Combination) -> None:
+    body = io.BytesIO()
+    np.savez(body, **found._asdict())
+    data = body.getvalue()
+    write_atomic(path, blake3_hex(data).encode() + data)
+
+
+def _kept(path: Path, rows: int, k: int) -> Combination | None:
+    """What an earlier run has found; ``None`` where it has not, or the file is damaged."""
+    if not look.is_file(path):
+        return None
+    data = read_bytes(path, maximum=_MAXIMUM)
+    if len(data) < 64 or blake3_hex(data[64:]).encode() != data[:64]:
+        return None
+    with np.load(io.BytesIO(data[64:]), allow_pickle=False) as arrays:
+        found = Combination(*(arrays[name] for name in Combination._fields))
+    return found if found.atoms.shape == (rows, k) else None
