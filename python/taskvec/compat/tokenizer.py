@@ -192,7 +192,7 @@ def _compare_parsed(role: str, own: dict[str, Any], other: dict[str, Any]) -> It
             "merges of {who}",
             f"{len(merges[0]):,} of type {kinds[0]} as in the {role}",
             "others, or another order" if is_alike else f"{len(merges[1]):,} of type {kinds[1]}",
-            "give models with one tokenizer",
+            "give models with one tokenizer, or move one to the other's with `taskvec tokens`",
         )
     yield from _compare_added(role, _added(own), _added(other), _JOIN)
     unlike = [key for key in _PIPELINE if own.get(key) != other.get(key)]

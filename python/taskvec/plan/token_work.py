@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from taskvec.models.model import Model
@@ -29,14 +30,24 @@ def working_bytes(made: Approximation, target: Model, model: Model) -> int:
     rows, wanted = len(made.shared), len(made.tokens)
     columns = max(model.tensors[name].shape[1] for name in made.spaces.values())
     tall = max(model.tensors[name].shape[0] for name in made.spaces.values())
-    widest = max(target.tensors[name].shape[-1] for name in made.spaces)
-    spaces = 8 * (2 * tall + rows + wanted) * columns
-    weights = 12 * wanted * made.k
-    own = 8 * (max(target.tensors[name].shape[0] for name in made.spaces) + wanted) * widest
+    each = 8 if any(model.tensors[name].dtype == "F64" for name in made.spaces.values()) else 4
+    finding = each * (tall + rows + wanted) * columns
+    computed = sum(_size(target.tensors[name].dtype) * _columns(target, name) for name in made.spaces)
+    widest = max(_size(target.tensors[name].dtype) * _columns(target, name) for name in made.spaces)
+    own = (max(target.tensors[name].shape[0] for name in made.spaces) + rows) * widest
+    kept = wanted * (computed + 12 * made.k) + (64 << 20)
     step = chunk_of(rows, columns, made.k)
     # of a chunk: products, and which of them are near the best; what spans the chosen ones, and pairs
     at_once = step * (6 * rows + 16 * made.k * (columns + made.k)) + PAIRS
-    return spaces + weights + own + at_once
+    return max(finding + at_once, own) + kept
+
+
+def _size(dtype: str) -> int:
+    return 8 if dtype == "F64" else 4
+
+
+def _columns(model: Model, name: str) -> int:
+    return math.prod(model.tensors[name].shape[1:])
 
 
 def operations(made: Approximation, model: Model) -> float:

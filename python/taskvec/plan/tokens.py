@@ -85,9 +85,9 @@ def plan_tokens(
             "the rows for another tokenizer are computed from whole matrices", "leave out `--stream`"
         )
     own, other = _vocabulary(target), _vocabulary(model)
-    if own.ids == other.ids:
+    if own.document == other.document:
         raise RecipeError(
-            f"`{target.spec}` and `{model.spec}` have the same tokens with the same ids",
+            f"`{target.spec}` and `{model.spec}` have the same tokenizer",
             "nothing is to be done: they take each other's vectors as they are",
         )
     spaces = _spaces(target, model)

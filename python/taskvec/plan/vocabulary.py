@@ -7,17 +7,19 @@ that of the only other model which has it, or the mean of those which have it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.tied_heads import head_of
 from taskvec.compat.tokenizer import vocabulary_difference
 from taskvec.compat.vocabulary import Union, Vocabulary, united, vocabulary_of
 from taskvec.errors import Error, RecipeError
 from taskvec.models.model import Model
 from taskvec.recipe.model_ref import ModelRef, TokenRow
-from taskvec.text import nearest, plural, shown
+from taskvec.text import listed, nearest, plural, shown
 
 if TYPE_CHECKING:
     from taskvec.recipe.schema import Recipe
@@ -252,6 +254,17 @@ def _check_single(
             raise recipe.error(path, f"`{shown(str(of))}` does not have the token `{shown(str(wanted))}`")
 
 
+def _without_row(tokens: Tokens) -> list[str]:
+    """The tokens of which no model has a row, but for those whose rows the recipe states."""
+    having: set[str] = set(tokens.single)
+    for vocabulary in tokens.models.values():
+        embedding = head_of(vocabulary.model).embedding
+        shape = vocabulary.model.tensors[embedding].shape if embedding is not None else ()
+        height = shape[0] if shape else math.inf
+        having.update(token for token, row in vocabulary.ids.items() if row < height)
+    return [token for token in tokens.ids if token not in having]
+
+
 def _findings(tokens: Tokens, made: Union) -> Iterator[Finding]:
     size = max(tokens.ids.values(), default=-1) + 1
     for ref, vocabulary in tokens.models.items():
@@ -269,6 +282,14 @@ def _findings(tokens: Tokens, made: Union) -> Iterator[Finding]:
             parts.append(f"{plural(beyond, 'token')} of its own are left out")
         subject = f"`{shown(str(ref))}`, for {size:,} tokens of the output"
         yield finding("vocabulary-joined", subject, "", "; ".join(parts))
+    if rowless := _without_row(tokens):
+        first = listed([f"`{shown(token)}`" for token in rowless], 8)
+        yield finding(
+            "token-rows-missing",
+            f"{size:,} tokens of the output",
+            "a row for every token",
+            f"{plural(len(rowless), 'token')} of which no model has a row have rows of zeros: {first}",
+        )
     for spec, count in made.unreachable.items():
         yield finding(
             "vocabulary-unreachable",

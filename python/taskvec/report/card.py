@@ -129,7 +129,7 @@ def formula(recipe: Mapping[str, Any]) -> str:
     if recipe["verb"] == "tokens":
         k = f", k = {recipe['k']}" if "k" in recipe else ""
         how = f"rows of other tokens by {recipe['method']}{k}"
-        return f"target, with the tokenizer of {recipe['model']}: {how}"
+        return f"target, with the tokenizer of model: {how}"
     if recipe["verb"] == "average":
         rows = zip(recipe["weights"], recipe["checkpoints"], strict=True)
         return "  " + "\n+ ".join(f"{weight:.6g} * {name}" for weight, name in rows)
