@@ -11,6 +11,7 @@ import pytest
 
 from support.command_line import invoke
 from support.families import write_adapter, write_model
+from support.vocabularies import write_words
 from taskvec import cli
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-mergekit.md").read_text(encoding="utf-8")
@@ -58,7 +59,7 @@ FLAGS = {
     },
 }  # fmt: skip
 # What is to come, and the section that says so.
-COMING = {"mergekit-moe": "moe", "mergekit-tokensurgeon": "tokens", "mergekit-evolve": "search"}
+COMING = {"mergekit-moe": "moe", "mergekit-evolve": "search"}
 
 TIES = (
     "merge_method: ties\nbase_model: base\nmodels:\n"
@@ -105,6 +106,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("base", "a", "b")):
         write_model(root / name, "llama", 3, seed=number)
     write_adapter(root / "lora", "llama", 3)
+    for number, name in enumerate(("model", "words")):
+        write_model(root / name, "llama", 3, seed=number)
+        write_words(root / name, range(20 * number, 60 + 20 * number))
     for name, text in RECIPES.items():
         (root / name).write_text(text)
     return root

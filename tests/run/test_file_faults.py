@@ -23,6 +23,7 @@ import taskvec as tv
 from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.vocabularies import write_words
 from taskvec.lazy.recipe import scratch_of
 
 # Of the faults, how many are tried at the first call of each line of the package that makes some. Which ones
@@ -64,6 +65,9 @@ def world() -> Iterator[World]:
     made = World(root, trio, root / "in" / "vector", root / "in" / "adapter")
     write_adapter(made.adapter)
     made.recipe.write_text(json.dumps(ties(made)))
+    for name, words in (("few", range(20)), ("many", range(8, 30))):
+        shutil.copytree(trio.target, root / "in" / name)
+        write_words(root / "in" / name, words)
     made.temporary.mkdir()
     yield made
     shutil.rmtree(root, ignore_errors=True)
@@ -123,6 +127,11 @@ def writers(world: World) -> dict[str, Verb]:
     trio, adapted = world.trio, {"model": f"{world.trio.donor}+{world.adapter}"}
     transfer = lambda out, **settings: tv.transfer(*trio, out, alpha=0.5, **settings)  # noqa: E731
     finished = lambda out: tv.merge(world.recipe, out)  # noqa: E731
+
+    def tokens(out: Path, **settings: Any) -> None:
+        with tv.storage(scratch=world.root / "scratch"):
+            tv.tokens(world.inputs / "few", world.inputs / "many", out, k=3, **settings)
+
     return {
         "transfer": Verb(transfer),
         "overwrite": Verb(lambda out: transfer(out, overwrite=True), finished),
@@ -140,6 +149,8 @@ def writers(world: World) -> dict[str, Verb]:
         "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
         "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
         "average": Verb(lambda out: tv.average([trio.donor, trio.reference], out)),
+        "tokens": Verb(tokens),
+        "tokens overwrite": Verb(lambda out: tokens(out, overwrite=True), finished),
         "merge": Verb(finished),
         "adapter": Verb(lambda out: tv.merge({"merge_method": "passthrough", "models": [adapted]}, out)),
         "documents": Verb(lambda out: tv.merge(documents(world), out)),
@@ -162,7 +173,7 @@ VERBS = (
         "average",
     ),
     *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
-    *("lora", "lora overwrite"),
+    *("lora", "lora overwrite", "tokens", "tokens overwrite"),
 )
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
 

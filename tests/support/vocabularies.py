@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,3 +50,11 @@ def write_model(
     ids = {"eos_token_id": [config["eos_token_id"]], "bos_token_id": config["bos_token_id"], "top_k": 5}
     (folder / "generation_config.json").write_text(json.dumps(ids))
     return tensors
+
+
+def write_words(folder: Path, numbers: Iterable[int]) -> None:
+    """Give a model a tokenizer of words: one for each number."""
+    words = {"[UNK]": 0} | {f"word{number}": place for place, number in enumerate(numbers, 1)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))

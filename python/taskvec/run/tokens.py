@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from taskvec._core import blake3_hex, write_atomic
-from taskvec.errors import OutputError
-from taskvec.files import look
+from taskvec.errors import Error
 from taskvec.files.json import read_bytes
 from taskvec.host import cores
 from taskvec.models.model import Model
@@ -48,20 +47,23 @@ def with_rows(job: Job) -> Iterator[tuple[Job, dict[str, Any]]]:
         return
     key = blake3_hex(job.plan.json + json.dumps(job.rows).encode())
     place = kept_folder(str(job.out), f"rows {key}")
-    try:
-        os.makedirs(place, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"`{place}` cannot be made: {error.strerror or error}",
-            "choose another scratch folder: `--scratch`",
-        ) from error
-    keep = place if job.rows is not None and job.settings.resume else None
+    keep = place if job.rows is not None and job.settings.resume and _is_made(place) else None
     target, model = (each for each in job.checkpoints if isinstance(each, Model) and not is_computed(each))
     arrays, residuals = _arrays(job, made, target, model, keep)
     job.inputs.hold()
     checkpoints = [_filled(each, arrays) if is_computed(each) else each for each in job.checkpoints]
     yield replace(job, checkpoints=checkpoints), figures(made, residuals)
-    shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):
+        shutil.rmtree(place)
+
+
+def _is_made(place: Path) -> bool:
+    """Whether there is such a folder now; without one nothing is kept, which only costs time."""
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _filled(source: Any, arrays: dict[str, np.ndarray]) -> Model:
@@ -143,14 +145,16 @@ def _keep(path: Path, found: Combination) -> None:
     body = io.BytesIO()
     np.savez(body, **found._asdict())
     data = body.getvalue()
-    write_atomic(path, blake3_hex(data).encode() + data)
+    with suppress(Error, OSError):  # as above
+        write_atomic(path, blake3_hex(data).encode() + data)
 
 
 def _kept(path: Path, rows: int, k: int) -> Combination | None:
-    """What an earlier run has found; ``None`` where it has not, or the file is damaged."""
-    if not look.is_file(path):
+    """What an earlier run has found; ``None`` where it has not, or the file cannot be read or is damaged."""
+    try:
+        data = read_bytes(path, maximum=_MAXIMUM)
+    except (Error, OSError):
         return None
-    data = read_bytes(path, maximum=_MAXIMUM)
     if len(data) < 64 or blake3_hex(data[64:]).encode() != data[:64]:
         return None
     with np.load(io.BytesIO(data[64:]), allow_pickle=False) as arrays:
