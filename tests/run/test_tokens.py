@@ -25,6 +25,7 @@ from support.models import (
     write_checkpoint,
 )
 from support.oracle import same_files
+from support.s3_server import S3
 from support.vocabularies import EMBEDDING, ENGLISH, FRENCH, HEAD, byte_tokenizer, write_model
 
 TEXTS = (*ENGLISH[:3], *FRENCH[:3], "def f(x):\n    return x + 42", "ünïcode 漢字 🙂")
@@ -430,3 +431,47 @@ def test_on_the_command_line(
     assert "by orthogonal matching pursuit" in (tmp_path / "out" / "README.md").read_text()
     found = invoke(capsys, *words, "--json")
     assert json.loads(found.out)["already_done"]
+
+
+def test_from_buckets_into_a_bucket(pair: dict[str, Any], s3: S3, tmp_path: Path) -> None:
+    folder = pair["folder"]
+    target, other = (s3.put("models", name, folder / name) for name in ("target", "other"))
+    s3.client.create_bucket(Bucket="results")
+    report = tv.tokens(target, other, "s3://results/out", k=4)
+    near = tv.tokens(folder / "target", folder / "other", tmp_path / "near", k=4)
+    here = tv.tokens(target, other, tmp_path / "here", k=4)
+    assert report.tokens == here.tokens == near.tokens
+    sent = s3.client.get_object(Bucket="results", Key="out/model.safetensors")["Body"].read()
+    assert sent == (tmp_path / "near" / "model.safetensors").read_bytes()
+    assert (tmp_path / "here" / "model.safetensors").read_bytes() == sent
+    assert not list((tmp_path / "scratch" / "outputs").iterdir())
+    assert tv.tokens(target, other, "s3://results/out", k=4).already_done
+
+
+def test_a_packed_target_keeps_its_format(pair: dict[str, Any], tmp_path: Path) -> None:
+    folder = pair["folder"]
+    tv.convert(folder / "target", tmp_path / "packed", out_dtype="int8-channel")
+    tv.tokens(tmp_path / "packed", folder / "other", tmp_path / "out", k=4)
+    tv.tokens(tmp_path / "packed", folder / "other", tmp_path / "plain", k=4, out_dtype="float32")
+    before, out, plain = (read_tensors(tmp_path / name) for name in ("packed", "out", "plain"))
+    for name in before.keys() - {EMBEDDING, HEAD}:
+        np.testing.assert_array_equal(out[name], before[name], err_msg=name)
+    assert out.keys() == before.keys()
+    wanted = [token for token in pair["ids"]["other"] if token not in pair["ids"]["target"]]
+    row, _ = expected(pair, EMBEDDING, wanted[0], 4)
+    for tensors in (out, plain):
+        np.testing.assert_allclose(tensors[EMBEDDING][pair["ids"]["other"][wanted[0]]], row, atol=2e-6)
+    assert plain["model.layers.0.mlp.up_proj.weight"].dtype == np.float32
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+def test_a_tied_target_has_one_matrix_and_another_width(pair: dict[str, Any], tmp_path: Path) -> None:
+    """Architectures and sizes need not be the same: weights are carried over, not rows."""
+    _, tensors = sentencepiece(tmp_path / "small", 7, hidden=16)
+    report = tv.tokens(tmp_path / "small", pair["folder"] / "other", tmp_path / "out", k=4)
+    out = read_tensors(tmp_path / "out")
+    assert HEAD not in out
+    assert out[EMBEDDING].shape == (len(pair["tensors"]["other"][EMBEDDING]), tensors[EMBEDDING].shape[1])
+    assert report.tokens is not None
+    assert list(report.tokens["residual"]) == [EMBEDDING]
+    assert report.tokens["role"] > 0
