@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
-    from taskvec.plan.token_rows import Method as TokenMethod
+    from taskvec.plan.token_ways import Method as TokenMethod
     from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
     from taskvec.report.difference import Difference

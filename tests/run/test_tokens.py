@@ -79,6 +79,7 @@ def test_rows_are_those_of_matching_pursuit(pair: dict[str, Any], tmp_path: Path
     assert report.tokens is not None
     lacking = [token for token in ids["other"] if token not in ids["target"]]
     assert report.tokens["computed"] == len(lacking) > 40
+    assert report.tokens["round_trip"] == {"texts": 5, "changed": []}
     assert report.tokens["copied"] == len(ids["other"]) - len(lacking)
     rows = len(pair["tensors"]["other"][EMBEDDING])
     for tensor in (EMBEDDING, HEAD):
@@ -475,3 +476,40 @@ def test_a_tied_target_has_one_matrix_and_another_width(pair: dict[str, Any], tm
     assert report.tokens is not None
     assert list(report.tokens["residual"]) == [EMBEDDING]
     assert report.tokens["role"] > 0
+
+
+def test_a_bias_of_the_head_goes_with_it(pair: dict[str, Any], tmp_path: Path) -> None:
+    folder, ids = pair["folder"], pair["ids"]
+    tensors = pair["tensors"]["target"]
+    bias = np.linspace(-1, 1, len(tensors[HEAD]), dtype=np.float32)
+    shutil.copytree(folder / "target", tmp_path / "biased")
+    (tmp_path / "biased" / "model.safetensors").write_bytes(
+        safetensors_bytes({**tensors, "lm_head.bias": bias})
+    )
+    tv.tokens(tmp_path / "biased", folder / "other", tmp_path / "out", k=3)
+    out = read_tensors(tmp_path / "out")["lm_head.bias"]
+    own = {**pair, "tensors": {**pair["tensors"], "target": {**tensors, HEAD: bias[:, None]}}}
+    for token, number in ids["other"].items():
+        row = bias[ids["target"][token]] if token in ids["target"] else expected(own, HEAD, token, 3)[0]
+        np.testing.assert_allclose(out[number], row, atol=2e-5, err_msg=token)
+
+
+def test_equal_rows_are_chosen_in_their_order() -> None:
+    """Rows that were never trained are often alike."""
+    from taskvec.run.pursuit import Atoms, nearest, pursue
+
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((40, 8)).astype(np.float32)
+    rows[20:] = rows[:20]
+    wanted = rng.standard_normal((12, 8)).astype(np.float32)
+    wanted[0] = 0
+    for find in (pursue, nearest):
+        found = find(wanted, Atoms(rows), 2)
+        assert (found.atoms[1:, 0] < 20).all()
+        assert (found.atoms[0] == -1).all()
+    # as many as there are columns span all; more are not taken
+    whole = pursue(wanted, Atoms(rows), 30)
+    assert ((whole.atoms >= 0).sum(axis=1) <= 8).all()
+    assert (whole.residual < 1e-5).all()
+    products = np.einsum("nk,nkc->nc", whole.weights, rows[whole.atoms].astype(np.float64))
+    np.testing.assert_allclose(products, wanted, atol=1e-5)

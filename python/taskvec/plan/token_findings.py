@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.token_pieces import not_given_back
 from taskvec.compat.token_text import ROLES, roles_of
 from taskvec.compat.tokenizer import template_of
 from taskvec.files.json import parse_object
 from taskvec.models.model import Model
+from taskvec.plan.token_ways import WAYS
 from taskvec.plan.token_work import operations
 from taskvec.plan.vocabulary_files import GENERATION
 from taskvec.text import listed, plural, shown
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from taskvec.plan.token_rows import Approximation
 
 _MARK = re.compile(r"<\|[A-Za-z0-9_]+\|>")
-WAYS = {
-    "omp": "orthogonal matching pursuit",
-    "nearest": "the nearest shared tokens",
-    "subword": "the mean of their pieces",
-}
 
 
 def token_findings(
@@ -39,8 +34,7 @@ def token_findings(
             f"{plural(len(zero), 'token')} have rows of zeros, as nothing stands for them: {_named(zero)}",
         )  # fmt: skip
     yield from _disagreements(made, target, model, files, config)
-    changed = not_given_back(model)
-    if changed:
+    if changed := made.changed:
         yield finding(
             "tokenizer-round-trip",
             f"tokenizer of `{shown(model.spec)}`",

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 from taskvec.compat.token_pieces import Splitter
 from taskvec.compat.token_text import Lookup, meanings, roles_of
 from taskvec.compat.vocabulary import Vocabulary
+from taskvec.plan.token_ways import Method
 
-Method = Literal["omp", "nearest", "subword"]
 Way = Literal["copied", "role", "computed", "subword", "zero"]
 
 
@@ -79,6 +79,8 @@ class Approximation:
         Rows of the output.
     working : int
         Bytes that the computation takes, at most.
+    changed : tuple of str
+        Sample texts that the tokenizer does not give back when it has cut them.
     """
 
     method: Method
@@ -90,6 +92,7 @@ class Approximation:
     spaces: Mapping[str, str]
     height: int
     working: int
+    changed: tuple[str, ...]
 
 
 def origins(target: Vocabulary, other: Vocabulary, method: Method, heights: tuple[int, int]) -> Origins:

@@ -19,6 +19,7 @@ from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.rewritten import in_plain_layout
 from taskvec.compat.tied_heads import head_of
+from taskvec.compat.token_pieces import not_given_back
 from taskvec.compat.token_text import roles_of
 from taskvec.compat.vocabulary import Vocabulary, vocabulary_of
 from taskvec.dtypes import FLOAT_DTYPES
@@ -33,7 +34,8 @@ from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
 from taskvec.plan.plan import PlanRecord
 from taskvec.plan.token_findings import token_findings
-from taskvec.plan.token_rows import Approximation, Method, Origin, Origins, origins
+from taskvec.plan.token_rows import Approximation, Origin, Origins, origins
+from taskvec.plan.token_ways import Method
 from taskvec.plan.token_work import working_bytes
 from taskvec.plan.vocabulary import Tokens
 from taskvec.plan.vocabulary_files import config_changes, files_of
@@ -99,7 +101,11 @@ def plan_tokens(
     come = origins(own, other, method, heights)
     height = max(heights[1], max(other.ids.values(), default=-1) + 1)
     approximation = _approximation(method, count, come, other, heights[1], spaces, height)
-    approximation = replace(approximation, working=working_bytes(approximation, target, model))
+    approximation = replace(
+        approximation,
+        working=working_bytes(approximation, target, model),
+        changed=tuple(not_given_back(model)),
+    )
     _hold_memory(approximation, settings)
     roles = {role: other.ids[token] for role, token in roles_of(model, other.ids).items()}
     tokens = Tokens(other.ids, height, {TARGET: own, MODEL: other}, (), MODEL, {}, {}, (), roles)
@@ -166,7 +172,9 @@ def _spaces(target: Model, model: Model) -> dict[str, str]:
     """The target's matrices with a row per token, the embedding first, and the other model's for each."""
     embedding, head = _embedding(target), head_of(target).head
     other = head_of(model)
-    theirs = other.head if other.state == "untied" and other.head is not None else _embedding(model)
+    # two copies of one matrix stay equal
+    is_apart = head_of(target).state == "untied" and other.state == "untied" and other.head is not None
+    theirs = str(other.head) if is_apart else _embedding(model)
     of_head = head.rpartition(".")[0] if head is not None else None
     rows = target.tensors[embedding].shape[0]
     found = {embedding: _embedding(model)}
@@ -206,7 +214,7 @@ def _approximation(
             "use `--method subword`",
         )
     ids = tuple(other.ids[token] for token in wanted)
-    return Approximation(method, k, come, shared, wanted, ids, MappingProxyType(dict(spaces)), rows, 0)
+    return Approximation(method, k, come, shared, wanted, ids, MappingProxyType(dict(spaces)), rows, 0, ())
 
 
 def _draft(target: Model, model: Model, made: Approximation, settings: Settings) -> Draft:

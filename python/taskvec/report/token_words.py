@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taskvec.plan.token_ways import WAYS
 from taskvec.text import plural, shown
-
-WAYS = {
-    "omp": "orthogonal matching pursuit",
-    "nearest": "the nearest shared tokens",
-    "subword": "the mean of their pieces",
-}
 
 
 def token_words(tokens: Mapping[str, Any]) -> list[str]:
@@ -38,4 +33,6 @@ def token_words(tokens: Mapping[str, Any]) -> list[str]:
     if tokens["zero"]:
         first = ", ".join(f"`{shown(token)}`" for token in tokens["zero_tokens"][:3])
         words.append(f"{tokens['zero']:,} of zeros, as nothing stands for them: {first} first")
+    back = tokens["round_trip"]["texts"] - len(tokens["round_trip"]["changed"])
+    words.append(f"{back} of {tokens['round_trip']['texts']} sample texts come back as they were")
     return words

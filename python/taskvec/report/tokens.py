@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from taskvec.compat.token_pieces import SAMPLES
 from taskvec.plan.token_rows import Approximation
 
 _QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
@@ -34,6 +35,7 @@ def figures(made: Approximation, residuals: Mapping[str, np.ndarray]) -> dict[st
         **made.origins.counts,
         "roles": made.origins.of("role"),
         "zero_tokens": zero[:_NAMED],
+        "round_trip": {"texts": len(SAMPLES), "changed": list(made.changed)},
         "residual": {space: _distribution(made, values) for space, values in residuals.items()},
     }
 

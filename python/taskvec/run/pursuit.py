@@ -7,6 +7,7 @@ number of threads nor on the library, as far as float64 tells atoms apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,11 @@ class Atoms:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def nearest(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
+def _silent(_: int) -> None:
+    pass
+
+
+def nearest(wanted: np.ndarray, atoms: Atoms, k: int, told: Callable[[int], None] = _silent) -> Combination:
     """The mean of the ``k`` atoms with the smallest angles to each row; the residual is that of the mean.
 
     Parameters
@@ -99,12 +104,15 @@ def nearest(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
         [n, columns], finite.
     atoms : Atoms
     k : int
+    told : callable
+        Called with the number of steps that are done.
     """
     wanted = wanted.astype(np.float64)
     count = min(k, len(atoms.rows))
     chosen = np.full((len(wanted), count), -1, np.int32)
     for step in range(count):
         chosen[:, step] = atoms.best(wanted, chosen, by_angle=True)
+        told(step + 1)
     weights = np.full(chosen.shape, 1.0 / count)
     norms = _norms(wanted)
     left = _norms(wanted - combined(chosen, weights, atoms.rows))
@@ -113,7 +121,7 @@ def nearest(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
     return _padded(chosen, weights, np.where(zero, 0.0, left / np.where(zero, 1.0, norms)), k)
 
 
-def pursue(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
+def pursue(wanted: np.ndarray, atoms: Atoms, k: int, told: Callable[[int], None] = _silent) -> Combination:
     """Sparse combinations of at most ``k`` atoms, by orthogonal matching pursuit (Pati, Rezaiifar and
     Krishnaprasad 1993).
 
@@ -127,6 +135,8 @@ def pursue(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
         [n, columns], finite.
     atoms : Atoms
     k : int
+    told : callable
+        Called with the number of steps that are done.
     """
     left = wanted.astype(np.float64)
     n, columns = left.shape
@@ -157,6 +167,7 @@ def pursue(wanted: np.ndarray, atoms: Atoms, k: int) -> Combination:
         parts[going, step] = np.einsum("nc,nc->n", basis[going, step], left[going])
         left[going] -= parts[going, step, None] * basis[going, step]
         going = going[_norms(left[going]) > _FOUND * norms[going]]
+        told(step + 1)
     weights = _solved(factor, parts, chosen)
     return _padded(chosen, weights, _norms(left) / np.where(norms > 0, norms, 1.0), k)
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def with_rows(job: Job) -> Iterator[tuple[Job, dict[str, Any]]]:
         yield job, figures(made, {})
         return
     key = blake3_hex(job.plan.json + json.dumps(job.rows).encode())
-    place = kept_folder(str(job.out), f"rows {key}")
+    place = kept_folder(str(job.out.absolute()), f"rows {key}")
     keep = place if job.rows is not None and job.settings.resume and _is_made(place) else None
     target, model = (each for each in job.checkpoints if isinstance(each, Model) and not is_computed(each))
     arrays, residuals = _arrays(job, made, target, model, keep)
@@ -71,6 +71,27 @@ def _filled(source: Any, arrays: dict[str, np.ndarray]) -> Model:
     return replace(source, weights=Buffers(MappingProxyType(data), COMPUTED))
 
 
+class _Steps:
+    """Tells the progress: steps of all tokens, each as the bytes of a number."""
+
+    def __init__(self, job: Job, total: int) -> None:
+        self._tell = meter(job.progress, "prepare")
+        self._done, self._total = 0, total
+
+    def add(self, steps: int) -> None:
+        """So many are done for good."""
+        self._done += steps
+        self._say(0)
+
+    def of(self, tokens: int) -> Callable[[int], None]:
+        """What is told of a chunk that is at work."""
+        return lambda steps: self._say(tokens * steps)
+
+    def _say(self, more: int) -> None:
+        if self._tell is not None:
+            self._tell(8 * (self._done + more), 8 * self._total)
+
+
 def _arrays(
     job: Job, made: Approximation, target: Model, model: Model, keep: Path | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -78,13 +99,8 @@ def _arrays(
     arrays: dict[str, np.ndarray] = {}
     residuals: dict[str, np.ndarray] = {}
     spaces = list(dict.fromkeys(made.spaces.values()))
-    tell, total = meter(job.progress, "merge"), len(spaces) * len(made.wanted)
+    told = _Steps(job, len(spaces) * len(made.wanted) * made.k)
     for number, space in enumerate(spaces):
-
-        def told(done: int, before: int = number * len(made.wanted)) -> None:
-            if tell is not None:
-                tell(before + done, total)
-
         found = _found(made, model, space, number, keep, job.settings.threads or cores(), told)
         residuals[space] = np.where(found.atoms[:, 0] >= 0, found.residual, np.nan)
         for name in (name for name, of in made.spaces.items() if of == space):
@@ -111,7 +127,7 @@ def _found(
     number: int,
     keep: Path | None,
     threads: int,
-    told: Any,
+    told: _Steps,
 ) -> Combination:
     """The combinations in the space of one matrix of the other model, of all tokens."""
     whole = stored(model, space, "F64" if model.tensors[space].dtype == "F64" else "F32")
@@ -129,11 +145,11 @@ def _found(
             path = None if keep is None else keep / f"{number}-{at:08}.npz"
             done = None if path is None else _kept(path, len(wanted[at : at + step]), made.k)
             if done is None:
-                done = find(wanted[at : at + step], atoms, made.k)
+                done = find(wanted[at : at + step], atoms, made.k, told.of(len(wanted[at : at + step])))
                 if path is not None:
                     _keep(path, done)
             parts.append(done)
-            told(min(at + step, len(wanted)))
+            told.add(len(done.atoms) * made.k)
     return _joined(parts)
 
 
