@@ -416,7 +416,7 @@ def tokens(
 
     Rows of tokens that both have are copied, and so are those of special tokens with the same role. The
     weights of other rows are found in the other model's embedding (for the head in its head) and carried
-    over.
+    over. There are as many rows as the other model has; those behind its tokens are zeros.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
@@ -27,6 +28,7 @@ from support.models import (
 from support.oracle import same_files
 from support.s3_server import S3
 from support.vocabularies import EMBEDDING, ENGLISH, FRENCH, HEAD, byte_tokenizer, write_model
+from taskvec.files.manifest_schema import schema
 
 TEXTS = (*ENGLISH[:3], *FRENCH[:3], "def f(x):\n    return x + 42", "ünïcode 漢字 🙂")
 
@@ -427,6 +429,7 @@ def test_on_the_command_line(
     assert done.code == 0, done.err
     assert "by orthogonal matching pursuit" in done.err
     manifest = json.loads((tmp_path / "out" / "taskvec.json").read_text())
+    jsonschema.validate(manifest, schema())
     assert manifest["tokens"]["k"] == 4
     assert "--from" in manifest["command"]
     assert "by orthogonal matching pursuit" in (tmp_path / "out" / "README.md").read_text()
