@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from taskvec.compat.token_text import Lookup, Meaning, spelling_of, spelt
+from taskvec.compat.token_text import Lookup, Meaning, Spelling, spelling_of, spelt
 from taskvec.compat.tokenizer import TOKENIZER
 from taskvec.compat.vocabulary import Vocabulary
 from taskvec.errors import FormatError, RecipeError
@@ -63,7 +63,7 @@ class Splitter:
     def __init__(self, vocabulary: Vocabulary, known: Mapping[str, Meaning]) -> None:
         self._ids = vocabulary.ids
         self._find = Lookup(known)
-        self._spelling = spelling_of(vocabulary)
+        self._spelling: Spelling = spelling_of(vocabulary)
         self._tokenizer = tokenizer_of(vocabulary.model)
         inner = vocabulary.document["model"]
         unknown = inner.get("unk_token")

@@ -48,8 +48,8 @@ class Atoms:
     """
 
     def __init__(self, rows: np.ndarray) -> None:
-        finite = np.isfinite(rows).all(axis=1)
-        self.rows = rows if finite.all() else np.where(finite[:, None], rows, 0)
+        finite = np.isfinite(rows).all(axis=1, keepdims=True)
+        self.rows = rows if finite.all() else np.where(finite, rows, 0)
         self.norms = _norms(self.rows)
         self.longest = float(self.norms.max(initial=0.0))
 
