@@ -13,6 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
+_CODES = {"403": "AccessDenied", "429": "TooManyRequests", "503": "SlowDown"}
+
+
 @dataclass
 class Fault:
     """What happens to the requests that it is for.
@@ -20,8 +23,9 @@ class Fault:
     Attributes
     ----------
     what : str
-        ``"500"``, ``"503"`` or another status; ``"cut"``: half of the answer; ``"lost"``: the request is
-        done, and its answer does not come; ``"slow"``: it comes after a while; ``"stale"``: with another
+        ``"500"``, ``"503"`` or another status; ``"expired"``: the token is no longer good; ``"cut"``: half
+        of the answer; ``"dropped"``: the request is not done; ``"lost"``: it is done, and its answer does not
+        come; ``"slow"``: it comes after a while; ``"stale"``: with another
         ETag; ``"flip"``: a bit of what is sent is another one; ``"hang"``: never.
     wanted : callable
         Whether it is for a request, by method and path with query.
@@ -73,8 +77,13 @@ def running_proxy(target: str) -> Iterator[Proxy]:
             body = self.body()
             what = proxy.taken(self.command, self.path)
             if what is not None and what.isdigit():
-                code = {"403": "AccessDenied", "503": "SlowDown"}.get(what, "InternalError")
-                self.reply(int(what), [], f"<Error><Code>{code}</Code></Error>".encode())
+                self.refuse(int(what), _CODES.get(what, "InternalError"))
+                return
+            if what == "expired":
+                self.refuse(400, "ExpiredToken")
+                return
+            if what == "dropped":
+                self.hang_up()
                 return
             if what == "hang":
                 proxy.hung.set()
@@ -94,8 +103,7 @@ def running_proxy(target: str) -> Iterator[Proxy]:
                 kept = [(k, other if k.lower() == "etag" else v) for k, v in kept]
             connection.close()
             if what == "lost":
-                self.close_connection = True
-                self.connection.close()
+                self.hang_up()
                 return
             if what == "slow":
                 time.sleep(2)
@@ -104,10 +112,16 @@ def running_proxy(target: str) -> Iterator[Proxy]:
                 self.reply(response.status, kept, b"", int(length or 0))
             elif what == "cut":
                 self.reply(response.status, kept, data[: len(data) // 2], len(data))
-                self.close_connection = True
-                self.connection.close()
+                self.hang_up()
             else:
                 self.reply(response.status, kept, data)
+
+        def refuse(self, status: int, code: str) -> None:
+            self.reply(status, [], f"<Error><Code>{code}</Code></Error>".encode())
+
+        def hang_up(self) -> None:
+            self.close_connection = True
+            self.connection.close()
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815
 

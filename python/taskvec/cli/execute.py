@@ -10,7 +10,7 @@ import click
 from taskvec.cli.console import Console, Page, UsageError
 from taskvec.cli.job import free_bytes, settings_of, write_plan, write_report
 from taskvec.cli.plan_file import PLANNING, write
-from taskvec.run.sinks import absolute, is_address
+from taskvec.run.sinks import absolute, hold_output, is_address
 from taskvec.settings import Settings
 from taskvec.text import size
 
@@ -41,12 +41,14 @@ def execute(
     threads = options["threads"]
     if is_planning():
         return write(console, plan, title, threads)
+    chosen = settings or Settings.of(settings_of(options))
+    hold_output(out, chosen)
     if options["dry_run"]:
         page = console.data()
         write_plan(page, plan, title, out, threads)
         console.findings(plan.findings, page)
         page.line()
-        moved = _moves(page, plan, out, settings or Settings.of(settings_of(options)))
+        moved = _moves(page, plan, out, chosen)
         page.fact("dry run", "nothing was written")
         console.show(page)
         facts = {**plan.to_dict(), "memory": plan.memory(threads), "free_space": free_bytes(out), **moved}
@@ -56,7 +58,6 @@ def execute(
     write_plan(page, plan, title, out, threads)
     console.say(page)
     console.findings(plan.findings)
-    chosen = settings or Settings.of(settings_of(options))
     if options.get("part") and options.get("ray"):
         raise UsageError("`--part` and `--ray` exclude each other", "`--ray` divides the run by itself")
     if options.get("part"):

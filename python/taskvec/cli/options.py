@@ -225,7 +225,8 @@ part_option = option(
 
 ray_option = option(
     "--ray", section="Machine", metavar="[ADDRESS]", is_flag=False, flag_value="local",
-    help="Run on a Ray cluster that shares a file system; without an address on one started here.",
+    help="Run on a Ray cluster, which is started here without an address. Its nodes share a file system, or "
+    "models and output are at addresses.",
 )  # fmt: skip
 
 run_options = together(declared_options(Settings), ray_option, part_option, dry_run_option)

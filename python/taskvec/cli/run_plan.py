@@ -37,7 +37,17 @@ As a SLURM array of sixteen (`sbatch --array=0-15`):
 """
 
 # What a run may choose that a plan does not.
-NAMES = ("threads", "max_memory", "scratch_size", "stream", "force", "overwrite", "resume", "rehash")
+NAMES = (
+    "threads",
+    "max_memory",
+    "scratch_size",
+    "stream",
+    "public",
+    "force",
+    "overwrite",
+    "resume",
+    "rehash",
+)
 
 
 @verb("run", examples=EXAMPLES)

@@ -147,10 +147,14 @@ def _distances(
 ) -> Distances | None:
     # 25 000 elements take 1 ms so; importing NumPy for them would take 100 ms or more.
     squares, used, total = [0.0, 0.0, 0.0], 0, 0
-    for names in stored:
-        size = _count(models[0], names[0])
-        count = min(elements, size)
-        starts = sorted({(size - count) * (2 * block + 1) // (2 * blocks) for block in range(blocks)})
+    places = [_places(_count(models[0], names[0]), blocks, elements) for names in stored]
+    for number, model in enumerate(models):
+        model.expect(
+            (names[number], start, count)
+            for names, (starts, count) in zip(stored, places, strict=True)
+            for start in starts
+        )
+    for names, (starts, count) in zip(stored, places, strict=True):
         samples = [sampled(model, name, starts, count) for model, name in zip(models, names, strict=True)]
         norm, steps = _lengths(samples)
         if not math.isfinite(norm + sum(steps)):
@@ -173,6 +177,12 @@ def _lengths(samples: Sequence[array[float]]) -> tuple[float, list[float]]:
     """The reference's length, and those of donor - reference, target - reference and donor - target."""
     t, d, r = map(tuple, samples)
     return math.hypot(*r), [math.dist(d, r), math.dist(t, r), math.dist(d, t)]
+
+
+def _places(size: int, blocks: int, elements: int) -> tuple[list[int], int]:
+    """The first elements of blocks spread evenly over a tensor, and how many each has."""
+    count = min(elements, size)
+    return sorted({(size - count) * (2 * block + 1) // (2 * blocks) for block in range(blocks)}), count
 
 
 def sampled(checkpoint: Model, name: str, starts: Sequence[int], count: int) -> array[float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from taskvec.errors import FormatError, HubError, NotFoundError
 from taskvec.files.json import MAXIMUM_BYTES, read_bytes
@@ -50,6 +50,15 @@ class Weights(Protocol):
     @property
     def metadata(self) -> dict[str, str]:
         """The members of the headers besides their tensors."""
+        ...
+
+
+@runtime_checkable
+class Distant(Protocol):
+    """Weights whose elements take a while to come each time that some are asked for."""
+
+    def expect(self, wanted: Iterable[tuple[str, int, int]]) -> None:
+        """Fetch together what is to be sampled next: names, first elements and counts."""
         ...
 
 
@@ -396,6 +405,11 @@ class Model:
         """How one tensor is stored: its dtype, or the format of a packed one in words."""
         packed = self.packed.get(name)
         return self.tensors[name].dtype if packed is None else packed.format.words
+
+    def expect(self, wanted: Iterable[tuple[str, int, int]]) -> None:
+        """Prepare for samples of these names, first elements and counts, where each takes a while."""
+        if isinstance(self.weights, Distant):
+            self.weights.expect([each for each in wanted if each[0] not in self.packed])
 
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start`` to ``start + count`` of one tensor as little-endian float32, decoded if packed.

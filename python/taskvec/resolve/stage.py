@@ -28,7 +28,7 @@ from taskvec.resolve.remote import needed_files
 from taskvec.resolve.threads import each
 
 Source = Model | SavedVector | Adapter
-# Bytes of one request; eight of them are in memory at a time.
+# Bytes of one request; as many of them are in memory at a time as there are requests on their way.
 PIECE = 8 << 20
 # By the file's path below a staged folder: the ranges of its bytes.
 Ranges = Mapping[str, Sequence[tuple[int, int]]]
@@ -116,6 +116,7 @@ def bring(
     sources: Sequence[Staged],
     ranges: Sequence[Ranges],
     place: Path,
+    take: Callable[[int], None],
     told: Callable[[int], None],
 ) -> list[Path]:
     """Fetch the ranges of each source that a piece of work reads.
@@ -127,8 +128,11 @@ def bring(
         Of each source, by the names of its files.
     place : path
         A new folder for them.
+    take : callable
+        Told the bytes of each request before it is made, by the thread that makes it; returns when there is
+        room for them.
     told : callable
-        Told the bytes of each request that has been answered; what it raises ends the fetching.
+        Told the bytes of each request that has been answered. What these two raise ends the fetching.
 
     Returns
     -------
@@ -147,6 +151,7 @@ def bring(
 
     def fetch(work: tuple[Remote, Path, tuple[str, int, int]]) -> int:
         remote, folder, (name, start, stop) = work
+        take(stop - start)
         (data,) = remote.read(name, [(start, stop)])
         _put(folder / name, data, start)
         return stop - start

@@ -24,19 +24,21 @@ from taskvec.plan.part import Part, files_of, units
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.progress import Callback, Progress
 from taskvec.report.report import Report
-from taskvec.resolve.remote import materialised
 from taskvec.resolve.storage import Storage, current, storage
 from taskvec.run import finish as ending
 from taskvec.run.deliver import deliver, sent_at
 from taskvec.run.dispatch import run_part
+from taskvec.run.execute import looked_through
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import input_rows
 from taskvec.run.locked import paths_of
 from taskvec.run.nodes import LOCAL, STEP_SECONDS, connected, probe
 from taskvec.run.parts import admit, hold_divisible
+from taskvec.run.scratch import scratch
 from taskvec.run.shadow import named
 from taskvec.run.shared_state import Records
-from taskvec.run.sinks import is_address
+from taskvec.run.sinks import hold_output, is_address
+from taskvec.run.supply import Supply, is_to_be_staged, supply_of
 from taskvec.settings import Settings
 
 Unit = tuple[int, ...]
@@ -80,6 +82,7 @@ def execute_on_ray(
         Stopped, with all tasks; the same call goes on where it was.
     """
     settings = settings or Settings()
+    hold_output(out, settings)
     hold_divisible(plan, settings)
     if is_address(out):
         return _deliver_on_ray(plan, str(out), address, settings, progress)
@@ -88,16 +91,26 @@ def execute_on_ray(
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
     if finished is not None:
         return finished
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    with connected(address):
-        every = units(plan)
-        admit(plan, out, folders, checkpoints, Part(0, len(every)))
-        probe(out, [*paths_of(checkpoints)])
-        records = Records(plan, out, folders)
-        is_missing = not ending.is_assembled(folders)
-        missing = [unit for unit in every if is_missing and not records.has(unit, rehash=settings.rehash)]
-        _run_tasks(plan, out, missing, settings, progress)
-        return ending.finish(plan, out, checkpoints, settings, progress)
+    with contextlib.ExitStack() as held:
+        is_staged = is_to_be_staged(plan, settings, goes_away=False)
+        place = held.enter_context(scratch()) if is_staged else Path()
+        supply = supply_of(plan, settings, place, progress, goes_away=False)
+        plan = looked_through(plan, supply.sources, settings)
+        held.enter_context(connected(address))
+        return _run_on_ray(plan, out, supply, replace(settings, stream=is_staged), progress)
+
+
+def _run_on_ray(
+    plan: PlanRecord, out: Path, supply: Supply, settings: Settings, progress: Callback | None
+) -> Report:
+    every, folders = units(plan), ending.folders_of(plan, out)
+    admit(plan, out, folders, supply.sources, Part(0, len(every)))
+    probe(out, paths_of([each.source for each in supply.staged if each.remote is None]), plan.checkpoints)
+    records = Records(plan, out, folders)
+    is_missing = not ending.is_assembled(folders)
+    missing = [unit for unit in every if is_missing and not records.has(unit, rehash=settings.rehash)]
+    _run_tasks(plan, out, missing, settings, progress)
+    return ending.finish(plan, out, supply.sources, settings, progress, is_staged=supply.is_staged)
 
 
 def _deliver_on_ray(
@@ -110,7 +123,7 @@ def _deliver_on_ray(
         if begun.report is not None:
             return begun.report
         local = [checkpoint for checkpoint in plan.checkpoints if checkpoint.repository is None]
-        probe(out, paths_of(local))
+        probe(out, paths_of(local), plan.checkpoints)
         done = sent_at(plan, out)
         names = [[named(output.folder, shard.name) for output in plan.outputs] for shard in plan.shards]
         missing = [unit for unit in units(plan) if not all(n in done for each in unit for n in names[each])]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from taskvec.errors import OutputError
 from taskvec.plan.part import identity
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress
@@ -23,6 +24,7 @@ from taskvec.run.shadow import Shadow
 from taskvec.run.sink import Head, Sent, Sink
 from taskvec.run.sinks import closing
 from taskvec.settings import Settings
+from taskvec.text import size
 
 
 def deliver_whole(
@@ -52,7 +54,10 @@ def deliver_whole(
         if finished is not None:
             return finished
         head = Head(identity(plan), 1, b"", outputs)
+        _hold_room(plan, settings)
         sent = sink.begin(head, overwrite=settings.overwrite, resume=settings.resume)
+        if settings.rehash:
+            sent = {name: one for name, one in sent.items() if sink.reread(one, place / "reread")}
         made = Shadow(outputs, sink, kept_folder(address, head.identity))
         made.place.parent.mkdir(parents=True, exist_ok=True)
         with made.told():
@@ -65,6 +70,22 @@ def deliver_whole(
         shutil.rmtree(made.place, ignore_errors=True)
         report = replace(report, seconds=time.monotonic() - begin, already_done=False)
         return made.as_sent(report)
+
+
+def _hold_room(plan: PlanRecord, settings: Settings) -> None:
+    """Return if the scratch folder may hold the whole output, as far as its size is known before.
+
+    Raises
+    ------
+    OutputError
+    """
+    limit = settings.scratch_size
+    if limit is not None and plan.kind == "checkpoint" and plan.bytes_out > limit:
+        raise OutputError(
+            f"the output is made in the scratch folder as a whole and needs {size(plan.bytes_out)} there "
+            f"({plan.bytes_out:,} bytes), and `--scratch-size` allows {size(limit)}",
+            f"give `--scratch-size {plan.bytes_out}` or more, or save the tensors of this process first",
+        )
 
 
 def _send_all(

@@ -97,7 +97,7 @@ class Delivery:
             return made
 
         steps = pipeline.Steps[Unit, Brought, list[Sent]](
-            fetch=lambda unit: supply.bring(unit, self.tell.fetched),
+            fetch=lambda unit, take: supply.bring(unit, take, self.tell.fetched),
             compute=compute,
             release=supply.let_go,
             send=self._send,

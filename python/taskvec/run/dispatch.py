@@ -17,7 +17,7 @@ from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
 from taskvec.report.report import Report
 from taskvec.run.execute import execute
-from taskvec.run.sinks import hold_local, is_address
+from taskvec.run.sinks import hold_output, is_address
 from taskvec.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run_plan(
 ) -> Report:
     """Run all of a plan; where parts of it have been at work, what they have left open."""
     settings = settings or Settings()
-    hold_local(out)
+    hold_output(out, settings)
     if is_address(out):
         from taskvec.run.deliver import deliver  # which local runs do without
         from taskvec.run.deliver_whole import deliver_whole
@@ -53,6 +53,8 @@ def run_plan(
                 "remove the output folder first, or choose another one",
             )
         settings = replace(settings, overwrite=False)
+    if is_streamed and not settings.resume and not look.exists(Path(out) / STATE):
+        settings = replace(settings, resume=True)  # there is nothing to go on with
     if is_streamed or look.exists(Path(out) / STATE / PARTS):
         return _ended(run_part(plan, out, Part(0, 1), settings=settings, progress=progress).report, out)
     return execute(plan, out, settings=settings, progress=progress)
@@ -88,7 +90,7 @@ def run_part(
     """Run one part of a plan; see :func:`taskvec.run.parts.execute_part`, which has the same parameters."""
     from taskvec.run.parts import execute_part, hold_divisible  # which whole runs do without
 
-    hold_local(out)
+    hold_output(out, settings or Settings())
     if not is_address(out):
         return execute_part(
             plan, out, part, units=units, settings=settings, progress=progress, is_last=is_last

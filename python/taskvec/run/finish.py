@@ -62,6 +62,8 @@ def finish(
     checkpoints: Sequence[Source],
     settings: Settings,
     progress: Callback | None = None,
+    *,
+    is_staged: bool = False,
 ) -> Report:
     """End the run in parts in a folder, whoever else has begun to.
 
@@ -80,7 +82,7 @@ def finish(
         raise incomplete(plan, out, missing, noted if isinstance(noted, int) else 1)
     shared_state.give_up_end(out)
     shared_state.claim_end(out)
-    return _end(plan, out, checkpoints, records, settings, progress)
+    return _end(plan, out, checkpoints, records, settings, progress, is_staged=is_staged)
 
 
 def folders_of(plan: PlanRecord, out: Path) -> list[Path]:

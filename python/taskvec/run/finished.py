@@ -100,7 +100,7 @@ def finished_report(
         _hold_files(folder, files(data, folder / MANIFEST), settings)
     for folder in folders:
         if look.exists(folder / STATE):
-            finish_folder(folder)
+            _tidy(folder)
     outputs = tuple(map(_output, folders, manifests, alphas))
     run = manifests[0]["run"]
     return Report(
@@ -122,6 +122,15 @@ def finished_report(
         tokens=manifests[0].get("tokens"),
         already_done=True,
     )
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the state of a run that has ended, unless its own process is about to."""
+    try:
+        finish_folder(folder)
+    except OutputError as error:
+        if not error.message.startswith("another run is writing"):
+            raise
 
 
 def _rounding(plan: PlanRecord | None, outputs: Sequence[Output], settings: Settings) -> list[Finding]:

@@ -19,7 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from taskvec.errors import Error, OutputError
 from taskvec.files.names import STATE
 from taskvec.host import cores
+from taskvec.resolve.open import reach
+from taskvec.resolve.stage import remote_of
 from taskvec.resolve.storage import current, storage
+from taskvec.run.inputs import Source
 from taskvec.run.sinks import is_address, open_sink
 
 LOCAL = "local"
@@ -73,8 +76,8 @@ def _unreachable(address: str, error: Exception) -> OutputError:
     )
 
 
-def probe(out: Path | str, inputs: Sequence[str]) -> None:
-    """Return if every node sees the output folder and all inputs.
+def probe(out: Path | str, inputs: Sequence[str], sources: Sequence[Source]) -> None:
+    """Return if every node sees the output, and all inputs: files by their paths, others at their addresses.
 
     Raises
     ------
@@ -88,13 +91,15 @@ def probe(out: Path | str, inputs: Sequence[str]) -> None:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(token, encoding="ascii")
     place = str(out if mark is None else mark)
+    remotes = [remote.identity for each in sources if (remote := remote_of(each)) is not None]
+    far = [(each.address, each.revision) for each in remotes]
     try:
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         waiting = {}
         for node in nodes:
             where = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             task = _look.options(scheduling_strategy=where, num_cpus=0, max_retries=0)
-            waiting[task.remote(place, token, list(inputs), dict(current().options))] = node
+            waiting[task.remote(place, token, list(inputs), far, dict(current().options))] = node
         pending = list(waiting)
         ends = time.monotonic() + _PROBE_SECONDS
         while pending and time.monotonic() < ends:
@@ -113,23 +118,37 @@ def probe(out: Path | str, inputs: Sequence[str]) -> None:
 
 
 @ray.remote
-def _look(mark: str, token: str, inputs: list[str], options: dict[str, str]) -> str:
+def _look(
+    mark: str, token: str, inputs: list[str], far: list[tuple[str, str]], options: dict[str, str]
+) -> str:
     """What a node does not see; empty if it sees all."""
-    try:
-        if is_address(mark):
-            with storage(options):
+    with storage(options):
+        try:
+            if is_address(mark):
                 sink = open_sink(mark)
                 if sink is not None:
                     sink.head()
-            return _missing(inputs)
-        with open(mark, encoding="ascii") as file:
-            if file.read() != token:
-                return f"another `{os.path.dirname(mark)}`"
-    except OSError as error:
-        if isinstance(error, Error):
-            return f"not the output: {error.message}"
-        return f"not the output folder `{os.path.dirname(os.path.dirname(mark))}` ({error.strerror})"
-    return _missing(inputs)
+            else:
+                with open(mark, encoding="ascii") as file:
+                    if file.read() != token:
+                        return f"another `{os.path.dirname(mark)}`"
+        except OSError as error:
+            if isinstance(error, Error):
+                return f"not the output: {error.message}"
+            return f"not the output folder `{os.path.dirname(os.path.dirname(mark))}` ({error.strerror})"
+        return _missing(inputs) or _unlike(far)
+
+
+def _unlike(far: list[tuple[str, str]]) -> str:
+    """What a node finds of inputs at addresses that is not as the driver has seen it."""
+    for address, revision in far:
+        try:
+            found = reach(address, None, lambda _, __: "", lambda _, remote: remote.identity.revision)
+        except Error as error:
+            return f"not the input `{address}`: {error.message}"
+        if found != revision:
+            return f"another state of the input `{address}`"
+    return ""
 
 
 def _missing(inputs: list[str]) -> str:
@@ -152,7 +171,8 @@ def _hold_seen(node: dict[str, Any], ref: Any) -> None:
     if lacks:
         raise OutputError(
             f"the node {_name(node)} sees {lacks}",
-            "put models and output on a file system that all nodes mount under one path",
+            "put models and output on a file system that all nodes mount under one path, or at addresses, for "
+            "which every node needs the network and the credentials (environment, or --storage-option)",
         )
 
 

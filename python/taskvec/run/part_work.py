@@ -76,7 +76,7 @@ class Work(ABC):
                 raise InterruptedError("the run is stopped")
 
         steps = pipeline.Steps[Unit, Brought, None](
-            fetch=lambda unit: supply.bring(unit, told),
+            fetch=lambda unit, take: supply.bring(unit, take, told),
             compute=lambda unit, brought: read.append(self.write([unit], brought.paths)),
             release=supply.let_go,
             send=lambda _unit, _made: None,  # what is written stays

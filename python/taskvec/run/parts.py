@@ -123,6 +123,11 @@ def hold_divisible(plan: PlanRecord, settings: Settings) -> None:
             "`--overwrite` in a part would remove what other parts have written",
             "remove the output folder before the first part begins, or choose another one",
         )
+    if not settings.resume:
+        raise RecipeError(
+            "`--no-resume` in a part, or with streamed models, would begin again what others have written",
+            "remove the output before the first part begins, or choose another one",
+        )
 
 
 def execute_part(

@@ -26,14 +26,21 @@ class Room:
         self.is_stopped = False
         self._changed = threading.Condition()
 
-    def take(self, count: int) -> bool:
-        """Whether these bytes are had: not where the work is stopped."""
+    def take(self, count: int) -> None:
+        """Take some, when they are there.
+
+        Raises
+        ------
+        InterruptedError
+            The work is stopped.
+        """
         with self._changed:
             while self.used and self.used + count > self.limit and not self.is_stopped:
                 self._changed.wait()
+            if self.is_stopped:
+                raise InterruptedError("the run is stopped")
             self.used += count
             self.peak = max(self.peak, self.used)
-            return not self.is_stopped
 
     def give(self, count: int) -> None:
         """Give some back."""
@@ -54,7 +61,8 @@ class Steps(NamedTuple, Generic[Unit, Fetched, Made]):
     Attributes
     ----------
     fetch : callable
-        On a thread of its own, one piece after the other.
+        On a thread of its own, one piece of work after the other. Its second argument is to be told the bytes
+        of each request before it is made, from any thread, and returns when there is room for them.
     compute : callable
         On the calling thread.
     release : callable
@@ -65,7 +73,7 @@ class Steps(NamedTuple, Generic[Unit, Fetched, Made]):
         Called when the work ends early: what is being fetched and sent is to fail soon.
     """
 
-    fetch: Callable[[Unit], Fetched]
+    fetch: Callable[[Unit, Callable[[int], None]], Fetched]
     compute: Callable[[Unit, Fetched], Made]
     release: Callable[[Fetched], None]
     send: Callable[[Unit, Made], None]
@@ -79,6 +87,10 @@ def run(
     needs: Callable[[Unit], tuple[int, int]],
 ) -> None:
     """Fetch, compute and send every unit, in their order.
+
+    A unit has the room for what it makes before any of it is fetched, and waits for the rest as it is
+    fetched: so the next unit comes as far as there is room while this one is computed, and none waits for a
+    later one.
 
     Parameters
     ----------
@@ -94,9 +106,8 @@ def run(
     def fetch_all() -> None:
         for unit in units:
             try:
-                if not room.take(sum(needs(unit))):
-                    return
-                fetched.put((unit, steps.fetch(unit), None))
+                room.take(needs(unit)[1])
+                fetched.put((unit, steps.fetch(unit, room.take), None))
             except BaseException as error:
                 fetched.put((unit, None, error))
                 return

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from taskvec.errors import RecipeError
+from taskvec.settings import Settings
 
 if TYPE_CHECKING:
     from taskvec.run.sink import Sink
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
+_HUB = "hf://"
 
 
 def _store(address: str, _: bool) -> Sink:
@@ -35,7 +37,7 @@ SCHEMES: dict[str, Callable[[str, bool], Sink]] = {
     "s3://": _store,
     "gs://": _store,
     "az://": _store,
-    "hf://": _hub,
+    _HUB: _hub,
 }
 
 
@@ -61,6 +63,23 @@ def hold_local(out: str | os.PathLike[str]) -> None:
         kind = out.partition("://")[0]
         known = ", ".join(sorted(SCHEMES))
         raise RecipeError(f"addresses of {kind}:// cannot be written to", f"give one of {known}, or a folder")
+
+
+def hold_output(out: str | os.PathLike[str], settings: Settings) -> None:
+    """Return if an output can be one, and the settings have a meaning for it.
+
+    Raises
+    ------
+    RecipeError
+        It is an address that cannot be written to, or a setting would be passed over.
+    """
+    hold_local(out)
+    if settings.public and not (isinstance(out, str) and out.startswith(_HUB)):
+        kind = f"at {out.partition('://')[0]}://" if is_address(out) else "a folder"  # type: ignore[union-attr]
+        raise RecipeError(
+            f"`--public` is for a repository that is made on the hub, and the output is {kind}",
+            "leave it out; who may read the output is decided where it lies",
+        )
 
 
 def hold_folder(out: object, what: str) -> None:

@@ -83,14 +83,14 @@ class Supply:
         """Bytes of a unit's files, all outputs together."""
         return sum(self.plan.shards[number].bytes for number in unit) * len(self.plan.outputs)
 
-    def bring(self, unit: Unit, told: Callable[[int], None]) -> Brought:
-        """Fetch what a unit reads."""
+    def bring(self, unit: Unit, take: Callable[[int], None], told: Callable[[int], None]) -> Brought:
+        """Fetch what a unit reads; see :func:`taskvec.resolve.stage.bring`."""
         if self._ranges is None:
             return Brought(self.paths, None)
         self._count += 1
         place = self.place / "inputs" / str(self._count)
         place.mkdir(parents=True)
-        folders = bring(self.staged, self.of_unit(unit), place, told)
+        folders = bring(self.staged, self.of_unit(unit), place, take, told)
         paths = [
             path if each.remote is None else str(_lying(each, folder, path))
             for each, folder, path in zip(self.staged, folders, self.paths, strict=True)

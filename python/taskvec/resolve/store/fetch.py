@@ -24,7 +24,7 @@ from taskvec.progress import Callback, Progress
 from taskvec.resolve.threads import each
 from taskvec.text import size as size_of
 
-# Eight of them are in memory at a time.
+# As many of them are in memory at a time as there are requests on their way.
 PIECE = 8 << 20
 # Below the folder, where it counts as none of its files.
 _WORK = Path(".cache", "taskvec")

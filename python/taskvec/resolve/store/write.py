@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import Error, HubError, OutputError, RecipeError
+from taskvec.host import cores
 from taskvec.models.model import Stored
 from taskvec.resolve import storage
 from taskvec.resolve.store.address import Address, parse
@@ -27,8 +28,8 @@ from taskvec.resolve.threads import each
 # A store takes ten thousand parts of a file at most, each of 5 MiB or more; all but the last are equal.
 PART = 16 << 20
 MOST_PARTS = 9000
-# Parts of one file on their way at a time: with two files, some 128 MiB of memory.
-AT_ONCE = 4
+# Parts of one file on their way at a time, of two files: 128 MiB of memory on a machine of few cores.
+AT_ONCE = min(max(4, cores()), 16)
 _STEP = 1 << 20
 _TAG = re.compile(r'"[0-9a-f]{32}(-\d+)?"')
 _md5 = partial(hashlib.md5, usedforsecurity=False)
