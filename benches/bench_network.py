@@ -14,11 +14,8 @@ Compared with it is the time from the beginning of the run to its end; that of t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
 import shutil
 import statistics
 import sys
@@ -29,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from network.hosts import Host, hosts
 from network.process import Process, Ran, run_all
+from network.record import record
 from network.store import Store, rates, running_store
-from taskvec import _core, host
 from taskvec.selftest.synthetic import Shape, write_checkpoint
 
 ROLES = {"target": "instruct", "donor": "grpo", "reference": "sft"}
@@ -170,21 +167,7 @@ def main() -> None:
             print(json.dumps(one["rounds"]), flush=True)
             found["staged"].append(one)
     if given.record:
-        record(given.record, found)
-
-
-def record(root: Path, found: dict[str, Any]) -> None:
-    now, cpu = datetime.datetime.now(datetime.UTC), host.cpu_name()
-    machine = {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "taskvec": _core.__version__,
-    }
-    data = {"schema": 1, "date": now.isoformat(timespec="seconds"), "machine": machine, **found}
-    folder = root / (re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-") or "unknown")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{now:%Y-%m-%d}-network.json").write_text(json.dumps(data, indent=2) + "\n")
+        record(given.record, "network", found)
 
 
 if __name__ == "__main__":

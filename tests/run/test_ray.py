@@ -102,6 +102,39 @@ def test_an_output_in_a_bucket_needs_no_file_system_in_common(
         plan.run_on_ray("s3://results/other", address=cluster.address)
 
 
+def test_streamed_models_are_nowhere_as_a_whole(
+    models: Trio, one: Path, cluster: Any, tmp_path: Path, s3: S3
+) -> None:
+    """The driver fetches headers, each task the ranges of its files."""
+    given = {"endpoint": s3.endpoint, "access_key_id": KEY, "secret_access_key": SECRET, "allow_http": "true"}
+    roles = ("target", "donor", "reference")
+    far = [s3.put("models", role, folder) for role, folder in zip(roles, models, strict=True)]
+    with tv.storage({**given, "region": "us-east-1"}, scratch=tmp_path / "scratch"):
+        plan = tv.plan_transfer(*far, max_shard_size=SIZE, alpha=(0.5, 1))
+        plan.run_on_ray(tmp_path / "out", address=cluster.address, settings=tv.Settings(stream=True))
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+    for path in one.rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(one)).read_bytes()
+
+
+def test_a_node_that_does_not_reach_an_input_is_named(
+    models: Trio, cluster: Any, tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers have neither the endpoint nor the credentials, which the driver has in its environment."""
+    import taskvec.run.nodes as nodes
+    from taskvec.resolve.storage import Storage
+
+    given = {"endpoint": s3.endpoint, "access_key_id": KEY, "secret_access_key": SECRET, "allow_http": "true"}
+    far = s3.put("models", "target", models.target)
+    with tv.storage({**given, "region": "us-east-1"}, scratch=tmp_path / "scratch"):
+        plan = tv.plan_transfer(far, models.donor, models.reference, max_shard_size=SIZE)
+        unset = Storage({"endpoint": "http://127.0.0.1:1", "allow_http": "true"}, tmp_path / "scratch")
+        monkeypatch.setattr(nodes, "current", lambda: unset)
+        with pytest.raises(tv.OutputError, match=r"the node `.*` .* sees not the input `s3://models/target`"):
+            plan.run_on_ray(tmp_path / "out", address=cluster.address, settings=tv.Settings(stream=True))
+    assert not list(tmp_path.glob("out/*/*.safetensors"))
+
+
 def test_a_worker_that_is_killed_is_replaced(plan: tv.Plan, one: Path, cluster: Any, tmp_path: Path) -> None:
     out, killed = tmp_path / "out", []
 

@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-
 _CODES = {"403": "AccessDenied", "429": "TooManyRequests", "503": "SlowDown"}
 
 

@@ -171,8 +171,8 @@ def _hold_seen(node: dict[str, Any], ref: Any) -> None:
     if lacks:
         raise OutputError(
             f"the node {_name(node)} sees {lacks}",
-            "put models and output on a file system that all nodes mount under one path, or at addresses, for "
-            "which every node needs the network and the credentials (environment, or --storage-option)",
+            "put models and output on a file system that all nodes mount under one path, or at addresses "
+            "that every node reaches, with credentials in its environment or by --storage-option",
         )
 
 
