@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from network.hosts import Host, hosts
 from network.process import Process, Ran, run_all
 from network.record import record
-from network.store import Store, rates, running_store
+from network.store import Store, rates, running_store, warm
 from taskvec.selftest.synthetic import Shape, write_checkpoint
 
 ROLES = {"target": "instruct", "donor": "grpo", "reference": "sft"}
@@ -89,6 +89,7 @@ class Bench:
         with hosts(count, down, up) as (store, found):
             log = self.folder / "store.log"
             with running_store(store, self.folder / "data", log) as server:
+                warm(found[0])
                 for _ in range(self.rounds):
                     self.clear()
                     rounds.append(self._round(found, server))

@@ -108,6 +108,20 @@ print(size / (time.monotonic() - begin))
 """
 
 
+_LIST = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1])
+connection.request("GET", "/models?list-type=2")
+connection.getresponse().read()
+"""
+
+
+def warm(host: Host) -> None:
+    """Let a new server make the digests of its files, as a store has them that keeps them."""
+    words = [sys.executable, "-c", _LIST, urlsplit(host.store).netloc]
+    subprocess.run(host.command(words), check=True)
+
+
 def rates(host: Host, file: str, size: int) -> tuple[float, float]:
     """Bytes a second that four plain requests read, and write, over a host's link."""
     place = urlsplit(host.store).netloc
