@@ -233,6 +233,31 @@ def test_killed_in_an_upload(
     assert weights_at(s3) == {"model.safetensors": (tmp_path / "one" / "model.safetensors").read_bytes()}
 
 
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("429", "takes no more requests"),
+        ("500", "answered 500"),
+        ("403", "is forbidden"),
+        ("expired", "token for .* has expired"),
+        ("dropped", "could not be written: the connection failed"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "part"), [("POST", "?uploads"), ("PUT", "partNumber=2"), ("POST", "uploadId")]
+)
+@pytest.mark.usefixtures("small_parts")
+def test_what_ends_an_upload_in_parts_is_named(
+    s3: S3, proxy: Proxy, large: list[str], method: str, part: str, what: str, words: str
+) -> None:
+    plan = tv.plan_transfer(*large)
+    proxy.add(what, method, part, times=1000)
+    with pytest.raises(HubError, match=words):
+        plan.run("s3://results/out")
+    assert not keys(s3) & {LOST, "config.json", "model.safetensors"}
+    assert not uploads(s3)
+
+
 @pytest.mark.parametrize("part", ["out/model-00009", "out/config.json", f"out/{LOST}", "done/model-00005"])
 def test_killed_between(
     s3: S3, proxy: Proxy, addresses: list[str], local: Trio, tmp_path: Path, part: str
