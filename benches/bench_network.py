@@ -2,9 +2,9 @@
 
     sudo python benches/bench_network.py [--down 60] [--up 60] [--rounds 3] [--size 1.0] [--record DIR]
 
-Hosts are network namespaces of this machine (`ip netns`, `tc`), the store is localbucket. Three models of
-`--size` GB in 12 weight files each, in a folder that should be in memory (`--folder /dev/shm/network`), are
-merged into the store, with the scratch folder bounded to less than half of their bytes.
+Hosts are network namespaces of this machine (`ip netns`, `tc`), the store is localbucket (`pip install
+localbucket`). Three models of `--size` GB in 12 weight files each, in a folder that should be in memory
+(`--folder /dev/shm/network`), are merged into the store; the scratch folder may hold half of their bytes.
 
 The bound: the slowest of fetch, compute and send, and of the others what has nothing to overlap with, the
 first weight file or the last. Bandwidths in it are those that four plain requests reach over the same link.
