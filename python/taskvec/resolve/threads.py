@@ -17,8 +17,8 @@ from taskvec.host import cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Requests on their way at a time. One connection to a store gives some 50 MB/s of pieces of 8 MiB: machines
-# with more cores have faster networks.
+# Requests on their way at a time. Taken to be some 50 MB/s for each connection, which is not measured:
+# machines with more cores have faster networks, and one connection does not fill them.
 THREADS = min(max(8, 4 * cores()), 64)
 _NAME = "taskvec-waits"
 
