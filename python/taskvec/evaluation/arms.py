@@ -7,7 +7,7 @@ from typing import Literal
 
 from taskvec.settings import format_alpha
 
-Kind = Literal["baseline", "vector", "random", "permuted", "donor", "reference", "sft"]
+Kind = Literal["baseline", "vector", "random", "permuted", "donor", "reference", "sft", "candidate"]
 MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft"})
 
 
@@ -45,7 +45,7 @@ class Arm:
             return f"alpha={format_alpha(self.factor)}"
         if self.kind in ("random", "permuted"):
             return f"{self.kind}-{self.seed}@{format_alpha(self.factor)}"
-        return self.kind
+        return self.stem if self.kind == "candidate" else self.kind
 
     @property
     def factor(self) -> float:

@@ -95,7 +95,22 @@ def load(
         source = "recipe"
         documents = _from_values(recipe)
         text = ""
-    changed = apply_overrides(documents, overrides)
+    return _loaded(apply_overrides(documents, overrides), text, source)
+
+
+def load_document(document: Document) -> RecipeFile:
+    """The recipe that one document is, which need not have been written by itself.
+
+    Raises
+    ------
+    RecipeError
+        It is none; the message names the line of the document.
+    """
+    return _loaded([document], "", document.source)
+
+
+def _loaded(changed: Sequence[Document], text: str, source: str) -> RecipeFile:
+    """The recipe in documents whose values have all been put in."""
     ours = [in_our_words(document) for document in changed]
     # The form of all documents first: an unknown key explains what a check would find.
     recipes = [from_document(document) for document, _ in ours]

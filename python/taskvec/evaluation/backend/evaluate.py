@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.analysis.compare import Keep, Split
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.decoding import habits
 from taskvec.evaluation.backend.identity import arm_identity, resolve, settings_identity, versions
@@ -114,7 +115,11 @@ def evaluate(
                     "run every arm without --chat-template, or give the model a template",
                 )
             tasks = PreparedTasks(
-                settings, think=arm.think, perturb=arm.perturb, max_length=int(lm.max_length)
+                settings,
+                think=arm.think,
+                perturb=arm.perturb,
+                max_length=int(lm.max_length),
+                keep=_keep(settings),
             )
             if settings.decoding == "model":
                 content = {**content, "generation_config": habits(getattr(lm.inner, "model", None))}
@@ -124,6 +129,14 @@ def evaluate(
             if book is not None:
                 book.close()
     return record
+
+
+def _keep(settings: Settings) -> Keep | None:
+    """Which documents are asked, by their hashes; None for all of them."""
+    if settings.part is None:
+        return None
+    part, share, seed = settings.part
+    return Split(share, seed).keep(part)
 
 
 def document_hashes(settings: Settings) -> dict[str, list[str]]:

@@ -50,6 +50,25 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def begin(self) -> None:
+        """Write the file with its identity, before there is a block."""
+        self._begin()
+
+    def contents(self) -> list[list[Any]]:
+        """The responses of every block, in the order of the file."""
+        return list(self._blocks.values())
+
+    @staticmethod
+    def identity_of(path: Path) -> str | None:
+        """The identity that a journal begins with; None if there is none, or it is cut short."""
+        try:
+            with path.open("rb") as file:
+                found = _parsed(file.readline().rstrip(b"\n"))
+        except OSError as error:
+            look.hold_absent(path, error)
+            return None
+        return found[1] if found is not None and found[0] == "identity" else None
+
     def close(self) -> None:
         """Close the file and keep it."""
         file, self._file = self._file, None

@@ -52,26 +52,26 @@ def draw(report: Report) -> dict[str, Figure]:
     for task in report.tasks:
         name = task_file(task)
         if any(record.kind == "vector" and _is_scored(report, record, task) for record in report.records):
-            figures[f"alpha-{name}"] = _figure(
+            figures[f"alpha-{name}"] = drawn(
                 f"Score by alpha: {task}",
                 f"score of {task} over alpha, with 95 % intervals and controls",
                 lambda paint, task=task: _alpha_curve(report, task, paint),
             )
         if any(comparison.task == task for comparison in report.comparisons):
-            figures[f"differences-{name}"] = _figure(
+            figures[f"differences-{name}"] = drawn(
                 f"Difference to the baseline: {task}",
                 f"difference of each arm to the baseline on {task}, with 95 % intervals",
                 lambda paint, task=task: _differences(report, task, paint),
             )
         if any(task in record.output_tokens for record in report.records):
-            figures[f"lengths-{name}"] = _figure(
+            figures[f"lengths-{name}"] = drawn(
                 f"Output lengths: {task}",
                 f"mean output tokens of each arm on {task}, and the share that the limit cut",
                 lambda paint, task=task: _lengths(report, task, paint),
             )
     norms = report.norms()
     if norms is not None and norms.layers:
-        figures["norms"] = _figure(
+        figures["norms"] = drawn(
             "Norm of the vector",
             "L2 norm of the vector by layer and module",
             lambda paint: _norms(norms, paint),
@@ -84,7 +84,7 @@ def _is_scored(report: Report, record: ArmRecord, task: str) -> bool:
     return score is not None and score.value is not None
 
 
-def _figure(title: str, alt: str, paint: Callable[[Paint], Any]) -> Figure:
+def drawn(title: str, alt: str, paint: Callable[[Paint], Any]) -> Figure:
     import matplotlib as mpl
     from matplotlib import pyplot
 

@@ -62,9 +62,15 @@ class PreparedTasks:
     """
 
     def __init__(
-        self, settings: Settings, *, think: str | None, perturb: str | None, max_length: int | None = None
+        self,
+        settings: Settings,
+        *,
+        think: str | None,
+        perturb: str | None,
+        max_length: int | None = None,
+        keep: Callable[[str], bool] | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._keep = settings, keep
         self._think, self._perturb, self._max_length = think, perturb, max_length
         self._manager = find_tasks(settings)
         try:
@@ -144,16 +150,17 @@ class PreparedTasks:
         limit = self._settings.limit
         if limit is not None:
             documents = documents[: max(1, round(limit * len(documents))) if limit < 1 else int(limit)]
-        setup.doc_ids = list(range(len(documents)))
-        kept: list[Any] = documents
-        if self._perturb is not None:
-            pairs = perturb_documents(name, task, documents, self._perturb, self._settings.seed)
-            setup.doc_ids = [i for i, new in enumerate(pairs) if new is not None]
-            setup.left_out = len(documents) - len(setup.doc_ids)
-            setup.clean_hashes = [document_hash(documents[i]) for i in setup.doc_ids]
-            kept = [new for new in pairs if new is not None]
         if not documents:
             raise EvaluationError(f"task `{name}` has no sample to evaluate: its data set is empty")
+        setup.doc_ids = self._asked(name, documents)
+        kept: list[Any] = [documents[i] for i in setup.doc_ids]
+        if self._perturb is not None:
+            pairs = perturb_documents(name, task, documents, self._perturb, self._settings.seed)
+            asked = setup.doc_ids
+            setup.doc_ids = [i for i in asked if pairs[i] is not None]
+            setup.left_out = len(asked) - len(setup.doc_ids)
+            setup.clean_hashes = [document_hash(documents[i]) for i in setup.doc_ids]
+            kept = [pairs[i] for i in setup.doc_ids]
         if not kept:
             raise NotPerturbableError(
                 f"perturbation `{self._perturb}` fits none of the {len(documents)} documents of `{name}`",
@@ -165,8 +172,20 @@ class PreparedTasks:
             if own.stays:
                 self._asking.append(name)
         think = self._think_for(name, task, own)
-        _adopt(task, kept, documents if self._perturb else None, setup.doc_ids, think, own)
+        whole = documents if self._perturb or self._keep else None
+        _adopt(task, kept, whole, setup.doc_ids, think, own)
         return setup
+
+    def _asked(self, name: str, documents: list[Any]) -> list[int]:
+        """The positions of the documents that belong to the part which is asked."""
+        keep = self._keep
+        asked = [i for i, document in enumerate(documents) if keep is None or keep(document_hash(document))]
+        if not asked:
+            raise EvaluationError(
+                f"none of the {len(documents)} documents of task `{name}` is in the part that is asked",
+                "raise --limit, or change the development share",
+            )
+        return asked
 
     def _set_generation(self, name: str, task: Task, setup: TaskSetup) -> None:
         found = generation(

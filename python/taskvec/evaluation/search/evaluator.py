@@ -1,0 +1,151 @@
+"""Candidates through lm-eval on one part of the documents: merged, evaluated, taken away."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvec.errors import NonFiniteError, RecipeError
+from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.backend.evaluate import evaluate_into, finished
+from taskvec.evaluation.record import ArmRecord
+from taskvec.evaluation.search.candidates import Candidate
+from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.sweep.events import Event, Progress
+from taskvec.evaluation.sweep.scratch import Scratch
+from taskvec.evaluation.sweep.workers import Job, Pool
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.sweep.cluster import RayPool
+
+LARGE = 100_000_000  # bytes of a model that must not wait for the garbage collector
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The record of a candidate, or why there is none, and the seconds that it took."""
+
+    record: ArmRecord | None
+    failed: str | None
+    seconds: float
+
+
+Done = Callable[[Candidate, Outcome], None]
+
+
+class Evaluator:
+    """Evaluates candidates on one part of the documents.
+
+    Parameters
+    ----------
+    settings : Settings
+        With the part.
+    out : Path
+        Folder of the records.
+    scratch : Scratch
+        Where merged models lie meanwhile.
+    think : str, optional
+        A request to reason, in every prompt.
+    pool : Pool or RayPool, optional
+        Workers; by default this process.
+    is_large : bool
+        Memory is given back after each candidate at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        out: Path,
+        scratch: Scratch,
+        *,
+        think: str | None,
+        pool: Pool | RayPool | None,
+        progress: Progress,
+        is_large: bool,
+    ) -> None:
+        self._settings, self._out, self._scratch, self._think = settings, out, scratch, think
+        self._pool, self._progress, self._is_large = pool, progress, is_large
+
+    def known(self, candidate: Candidate) -> ArmRecord | None:
+        """The record of a candidate that was evaluated before."""
+        return finished(self._out, self._settings, candidate.arm(self._think), candidate.weights)
+
+    def run(self, candidates: Sequence[Candidate], done: Done) -> None:
+        """Evaluate candidates, and call `done` as soon as there is a record or a reason for none.
+
+        Raises
+        ------
+        EvaluationError, taskvec.Error
+            A candidate could not be evaluated for a reason that is not its own.
+        """
+        pending = []
+        for candidate in candidates:
+            record = self.known(candidate)
+            if record is None:
+                pending.append(candidate)
+            else:
+                done(candidate, Outcome(record, None, record.seconds))
+        size = max(1, self._scratch.capacity) if self._pool is not None else 1
+        for start in range(0, len(pending), size):
+            self._batch(pending[start : start + size], done)
+
+    def _batch(self, candidates: Sequence[Candidate], done: Done) -> None:
+        jobs: dict[str, tuple[Candidate, Job, float]] = {}
+        try:
+            for candidate in candidates:
+                begun = time.monotonic()
+                arm = candidate.arm(self._think)
+                try:
+                    model = self._model(candidate, arm)
+                except (NonFiniteError, RecipeError) as error:
+                    done(candidate, Outcome(None, str(error), time.monotonic() - begun))
+                    continue
+                job = Job(arm, model, candidate.weights, f"merged: {candidate.name}")
+                jobs[arm.name] = candidate, job, time.monotonic() - begun
+            self._evaluate(jobs, done)
+        finally:
+            for candidate, job, _ in jobs.values():
+                if candidate.folder is None:
+                    self._scratch.release(job.arm.weights)
+
+    def _model(self, candidate: Candidate, arm: Arm) -> str:
+        if candidate.folder is not None:
+            return candidate.folder
+        self._progress(Event("merge", candidate.name))
+        return str(self._scratch.models([arm], {arm.weights: candidate.weights})[arm.weights])
+
+    def _evaluate(self, jobs: dict[str, tuple[Candidate, Job, float]], done: Done) -> None:
+        def say(arm: Arm, task: str, number: int, total: int) -> None:
+            self._progress(Event("progress", arm.name, task, number, total))
+
+        def ended(job: Job) -> None:
+            candidate, _, merging = jobs[job.arm.name]
+            record = self.known(candidate)
+            assert record is not None
+            done(candidate, Outcome(record, None, merging + record.seconds))
+            if candidate.folder is None:
+                self._scratch.release(job.arm.weights)
+
+        if self._pool is not None:
+            if jobs:
+                self._pool.run([job for _, job, _ in jobs.values()], say, ended)
+            return
+        for _, job, _ in jobs.values():
+            tell = functools.partial(say, job.arm)
+            evaluate_into(
+                self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown
+            )
+            if self._is_large:
+                from taskvec.evaluation.backend.blocks import free_memory
+
+                free_memory()
+            ended(job)
+
+
+def part_settings(settings: Settings, part: str, share: float, seed: int) -> Settings:
+    """Settings that ask one part of the documents alone."""
+    return replace(settings, part=("development" if part == "development" else "report", share, seed))
