@@ -59,7 +59,7 @@ FLAGS = {
     },
 }  # fmt: skip
 # What is to come, and the section that says so.
-COMING = {"mergekit-moe": "moe", "mergekit-evolve": "search"}
+COMING = {"mergekit-moe": "moe"}
 
 TIES = (
     "merge_method: ties\nbase_model: base\nmodels:\n"
@@ -77,6 +77,9 @@ RECIPES = {
     "models: [{model: a/model.safetensors}, {model: b/model.safetensors}]\n",
     "slices.yaml": "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 2]}]\n"
     "- sources: [{model: b, layer_range: [1, 3]}]\n",
+    "space.yaml": "recipe:\n  merge_method: ties\n  base_model: base\n  models:\n"
+    "  - {model: a, parameters: {weight: 0.5, density: {search: {low: 0.2, high: 0.9}}}}\n"
+    "  - {model: b, parameters: {weight: 0.5, density: 0.5}}\ntasks: [sums]\n",
     "foreign.yaml": TIES + "parameters: {t: 0.5}\n",
 }  # fmt: skip
 

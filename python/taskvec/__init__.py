@@ -123,6 +123,8 @@ _MODULES = {
     "settings": ("Settings",),
     "lazy.vector": ("TaskVector", "load_vector"),
     "report.verify": ("Verification",),
+    # above this module: named here, and imported when it is asked for
+    "evaluation.search.run": ("search",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

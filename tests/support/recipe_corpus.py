@@ -254,7 +254,7 @@ MISTAKES = {
     "a search for a recipe": (
         "genome:\n  models: [a, b]\n  merge_method: ties\ntasks: [{name: x}]\n",
         "recipe:1: this is a recipe for `mergekit-evolve`",
-        "run `mergekit-evolve`",
+        "`taskvec search`",
     ),
     "a stack of layers": (
         "layer_sources: [{model: a}]\n",

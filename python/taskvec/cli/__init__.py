@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Evaluation": {
         "eval": "Run a model on benchmark tasks through lm-eval.",
         "sweep": "Merge, evaluate and compare a vector with its controls.",
+        "search": "Search for the best values of a recipe by benchmark scores.",
     },
     "This machine": {
         "bench": "Measure merge throughput next to the machine's own floor.",
@@ -63,11 +64,14 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 
 # verbs whose unfinished output the next run of the same command goes on with
 RESUMABLE = frozenset(
-    {"transfer", "extract", "apply", "merge", "average", "convert", "tokens", "run", "finish", "sweep"}
-)
+    {
+        "transfer", "extract", "apply", "merge", "average", "convert", "tokens", "run", "finish", "sweep",
+        "search",
+    }
+)  # fmt: skip
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind
-LONG = frozenset({"eval", "sweep", "demo"})
+LONG = frozenset({"eval", "sweep", "search", "demo"})
 
 
 class Group(click.Group):

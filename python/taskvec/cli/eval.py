@@ -35,8 +35,9 @@ Local tasks, offline, on the CPU:
 @verb("eval", examples=EXAMPLES)
 @click.argument("model", metavar="MODEL")
 @task_options
-@option("--as", "kind", type=click.Choice(get_args(Kind)), default="baseline", show_default=True,
-        section="Evaluation", help="What the model is among the arms of OUT.")  # fmt: skip
+@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind != "candidate"]),
+        default="baseline", show_default=True, section="Evaluation",
+        help="What the model is among the arms of OUT.")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
 @option("--name", metavar="NAME", section="Evaluation", help="Of the arm.  [default: the model's]")
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",

@@ -5,6 +5,7 @@ lm-eval does the evaluating (extra ``eval``); nothing here imports it, or torch,
 - :func:`evaluate` runs one model on benchmark tasks and gives an :class:`ArmRecord`;
 - :func:`evaluate_model` keeps the record in a folder, and reports on all that the folder holds;
 - :func:`run_sweep` runs a whole :class:`Experiment`: merges, arms, controls, comparisons;
+- ``taskvec.search`` looks for the best values of a recipe: a :class:`Space`, which :func:`load_space` reads;
 - :func:`build_report` compares finished arms, :func:`write_report` writes the report files.
 """
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from taskvec.evaluation.record import ArmRecord, read_record
     from taskvec.evaluation.report.report import Report, build_report
     from taskvec.evaluation.report.write import write_report
+    from taskvec.evaluation.search.result import SearchResult
+    from taskvec.evaluation.search.space import Space, load_space
     from taskvec.evaluation.settings import Settings, paper_settings
     from taskvec.evaluation.sweep.single import evaluate_model
     from taskvec.evaluation.sweep.sweep import run_sweep
@@ -29,11 +32,14 @@ _HOMES = {
     "ArmRecord": "record",
     "Experiment": "experiment",
     "Report": "report.report",
+    "SearchResult": "search.result",
     "Settings": "settings",
+    "Space": "search.space",
     "build_report": "report.report",
     "evaluate": "backend.evaluate",
     "evaluate_model": "sweep.single",
     "load_experiment": "experiment",
+    "load_space": "search.space",
     "paper_settings": "settings",
     "read_record": "record",
     "run_sweep": "sweep.sweep",
@@ -45,11 +51,14 @@ __all__ = [
     "ArmRecord",
     "Experiment",
     "Report",
+    "SearchResult",
     "Settings",
+    "Space",
     "build_report",
     "evaluate",
     "evaluate_model",
     "load_experiment",
+    "load_space",
     "paper_settings",
     "read_record",
     "run_sweep",

@@ -102,9 +102,6 @@ class Settings:
         The metric to compare per task, where the default is not wanted.
     allow_unsafe_code : bool
         Consent to run code that a model writes.
-    part : (str, float, int), optional
-        The documents that are asked: ``development`` or ``report``, the share of the development part and the
-        seed of the division. By default all of them. It is for a search, which asks each part by itself.
 
     Raises
     ------
@@ -164,7 +161,6 @@ class Settings:
         help="Consent to tasks that run code which the model writes, on this machine.",
     )
     # fmt: on
-    part: tuple[Literal["development", "report"], float, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -232,9 +228,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
         names = [name for name, own in OPTIONS.items() if own.compared]
-        part = {} if self.part is None else {"part": list(self.part)}
         return {name: _plain(getattr(self, name)) for name in names} | {
-            **part,
             "decoding": self.decoding,  # with `model` followed by what each model's own file says
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
@@ -243,6 +237,31 @@ class Settings:
     def metric_for(self, task: str) -> str | None:
         """The metric that the user chose for `task`."""
         return dict(self.metrics).get(task)
+
+
+@dataclass(frozen=True, slots=True)
+class PartSettings(Settings):
+    """Settings under which one part of the documents alone is asked.
+
+    Attributes
+    ----------
+    part : {"development", "report"}
+    share : float
+        Of the development part.
+    division : int
+        Seed of the division.
+    holds : bool
+        Whether the model is kept for the next evaluation, which may put its weights into it.
+    """
+
+    part: Literal["development", "report"] = "report"
+    share: float = 0.0
+    division: int = 0
+    holds: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide whether two arms may be compared, as plain data."""
+        return Settings.identity(self) | {"part": [self.part, self.share, self.division]}
 
 
 OPTIONS: Mapping[str, Option] = options_of(Settings)

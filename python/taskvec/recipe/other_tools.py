@@ -12,6 +12,8 @@ class _Tool(NamedTuple):
     makes: str
     keys: frozenset[str]
     methods: frozenset[str] = frozenset()
+    here: str | None = None
+    """What does the same here."""
 
 
 _TOOLS = (
@@ -21,7 +23,12 @@ _TOOLS = (
         frozenset({"experts", "shared_experts", "gate_mode", "experts_per_token"}),
         frozenset({"moe", "mixture_of_experts", "mergekit_moe", "mixtral", "qwen_moe", "deepseek_moe"}),
     ),
-    _Tool("mergekit-evolve", "a search for a recipe", frozenset({"genome"})),
+    _Tool(
+        "mergekit-evolve",
+        "a search for a recipe",
+        frozenset({"genome"}),
+        here="write it as a recipe with free values and run `taskvec search`, whose help has an example",
+    ),
     _Tool(
         "bakllama",
         "a stack of layers",
@@ -40,10 +47,11 @@ def refuse_other_tools(document: Document) -> None:
     """
     tool, key = _tool_of(document)
     if tool is not None:
+        offered = "that is not offered here" if tool.here is None else "no merge can be made of it"
         raise document.error(
             ("merge_method",) if key is None else (key,),
-            f"this is a recipe for `{tool.name}`, which makes {tool.makes}: that is not offered here",
-            f"run `{tool.name}` on it; `taskvec methods` lists what can be merged",
+            f"this is a recipe for `{tool.name}`, which makes {tool.makes}: {offered}",
+            tool.here or f"run `{tool.name}` on it; `taskvec methods` lists what can be merged",
             key=True,
         )
 

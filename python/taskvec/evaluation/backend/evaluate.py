@@ -28,7 +28,7 @@ from taskvec.evaluation.record import (
     write_record,
     writing,
 )
-from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.settings import PartSettings, Settings
 from taskvec.files import look
 
 INSTALL = "pip install 'taskvec[eval]'"
@@ -107,7 +107,7 @@ def evaluate(
     book = Journal(journal, key) if journal is not None else None
     with _stdout_to_stderr(), _quiet_lm_eval():
         find_tasks(settings)  # before the model is loaded, which may take minutes
-        lm = _wrapped(load_model(model, settings), settings, book, progress)
+        lm = _wrapped(_loaded(model, settings), settings, book, progress)
         try:
             if settings.chat_template and not lm.chat_template(True):
                 raise EvaluationError(
@@ -131,12 +131,20 @@ def evaluate(
     return record
 
 
+def _loaded(model: str | os.PathLike[str], settings: Settings) -> Any:
+    """The model, in the one from before where the settings allow it."""
+    if isinstance(settings, PartSettings) and settings.holds:
+        from taskvec.evaluation.backend.held import load_held
+
+        return load_held(os.fspath(model), settings)
+    return load_model(model, settings)
+
+
 def _keep(settings: Settings) -> Keep | None:
     """Which documents are asked, by their hashes; None for all of them."""
-    if settings.part is None:
+    if not isinstance(settings, PartSettings):
         return None
-    part, share, seed = settings.part
-    return Split(share, seed).keep(part)
+    return Split(settings.share, settings.division).keep(settings.part)
 
 
 def document_hashes(settings: Settings) -> dict[str, list[str]]:

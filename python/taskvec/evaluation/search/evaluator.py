@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.search.candidates import Candidate
-from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.settings import PartSettings, Settings
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch
 from taskvec.evaluation.sweep.workers import Job, Pool
@@ -146,6 +146,8 @@ class Evaluator:
             ended(job)
 
 
-def part_settings(settings: Settings, part: str, share: float, seed: int) -> Settings:
-    """Settings that ask one part of the documents alone."""
-    return replace(settings, part=("development" if part == "development" else "report", share, seed))
+def part_settings(settings: Settings, part: str, share: float, seed: int, *, holds: bool) -> PartSettings:
+    """Settings that ask the development part, or the held-out part, alone."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    asked = "development" if part == "development" else "report"
+    return PartSettings(**values, part=asked, share=share, division=seed, holds=holds)

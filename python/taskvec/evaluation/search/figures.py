@@ -46,8 +46,16 @@ def _trace(result: SearchResult, paint: Paint) -> Any:
         if not scored:
             continue
         numbers = [trial.number for trial in scored]
-        axes.scatter(numbers, [scale * (t.score or 0) for t in scored], s=9, color=colour, alpha=0.45, linewidths=0)
-        axes.step(numbers, [scale * each for each in _best_so_far(scored)], where="post", color=colour, label=f"best of {label}")
+        axes.scatter(
+            numbers, [scale * (t.score or 0) for t in scored], s=9, color=colour, alpha=0.45, linewidths=0
+        )
+        axes.step(
+            numbers,
+            [scale * each for each in _best_so_far(scored)],
+            where="post",
+            color=colour,
+            label=f"best of {label}",
+        )
     for trial, colour, label, style in (
         (result.baseline, paint["baseline"], "baseline", ":"),
         (best(list(result.plain)), paint["sft"], "best plain recipe", "--"),

@@ -54,6 +54,13 @@ class Free:
     init: float | int
     group: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        ends = {"choices": [node.plain() for node in self.choices]}
+        if self.kind != "choice":
+            ends = {"low": self.low, "high": self.high, "log": self.log}  # type: ignore[dict-item]
+        return {"name": self.name, "kind": self.kind, **ends, "start": self.value(self.start)}
+
     def value(self, coordinate: Coordinate) -> Any:
         """The value at a coordinate: as it is written into a recipe."""
         if self.kind == "choice":
@@ -61,12 +68,22 @@ class Free:
         if self.kind == "integer":
             return int(coordinate)
         if self.log:
-            number = math.exp(
-                math.log(self.low) + coordinate * (math.log(self.high) - math.log(self.low))
-            )
+            number = math.exp(math.log(self.low) + coordinate * (math.log(self.high) - math.log(self.low)))
         else:
             number = self.low + coordinate * (self.high - self.low)
         return min(max(float(f"{number:.{DIGITS}g}"), self.low), self.high)
+
+    def text(self, coordinate: Coordinate) -> str:
+        """The value at a coordinate for a reader."""
+        value = self.value(coordinate)
+        return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+    @property
+    def range_text(self) -> str:
+        """The range, or the choices, for a reader."""
+        if self.kind == "choice":
+            return ", ".join(self.text(at) for at in range(len(self.choices)))
+        return f"{self.low:g} to {self.high:g}" + (", by its logarithm" if self.log else "")
 
     @property
     def start(self) -> Coordinate:
@@ -79,13 +96,13 @@ class Free:
 
     @property
     def plain(self) -> Coordinate:
-        """The same, but 1 for a weight: the factor of a plain vector."""
+        """The same, but 1 for a weight that is never negative: the factor of a plain vector."""
         if "weight" not in self.path and self.path != ("alpha",):
             return self.start
         if self.kind == "choice":
             found = [at for at, node in enumerate(self.choices) if node.value == 1 and node.value is not True]
             return found[0] if found else self.start
-        if self.kind == "integer" or not self.low <= 1 <= self.high:
+        if self.kind == "integer" or not 0 <= self.low <= 1 <= self.high:
             return self.start
         return replace(self, init=1.0).start
 
@@ -137,7 +154,9 @@ def _parsed(document: Document, at: tuple[Key, ...], path: tuple[Key, ...], node
         near = nearest(unknown, KEYS)
         known = ", ".join(f"`{key}`" for key in KEYS)
         hint = f"did you mean `{near}`?" if near else f"known here: {known}"
-        raise document.error((*here, unknown), f"unknown key `{shown(unknown)}` in `{dotted(path)}`", hint, key=True)
+        raise document.error(
+            (*here, unknown), f"unknown key `{shown(unknown)}` in `{dotted(path)}`", hint, key=True
+        )
     if "choices" in given:
         other = next((key for key in given if key not in ("choices", "init")), None)
         if other is not None:
@@ -213,7 +232,9 @@ def _starts(init: Any, groups: int | None, low: float, high: float, whole: bool,
     for value in values:
         _hold_number(value, "init", wrong)
         if not low <= value <= high or (whole and not isinstance(value, int)):
-            raise wrong(f"`init` is {value:g}, which is not in the range", f"from {low:g} to {high:g}", "init")
+            raise wrong(
+                f"`init` is {value:g}, which is not in the range", f"from {low:g} to {high:g}", "init"
+            )
     return values
 
 

@@ -102,13 +102,14 @@ class _Continuous:
 
 
 class _Mixed:
-    """CatCMA with margin (Hamano et al. 2025, arXiv 2504.07884): numbers, whole numbers and choices at once."""
+    """CatCMA with margin (Hamano et al. 2025, arXiv 2504.07884): numbers and choices at once."""
 
     def __init__(self, free: Sequence[Free], given: Optimiser, population: int, start: Point) -> None:
         cmaes = _package("cmaes", "cma")
         self._free = free
         numbers, whole, choices = (
-            [at for at, each in enumerate(free) if each.kind == kind] for kind in ("number", "integer", "choice")
+            [at for at, each in enumerate(free) if each.kind == kind]
+            for kind in ("number", "integer", "choice")
         )
         ranges = [list(range(int(free[at].low), int(free[at].high) + 1)) for at in whole]
         mean = [min(max(start[at], 0.05), 0.95) for at in numbers] + [start[at] for at in whole]
@@ -133,7 +134,11 @@ class _Mixed:
         return [self._point(solution) for solution in self._asked]
 
     def tell(self, losses: Sequence[float]) -> None:
-        self._inner.tell(list(zip(self._asked, map(float, losses), strict=True)))
+        with (
+            warnings.catch_warnings()
+        ):  # as long as all losses are equal there is no spread to take a mean of
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._inner.tell(list(zip(self._asked, map(float, losses), strict=True)))
 
     def _point(self, solution: Any) -> Point:
         parts: list[float | int] = []
@@ -143,7 +148,9 @@ class _Mixed:
             parts += [round(float(value)) for value in solution.z]
         if solution.c is not None:
             parts += [int(np.argmax(row)) for row in solution.c]
-        return tuple(part for _, part in sorted(zip(self._order, parts, strict=True), key=lambda pair: pair[0]))
+        return tuple(
+            part for _, part in sorted(zip(self._order, parts, strict=True), key=lambda pair: pair[0])
+        )
 
 
 class _Tpe:

@@ -18,6 +18,7 @@ from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.scores import part_scores
 from taskvec.evaluation.backend.evaluate import document_hashes, require_extra
+from taskvec.evaluation.backend.held import let_go
 from taskvec.evaluation.backend.identity import settings_identity, versions
 from taskvec.evaluation.record import ArmRecord, digest_json, write_whole
 from taskvec.evaluation.search.candidates import Candidate, Merges, as_yaml, baseline_of
@@ -119,6 +120,9 @@ def search(
     start = given.recipe(given.start())
     reference = merges.model("baseline", baseline_of(start, given.form.baseline))
     merges.plan(start)  # models that do not fit each other are found before anything is evaluated
+    tell = progress or (lambda _event: None)
+    for remark in start.last.remarks:
+        tell(Event("note", remark.message))
     with contextlib.ExitStack() as opened:
         opened.enter_context(loaded_once())
         check_documents(given, settings)
@@ -132,10 +136,12 @@ def search(
             place, out / "merges", merges.merge, model_bytes=size, budget=scratch_budget, keep=keep
         )
         opened.callback(store.clear)
+        opened.callback(let_go)
         split = Split(given.form.development, settings.seed)
 
         def evaluator(part: str) -> Evaluator:
-            asked = part_settings(settings, part, split.share, split.seed)
+            # a process of a cluster that waits must not hold the memory of a GPU
+            asked = part_settings(settings, part, split.share, split.seed, holds=ray is None)
             folder = out / part
             pool: Pool | RayPool | None = None
             if ray is not None:
@@ -148,8 +154,9 @@ def search(
                 asked, folder, store, think=given.form.think, pool=pool, progress=tell, is_large=size > LARGE
             )
 
-        tell = progress or (lambda _event: None)
-        identity = search_identity(given, part_settings(settings, "development", split.share, split.seed), merges)
+        identity = search_identity(
+            given, part_settings(settings, "development", split.share, split.seed, holds=False), merges
+        )
         book = Book(out, identity, overwrite=overwrite)
         opened.callback(book.close)
         write_whole(out / "space.yaml", _as_written(given))
@@ -202,8 +209,8 @@ def _finish(
     )
     recipe = runner.merges.recipes[winner.name]
     head = (
-        f"The best of {len(trials['search'])} candidates of a search ({winner.name}), score {winner.score:.6g} on\n"
-        f"the development part. `taskvec merge best.yaml OUT` makes its weights."
+        f"{winner.name}, the best of {len(trials['search'])} of a search: score {winner.score:.6g} on the\n"
+        "development part. `taskvec merge best.yaml OUT` makes its weights."
     )
     text = as_yaml(recipe, head)
     write_whole(out / "best.yaml", text)
@@ -248,6 +255,8 @@ class _Search:
         self._scored: dict[str, Trial] = {}
         self._best: Trial | None = None
         self._done, self._total = 0, 0
+        # now, so that a package which is missing is named before anything is evaluated
+        self._source = proposer(space.free, space.optimiser, space.population, space.start())
 
     def run(self, reference: Candidate) -> dict[Kind, list[Trial]]:
         """Every trial, by its kind."""
@@ -256,8 +265,7 @@ class _Search:
         self._total = 1 + len(plain) + space.budget + space.random_budget
         found: dict[Kind, list[Trial]] = {"baseline": [self._baseline(reference)]}
         found["plain"] = self._plain(plain)
-        source = proposer(space.free, space.optimiser, space.population, space.start())
-        found["search"] = self._explore("search", source, space.budget)
+        found["search"] = self._explore("search", self._source, space.budget)
         draws = RandomPoints(space.free, [space.optimiser.seed, 1], space.population)
         found["random"] = self._explore("random", draws, space.random_budget)
         return found
@@ -273,7 +281,8 @@ class _Search:
             for task, facts in record.tasks.items():
                 if facts.metric is None:
                     raise EvaluationError(
-                        f"task `{task}` has no metric per document to search by", "leave it out, or name one in `metrics`"
+                        f"task `{task}` has no metric per document to search by",
+                        "leave it out, or name one in `metrics`",
                     )
                 self.metrics[task] = facts.metric
 
@@ -334,7 +343,9 @@ class _Search:
             if weights is not None:
                 self._scored.setdefault(weights, trial)
             self._done += 1
-            if trial.score is not None and (self._best is None or trial.score > (self._best.score or -math.inf)):
+            if trial.score is not None and (
+                self._best is None or trial.score > (self._best.score or -math.inf)
+            ):
                 self._best = trial if trial.kind == "search" else self._best
 
         def record(trial: Trial, weights: str | None) -> None:
@@ -350,7 +361,9 @@ class _Search:
                 return
             before(outcome.record)
             total, tasks, failed = score(outcome.record, self.metrics, self.space.form.weights)
-            record(replace(trial, score=total, tasks=tasks, failed=failed, seconds=seconds), candidate.weights)
+            record(
+                replace(trial, score=total, tasks=tasks, failed=failed, seconds=seconds), candidate.weights
+            )
 
         for trial, candidate in asked:
             known = self._book.get(trial.name)
@@ -485,5 +498,6 @@ def _as_written(space: Space) -> str:
     """The space with every default in place; a transfer as the recipe that it stands for."""
     import yaml
 
-    form = space.form.model_dump(mode="json", exclude={"recipe", "transfer"}, exclude_none=True)
-    return yaml.safe_dump({"recipe": space.document.plain(), **form}, sort_keys=False, allow_unicode=True)
+    content = space.to_json()
+    content.pop("free")
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

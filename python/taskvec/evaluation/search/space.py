@@ -32,7 +32,7 @@ class Optimiser(Form):
     """What proposes candidates, and how many."""
 
     name: Literal["cma", "random", "tpe"] = "cma"
-    population: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    population: Annotated[int, Field(ge=4, le=10_000)] | None = None
     budget: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     generations: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     sigma: float = 0.25
@@ -42,7 +42,9 @@ class Optimiser(Form):
     @classmethod
     def _step(cls, value: float) -> float:
         if not 0 < value <= 1:
-            raise RecipeError(f"`sigma` is a share of each range, found {value:g}", "above 0, at most 1: 0.25")
+            raise RecipeError(
+                f"`sigma` is a share of each range, found {value:g}", "above 0, at most 1: 0.25"
+            )
         return value
 
     @model_validator(mode="after")
@@ -105,7 +107,7 @@ class SpaceForm(Form):
     recipe: Any = None
     transfer: Transfer | None = None
     tasks: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    weights: dict[str, float] = {}
+    weights: dict[str, float] = Field(default_factory=dict)
     development: float = 0.5
     think: str | None = None
     baseline: str | None = None
@@ -139,7 +141,9 @@ class SpaceForm(Form):
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
         for task, weight in value.items():
             if not 0 < weight < math.inf:
-                raise RecipeError(f"the weight of `{task}` is above 0, found {weight:g}", "leave out the task")
+                raise RecipeError(
+                    f"the weight of `{task}` is above 0, found {weight:g}", "leave out the task"
+                )
         return value
 
 
@@ -190,6 +194,11 @@ class Space:
         """How every candidate is evaluated."""
         return Settings.of({"tasks": self.form.tasks, **self.form.evaluation.model_dump()})
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the recipe with its free values, and how candidates are judged."""
+        form = self.form.model_dump(mode="json", exclude={"recipe", "transfer"}, exclude_none=True)
+        return {"recipe": self.document.plain(), "free": [each.to_json() for each in self.free], **form}
+
     def start(self) -> Point:
         """The point to begin at."""
         return tuple(each.start for each in self.free)
@@ -231,6 +240,7 @@ class Space:
         budget: int | None = None,
         seed: int | None = None,
         tasks: Sequence[str] = (),
+        force: Sequence[str] = (),
         evaluation: Mapping[str, Any] | None = None,
     ) -> Space:
         """The space with options that go before what its file says."""
@@ -240,7 +250,11 @@ class Space:
         if seed is not None:
             optimiser = optimiser.model_copy(update={"seed": seed})
         given = {key: value for key, value in (evaluation or {}).items() if value not in (None, (), [], {})}
-        merged = {**self.form.evaluation.model_dump(mode="json", exclude_unset=True), **given}
+        before = self.form.evaluation.model_dump(mode="json", exclude_unset=True)
+        merged = {
+            key: {**before.get(key, {}), **value} if isinstance(value, dict) else value
+            for key, value in {**before, **given}.items()
+        }
         try:
             changed = Evaluation.model_validate(merged)
         except ValidationError as error:
@@ -248,6 +262,8 @@ class Space:
         update: dict[str, Any] = {"optimiser": optimiser, "evaluation": changed}
         if tasks:
             update["tasks"] = tuple(tasks)
+        if force:
+            update["force"] = tuple(dict.fromkeys((*self.form.force, *force)))
         return replace(self, form=self.form.model_copy(update=update))
 
 
@@ -272,26 +288,39 @@ def load_space(space: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
 
 def _checked(document: Document) -> Space:
     content = document.root.value
+    if "genome" in content:
+        raise document.error(
+            ("genome",),
+            "this is a space of `mergekit-evolve`",
+            "write the recipe under `recipe`, and `{search: {low: 0, high: 1}}` where a value is free",
+            key=True,
+        )
     given = [key for key in ("recipe", "transfer") if key in content]
     if len(given) != 1:
         raise document.error(
             given[1:],
-            "`recipe` and `transfer` together" if given else "nothing to search: neither `recipe` nor `transfer`",
+            "`recipe` and `transfer` together"
+            if given
+            else "nothing to search: neither `recipe` nor `transfer`",
             "a space has exactly one of them",
             key=True,
         )
-    if "genome" in content:
-        raise document.error(("genome",), "a genome of mergekit-evolve", "write the recipe under `recipe`", key=True)
     what = given[0]
     node = content[what]
     if not isinstance(node.value, dict):
         raise document.error((what,), f"`{what}` is a mapping, found {kind_of(node.plain())}", None)
     outside = find(Document(replace(document.root, value={**content, what: Node({})}), document.source))
     if outside:
-        raise document.error(outside[0].path, f"`{outside[0].name}` cannot be searched", f"free values stand in `{what}`")
+        raise document.error(
+            outside[0].path, f"`{outside[0].name}` cannot be searched", f"free values stand in `{what}`"
+        )
     free = find(document, (what,))
     if not free:
-        raise document.error((what,), f"nothing is free in `{what}`", f"put `{{{WORD}: {{low: 0, high: 1}}}}` where a value is searched")
+        raise document.error(
+            (what,),
+            f"nothing is free in `{what}`",
+            f"put `{{{WORD}: {{low: 0, high: 1}}}}` where a value is searched",
+        )
     form = _form(document)
     root = node if what == "recipe" else _as_recipe(document, node, free)
     if what == "transfer":
@@ -318,7 +347,9 @@ def _form(document: Document) -> SpaceForm:
             near = nearest(unknown, names)
             known = ", ".join(f"`{key}`" for key in names)
             hint = f"did you mean `{near}`?" if near else f"known here: {known}"
-            raise document.error(("transfer", unknown), f"unknown key `{unknown}` in `transfer`", hint, key=True)
+            raise document.error(
+                ("transfer", unknown), f"unknown key `{unknown}` in `transfer`", hint, key=True
+            )
     try:
         return SpaceForm.model_validate(plain)
     except ValidationError as error:
@@ -331,11 +362,16 @@ def _as_recipe(document: Document, node: Node, free: Sequence[Free]) -> Node:
     alpha = given.pop("alpha", None)
     grouped = any(each.path == ("alpha",) and each.group is not None for each in free)
     if alpha is not None and isinstance(alpha.value, list):
-        raise document.error(("transfer", "alpha"), "several values of alpha", "write `{search: [0.5, 1]}`, or `groups` for one by layers")
+        raise document.error(
+            ("transfer", "alpha"),
+            "several values of alpha",
+            "write `{search: [0.5, 1]}`, or `groups` for one by layers",
+        )
     entry = {"model": given.pop("donor"), "relative_to": given.pop("reference")}
+    weight = Node(1.0, node.origin)
     if alpha is not None and grouped:
-        entry["parameters"] = Node({"weight": alpha}, alpha.origin)
-        alpha = None
+        weight, alpha = alpha, None
+    entry["parameters"] = Node({"weight": weight}, weight.origin)
     content = {
         "merge_method": Node("task_arithmetic", node.origin),
         "base_model": given.pop("target"),
@@ -377,10 +413,16 @@ def _check_recipes(space: Space) -> None:
     file = space.recipe(start)
     alphas = file.final.alpha
     if alphas is not None and len(alphas) > 1:
-        raise space.document.error(("alpha",), "several values of alpha", "a candidate is one model: give one")
+        raise space.document.error(
+            ("alpha",), "several values of alpha", "a candidate is one model: give one"
+        )
     for position, each in enumerate(space.free):
         ends: Sequence[Coordinate] = (
-            range(len(each.choices)) if each.kind == "choice" else (int(each.low), int(each.high)) if each.kind == "integer" else (0.0, 1.0)
+            range(len(each.choices))
+            if each.kind == "choice"
+            else (int(each.low), int(each.high))
+            if each.kind == "integer"
+            else (0.0, 1.0)
         )
         for end in ends:
             space.recipe((*start[:position], end, *start[position + 1 :]))

@@ -27,9 +27,11 @@ class Verdict:
         ``baseline``, ``random`` or ``plain``.
     name : str
         The rival's own name.
+    same_weights : bool
+        Whether the rival has the weights of the best candidate.
     word : str
-        ``beats`` and ``is worse than`` by `p_holm`; ``equals`` where the interval lies within the margin;
-        else ``does not beat``.
+        ``beats`` and ``is worse than`` by `p_holm`; ``equals`` where the weights are the same or the interval
+        lies within the margin; else ``does not beat``.
     difference, low, high : float
         Of the weighted mean score, with its 95 % interval.
     p, p_holm : float
@@ -42,6 +44,7 @@ class Verdict:
 
     against: str
     name: str
+    same_weights: bool
     word: Word
     difference: float
     low: float
@@ -64,7 +67,9 @@ class Verdict:
             "random": f"the best of random search ({self.name})",
             "plain": f"the best plain recipe ({self.name})",
         }[self.against]
-        within = f" within {scale * self.margin:g}{unit}" if self.word == "equals" else ""
+        margin = f"{scale * self.margin:g}{unit}".removesuffix("s" if self.margin == 0.01 else "")
+        within = f", within {margin}" if self.word == "equals" else ""
+        within = ", with the same weights" if self.same_weights else within
         shown = ": no difference shown" if self.word == "does not beat" else ""
         return (
             f"The search {self.word} {rival} on held-out documents{within}{shown}: "
@@ -101,21 +106,31 @@ def verdicts(
     tested = {kind: _test(best, record, split, weights, seed) for kind, (_, record) in rivals.items()}
     corrected = statistics.holm([found.p for found, _ in tested.values()])
     rows = zip(tested.items(), corrected, strict=True)
-    return [_verdict(kind, rivals[kind][0], *found, p_holm, margin) for (kind, found), p_holm in rows]
+    return [
+        _verdict(kind, name, record.weights == best.weights, *found, p_holm, margin)
+        for (kind, found), p_holm in rows
+        for name, record in (rivals[kind],)
+    ]
 
 
 def _verdict(
-    kind: str, name: str, found: statistics.PairedTest, is_share: bool, p_holm: float, margin: float
+    kind: str,
+    name: str,
+    same: bool,
+    found: statistics.PairedTest,
+    is_share: bool,
+    p_holm: float,
+    margin: float,
 ) -> Verdict:
     shown = p_holm < statistics.ALPHA and found.difference != 0
     word: Word = "does not beat"
     if shown:
         word = "beats" if found.difference > 0 else "is worse than"
-    elif (found.gained, found.lost) == (0, 0) or (-margin <= found.low and found.high <= margin):
+    elif same or (-margin <= found.low and found.high <= margin):
         word = "equals"
     return Verdict(
-        kind, name, word, found.difference, found.low, found.high, found.p, p_holm, found.n, found.gained,
-        found.lost, found.test, is_share, margin,
+        kind, name, same, word, found.difference, found.low, found.high, found.p, p_holm, found.n,
+        found.gained, found.lost, found.test, is_share, margin,
     )  # fmt: skip
 
 
@@ -136,7 +151,7 @@ def _test(
             left, right = [-value for value in left], [-value for value in right]
         columns.append((weights.get(task, 1.0), np.array(left), np.array(right)))
     if len(columns) == 1:
-        (_, first, second), = columns
+        ((_, first, second),) = columns
         return statistics.paired(first.tolist(), second.tolist(), seed=seed), is_share
     return _stratified([(weight, one - other) for weight, one, other in columns], seed), is_share
 
