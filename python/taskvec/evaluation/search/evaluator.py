@@ -104,7 +104,8 @@ class Evaluator:
                 except (NonFiniteError, RecipeError) as error:
                     done(candidate, Outcome(None, str(error), time.monotonic() - begun))
                     continue
-                job = Job(arm, model, candidate.weights, f"merged: {candidate.name}")
+                shown = candidate.folder or f"merged: {candidate.name}"
+                job = Job(arm, model, candidate.weights, shown)
                 jobs[arm.name] = candidate, job, time.monotonic() - begun
             self._evaluate(jobs, done)
         finally:

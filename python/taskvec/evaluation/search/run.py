@@ -409,7 +409,7 @@ def search_identity(space: Space, settings: Settings, merges: Merges) -> dict[st
     package = {"cma": "cmaes", "tpe": "optuna"}.get(form.optimiser.name)
     start = merges.candidate("start", space.recipe(space.start()))
     return {
-        "recipe": digest_json(space.document.plain()),
+        "recipe": digest_json(space.written),
         "models": start.weights,
         "optimiser": {**optimiser, "population": space.population},
         "weights": dict(form.weights),
@@ -495,7 +495,7 @@ def _folders(recipe: Any) -> list[str]:
 
 
 def _as_written(space: Space) -> str:
-    """The space with every default in place; a transfer as the recipe that it stands for."""
+    """The space as a file, with every default in place."""
     import yaml
 
     content = space.to_json()

@@ -160,12 +160,15 @@ class Space:
     free : tuple of Free
     source : str
         What messages call the space.
+    written : dict
+        The recipe or the transfer as it was written, under its key.
     """
 
     form: SpaceForm
     document: Document
     free: tuple[Free, ...]
     source: str
+    written: dict[str, Any]
 
     @property
     def optimiser(self) -> Optimiser:
@@ -197,7 +200,7 @@ class Space:
     def to_json(self) -> dict[str, Any]:
         """Plain data: the recipe with its free values, and how candidates are judged."""
         form = self.form.model_dump(mode="json", exclude={"recipe", "transfer"}, exclude_none=True)
-        return {"recipe": self.document.plain(), "free": [each.to_json() for each in self.free], **form}
+        return {**self.written, "free": [each.to_json() for each in self.free], **form}
 
     def start(self) -> Point:
         """The point to begin at."""
@@ -326,7 +329,8 @@ def _checked(document: Document) -> Space:
     if what == "transfer":
         free = find(Document(root, document.source))
         free = [replace(each, name=_name_in_transfer(each)) for each in free]
-    found = Space(form, Document(root, document.source), tuple(free), document.source)
+    written = {what: node.plain()}
+    found = Space(form, Document(root, document.source), tuple(free), document.source, written)
     _check_recipes(found)
     _hold_numbers_of_tasks(document, form)
     found.settings()
