@@ -8,9 +8,10 @@ import pytest
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.search import optimiser
+from taskvec.evaluation.search.form import Optimiser
 from taskvec.evaluation.search.free import Free
 from taskvec.evaluation.search.optimiser import losses, proposer
-from taskvec.evaluation.search.space import Optimiser, Point
+from taskvec.evaluation.search.space import Point
 from taskvec.recipe.document import Node
 
 
@@ -60,8 +61,6 @@ def run(free: tuple[Free, ...], name: str, generations: int, seed: int = 1) -> l
 @pytest.mark.parametrize("name", ["cma", "random", "tpe"])
 @pytest.mark.parametrize("space", SPACES)
 def test_points_are_in_the_space_and_the_same_from_the_same_seed(name: str, space: str) -> None:
-    if name == "tpe":
-        pytest.importorskip("optuna")
     free = SPACES[space]
     asked = run(free, name, 4)
     assert [len(points) for points in asked] == [8] * 4

@@ -74,6 +74,11 @@ class Evaluator:
         """The record of a candidate that was evaluated before."""
         return finished(self._out, self._settings, candidate.arm(self._think), candidate.weights)
 
+    def close(self) -> None:
+        """Let the workers go, and with them the models that they hold."""
+        if isinstance(self._pool, Pool):
+            self._pool.close()
+
     def run(self, candidates: Sequence[Candidate], done: Done) -> None:
         """Evaluate candidates, and call `done` as soon as there is a record or a reason for none.
 

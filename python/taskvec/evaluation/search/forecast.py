@@ -10,7 +10,7 @@ from typing import Any
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.search.candidates import Merges, baseline_of
 from taskvec.evaluation.search.journal import seconds_measured
-from taskvec.evaluation.search.run import check_documents
+from taskvec.evaluation.search.places import check_documents
 from taskvec.evaluation.search.space import Space
 
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.search.form import Optimiser
 from taskvec.evaluation.search.free import Free
-from taskvec.evaluation.search.space import Optimiser, Point
+from taskvec.evaluation.search.space import Point
 
 
 class Proposer(Protocol):

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
-import math
 import os
-import shutil
-import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import EvaluationError, RecipeError
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.scores import part_scores
-from taskvec.evaluation.backend.evaluate import document_hashes, require_extra
+from taskvec.evaluation.backend.evaluate import require_extra
 from taskvec.evaluation.backend.held import let_go
 from taskvec.evaluation.backend.identity import settings_identity, versions
 from taskvec.evaluation.record import ArmRecord, digest_json, write_whole
 from taskvec.evaluation.search.candidates import Candidate, Merges, as_yaml, baseline_of
 from taskvec.evaluation.search.evaluator import LARGE, Evaluator, Outcome, part_settings
+from taskvec.evaluation.search.explore import Exploration
 from taskvec.evaluation.search.journal import Book
-from taskvec.evaluation.search.optimiser import Proposer, RandomPoints, losses, proposer
+from taskvec.evaluation.search.places import check_documents, scratch_place
 from taskvec.evaluation.search.result import HeldOut, SearchResult
-from taskvec.evaluation.search.space import Point, Space, load_space
+from taskvec.evaluation.search.space import Space, load_space
 from taskvec.evaluation.search.trial import Kind, Trial, best, score
 from taskvec.evaluation.search.verdict import by_task, verdicts
 from taskvec.evaluation.settings import Settings, torch_device
@@ -39,9 +36,6 @@ from taskvec.run.sinks import hold_folder
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
-
-MEMORY = Path("/dev/shm")
-NAMES: dict[Kind, str] = {"search": "candidate", "random": "random"}
 
 
 def search(
@@ -160,15 +154,17 @@ def search(
         book = Book(out, identity, overwrite=overwrite)
         opened.callback(book.close)
         write_whole(out / "space.yaml", _as_written(given))
-        runner = _Search(given, merges, evaluator("development"), book, tell)
+        development = evaluator("development")
+        runner = Exploration(given, merges, development, book, tell)
         found = runner.run(reference)
+        development.close()
         return _finish(given, found, runner, evaluator("held-out"), split, out, settings.seed)
 
 
 def _finish(
     space: Space,
     trials: dict[Kind, list[Trial]],
-    runner: _Search,
+    runner: Exploration,
     held_out: Evaluator,
     split: Split,
     out: Path,
@@ -226,7 +222,7 @@ def _finish(
 
 
 def _held_out(
-    role: str, trial: Trial, record: ArmRecord, runner: _Search, split: Split, space: Space
+    role: str, trial: Trial, record: ArmRecord, runner: Exploration, split: Split, space: Space
 ) -> HeldOut:
     found, _, failed = score(record, runner.metrics, space.form.weights)
     if found is None:
@@ -240,166 +236,6 @@ def _held_out(
 def _looks(out: Path) -> int:
     """How many candidates of the search were looked at on the held-out part."""
     return sum(name.startswith("candidate-") for name in look.listing(out / "held-out" / "arms"))
-
-
-class _Search:
-    """The part of a search on the development documents."""
-
-    def __init__(
-        self, space: Space, merges: Merges, evaluator: Evaluator, book: Book, progress: Progress
-    ) -> None:
-        self.space, self.merges = space, merges
-        self._evaluator, self._book, self._progress = evaluator, book, progress
-        self.metrics: dict[str, str] = {}
-        self.candidates: dict[str, Candidate] = {}
-        self._scored: dict[str, Trial] = {}
-        self._best: Trial | None = None
-        self._done, self._total = 0, 0
-        # now, so that a package which is missing is named before anything is evaluated
-        self._source = proposer(space.free, space.optimiser, space.population, space.start())
-
-    def run(self, reference: Candidate) -> dict[Kind, list[Trial]]:
-        """Every trial, by its kind."""
-        space = self.space
-        plain = list(space.plain_points())
-        self._total = 1 + len(plain) + space.budget + space.random_budget
-        found: dict[Kind, list[Trial]] = {"baseline": [self._baseline(reference)]}
-        found["plain"] = self._plain(plain)
-        found["search"] = self._explore("search", self._source, space.budget)
-        draws = RandomPoints(space.free, [space.optimiser.seed, 1], space.population)
-        found["random"] = self._explore("random", draws, space.random_budget)
-        return found
-
-    def tell(self, kind: str, name: str, text: str = "") -> None:
-        """Say what is done."""
-        self._progress(Event(kind, name, text, self._done, self._total))
-
-    def _baseline(self, candidate: Candidate) -> Trial:
-        """The baseline, which decides the metric of each task."""
-
-        def metrics(record: ArmRecord) -> None:
-            for task, facts in record.tasks.items():
-                if facts.metric is None:
-                    raise EvaluationError(
-                        f"task `{task}` has no metric per document to search by",
-                        "leave it out, or name one in `metrics`",
-                    )
-                self.metrics[task] = facts.metric
-
-        self.candidates[candidate.name] = candidate
-        record = self._evaluator.known(candidate)
-        if record is not None:
-            metrics(record)
-        trial = Trial(candidate.name, "baseline", 1, 0, {}, None, {})
-        return self._score([(trial, candidate)], before=metrics)[0]
-
-    def _plain(self, points: Sequence[tuple[str, float | None, Point]]) -> list[Trial]:
-        asked = []
-        for number, (name, alpha, point) in enumerate(points, start=1):
-            values = self.space.values(point) | ({} if alpha is None else {"alpha": alpha})
-            trial = Trial(name, "plain", number, 0, values, None, {})
-            asked.append((trial, self._candidate(name, point, alpha)))
-        return self._score(asked)
-
-    def _explore(self, kind: Kind, source: Proposer, budget: int) -> list[Trial]:
-        """Generations of a proposer until the budget is spent; the last may be cut short."""
-        trials: list[Trial] = []
-        generation = 0
-        while len(trials) < budget:
-            generation += 1
-            points = source.ask()
-            asked = []
-            for number, point in enumerate(points[: budget - len(trials)], start=len(trials) + 1):
-                name = f"{NAMES[kind]}-{number:04d}"
-                trial = Trial(name, kind, number, generation, self.space.values(point), None, {})
-                asked.append((trial, self._candidate(name, point)))
-            trials += self._score(asked)
-            if len(asked) == len(points):
-                source.tell(losses([trial.score for trial in trials])[-len(points) :])
-        return trials
-
-    def _candidate(self, name: str, point: Point, alpha: float | None = None) -> Candidate | str:
-        """The candidate at a point, or why there is none."""
-        try:
-            found = self.merges.candidate(name, self.space.recipe(point, alpha))
-        except RecipeError as error:
-            return str(error)
-        self.candidates[name] = found
-        return found
-
-    def _score(
-        self,
-        asked: Sequence[tuple[Trial, Candidate | str]],
-        before: Callable[[ArmRecord], None] = lambda _record: None,
-    ) -> list[Trial]:
-        """The trials with their scores: from the journal, from equal weights before, or evaluated now."""
-        found: dict[str, Trial] = {}
-        first: dict[str, str] = {}
-        pending: list[Candidate] = []
-        trials = {trial.name: trial for trial, _ in asked}
-
-        def finish(trial: Trial, weights: str | None) -> None:
-            found[trial.name] = trial
-            if weights is not None:
-                self._scored.setdefault(weights, trial)
-            self._done += 1
-            if trial.score is not None and (
-                self._best is None or trial.score > (self._best.score or -math.inf)
-            ):
-                self._best = trial if trial.kind == "search" else self._best
-
-        def record(trial: Trial, weights: str | None) -> None:
-            self._book.put(trial)
-            finish(trial, weights)
-            self.tell("done", trial.name, self._in_words(trial))
-
-        def done(candidate: Candidate, outcome: Outcome) -> None:
-            trial = trials[candidate.name]
-            seconds = round(outcome.seconds, 3)
-            if outcome.record is None:
-                record(replace(trial, failed=outcome.failed, seconds=seconds), candidate.weights)
-                return
-            before(outcome.record)
-            total, tasks, failed = score(outcome.record, self.metrics, self.space.form.weights)
-            record(
-                replace(trial, score=total, tasks=tasks, failed=failed, seconds=seconds), candidate.weights
-            )
-
-        for trial, candidate in asked:
-            known = self._book.get(trial.name)
-            weights = candidate.weights if isinstance(candidate, Candidate) else None
-            if known is not None:
-                self._hold_same(trial, known)
-                finish(known, weights)
-                self.tell("known", trial.name)
-            elif isinstance(candidate, str):
-                record(replace(trial, failed=candidate), None)
-            elif candidate.weights not in self._scored and candidate.weights not in first:
-                first[candidate.weights] = trial.name
-                pending.append(candidate)
-        self._evaluator.run(pending, done)
-        for trial, candidate in asked:
-            if trial.name not in found and isinstance(candidate, Candidate):
-                same = self._scored[candidate.weights]
-                record(
-                    replace(trial, score=same.score, tasks=same.tasks, failed=same.failed, same_as=same.name),
-                    candidate.weights,
-                )
-        return [found[trial.name] for trial, _ in asked]
-
-    def _hold_same(self, trial: Trial, known: Trial) -> None:
-        if known.values != trial.values:
-            raise EvaluationError(
-                f"the journal has `{trial.name}` with other values than are proposed now: another version of "
-                "NumPy, or another processor, may draw other points",
-                "name another folder with -o, or give --overwrite to begin again",
-            )
-
-    def _in_words(self, trial: Trial) -> str:
-        if trial.failed is not None:
-            return f"failed: {trial.failed}"
-        best = "" if self._best is None or self._best.score is None else f", best {self._best.score:.4f}"
-        return f"score {trial.score:.4f}{best if trial.kind == 'search' else ''}"
 
 
 def search_identity(space: Space, settings: Settings, merges: Merges) -> dict[str, Any]:
@@ -425,53 +261,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def check_documents(space: Space, settings: Settings) -> dict[str, tuple[int, int]]:
-    """The documents of each task in the development and in the held-out part.
-
-    Raises
-    ------
-    EvaluationError
-        A part has none of a task's documents, or a weight is of no task.
-    """
-    split = Split(space.form.development, settings.seed)
-    found = {}
-    for task, hashes in document_hashes(settings).items():
-        inside = sum(map(split.is_development, hashes))
-        if inside in (0, len(hashes)):
-            part = "development" if inside == 0 else "held-out"
-            raise EvaluationError(
-                f"none of the {len(hashes)} documents of task `{task}` is in the {part} part",
-                "raise `limit`, or change the `development` share",
-            )
-        found[task] = inside, len(hashes) - inside
-    return found
-
-
-def scratch_place(
-    out: Path, named: str | os.PathLike[str] | None, size: int, at_once: int, *, shared: bool
-) -> Path:
-    """Where merged models lie: in memory if they are small beside what is free there."""
-    if named is not None:
-        return Path(named)
-    name = hashlib.blake2b(os.fsencode(out.absolute()), digest_size=8).hexdigest()
-    place = MEMORY / f"taskvec-search-{os.getuid()}-{name}"
-    if not shared and _is_ours(place) and 4 * size * at_once <= shutil.disk_usage(MEMORY).free:
-        return place
-    return out / "scratch"
-
-
-def _is_ours(place: Path) -> bool:
-    """Whether a folder in memory can be made, or was made by this user: anyone may write where it lies."""
-    if not os.access(MEMORY, os.W_OK):
-        return False
-    try:
-        status = place.lstat()
-    except OSError as error:
-        look.hold_absent(place, error)
-        return True
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _connect(
