@@ -91,13 +91,13 @@ def plan_recipe(
     found += packed_findings(merge, opened)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     form = merge_form(merge, opened, config_from, selection, settings)
-    if form.is_packed:
+    if form.is_packed and not form.plain:
         found += check_groups(config_from, taken(selection, config_from.tensors))
     found = enforce(in_order([*found, *form.findings]), settings.force)
     if not form.is_packed:
         opened, adapters, config_from = plain_layout(opened, adapters, config_from, opening or checkpoint)
         selection = bound(recipe.selection, config_from)
-    draft = Draft(config_from, role_of(merge.config_from, merge), is_packed=form.is_packed)
+    draft = Draft(config_from, role_of(merge.config_from, merge), is_packed=form.is_packed, plain=form.plain)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), role_of(number, merge))
         for number, ref in enumerate(merge.models)
@@ -118,7 +118,7 @@ def plan_recipe(
         if operation != copy and (parts := selection.taken(tensor.name)):
             inputs = inputs if left in inputs else [*inputs, left]
             draft.take(tensor.name, parts, inputs.index(left))
-        if form.is_packed and stored in template.packed:
+        if draft.keeps_packed(stored, template):
             place = draft.source(template, role_of(model, merge)), stored
             draft.packed_tensor(tensor.name, place, operation, inputs)
         else:
