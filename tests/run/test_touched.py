@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
 import taskvec as tv
 from support.models import DTYPES, edit_json, read_tensors, write_checkpoint
@@ -173,3 +174,38 @@ def test_it_loads(tmp_path: Path, name: str) -> None:
     wanted: Values = {key: np.asarray(opened[key]).astype(np.float32) for key in values[0]}
     for key, value in wanted.items():
         assert torch.equal(state[key], torch.tensor(value).bfloat16()), key
+
+
+def on_nothing(folder: Path) -> Any:
+    """The model of a config without weights."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def test_transformers_packs_the_other_modules(tmp_path: Path) -> None:
+    """Its own quantiser makes the modules of the config; their parameters are those stored."""
+    way = BY_NAME["block FP8, F32 scales"]
+    trio, _ = packed_trio(tmp_path, way, plain=("donor", "reference"), **SIZES)
+    tv.transfer(*trio, tmp_path / "out", out_dtype="touched", include=[r"layers\.1\.mlp", f"{STEM}.q_proj"])
+    config = transformers.FineGrainedFP8Config(**config_of(tmp_path / "out")["quantization_config"])
+    quantiser = transformers.quantizers.AutoHfQuantizer.from_config(config)
+    quantiser.pre_quantized = True
+    model = on_nothing(tmp_path / "out")
+    quantiser._process_model_before_weight_loading(model)
+    # the head is tied, and plain though no list of the target's named it
+    assert set(model.state_dict()) == {*read_tensors(tmp_path / "out"), "lm_head.weight"}
+
+
+def test_compressed_tensors_packs_the_other_modules(tmp_path: Path) -> None:
+    trio, _ = packed_trio(tmp_path, BY_NAME["CT INT4 group 32"], plain=("donor", "reference"), **SIZES)
+    tv.transfer(*trio, tmp_path / "out", out_dtype="touched", include=[r"layers\.1\.mlp", f"{STEM}.q_proj"])
+    declared = config_of(tmp_path / "out")["quantization_config"]
+    declared.pop("quant_method")
+    model = on_nothing(tmp_path / "out")
+    apply_quantization_config(model, QuantizationConfig(**declared))
+    packed = {
+        f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "quantization_scheme")
+    }
+    assert packed == set(tv.open(tmp_path / "out").packed)

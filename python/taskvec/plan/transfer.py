@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.groups import check_groups
-from taskvec.compat.layouts.parts import bound, taken
+from taskvec.compat.layouts.parts import bound, seen_whole, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.compat.tied_heads import head_of
@@ -108,6 +108,8 @@ def plan_steps(
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
+    if control is not None:
+        found = in_order([*found, *seen_whole(f"control_{control}", list(_taken(target, steps, stored)))])
     if form.is_packed and not form.plain:
         found = in_order([*found, *check_groups(target, _taken(target, steps, stored))])
     plain = target if form.is_packed else in_plain_layout(target)
