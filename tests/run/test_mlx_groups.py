@@ -11,8 +11,8 @@ import pytest
 import taskvec as tv
 from support.encoded import added, output, plan_of, same, stored, trio, unpacked, write_trio
 from support.models import DTYPES, Trio, edit_json, read_tensors
+from support.packed_integers import mlx as ways
 from support.packed_models import Values, Way, expected, is_packed, packed_trio
-from support.packed_models import mlx as ways
 from support.quantised import mlx
 from taskvec import _core
 
