@@ -216,6 +216,42 @@ def packed(kind: str = "I8") -> Tensors:
     return {f"{stem}.weight": np.ones((4, 4), DTYPES[kind]), f"{stem}.fancy": np.ones(4, np.float32)}
 
 
+def signs(folder: Path) -> None:
+    """One layer as BitDelta stores it: signs, 32 to a word, and a coefficient."""
+    tensors, name = read_tensors(folder), "model.layers.0.self_attn.q_proj"
+    weight = tensors.pop(f"{name}.weight").astype(np.float32)
+    bits = np.packbits(weight.T > 0, axis=0, bitorder="little")
+    words = np.resize(bits, (-(-len(bits) // 4) * 4, bits.shape[1])).T.copy().view(np.int32).T
+    mean = np.asarray(np.abs(weight).mean(), np.float32)
+    write_weights(folder, {**tensors, f"{name}.mask": words.copy(), f"{name}.coeff": mean})
+
+
+def test_signs_and_a_coefficient_are_refused(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        signs(folder)
+    with pytest.raises(CompatibilityError, match="quantised") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    (found, *_) = [each.found for each in caught.value.findings if each.id == "quantised"]
+    assert "an unknown quantised format (I32 beside `model.layers.0.self_attn.q_proj.coeff`)" in found
+    assert "quantised" in [each.id for each in tv.check(*trio)]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (4, 1)])
+def test_int8_without_a_config_is_refused(trio: Trio, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    stem = "model.layers.0.extra"
+    for folder in trio:
+        add(
+            folder,
+            {f"{stem}.weight": np.ones((4, 4), np.int8), f"{stem}.weight_scale": np.ones(shape, np.float32)},
+        )
+    with pytest.raises(CompatibilityError, match="quantised") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    (found, *_) = [each.found for each in caught.value.findings if each.id == "quantised"]
+    assert "no config says how its integers are packed" in found
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("role", ["target", "donor", "reference"])
 def test_no_model_may_be_packed(trio: Trio, tmp_path: Path, role: str) -> None:
     for folder in trio:

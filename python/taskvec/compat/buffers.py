@@ -56,6 +56,7 @@ def stands_for_weight(
     beside = [each.name for each in near if _stem(each.name) == _stem(info.name)]
     if _is_number(info):
         return [name for name in beside if _is_of_rows(info, tensors[name])] or None
+    beside = [name for name in beside if not name.endswith("bias")] or beside
     is_long = info.dtype in _LONG
     if (len(info.shape) < 2 and is_long) or any(map(_is_own_weight, near)):
         return None
