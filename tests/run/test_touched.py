@@ -15,6 +15,7 @@ from compressed_tensors.quantization import QuantizationConfig, apply_quantizati
 import taskvec as tv
 from support.models import DTYPES, edit_json, read_tensors, write_checkpoint
 from support.packed_checks import near
+from support.packed_floats import scaled
 from support.packed_models import BY_NAME, WAYS, Values, Way, is_packed, packed_trio
 from taskvec.errors import RecipeError
 
@@ -209,3 +210,60 @@ def test_compressed_tensors_packs_the_other_modules(tmp_path: Path) -> None:
         f"{name}.weight" for name, module in model.named_modules() if hasattr(module, "quantization_scheme")
     }
     assert packed == set(tv.open(tmp_path / "out").packed)
+
+
+def test_fused_experts_are_one_module(tmp_path: Path) -> None:
+    pack, unpack = scaled("_scale_inv", (128, 128))
+    rng, layers = np.random.default_rng(0), [f"model.layers.{layer}.mlp.experts" for layer in range(2)]
+    shapes = {"gate_up_proj": (2, 256, 128), "down_proj": (2, 128, 128)}
+    folders, values = [], []
+    for role in ("target", "donor", "reference"):
+        stored: dict[str, np.ndarray] = {"model.norm.weight": np.ones(128, DTYPES["BF16"])}
+        plain: Values = {}
+        for name, shape in ((f"{layer}.{each}", shape) for layer in layers for each, shape in shapes.items()):
+            weight = rng.standard_normal(shape).astype(np.float32) * np.float32(0.02)
+            if role != "target":
+                stored[name] = weight.astype(DTYPES["BF16"])
+                plain[name] = stored[name].astype(np.float32)
+                continue
+            parts = [pack(each) for each in weight]
+            stored[name] = np.stack([each[".weight"] for each in parts])
+            stored[f"{name}_scale_inv"] = np.stack([each["_scale_inv"] for each in parts])
+            plain[name] = np.stack([unpack(each, shape[1:]) for each in parts])
+        quantised = (
+            {} if role != "target" else {"quantization_config": BY_NAME["block FP8, F32 scales"].config}
+        )
+        folders.append(write_checkpoint(tmp_path / role, stored, {"model_type": "qwen3_5_moe", **quantised}))
+        values.append(plain)
+    tv.transfer(
+        *folders, tmp_path / "out", out_dtype="touched", include=[r"layers\.0\.mlp\.experts\.1\.gate_proj"]
+    )
+    listed = config_of(tmp_path / "out")["quantization_config"]["modules_to_not_convert"]
+    assert listed == ["lm_head", layers[0]]
+    opened, before, after = (
+        tv.open(tmp_path / "out"),
+        read_tensors(folders[0]),
+        read_tensors(tmp_path / "out"),
+    )
+    assert set(opened.packed) == {f"{layers[1]}.{each}" for each in shapes}
+    fused = f"{layers[0]}.gate_up_proj"
+    wanted = values[0][fused].copy()
+    wanted[1, :128] += values[1][fused][1, :128] - values[2][fused][1, :128]
+    assert np.allclose(after[fused].astype(np.float32), wanted, rtol=2**-8, atol=1e-6)
+    assert all(after[name].tobytes() == before[name].tobytes() for name in after if layers[0] not in name)
+
+
+def test_experts_of_gpt_oss_are_refused(tmp_path: Path) -> None:
+    """Packed they are stored the other way round than plain: readers take one or the other."""
+    way, stem = BY_NAME["DeepSeek FP4"], "model.layers.0.mlp.experts."
+    stored: dict[str, np.ndarray] = {"model.norm.weight": np.ones(96, DTYPES["BF16"])}
+    for each, shape in (("gate_up_proj", (2, 64, 96)), ("down_proj", (2, 96, 32))):
+        weight = np.random.default_rng(0).standard_normal((shape[0] * shape[1], shape[2])).astype(np.float32)
+        parts, groups = way.pack(weight), (*shape[:2], shape[2] // 32)
+        stored[f"{stem}{each}_blocks"] = parts[".weight"].view(np.uint8).reshape(*groups, 16)
+        stored[f"{stem}{each}_scales"] = parts[".scale"].view(np.uint8).reshape(groups)
+    config = {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+    folders = [write_checkpoint(tmp_path / role, stored, config) for role in ("t", "d", "r")]
+    with pytest.raises(RecipeError, match="`mxfp4`, which cannot have some of these weights plain"):
+        tv.transfer(*folders, tmp_path / "out", out_dtype="touched", include=["gate_proj"])
+    assert not (tmp_path / "out").exists()
