@@ -34,7 +34,7 @@ impl Scaling {
 
     /// What of an element a code stands for.
     #[inline(always)]
-    pub(crate) fn above<C: Round>(&self, x: f32) -> f32 {
+    pub(super) fn above<C: Round>(&self, x: f32) -> f32 {
         if C::BIASED {
             x - self.bias
         } else {
