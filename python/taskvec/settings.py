@@ -19,6 +19,8 @@ from taskvec.text import alike, as_tuple
 Rounding = Literal["nearest", "stochastic"]
 # The output type that stands for the target's own form of storage, packed weights included.
 TARGET = "target"
+# What a quantised target is written as where only the weights that change are plain.
+TOUCHED = "touched"
 # Packed formats that a plain checkpoint can be converted to.
 FORMATS = ("fp8-block", "fp8-channel", "int8-channel", "mxfp4", "int4-g32")
 
@@ -129,9 +131,10 @@ class Settings:
     ----------
     out_dtype : str, optional
         Float type of every float tensor written (``bfloat16``, ``float32`` …), or ``target``: the target's
-        types, packed weights in their own format. By default the target's types; a packed weight is written
-        in its own format where all models are stored in it, and plain otherwise. ``convert`` takes the name
-        of a packed format too.
+        types, packed weights in their own format; or ``touched``: only packed weights that change are plain,
+        with those that serving engines keep in one layer with them. By default the target's types; a packed
+        weight is written in its own format where all models are stored in it, and plain otherwise.
+        ``convert`` takes the name of a packed format too.
     rounding : {"nearest", "stochastic"}
         Nearest-even, or unbiased by counter-based random draws.
     seed : int
@@ -172,7 +175,7 @@ class Settings:
     out_dtype: str | None = option(
         None, section="Arithmetic", metavar="DTYPE", recorded=True,
         help="Type of the float tensors written: bfloat16, float32, ..., or target: packed weights in "
-        "their own format.  [default: the target's]",
+        "their own format; touched: those that change plain.  [default: the target's]",
     )
     rounding: Rounding = option(
         "nearest", section="Arithmetic", parse="choice", choices=get_args(Rounding), recorded=True,
@@ -236,7 +239,7 @@ class Settings:
 
         if self.out_dtype is not None:
             word = str(self.out_dtype).strip().lower()
-            put("out_dtype", word if word in (TARGET, *FORMATS) else parse_dtype(self.out_dtype))
+            put("out_dtype", word if word in (TARGET, TOUCHED, *FORMATS) else parse_dtype(self.out_dtype))
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"rounding `{self.rounding}` is not known", "choose `nearest` or `stochastic`")
         if not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
@@ -281,7 +284,7 @@ def out_dtype(dtype: str, settings: Settings) -> str:
 
 def float_dtype(settings: Settings) -> str | None:
     """The float type that is asked for; ``None`` where the tensors keep theirs."""
-    return None if settings.out_dtype in (TARGET, *FORMATS) else settings.out_dtype
+    return None if settings.out_dtype in (TARGET, TOUCHED, *FORMATS) else settings.out_dtype
 
 
 def written(settings: Settings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from support.layouts import (
     same,
     save,
 )
+from taskvec.methods import catalogue
+from taskvec.methods.method import Method
 
 PHI3 = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4, "model_type": "phi3"}
 
@@ -208,6 +211,77 @@ def test_merges(tmp_path: Path, method: str) -> None:
         elif "q_proj" in name:
             wanted = whole[name]
         assert value.tobytes() == wanted.tobytes(), name
+
+
+RANDOM = np.random.default_rng(5)
+METHODS = {name: method for name, method in catalogue.METHODS.items() if not method.is_control}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_that_look_at_whole_tensors_say_so(tmp_path: Path, name: str) -> None:
+    """Where what is not selected changes what comes of what is selected, there is a warning; else none."""
+    base, results = one_by_one(), {}
+    # each changes some elements that another one leaves alone
+    others = [{key: mixed(value, base[key]) for key, value in one_by_one().items()} for _ in range(2)]
+    for factor in (1, 16):
+        changed = (
+            [base, *others] if factor == 1 else [elsewhere(each, base) for each in (base, others[0], base)]
+        )
+        changed = [{**each, **one_of(model)} for each, model in zip(changed, [base, *others], strict=True)]
+        folder = tmp_path / str(factor)
+        recipe = recipe_of(METHODS[name], transfer(folder, LAYOUTS["fused"], changed, {}))
+        report = tv.merge(recipe, folder / "out")
+        results[factor] = load_file(folder / "out" / "model.safetensors")
+    said = [each for each in report.findings if each.id == "selection-whole"]
+    fused = [key for key in results[1] if ".experts." in key]
+    assert bool(said) == any(results[1][key][1].tobytes() != results[16][key][1].tobytes() for key in fused)
+    if said:
+        assert "experts.gate_up_proj" in said[0].subject
+        with pytest.raises(tv.CompatibilityError, match="selection-whole"):
+            tv.merge(recipe, tmp_path / "strict", strict=True)
+        assert not (tmp_path / "strict").exists()
+
+
+def mixed(value: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.where(RANDOM.random(value.shape) < 0.5, value, other)
+
+
+def elsewhere(model: Tensors, base: Tensors) -> Tensors:
+    """Sixteen times as large, and where it is not the base, changed everywhere."""
+    return {
+        key: value * value.dtype.type(16) + value.dtype.type(model is not base)
+        for key, value in model.items()
+    }
+
+
+def one_of(model: Tensors) -> Tensors:
+    return {key: value for key, value in model.items() if ".experts.1." in key}
+
+
+def recipe_of(method: Method, paths: list[Path]) -> dict[str, Any]:
+    """A recipe of a method with values that make it drop or turn something, of one expert of fused ones."""
+    values = {"weight": 0.5, "density": 0.6, "epsilon": 0.1, "gamma": 0.1, "select_topk": 0.4, "t": 0.3}
+    own, merged = (
+        {
+            each.name: values[each.name]
+            for each in method.parameters
+            if each.scope == scope and each.name in values and not each.ignored
+        }
+        for scope in ("model", "merge")
+    )
+    recipe: dict[str, Any] = {"merge_method": method.name, "include": [r"experts\.1\."]}
+    if method.base == "required":
+        recipe["base_model"], paths = str(paths[0]), paths[1:]
+    recipe["models"] = [{"model": str(path), "parameters": own} for path in paths[: method.most]]
+    return recipe | ({"parameters": merged} if merged else {})
+
+
+def test_controls_that_look_at_whole_tensors_say_so(tmp_path: Path) -> None:
+    reference = one_by_one()
+    paths = transfer(tmp_path, LAYOUTS["fused"], [one_by_one(), plus(reference, one_by_one()), reference], {})
+    for control in ("random", "permute", None):
+        plan = tv.plan_transfer(*paths, include=[r"experts\.1\."], control=control)
+        assert ("selection-whole" in [each.id for each in plan.findings]) == (control is not None)
 
 
 def test_differences_of_a_part(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from support.layouts import (
     plus,
     save,
 )
-from support.packed_models import BY_NAME, Way, packed_tensors, plain_values, scaled
+from support.packed_floats import scaled
+from support.packed_models import BY_NAME, Way, packed_tensors, plain_values
 
 RNG = np.random.default_rng(11)
 WIDE, HEADS, GROUPS, SIZE = 64, 4, 2, 32

@@ -90,6 +90,30 @@ PACKED: list[Stored] = [
     {"q.sign": ("U8", (8, 8)), "q.alpha": ("F16", (8, 1))},
     {"q.weight": ("BOOL", (8, 8)), "q.alpha": ("F16", (8, 1))},
     {"q.planes": ("U8", (4, 8, 8)), "norm.weight": ("BF16", (8,))},
+    # signs and a coefficient in the place of a weight (BitDelta), whatever they are called
+    *(
+        {f"l.q.{codes}": (dtype, shape), f"l.q.{number}": ("BF16", size), "l.norm.weight": ("BF16", (64,))}
+        for codes, dtype, shape in (
+            ("mask", "I32", (2, 64)),
+            ("mask", "U8", (8, 64)),
+            ("mask", "BOOL", (64, 64)),
+            ("mask", "I32", (128,)),
+            ("mask", "I64", (2, 64)),
+            ("bits", "I32", (2, 64)),
+            ("signs", "I64", (2, 64)),
+            ("delta", "U8", (512,)),
+            ("indices", "U8", (8, 64)),
+            ("bias", "I32", (2, 64)),
+        )
+        for number, size in (("coeff", ()), ("alpha", (1,)), ("u", (64, 1)), ("magnitude", (64,)))
+    ),
+    {"mask": ("I32", (2, 64)), "coeff": ("F32", ())},
+    {"a.q_mask": ("I32", (2, 64)), "a.q_coeff": ("F32", ()), "a.k.weight": ("BF16", (64, 64))},
+    {"a.q_mask": ("I32", (2, 64)), "a.q.coeff": ("F32", ()), "a.k.weight": ("BF16", (64, 64))},
+    {"masks.l.q": ("I32", (2, 64)), "coeffs.l.q": ("F32", ()), "l.norm.weight": ("BF16", (64,))},
+    {"l.q.mask": ("I32", (2, 64)), "l.q.coeff": ("F32", ()), "l.q.lora_A.weight": ("BF16", (8, 64))},
+    {"q.indices": ("I32", (8, 8)), "q.scales": ("F16", (8,))},
+    {"q.ids": ("I32", (8, 8)), "q.coeff": ("F16", (8, 1))},
 ]
 ORDINARY: list[Stored] = [
     {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8,))},
@@ -150,6 +174,17 @@ ORDINARY: list[Stored] = [
     {"a.attn_mask": ("U8", (8, 8)), "a.weight": ("F32", (8, 8)), "a.alpha": ("F32", (8,))},
     {"a.weight_mask": ("BOOL", (8, 8)), "a.weight": ("F32", (8, 8))},
     {"vq.codebook": ("F32", (8, 8)), "vq.usage": ("I64", (8,)), "vq.steps": ("I32", (1,))},
+    {"e.embeddings.token_type_ids": ("I64", (1, 512)), "e.embeddings.scale": ("F32", ())},
+    {"a.causal_mask": ("BOOL", (1, 1, 64, 64)), "a.scale": ("F32", ())},
+    {"a.causal_mask": ("BOOL", (64, 64)), "a.scale": ("F32", ()), "a.qkv.weight": ("F32", (64, 64))},
+    {"a.mask": ("U8", (64, 64)), "a.scale": ("F32", ()), "a.qkv.weight": ("F32", (64, 64))},
+    {"a.attention_bias_idxs": ("I64", (16, 49)), "a.attention_biases": ("F32", (4, 49))},
+    {"a.relative_position_index": ("I64", (49, 49)), "a.tau": ("F32", (4, 1, 1))},
+    {"m.d2t": ("I64", (320,)), "m.t2d": ("BOOL", (1280,)), "m.norm.weight": ("BF16", (8,))},
+    {"spiece_model": ("U8", (4096,)), "shared.weight": ("BF16", (8, 8)), "logit_scale": ("F32", ())},
+    {"norm.num_batches_tracked": ("I64", ()), "norm.scale": ("F32", ()), "norm.running_var": ("F32", (8,))},
+    {"t.timesteps": ("I32", (1000,)), "t.betas": ("F32", (1000,))},
+    {"n.feature_mask": ("BOOL", (80,)), "n.mean": ("F32", (80,))},
 ]
 
 
@@ -179,6 +214,42 @@ def add(folder: Path, tensors: Tensors) -> None:
 def packed(kind: str = "I8") -> Tensors:
     stem = "model.layers.0.extra"
     return {f"{stem}.weight": np.ones((4, 4), DTYPES[kind]), f"{stem}.fancy": np.ones(4, np.float32)}
+
+
+def signs(folder: Path) -> None:
+    """One layer as BitDelta stores it: signs, 32 to a word, and a coefficient."""
+    tensors, name = read_tensors(folder), "model.layers.0.self_attn.q_proj"
+    weight = tensors.pop(f"{name}.weight").astype(np.float32)
+    bits = np.packbits(weight.T > 0, axis=0, bitorder="little")
+    words = np.resize(bits, (-(-len(bits) // 4) * 4, bits.shape[1])).T.copy().view(np.int32).T
+    mean = np.asarray(np.abs(weight).mean(), np.float32)
+    write_weights(folder, {**tensors, f"{name}.mask": words.copy(), f"{name}.coeff": mean})
+
+
+def test_signs_and_a_coefficient_are_refused(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        signs(folder)
+    with pytest.raises(CompatibilityError, match="quantised") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    (found, *_) = [each.found for each in caught.value.findings if each.id == "quantised"]
+    assert "an unknown quantised format (I32 beside `model.layers.0.self_attn.q_proj.coeff`)" in found
+    assert "quantised" in [each.id for each in tv.check(*trio)]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (4, 1)])
+def test_int8_without_a_config_is_refused(trio: Trio, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    stem = "model.layers.0.extra"
+    for folder in trio:
+        add(
+            folder,
+            {f"{stem}.weight": np.ones((4, 4), np.int8), f"{stem}.weight_scale": np.ones(shape, np.float32)},
+        )
+    with pytest.raises(CompatibilityError, match="quantised") as caught:
+        tv.transfer(*trio, tmp_path / "out")
+    (found, *_) = [each.found for each in caught.value.findings if each.id == "quantised"]
+    assert "no config says how its integers are packed" in found
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("role", ["target", "donor", "reference"])

@@ -322,6 +322,19 @@ FAULTS: list[tuple[Stored, Any, str]] = [
         None,
         "zero points is not read",
     ),
+    *(
+        ({"a.weight": ("I8", (8, 8)), "a.weight_scale": (dtype, shape)}, None, "no config says")
+        for dtype, shape in (("F32", ()), ("BF16", (1,)), ("F16", (8,)), ("F32", (8, 1)), ("F32", (1, 1)))
+    ),
+    (
+        {
+            "a.weight": ("I8", (8, 8)),
+            "a.weight_scale": ("F32", ()),
+            "a.comfy_quant": ("U8", (40,)),
+        },
+        None,
+        "no config says",
+    ),
 ]
 
 

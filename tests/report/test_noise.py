@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from support.models import DTYPES
-from support.packed_models import BY_NAME, Parts
+from support.packed_floats import Parts
+from support.packed_models import BY_NAME
 from taskvec.report.noise import Noise, Sums, noise_of, noise_words
 from taskvec.report.report import Output, noise_findings
 

@@ -10,7 +10,9 @@ import pytest
 
 import taskvec as tv
 from support.models import edit_json, read_tensors, write_checkpoint
-from support.packed_models import BY_NAME, Parts, Way, compressed, pack_quantized, packed_trio, scaled
+from support.packed_floats import Parts, scaled
+from support.packed_integers import pack_quantized
+from support.packed_models import BY_NAME, Way, compressed, packed_trio
 
 BLOCK = (128, 128)
 

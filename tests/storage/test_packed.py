@@ -205,15 +205,16 @@ def test_bnb4(shape: tuple[int, int], nested: bool) -> None:
         assert np.array_equal(evaluated(held, shape, form), want)
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_mlx(bits: int) -> None:
-    for shape in ((3, 32), (130, 256), (2, 40, 96)):
+def test_mlx(bits: int, group: int) -> None:
+    for shape in ((3, group), (130, 256), (2, 40, 3 * group)):
         codes = RANDOM.integers(0, 1 << bits, shape)
-        (scales, s), (biases, b) = (scales_of(grid(shape, (1, 32)), "BF16") for _ in range(2))
+        (scales, s), (biases, b) = (scales_of(grid(shape, (1, group)), "BF16") for _ in range(2))
         held = {"x.weight": ("U32", fields(codes, bits, np.uint32)), "x.scales": scales, "x.biases": biases}
         parts = {"codes": ".weight", "scales": ".scales", "biases": ".biases"}
-        got = evaluated(held, shape, {"kind": "mlx", "parts": parts, "bits": bits, "group": 32})
-        want = codes.astype(np.float32) * spread(s, shape, (1, 32)) + spread(b, shape, (1, 32))
+        got = evaluated(held, shape, {"kind": "mlx", "parts": parts, "bits": bits, "group": group})
+        want = codes.astype(np.float32) * spread(s, shape, (1, group)) + spread(b, shape, (1, group))
         assert np.array_equal(got, want)
 
 

@@ -49,10 +49,15 @@ AWQ = {"codes": ".qweight", "zeros": ".qzeros", "scales": ".scales"}
 
 FORMATS: dict[str, dict[str, Any]] = {
     "awq_g128": {"kind": "awq", "parts": AWQ, "group": 128},
+    "block_fp8_float": scaled([128, 128], ".weight_scale_inv"),
     "block_fp8_ragged_192x136_bfloat16": scaled([128, 128], ".weight_scale_inv"),
+    "block_fp8_ragged_300x200_float32": scaled([128, 128], ".weight_scale_inv"),
+    "block_fp8_ue8m0": scaled([128, 128], ".weight_scale_inv"),
     "bnb_fp4": {"kind": "bnb4", "parts": BNB, "block": 64},
     "bnb_int8": scaled([1, 0], ".SCB", factor=0.007874015718698502),
     "bnb_nf4_nested": {"kind": "bnb4", "parts": BNB | NESTED, "block": 64, "nested_block": 256},
+    "ct_fp8_block_float32": scaled([128, 128]),
+    "ct_fp8_channel_bfloat16": scaled([1, 0]),
     "ct_int8_channel_float32": scaled([1, 0]),
     "ct_mxfp4_bfloat16": e2m1(32, ".weight_packed", ".weight_scale"),
     "ct_mxfp8_float32": scaled([1, 32]),
@@ -62,8 +67,10 @@ FORMATS: dict[str, dict[str, Any]] = {
     "ct_pack_int3_g32_sym_bfloat16": packed_int(3, 32),
     "ct_pack_int4_g128_asym_float32": packed_int(4, 128, zeros=".weight_zero_point"),
     "ct_pack_int4_g32_sym_bfloat16": packed_int(4, 32),
+    "ct_pack_int4_g32_sym_float32": packed_int(4, 32),
     "ct_pack_int4_gch_sym_bfloat16": packed_int(4, 0),
     "ct_pack_int8_g128_sym_bfloat16": packed_int(8, 128),
+    "ct_pack_int8_g128_sym_float32": packed_int(8, 128),
     "gpt_oss_mxfp4": e2m1(32, "_blocks", "_scales", strip=""),
     "gptq_2bit_act_gptq": gptq(2),
     "gptq_4bit_act_gptq": gptq(4),
@@ -75,10 +82,14 @@ FORMATS: dict[str, dict[str, Any]] = {
 UNSIGNED_ZERO = {"bnb_fp4", "modelopt_nvfp4"}
 
 
+def test_every_file_is_decoded() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == set(FORMATS)
+
+
 def expected(path: Path) -> tuple[np.ndarray, str | None]:
     with safe_open(path, "np") as file:
         key = next(name for name in file.keys() if name.startswith("expect.decoded"))  # noqa: SIM118
-        values = file.get_tensor(key)
+        values = file.get_tensor(key).astype(np.float32)
         rounded = (file.metadata() or {}).get("decoded_rounded_to")
     # transformers gives the layout of the model in bf16.
     return (np.ascontiguousarray(values.transpose(0, 2, 1)) if values.ndim == 3 else values), rounded

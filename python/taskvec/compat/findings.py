@@ -88,6 +88,7 @@ FINDINGS: dict[str, Kind] = {
     "non-float-differs": Kind("warning", "an integer or boolean tensor differs between the models"),
     "tied-head": Kind("warning", "some models tie the output head to the embedding and others do not"),
     "nothing-selected": Kind("error", "no tensor would be changed"),
+    "selection-whole": Kind("warning", "a method looks at all of a tensor of which a part is selected"),
     "selection-groups": Kind("warning", "a selection leaves weights that share a scale with selected ones"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
     "lfs-pointer": Kind(

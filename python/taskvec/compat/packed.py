@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from taskvec.compat.buffers import stands_for_weight
 from taskvec.dtypes import FLOAT_DTYPES
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
         ]
         if companions or _is_packed_alone(info, leaf):
             found[info.name] = companions
+        elif info.dtype not in _FLOAT8:
+            instead = stands_for_weight(info, tensors, below[stem] if stem else tensors)
+            if instead is not None:
+                found[info.name] = instead
     plain = [info.name for info in narrow if info.dtype in _FLOAT8 and info.name not in found]
     for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
         found.setdefault(weight, []).append(scale)

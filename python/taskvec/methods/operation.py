@@ -18,6 +18,13 @@ from taskvec.methods.method import Method
 from taskvec.methods.values import SettingError
 
 COPY: dict[str, Any] = {"kind": "copy"}
+# Operations whose result at an element depends on the inputs there alone; `_TRIMS` where all is kept, and
+# `_DROPS` where what is dropped is drawn.
+_BY_ELEMENT = frozenset({
+    "copy", "task_arithmetic", "linear", "passthrough", "ram", "nearswap", "consensus", "emr",
+})  # fmt: skip
+_DROPS = frozenset({"dare_linear", "dare_ties"})
+_TRIMS = _DROPS | {"ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "localize"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,16 @@ def operation(
     if "rescale" in result:
         result["rescale"] = _rescaling(parameters)
     return result
+
+
+def sees_whole(operation: Mapping[str, Any]) -> bool:
+    """Whether an operation ranks or measures all of a tensor before it computes any element."""
+    kind = operation["kind"]
+    if kind in _BY_ELEMENT or (kind in _DROPS and operation.get("rescale") != "l1"):
+        return False
+    return kind not in _TRIMS or any(
+        term.get("density", term.get("s", 1.0)) < 1.0 for term in operation["terms"]
+    )
 
 
 def _term(term: Term, weight: float, **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from taskvec.models.source import pinned
 from taskvec.plan.draft import Draft
 from taskvec.plan.new_formats import NewFormat, experts_of, is_stack, new_format, plain_modules
 from taskvec.plan.plan import PlanRecord
-from taskvec.settings import TARGET, Settings, float_dtype, written
+from taskvec.settings import TARGET, TOUCHED, Settings, float_dtype, written
 
 _PACKED = (
     "matrices are packed whose sides are multiples of the format's blocks, but for embeddings, head, norms "
@@ -52,7 +52,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     dtype, form = float_dtype(settings), new_format(model, settings.out_dtype)
     if form is None and dtype is None and not model.packed and model.unreadable is None:
         raise RecipeError(f"`{model.spec}` is plain already", "name the type or format to write it in")
-    if settings.out_dtype == TARGET:
+    if settings.out_dtype in (TARGET, TOUCHED):
         raise RecipeError(f"`{model.spec}` is in its own format already", "name another type or format")
     found = list(check_formats([("model", model)], list(model.tensors)))
     found += check_files("model", model)

@@ -16,6 +16,7 @@ from taskvec.plan.encodings import encoding
 from taskvec.plan.layout import Sized, layout
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.plan.rows import Operations, Rows
+from taskvec.plan.touched import declarations, gone
 from taskvec.settings import Settings, float_dtype, format_alpha
 
 if TYPE_CHECKING:
@@ -39,9 +40,18 @@ class Draft:
         What the base is called.
     is_packed : bool
         Packed weights are written in their own format; plain otherwise.
+    plain : frozenset of str
+        Packed weights of the base that are plain even so.
     """
 
-    def __init__(self, base: Model, role: str = "target", *, is_packed: bool = False) -> None:
+    def __init__(
+        self,
+        base: Model,
+        role: str = "target",
+        *,
+        is_packed: bool = False,
+        plain: frozenset[str] = frozenset(),
+    ) -> None:
         self.checkpoints: list[Model | SavedVector | Adapter] = []
         self.roles: list[str] = []
         self._sources: dict[tuple[str, str], int] = {}
@@ -49,6 +59,7 @@ class Draft:
         self._rows = Rows()
         self.base = base
         self.is_packed = is_packed
+        self._plain = plain
         self._encodings: list[dict[str, Any]] = []
         self._permuted: dict[int, dict[str, TableRows]] = {}
         # by the record of a format, the number of its model, and whether that has the first input
@@ -95,6 +106,10 @@ class Draft:
     ) -> None:
         """Add an output tensor in a form of storage: its inputs are pairs of source and stored name."""
         self._rows.append(name, form, shape, operation, inputs)
+
+    def keeps_packed(self, name: str, model: Model | None = None) -> bool:
+        """Whether an output tensor that is stored packed in a model, by default the base, stays so."""
+        return self.is_packed and name in (model or self.base).packed and name not in self._plain
 
     def permuted(self, source: int, name: str, rows: TableRows) -> None:
         """Give a matrix of a source, under the name that the plan has for it, rows of another order."""
@@ -184,10 +199,15 @@ class Draft:
         written = {name for name, *_ in self._rows.stored()}
         if not self.base.stored.keys() & written:
             return
+        left = gone(self.base, self._plain)
         for name in self.base.stored:
-            if name not in written and name not in self.base.tensors:
+            if name not in written and name not in self.base.tensors and name not in left:
                 self._stored(name, 0, self.base, name)
-        self._rows.sort({name: place for place, name in enumerate(self.base.stored)})
+        places = {name: place for place, name in enumerate(self.base.stored)}
+        for name in self._plain:  # the first part has the place of the weight
+            places[name] = places[self.base.packed[name].parts[0]]
+            self._places[name] = self.base.tensors[name]
+        self._rows.sort(places)
 
     def finish(
         self,
@@ -244,6 +264,9 @@ class Draft:
             document["taken"] = self._taken
         is_other = float_dtype(settings) is not None or (self.base.packed and not self.is_packed)
         changes, declaring = output_changes(document, self.base) if is_other else ({}, ())
+        if self._plain:
+            changes, declared = declarations(self.base, self._plain)
+            files = {**declared, **(files or {})}
         if "quantization_config" in (config or {}):  # packed otherwise: what declares the old way goes
             changes, declaring = {**changes, **undeclared(self.base.config)}, SIDE_FILES
         return PlanRecord.make(

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.groups import check_groups
-from taskvec.compat.layouts.parts import bound, part_names, taken
+from taskvec.compat.layouts.parts import bound, part_names, seen_whole, taken
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
@@ -17,7 +17,7 @@ from taskvec.plan.adapters import tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
 from taskvec.plan.merge_files import merge_files
-from taskvec.plan.merge_findings import merge_findings
+from taskvec.plan.merge_findings import merge_findings, whole_tensors
 from taskvec.plan.merge_models import (
     Readable,
     adapted,
@@ -89,15 +89,16 @@ def plan_recipe(
     found = merge_findings(merge, opened, config_from, recipe, tokens)
     found += tie_findings([*adapters.values(), *adapters_alone(opened)])
     found += packed_findings(merge, opened)
+    found += seen_whole(merge.method.name, whole_tensors(merge, selection))
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     form = merge_form(merge, opened, config_from, selection, settings)
-    if form.is_packed:
+    if form.is_packed and not form.plain:
         found += check_groups(config_from, taken(selection, config_from.tensors))
     found = enforce(in_order([*found, *form.findings]), settings.force)
     if not form.is_packed:
         opened, adapters, config_from = plain_layout(opened, adapters, config_from, opening or checkpoint)
         selection = bound(recipe.selection, config_from)
-    draft = Draft(config_from, role_of(merge.config_from, merge), is_packed=form.is_packed)
+    draft = Draft(config_from, role_of(merge.config_from, merge), is_packed=form.is_packed, plain=form.plain)
     numbers = [
         _source(draft, opened[ref], adapters.get(ref), role_of(number, merge))
         for number, ref in enumerate(merge.models)
@@ -118,7 +119,7 @@ def plan_recipe(
         if operation != copy and (parts := selection.taken(tensor.name)):
             inputs = inputs if left in inputs else [*inputs, left]
             draft.take(tensor.name, parts, inputs.index(left))
-        if form.is_packed and stored in template.packed:
+        if draft.keeps_packed(stored, template):
             place = draft.source(template, role_of(model, merge)), stored
             draft.packed_tensor(tensor.name, place, operation, inputs)
         else:

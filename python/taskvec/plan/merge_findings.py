@@ -9,8 +9,9 @@ from taskvec.compat.formats import check_formats
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tensors import unused_selection
 from taskvec.dtypes import FLOAT_DTYPES
-from taskvec.methods.operation import COPY
+from taskvec.methods.operation import COPY, sees_whole
 from taskvec.models.model import Model
+from taskvec.models.selection import Selection
 from taskvec.plan.merge_models import Opened, checkpoint_of, role_of
 from taskvec.plan.vocabulary import SETTLED, Tokens
 from taskvec.plan.vocabulary_rows import models_in, shaped
@@ -74,3 +75,13 @@ def merge_findings(
         missing = listed([str(merge.models[index]) for index in models])
         found.append(finding("tensor-missing", name, "in every model", f"not in {missing}"))
     return found
+
+
+def whole_tensors(merge: ExpandedMerge, selection: Selection) -> list[str]:
+    """Tensors that a method looks at as a whole, and of which a selection takes a part."""
+    looks = [sees_whole(operation) for operation in merge.operations]
+    return [
+        tensor.name
+        for tensor in merge.tensors
+        if looks[tensor.operation] and selection.matches(tensor.name) and selection.taken(tensor.name)
+    ]

@@ -11,7 +11,7 @@ from taskvec.errors import RecipeError
 from taskvec.methods.operation import COPY
 from taskvec.models.model import Model
 from taskvec.plan.packed_output import PLAIN, Computed, OutputForm, output_form
-from taskvec.settings import TARGET, Settings
+from taskvec.settings import TARGET, TOUCHED, Settings
 
 if TYPE_CHECKING:
     from taskvec.models.adapter import Adapter
@@ -61,6 +61,14 @@ def merge_form(
     RecipeError
         The base's own format is asked for, and cannot be written.
     """
+    if settings.out_dtype == TOUCHED and any(
+        tensor.template != (merge.config_from, tensor.name) for tensor in merge.tensors
+    ):
+        raise RecipeError(
+            f"layers that are not where `{base.spec}` has them cannot be plain one by one, which its config "
+            "says of names",
+            "write `target`, or plain weights: `bfloat16`, `float16` or `float32`",
+        )
     is_kept = base.packed and settings.out_dtype in (None, TARGET)
     if is_kept and any(tensor.name not in base.tensors for tensor in merge.tensors) and _has_more(base):
         if settings.out_dtype == TARGET:

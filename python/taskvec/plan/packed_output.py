@@ -10,6 +10,8 @@ GPTQ, AWQ, bitsandbytes               any                plain: their codes cann
 MLX                                   any                an error: the output type has to be chosen
 plain                                 any                plain
 ====================================  =================  ===============================================
+
+Where the type `touched` is asked for, packed weights that take a step are plain, and the others stay.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from taskvec.compat.findings import Finding, finding
 from taskvec.dtypes import TORCH_NAMES
 from taskvec.errors import RecipeError
-from taskvec.settings import TARGET, Settings
+from taskvec.plan.touched import touched
+from taskvec.settings import TARGET, TOUCHED, Settings
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -44,10 +47,14 @@ class Computed(NamedTuple):
 
 
 class OutputForm(NamedTuple):
-    """Whether packed weights are written in their own format, and what there is to say about it."""
+    """Whether packed weights are written in their own format, and what there is to say about it.
+
+    ``plain`` are those of a packed output that are plain all the same, by the target's names.
+    """
 
     is_packed: bool
     findings: tuple[Finding, ...] = ()
+    plain: frozenset[str] = frozenset()
 
 
 PLAIN = OutputForm(False)
@@ -69,9 +76,11 @@ def output_form(
     RecipeError
         The target's format is asked for, and cannot be written.
     """
-    if not target.packed or settings.out_dtype not in (None, TARGET):
+    if not target.packed or settings.out_dtype not in (None, TARGET, TOUCHED):
         return PLAIN
     rows = list(computed)
+    if settings.out_dtype == TOUCHED:
+        return _touched_form(target, rows)
     fixed = [row for row in rows if not is_encodable(row.own, is_first=row.is_first)]
     if settings.out_dtype == TARGET:
         if fixed:
@@ -88,6 +97,24 @@ def output_form(
         return OutputForm(False, (_unasked(target, unasked),))
     why = _why_plain(rows, fixed, survival)
     return OutputForm(not why, (_said(target, rows, why),))
+
+
+def _touched_form(target: Model, rows: Sequence[Computed]) -> OutputForm:
+    plain = touched(target, (row.name for row in rows))
+    left = len(target.packed) - len(plain)
+    if plain and not left:
+        return PLAIN
+    form = next((target.packed[name].format for name in target.packed if name in plain), None)
+    if form is None:
+        return OutputForm(True)
+    more = len(plain) - len({row.name for row in rows} & plain)
+    beside = f", {more:,} of them because others of their layers change" if more else ""
+    found = (
+        f"{len(plain):,} weights that are stored as {form.words} are written as {form.dtype}{beside}; "
+        f"{left:,} keep their bytes"
+    )
+    said = finding("quantised-output", f"`{target.spec}`", "", found)
+    return OutputForm(True, (said,), plain)
 
 
 def is_encodable(packed: Packed, *, is_first: bool = True) -> bool:

@@ -22,7 +22,7 @@ def rounding(
     alphas: Sequence[float],
 ) -> Iterator[Finding]:
     """What rounding to the nearest code of the target's own format does to the vector."""
-    if not form.is_packed or settings.rounding != "nearest":
+    if not form.is_packed or form.plain or settings.rounding != "nearest":
         return
     changed = {name for names in stored for name in names}
     first = next((packed.format for name, packed in target.packed.items() if name in changed), None)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.groups import check_groups
-from taskvec.compat.layouts.parts import bound, taken
+from taskvec.compat.layouts.parts import bound, seen_whole, taken
 from taskvec.compat.layouts.rewritten import in_plain_layout, like
 from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.compat.tied_heads import head_of
@@ -108,14 +108,16 @@ def plan_steps(
     )
     found = in_order([*found, *form.findings, *rounding(target, steps, stored, form, settings, alphas)])
     found = enforce(found, settings.force)
-    if form.is_packed:
+    if control is not None:
+        found = in_order([*found, *seen_whole(f"control_{control}", list(_taken(target, steps, stored)))])
+    if form.is_packed and not form.plain:
         found = in_order([*found, *check_groups(target, _taken(target, steps, stored))])
     plain = target if form.is_packed else in_plain_layout(target)
     if plain is not target:
         target, steps = plain, [_turned(step, plain, is_limited=is_limited) for step in given]
         before, stored = stored, [step.stored(plain, tie) for step, tie in zip(steps, ties, strict=True)]
         _hold_all(before, stored, plain)
-    draft = Draft(target, is_packed=form.is_packed)
+    draft = Draft(target, is_packed=form.is_packed, plain=form.plain)
     suffixes = [f" {number}" for number in range(1, len(steps) + 1)] if len(steps) > 1 else [""]
     terms = [_Term(draft, *each) for each in zip(steps, stored, suffixes, strict=True)]
     _fill(draft, terms, layer_scales(target, layer_scale), settings, control)
@@ -215,7 +217,7 @@ def _fill(
             made = task_arithmetic(given, key[0])
             made["kind"] = f"control_{control}" if control else made["kind"]
             operation = known[key] = draft.operation(made)
-        if draft.is_packed and name in draft.base.packed:
+        if draft.keeps_packed(name):
             draft.packed_tensor(name, (0, name), operation, inputs)
         else:
             draft.tensor(name, dtypes[info.dtype], info.shape, operation, inputs)

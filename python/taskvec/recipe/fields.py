@@ -11,7 +11,7 @@ from taskvec.dtypes import parse_dtype
 from taskvec.methods.values import Setting, SettingError, parse
 from taskvec.recipe.chat_templates import TEMPLATES
 from taskvec.recipe.model_ref import ModelRef, TokenRow, native, parse_model
-from taskvec.settings import TARGET, parse_alphas
+from taskvec.settings import TARGET, TOUCHED, parse_alphas
 from taskvec.text import kind_of, nearest, shown
 
 CHAT_TEMPLATES = tuple(TEMPLATES)
@@ -44,7 +44,8 @@ def _dtype(value: Any) -> Any:
 
 
 def _out_dtype(value: Any) -> Any:
-    return TARGET if str(value).strip().lower() == TARGET else _dtype(value)
+    word = str(value).strip().lower()
+    return word if word in (TARGET, TOUCHED) else _dtype(value)
 
 
 def _words(value: Any) -> tuple[str, ...]:

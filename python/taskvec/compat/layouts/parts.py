@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from taskvec.compat.findings import Finding, finding
 from taskvec.compat.layouts.table import views
 from taskvec.models.assembled import Assembled, Piece
 from taskvec.models.assembled_reader import AssembledReader
 from taskvec.models.part_names import PartNames, StoredPart
+from taskvec.text import listed
 
 if TYPE_CHECKING:
     from taskvec.compat.layouts.views import View
     from taskvec.models.model import Model
     from taskvec.models.selection import Selection
+
+
+def seen_whole(method: str, names: Sequence[str]) -> Iterator[Finding]:
+    """What it means that a method looks at all of stored tensors of which a selection takes parts."""
+    if names:
+        yield finding(
+            "selection-whole",
+            listed(names),
+            "",
+            f"`{method}` ranks or measures all of a stored tensor, of which the selection takes a part: what "
+            "is not selected counts in its thresholds and norms too",
+            "select the stored tensors as a whole, or use a method that takes every element by itself "
+            "(`task_arithmetic`)",
+        )
 
 
 def bound(selection: Selection, model: Model) -> Selection:

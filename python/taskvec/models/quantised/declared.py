@@ -28,8 +28,8 @@ NOTHING = Declaration("", {}, "")
 def declaration(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Declaration:
     """The format that config.json declares, or else one of the files beside it."""
     unnamed: Declaration | None = None
-    for key, value in _declaring(config):
-        found = _of_config(key, value)
+    for key, value in declaring(config):
+        found = _of_config(f"`{key}` of config.json", value)
         if found is not None and found.method != _UNNAMED:
             return found
         unnamed = unnamed or found
@@ -42,12 +42,13 @@ def declaration(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]
     return NOTHING
 
 
-def _declaring(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def declaring(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys that declare a format, of a config.json or of a model within it (`text_config.quantization`)."""
     inner = [(f"{key}.", value) for key, value in config.items() if isinstance(value, dict)]
     for prefix, source in [("", config), *inner]:
         for key in _KEYS:
             if source.get(key):
-                yield f"`{prefix}{key}` of config.json", source[key]
+                yield f"{prefix}{key}", source[key]
 
 
 def _of_config(where: str, value: Any) -> Declaration | None:

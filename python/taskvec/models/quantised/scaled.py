@@ -84,10 +84,12 @@ def int8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
         scheme = _scheme_of(name, codes, scales, declared, "int")
         hold_zeros(codes, None, declared, is_symmetric=scheme.is_symmetric)
         block = _scheme_block(scheme)
-    elif not declared.method:
-        block = block_of(codes, scales)
-    else:
+    elif declared.method:
         raise uncovered(codes, declared)
+    else:  # of four bits two to a byte, of three values four, of rotated weights: the shapes are the same
+        raise UnreadableError(
+            f"{shown(codes)} has {shown(scales)} beside it, and no config says how its integers are packed"
+        )
     return _format(codes, scales, block), codes.shape
 
 

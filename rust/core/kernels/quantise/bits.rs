@@ -43,3 +43,29 @@ fn fields(bits: u32, codes: &[u8], out: &mut [u8]) {
         last.copy_from_slice(&joined(rest).to_le_bytes()[..n]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Level;
+
+    #[test]
+    fn fields_are_dense_from_the_lowest_bit_on() {
+        for level in Level::available() {
+            for bits in 2..=8 {
+                for n in [0, 1, 7, 8, 9, 33, 64] {
+                    let codes: Vec<u8> = (0..n).map(|i| (i * 37 % (1 << bits)) as u8).collect();
+                    let mut out = vec![0xFF; bytes(bits, n)];
+                    pack(level, bits, &codes, &mut out);
+                    for (i, code) in codes.iter().enumerate() {
+                        let bit = |at: usize| out[at / 8] >> (at % 8) & 1;
+                        let found = (0..bits as usize).fold(0, |sum, b| sum | bit(i * bits as usize + b) << b);
+                        assert_eq!(found, *code);
+                    }
+                    let spare = out.len() * 8 - n * bits as usize;
+                    assert!(spare == 0 || out[out.len() - 1] >> (8 - spare) == 0);
+                }
+            }
+        }
+    }
+}

@@ -3,6 +3,11 @@
 
 pub(crate) mod bits;
 pub(crate) mod code;
-pub(crate) mod group;
+pub(crate) mod encode;
+pub(crate) mod errors;
 pub(crate) mod rule;
+#[cfg(test)]
+mod samples;
 pub(crate) mod scale;
+pub(crate) mod scaling;
+pub(crate) mod seen;

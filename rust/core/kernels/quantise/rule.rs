@@ -3,8 +3,9 @@
 use serde::Deserialize;
 
 use super::code::Code;
-use super::group::{Scaling, Seen};
 use super::scale::{up, ScaleType};
+use super::scaling::Scaling;
+use super::seen::Seen;
 
 /// A rule as a plan names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

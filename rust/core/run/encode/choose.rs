@@ -5,8 +5,8 @@ use super::columns::Columns;
 use super::form::Place;
 use super::original::{Group, Rows};
 use super::packed::Packed;
-use crate::kernels::quantise::group::Seen;
 use crate::kernels::quantise::rule::{Fresh, Setting};
+use crate::kernels::quantise::seen::Seen;
 
 /// What a group's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,7 +3,8 @@
 use super::groups::Line;
 use super::{Bench, Encoded};
 use crate::kernels::quantise::bits::pack;
-use crate::kernels::quantise::group::{encode, Scaling};
+use crate::kernels::quantise::encode::encode;
+use crate::kernels::quantise::scaling::Scaling;
 use crate::run::encode::choose::{Choose, Outcome};
 
 impl Bench {

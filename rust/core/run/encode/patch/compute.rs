@@ -2,7 +2,7 @@
 
 use super::Bench;
 use crate::error::Result;
-use crate::kernels::quantise::group::{look, Seen};
+use crate::kernels::quantise::seen::{look, Seen};
 use crate::kernels::TILE;
 use crate::run::encode::form::Place;
 use crate::run::encode::packed::Packed;

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::{Bench, Encoded};
-use crate::kernels::quantise::group::{errors, look, range, Scaling, Seen};
+use crate::kernels::quantise::errors::errors;
+use crate::kernels::quantise::scaling::Scaling;
+use crate::kernels::quantise::seen::{look, range, Seen};
 use crate::kernels::stats::step_sums;
 use crate::kernels::widen::count_non_finite;
 use crate::run::encode::choose::{Choose, Outcome, Stored, BETTER};
