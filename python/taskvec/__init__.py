@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from taskvec.lazy.lora import plan_extract_lora as plan_extract_lora
     from taskvec.lazy.merge import Merge as Merge
     from taskvec.lazy.methods import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
+    from taskvec.lazy.moe import MoeMerge as MoeMerge
+    from taskvec.lazy.moe import moe as moe
+    from taskvec.lazy.moe import open_moe as open_moe
     from taskvec.lazy.part import Part as Part
     from taskvec.lazy.part import finish as finish
     from taskvec.lazy.plan import Plan as Plan
@@ -113,6 +116,7 @@ _MODULES = {
     "report.inspect": ("Inspection",),
     "lazy.lora": ("extract_lora", "plan_extract_lora"),
     "lazy.merge": ("Merge",),
+    "lazy.moe": ("MoeMerge", "moe", "open_moe"),
     "lazy.part": ("Part", "finish"),
     "lazy.plan": ("Plan",),
     "progress": ("Progress",),

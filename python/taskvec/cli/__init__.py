@@ -31,6 +31,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Merging": {
         "merge": "Run a merge recipe (mergekit's YAML).",
+        "moe": "Write dense models as a mixture of experts.",
         "average": "Average the checkpoints of a training run.",
         "methods": "List the merge methods, or explain one.",
     },
@@ -65,8 +66,8 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 # verbs whose unfinished output the next run of the same command goes on with
 RESUMABLE = frozenset(
     {
-        "transfer", "extract", "apply", "merge", "average", "convert", "tokens", "run", "finish", "sweep",
-        "search",
+        "transfer", "extract", "apply", "merge", "moe", "average", "convert", "tokens", "run", "finish",
+        "sweep", "search",
     }
 )  # fmt: skip
 

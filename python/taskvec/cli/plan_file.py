@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Of a context in which a command is run for its plan alone: this console, the file, and the folder it is for.
 PLANNING = "taskvec.planning"
-VERBS = ("transfer", "apply", "extract", "merge", "average", "convert")
+VERBS = ("transfer", "apply", "extract", "merge", "moe", "average", "convert")
 EXAMPLES = """
 Plan where the network is, run where it is not, in four parts at once:
   taskvec plan transfer --target T --donor D --reference R --to out -o plan.json
@@ -48,7 +48,7 @@ def command(
 ) -> int:
     """Write the plan of COMMAND with its ARGS to a file; no weights are read.
 
-    COMMAND is transfer, apply, extract, merge, average or convert, with its own options but for the
+    COMMAND is transfer, apply, extract, merge, moe, average or convert, with its own options but for the
     output folder,
     which is --to. The file holds names, states and fingerprints of the models, and no secrets; one that was
     edited is refused. `taskvec run` runs it, or a part of it, on any machine that has the models.

@@ -25,6 +25,8 @@ _NAMES = {kind.numpy: name for name, kind in TYPES.items()}
 _NUMBER = itertools.count(1)
 # The number of tensors that a run computes itself from its other inputs.
 COMPUTED = 0
+# The number of tensors whose bytes count to the fingerprint.
+FIXED = -1
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -36,11 +38,16 @@ class Buffers:
     arrays : mapping of str to ndarray
         The bytes of each tensor, where they lie.
     number : int
-        Tells state dicts apart.
+        Tells state dicts apart; the same for all that a plan knows.
     """
 
     arrays: Mapping[str, np.ndarray]
     number: int
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a plan knows the bytes, and is the same wherever they are made."""
+        return self.number == FIXED
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of one tensor; shared, not copied."""
@@ -64,9 +71,14 @@ def in_memory(
     arrays: Mapping[str, np.ndarray],
     config: Mapping[str, Any] | None = None,
     name: str = "state dict",
+    *,
+    is_fixed: bool = False,
 ) -> Model:
-    """The record of tensors whose types and bytes are known."""
+    """The record of tensors whose types and bytes are known; small ones that are ``is_fixed`` never change,
+    and their bytes count to the fingerprint."""
     header = "\n".join(f"{info.name}\0{info.dtype}\0{info.shape}" for info in infos.values())
+    if is_fixed:
+        header += "\n" + "\n".join(blake3_hex(memoryview(arrays[each])) for each in infos)
     stored = MappingProxyType(dict(infos))
     found = recognise(
         stored,
@@ -82,7 +94,7 @@ def in_memory(
         other_files=(),
         file_sizes={},
         fingerprint=blake3_hex(header.encode()),
-        weights=Buffers(MappingProxyType(dict(arrays)), next(_NUMBER)),
+        weights=Buffers(MappingProxyType(dict(arrays)), FIXED if is_fixed else next(_NUMBER)),
         kind="memory",
         stored=stored,
         packed=found.packed,
@@ -105,12 +117,17 @@ def buffers_of(sources: Iterable[object]) -> list[Buffer]:
 def are_held(sources: Iterable[object]) -> bool:
     """Whether the caller holds tensors of any of these: they may have changed since a run began."""
     held = (each for each in sources if isinstance(each, Model) and each.kind == "memory")
-    return not all(map(is_computed, held))
+    return not all(is_computed(each) or each.weights.is_fixed for each in held)
 
 
 def is_computed(source: object) -> bool:
     """Whether a run computes the tensors of this source from its other inputs."""
     return isinstance(source, Model) and source.kind == "memory" and source.weights.number == COMPUTED
+
+
+def is_fleeting(source: object) -> bool:
+    """Whether the bytes of a source lie in this process, and no plan knows them."""
+    return isinstance(source, Model) and source.kind == "memory" and not source.weights.is_fixed
 
 
 def is_torch(tensor: object) -> bool:

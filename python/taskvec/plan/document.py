@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from taskvec._core import __version__, blake3_hex
 from taskvec.compat.findings import Finding
 from taskvec.errors import Error, FormatError, RecipeError
@@ -15,6 +17,8 @@ from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.source import recorded_path, source_path
+from taskvec.models.state_dict import buffers_of, in_memory, is_fleeting
+from taskvec.models.storage import plain
 from taskvec.plan.extract import written_vector
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord, Source, written
 from taskvec.plan.rows import encode
@@ -60,7 +64,7 @@ def to_file(plan: PlanRecord, out: str | None = None) -> bytes:
         )
     if plan.tokens is not None:
         raise RecipeError("the plan of `tokens` cannot be run elsewhere", "run `taskvec tokens` there")
-    if any(source["kind"] == "memory" for source in plan.document["sources"]):
+    if any(map(is_fleeting, plan.checkpoints)):
         raise RecipeError(
             "the plan reads tensors of the process that made it", "run it here, or save the models first"
         )
@@ -74,6 +78,7 @@ def to_file(plan: PlanRecord, out: str | None = None) -> bytes:
         "out": out,
         "kind": plan.kind,
         "models": [[checkpoint.spec, _lasting(checkpoint)] for checkpoint in plan.checkpoints],
+        **_held(plan.checkpoints),
         "sources": [source._asdict() for source in plan.sources],
         "recipe": dict(plan.recipe),
         "findings": [finding.to_dict() for finding in plan.findings],
@@ -124,8 +129,11 @@ def _read(data: bytes, subject: str) -> Saved:
             f"`{subject}` was made by taskvec {facts['taskvec']}, whose plans have another form",
             "make it again with this version, and run all parts with one version",
         )
+    held = iter(facts.get("held", ()))
     checkpoints = [
-        _opened(source, spec, lasting, subject)
+        _from_held(source, spec, next(held), subject)
+        if source["kind"] == "memory"
+        else _opened(source, spec, lasting, subject)
         for source, (spec, lasting) in zip(document["sources"], facts["models"], strict=True)
     ]
     data = encode(document)
@@ -168,6 +176,25 @@ def _body(data: bytes, subject: str) -> bytes:
             "make the plan again with the options that you want",
         )
     return body
+
+
+def _held(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """The tensors of the sources that lie in memory, where there are any: type, shape and bytes of each."""
+    tables = [
+        {name: [dtype, shape, base64.b64encode(data).decode()] for name, dtype, shape, data in buffer}
+        for buffer in buffers_of(checkpoints)
+    ]
+    return {"held": tables} if tables else {}
+
+
+def _from_held(source: Mapping[str, Any], spec: str, table: Mapping[str, Any], subject: str) -> Model:
+    """A source that :func:`_held` has written."""
+    infos = {name: plain(name, dtype, tuple(shape)) for name, (dtype, shape, _) in table.items()}
+    arrays = {name: np.frombuffer(base64.b64decode(data), np.uint8) for name, (_, _, data) in table.items()}
+    model = in_memory(infos, arrays, name=spec.strip("<>"), is_fixed=True)
+    if model.fingerprint != source["fingerprint"]:
+        raise RecipeError(f"`{subject}` holds tensors that it was not made for", "make it again")
+    return model
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:

@@ -111,6 +111,10 @@ class Draft:
         """Whether an output tensor that is stored packed in a model, by default the base, stays so."""
         return self.is_packed and name in (model or self.base).packed and name not in self._plain
 
+    def place(self, name: str, info: TensorInfo) -> None:
+        """Put an output tensor into the weight file in which a tensor of the base lies."""
+        self._places[name] = info
+
     def permuted(self, source: int, name: str, rows: TableRows) -> None:
         """Give a matrix of a source, under the name that the plan has for it, rows of another order."""
         self._permuted.setdefault(source, {})[name] = rows

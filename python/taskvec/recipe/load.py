@@ -85,16 +85,7 @@ def load(
     NotFoundError
         There is no such file.
     """
-    if isinstance(recipe, str) and "\n" in recipe:
-        source = "recipe"
-        text, documents = _published(recipe, source)
-    elif isinstance(recipe, str | os.PathLike):
-        source = os.fspath(recipe)
-        text, documents = _published(read_text(recipe), source)
-    else:
-        source = "recipe"
-        documents = _from_values(recipe)
-        text = ""
+    source, text, documents = read(recipe)
     return _loaded(apply_overrides(documents, overrides), text, source)
 
 
@@ -116,10 +107,28 @@ def _loaded(changed: Sequence[Document], text: str, source: str) -> RecipeFile:
     recipes = [from_document(document) for document, _ in ours]
     steps = [_remarked(check(recipe), remarks) for recipe, (_, remarks) in zip(recipes, ours, strict=True)]
     ordered, remarks = _ordered(steps, source)
-    plain = tuple(_writable(document.plain()) for document in changed)
+    plain = tuple(writable(document.plain()) for document in changed)
     if not text:
         text = yaml.safe_dump_all(plain, sort_keys=False, allow_unicode=True)
     return RecipeFile(ordered, source, text, plain, remarks)
+
+
+def read(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+) -> tuple[str, str, list[Document]]:
+    """What a recipe is called, its text (empty for values given from Python), and its documents.
+
+    Raises
+    ------
+    RecipeError, NotFoundError
+        As :func:`load`.
+    """
+    if isinstance(recipe, str) and "\n" in recipe:
+        return "recipe", *_published(recipe, "recipe")
+    if isinstance(recipe, str | os.PathLike):
+        source = os.fspath(recipe)
+        return source, *_published(read_text(recipe), source)
+    return "recipe", "", _from_values(recipe)
 
 
 def _published(text: str, source: str) -> tuple[str, list[Document]]:
@@ -145,12 +154,12 @@ def _from_values(recipe: Any) -> list[Document]:
     return [from_python(each, f"recipe[{index}]") for index, each in enumerate(recipe)]
 
 
-def _writable(value: Any) -> Any:
+def writable(value: Any) -> Any:
     """Plain data with checkpoints that were given as objects written as what they were opened from."""
     if isinstance(value, dict):
-        return {key: _writable(item) for key, item in value.items()}
+        return {key: writable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_writable(item) for item in value]
+        return [writable(item) for item in value]
     return value if isinstance(value, bool | int | float | str) or value is None else str(value.spec)
 
 

@@ -22,6 +22,7 @@ _TOOLS = (
         "a mixture of experts",
         frozenset({"experts", "shared_experts", "gate_mode", "experts_per_token"}),
         frozenset({"moe", "mixture_of_experts", "mergekit_moe", "mixtral", "qwen_moe", "deepseek_moe"}),
+        here="run it with `taskvec moe`",
     ),
     _Tool(
         "mergekit-evolve",

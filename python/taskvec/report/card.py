@@ -170,7 +170,7 @@ def ways(recipe: Mapping[str, Any]) -> list[str]:
     blocks = [fenced(way, language) for way, language in ways if way is not None]
     if not blocks:
         return []
-    saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] == "merge" else []
+    saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] in ("merge", "moe") else []
     return ["## How to make it again", *saved, *blocks]
 
 
@@ -187,6 +187,8 @@ def _factor(alpha: float) -> str:
 
 def _title(facts: Mapping[str, Any]) -> str:
     recipe, base = facts["recipe"], escape(name_of(facts["sources"][0]))
+    if recipe["verb"] == "moe":
+        return f"{base} and {len(recipe['recipe'][0]['experts'])} experts as {escape(recipe['layout'])}"
     if recipe["verb"] == "convert":
         return f"{base} as {_form(recipe)}"
     if recipe["verb"] == "tokens":
@@ -205,6 +207,8 @@ def _title(facts: Mapping[str, Any]) -> str:
 
 
 def _means(recipe: Mapping[str, Any]) -> str:
+    if recipe["verb"] == "moe":
+        return "putting MLPs of dense models side by side"
     if recipe["verb"] == "convert":
         return "writing the weights in another form"
     return "moving it to another tokenizer" if recipe["verb"] == "tokens" else "arithmetic on weights"

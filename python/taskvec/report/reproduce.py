@@ -46,7 +46,7 @@ def command(recipe: Mapping[str, Any]) -> str | None:
     if _is_in_memory(recipe):
         return None
     words = ["taskvec", recipe["verb"]]
-    if recipe["verb"] == "merge":
+    if recipe["verb"] in ("merge", "moe"):
         return None if "recipe" not in recipe else shlex.join([*words, _RECIPE, "OUT", *_options(recipe)])
     if recipe["verb"] == "transfer":
         for model in _MODELS:
@@ -94,9 +94,9 @@ def python(recipe: Mapping[str, Any]) -> str | None:
     if _is_in_memory(recipe):
         return None
     settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
-    if recipe["verb"] == "merge" and "recipe" in recipe:
+    if recipe["verb"] in ("merge", "moe") and "recipe" in recipe:
         arguments = [repr(_RECIPE), "'OUT'", *(f"{name}={_value(value)}" for name, value in settings.items())]
-        return f"import taskvec as tv\n\ntv.merge({', '.join(arguments)})"
+        return f"import taskvec as tv\n\ntv.{recipe['verb']}({', '.join(arguments)})"
     alphas = _alphas(recipe)
     keywords = [f"{member}={_value(value)}" for member, value in settings.items()]
     if alphas is not None:

@@ -16,6 +16,7 @@ from taskvec.errors import Error, FormatError, RecipeError
 from taskvec.files.json import read_bytes
 from taskvec.files.names import INPUTS, JOURNAL, STATE
 from taskvec.models.model import Model
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.document import to_file
 from taskvec.plan.part import Part, identity, of_shards, units
 from taskvec.plan.plan import PlanRecord
@@ -125,6 +126,7 @@ class Delivery:
                 progress=self.tell.of_unit(unit),
                 notice=heard(self.progress),
                 allow_non_finite="non-finite" in self.settings.force,
+                memories=buffers_of(self.plan.checkpoints),
                 paths=brought.paths,
             )
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
 from taskvec.files.names import MANIFEST, PARTS, STATE
-from taskvec.models.model import Model
+from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.part import Part
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
@@ -37,7 +37,7 @@ def run_plan(
         from taskvec.run.deliver import deliver  # which local runs do without
         from taskvec.run.deliver_whole import deliver_whole
 
-        is_in_memory = any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints)
+        is_in_memory = any(map(is_fleeting, plan.checkpoints))
         if plan.kind != "checkpoint" or is_in_memory or plan.tokens is not None:
             return deliver_whole(plan, str(out), settings=settings, progress=progress)
         report = deliver(plan, str(out), settings=settings, progress=progress).report

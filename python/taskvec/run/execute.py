@@ -18,7 +18,7 @@ from taskvec._core import finish_folder, replace_output
 from taskvec._core import run as engine_run
 from taskvec.compat.findings import enforce, enforce_strictly
 from taskvec.models.model import Model
-from taskvec.models.state_dict import buffers_of
+from taskvec.models.state_dict import buffers_of, is_fleeting
 from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, heard, meter
@@ -152,7 +152,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             max_memory=settings.max_memory,
             progress=meter(progress, "merge"),
             notice=heard(progress),
-            resume=settings.resume and not buffers,
+            resume=settings.resume and not any(map(is_fleeting, job.checkpoints)),
             overwrite=settings.overwrite,
             rehash=settings.rehash,
             allow_non_finite="non-finite" in settings.force,

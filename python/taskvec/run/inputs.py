@@ -73,6 +73,7 @@ def input_rows(sources: Sequence[Source]) -> list[InputRow] | None:
     """The states of the input files as a manifest keeps them; ``None`` where tensors lie in memory."""
     if are_held(sources):
         return None
+    # what is fixed in memory is known to the plan
     rows: dict[tuple[str, str], InputRow] = {}
     for source, name in _files(sources):
         key = source.spec, name

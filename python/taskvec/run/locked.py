@@ -9,8 +9,8 @@ from pathlib import Path
 from taskvec._core import FolderLock
 from taskvec.files.names import NEW, STATE
 from taskvec.models.adapter import Adapter
-from taskvec.models.model import Model
 from taskvec.models.source import local_path, source_path
+from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.plan import PlanRecord
 from taskvec.run.inputs import Source
 from taskvec.settings import Settings
@@ -31,8 +31,7 @@ def locked(
         Another run has one of the folders, one of them touches an input, or what lies there must stay.
     """
     inputs = paths_of(sources)
-    in_memory = any(isinstance(each, Model) and each.kind == "memory" for each in sources)
-    resume = settings.resume and not in_memory
+    resume = settings.resume and not any(map(is_fleeting, sources))
     with contextlib.ExitStack() as held:
         for folder in folders:
             lock = FolderLock(

@@ -17,6 +17,7 @@ from taskvec._core import run as engine_run
 from taskvec.errors import OutputError
 from taskvec.files.names import INPUTS, JOURNAL, STATE
 from taskvec.files.place import sync_folders
+from taskvec.models.state_dict import buffers_of
 from taskvec.plan.part import of_piece, of_shards
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress, heard
@@ -132,6 +133,7 @@ class Shards(Work):
                     progress=self.tell(sum(self._bytes(unit) for unit in batch)),
                     allow_non_finite="non-finite" in self.settings.force,
                     notice=self.notice,
+                    memories=buffers_of(self.plan.checkpoints),
                     paths=paths,
                 )
             )

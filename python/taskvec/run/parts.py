@@ -20,6 +20,7 @@ from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import JOURNAL, MANIFEST, PARTS, PLAN, STATE
 from taskvec.models.model import Model
+from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.part import Part, dealt, files_of
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.progress import Callback
@@ -113,7 +114,7 @@ def hold_divisible(plan: PlanRecord, settings: Settings) -> None:
             "the rows for another tokenizer are computed by one process",
             "run it without `--part` and `--ray`",
         )
-    if any(isinstance(each, Model) and each.kind == "memory" for each in plan.checkpoints):
+    if any(map(is_fleeting, plan.checkpoints)):
         raise RecipeError(
             "the plan reads tensors of the process that made it",
             "run it without `--part`, or save the models",

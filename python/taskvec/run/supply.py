@@ -13,6 +13,7 @@ from taskvec.errors import OutputError
 from taskvec.host import free_space
 from taskvec.models.adapter import WEIGHTS, Adapter
 from taskvec.plan.plan import PlanRecord
+from taskvec.plan.rows import encode
 from taskvec.progress import Callback
 from taskvec.resolve import storage
 from taskvec.resolve.remote import materialised
@@ -32,6 +33,19 @@ class Brought(NamedTuple):
 
     paths: list[str]
     place: Path | None
+
+
+def _without_memory(plan: PlanRecord, paths: Sequence[str]) -> tuple[bytes, list[str]]:
+    """A plan without the tensors that are made of what lies in memory, of which nothing is fetched."""
+    document, sources = plan.document, plan.document["sources"]
+    held = {number for number, source in enumerate(sources) if source["kind"] == "memory"}
+    if not held:
+        return plan.json, list(paths)
+    rows = [row for row in document["tensors"] if not any(source in held for source, _ in row[5])]
+    # numbers stay what they are: no row that is left names the source that stands in for one in memory
+    kept = [0 if number in held else number for number in range(len(sources))]
+    reduced = {**document, "sources": [sources[number] for number in kept], "tensors": rows}
+    return encode(reduced), [paths[number] for number in kept]
 
 
 class Supply:
@@ -55,7 +69,7 @@ class Supply:
         """Of each weight file the ranges of each source that is not here."""
         folders = [os.path.realpath(each.folder) if each.remote is not None else None for each in self.staged]
         made = []
-        for found in engine_ranges(self.plan.json, self.paths):
+        for found in engine_ranges(*_without_memory(self.plan, self.paths)):
             by_source: list[Ranges] = [
                 {
                     os.path.relpath(path, folder): parts

@@ -1,0 +1,1 @@
+"""Dense models into one mixture of experts: layouts, gates and the plan."""

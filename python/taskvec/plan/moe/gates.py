@@ -1,0 +1,173 @@
+"""The gates of a mixture of experts: a row for each expert, of prompts or of random numbers.
+
+A prompt's direction is a vector that the caller knows: the sum of the embeddings of its tokens
+(``cheap_embed``), or the hidden state of its last token where a layer begins (``hidden``). An expert's gate is
+the mean over its positive prompts, of length one, less that of its negative ones, brought to length one: so
+mergekit makes it, found by running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from taskvec.compat.tokenizer import TOKENIZER
+from taskvec.errors import RecipeError
+from taskvec.models.model import Model
+from taskvec.models.state_dict import bytes_of, in_memory
+from taskvec.models.storage import plain
+from taskvec.recipe.moe import Expert, MoeRecipe
+from taskvec.text import Key, shown
+
+Directions = Mapping[str, np.ndarray]
+# Cosine from which on two directions count as one: their difference is rounding.
+_SAME = 1e-6
+
+
+class Gates(NamedTuple):
+    """The gates of a layer.
+
+    Attributes
+    ----------
+    router : ndarray
+        A row for each expert, float32.
+    shared : ndarray or None
+        The row of the shared expert, (1, hidden), where it has one.
+    """
+
+    router: np.ndarray
+    shared: np.ndarray | None
+
+
+def prompts_of(recipe: MoeRecipe) -> list[str]:
+    """Every prompt, each once."""
+    texts = (
+        text
+        for _, expert in recipe.everyone()
+        for text in (*(expert.positive_prompts or ()), *(expert.negative_prompts or ()))
+    )
+    return list(dict.fromkeys(texts))
+
+
+def token_ids(model: Model, prompts: Sequence[str], rows: int) -> dict[str, list[int]]:
+    """The tokens of each prompt, with those that begin and end a text.
+
+    Parameters
+    ----------
+    model : Model
+        Whose ``tokenizer.json`` cuts them.
+    prompts : sequence of str
+    rows : int
+        Of the embedding.
+
+    Raises
+    ------
+    RecipeError
+        There is no tokenizer.json, a prompt has no tokens, or one that the embedding has no row for.
+    """
+    from tokenizers import Tokenizer  # which recipes of random gates do without
+
+    if TOKENIZER not in model.other_files:
+        raise RecipeError(
+            f"`{model.spec}` has no {TOKENIZER}, which cuts the prompts into tokens",
+            "save one with transformers (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`), or set "
+            "`gate_mode: random`",
+        )
+    tokenizer = Tokenizer.from_buffer(model.read_file(TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = {prompt: tokenizer.encode(prompt).ids for prompt in prompts}
+    for prompt, ids in found.items():
+        if not ids or max(ids) >= rows:
+            problem = "no tokens" if not ids else f"token {max(ids)}, and the embedding {rows} rows"
+            raise RecipeError(f"the prompt `{shown(prompt)}` has {problem}", "change it")
+    return found
+
+
+def summed_embeddings(
+    model: Model, embedding: str, ids: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """The sum of the embeddings of each prompt's tokens, float64; only their rows are read."""
+    width = model.tensors[embedding].shape[1]
+    rows = {
+        number: np.frombuffer(model.sample(embedding, number * width, width), "<f4").astype(np.float64)
+        for number in sorted({number for each in ids.values() for number in each})
+    }
+    return {prompt: np.sum([rows[number] for number in each], axis=0) for prompt, each in ids.items()}
+
+
+def of_prompts(recipe: MoeRecipe, directions: Directions, *, with_shared: bool) -> Gates:
+    """The gates of a layer.
+
+    Parameters
+    ----------
+    recipe : MoeRecipe
+    directions : mapping of str to ndarray
+        Of each prompt, (hidden,).
+    with_shared : bool
+        Whether the shared expert has a gate.
+
+    Raises
+    ------
+    RecipeError
+        The prompts of an expert cancel each other.
+    """
+    rows = [_row(recipe, ("experts", n), expert, directions) for n, expert in enumerate(recipe.experts)]
+    shared = (
+        _row(recipe, ("shared_experts", 0), recipe.shared, directions)
+        if with_shared and recipe.shared
+        else None
+    )
+    return Gates(
+        np.stack(rows).astype(np.float32), None if shared is None else shared[None].astype(np.float32)
+    )
+
+
+def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Directions) -> np.ndarray:
+    row = _unit(_mean(expert.positive_prompts or (), directions))
+    if expert.negative_prompts:
+        row = row - _unit(_mean(expert.negative_prompts, directions))
+    length = float(np.linalg.norm(row))
+    if not length > _SAME:
+        raise recipe.error(
+            path,
+            f"the prompts of `{shown(str(expert.source_model))}` give no direction: its gate would be zero",
+            "give it other prompts",
+        )
+    return row / length
+
+
+def _mean(prompts: Iterable[str], directions: Directions) -> np.ndarray:
+    return np.mean([directions[prompt] for prompt in prompts], axis=0)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vector)
+    return vector / length if length > 0 else vector
+
+
+def drawn(layers: int, experts: int, width: int, seed: int, *, with_shared: bool) -> Iterator[Gates]:
+    """Gates of standard normal numbers, other ones in each layer."""
+    for layer in range(layers):
+        draws = np.random.Generator(np.random.Philox(key=[seed, layer]))
+        rows = draws.standard_normal((experts + with_shared, width), dtype=np.float32)
+        yield Gates(
+            np.ascontiguousarray(rows[:experts]),
+            np.ascontiguousarray(rows[experts:]) if with_shared else None,
+        )
+
+
+def as_model(layers: Sequence[Gates]) -> Model:
+    """Gates as a source of a plan: ``N.router`` and ``N.shared`` of each layer; of one for all layers N is 0."""
+    arrays = {
+        f"{number}.{part}": array
+        for number, gates in enumerate(layers)
+        for part, array in zip(Gates._fields, gates, strict=True)
+        if array is not None
+    }
+    infos = {name: plain(name, "F32", array.shape) for name, array in arrays.items()}
+    return in_memory(
+        infos, {name: bytes_of(name, array) for name, array in arrays.items()}, name="gates", is_fixed=True
+    )

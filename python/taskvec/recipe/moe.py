@@ -1,0 +1,238 @@
+"""The format of recipes that make a mixture of experts of dense models: mergekit-moe's, key by key.
+
+What needs the models as well (which layouts fit, whether the prompts make gates) is checked in
+:mod:`taskvec.plan.moe`. Every error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+
+from taskvec.compat.findings import Finding, finding
+from taskvec.errors import RecipeError
+from taskvec.methods.values import SettingError
+from taskvec.recipe.document import Document
+from taskvec.recipe.errors import first_error
+from taskvec.recipe.fields import DtypeName, ModelName, Seed
+from taskvec.recipe.known_words import in_our_words
+from taskvec.recipe.load import read, writable
+from taskvec.recipe.model_ref import ModelRef
+from taskvec.recipe.overrides import apply_overrides
+from taskvec.recipe.schema import Form
+from taskvec.text import Key, kind_of, nearest, shown
+
+GateMode = Literal["hidden", "cheap_embed", "random"]
+MAXIMUM_EXPERTS = 1024
+# What the layouts are called in recipes, and what they are called here.
+LAYOUTS = {
+    "mixtral": "mixtral",
+    "qwen": "qwen2_moe", "qwen2": "qwen2_moe", "qwen2_moe": "qwen2_moe",
+    "qwen3": "qwen3_moe", "qwen3_moe": "qwen3_moe",
+    "deepseek": "deepseek",
+}  # fmt: skip
+
+
+def _prompts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _layout(value: Any) -> Any:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is None or word in LAYOUTS:
+        return word and LAYOUTS[word]
+    near = nearest(str(word), LAYOUTS)
+    raise SettingError(
+        f"{kind_of(value)} is no layout of a mixture of experts that is known here",
+        f"did you mean `{near}`?" if near else "`mixtral`, `qwen`, `qwen3` and `deepseek` are",
+    )
+
+
+Prompts = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...] | None,
+    Field(strict=False, min_length=1),
+    BeforeValidator(_prompts),
+]
+Factor = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Expert(Form):
+    """A dense model whose MLPs become one expert of every layer."""
+
+    source_model: ModelName = Field(description="folder or hub id (org/name@revision), with +adapter")
+    positive_prompts: Prompts = Field(None, description="texts that are to be routed to this expert")
+    negative_prompts: Prompts = Field(None, description="texts that are not")
+    residual_scale: Factor | None = Field(None, description="factor of what the expert adds")
+    noise_scale: Factor | None = Field(None, description="not offered: copies are told apart by training")
+
+
+class MoeRecipe(Form):
+    """A mixture of experts: attention, norms and embeddings of one model, and MLPs of others."""
+
+    base_model: ModelName = Field(description="the model that all but the experts is taken from")
+    experts: Annotated[tuple[Expert, ...], Field(strict=False, min_length=1, max_length=MAXIMUM_EXPERTS)]
+    gate_mode: GateMode = Field("hidden", description="how the router is made")
+    experts_per_token: Annotated[int, Field(ge=1)] = Field(2, description="experts that see each token")
+    shared_experts: Annotated[tuple[Expert, ...] | None, Field(strict=False)] = Field(
+        None, description="an expert that sees every token"
+    )
+    architecture: Annotated[str | None, BeforeValidator(_layout)] = Field(
+        None, description="mixtral, qwen, qwen3 or deepseek; by default what fits the models"
+    )
+    dtype: DtypeName = Field(None, description="type of the output; by default the base's")
+    seed: Seed = Field(0, description="seed of random gates")
+
+    _document: Document = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the document that the recipe was read from."""
+        self._document = context
+
+    @property
+    def document(self) -> Document:
+        """Where it was written."""
+        return self._document
+
+    @property
+    def shared(self) -> Expert | None:
+        """The shared expert."""
+        return self.shared_experts[0] if self.shared_experts else None
+
+    def everyone(self) -> Iterator[tuple[tuple[Key, ...], Expert]]:
+        """Experts and the shared one, and where each is written."""
+        for key, experts in (("experts", self.experts), ("shared_experts", self.shared_experts or ())):
+            for number, expert in enumerate(experts):
+                yield (key, number), expert
+
+    def models(self) -> list[ModelRef]:
+        """Every model, the base first, each once."""
+        return list(dict.fromkeys([self.base_model, *(each.source_model for _, each in self.everyone())]))
+
+    def error(
+        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
+    ) -> RecipeError:
+        """An error about the value at `path`, with its line."""
+        return self.document.error(path, message, hint, key=key)
+
+
+@dataclass(frozen=True, slots=True)
+class MoeFile:
+    """A recipe, and all that was found about it without its models.
+
+    Attributes
+    ----------
+    recipe : MoeRecipe
+    source : str
+        What it is called: its file as the user wrote it, or ``recipe``.
+    text : str
+        YAML as it was written, or as the values given from Python are written.
+    document : dict
+        It as plain data, overrides applied: what a manifest keeps.
+    remarks : tuple of Finding
+        On words that have no effect.
+    """
+
+    recipe: MoeRecipe
+    source: str
+    text: str
+    document: dict[str, Any]
+    remarks: tuple[Finding, ...]
+
+
+def load(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> MoeFile:
+    """Read a recipe, and check all that can be checked without its models.
+
+    Parameters
+    ----------
+    recipe : path, text or mapping
+    overrides : iterable of str
+        ``experts_per_token=1``: values to replace.
+
+    Raises
+    ------
+    RecipeError
+        The recipe is not one; the message names the file and the line, the hint the way out.
+    NotFoundError
+        There is no such file.
+    """
+    source, text, documents = read(recipe)
+    (changed, *rest) = apply_overrides(documents, overrides)
+    if rest:
+        raise rest[0].error((), "a second document", "a mixture of experts is one document")
+    _refuse_others(changed)
+    ours, remarks = in_our_words(changed)
+    try:
+        made = MoeRecipe.model_validate(ours.plain(), context=ours)
+    except ValidationError as error:
+        raise first_error(ours, MoeRecipe, error) from None
+    plain = writable(changed.plain())
+    text = text or yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    _check(made)
+    return MoeFile(made, source, text, plain, (*remarks, *_without_effect(made)))
+
+
+def _refuse_others(document: Document) -> None:
+    if "merge_method" in document.root.value and "experts" not in document.root.value:
+        raise document.error(
+            ("merge_method",), "this is a recipe of a merge", "run it with `taskvec merge`", key=True
+        )
+
+
+def _check(recipe: MoeRecipe) -> None:
+    if recipe.experts_per_token > len(recipe.experts):
+        raise recipe.error(
+            ("experts_per_token",) if "experts_per_token" in recipe.model_fields_set else ("experts",),
+            f"{recipe.experts_per_token} experts per token of {len(recipe.experts)}",
+            "name more experts, or set a smaller `experts_per_token`",
+        )
+    if recipe.shared_experts is not None and len(recipe.shared_experts) > 1:
+        raise recipe.error(("shared_experts", 1), "a second shared expert", "no layout has more than one")
+    for path, expert in recipe.everyone():
+        if expert.noise_scale:
+            raise recipe.error(
+                (*path, "noise_scale"),
+                "noise on the weights of an expert is not offered",
+                "remove it: training tells copies of one model apart when the gates are random",
+                key=True,
+            )
+    if recipe.gate_mode != "random":
+        _check_prompts(recipe)
+
+
+def _check_prompts(recipe: MoeRecipe) -> None:
+    for number, expert in enumerate(recipe.experts):
+        if expert.positive_prompts is None:
+            raise recipe.error(
+                ("experts", number),
+                f"`{shown(str(expert.source_model))}` has no `positive_prompts`, of which its gate is made",
+                "add one or more, or set `gate_mode: random`",
+            )
+    kinds = {
+        (frozenset(e.positive_prompts or ()), frozenset(e.negative_prompts or ())) for e in recipe.experts
+    }
+    if len(recipe.experts) > 1 and len(kinds) == 1:
+        raise recipe.error(
+            ("experts",),
+            "all experts have the same prompts, so that all gates would be the same",
+            "say of each what it is for, or set `gate_mode: random`",
+            key=True,
+        )
+
+
+def _without_effect(recipe: MoeRecipe) -> Iterator[Finding]:
+    def remark(path: Sequence[Key], what: str) -> Finding:
+        return finding("recipe-ignored", recipe.document.place(path, key=True), "", what, "remove it")
+
+    for path, expert in recipe.everyone():
+        for key in ("positive_prompts", "negative_prompts"):
+            if recipe.gate_mode == "random" and getattr(expert, key) is not None:
+                yield remark((*path, key), f"`{key}` has no effect: the gates are random")
+        if expert.noise_scale is not None:
+            yield remark((*path, "noise_scale"), "`noise_scale` of 0 has no effect")
+    if recipe.gate_mode != "random" and recipe.seed:
+        yield remark(("seed",), "`seed` has no effect: the gates are made of the prompts")
