@@ -50,10 +50,10 @@ A recipe to copy:
 def command(console: Console, recipe: str, out: str, overrides: tuple[str, ...], **options: Any) -> int:
     """Write dense models as one mixture of experts to OUT, by a RECIPE in mergekit-moe's YAML format.
 
-    Attention, norms and embeddings are the base's; the MLPs of each expert's model become one expert of every
-    layer. Gates are made of the experts' prompts, by their embeddings (cheap_embed) or by running the base
-    model on them (hidden, one layer in memory at a time), or drawn (random). The output is Mixtral, Qwen2-MoE,
-    Qwen3-MoE or DeepSeek-MoE, as the models ask for or `architecture:` says.
+    Attention, norms and embeddings are the base's; the MLPs of each expert's model become one expert of
+    every layer. Gates are made of the experts' prompts, by their embeddings (cheap_embed) or by running the
+    base model on them (hidden, one layer in memory at a time), or drawn (random). The output is Mixtral,
+    Qwen2-MoE, Qwen3-MoE or DeepSeek-MoE, as the models ask for or `architecture:` says.
     """
     from taskvec.lazy.moe import open_moe
 

@@ -58,7 +58,7 @@ def command(
     found = cli.cli.get_command(context, command_name)
     assert found is not None
     place = to or "out"
-    given = [*arguments, place] if command_name == "merge" else [*arguments, "--out", place]
+    given = [*arguments, place] if command_name in ("merge", "moe") else [*arguments, "--out", place]
     context.meta[PLANNING] = (console, path, to)
     with found.make_context(command_name, given, parent=context) as inner:
         found.invoke(inner)

@@ -74,8 +74,9 @@ class MoeMerge:
         with_shared = bool(layout.shared_gate) and recipe.shared is not None
         rows, width = base.tensors[EMBEDDING].shape
         if recipe.gate_mode == "random":
-            layers = int(base.config["num_hidden_layers"])
-            yield from gates.drawn(layers, len(recipe.experts), width, recipe.seed, with_shared=with_shared)
+            layers, count = int(base.config["num_hidden_layers"]), len(recipe.experts)
+            seed = self.settings.seed if recipe.seed is None else recipe.seed
+            yield from gates.drawn(layers, count, width, seed, with_shared=with_shared)
             return
         self._hold_adapter(experts)
         ids = gates.token_ids(base, gates.prompts_of(recipe), rows)

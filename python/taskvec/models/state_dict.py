@@ -78,7 +78,7 @@ def in_memory(
     and their bytes count to the fingerprint."""
     header = "\n".join(f"{info.name}\0{info.dtype}\0{info.shape}" for info in infos.values())
     if is_fixed:
-        header += "\n" + "\n".join(blake3_hex(memoryview(arrays[each])) for each in infos)
+        header += "\n" + "\n".join(blake3_hex(bytes(arrays[each])) for each in infos)
     stored = MappingProxyType(dict(infos))
     found = recognise(
         stored,

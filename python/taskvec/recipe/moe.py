@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -36,6 +36,20 @@ LAYOUTS = {
     "qwen3": "qwen3_moe", "qwen3_moe": "qwen3_moe",
     "deepseek": "deepseek",
 }  # fmt: skip
+
+
+_TOKENIZER = "the tokenizer is the base's"
+_GATES = "the base model is run one layer at a time"
+# Words of merges and of mergekit's command line that stand in recipes of experts.
+_OF_MERGES = {
+    "merge_method": "experts are not merged",
+    "parameters": "experts are not merged",
+    "tokenizer_source": _TOKENIZER,
+    "tokenizer": _TOKENIZER,
+    "chat_template": _TOKENIZER,
+    "load_in_4bit": _GATES,
+    "load_in_8bit": _GATES,
+}
 
 
 def _prompts(value: Any) -> Any:
@@ -68,7 +82,7 @@ class Expert(Form):
     positive_prompts: Prompts = Field(None, description="texts that are to be routed to this expert")
     negative_prompts: Prompts = Field(None, description="texts that are not")
     residual_scale: Factor | None = Field(None, description="factor of what the expert adds")
-    noise_scale: Factor | None = Field(None, description="not offered: copies are told apart by training")
+    noise_scale: Factor | None = Field(None, description="not offered")
 
 
 class MoeRecipe(Form):
@@ -85,7 +99,7 @@ class MoeRecipe(Form):
         None, description="mixtral, qwen, qwen3 or deepseek; by default what fits the models"
     )
     dtype: DtypeName = Field(None, description="type of the output; by default the base's")
-    seed: Seed = Field(0, description="seed of random gates")
+    seed: Seed | None = Field(None, description="seed of random gates")
 
     _document: Document = PrivateAttr()
 
@@ -166,6 +180,7 @@ def load(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable
         raise rest[0].error((), "a second document", "a mixture of experts is one document")
     _refuse_others(changed)
     ours, remarks = in_our_words(changed)
+    ours, more = _without_merges(ours)
     try:
         made = MoeRecipe.model_validate(ours.plain(), context=ours)
     except ValidationError as error:
@@ -173,7 +188,7 @@ def load(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Iterable
     plain = writable(changed.plain())
     text = text or yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     _check(made)
-    return MoeFile(made, source, text, plain, (*remarks, *_without_effect(made)))
+    return MoeFile(made, source, text, plain, (*remarks, *more, *_without_effect(made)))
 
 
 def _refuse_others(document: Document) -> None:
@@ -181,6 +196,18 @@ def _refuse_others(document: Document) -> None:
         raise document.error(
             ("merge_method",), "this is a recipe of a merge", "run it with `taskvec merge`", key=True
         )
+
+
+def _without_merges(document: Document) -> tuple[Document, list[Finding]]:
+    """The document without words of merges, which mean nothing here, and a remark on each."""
+    found = [key for key in document.root.value if key in _OF_MERGES]
+    rest = {key: node for key, node in document.root.value.items() if key not in _OF_MERGES}
+    remarks = [_remark(document, (key,), f"`{key}` has no effect: {_OF_MERGES[key]}") for key in found]
+    return Document(replace(document.root, value=rest), document.source), remarks
+
+
+def _remark(document: Document, path: Sequence[Key], what: str) -> Finding:
+    return finding("recipe-ignored", document.place(path, key=True), "", what, "remove it")
 
 
 def _check(recipe: MoeRecipe) -> None:
@@ -225,14 +252,12 @@ def _check_prompts(recipe: MoeRecipe) -> None:
 
 
 def _without_effect(recipe: MoeRecipe) -> Iterator[Finding]:
-    def remark(path: Sequence[Key], what: str) -> Finding:
-        return finding("recipe-ignored", recipe.document.place(path, key=True), "", what, "remove it")
-
+    document = recipe.document
     for path, expert in recipe.everyone():
         for key in ("positive_prompts", "negative_prompts"):
             if recipe.gate_mode == "random" and getattr(expert, key) is not None:
-                yield remark((*path, key), f"`{key}` has no effect: the gates are random")
+                yield _remark(document, (*path, key), f"`{key}` has no effect: the gates are random")
         if expert.noise_scale is not None:
-            yield remark((*path, "noise_scale"), "`noise_scale` of 0 has no effect")
-    if recipe.gate_mode != "random" and recipe.seed:
-        yield remark(("seed",), "`seed` has no effect: the gates are made of the prompts")
+            yield _remark(document, (*path, "noise_scale"), "`noise_scale` of 0 has no effect")
+    if recipe.gate_mode != "random" and recipe.seed is not None:
+        yield _remark(document, ("seed",), "`seed` has no effect: the gates are made of the prompts")

@@ -7,6 +7,7 @@ weights are what a run makes of them.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def _packages() -> tuple[Any, Any]:
 def _hold_memory(model: Model, ids: Mapping[str, Sequence[int]]) -> None:
     """Return if one layer and the states of all prompts fit into the memory that is free."""
     one = sum(
-        _elements(info.shape) for name, info in model.tensors.items() if name.startswith("model.layers.0.")
+        math.prod(info.shape) for name, info in model.tensors.items() if name.startswith("model.layers.0.")
     )
     tokens = sum(len(each) for each in ids.values())
     longest = max(len(each) for each in ids.values())
@@ -77,14 +78,10 @@ def _hold_memory(model: Model, ids: Mapping[str, Sequence[int]]) -> None:
     need, free = 4 * one * _COPIES + states + _OVERHEAD, memory_available()
     if free is not None and need > free:
         raise RecipeError(
-            f"`gate_mode: hidden` takes {size(need)} of memory for one layer of `{model.spec}` and the prompts, "
-            f"and {size(free)} are free",
-            "set `gate_mode: cheap_embed`, give fewer or shorter prompts, or run it where there is more memory",
+            f"`gate_mode: hidden` takes {size(need)} of memory for one layer of `{model.spec}` and the "
+            f"prompts, and {size(free)} are free",
+            "set `gate_mode: cheap_embed`, give fewer or shorter prompts, or run it where more is free",
         )
-
-
-def _elements(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
 
 
 def _config(model: Model, layer: int) -> dict[str, Any]:
@@ -99,7 +96,7 @@ def _config(model: Model, layer: int) -> dict[str, Any]:
         **config,
         "num_hidden_layers": 1,
         "vocab_size": 1,
-        "pad_token_id": None,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         "attn_implementation": "eager",
     }
 

@@ -107,6 +107,6 @@ def _hold_window(recipe: MoeRecipe, layout: Layout, base: Model) -> None:
     if is_windowed and not layout.has_window:
         raise recipe.error(
             ("base_model",),
-            f"attention of `{shown(base.spec)}` has a window, which `{layout.name}` cannot have in every layer",
+            f"attention of `{shown(base.spec)}` has a window, which `{layout.name}` has not in every layer",
             "write `architecture: mixtral`, without a shared expert",
         )

@@ -1,9 +1,9 @@
 """The gates of a mixture of experts: a row for each expert, of prompts or of random numbers.
 
 A prompt's direction is a vector that the caller knows: the sum of the embeddings of its tokens
-(``cheap_embed``), or the hidden state of its last token where a layer begins (``hidden``). An expert's gate is
-the mean over its positive prompts, of length one, less that of its negative ones, brought to length one: so
-mergekit makes it, found by running it.
+(``cheap_embed``), or the hidden state of its last token where a layer begins (``hidden``). An expert's gate
+is the mean over its positive prompts, of length one, less that of its negative ones, brought to length one:
+so mergekit makes it, found by running it.
 """
 
 from __future__ import annotations
@@ -115,14 +115,11 @@ def of_prompts(recipe: MoeRecipe, directions: Directions, *, with_shared: bool) 
         The prompts of an expert cancel each other.
     """
     rows = [_row(recipe, ("experts", n), expert, directions) for n, expert in enumerate(recipe.experts)]
-    shared = (
-        _row(recipe, ("shared_experts", 0), recipe.shared, directions)
-        if with_shared and recipe.shared
-        else None
-    )
-    return Gates(
-        np.stack(rows).astype(np.float32), None if shared is None else shared[None].astype(np.float32)
-    )
+    router = np.stack(rows).astype(np.float32)
+    if not with_shared or recipe.shared is None:
+        return Gates(router, None)
+    shared = _row(recipe, ("shared_experts", 0), recipe.shared, directions)
+    return Gates(router, shared[None].astype(np.float32))
 
 
 def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Directions) -> np.ndarray:
@@ -160,7 +157,7 @@ def drawn(layers: int, experts: int, width: int, seed: int, *, with_shared: bool
 
 
 def as_model(layers: Sequence[Gates]) -> Model:
-    """Gates as a source of a plan: ``N.router`` and ``N.shared`` of each layer; of one for all layers N is 0."""
+    """Gates as a source of a plan: ``N.router`` and ``N.shared`` of each layer, or of 0 for all of them."""
     arrays = {
         f"{number}.{part}": array
         for number, gates in enumerate(layers)

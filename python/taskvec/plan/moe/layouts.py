@@ -16,9 +16,7 @@ Config = Mapping[str, Any]
 
 # The matrices of an expert, by their names in a dense MLP.
 MATRICES = ("gate_proj", "up_proj", "down_proj")
-MLP = re.compile(
-    r"(?P<stem>model\.layers\.(?P<layer>\d+)\.)mlp\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight"
-)
+MLP = re.compile(r"model\.layers\.(?P<layer>\d+)\.mlp\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight")
 # All other tensors that some layout has a place for.
 _COMMON = (
     r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|"

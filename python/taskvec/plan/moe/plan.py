@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taskvec.compat.check import check_models
 from taskvec.compat.findings import Finding, enforce, finding, in_order
@@ -18,7 +18,7 @@ from taskvec.plan.merge_models import Opened, adapted, checkpoint_of
 from taskvec.plan.moe.layouts import Layout, config_changes
 from taskvec.plan.plan import PlanRecord
 from taskvec.recipe.model_ref import ModelRef
-from taskvec.recipe.moe import MoeFile, MoeRecipe
+from taskvec.recipe.moe import Expert, MoeFile, MoeRecipe
 from taskvec.settings import Settings, out_dtype, written
 
 # What is taken of the experts, by the names that the base has.
@@ -81,9 +81,20 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
         alphas=[1.0],
         settings=settings,
         findings=found,
-        recipe={"verb": "moe", "recipe": [file.document], "layout": experts.layout.name, **written(settings)},
+        recipe={
+            "verb": "moe",
+            "recipe": [file.document],
+            "layout": experts.layout.name,
+            **_written(recipe, settings),
+        },
         config=changes,
     )
+
+
+def _written(recipe: MoeRecipe, settings: Settings) -> dict[str, Any]:
+    """The settings that a manifest keeps; the recipe's own seed stands in the recipe."""
+    is_drawn = recipe.gate_mode == "random" and recipe.seed is None
+    return {**written(settings), **({"seed": settings.seed} if is_drawn else {})}
 
 
 def _findings(recipe: MoeRecipe, experts: Experts, base: Model) -> Iterator[Finding]:
@@ -136,7 +147,7 @@ class _Rows:
         self.layout, self.opened, self.places = experts
         self.base = draft.base
         self.gates = draft.source(gates, "gates")
-        self.is_one = f"{1}.router" not in gates.tensors  # one set of gates for all layers
+        self.is_one = "1.router" not in gates.tensors  # one set of gates for all layers
         self.copy = draft.operation({"kind": "copy"})
 
     def write_all(self) -> None:
@@ -152,22 +163,18 @@ class _Rows:
         if matrix == "gate_proj":
             self._write_gates(stem, info, layer)
         for number, expert in enumerate(self.recipe.experts):
-            scale = expert.residual_scale
-            self._write(
-                stem + self.layout.expert(number, matrix), name, info, matrix, expert.source_model, scale
-            )
-        if (shared := self.recipe.shared) is not None:
+            self._write(stem + self.layout.expert(number, matrix), name, info, matrix, expert)
+        if self.recipe.shared is not None:
             own = f"{stem}{self.layout.shared_name}.{matrix}.weight"
-            self._write(own, name, info, matrix, shared.source_model, shared.residual_scale)
+            self._write(own, name, info, matrix, self.recipe.shared)
 
-    def _write(
-        self, own: str, name: str, info: TensorInfo, matrix: str, ref: ModelRef, scale: float | None
-    ) -> None:
+    def _write(self, own: str, name: str, info: TensorInfo, matrix: str, expert: Expert) -> None:
         """One matrix of an expert; what adds to the stream is scaled."""
+        scale = expert.residual_scale
         is_scaled = matrix == "down_proj" and scale not in (None, 1.0)
         terms = [{"model": 0, "reference": None, "weight": scale}]
         operation = self.draft.operation({"kind": "passthrough", "terms": terms}) if is_scaled else self.copy
-        self._add(own, info, operation, self._inputs(ref, name))
+        self._add(own, info, operation, self._inputs(expert.source_model, name))
 
     def _write_gates(self, stem: str, info: TensorInfo, layer: int) -> None:
         number = 0 if self.is_one else layer

@@ -1,0 +1,369 @@
+"""Mixtures of experts made of dense models: bytes, gates, and what transformers makes of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from support.command_line import invoke
+from support.families import write_adapter, write_model
+from support.models import edit_json, read_tensors
+from support.moe import LAYERS, config_of, directions, expert, gate, parts, recipe, shared, write_models
+from support.oracle import same_files
+from taskvec.errors import CompatibilityError, NotFoundError, RecipeError
+
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+# Family of the dense models -> the layout, its words in a recipe, and where the shared expert is.
+LAYOUTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "mixtral": ("llama", "MixtralForCausalLM", {}, ""),
+    "mixtral of mistral": ("mistral", "MixtralForCausalLM", {"architecture": "mixtral"}, ""),
+    "qwen": ("qwen2", "Qwen2MoeForCausalLM", shared(residual_scale=0.5), "shared_expert"),
+    "qwen of llama": ("llama", "Qwen2MoeForCausalLM", {"architecture": "qwen", **shared()}, "shared_expert"),
+    "qwen3": ("qwen3", "Qwen3MoeForCausalLM", {}, ""),
+    "deepseek": ("llama", "DeepseekForCausalLM", shared(residual_scale=0.1), "shared_experts"),
+    "deepseek alone": ("mistral", "DeepseekForCausalLM", {"architecture": "deepseek"}, ""),
+}
+LOADED = ("mixtral", "mixtral of mistral", "qwen", "qwen of llama", "qwen3")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(root: Path, name: str, *, same: bool = False, **more: Any) -> Path:
+    family, _, words, _ = LAYOUTS[name]
+    if not (root / "base").exists():
+        write_models(root, family, same=same)
+    tv.moe(recipe(**{**words, **more}), root / "out")
+    return root / "out"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_tensor_is_the_one_that_it_should_be(name: str, world: Path) -> None:
+    _, architecture, words, shared_name = LAYOUTS[name]
+    out = parts(read_tensors(made(world, name)))
+    base, experts = read_tensors(world / "base"), [read_tensors(world / each) for each in "ab"]
+    expected = {key: each for key, each in base.items() if ".mlp." not in key}
+    row = directions(world / "base")
+    for layer in range(LAYERS):
+        stem = f"model.layers.{layer}.mlp."
+        for number, tensors in enumerate(experts):
+            for matrix in MATRICES:
+                expected[f"{stem}experts.{number}.{matrix}.weight"] = tensors[f"{stem}{matrix}.weight"]
+        if shared_name:
+            scale = words["shared_experts"][0].get("residual_scale", 1.0)
+            for matrix in MATRICES:
+                value = read_tensors(world / "c")[f"{stem}{matrix}.weight"]
+                if matrix == "down_proj":
+                    value = (value.astype(np.float64) * scale).astype(value.dtype)
+                expected[f"{stem}{shared_name}.{matrix}.weight"] = value
+        gates = np.stack([gate(each, row) for each in "ab"])
+        np.testing.assert_allclose(out.pop(f"{stem}gate.weight").astype(float), gates, atol=2**-8)
+        if shared_name == "shared_expert":
+            own = out.pop(f"{stem}shared_expert_gate.weight").astype(float)
+            np.testing.assert_allclose(own, gate("c", row)[None], atol=2**-8)
+    assert out.keys() == expected.keys()
+    for key, each in expected.items():
+        assert out[key].dtype == each.dtype
+        assert out[key].tobytes() == each.tobytes(), key
+    config = config_of(world / "out")
+    assert config["architectures"] == [architecture]
+    assert config["num_experts_per_tok"] == 2
+
+
+def test_gates_in_float32_are_exact(world: Path) -> None:
+    write_models(world, "llama")
+    tv.moe(recipe(names="abc", dtype="float32"), "out")
+    row = directions(world / "base")
+    found = read_tensors(world / "out")
+    for layer in range(LAYERS):
+        own = found[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
+        expected = np.stack([gate(each, row) for each in "abc"]).astype(np.float32)
+        assert own.dtype == np.float32
+        np.testing.assert_allclose(own, expected, rtol=1e-6, atol=1e-7)
+    assert config_of(world / "out")["dtype"] == "float32"
+
+
+# Of mergekit 0.1.5 (`mergekit-moe`, cheap_embed, float32) on the models and prompts of `support.moe`: the
+# first columns of the router of every layer, by tests/recipe/parity_mergekit_moe.py.
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "mergekit_moe_gates.json"
+
+
+def test_gates_are_mergekits(world: Path) -> None:
+    write_models(world, "llama")
+    tv.moe(recipe(names="abc", dtype="float32"), "out")
+    golden = np.array(json.loads(GOLDEN.read_text())["router"], np.float32)
+    found = read_tensors(world / "out")["model.layers.0.block_sparse_moe.gate.weight"]
+    assert np.linalg.norm(found - golden) < 1e-6 * np.linalg.norm(golden)
+
+
+def logits(folder: Path, ids: list[int]) -> Any:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        tokens = model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False)
+        assert tokens.shape[1] > len(ids)
+        return type(model).__name__, model(torch.tensor([ids])).logits.double().numpy()
+
+
+@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("mode", ["cheap_embed", "random"])
+def test_experts_that_are_the_base_are_the_base(name: str, mode: str, world: Path) -> None:
+    family, architecture, words, shared_name = LAYOUTS[name]
+    write_models(world, family, same=True)
+    given = dict(words)
+    if shared_name:  # which adds nothing
+        given |= shared(mode, residual_scale=0.0)
+    tv.moe(recipe(mode, **given), "out")
+    kind, found = logits(world / "out", [5, 9, 33, 60, 7])
+    _, expected = logits(world / "base", [5, 9, 33, 60, 7])
+    assert kind == architecture
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_defaults_of_the_dense_family_are_written_out(world: Path) -> None:
+    """Mixtral has other defaults than Llama: base of the rotary embedding, epsilon, heads of keys."""
+    write_models(world, "llama", same=True)
+    for name in ("base", "a", "b", "c"):
+        edit_json(
+            world / name / "config.json", rms_norm_eps=None, max_position_embeddings=None, head_dim=None
+        )
+    tv.moe(recipe(), "out")
+    _, found = logits(world / "out", [5, 9, 33, 60, 7])
+    _, expected = logits(world / "base", [5, 9, 33, 60, 7])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_gates_are_the_states_that_transformers_gives(world: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+
+    for family in ("llama", "qwen2", "qwen3"):
+        root = world / family
+        write_models(root, family)
+        words = {"architecture": "qwen", **shared()} if family == "qwen2" else {}
+        given = recipe("hidden", dtype="float32", **words)
+        for each in (given, *given["experts"], *given.get("shared_experts", ())):
+            each |= {key: str(root / each[key]) for key in ("base_model", "source_model") if key in each}
+        tv.moe(given, root / "out")
+        found = parts(read_tensors(root / "out"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+        tokenizer = Tokenizer.from_file(str(root / "base" / "tokenizer.json"))
+        states: list[dict[str, np.ndarray]] = [{} for _ in range(LAYERS)]
+        for text in directions(root / "base"):
+            ids = torch.tensor([tokenizer.encode(text).ids])
+            with torch.no_grad():
+                hidden = model(ids, output_hidden_states=True).hidden_states
+            for layer in range(LAYERS):
+                states[layer][text] = hidden[layer][0, -1].double().numpy()
+        for layer, known in enumerate(states):
+            own = found[f"model.layers.{layer}.mlp.gate.weight"]
+            expected = np.stack([gate(each, known) for each in "ab"])
+            np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_random_gates_follow_from_the_seed(world: Path) -> None:
+    write_models(world, "llama")
+    for out, seed in (("one", 3), ("two", 3), ("three", 4)):
+        tv.moe(recipe("random", dtype="float32"), out, seed=seed)
+    tv.moe(recipe("random", dtype="float32", seed=3), "own")
+    name = "model.layers.{}.block_sparse_moe.gate.weight".format
+    one, two, three, own = (read_tensors(world / out) for out in ("one", "two", "three", "own"))
+    for layer in range(LAYERS):
+        assert np.array_equal(one[name(layer)], two[name(layer)])
+        assert np.array_equal(one[name(layer)], own[name(layer)])
+        assert not np.array_equal(one[name(layer)], three[name(layer)])
+    assert not np.array_equal(one[name(0)], one[name(1)])
+    drawn = np.concatenate([one[name(layer)].ravel() for layer in range(LAYERS)])
+    assert 0.7 < drawn.std() < 1.3
+
+
+def killed(plan: tv.Plan, out: Path) -> None:
+    """A run that was stopped when some weight files were there."""
+
+    def stop(progress: tv.Progress) -> None:
+        if progress.phase == "merge" and progress.done > progress.total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(out, progress=stop)
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_is_done(world: Path) -> None:
+    write_models(world, "llama")
+    mixture = tv.open_moe(recipe(), max_shard_size=3000)
+    expected = mixture.save(world / "one" / "out")
+    killed(mixture.plan(), world / "out")
+    report = tv.moe(recipe(), world / "out", max_shard_size=3000)
+    assert report.plan == expected.plan
+    same_files(world / "one" / "out", world / "out")
+    assert tv.moe(recipe(), world / "out", max_shard_size=3000).already_done
+    with pytest.raises(
+        tv.errors.OutputError if hasattr(tv, "errors") else Exception, match="not empty|holds"
+    ):
+        tv.moe(recipe(names="ba"), world / "out")
+    assert not tv.moe(recipe(names="ba"), world / "out", overwrite=True).already_done
+
+
+def test_parts_are_one_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_models(world, "llama")
+    plan = tv.open_moe(recipe("random"), max_shard_size=3000).plan()
+    plan.run(world / "one" / "out")
+    for number in (2, 0, 1):
+        pickle.loads(pickle.dumps(plan.part(number, 3))).run(world / "out")
+    same_files(world / "one" / "out", world / "out")
+    (world / "r.yaml").write_text(json.dumps(recipe("random")))
+    for number in range(2):
+        words = ("--max-shard-size", "3000", "--part", f"{number}/2")
+        assert invoke(capsys, "moe", "r.yaml", "two/out", *words).code == 0
+    assert read_tensors(world / "two" / "out").keys() == read_tensors(world / "out").keys()
+
+
+def test_a_plan_as_a_file_holds_the_gates(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_models(world, "qwen2")
+    given = recipe("random", **shared("random"))
+    (world / "r.yaml").write_text(json.dumps(given))
+    assert invoke(capsys, "plan", "moe", "r.yaml", "--to", "out", "-o", "plan.json").code == 0
+    assert invoke(capsys, "run", "plan.json").code == 0
+    tv.moe(given, "one")
+    assert (world / "out/model.safetensors").read_bytes() == (world / "one/model.safetensors").read_bytes()
+    plan = tv.open_moe(given).plan()
+    again = tv.Plan.from_bytes(plan.to_bytes())
+    assert again.digest == plan.digest
+
+
+def test_an_expert_with_an_adapter_and_one_that_is_quantised(world: Path) -> None:
+    write_models(world, "llama")
+    tv.convert(world / "b", world / "packed", out_dtype="fp8-block")
+    given = recipe(names="a")
+    given["experts"].append({**expert("b"), "source_model": "packed"})
+    tv.moe(given, "out")
+    plain = read_tensors(world / "out")
+    unpacked = tv.convert(world / "packed", world / "plain", out_dtype="bfloat16") and read_tensors(
+        world / "plain"
+    )
+    own, name = (
+        unpacked["model.layers.1.mlp.up_proj.weight"],
+        "model.layers.1.block_sparse_moe.experts.1.w3.weight",
+    )
+    assert plain[name].tobytes() == own.tobytes()
+    assert "quantization_config" not in config_of(world / "out")
+
+
+def test_a_quantised_base_is_written_plain(world: Path) -> None:
+    write_models(world, "llama")
+    tv.convert(world / "base", world / "packed", out_dtype="fp8-block")
+    report = tv.moe({**recipe(), "base_model": "packed"}, "out")
+    assert "quantization_config" not in config_of(world / "out")
+    found, base = read_tensors(world / "out"), read_tensors(world / "base")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert found[name].shape == base[name].shape
+    assert report.outputs[0].shards
+
+
+def test_an_adapter_of_a_base(world: Path) -> None:
+    write_models(world, "llama")
+    write_adapter(world / "lora", "llama", LAYERS)
+    tv.moe({**recipe(), "base_model": "base+lora"}, "out")
+    tv.merge({"merge_method": "passthrough", "models": [{"model": "base+lora"}]}, "merged")
+    found, merged = read_tensors(world / "out"), read_tensors(world / "merged")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
+        assert found[name].tobytes() == merged[name].tobytes()
+    with pytest.raises(RecipeError, match="of a base with an adapter") as caught:
+        tv.moe({**recipe("hidden"), "base_model": "base+lora"}, "other")
+    assert "merge the adapter first" in (caught.value.hint or "")
+    assert not (world / "other").exists()
+
+
+def test_a_recipe_that_fits_no_layout(world: Path) -> None:
+    write_models(world, "llama")
+    write_model(world / "gemma", "gemma2", LAYERS, seed=1)
+    write_model(world / "phi", "phi3", LAYERS, seed=1)
+    write_model(world / "wide", "llama", LAYERS + 1, seed=1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({**recipe(), "base_model": "gemma"}, "is of the family `gemma2`"),
+        ({**recipe(), "base_model": "phi"}, "is of the family `phi3`"),
+        (recipe(architecture="qwen3"), "the layout `qwen3_moe` is for qwen3"),
+        (recipe(architecture="mixtral", **shared()), "the layout `mixtral` has no shared expert"),
+        (recipe(architecture="qwen"), "has a shared expert, which sees every token"),
+        (
+            recipe(architecture="qwen", shared_experts=[{"source_model": "c"}]),
+            "no `positive_prompts` of which it is made",
+        ),
+    ]
+    for given, message in wrong:
+        with pytest.raises(RecipeError, match=message):
+            tv.moe(given, "out")
+    with pytest.raises(CompatibilityError):
+        tv.moe(recipe(experts=[expert("a"), {**expert("b"), "source_model": "phi"}]), "out")
+    with pytest.raises(NotFoundError):
+        tv.moe(recipe(experts=[expert("a"), {**expert("b"), "source_model": "nowhere"}]), "out")
+    assert not (world / "out").exists()
+
+
+def test_biases_and_windows_that_a_layout_lacks_are_refused(world: Path) -> None:
+    write_models(world, "qwen2")
+    for name in ("base", "a", "b", "c"):
+        edit_json(world / name / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(RecipeError, match=r"has tensors that `mixtral` has no place for: .*q_proj.bias"):
+        tv.moe(recipe(), "out")
+    for name in ("base", "a", "b", "c"):
+        write_model(world / f"m{name}", "mistral", LAYERS, seed=2)
+        edit_json(world / f"m{name}" / "config.json", sliding_window=16)
+    given = recipe(
+        architecture="deepseek", experts=[{**expert(each), "source_model": f"m{each}"} for each in "ab"]
+    )
+    with pytest.raises(RecipeError, match="has a window"):
+        tv.moe({**given, "base_model": "mbase"}, "out")
+    tv.moe({**given, "base_model": "mbase", "architecture": "mixtral"}, "out")
+    assert config_of(world / "out")["sliding_window"] == 16
+
+
+def test_prompts_that_make_no_gate(world: Path) -> None:
+    write_models(world, "llama")
+    same = {"source_model": "a", "positive_prompts": ["AB"], "negative_prompts": ["AB"]}
+    with pytest.raises(RecipeError, match="give no direction"):
+        tv.moe(recipe(experts=[same, expert("b")]), "out")
+    (world / "base" / "tokenizer.json").unlink()
+    with pytest.raises(RecipeError, match=r"has no tokenizer.json"):
+        tv.moe(recipe(), "out")
+    tv.moe(recipe("random"), "out")
+
+
+def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_models(world, "qwen2")
+    (world / "r.yaml").write_text(json.dumps(recipe(**shared(residual_scale=0.1))))
+    dry = invoke(capsys, "moe", "r.yaml", "out", "--dry-run", "--json")
+    assert dry.code == 0
+    assert json.loads(dry.out)["plan"]["recipe"]["layout"] == "qwen2_moe"
+    assert not (world / "out").exists()
+    done = invoke(capsys, "moe", "r.yaml", "out")
+    assert done.code == 0
+    assert "2 experts of r.yaml" in done.err
+    card = (world / "out" / "README.md").read_text()
+    assert "# base and 2 experts as qwen2\\_moe" in card
+    assert "taskvec moe recipe.yaml OUT" in card
+    assert "tv.moe('recipe.yaml', 'OUT')" in card
+    manifest = json.loads((world / "out" / "taskvec.json").read_text())
+    assert [each["role"] for each in manifest["sources"]] == [
+        "base",
+        "expert 0",
+        "expert 1",
+        "shared expert",
+        "gates",
+    ]
+    assert tv.verify("out").ok

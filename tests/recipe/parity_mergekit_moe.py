@@ -1,0 +1,94 @@
+"""Beside mergekit-moe: every tensor of mixtures of experts, and the figures of their gates.
+
+Not part of a normal run: it needs mergekit 0.1.5 in an environment of its own. Run it by name::
+
+    TASKVEC_MERGEKIT_PYTHON=/path/to/python pytest -rP tests/recipe/parity_mergekit_moe.py
+
+mergekit runs in a process of its own, on models written here; only its output comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import taskvec as tv
+from support.models import Tensors, read_tensors
+from support.moe import expert, parts, recipe, write_models
+
+# mergekit does not open a shared expert that is no other expert
+SHARED = {"shared_experts": [expert("a", residual_scale=0.1)]}
+# Family of the dense models, and the words of the recipe.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("llama", {"names": "abc"}),
+    "mistral": ("mistral", {"names": "ab", "experts_per_token": 1}),
+    "qwen": ("qwen2", {"names": "abc", **SHARED}),
+    "qwen3": ("qwen3", {"names": "abc"}),
+    "deepseek": ("llama", {"names": "ab", "architecture": "deepseek", **SHARED}),
+}
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "mergekit_moe_gates.json"
+
+
+def unfused(tensors: Tensors) -> Tensors:
+    """Experts one by one, as published checkpoints have them."""
+    result: Tensors = {}
+    for name, value in tensors.items():
+        fused = re.fullmatch(r"(.*\.experts)\.(gate_up_proj|down_proj)", name)
+        if not fused:
+            result[name] = value
+            continue
+        words = ("gate_proj", "up_proj") if fused[2] == "gate_up_proj" else ("down_proj",)
+        for number, matrix in enumerate(value):
+            for word, part in zip(words, np.split(matrix, len(words)), strict=True):
+                result[f"{fused[1]}.{number}.{word}.weight"] = part
+    return result
+
+
+def theirs(given: dict[str, Any], folder: Path) -> Tensors:
+    (folder / "r.yaml").write_text(yaml.safe_dump(given))
+    python = Path(os.environ["TASKVEC_MERGEKIT_PYTHON"])
+    command = [python.parent / "mergekit-moe", "r.yaml", "theirs"]
+    flag = "--i-understand-this-is-not-useful-without-training"
+    done = subprocess.run([*command, flag], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return parts(unfused(read_tensors(folder / "theirs")))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_is_mergekits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    family, words = CASES[name]
+    write_models(tmp_path, family)
+    given = recipe(dtype="float32", **words)
+    expected = theirs(given, tmp_path)
+    tv.moe(given, "out")
+    found = parts(read_tensors(tmp_path / "out"))
+    assert found.keys() == expected.keys()
+    worst = {"gates": 0.0, "others": 0.0}
+    for key, value in expected.items():
+        error = float(np.linalg.norm(found[key].astype(float) - value) / np.linalg.norm(value))
+        kind = "gates" if "gate.weight" in key else "others"
+        worst[kind] = max(worst[kind], error)
+        if kind == "others" and "shared" not in key:
+            assert np.array_equal(found[key], value), key
+    print(f"{name}: {len(expected)} tensors, worst relative error {worst}")
+    assert max(worst.values()) < 1e-6
+
+
+def test_the_recorded_gates_are_mergekits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `tests/lazy/test_moe.py` compares with; written where it is missing."""
+    monkeypatch.chdir(tmp_path)
+    write_models(tmp_path, "llama")
+    router = theirs(recipe(names="abc", dtype="float32"), tmp_path)["model.layers.0.mlp.gate.weight"]
+    if not GOLDEN.exists():
+        facts = {"of": "mergekit 0.1.5, mergekit-moe, cheap_embed, by tests/recipe/parity_mergekit_moe.py"}
+        GOLDEN.write_text(json.dumps({**facts, "router": router.tolist()}) + "\n")
+    assert np.array_equal(router, np.array(json.loads(GOLDEN.read_text())["router"], np.float32))
