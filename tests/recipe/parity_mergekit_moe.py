@@ -26,13 +26,15 @@ from support.moe import expert, parts, recipe, write_models
 
 # mergekit does not open a shared expert that is no other expert
 SHARED = {"shared_experts": [expert("a", residual_scale=0.1)]}
+# which has no gate in this layout
+PLAIN = {"shared_experts": [{"source_model": "a", "residual_scale": 0.1}]}
 # Family of the dense models, and the words of the recipe.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("llama", {"names": "abc"}),
     "mistral": ("mistral", {"names": "ab", "experts_per_token": 1}),
     "qwen": ("qwen2", {"names": "abc", **SHARED}),
     "qwen3": ("qwen3", {"names": "abc"}),
-    "deepseek": ("llama", {"names": "ab", "architecture": "deepseek", **SHARED}),
+    "deepseek": ("llama", {"names": "ab", "architecture": "deepseek", **PLAIN}),
 }
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "mergekit_moe_gates.json"
 

@@ -57,7 +57,7 @@ def directions(folder: Path) -> dict[str, np.ndarray]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = read_tensors(folder)["model.embed_tokens.weight"].astype(np.float64)
     texts = {text for each in PROMPTS.values() for side in each for text in side}
-    return {text: rows[tokenizer.encode(text).ids].sum(0) for text in texts}
+    return {text: rows[tokenizer.encode(f"<s>{text}").ids].sum(0) for text in texts}
 
 
 def gate(name: str, known: Mapping[str, np.ndarray]) -> np.ndarray:

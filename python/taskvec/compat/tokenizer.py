@@ -104,6 +104,11 @@ def check_tokenizers(
     return findings
 
 
+def begin_token(model: Model) -> str | None:
+    """The token that begins a text, where the tokenizer has one."""
+    return _read(model).setting("bos_token")
+
+
 def vocabulary_difference(own: Model, other: Model) -> str | None:
     """Why the tokens of two models are not known to be the same with the same ids; ``None`` if they are."""
     mine, theirs = _read(own), _read(other)

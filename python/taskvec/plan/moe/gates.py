@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taskvec.compat.tokenizer import TOKENIZER
+from taskvec.compat.tokenizer import TOKENIZER, begin_token
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
 from taskvec.models.state_dict import bytes_of, in_memory
@@ -52,7 +52,7 @@ def prompts_of(recipe: MoeRecipe) -> list[str]:
 
 
 def token_ids(model: Model, prompts: Sequence[str], rows: int) -> dict[str, list[int]]:
-    """The tokens of each prompt, with those that begin and end a text.
+    """The tokens of each prompt, behind the one that begins a text if there is one, as mergekit has them.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ def token_ids(model: Model, prompts: Sequence[str], rows: int) -> dict[str, list
     tokenizer = Tokenizer.from_buffer(model.read_file(TOKENIZER))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    found = {prompt: tokenizer.encode(prompt).ids for prompt in prompts}
+    begin = begin_token(model) or ""
+    found = {prompt: tokenizer.encode(begin + prompt, add_special_tokens=False).ids for prompt in prompts}
     for prompt, ids in found.items():
         if not ids or max(ids) >= rows:
             problem = "no tokens" if not ids else f"token {max(ids)}, and the embedding {rows} rows"
