@@ -118,4 +118,4 @@ def test_values_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "experts": experts,
     }
     assert load(given, ["gate_mode=random", "experts_per_token=1"]).recipe.experts_per_token == 1
-    assert invoke(capsys, "moe", tmp_path / "no.yaml", "out").code == 1
+    assert invoke(capsys, "moe", tmp_path / "no.yaml", "out").code == 2

@@ -109,6 +109,18 @@ def documents(world: World, alphas: str = "") -> str:
     return f"{mean}---\n{last}"
 
 
+def mixture(trio: Trio) -> dict[str, object]:
+    """A recipe of experts whose gates are made of prompts."""
+    donor = {"source_model": str(trio.donor), "positive_prompts": ["12"]}
+    reference = {"source_model": str(trio.reference), "positive_prompts": ["34"]}
+    return {
+        "base_model": str(trio.target),
+        "gate_mode": "cheap_embed",
+        "experts": [donor, reference],
+        "shared_experts": [donor],
+    }
+
+
 def half(world: World) -> Callable[[Path], object]:
     """What a kill leaves behind when the weights and some other files are in place."""
 
@@ -152,6 +164,7 @@ def writers(world: World) -> dict[str, Verb]:
         "tokens": Verb(tokens),
         "tokens overwrite": Verb(lambda out: tokens(out, overwrite=True), finished),
         "merge": Verb(finished),
+        "moe": Verb(lambda out: tv.moe(mixture(trio), out)),
         "adapter": Verb(lambda out: tv.merge({"merge_method": "passthrough", "models": [adapted]}, out)),
         "documents": Verb(lambda out: tv.merge(documents(world), out)),
         "documents overwrite": Verb(lambda out: tv.merge(documents(world), out, overwrite=True), finished),
@@ -173,7 +186,7 @@ VERBS = (
         "average",
     ),
     *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
-    *("lora", "lora overwrite", "tokens", "tokens overwrite"),
+    *("lora", "lora overwrite", "tokens", "tokens overwrite", "moe"),
 )
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
 

@@ -244,12 +244,12 @@ MISTAKES = {
     "a mixture of experts": (
         "base_model: a\ngate_mode: hidden\nexperts:\n- source_model: a\n",
         "recipe:2: this is a recipe for `mergekit-moe`, which makes a mixture of experts",
-        "run `mergekit-moe`",
+        "`taskvec moe`",
     ),
     "a mixture of experts, by method": (
         "merge_method: moe\nmodels: [{model: a}]\n",
         "recipe:1: this is a recipe for `mergekit-moe`",
-        "run `mergekit-moe`",
+        "`taskvec moe`",
     ),
     "a search for a recipe": (
         "genome:\n  models: [a, b]\n  merge_method: ties\ntasks: [{name: x}]\n",
