@@ -74,15 +74,17 @@ def test_every_tensor_is_mergekits(name: str, tmp_path: Path, monkeypatch: pytes
     tv.moe(given, "out")
     found = parts(read_tensors(tmp_path / "out"))
     assert found.keys() == expected.keys()
-    worst = {"gates": 0.0, "others": 0.0}
+    worst = {"gates": 0.0, "scaled": 0.0, "others": 0.0}
     for key, value in expected.items():
         error = float(np.linalg.norm(found[key].astype(float) - value) / np.linalg.norm(value))
-        kind = "gates" if "gate.weight" in key else "others"
+        is_scaled = "shared_expert" in key and "down_proj" in key
+        kind = "gates" if "gate.weight" in key else "scaled" if is_scaled else "others"
         worst[kind] = max(worst[kind], error)
-        if kind == "others" and "shared" not in key:
-            assert np.array_equal(found[key], value), key
     print(f"{name}: {len(expected)} tensors, worst relative error {worst}")
-    assert max(worst.values()) < 1e-6
+    assert worst["gates"] < 1e-6
+    # mergekit multiplies in the type of the model, bfloat16 here, and rounds twice
+    assert worst["scaled"] < 2**-8
+    assert worst["others"] == 0.0
 
 
 def test_the_recorded_gates_are_mergekits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

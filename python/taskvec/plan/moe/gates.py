@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from taskvec.compat.token_pieces import tokenizer_of
 from taskvec.compat.tokenizer import TOKENIZER, begin_token
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
@@ -65,17 +66,16 @@ def token_ids(model: Model, prompts: Sequence[str], rows: int) -> dict[str, list
     Raises
     ------
     RecipeError
-        There is no tokenizer.json, a prompt has no tokens, or one that the embedding has no row for.
+        There is no tokenizer.json or no package that reads it, a prompt has no tokens, or one that the
+        embedding has no row for.
     """
-    from tokenizers import Tokenizer  # which recipes of random gates do without
-
     if TOKENIZER not in model.other_files:
         raise RecipeError(
             f"`{model.spec}` has no {TOKENIZER}, which cuts the prompts into tokens",
             "save one with transformers (`AutoTokenizer.from_pretrained(...).save_pretrained(...)`), or set "
             "`gate_mode: random`",
         )
-    tokenizer = Tokenizer.from_buffer(model.read_file(TOKENIZER))
+    tokenizer = tokenizer_of(model)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     begin = begin_token(model) or ""
