@@ -181,7 +181,10 @@ def _body(data: bytes, subject: str) -> bytes:
 def _held(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     """The tensors of the sources that lie in memory, where there are any: type, shape and bytes of each."""
     tables = [
-        {name: [dtype, shape, base64.b64encode(data).decode()] for name, dtype, shape, data in buffer}
+        {
+            name: [dtype, shape, base64.b64encode(memoryview(data)).decode()]
+            for name, dtype, shape, data in buffer
+        }
         for buffer in buffers_of(checkpoints)
     ]
     return {"held": tables} if tables else {}

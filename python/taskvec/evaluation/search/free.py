@@ -226,7 +226,9 @@ def _range(path: tuple[Key, ...], given: Mapping[str, Any], wrong: Any) -> list[
 
 def _starts(init: Any, groups: int | None, low: float, high: float, whole: bool, wrong: Any) -> list[Any]:
     """The values to begin with, one for each place of a gradient."""
-    values = list(init) if isinstance(init, list) and groups is not None else [init] * (groups or 1)
+    values: list[Any] = (
+        list(init) if isinstance(init, list) and groups is not None else [init] * (groups or 1)
+    )
     if groups is not None and len(values) != groups:
         raise wrong(f"`init` has {len(values)} values for {groups} groups", "give one each, or one", "init")
     for value in values:

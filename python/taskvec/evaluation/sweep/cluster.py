@@ -102,7 +102,7 @@ def ray_pool(
         The cluster cannot be reached, or a node does not see a model or the output; the message names it.
     """
     with connected(address):
-        probe(out.absolute(), [os.path.abspath(model) for model in models if os.path.isdir(model)])
+        probe(out.absolute(), [os.path.abspath(model) for model in models if os.path.isdir(model)], [])
         with contextlib.suppress(OSError):
             (out / ".taskvec").rmdir()
         yield RayPool(settings, out, threads or 1)
