@@ -29,7 +29,7 @@ const BATCH: usize = 16;
 /// One safetensors file.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
-    /// Bare name.
+    /// Bare name; of a file in a sub-folder, its path from the checkpoint's folder.
     pub name: String,
     /// Where it was opened.
     pub path: PathBuf,
@@ -78,6 +78,15 @@ impl Checkpoint {
         Checkpoint::from_found(discovery::single(path)?)
     }
 
+    /// Opens these files of a folder as one checkpoint, in their order. The tensors of a file in a sub-folder have the
+    /// sub-folder's path before their names: `conv_in.weight` in `unet/model.safetensors` is `unet/conv_in.weight`.
+    ///
+    /// # Errors
+    /// `Kind::Format` for a name that leads out of the folder; else as [`Checkpoint::open`].
+    pub fn open_files(folder: &Path, files: &[String]) -> Result<Checkpoint> {
+        Checkpoint::from_found(discovery::listed(folder, files)?)
+    }
+
     fn from_found(found: Found) -> Result<Checkpoint> {
         let Found { folder, files: names, index, unlisted } = found;
         let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
@@ -113,7 +122,10 @@ impl Checkpoint {
     /// Enters a file and its tensors.
     fn add(&mut self, name: String, path: PathBuf, header: Header, stamp: Stamp) -> Result<()> {
         let file = self.files.len();
-        for tensor in header.tensors {
+        for mut tensor in header.tensors {
+            if let Some(prefix) = prefix(&name) {
+                tensor.name.insert_str(0, prefix);
+            }
             let entry = TensorRef {
                 dtype: tensor.dtype,
                 shape: &tensor.shape,
@@ -284,6 +296,16 @@ impl Checkpoint {
     pub fn unchanged(&self) -> Result<()> {
         self.files.iter().try_for_each(|file| file.stamp.check(&file.path))
     }
+}
+
+/// What stands before the names of the tensors in a file: the path of its sub-folder, with the `/` after it.
+pub(crate) fn prefix(file: &str) -> Option<&str> {
+    file.rfind('/').map(|end| &file[..=end])
+}
+
+/// A path that stays below its folder, written in the one way: names with `/` between them.
+pub(crate) fn is_inside(path: &str) -> bool {
+    path.split('/').all(|name| !name.is_empty() && name != "." && name != ".." && !name.contains(['\\', '\0']))
 }
 
 /// The length and JSON of a file, and what they say.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.compat.companions import check_files
-from taskvec.compat.config import check_config
+from taskvec.compat.config import check_config, check_configs
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.findings import check_layouts
@@ -125,7 +125,7 @@ def check_models(
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))
     findings += check_basis([(role, base), *models], selected)
-    findings += check_config(role, base.config, [(name, model.config) for name, model in models])
+    findings += check_configs(role, base, models)
     findings += check_layouts(role, base, models)
     findings += check_tensors(role, base, models, selection, selected, tie)
     with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))

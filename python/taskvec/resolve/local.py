@@ -13,8 +13,10 @@ from taskvec.errors import NotFoundError
 from taskvec.files import folder, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
+from taskvec.files.sub_models import SubModels
 from taskvec.models.model import Model, TensorInfo
 from taskvec.resolve.packed import recognised
+from taskvec.resolve.sub_models import configs_of, hold_listed, indices_of, sub_models_in
 
 # A config is a few kB; the largest published, with a quantisation table per layer, is under 1 MB.
 MAXIMUM_CONFIG = 16 << 20
@@ -52,7 +54,36 @@ def open_path(spec: str, path: Path) -> Model:
 
 def open_folder(spec: str, path: Path) -> Model:
     """Open a local folder; raises as :func:`open_path`."""
+    made = sub_models_in(spec, path)
+    if made:
+        return _of_sub_models(spec, path.absolute(), made)
     return _of_folder(spec, path.absolute(), Reader(str(path)))
+
+
+def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:
+    """A folder with weights in several sub-folders, or of a variant."""
+    files = [name for chosen in made.values() for name in chosen.files]
+    reader = Reader(str(path), files)
+    listing = folder.list_folder(path, {*files, *indices_of(made)})
+    config, configs = configs_of(
+        made, listing.other, lambda name: read_object(path / name, maximum=MAXIMUM_CONFIG)
+    )
+    model = Model(
+        spec=spec,
+        path=path,
+        tensors=tensor_table(reader),
+        config=config,
+        other_files=listing.other,
+        left_files=listing.left,
+        stamps=listing.stamps,
+        file_sizes=dict(reader.files()),
+        fingerprint=reader.fingerprint,
+        weights=reader,
+        sub_models=made,
+        configs=configs,
+    )
+    hold_listed(model)
+    return recognised(model, reader)
 
 
 def cached_snapshot(path: Path) -> Path | None:

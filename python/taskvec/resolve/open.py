@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
-from taskvec.files import look
+from taskvec.files import look, variants
 from taskvec.files.windows import way_out
 from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
@@ -72,14 +72,15 @@ def reach(
     NotFoundError, HubError
         There is neither; the message says where it was looked for.
     """
-    text, scheme = os.fspath(spec), _scheme(spec)
+    given, scheme = os.fspath(spec), _scheme(spec)
+    text = variants.split(given)[0]
     path = Path(text).expanduser()
     if not scheme and look.exists(path, follow_links=False):
-        return local(text, path)
+        return local(given, path)
     try:
         address = SCHEMES[scheme](text, revision) if isinstance(spec, str) else None
         if address is not None:
-            return remote(text, address)
+            return remote(given, address)
     except (NotFoundError, HubError) as error:
         near = None if scheme else _near(path)
         if near is None:

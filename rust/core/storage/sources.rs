@@ -38,7 +38,7 @@ impl<'m> Sources<'m> {
         let stored = sources.iter().filter(|source| source.kind != SourceKind::Memory);
         Ok(Sources {
             opened: opened.collect::<Result<_>>()?,
-            paths: stored.map(|source| source.path.clone().into()).collect(),
+            paths: stored.flat_map(Source::paths).collect(),
         })
     }
 
@@ -58,8 +58,8 @@ impl<'m> Sources<'m> {
         Input::find(&Wanted { name, shape, elements, stored, sources, all: &self.opened, source, opened })
     }
 
-    /// What an output must not touch: the folder of each source, or its file where it is a single one. Other files
-    /// beside a single one are no input.
+    /// What an output must not touch: the folder of each source, or its file where it is a single one, and its files in
+    /// sub-folders. Other files beside a single one are no input.
     pub(crate) fn paths(&self) -> Vec<&Path> {
         self.paths.iter().map(PathBuf::as_path).collect()
     }
