@@ -157,10 +157,14 @@ impl Plan {
             }
             document.operations[*operation].check(inputs.len()).map_err(|e| bad(format!("`{}`: {e}", shown(name))))?;
         }
-        let outside = |job: &&Job| prefix(&document.shards[job.shard]).is_some_and(|folder| !job.name.starts_with(folder));
+        let outside =
+            |job: &&Job| prefix(&document.shards[job.shard]).is_some_and(|folder| !job.name.starts_with(folder));
         if let Some(job) = jobs.iter().find(outside) {
             let shard = shown(&document.shards[job.shard]);
-            return Err(bad(format!("`{}` has not the folder of its file `{shard}` before its name", shown(&job.name))));
+            return Err(bad(format!(
+                "`{}` has not the folder of its file `{shard}` before its name",
+                shown(&job.name)
+            )));
         }
         if jobs.windows(2).any(|pair| pair[0].shard > pair[1].shard) {
             return Err(bad("tensors are not in the order of their shards"));

@@ -93,6 +93,12 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
     )
 
 
+def without_folders_of(weights: Collection[str], names: Iterable[str]) -> list[str]:
+    """The weight files among the names, but for those in sub-folders of which other files are in use."""
+    used = {name.rpartition("/")[0] for name in weights if "/" in name}
+    return [name for name in names if is_weight(name) and name.rpartition("/")[0] not in used]
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The files of a folder besides its weights in use, as relative POSIX names in order.
@@ -128,7 +134,7 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
                 left.append(path)
             else:
                 stamps[path] = stamp
-    unused = [name for name in left if is_weight(name) and look.is_file(folder / name)]
+    unused = [name for name in without_folders_of(weights, left) if look.is_file(folder / name)]
     for name in module_weights(unused, sorted(stamps), lambda name: read_bytes(folder / name)):
         stamp = look.stamp(folder / name)
         if stamp is not None:

@@ -1,4 +1,4 @@
-"""A folder whose weights lie in several sub-folders: a pipeline of diffusers, the modules of sentence-transformers."""
+"""Weights in several sub-folders: pipelines of diffusers, and modules of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import variants
 from taskvec.files.modules import MODULES, strings
+from taskvec.files.names import CONFIG
 from taskvec.files.variants import Chosen
 from taskvec.text import listed
 
 PIPELINE = "model_index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 Read = Callable[[str], bytes]
 Parsed = Callable[[str], Mapping[str, Any]]
@@ -21,9 +23,7 @@ Parsed = Callable[[str], Mapping[str, Any]]
 SubModels = Mapping[str, Chosen]
 
 
-def find(
-    names: Collection[str], read: Read, parsed: Parsed, variant: str | None = None
-) -> dict[str, Chosen]:
+def find(names: Collection[str], read: Read, parsed: Parsed, variant: str | None = None) -> dict[str, Chosen]:
     """The folders of a checkpoint that hold weights, where these are more than the top, or of a variant.
 
     Parameters
@@ -53,14 +53,16 @@ def find(
     if not folders and variant is None:
         return {}
     found: dict[str, Chosen] = {}
-    for folder in folders if is_pipeline else sorted({"", *folders}):
+    has_top = not is_pipeline or _is_model(names)
+    for folder in sorted({"", *folders}) if has_top else folders:
         here = in_folder(names, folder)
         chosen = variants.choose(folder, here, parsed, variant)
         if chosen is not None:
             found[folder] = chosen
         elif is_pipeline and (old := variants.pickles(here)):
             raise FormatError(
-                f"the weights in `{folder}` are in pickle form ({listed(old)}), which can run code when it is loaded",
+                f"the weights in `{folder}` are in pickle form ({listed(old)}), which can run code when "
+                "it is loaded",
                 "convert them where you trust them: "
                 "`DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW)`",
             )
@@ -69,9 +71,16 @@ def find(
     return {} if set(found) <= {""} and variant is None else found
 
 
+def _is_model(names: Collection[str]) -> bool:
+    """Whether the top is a model too: weights of the usual names beside a config.json."""
+    return CONFIG in names and any(name in names for name in (SINGLE, INDEX))
+
+
 def in_folder(names: Collection[str], folder: str) -> list[str]:
     """The files in a folder itself, by their names in it."""
-    return [name[len(folder) :] for name in names if name.startswith(folder) and "/" not in name[len(folder) :]]
+    return [
+        name[len(folder) :] for name in names if name.startswith(folder) and "/" not in name[len(folder) :]
+    ]
 
 
 def _of_pipeline(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
@@ -88,7 +97,9 @@ def _of_pipeline(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
             f"`{PIPELINE}` names {listed(missing)}, and there are no such folders",
             "the checkpoint is incomplete: download or copy it again",
         )
-    several = [re.compile(rf"{re.escape(key)}_\d+") for key in listed_there if isinstance(index[key][1], list)]
+    several = [
+        re.compile(rf"{re.escape(key)}_\d+") for key in listed_there if isinstance(index[key][1], list)
+    ]
     more = [name for name in there if any(pattern.fullmatch(name) for pattern in several)]
     return [f"{folder}/" for folder in sorted({*listed_there, *more} & there)]
 

@@ -11,7 +11,7 @@ from taskvec.errors import FormatError, NotFoundError
 from taskvec.text import listed
 
 MARK = "?variant="
-# Stems that save_pretrained of transformers, diffusers and sentence-transformers writes, preferred in this order.
+# What transformers, diffusers and sentence-transformers call weights.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _STEM = rf"(?P<stem>{'|'.join(_STEMS)})"
 _TAG = r"[A-Za-z0-9_]+"
@@ -106,6 +106,11 @@ def choose(
     taken = _taken(folder, tags, variant)
     group = groups[stem, taken]
     others = tuple(tag for tag in tags if tag != taken)
+    if group.index is not None and any("-of-" not in name for name in group.files):
+        raise FormatError(
+            f"both `{folder}{group.files[-1]}` and `{folder}{group.index}` are there",
+            "one of them is left over from another save: remove it",
+        )
     if group.index is None:
         whole = [name for name in group.files if "-of-" not in name]
         if len(whole) != 1:
@@ -115,7 +120,9 @@ def choose(
             )
         return Chosen((folder + whole[0],), None, {}, taken or None, others)
     files, weight_map = _indexed(folder, group.index, names, read)
-    return Chosen(tuple(folder + name for name in files), folder + group.index, weight_map, taken or None, others)
+    return Chosen(
+        tuple(folder + name for name in files), folder + group.index, weight_map, taken or None, others
+    )
 
 
 def _groups(names: Collection[str]) -> dict[tuple[str, str], _Group]:
@@ -160,7 +167,9 @@ def _indexed(
     folder: str, index: str, names: Collection[str], read: Callable[[str], Mapping[str, Any]]
 ) -> tuple[list[str], Mapping[str, str]]:
     weight_map = read(folder + index).get("weight_map")
-    is_map = isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())
+    is_map = (
+        isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())
+    )
     if not is_map:
         raise FormatError(f"`{folder}{index}` lists no tensors", "download or save the checkpoint again")
     files = sorted(set(weight_map.values()))

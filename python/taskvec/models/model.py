@@ -282,8 +282,8 @@ class Model:
     header_metadata : mapping of str to str
         The members of the headers besides their tensors, of weights that are not here.
     sub_models : mapping of str to Chosen
-        The folders that weights lie in, by their paths with ``/`` behind them (empty for the top), where these
-        are several, or the weights are of a variant. Tensors have the path of their folder before their names.
+        The folders that weights lie in, by their paths with ``/`` behind them (empty for the top), where
+        these are several, or the weights are of a variant. Tensors have the path before their names.
     configs : mapping of str to dict
         The ``config.json`` of each of these folders but the top.
     unreadable : str or None

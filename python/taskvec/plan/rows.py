@@ -70,7 +70,7 @@ class Rows:
         self._rows.sort(key=lambda row: places.get(row[0], last))
 
     def sort_by(self, number: Callable[[str], int]) -> None:
-        """Put the tensors into the order of a number that follows from their names; equal ones keep theirs."""
+        """Put the tensors into the order of a number that follows from their names."""
         self._rows.sort(key=lambda row: number(row[0]))
 
     def stored(self) -> Iterator[tuple[str, str, Sequence[int]]]:

@@ -12,6 +12,7 @@ from taskvec.files import look, variants
 from taskvec.files.windows import way_out
 from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
+from taskvec.resolve import storage
 from taskvec.resolve.local import open_path
 from taskvec.resolve.remote import open_remote
 from taskvec.text import alike
@@ -56,6 +57,9 @@ def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
+    variant = storage.current().variant
+    if variant is not None and isinstance(spec, str) and variants.split(spec)[1] is None:
+        spec = f"{spec}{variants.MARK}{variant}"
     return reach(spec, revision, lambda text, path: _open_local(text, path, revision), open_remote)
 
 

@@ -75,7 +75,9 @@ def _open_sub_models(spec: str, remote: Remote, made: SubModels) -> Model:
     """The same of weights in several folders, or of a variant."""
     files = remote.list()
     weights = [name for chosen in made.values() for name in chosen.files]
-    needed = needed_files(files, weights, (), made)
+    unused = folder.without_folders_of(weights, files)
+    modules = module_weights(unused, files, lambda name: fetched_bytes(spec, remote, name))
+    needed = needed_files(files, weights, modules, made)
     if not _missing(remote, needed):
         return _identified(open_folder(spec, remote.folder), remote)
     reader = _read_headers(spec, remote, None, weights, weights)

@@ -112,9 +112,7 @@ def _hold_index(model: Model, folder: str, index: str, weight_map: Mapping[str, 
         for name, info in model.stored.items()
         if info.file.rpartition("/")[0] == folder.rstrip("/")
     }
-    wrong = sorted(
-        name for name in {*there, *weight_map} if there.get(name) != weight_map.get(name)
-    )
+    wrong = sorted(name for name in {*there, *weight_map} if there.get(name) != weight_map.get(name))
     if wrong:
         raise FormatError(
             f"`{index}` of `{model.spec}` lists other tensors than its files have: {listed(wrong)}",

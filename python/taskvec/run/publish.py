@@ -238,7 +238,9 @@ def _indices_of_folders(plan: PlanRecord, base: Model) -> dict[str, bytes]:
             for tensor, file in plan.weight_map.items()
             if file in names
         }
-        found[own or renamed(chosen, folder, len(shards))[1]] = index(shards, weight_map, sum(shard.parameters for shard in shards))
+        found[own or renamed(chosen, folder, len(shards))[1]] = index(
+            shards, weight_map, sum(shard.parameters for shard in shards)
+        )
     return found
 
 

@@ -78,9 +78,7 @@ pub(super) fn listed(folder: &Path, files: &[String]) -> Result<Found> {
             let message = format!("`{}` is not a path below the folder that ends in `{SUFFIX}`", shown(file));
             Err(Error::new(Kind::Format, message).at(folder).hint("name files that lie in the folder"))
         }
-        None => {
-            Ok(Found { folder: folder.to_owned(), files: files.to_vec(), index: None, unlisted: Vec::new() })
-        }
+        None => Ok(Found { folder: folder.to_owned(), files: files.to_vec(), index: None, unlisted: Vec::new() }),
     }
 }
 

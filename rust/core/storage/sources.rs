@@ -36,10 +36,7 @@ impl<'m> Sources<'m> {
             _ => Opened::files(source),
         });
         let stored = sources.iter().filter(|source| source.kind != SourceKind::Memory);
-        Ok(Sources {
-            opened: opened.collect::<Result<_>>()?,
-            paths: stored.flat_map(Source::paths).collect(),
-        })
+        Ok(Sources { opened: opened.collect::<Result<_>>()?, paths: stored.flat_map(Source::paths).collect() })
     }
 
     /// One tensor of one source, however that stores it, or as it is `stored` under its own name; `sources` are those
