@@ -32,6 +32,7 @@ def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()
     yield from _weights(role, base)
     for name, model in [(role, base), *others]:
         yield from _variants(name, model)
+        yield from _states(name, model)
 
 
 def check_copied(role: str, model: Model, *, tokenizer_only: bool = False) -> Iterator[Finding]:
@@ -88,3 +89,11 @@ def _variants(role: str, model: Model) -> Iterator[Finding]:
             what = f"{taken} of the weights in `{folder or '.'}`; there is also {there}"
             fix = "another one by --variant, or by `?variant=TAG` behind the model"
             yield finding("variant", f"variant of the {role}", "", what, fix)
+
+
+def _states(role: str, model: Model) -> Iterator[Finding]:
+    """What a distributed checkpoint holds besides the weights."""
+    if model.left_states:
+        counts = listed([f"{count:,} tensors of the {what}" for what, count in model.left_states.items()], 6)
+        what = f"{counts.replace('`', '')} are left out"
+        yield finding("states-left", f"distributed checkpoint of the {role}", "", what)

@@ -286,6 +286,8 @@ class Model:
         these are several, or the weights are of a variant. Tensors have the path before their names.
     configs : mapping of str to dict
         The ``config.json`` of each of these folders but the top.
+    left_states : mapping of str to int
+        Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -314,6 +316,7 @@ class Model:
     header_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     sub_models: Mapping[str, Chosen] = field(default_factory=dict, repr=False)
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    left_states: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.stored is None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import NotFoundError
-from taskvec.files import folder, look
+from taskvec.files import distributed, folder, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
 from taskvec.files.sub_models import SubModels
@@ -32,6 +32,9 @@ def open_path(spec: str, path: Path) -> Model:
     OutputError
         It cannot be looked at.
     """
+    place = distributed.place_of(path)
+    if place is not None:
+        return _distributed(spec, path.absolute(), place.absolute())
     if look.is_folder(path):
         snapshot = cached_snapshot(path)
         opened = open_folder(spec, snapshot or path)
@@ -84,6 +87,15 @@ def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:
     )
     hold_listed(model)
     return recognised(model, reader)
+
+
+def _distributed(spec: str, path: Path, place: Path) -> Model:
+    """A distributed checkpoint of torch, by what is laid out of it; it is known by its own path and state."""
+    from taskvec.resolve.distributed.staged import staged  # torch, which takes seconds
+
+    folder, identity, left = staged(path, place)
+    opened = open_folder(spec, folder)
+    return replace(opened, repository=str(path), revision=identity, address=str(path), left_states=left)
 
 
 def cached_snapshot(path: Path) -> Path | None:
