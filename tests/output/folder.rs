@@ -308,6 +308,7 @@ fn shards_in_sub_folders_are_published_resumed_and_replaced() {
     let folder = begin(&REHASH);
     assert_eq!(folder.done().len(), 2);
     write(&folder, "unet/a.safetensors");
+    folder.close().unwrap();
     let listed: Vec<_> = sizes.iter().map(|(name, _)| serde_json::json!({ "name": name })).collect();
     fs::write(out.join(MANIFEST), serde_json::json!({ "files": listed }).to_string()).unwrap();
     finish(&out).unwrap();
