@@ -16,9 +16,11 @@ use crate::workers;
 
 mod discovery;
 mod index;
+pub(crate) mod names;
 mod table;
 
 use discovery::Found;
+use names::prefix;
 use table::Table;
 pub use table::TensorRef;
 
@@ -296,16 +298,6 @@ impl Checkpoint {
     pub fn unchanged(&self) -> Result<()> {
         self.files.iter().try_for_each(|file| file.stamp.check(&file.path))
     }
-}
-
-/// What stands before the names of the tensors in a file: the path of its sub-folder, with the `/` after it.
-pub(crate) fn prefix(file: &str) -> Option<&str> {
-    file.rfind('/').map(|end| &file[..=end])
-}
-
-/// A path that stays below its folder, written in the one way: names with `/` between them.
-pub(crate) fn is_inside(path: &str) -> bool {
-    path.split('/').all(|name| !name.is_empty() && name != "." && name != ".." && !name.contains(['\\', '\0']))
 }
 
 /// The length and JSON of a file, and what they say.

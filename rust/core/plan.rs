@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::checkpoint::{is_inside, prefix};
+use crate::checkpoint::names::{is_inside, prefix};
 use crate::error::{printable, shown, shown_path, Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;

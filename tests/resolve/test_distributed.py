@@ -1,4 +1,4 @@
-"""Distributed checkpoints of torch: written by torch, in one process and sharded over two, and read as models."""
+"""Distributed checkpoints: written by torch, in one process and sharded over two, and read as models."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def work(rank, folder, weights, port):
     mesh = init_device_mesh("cpu", (2,))
     tensors = torch.load(weights, weights_only=True)
     ways = {"by_rows": [Shard(0)], "by_columns": [Shard(1)], "whole": [Replicate()], "odd": [Shard(0)]}
-    dcp.save({"model": {k: distribute_tensor(v, mesh, ways[k]) for k, v in tensors.items()}}, checkpoint_id=folder)
+    made = {k: distribute_tensor(v, mesh, ways[k]) for k, v in tensors.items()}
+    dcp.save({"model": made}, checkpoint_id=folder)
     dist.destroy_process_group()
 
 if __name__ == "__main__":
@@ -141,7 +142,9 @@ def test_tensors_sharded_over_two_processes(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "weights.pt")
     (tmp_path / "writer.py").write_text(WRITER)
     command = [sys.executable, "writer.py", "sharded", "weights.pt"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        command, cwd=tmp_path, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert len(list((tmp_path / "sharded").glob("*.distcp"))) == 2
     opened = tv.open(tmp_path / "sharded")
     assert set(opened.keys()) == set(weights)
@@ -155,7 +158,9 @@ class Evil:
 
 
 @pytest.mark.parametrize("where", ["whole", "inside"])
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_pickle_that_would_run_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = save(tmp_path / "t", trained(0))
     metadata = pickle.loads((folder / ".metadata").read_bytes())
@@ -203,7 +208,12 @@ def test_what_is_damaged_is_named(tmp_path: Path, scratch: Path) -> None:
         for info in metadata.storage_data.values():
             info.transform_descriptors = ["zstd"]
 
-    changes = {"not the name": outside, "is in no file": lost, "have 0 elements": short, "extension": extended}
+    changes = {
+        "not the name": outside,
+        "is in no file": lost,
+        "have 0 elements": short,
+        "extension": extended,
+    }
     for number, (message, change) in enumerate(changes.items()):
         folder = save(tmp_path / str(number), {"model": {"w": torch.ones(3)}})
         edited(folder, change)
@@ -232,7 +242,10 @@ def nested(*paths: tuple[str, ...]) -> Contents:
 @pytest.mark.parametrize(
     ("contents", "expected"),
     [
-        (nested(("model", "model.norm.weight"), ("model", "lm_head.weight")), ["model.norm.weight", "lm_head.weight"]),
+        (
+            nested(("model", "model.norm.weight"), ("model", "lm_head.weight")),
+            ["model.norm.weight", "lm_head.weight"],
+        ),
         # the names of a model that was saved alone, whose own begin with `model.`
         (nested(("model.norm.weight",), ("lm_head.weight",)), ["model.norm.weight", "lm_head.weight"]),
         (nested(("app", "model", "a.weight"), ("app", "optim", "state.a.exp_avg")), ["a.weight"]),
@@ -241,7 +254,10 @@ def nested(*paths: tuple[str, ...]) -> Contents:
         (nested(("model", "module.a"), ("model", "module.b")), ["a", "b"]),
         (nested(("tok_embeddings.weight",), ("optimizer.state.x",)), ["tok_embeddings.weight"]),
         (nested(("ema", "a"), ("model", "a")), ["a"]),
-        (flat("model.norm.weight", "model.embed_tokens.weight"), ["model.norm.weight", "model.embed_tokens.weight"]),
+        (
+            flat("model.norm.weight", "model.embed_tokens.weight"),
+            ["model.norm.weight", "model.embed_tokens.weight"],
+        ),
         (flat("model.model.norm.weight", "model.lm_head.weight"), ["model.norm.weight", "lm_head.weight"]),
         (flat("app.model.a.b", "app.optim.state.a.b.exp_avg"), ["a.b"]),
     ],

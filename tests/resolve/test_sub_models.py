@@ -1,4 +1,4 @@
-"""Checkpoints whose weights lie in several folders: pipelines of diffusers, modules of sentence-transformers."""
+"""Weights in several folders: pipelines of diffusers, modules of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import taskvec as tv
 from support.command_line import invoke
+from support.hub_server import Hub, Repo
 from taskvec._core import run as engine_run
-from taskvec.errors import CompatibilityError, FormatError, NotFoundError, OutputError
+from taskvec.errors import CompatibilityError, FormatError, NotFoundError, OutputError, RecipeError
 from taskvec.files.variants import choose
 
 UNET = "diffusion_pytorch_model"
@@ -105,9 +106,7 @@ def test_a_transfer_writes_each_sub_model_in_its_place(three: list[Path], tmp_pa
     assert names(out) == (names(three[0]) - left) | OWN
     index = json.loads((out / f"unet/{UNET}.safetensors.index.json").read_text())["weight_map"]
     assert index == {
-        name: file.name
-        for file in (out / "unet").glob("*.safetensors")
-        for name in load_file(file)
+        name: file.name for file in (out / "unet").glob("*.safetensors") for name in load_file(file)
     }
     assert tv.verify(out).ok
     assert [each.id for each in report.findings].count("variant") == 3
@@ -124,7 +123,9 @@ def test_a_variant_is_taken_where_a_folder_has_it(
 ) -> None:
     out = tmp_path / "out"
     models = [f"{path}?variant=fp16" if by == "name" else str(path) for path in three]
-    roles = [word for pair in zip(("--target", "--donor", "--reference"), models, strict=True) for word in pair]
+    roles = [
+        word for pair in zip(("--target", "--donor", "--reference"), models, strict=True) for word in pair
+    ]
     option = ["--variant", "fp16"] if by == "option" else []
     assert invoke(capsys, "transfer", *roles, *option, "-o", str(out)).code == 0
     assert (out / f"vae/{UNET}.fp16.safetensors").exists()
@@ -147,17 +148,24 @@ def test_variants_alone_and_missing_ones(three: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "index", ["model.safetensors.index.fp16.json", "model.safetensors.fp16.index.json", "model.fp16.safetensors.index.json"]
+    "index",
+    [
+        "model.safetensors.index.fp16.json",
+        "model.safetensors.fp16.index.json",
+        "model.fp16.safetensors.index.json",
+    ],
 )
-@pytest.mark.parametrize("file", ["model.fp16-00001-of-00001.safetensors", "model-00001-of-00001.fp16.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["model.fp16-00001-of-00001.safetensors", "model-00001-of-00001.fp16.safetensors"]
+)
 def test_each_way_to_name_a_variant(index: str, file: str) -> None:
     there = [index, file, "model.safetensors", "config.json"]
-    chosen = choose("te/", there, lambda name: {"weight_map": {"a": file}}, "fp16")
+    chosen = choose("te/", there, lambda _: {"weight_map": {"a": file}}, "fp16")
     assert chosen is not None
     assert (chosen.files, chosen.index, chosen.variant, chosen.others) == (
         (f"te/{file}",), f"te/{index}", "fp16", ("",)
     )  # fmt: skip
-    plain = choose("te/", there, lambda name: {}, None)
+    plain = choose("te/", there, lambda _: {}, None)
     assert plain is not None
     assert (plain.files, plain.index, plain.variant) == (("te/model.safetensors",), None, None)
 
@@ -178,7 +186,7 @@ def test_one_folder_with_a_variant(tmp_path: Path) -> None:
 
 def test_selections_and_vectors_use_the_names_with_folders(three: list[Path], tmp_path: Path) -> None:
     tv.transfer(*three, tmp_path / "part", include="unet/*")
-    t, d, r = map(weights, three)
+    t, d = map(weights, three[:2])
     made = weights(tmp_path / "part")
     assert np.array_equal(made["vae/conv_in.weight"], t["vae/conv_in.weight"])
     assert not np.array_equal(made["unet/mid.weight"], t["unet/mid.weight"])
@@ -235,8 +243,14 @@ def test_several_alphas_overwriting_and_resuming(three: list[Path], tmp_path: Pa
 
 
 def test_functions_and_tokenizers_are_compared_in_each_folder(three: list[Path], tmp_path: Path) -> None:
-    note(three[1] / "unet/config.json", {"_class_name": "UNet2DConditionModel", "in_channels": 4, "num_heads": 9})
-    note(three[0] / "unet/config.json", {"_class_name": "UNet2DConditionModel", "in_channels": 4, "num_heads": 8})
+    note(
+        three[1] / "unet/config.json",
+        {"_class_name": "UNet2DConditionModel", "in_channels": 4, "num_heads": 9},
+    )
+    note(
+        three[0] / "unet/config.json",
+        {"_class_name": "UNet2DConditionModel", "in_channels": 4, "num_heads": 8},
+    )
     note(three[1] / "tokenizer/vocab.json", {"a": 1, "b": 0})
     with pytest.raises(CompatibilityError) as caught:
         tv.transfer(*three, tmp_path / "out")
@@ -269,7 +283,7 @@ def test_pickles_and_packed_sub_models_are_refused_by_name(three: list[Path]) ->
     with pytest.raises(FormatError, match="pickle form"):
         tv.open(three[0])
     note(three[1] / "unet/config.json", {"quantization_config": {"quant_method": "bitsandbytes"}})
-    with pytest.raises(FormatError, match="`unet/`.*packed"):
+    with pytest.raises(FormatError, match=r"`unet/`.*packed"):
         tv.open(three[1])
 
 
@@ -307,3 +321,30 @@ def test_a_killed_run_goes_on(three: list[Path], tmp_path: Path) -> None:
     for name, array in weights(whole).items():
         assert np.array_equal(array, weights(out)[name])
     assert names(out) == names(whole)
+
+
+@pytest.mark.parametrize("tag", ["", "?variant=fp16"])
+def test_pipelines_on_the_hub(three: list[Path], tmp_path: Path, hub: Hub, tag: str) -> None:
+    tv.transfer(*(f"{path}{tag}" for path in three), tmp_path / "local")
+    for path in three:
+        hub.repos[f"org/{path.name}"] = Repo.from_folder(path)
+    opened = tv.open(f"org/t{tag}")
+    assert opened.fingerprint == tv.open(f"{three[0]}{tag}").fingerprint
+    assert opened.configs == tv.open(three[0]).configs
+    tv.transfer(*(f"org/{path.name}{tag}" for path in three), tmp_path / "out")
+    assert names(tmp_path / "out") == names(tmp_path / "local")
+    assert weights(tmp_path / "out", "fp16").keys() == weights(three[0]).keys()
+    for name, array in weights(tmp_path / "local", "fp16").items():
+        assert np.array_equal(array, weights(tmp_path / "out", "fp16")[name])
+    # the other variant, and the single file at the top, stay where they are
+    asked = {request.path for request in hub.requests}
+    other = f"vae/{UNET}.safetensors" if tag else f"vae/{UNET}.fp16.safetensors"
+    assert not any(path.endswith((other, "sd_single_file.safetensors")) for path in asked)
+
+
+def test_adapters_are_of_one_model(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="weights in `text_encoder`, `unet` and `vae`, and an adapter is of one"
+    ):
+        tv.extract_lora(three[1], three[2], tmp_path / "adapter", rank=2)
+    assert not (tmp_path / "adapter").exists()

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import taskvec as tv
 from support.oracle import same_files
+from support.pipelines import COMPONENTS, pipeline
 from support.s3_server import S3
 from taskvec.run import part_work
-
-COMPONENTS = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
-STEM = "diffusion_pytorch_model"
-
-
-def pipeline(root: Path, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    tensors = {name: rng.normal(size=(64, 32)).astype(np.float32) for name in ("a.weight", "b.weight")}
-    for folder in COMPONENTS:
-        (root / folder).mkdir(parents=True)
-        (root / folder / "config.json").write_text("{}")
-    (root / "model_index.json").write_text(json.dumps(COMPONENTS))
-    files = [f"{STEM}-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    for (name, array), file in zip(tensors.items(), files, strict=True):
-        save_file({name: array}, root / "unet" / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": dict(zip(tensors, files, strict=True))}
-    (root / "unet" / f"{STEM}.safetensors.index.json").write_text(json.dumps(index))
-    save_file({"a.weight": tensors["a.weight"]}, root / "text_encoder/model.safetensors", metadata={"format": "pt"})
-    return root
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::index::Index;
-use super::is_inside;
+use super::names::is_inside;
 use crate::error::{shown, Error, Kind, Result};
 use crate::file::folder::{metadata, names};
 

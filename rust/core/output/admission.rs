@@ -12,7 +12,7 @@ use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::whole::write_in;
 use super::{contents, space, swap, LOCK, MANIFEST, PARTS, PLAN, STATE};
-use crate::checkpoint::is_inside;
+use crate::checkpoint::names::is_inside;
 use crate::error::{shown_path, Error, Result};
 
 const INPUTS: &str = "inputs.json";

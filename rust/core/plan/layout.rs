@@ -1,7 +1,7 @@
 //! The byte layout of the output: which tensor begins where in which file.
 
 use super::job::Job;
-use crate::checkpoint::prefix;
+use crate::checkpoint::names::prefix;
 use crate::header;
 use crate::storage::Storage;
 

@@ -1,4 +1,4 @@
-"""The ``.metadata`` of a distributed checkpoint: a pickle, of which nothing but torch's own records is made."""
+"""The ``.metadata`` of a distributed checkpoint: a pickle that may hold torch's records alone."""
 
 from __future__ import annotations
 
@@ -152,7 +152,11 @@ def _chunk(name: str, chunk: Any, storage: Any, known: Any) -> Chunk:
     if "/" in file or "\\" in file or "\0" in file or not file.endswith(SUFFIX):
         raise FormatError(f"`{name}` lies in `{file}`, which is not the name of a `{SUFFIX}` file beside it")
     return Chunk(
-        tuple(map(int, chunk.offsets)), tuple(map(int, chunk.sizes)), file, int(place.offset), int(place.length)
+        tuple(map(int, chunk.offsets)),
+        tuple(map(int, chunk.sizes)),
+        file,
+        int(place.offset),
+        int(place.length),
     )
 
 
@@ -160,7 +164,7 @@ def _hold_whole(name: str, shape: tuple[int, ...], chunks: tuple[Chunk, ...]) ->
     """Return if boxes lie in a tensor, do not overlap and have as many elements as it."""
     for chunk in chunks:
         is_inside = len(chunk.sizes) == len(chunk.offsets) == len(shape) and all(
-            0 <= offset and 0 <= size and offset + size <= side
+            offset >= 0 and size >= 0 and offset + size <= side
             for offset, size, side in zip(chunk.offsets, chunk.sizes, shape, strict=True)
         )
         if not is_inside:

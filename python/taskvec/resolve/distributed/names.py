@@ -17,9 +17,17 @@ _OPTIMIZERS = frozenset(
     {"optimizer", "optim", "optimizers", "optimizer_state", "optim_state", "optimizer_state_dict", "opt"}
 )
 _TRAINERS = frozenset(
-    "lr_scheduler scheduler lr_schedulers dataloader train_state trainer rng_state rng scaler "
-    "grad_scaler step steps epoch iteration global_step args opt_param_scheduler rerun_state_machine loss "
-    "metrics config".split()
+    {
+        "lr_scheduler",
+        "lr_schedulers",
+        "scheduler",
+        "opt_param_scheduler",
+        "dataloader",
+        "train_state",
+        "trainer",
+    }
+    | {"rng_state", "rng", "scaler", "grad_scaler", "step", "steps", "epoch", "iteration", "global_step"}
+    | {"args", "config", "rerun_state_machine", "loss", "metrics"}
 )
 # What wraps a module leaves its name in those of the tensors.
 _MODULES = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
@@ -54,7 +62,8 @@ def names_of(contents: Contents) -> tuple[dict[str, Entry], dict[str, int]]:
         plain = _plain(".".join(path[1:] if strips else path))
         if plain in found:
             raise FormatError(
-                f"two tensors of the checkpoint would be called `{plain}`", "save the model's state dict alone"
+                f"two tensors of the checkpoint would be called `{plain}`",
+                "save the model's state dict alone",
             )
         found[plain] = contents.tensors[name]
     if not found:

@@ -167,7 +167,8 @@ def _assembled(place: Path, name: str, entry: Entry) -> memoryview:
             found = _loaded(place / chunk.file, name, chunk.start, chunk.length)
             if tuple(found.shape) != chunk.sizes or found.dtype != entry.dtype:
                 raise FormatError(
-                    f"a piece of `{name}` in `{place / chunk.file}` is {found.dtype} of {tuple(found.shape)}, "
+                    f"a piece of `{name}` in `{place / chunk.file}` is {found.dtype} of "
+                    f"{tuple(found.shape)}, "
                     f"expected {entry.dtype} of {chunk.sizes}",
                     "the checkpoint is damaged: copy it again",
                 )
