@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,31 @@ def test_code_in_a_data_file_is_not_run(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FormatError, match="piece of `w`"):
         tv.open(folder)
     assert not (tmp_path / "owned").exists()
+
+
+def test_the_metadata_of_megatron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own class, as its documentation has it: torch's with one member more."""
+    place = "megatron.core.dist_checkpointing.strategies.torch"
+    folder = save(
+        tmp_path / "iter_0000100",
+        {"decoder.w": torch.arange(6.0), "chained_0.optimizer.state.x": torch.ones(2)},
+    )
+    plain = pickle.loads((folder / ".metadata").read_bytes())
+    theirs = type("MCoreMetadata", (type(plain),), {"__module__": place})
+    made = theirs(**vars(plain))
+    made.mcore_data = {"decoder.w": {"nd_reformulated_orig_global_shape": None}}
+    module = types.ModuleType(place)
+    module.MCoreMetadata = theirs  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        parts = place.split(".")
+        for count in range(1, len(parts)):
+            patch.setitem(sys.modules, ".".join(parts[:count]), types.ModuleType(parts[count - 1]))
+        patch.setitem(sys.modules, place, module)
+        (folder / ".metadata").write_bytes(pickle.dumps(made))
+    opened = tv.open(folder)
+    assert opened["decoder.w"].tolist() == list(range(6))
+    assert set(opened.keys()) == {"decoder.w"}
+    assert opened.left_states == {"optimizer": 1}
 
 
 def edited(folder: Path, change: Any) -> None:

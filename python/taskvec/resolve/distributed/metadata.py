@@ -24,6 +24,8 @@ _RECORDS = frozenset(
     }.items()
     for name in names.split()
 )
+# Megatron's own class has torch's members, and notes for Megatron.
+_MEGATRONS = "megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"
 _PLAIN = {
     ("collections", "OrderedDict"): dict,
     # paths are notes of who wrote it, and are read as text
@@ -78,6 +80,8 @@ class _Unpickler(pickle.Unpickler):
             return _PLAIN[module, name]
         if (module, name) in _RECORDS:
             return super().find_class(module, name)
+        if (module, name) == _MEGATRONS:
+            return super().find_class("torch.distributed.checkpoint.metadata", "Metadata")
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
         if (module, name) == ("torch.serialization", "_get_layout"):

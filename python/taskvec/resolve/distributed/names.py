@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,8 @@ _MODELS = frozenset({"model", "model_state_dict", "module", "network", "actor", 
 _OPTIMIZERS = frozenset(
     {"optimizer", "optim", "optimizers", "optimizer_state", "optim_state", "optimizer_state_dict", "opt"}
 )
+# Of several optimizers Megatron has a number before the name.
+_CHAINED = re.compile(r"chained_\d+")
 _TRAINERS = frozenset(
     {
         "lr_scheduler",
@@ -45,7 +48,8 @@ def names_of(contents: Contents) -> tuple[dict[str, Entry], dict[str, int]]:
     left: Counter[str] = Counter()
     kept: dict[str, tuple[str, ...]] = {}
     for name, path in places.items():
-        if path[0].partition(".")[0] in _OPTIMIZERS:
+        first = path[0].partition(".")[0]
+        if first in _OPTIMIZERS or _CHAINED.fullmatch(first):
             left["optimizer"] += 1
         elif path[0] in _TRAINERS:
             left["trainer"] += 1
