@@ -166,11 +166,9 @@ def _taken(folder: str, tags: list[str], variant: str | None) -> str:
 def _indexed(
     folder: str, index: str, names: Collection[str], read: Callable[[str], Mapping[str, Any]]
 ) -> tuple[list[str], Mapping[str, str]]:
-    weight_map = read(folder + index).get("weight_map")
-    is_map = (
-        isinstance(weight_map, dict) and weight_map and all(isinstance(f, str) for f in weight_map.values())
-    )
-    if not is_map:
+    found = read(folder + index).get("weight_map")
+    weight_map: dict[str, str] = found if isinstance(found, dict) else {}
+    if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise FormatError(f"`{folder}{index}` lists no tensors", "download or save the checkpoint again")
     files = sorted(set(weight_map.values()))
     outside = [name for name in files if "/" in name or "\\" in name or not name.endswith(".safetensors")]

@@ -173,7 +173,7 @@ def _assembled(place: Path, name: str, entry: Entry) -> memoryview:
                     "the checkpoint is damaged: copy it again",
                 )
             _box(whole, chunk.offsets, chunk.sizes).copy_(found)
-    return memoryview(whole.reshape(-1).view(torch.uint8).numpy())
+    return whole.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _box(whole: Any, offsets: Sequence[int], sizes: Sequence[int]) -> Any:
