@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
 import taskvec as tv
+from support.hub_server import Hub, Repo
 from taskvec.errors import FormatError
 from taskvec.resolve.distributed.metadata import Contents, Entry
 from taskvec.resolve.distributed.names import names_of
@@ -299,3 +300,9 @@ def test_the_layout_of_accelerate(tmp_path: Path) -> None:
     opened = tv.open(tmp_path / "run")
     assert set(opened.keys()) == set(state(0))
     assert opened.config["model_type"] == "llama"
+
+
+def test_one_at_an_address_is_refused_by_name(tmp_path: Path, hub: Hub) -> None:
+    hub.repos["org/t"] = Repo.from_folder(save(tmp_path / "t", {"model": {"w": torch.ones(3)}}))
+    with pytest.raises(FormatError, match="is read from a local folder"):
+        tv.open("org/t")

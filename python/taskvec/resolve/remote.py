@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskvec._core import Checkpoint as Reader
-from taskvec.errors import Error, HubError
-from taskvec.files import folder, look
+from taskvec.errors import Error, FormatError, HubError
+from taskvec.files import distributed, folder, look
 from taskvec.files.json import parse_object
 from taskvec.files.modules import module_weights
 from taskvec.files.names import CONFIG
@@ -48,6 +48,11 @@ def open_remote(spec: str, remote: Remote) -> Model:
     index = folder.index_of(files)
     parsed = parse_object(fetched_bytes(spec, remote, index), f"{spec}/{index}") if index else None
     weights = folder.weights_of(files, parsed)
+    if not weights and any(name.endswith(distributed.SUFFIX) for name in files):
+        raise FormatError(
+            f"`{spec}` is a distributed checkpoint of torch, which is read from a local folder",
+            "download the folder, and give its path",
+        )
     unused = [name for name in files if folder.is_weight(name) and name not in weights]
     modules = module_weights(unused, files, lambda name: fetched_bytes(spec, remote, name))
     needed = needed_files(files, weights, modules)
