@@ -29,6 +29,30 @@ fn a_file_an_index_or_an_adapter_can_be_given_by_its_path() {
 }
 
 #[test]
+fn tensors_of_files_in_sub_folders_have_their_path_before_the_names() {
+    let folder = tempfile::tempdir().unwrap();
+    put(folder.path(), "top.safetensors", shard(&["a"]));
+    for (place, tensor) in [("unet", "a"), ("vae/deep", "b")] {
+        fs::create_dir_all(folder.path().join(place)).unwrap();
+        put(&folder.path().join(place), "model.safetensors", shard(&[tensor]));
+    }
+    let files = ["unet/model.safetensors", "vae/deep/model.safetensors", "top.safetensors"].map(str::to_owned);
+    let open = |files: &[String]| Checkpoint::open_files(folder.path(), files);
+    let opened = open(&files).unwrap();
+    assert_eq!(opened.names().collect::<Vec<_>>(), ["unet/a", "vae/deep/b", "a"]);
+    assert_eq!(opened.files.iter().map(|file| &file.name).collect::<Vec<_>>(), files.iter().collect::<Vec<_>>());
+    assert_eq!(opened.read("unet/a").unwrap(), opened.read("a").unwrap());
+    for outside in ["../x.safetensors", "/x.safetensors", "unet//model.safetensors", "./top.safetensors", "notes.txt"] {
+        let error = open(&[outside.to_owned()]).unwrap_err();
+        assert!(error.kind == Kind::Format && error.message.contains("is not a path below the folder"), "{error}");
+    }
+    // A name that two files would have.
+    put(folder.path(), "clash.safetensors", shard(&["unet/a"]));
+    let error = open(&["clash.safetensors".to_owned(), files[0].clone()]).unwrap_err();
+    assert!(error.message.contains("is in both"), "{error}");
+}
+
+#[test]
 fn files_tell_where_everything_is() {
     let folder = tempfile::tempdir().unwrap();
     let rows = [("x", Dtype::BF16, &[2u64, 2][..]), ("empty", Dtype::F32, &[0]), ("y", Dtype::F64, &[])];

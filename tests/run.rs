@@ -343,7 +343,7 @@ fn a_plan_that_lies_is_refused_before_anything_is_written() {
     let root = tempfile::tempdir().unwrap();
     let folders = models(root.path(), &[(Dtype::BF16, 10), (Dtype::I64, 4)]);
     type Lie = Box<dyn Fn(&mut Value)>;
-    let lies: [(&str, Lie); 12] = [
+    let lies: [(&str, Lie); 13] = [
         ("format", Box::new(|p| p["format"] = json!(2))),
         ("arithmetic", Box::new(|p| p["arithmetic"] = json!(0))),
         ("unknown field", Box::new(|p| p["surprise"] = json!(1))),
@@ -357,6 +357,7 @@ fn a_plan_that_lies_is_refused_before_anything_is_written() {
             Box::new(|p| p["tensors"][1] = json!(["t1", "I64", [4], 0, 0, [[0, "t1"], [1, "t1"], [2, "t1"]]])),
         ),
         ("shard that escapes", Box::new(|p| p["shards"][0] = json!("../model.safetensors"))),
+        ("shard in a folder that its tensors have not", Box::new(|p| p["shards"][0] = json!("unet/model.safetensors"))),
         ("written twice", Box::new(|p| p["tensors"][1] = p["tensors"][0].clone())),
         ("alpha", Box::new(|p| p["outputs"][0]["folder"] = json!("../x"))),
     ];

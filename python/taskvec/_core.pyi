@@ -42,7 +42,12 @@ __version__: str
 class Checkpoint:
     """An opened folder or file; headers only until a tensor is read."""
 
-    def __new__(cls, path: _Path) -> Checkpoint: ...
+    def __new__(cls, path: _Path, files: Sequence[str] | None = None) -> Checkpoint:
+        """Open what is found in a folder, or these files of it.
+
+        Tensors of files in sub-folders have the path of the sub-folder before their names.
+        """
+
     def tensors(self) -> Iterator[tuple[str, str, tuple[int, ...], str, int, int]]:
         """(name, dtype, shape, file, offset in the file, bytes) of every tensor in file order."""
 

@@ -26,8 +26,13 @@ pub struct Checkpoint {
 #[pymethods]
 impl Checkpoint {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let opened = py.detach(|| Opened::open(&path)).map_err(|e| raise(py, &e))?;
+    #[pyo3(signature = (path, files=None))]
+    fn new(py: Python<'_>, path: PathBuf, files: Option<Vec<String>>) -> PyResult<Self> {
+        let open = || match &files {
+            Some(files) => Opened::open_files(&path, files),
+            None => Opened::open(&path),
+        };
+        let opened = py.detach(open).map_err(|e| raise(py, &e))?;
         Ok(Checkpoint { opened })
     }
 

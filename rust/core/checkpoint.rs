@@ -16,9 +16,11 @@ use crate::workers;
 
 mod discovery;
 mod index;
+pub(crate) mod names;
 mod table;
 
 use discovery::Found;
+use names::prefix;
 use table::Table;
 pub use table::TensorRef;
 
@@ -29,7 +31,7 @@ const BATCH: usize = 16;
 /// One safetensors file.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
-    /// Bare name.
+    /// Bare name; of a file in a sub-folder, its path from the checkpoint's folder.
     pub name: String,
     /// Where it was opened.
     pub path: PathBuf,
@@ -78,6 +80,15 @@ impl Checkpoint {
         Checkpoint::from_found(discovery::single(path)?)
     }
 
+    /// Opens these files of a folder as one checkpoint, in their order. The tensors of a file in a sub-folder have the
+    /// sub-folder's path before their names: `conv_in.weight` in `unet/model.safetensors` is `unet/conv_in.weight`.
+    ///
+    /// # Errors
+    /// `Kind::Format` for a name that leads out of the folder; else as [`Checkpoint::open`].
+    pub fn open_files(folder: &Path, files: &[String]) -> Result<Checkpoint> {
+        Checkpoint::from_found(discovery::listed(folder, files)?)
+    }
+
     fn from_found(found: Found) -> Result<Checkpoint> {
         let Found { folder, files: names, index, unlisted } = found;
         let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
@@ -113,7 +124,10 @@ impl Checkpoint {
     /// Enters a file and its tensors.
     fn add(&mut self, name: String, path: PathBuf, header: Header, stamp: Stamp) -> Result<()> {
         let file = self.files.len();
-        for tensor in header.tensors {
+        for mut tensor in header.tensors {
+            if let Some(prefix) = prefix(&name) {
+                tensor.name.insert_str(0, prefix);
+            }
             let entry = TensorRef {
                 dtype: tensor.dtype,
                 shape: &tensor.shape,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::checkpoint::names::{is_inside, prefix};
 use crate::error::{printable, shown, shown_path, Error, Kind, Result};
 use crate::methods::operation::Operation;
 use crate::storage::source::Source;
@@ -138,10 +139,10 @@ impl Plan {
         }
         let mut names = HashSet::new();
         for shard in &document.shards {
-            if shard.len() > LONGEST_NAME {
+            if shard.rsplit('/').next().is_some_and(|name| name.len() > LONGEST_NAME) {
                 return Err(long_name(shard));
             }
-            if !is_bare(shard) || !shard.ends_with(".safetensors") || !names.insert(shard.as_str()) {
+            if !is_inside(shard) || !shard.ends_with(".safetensors") || !names.insert(shard.as_str()) {
                 return Err(bad(format!("shard name `{}`", shown(shard))));
             }
         }
@@ -155,6 +156,15 @@ impl Plan {
                 return Err(bad(format!("`{}` refers to something that is not there", shown(name))));
             }
             document.operations[*operation].check(inputs.len()).map_err(|e| bad(format!("`{}`: {e}", shown(name))))?;
+        }
+        let outside =
+            |job: &&Job| prefix(&document.shards[job.shard]).is_some_and(|folder| !job.name.starts_with(folder));
+        if let Some(job) = jobs.iter().find(outside) {
+            let shard = shown(&document.shards[job.shard]);
+            return Err(bad(format!(
+                "`{}` has not the folder of its file `{shard}` before its name",
+                shown(&job.name)
+            )));
         }
         if jobs.windows(2).any(|pair| pair[0].shard > pair[1].shard) {
             return Err(bad("tensors are not in the order of their shards"));

@@ -51,7 +51,7 @@ def test_the_rest_stays_as_it_is() -> None:
     assert json_edit.replace(TEXT, ("torch_dtype",), "float32") == TEXT.replace(
         '"torch_dtype": "bfloat16"', '"torch_dtype": "float32"'
     )
-    edited = publish.edited_config(TEXT, {"b_config.dtype": "float32", "new": [1]})
+    edited = json_edit.edited(TEXT, {"b_config.dtype": "float32", "new": [1]})
     assert edited == TEXT.replace('"dtype": "bfloat16"', '"dtype": "float32"', 1).replace(
         '"torch_dtype": "bfloat16"', '"torch_dtype": "bfloat16",\n  "new": [1]'
     )

@@ -227,9 +227,8 @@ def test_weights_that_are_not_safetensors_are_named(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for file in files:
                 (folder / file).touch()
-    with pytest.raises(FormatError, match=r"distributed checkpoint of torch") as caught:
+    with pytest.raises(FormatError, match=r"not the metadata of a distributed checkpoint"):
         tv.plan_average(tmp_path / "dcp")
-    assert "dcp_to_torch" in (caught.value.hint or "")
     with pytest.raises(FormatError, match=r"pickle form"):
         tv.plan_average(tmp_path / "bin")
 

@@ -242,7 +242,8 @@ fn what_is_no_folder_is_refused() {
     fs::create_dir(&inside).unwrap();
     symlink(place.path(), inside.join(".taskvec")).unwrap();
     refused(admit(&inside, &[], &OVERWRITE), "`.taskvec` is not a folder".trim_start_matches('`'), "another");
-    for name in ["../x.safetensors", "a/b.safetensors", "", ".hidden.safetensors", ".."] {
+    let outside = ["../x.safetensors", "a/../b.safetensors", "a//b.safetensors", "/a.safetensors", "a/.b.safetensors"];
+    for name in outside.into_iter().chain(["", ".hidden.safetensors", "..", "./a.safetensors", ".a/b.safetensors"]) {
         let error = OutputFolder::admit(&place.path().join("new"), &[], PLAN, &[(name.to_string(), 1)], &OVERWRITE);
         assert_eq!(error.unwrap_err().kind, Kind::Plan, "{name}");
     }
@@ -270,6 +271,73 @@ fn an_unfinished_run_of_another_plan_is_refused_or_replaced() {
     }
     assert_eq!(job.run(&out, &OVERWRITE).unwrap(), 0);
     job.assert_complete(&out);
+}
+
+/// Weights of a pipeline lie in sub-folders; a run that was killed anywhere goes on there.
+#[test]
+fn shards_in_sub_folders_are_published_resumed_and_replaced() {
+    let (place, out) = place();
+    let sizes: Vec<(String, u64)> = ["unet/a.safetensors", "vae/deep/b.safetensors", "vae/deep/c.safetensors"]
+        .map(|name| (name.to_string(), 4))
+        .into();
+    let begin = |options: &Options| OutputFolder::admit(&out, &[], PLAN, &sizes, options).unwrap();
+    let write = |folder: &OutputFolder, name: &str| {
+        let shard = ShardFile::create(folder, name, 4).unwrap();
+        shard.write_at(0, b"data").unwrap();
+        shard.publish(&shard.digest(1, &NEVER).unwrap(), &()).unwrap();
+    };
+    let folder = begin(&Options::default());
+    write(&folder, "vae/deep/b.safetensors");
+    assert_eq!(names(&out.join("vae/deep")), ["b.safetensors"]);
+    drop(ShardFile::create(&folder, "unet/a.safetensors", 4).unwrap());
+    assert!(names(&out.join("unet")).is_empty());
+    drop(folder);
+    // A kill leaves a part, and a shard whose line is not in the journal yet.
+    fs::write(out.join("unet/.a.safetensors.part"), b"da").unwrap();
+    fs::write(out.join("vae/deep/.other.part"), b"of another program").unwrap();
+    fs::write(out.join("vae/deep/c.safetensors"), b"data").unwrap();
+    let folder = begin(&Options::default());
+    assert_eq!(folder.done().keys().collect::<Vec<_>>(), ["vae/deep/b.safetensors"]);
+    assert_eq!(names(&out.join("vae/deep")), [".other.part", "b.safetensors"]);
+    assert!(!out.join("unet").exists());
+    write(&folder, "unet/a.safetensors");
+    write(&folder, "vae/deep/c.safetensors");
+    folder.close().unwrap();
+    // Bytes that are not those of the journal are written again.
+    fs::write(out.join("unet/a.safetensors"), b"atad").unwrap();
+    let folder = begin(&REHASH);
+    assert_eq!(folder.done().len(), 2);
+    write(&folder, "unet/a.safetensors");
+    folder.close().unwrap();
+    let listed: Vec<_> = sizes.iter().map(|(name, _)| serde_json::json!({ "name": name })).collect();
+    fs::write(out.join(MANIFEST), serde_json::json!({ "files": listed }).to_string()).unwrap();
+    finish(&out).unwrap();
+    assert_eq!(names(&out), [MANIFEST, "unet", "vae"]);
+    // A new output takes its place; sub-folders that it does not have go.
+    replace_with(admit(&out, &[], &OVERWRITE).unwrap(), b"data");
+    assert!(!out.join("unet").exists());
+    assert_eq!(names(&out.join("vae/deep")), [".other.part"]);
+    // A link in the place of a sub-folder leads out of the output.
+    let other = place.path().join("other");
+    fs::create_dir(&other).unwrap();
+    symlink(place.path(), other.join("unet")).unwrap();
+    let linked = OutputFolder::admit(&other, &[], PLAN, &sizes, &OVERWRITE);
+    assert!(linked.and_then(|folder| ShardFile::create(&folder, "unet/a.safetensors", 4)).is_err());
+    assert!(!place.path().join(".a.safetensors.part").exists());
+}
+
+/// A pipeline that somebody else saved has no manifest: its models go with what lists them.
+#[test]
+fn overwriting_a_pipeline_replaces_the_weights_in_its_folders() {
+    let (_place, out) = place();
+    for name in ["model_index.json", "unet/config.json", "unet/old-00001-of-00002.safetensors", "unet/notes.txt"] {
+        fs::create_dir_all(out.join(name).parent().unwrap()).unwrap();
+        fs::write(out.join(name), b"old").unwrap();
+    }
+    refused(admit(&out, &[], &Options::default()), "is not empty", "--overwrite");
+    replace_with(admit(&out, &[], &OVERWRITE).unwrap(), b"data");
+    assert_eq!(names(&out), ["model.safetensors", MANIFEST, "unet"]);
+    assert_eq!(names(&out.join("unet")), ["notes.txt"]);
 }
 
 #[test]

@@ -6,11 +6,12 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import taskvec as tv
 from support.hub_server import Hub, Repo
-from support.models import Trio, write_trio
+from support.models import Trio, read_safetensors, write_trio, write_weights
 from support.oracle import same_files
 from taskvec.errors import FormatError
 
@@ -130,12 +131,12 @@ def test_an_interrupted_download_goes_on(remote: Trio, tmp_path: Path) -> None:
 
 
 def test_modules_on_the_hub_come_along(remote: Trio, hub: Hub, tmp_path: Path) -> None:
-    (remote.target / "2_Dense").mkdir()
-    (remote.target / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    write_weights(remote.target / "2_Dense", {"linear.weight": np.ones((2, 2), np.float32)})
     (remote.target / "modules.json").write_text(json.dumps([{"path": "2_Dense"}]))
     hub.repos["org/target"] = Repo.from_folder(remote.target)
     report = tv.transfer(*REPOSITORIES, tmp_path / "out")
-    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").read_bytes() == b"weights"
+    made = read_safetensors(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert made["linear.weight"].tolist() == [[1, 1], [1, 1]]
     assert "files-kept" in [each.id for each in report.findings]
 
 
@@ -150,3 +151,4 @@ def test_a_variant_alone_on_the_hub(remote: Trio, hub: Hub) -> None:
     hub.repos["org/target"] = Repo.from_folder(remote.target)
     with pytest.raises(FormatError, match="index of a variant"):
         tv.open("org/target")
+    assert len(tv.open("org/target?variant=fp16")) == len(tv.open(remote.donor))

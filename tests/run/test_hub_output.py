@@ -15,6 +15,7 @@ from support.command_line import invoke
 from support.hub_server import Hub, Repo
 from support.hub_uploads import SIGNATURE
 from support.models import Trio
+from support.pipelines import pipeline
 from taskvec._core import digest_file
 from taskvec.run.hub_sink import HubSink, hub_sink
 from taskvec.run.sink import Head, Sent
@@ -475,3 +476,19 @@ def test_what_went_by_xet_is_known_by_the_commit_alone(
     assert set(kept) <= set(hub.objects)
     output.finish(again)
     assert files_at(hub.repos["org/out"]) == output.files()
+
+
+def test_an_output_of_several_folders(hub: Hub, tmp_path: Path) -> None:
+    three = [pipeline(tmp_path / name, seed) for seed, name in enumerate("tdr")]
+    tv.transfer(*three, tmp_path / "one" / "out", alpha=0.5)
+    tv.transfer(*three, ADDRESS, alpha=0.5)
+    made = {
+        path.relative_to(tmp_path / "one" / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "one" / "out").rglob("*")
+        if path.is_file()
+    }
+    sent = files_at(hub.repos["org/out"])
+    assert sent.keys() - {".gitattributes"} == made.keys()
+    assert all(sent[name] == data for name, data in made.items() if name.endswith((".safetensors", ".json"))
+               and name != "taskvec.json")  # fmt: skip
+    assert tv.transfer(*three, ADDRESS, alpha=0.5).already_done

@@ -18,6 +18,7 @@ from taskvec.cli.options import (
     selection_options,
     storage_options,
     talk_options,
+    variant_option,
     verb,
 )
 
@@ -46,6 +47,7 @@ Two vectors in one pass, each with its own strength:
 @out_option
 @run_options
 @storage_options
+@variant_option
 @talk_options("apply")
 def command(
     console: Console,

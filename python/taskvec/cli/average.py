@@ -9,7 +9,15 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
-from taskvec.cli.options import option, out_option, run_options, storage_options, talk_options, verb
+from taskvec.cli.options import (
+    option,
+    out_option,
+    run_options,
+    storage_options,
+    talk_options,
+    variant_option,
+    verb,
+)
 from taskvec.recipe.training.schedule import SCHEDULES
 from taskvec.text import plural
 
@@ -55,6 +63,7 @@ def _choice(*declarations: str, **attributes: Any) -> Any:
 @out_option
 @run_options
 @storage_options
+@variant_option
 @talk_options("average")
 def command(console: Console, checkpoints: tuple[str, ...], out: str, **options: Any) -> int:
     """Write the weighted mean of CHECKPOINTs of one training run, in one pass over all of them.

@@ -14,6 +14,7 @@ from taskvec.cli.options import (
     storage_options,
     strict_option,
     talk_options,
+    variant_option,
     verb,
 )
 
@@ -34,6 +35,7 @@ In a script: exit code 1 means that they do not fit:
 @force_option
 @strict_option
 @storage_options
+@variant_option
 @talk_options("check")
 def command(console: Console, target: str, donor: str, reference: str, strict: bool, **options: Any) -> int:
     """Say whether TARGET, DONOR and REFERENCE fit each other.

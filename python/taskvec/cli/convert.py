@@ -9,7 +9,15 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
-from taskvec.cli.options import option, out_option, run_options, storage_options, talk_options, verb
+from taskvec.cli.options import (
+    option,
+    out_option,
+    run_options,
+    storage_options,
+    talk_options,
+    variant_option,
+    verb,
+)
 
 EXAMPLES = """
 Plain weights of a quantised checkpoint:
@@ -32,6 +40,7 @@ Back to block FP8, with the attention left as it is:
 @out_option
 @run_options
 @storage_options
+@variant_option
 @talk_options("convert")
 def command(console: Console, model: str, out: str, **options: Any) -> int:
     """Write MODEL in another type or format: dequantised, cast, or quantised.

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.console import Console, Page
-from taskvec.cli.options import option, selection_options, storage_options, talk_options, threads_option, verb
+from taskvec.cli.options import (
+    option,
+    selection_options,
+    storage_options,
+    talk_options,
+    threads_option,
+    variant_option,
+    verb,
+)
 from taskvec.text import amount, percent, plural, printable
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ Do two vectors point the same way?
 )
 @threads_option
 @storage_options
+@variant_option
 @talk_options("diff")
 def command(
     console: Console,

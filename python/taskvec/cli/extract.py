@@ -17,6 +17,7 @@ from taskvec.cli.options import (
     selection_options,
     storage_options,
     talk_options,
+    variant_option,
     vector_options,
     verb,
 )
@@ -60,6 +61,7 @@ Then add it to any model that fits:
 @vector_options
 @declared_option("seed", options_of(Settings)["seed"])
 @storage_options
+@variant_option
 @talk_options("extract")
 def command(
     console: Console,

@@ -8,7 +8,7 @@ import click
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.job import write_survival, write_vector
-from taskvec.cli.options import option, storage_options, talk_options, verb
+from taskvec.cli.options import option, storage_options, talk_options, variant_option, verb
 from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ SHOWN = 30  # tensors printed without --all
     help=f"List every tensor, not the first {SHOWN} alone.",
 )
 @storage_options
+@variant_option
 @talk_options("inspect")
 def command(console: Console, path: str, show_all: bool) -> int:
     """Show tensors, types, shapes, files and configuration of PATH, from headers alone.

@@ -271,6 +271,22 @@ def scratch_option(function: Function) -> Function:
     return declared(with_scratch)  # type: ignore[return-value]
 
 
+def variant_option(function: Function) -> Function:
+    """``--variant``, which holds while the command runs."""
+
+    @functools.wraps(function)
+    def with_variant(*arguments: Any, variant: str | None, **rest: Any) -> Any:
+        with storage(variant=variant):
+            return function(*arguments, **rest)
+
+    declared = option(
+        "--variant", section="Models", metavar="TAG",
+        help="Take the weights with this tag in their names, as `fp16` of `model.fp16.safetensors`, where a "
+        "folder has them; of one model alone by `MODEL?variant=TAG`.",
+    )  # fmt: skip
+    return declared(with_variant)  # type: ignore[return-value]
+
+
 storage_options = together(storage_option, scratch_option)
 """The options of every command that names a model."""
 

@@ -18,6 +18,7 @@ from taskvec.cli.options import (
     storage_options,
     talk_options,
     tokenizer_option,
+    variant_option,
     verb,
 )
 
@@ -60,6 +61,7 @@ Leave embeddings, output head and norms alone; keep more of a small step:
 @out_option
 @run_options
 @storage_options
+@variant_option
 @talk_options("transfer")
 def command(
     console: Console,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.compat.companions import check_files
-from taskvec.compat.config import check_config
+from taskvec.compat.config import check_configs
 from taskvec.compat.findings import Finding, finding, forced, in_order
 from taskvec.compat.formats import check_formats
 from taskvec.compat.layouts.findings import check_layouts
@@ -19,7 +19,7 @@ from taskvec.compat.lineage import same_files
 from taskvec.compat.quantised import check_basis, check_difference, check_noise, pairs_of
 from taskvec.compat.tensors import check_tensors
 from taskvec.compat.tied_heads import TieDecision, tie_decision
-from taskvec.compat.tokenizer import check_tokenizers
+from taskvec.compat.tokenizer import check_tokenizers, tokenizer_folders
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_vocabulary
 
@@ -125,10 +125,17 @@ def check_models(
     tie = tie or tie_decision(base, models, role)
     findings = list(check_formats([(role, base), *models], selected))
     findings += check_basis([(role, base), *models], selected)
-    findings += check_config(role, base.config, [(name, model.config) for name, model in models])
+    findings += check_configs(role, base, models)
     findings += check_layouts(role, base, models)
     findings += check_tensors(role, base, models, selection, selected, tie)
     with_rows = selection.is_full or (selection.preset == "full" and any(map(is_vocabulary, selected)))
-    findings += check_tokenizers(role, base, models, vocabulary_selected=with_rows)
+    for folder in tokenizer_folders(base):
+        findings += check_tokenizers(
+            f"{role}/{folder.rstrip('/')}" if folder else role,
+            base,
+            [(f"{name}/{folder.rstrip('/')}" if folder else name, model) for name, model in models],
+            vocabulary_selected=with_rows,
+            folder=folder,
+        )
     findings += check_files(role, base, models)
     return in_order(findings)

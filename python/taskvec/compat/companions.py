@@ -30,6 +30,9 @@ def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()
             found = f"{listed(pointers)}: git-lfs pointers in place of the files, which cannot be compared"
             yield finding("lfs-pointer", f"files of the {name}", "the files", found, PULL, level="warning")
     yield from _weights(role, base)
+    for name, model in [(role, base), *others]:
+        yield from _variants(name, model)
+        yield from _states(name, model)
 
 
 def check_copied(role: str, model: Model, *, tokenizer_only: bool = False) -> Iterator[Finding]:
@@ -55,7 +58,11 @@ def _weights(role: str, base: Model) -> Iterator[Finding]:
         yield finding("files-kept", f"files of the {role}", "", what)
     if not base.left_files:
         return
-    weights = [name for name in base.left_files if is_weight(name) and not is_second_copy(name)]
+    weights = [
+        name
+        for name in base.left_files
+        if is_weight(name) and not is_second_copy(name) and not _has_weights(base, name)
+    ]
     named = naming(weights, base.other_files, base.read_file) if is_copied and base.path else {}
     if named:
         by = listed(list(dict.fromkeys(named.values())))
@@ -66,3 +73,27 @@ def _weights(role: str, base: Model) -> Iterator[Finding]:
     if rest:
         what = f"{listed(rest)} do not come along to the output"
         yield finding("files-left", f"files of the {role}", "", what)
+
+
+def _has_weights(base: Model, name: str) -> bool:
+    """Whether a file lies in a folder of which other files are the weights: it is another form of these."""
+    return name[: name.rfind("/") + 1] in base.sub_models
+
+
+def _variants(role: str, model: Model) -> Iterator[Finding]:
+    """Which weights are taken where a folder has them in several variants."""
+    for folder, chosen in model.sub_models.items():
+        if chosen.others:
+            there = listed([tag or "without a tag" for tag in chosen.others])
+            taken = f"`{chosen.variant}`" if chosen.variant else "those without a tag"
+            what = f"{taken} of the weights in `{folder or '.'}`; there is also {there}"
+            fix = "another one by --variant, or by `?variant=TAG` behind the model"
+            yield finding("variant", f"variant of the {role}", "", what, fix)
+
+
+def _states(role: str, model: Model) -> Iterator[Finding]:
+    """What a distributed checkpoint holds besides the weights."""
+    if model.left_states:
+        counts = listed([f"{count:,} tensors of the {what}" for what, count in model.left_states.items()], 6)
+        what = f"{counts.replace('`', '')} are left out"
+        yield finding("states-left", f"distributed checkpoint of the {role}", "", what)

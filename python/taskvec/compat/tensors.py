@@ -107,6 +107,11 @@ def _check_names(
             what = f"{len(kept):,} of its tensors are missing; the {role}'s are kept: {listed(kept)}"
             yield finding("predictor-kept", f"multi-token prediction of {roles(who)}", "", what)
             names = tuple(name for name in names if name not in set(kept))
+        alone = _folders_of_base(base, [dict(others)[each] for each in who])
+        if alone:
+            what = f"there are none in {listed(alone)}; the {role}'s are kept"
+            yield finding("files-kept", f"weights of {roles(who)}", "", what)
+            names = tuple(name for name in names if not name.startswith(tuple(alone)))
         if names:
             table = dict(others)[who[0]].tensors
             yield finding(
@@ -218,3 +223,9 @@ def _check_dtypes(role: str, base: Model, others: Others) -> Iterator[Finding]:
 
 def _floats(checkpoint: Model) -> str:
     return ", ".join(sorted({info.dtype for info in checkpoint.tensors.values()} & FLOAT_DTYPES))
+
+
+def _folders_of_base(base: Model, others: Sequence[Model]) -> list[str]:
+    """The sub-folders of the base of which none of the others has weights."""
+    folders = [folder for folder in base.sub_models if folder]
+    return [folder for folder in folders if not any(folder in other.sub_models for other in others)]

@@ -83,17 +83,22 @@ class _Tokenizer:
 
 
 def check_tokenizers(
-    role: str, base: Model, others: Sequence[tuple[str, Model]], *, vocabulary_selected: bool = True
+    role: str,
+    base: Model,
+    others: Sequence[tuple[str, Model]],
+    *,
+    vocabulary_selected: bool = True,
+    folder: str = "",
 ) -> list[Finding]:
-    """Compare the tokenizers of `others` with the base's.
+    """Compare the tokenizers of `others` with the base's: at the top, or in a folder (with ``/`` behind).
 
     Where neither embedding nor head is selected, no row is combined, and errors are warnings.
     """
     # The text of a finding and its fix -> the roles it holds for.
     grouped: dict[Finding, list[str]] = {}
-    own = _read(base)
+    own = _read(base, folder)
     for name, checkpoint in others:
-        other = _read(checkpoint)
+        other = _read(checkpoint, folder)
         for each in _compare(role, own, other):
             grouped.setdefault(each, []).append(name)
     findings = []
@@ -137,11 +142,19 @@ def _apart(checkpoint: Model, tokenizer: _Tokenizer) -> tuple[Any, Any]:
     return added, tokenizer.json(SETTINGS).get("added_tokens_decoder")
 
 
-def _read(checkpoint: Model) -> _Tokenizer:
+def tokenizer_folders(checkpoint: Model) -> list[str]:
+    """The folders that tokenizers lie in, each with ``/`` behind it: the top, unless no weights are there."""
+    if not checkpoint.sub_models or "" in checkpoint.sub_models:
+        return [""]
+    files = (name.rpartition("/") for name in checkpoint.other_files)
+    return sorted({f"{folder}/" for folder, slash, name in files if slash and is_tokenizer_file(name)})
+
+
+def _read(checkpoint: Model, folder: str = "") -> _Tokenizer:
     raw = {}
     for name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, *_OPAQUE):
-        if name in checkpoint.other_files and not (name in _OPAQUE and TOKENIZER in raw):
-            data = checkpoint.read_file(name)
+        if folder + name in checkpoint.other_files and not (name in _OPAQUE and TOKENIZER in raw):
+            data = checkpoint.read_file(folder + name)
             if not is_pointer(data):
                 raw[name] = data
     return _Tokenizer(checkpoint.spec, raw)

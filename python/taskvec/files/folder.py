@@ -30,7 +30,7 @@ _VARIANT = re.compile(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
 _WEIGHT_INDEX = re.compile(
     r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
 )
-_SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__", STATE})
+SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__", STATE})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
 _SECOND_COPIES = frozenset({"original", "metal", "onnx", "openvino", "coreml", "gguf"})
@@ -58,7 +58,7 @@ def is_weight(name: str) -> bool:
 def is_needed(name: str) -> bool:
     """Whether a repository's file is worth downloading besides its weights in use."""
     parts = PurePosixPath(name).parts
-    return not (is_weight(name) or _SKIPPED_FOLDERS & set(parts) or is_second_copy(name))
+    return not (is_weight(name) or SKIPPED_FOLDERS & set(parts) or is_second_copy(name))
 
 
 def is_second_copy(name: str) -> bool:
@@ -93,6 +93,12 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
     )
 
 
+def without_folders_of(weights: Collection[str], names: Iterable[str]) -> list[str]:
+    """The weight files among the names, but for those in sub-folders of which other files are in use."""
+    used = {name.rpartition("/")[0] for name in weights if "/" in name}
+    return [name for name in names if is_weight(name) and name.rpartition("/")[0] not in used]
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The files of a folder besides its weights in use, as relative POSIX names in order.
@@ -116,7 +122,7 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
     """
     stamps: dict[str, look.Stamp] = {}
     left: list[str] = []
-    for level in look.walk(folder, without=_SKIPPED_FOLDERS):
+    for level in look.walk(folder, without=SKIPPED_FOLDERS):
         relative = PurePosixPath(level.path)
         left += [f"{relative / name}/" for name in level.links_to_folders]
         for path in (str(relative / name) for name in level.files):
@@ -128,7 +134,7 @@ def list_folder(folder: Path, weights: Collection[str]) -> Listing:
                 left.append(path)
             else:
                 stamps[path] = stamp
-    unused = [name for name in left if is_weight(name) and look.is_file(folder / name)]
+    unused = [name for name in without_folders_of(weights, left) if look.is_file(folder / name)]
     for name in module_weights(unused, sorted(stamps), lambda name: read_bytes(folder / name)):
         stamp = look.stamp(folder / name)
         if stamp is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -17,6 +17,17 @@ class Member(NamedTuple):
     key: str
     start: int
     end: int
+
+
+def edited(text: str, changes: Mapping[str, Any]) -> str:
+    """The text of a config.json with some keys changed, added or (``None``) taken out, and no other byte.
+
+    ``changes`` are keys and values as :class:`taskvec.Plan` has them, nested keys as ``text_config.dtype``.
+    """
+    for key, value in changes.items():
+        path = tuple(key.split("."))
+        text = remove(text, path) if value is None else replace(text, path, value)
+    return text
 
 
 def members(text: str, at: int = 0) -> Iterator[Member]:

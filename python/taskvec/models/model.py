@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 from taskvec.errors import FormatError, HubError, NotFoundError
 from taskvec.files.json import MAXIMUM_BYTES, read_bytes
 from taskvec.files.look import Stamp
+from taskvec.files.variants import Chosen
 
 if TYPE_CHECKING:
     from taskvec.models.assembled import Assembled
@@ -280,6 +281,13 @@ class Model:
         Those of ``tensors`` whose rows are in the order of an output's vocabulary, unlike the stored ones.
     header_metadata : mapping of str to str
         The members of the headers besides their tensors, of weights that are not here.
+    sub_models : mapping of str to Chosen
+        The folders that weights lie in, by their paths with ``/`` behind them (empty for the top), where
+        these are several, or the weights are of a variant. Tensors have the path before their names.
+    configs : mapping of str to dict
+        The ``config.json`` of each of these folders but the top.
+    left_states : mapping of str to int
+        Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -306,6 +314,9 @@ class Model:
     unreadable: str | None = None
     permuted: frozenset[str] = frozenset()
     header_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sub_models: Mapping[str, Chosen] = field(default_factory=dict, repr=False)
+    configs: Mapping[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    left_states: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.stored is None:

@@ -89,6 +89,8 @@ def source_document(
         "files": [[name, size] for name, size in source.file_sizes.items()],
         "fingerprint": source.fingerprint,
     }
+    if isinstance(source, Model) and source.sub_models:
+        document["listed"] = True
     if isinstance(source, Model) and source.packed:
         document["packed"] = packed or packed_document(source)
     if assembled := assembled_of(source):

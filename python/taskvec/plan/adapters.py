@@ -39,6 +39,12 @@ def fitted(adapter: Adapter, model: Model, like: Model | None = None) -> Adapter
     FormatError
         A weight is not there, may be one of several, is changed twice, or has another shape.
     """
+    if model.sub_models and "" not in model.sub_models:
+        folder = next(iter(model.sub_models)).rstrip("/")
+        raise FormatError(
+            f"`{adapter.spec}` is put on `{model.spec}`, which is several models in folders",
+            f"name the folder of the one that it is made for: `{model.spec}/{folder}`",
+        )
     found: dict[str, Factors] = {}
     tensors: dict[str, TensorInfo] = {}
     head, stored = head_of(model), StoredNames(model.tensors.keys())

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskvec.dtypes import FLOAT_DTYPES, TORCH_NAMES
+from taskvec.files import json_edit
+from taskvec.files.names import CONFIG
 from taskvec.models.quantised.declared import SIDE_FILES
 
 if TYPE_CHECKING:
@@ -60,21 +62,42 @@ def _plain_rows(document: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
 
 def config_changes(document: Mapping[str, Any], base: Model | SavedVector | Adapter) -> dict[str, Any]:
     """Keys of the base's config.json that name a float type, where the output has another one."""
+    return _changed_types(document, base, base.config, "")
+
+
+def configs_of_folders(document: Mapping[str, Any], base: Model) -> dict[str, bytes]:
+    """The files config.json of a base's sub-folders, where the output has another float type there."""
+    found: dict[str, bytes] = {}
+    for folder, config in base.configs.items():
+        changes = _changed_types(document, base, config, folder)
+        if changes:
+            text = base.read_file(folder + CONFIG).decode("utf-8")
+            found[folder + CONFIG] = json_edit.edited(text, changes).encode("utf-8")
+    return found
+
+
+def _changed_types(
+    document: Mapping[str, Any], base: Model | SavedVector | Adapter, config: Mapping[str, Any], folder: str
+) -> dict[str, Any]:
+    """The keys of one config that name a float type, by the tensors whose names begin with its folder."""
     tensors = base.tensors
     converted = {
         row[1]
         for row in _plain_rows(document)
-        if row[1] in FLOAT_DTYPES and row[0] in tensors and tensors[row[0]].dtype != row[1]
+        if row[1] in FLOAT_DTYPES
+        and row[0].startswith(folder)
+        and row[0] in tensors
+        and tensors[row[0]].dtype != row[1]
     }
     if len(converted) != 1:
         return {}
     name = TORCH_NAMES[converted.pop()]
     nested = [
-        (f"{key}.", value) for key, value in base.config.items() if key.endswith("_config") and "." not in key
+        (f"{key}.", value) for key, value in config.items() if key.endswith("_config") and "." not in key
     ]
     return {
         f"{prefix}{key}": name
-        for prefix, config in [("", base.config), *nested]
+        for prefix, config in [("", config), *nested]
         if isinstance(config, dict)
         for key in ("dtype", "torch_dtype")
         if config.get(key) in TORCH_NAMES.values() and config[key] != name

@@ -11,9 +11,9 @@ from taskvec.models.model import Model
 from taskvec.models.quantised.declared import SIDE_FILES
 from taskvec.models.source import assembled_of, source_documents, source_path
 from taskvec.models.storage import stored_bytes
-from taskvec.plan.config_changes import output_changes, undeclared
+from taskvec.plan.config_changes import configs_of_folders, output_changes, undeclared
 from taskvec.plan.encodings import encoding
-from taskvec.plan.layout import Sized, layout
+from taskvec.plan.layout import Sized, folder_order, layout, layout_in_folders
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.plan.rows import Operations, Rows
 from taskvec.plan.touched import declarations, gone
@@ -239,10 +239,18 @@ class Draft:
             enforce_strictly(findings, settings.force)
         if self.is_packed:
             self._complete()
+        if self.base.sub_models:
+            folders = list(self.base.sub_models)
+            self._rows.sort_by(lambda name: folder_order(folders, name))
         sized = [Sized(name, stored_bytes(form, tuple(shape))) for name, form, shape in self._rows.stored()]
         own = self.base.stored if self.is_packed else self.base.tensors
         own = {**own, **self._places} if self._places else own
-        shards, self._rows.shards = layout(sized, own, max_shard_size=settings.max_shard_size)
+        limit = settings.max_shard_size
+        if self.base.sub_models:
+            laid = layout_in_folders(sized, own, self.base.sub_models, max_shard_size=limit)
+        else:
+            laid = layout(sized, own, max_shard_size=limit)
+        shards, self._rows.shards = laid
         del sized
         is_single = len(alphas) == 1
         document = {
@@ -280,7 +288,7 @@ class Draft:
             findings=findings,
             recipe=recipe,
             config={**changes, **(config or {})},
-            files=files,
+            files={**configs_of_folders(document, self.base), **(files or {})} if is_other else files,
             left=(*declaring, *left),
         )
 

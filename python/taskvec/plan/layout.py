@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.errors import OutputError
+from taskvec.files.variants import Chosen, renamed
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -66,8 +68,49 @@ def layout(
     return kept
 
 
+def layout_in_folders(
+    tensors: Sequence[Sized],
+    own: Mapping[str, TensorInfo],
+    sub_models: Mapping[str, Chosen],
+    *,
+    max_shard_size: int | None = None,
+) -> Layout:
+    """The same of a target whose weights lie in several folders, or are of a variant: each folder on its own.
+
+    Parameters
+    ----------
+    tensors : sequence of Sized
+        In the order of the folders: :func:`folder_order`.
+    own : mapping
+        The target's tensors.
+    sub_models : mapping
+        Its folders.
+    max_shard_size : int, optional
+        As of :func:`layout`.
+    """
+    shards: list[str] = []
+    of: list[int] = []
+    names = list(sub_models)
+    for folder, group in itertools.groupby(tensors, lambda each: names[folder_order(names, each.name)]):
+        here = list(group)
+        inside = {name: info for name, info in own.items() if info.file in sub_models[folder].files}
+        found = layout(here, inside, max_shard_size=max_shard_size)
+        if not set(found.shards) <= set(sub_models[folder].files):
+            found = found._replace(shards=renamed(sub_models[folder], folder, len(found.shards))[0])
+        of += [len(shards) + number for number in found.of]
+        shards += found.shards
+    return Layout(shards, of)
+
+
+def folder_order(folders: Sequence[str], name: str) -> int:
+    """Which of the folders of a checkpoint a tensor lies in, by its name: the longest one before it."""
+    fitting = [number for number, folder in enumerate(folders) if name.startswith(folder)]
+    return max(fitting, key=lambda number: len(folders[number]))
+
+
 def _check_names(shards: Sequence[str]) -> None:
-    longest = max(shards, key=lambda name: len(os.fsencode(name)), default="")
+    bare = [name.rpartition("/")[2] for name in shards]
+    longest = max(bare, key=lambda name: len(os.fsencode(name)), default="")
     length = len(os.fsencode(longest))
     if length > LONGEST_NAME:
         raise OutputError(

@@ -153,6 +153,7 @@ def plan_lora(
     """
     selection, settings = selection or Selection(), settings or Settings()
     step = _step(donor, reference, selection)
+    _hold_one_model(step.base)
     tie = None if reference is None else tie_decision(reference, step.models[:1], "reference")
     found: list[Finding] = []
     if isinstance(step.donor, Model) and reference is not None:
@@ -208,6 +209,16 @@ def _step(donor: Model | SavedVector, reference: Model | None, selection: Select
             f"`{donor.spec}` is given without a reference", "give donor and reference, or a saved vector"
         )
     return Step(1.0, fitted(donor, reference), reference, selection)
+
+
+def _hold_one_model(base: Model) -> None:
+    """Return if the weights are those of one model: an adapter is put on one."""
+    folders = sorted({name.rpartition("/")[0] for name in base.tensors if "/" in name})
+    if folders:
+        raise RecipeError(
+            f"`{base.spec}` has weights in {listed(folders)}, and an adapter is of one model",
+            f"give the folder of one of them: `{base.spec}/{folders[0]}`",
+        )
 
 
 def _hold_whole(selection: Selection, reference: Model) -> None:

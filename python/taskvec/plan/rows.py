@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Rows that are written at a time: enough for one call to be worth it, few enough to hold as lists.
@@ -68,6 +68,10 @@ class Rows:
         """Put the tensors into the order of their places; those that have none come last."""
         last = len(places)
         self._rows.sort(key=lambda row: places.get(row[0], last))
+
+    def sort_by(self, number: Callable[[str], int]) -> None:
+        """Put the tensors into the order of a number that follows from their names."""
+        self._rows.sort(key=lambda row: number(row[0]))
 
     def stored(self) -> Iterator[tuple[str, str, Sequence[int]]]:
         """Name, form of storage and shape of each tensor."""

@@ -10,11 +10,13 @@ from types import MappingProxyType
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import NotFoundError
-from taskvec.files import folder, look
+from taskvec.files import distributed, folder, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
+from taskvec.files.sub_models import SubModels
 from taskvec.models.model import Model, TensorInfo
 from taskvec.resolve.packed import recognised
+from taskvec.resolve.sub_models import configs_of, hold_listed, indices_of, sub_models_in
 
 # A config is a few kB; the largest published, with a quantisation table per layer, is under 1 MB.
 MAXIMUM_CONFIG = 16 << 20
@@ -30,6 +32,9 @@ def open_path(spec: str, path: Path) -> Model:
     OutputError
         It cannot be looked at.
     """
+    place = distributed.place_of(path)
+    if place is not None:
+        return _distributed(spec, path.absolute(), place.absolute())
     if look.is_folder(path):
         snapshot = cached_snapshot(path)
         opened = open_folder(spec, snapshot or path)
@@ -52,7 +57,45 @@ def open_path(spec: str, path: Path) -> Model:
 
 def open_folder(spec: str, path: Path) -> Model:
     """Open a local folder; raises as :func:`open_path`."""
+    made = sub_models_in(spec, path)
+    if made:
+        return _of_sub_models(spec, path.absolute(), made)
     return _of_folder(spec, path.absolute(), Reader(str(path)))
+
+
+def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:
+    """A folder with weights in several sub-folders, or of a variant."""
+    files = [name for chosen in made.values() for name in chosen.files]
+    reader = Reader(str(path), files)
+    listing = folder.list_folder(path, {*files, *indices_of(made)})
+    config, configs = configs_of(
+        made, listing.other, lambda name: read_object(path / name, maximum=MAXIMUM_CONFIG)
+    )
+    model = Model(
+        spec=spec,
+        path=path,
+        tensors=tensor_table(reader),
+        config=config,
+        other_files=listing.other,
+        left_files=listing.left,
+        stamps=listing.stamps,
+        file_sizes=dict(reader.files()),
+        fingerprint=reader.fingerprint,
+        weights=reader,
+        sub_models=made,
+        configs=configs,
+    )
+    hold_listed(model)
+    return recognised(model, reader)
+
+
+def _distributed(spec: str, path: Path, place: Path) -> Model:
+    """A distributed checkpoint of torch, by what is laid out of it; it is known by its own path and state."""
+    from taskvec.resolve.distributed.staged import staged  # torch, which takes seconds
+
+    folder, identity, left = staged(path, place)
+    opened = open_folder(spec, folder)
+    return replace(opened, repository=str(path), revision=identity, address=str(path), left_states=left)
 
 
 def cached_snapshot(path: Path) -> Path | None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
-from taskvec.files import look
+from taskvec.files import look, variants
 from taskvec.files.windows import way_out
 from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
+from taskvec.resolve import storage
 from taskvec.resolve.local import open_path
 from taskvec.resolve.remote import open_remote
 from taskvec.text import alike
@@ -56,6 +57,9 @@ def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
+    variant = storage.current().variant
+    if variant is not None and isinstance(spec, str) and variants.split(spec)[1] is None:
+        spec = f"{spec}{variants.MARK}{variant}"
     return reach(spec, revision, lambda text, path: _open_local(text, path, revision), open_remote)
 
 
@@ -72,14 +76,15 @@ def reach(
     NotFoundError, HubError
         There is neither; the message says where it was looked for.
     """
-    text, scheme = os.fspath(spec), _scheme(spec)
+    given, scheme = os.fspath(spec), _scheme(spec)
+    text = variants.split(given)[0]
     path = Path(text).expanduser()
     if not scheme and look.exists(path, follow_links=False):
-        return local(text, path)
+        return local(given, path)
     try:
         address = SCHEMES[scheme](text, revision) if isinstance(spec, str) else None
         if address is not None:
-            return remote(text, address)
+            return remote(given, address)
     except (NotFoundError, HubError) as error:
         near = None if scheme else _near(path)
         if near is None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.models.model import Model, Remote
+from taskvec.resolve.sub_models import reader_of
 from taskvec.resolve.threads import each
 
 _NAME = "values"
@@ -44,7 +45,7 @@ class RangedWeights:
     def places(self) -> Mapping[str, _Place]:
         """Where each stored tensor lies, from the headers."""
         if self._places is None:
-            rows = Reader(str(self.folder)).tensors()
+            rows = reader_of(self.model, self.folder).tensors()
             self._places = {row[0]: _Place(*row[1:]) for row in rows}
         return self._places
 
@@ -79,7 +80,7 @@ class RangedWeights:
     @property
     def metadata(self) -> dict[str, str]:
         """The members of the headers besides their tensors."""
-        return Reader(str(self.folder)).metadata
+        return reader_of(self.model, self.folder).metadata
 
     def _width(self, name: str) -> int:
         """Bytes of one element; 0 where several share a byte."""

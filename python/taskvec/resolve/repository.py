@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskvec._core import Checkpoint as Reader
 from taskvec._core import write_atomic
 from taskvec.errors import Error, HubError, NotFoundError
 from taskvec.files import look
@@ -24,6 +23,7 @@ from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback, Progress
 from taskvec.resolve.hub_errors import explained, is_unreachable
+from taskvec.resolve.sub_models import local_reader
 
 log = logging.getLogger("taskvec.hub")
 
@@ -203,7 +203,7 @@ class Repository:
 def has_weights(snapshot: Path) -> bool:
     """Whether a snapshot of the cache has all its weights."""
     try:
-        Reader(str(snapshot))
+        local_reader(snapshot)
     except Error:
         return False
     return True

@@ -25,6 +25,7 @@ from taskvec.models.saved_vector import SavedVector
 from taskvec.resolve.headers import headers
 from taskvec.resolve.ranged import RangedWeights
 from taskvec.resolve.remote import needed_files
+from taskvec.resolve.sub_models import reader_of
 from taskvec.resolve.threads import each
 
 Source = Model | SavedVector | Adapter
@@ -80,8 +81,9 @@ def stage(source: Source, folder: Path) -> Staged:
         with open(place, "wb") as file:
             file.write(header)
             file.truncate(remote.size(name))
-    at = folder / weights[0] if isinstance(source, Adapter) else folder
-    if Reader(str(at)).fingerprint != source.fingerprint:
+    is_adapter = isinstance(source, Adapter)
+    reader = Reader(str(folder / weights[0])) if is_adapter else reader_of(source, folder)
+    if reader.fingerprint != source.fingerprint:
         raise HubError(
             f"the weights of `{source.spec}` have other headers than those read before",
             "run the same command again when nothing writes to the address",
@@ -95,7 +97,8 @@ def _small(source: Source, remote: Remote) -> list[str]:
         return [ADAPTER_CONFIG]
     stored = source.stored if isinstance(source, SavedVector) else source
     modules = filter(folders.is_weight, stored.other_files)
-    return [name for name in needed_files(remote.list(), (), modules) if name not in source.file_sizes]
+    names = needed_files(remote.list(), (), modules, stored.sub_models)
+    return [name for name in names if name not in source.file_sizes]
 
 
 def _lying_in(source: Source, folder: Path, remote: Remote) -> Source:

@@ -21,10 +21,11 @@ VARIABLE = "TASKVEC_SCRATCH"
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Options of object stores by key, in lower case, and the folder for fetched files."""
+    """Options of object stores by key, in lower case, the folder for fetched files, the variant."""
 
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     scratch: Path | None = None
+    variant: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -47,7 +48,10 @@ def current() -> Storage:
 
 @contextmanager
 def storage(
-    options: Mapping[str, str] | None = None, *, scratch: str | os.PathLike[str] | None = None
+    options: Mapping[str, str] | None = None,
+    *,
+    scratch: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
 ) -> Iterator[None]:
     """Set how addresses are reached that this thread or task opens within.
 
@@ -61,6 +65,11 @@ def storage(
         The folder that files at ``s3://``, ``gs://``, ``az://`` and ``https://`` are fetched into, and stay
         in; by default ``TASKVEC_SCRATCH``, or ``taskvec`` in the user's cache.
 
+    variant : str, optional
+        The weights with this tag in their names, as diffusers has it (``fp16`` of
+        ``model.fp16.safetensors``), in folders that have them; for one model alone, ``?variant=fp16`` behind
+        its name.
+
     Examples
     --------
     >>> with tv.storage({"endpoint": "https://minio.example", "region": "eu"}):
@@ -69,7 +78,7 @@ def storage(
     outer = current()
     known = {str(key).lower(): str(value) for key, value in (options or {}).items()}
     place = outer.scratch if scratch is None else Path(scratch).expanduser()
-    token = _current.set(Storage({**outer.options, **known}, place))
+    token = _current.set(Storage({**outer.options, **known}, place, variant or outer.variant))
     try:
         yield
     finally:

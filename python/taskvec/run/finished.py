@@ -212,7 +212,7 @@ def _hold_files(folder: Path, listed: Sequence[File], settings: Settings) -> Non
 
 def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Output:
     survival = data["survival"]
-    weights = [f for f in files(data, folder) if f.name.endswith(".safetensors") and "/" not in f.name]
+    weights = [f for f in files(data, folder) if f.name.endswith(".safetensors")]
     return Output(
         folder=str(folder),
         alpha=alpha if data["kind"] == "checkpoint" else None,

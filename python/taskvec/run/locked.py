@@ -42,8 +42,14 @@ def locked(
 
 
 def paths_of(sources: Sequence[Source]) -> list[str]:
-    """Where the sources of a run lie, but for those in memory."""
-    return [_path(source) for source in sources if source.path is not None]
+    """Where the sources of a run lie, but for those in memory; files in sub-folders on their own."""
+    return [path for source in sources if source.path is not None for path in _paths(source)]
+
+
+def _paths(source: Source) -> Iterator[str]:
+    yield _path(source)
+    if isinstance(source, Model) and source.sub_models:
+        yield from (str(source.location / name) for name in source.file_sizes if "/" in name)
 
 
 def _path(source: Source) -> str:

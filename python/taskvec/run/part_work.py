@@ -106,6 +106,8 @@ class Work(ABC):
                 if self.plan.kind == "checkpoint":
                     folder.mkdir(parents=True, exist_ok=True)
                 for name in names:
+                    if "/" in name:
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(source / name, folder / name)
             sync_folders(folder, list(names))
         for name in names:

@@ -17,8 +17,9 @@ from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, STATE
 from taskvec.files.place import placing, sync_folders
+from taskvec.files.variants import renamed
 from taskvec.models.model import Model
-from taskvec.plan.plan import PlanRecord
+from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.report import manifest
 from taskvec.report.card import card
 from taskvec.report.report import Output
@@ -101,17 +102,6 @@ def hold_ours(folder: Path, plan: bytes) -> None:
         )
 
 
-def edited_config(text: str, changes: Mapping[str, Any]) -> str:
-    """The text of a config.json with some keys changed, added or (``None``) taken out, and no other byte.
-
-    ``changes`` are keys and values as :class:`taskvec.Plan` has them, nested keys as ``text_config.dtype``.
-    """
-    for key, value in changes.items():
-        path = tuple(key.split("."))
-        text = json_edit.remove(text, path) if value is None else json_edit.replace(text, path, value)
-    return text
-
-
 def _reflink(source: Path, place: Path) -> bool:
     try:
         import fcntl
@@ -129,7 +119,7 @@ def config_of(base: Model, plan: PlanRecord) -> bytes:
     data = base.read_file(CONFIG)
     if not plan.config:
         return data
-    return edited_config(data.decode("utf-8"), plan.config).encode("utf-8")
+    return json_edit.edited(data.decode("utf-8"), plan.config).encode("utf-8")
 
 
 class Publisher:
@@ -184,8 +174,8 @@ class Publisher:
         hold_complete(folder, files)
         if config is not None:
             files.append(self._write(folder, CONFIG, config))
-        if [shard.name for shard in self.plan.shards] != [SINGLE]:
-            files.append(self._write(folder, self._index_name(), index(self.plan)))
+        for name, data in indices(self.plan, self.base).items():
+            files.append(self._write(folder, name, data))
         sync_folders(folder, [file.name for file in files])
         hold_or_hide(folder, files)
         self._write(folder, MANIFEST, manifest.text(facts, files=files, run=run))
@@ -213,12 +203,6 @@ class Publisher:
         self._tell()
         return File(name, len(data), blake3_hex(data))
 
-    def _index_name(self) -> str:
-        """The target's own where its weight files keep their names."""
-        is_kept = all(shard.name in self.base.file_sizes for shard in self.plan.shards)
-        own = index_of(look.listing(self.base.location)) if is_kept else None
-        return own or INDEX
-
     def _config(self) -> bytes:
         return config_of(self.base, self.plan)
 
@@ -228,14 +212,46 @@ class Publisher:
             self.progress(self.done, (len(self.names) + len(self.plan.files) + 4) * len(self.plan.outputs))
 
 
-def index(plan: PlanRecord) -> bytes:
+def indices(plan: PlanRecord, base: Model) -> dict[str, bytes]:
+    """The indices of an output's weights by their names: none of a single file of the usual name."""
+    if base.sub_models:
+        return _indices_of_folders(plan, base)
+    if [shard.name for shard in plan.shards] == [SINGLE]:
+        return {}
+    # the target's own where its weight files keep their names
+    is_kept = all(shard.name in base.file_sizes for shard in plan.shards)
+    own = index_of(look.listing(base.location)) if is_kept else None
+    return {own or INDEX: index(plan.shards, plan.weight_map, plan.parameters)}
+
+
+def _indices_of_folders(plan: PlanRecord, base: Model) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for folder, chosen in base.sub_models.items():
+        shards = [shard for shard in plan.shards if shard.name.rpartition("/")[0] == folder.rstrip("/")]
+        names = {shard.name for shard in shards}
+        is_kept = names <= set(chosen.files)
+        if not shards or (len(shards) == 1 and not (is_kept and chosen.index)):
+            continue
+        own = chosen.index if is_kept else None
+        weight_map = {
+            tensor.removeprefix(folder): file.removeprefix(folder)
+            for tensor, file in plan.weight_map.items()
+            if file in names
+        }
+        found[own or renamed(chosen, folder, len(shards))[1]] = index(
+            shards, weight_map, sum(shard.parameters for shard in shards)
+        )
+    return found
+
+
+def index(shards: Sequence[Shard], weights: Mapping[str, str], parameters: int) -> bytes:
     """The index of sharded weights, as transformers writes it."""
     metadata = {
-        "total_parameters": plan.parameters,
-        "total_size": sum(shard.bytes for shard in plan.shards),
+        "total_parameters": parameters,
+        "total_size": sum(shard.bytes for shard in shards),
     }
     head = json.dumps({"metadata": metadata}, indent=2).removesuffix("\n}")
     # with an indent, json makes several small strings for each tensor
-    rows = (f"    {json.dumps(name)}: {json.dumps(file)}" for name, file in sorted(plan.weight_map.items()))
+    rows = (f"    {json.dumps(name)}: {json.dumps(file)}" for name, file in sorted(weights.items()))
     weight_map = ",\n".join(rows)
     return f'{head},\n  "weight_map": {{\n{weight_map}\n  }}\n}}\n'.encode()

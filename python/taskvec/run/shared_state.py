@@ -188,10 +188,15 @@ class Records:
         rows: list[dict[str, Any]] = json.loads(data)
         return rows
 
+    def _note(self, name: str) -> Path:
+        """Where the record of a file is, which itself may lie in a sub-folder."""
+        flat = name.replace("%", "%25").replace("/", "%2F") if "/" in name else name
+        return self.state / DONE / f"{flat}.json"
+
     def write(self, name: str, lines: Sequence[str], inputs: str) -> None:
         """Note a weight file: the line that the engine's journal has of it, for each output."""
         record = {"plan": self.identity, "inputs": inputs, "lines": list(lines)}
-        _put(self.state / DONE / f"{name}.json", json.dumps(record).encode())
+        _put(self._note(name), json.dumps(record).encode())
 
     def has(self, unit: Sequence[int], *, rehash: bool = False) -> bool:
         """Whether these weight files, by number, are in place; read again and compared if ``rehash``."""
@@ -212,7 +217,7 @@ class Records:
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The record of a weight file; ``None`` where there is no whole one of this plan."""
-        path = self.state / DONE / f"{name}.json"
+        path = self._note(name)
         if not look.exists(path):
             return None
         try:

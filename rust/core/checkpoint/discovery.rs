@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::index::Index;
+use super::names::is_inside;
 use crate::error::{shown, Error, Kind, Result};
 use crate::file::folder::{metadata, names};
 
@@ -31,7 +32,7 @@ fn variant(name: &str) -> Option<(&str, &str)> {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) folder: PathBuf,
-    /// Bare names in natural order.
+    /// Bare names in natural order; as given, where they are given.
     pub(super) files: Vec<String>,
     pub(super) index: Option<Index>,
     /// Other safetensors files in the folder.
@@ -68,6 +69,17 @@ pub(super) fn single(path: &Path) -> Result<Found> {
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| Error::new(Kind::Format, "the file's name is not UTF-8").at(path))?;
     Ok(Found { folder: parent(path), files: vec![name.to_owned()], index: None, unlisted: Vec::new() })
+}
+
+/// These files of a folder and of its sub-folders.
+pub(super) fn listed(folder: &Path, files: &[String]) -> Result<Found> {
+    match files.iter().find(|file| !is_inside(file) || !file.ends_with(SUFFIX)) {
+        Some(file) => {
+            let message = format!("`{}` is not a path below the folder that ends in `{SUFFIX}`", shown(file));
+            Err(Error::new(Kind::Format, message).at(folder).hint("name files that lie in the folder"))
+        }
+        None => Ok(Found { folder: folder.to_owned(), files: files.to_vec(), index: None, unlisted: Vec::new() }),
+    }
 }
 
 /// The folder that a file is in.

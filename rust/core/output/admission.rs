@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::Path;
 
-use rustix::fs::FileType;
-
 use super::journal::{Journal, Records};
 use super::lock::Claim;
 use super::overlap::{Inputs, Sameness, Stamp};
@@ -14,6 +12,7 @@ use super::shared::{Options, Shared};
 use super::system::Directory;
 use super::whole::write_in;
 use super::{contents, space, swap, LOCK, MANIFEST, PARTS, PLAN, STATE};
+use crate::checkpoint::names::is_inside;
 use crate::error::{shown_path, Error, Result};
 
 const INPUTS: &str = "inputs.json";
@@ -235,7 +234,7 @@ impl Candidate {
         let mut going = match self.start {
             Start::Fresh | Start::Beside => Default::default(),
             Start::Replace => contents::of_checkpoint(directory, &entries)?,
-            Start::Resume => contents::parts(&entries, &|name| self.sizes.contains_key(name)),
+            Start::Resume => contents::parts_of(directory, self.sizes.keys())?,
         };
         match (self.start, &self.resumed) {
             (Start::Resume, Some((_, done))) => {
@@ -308,7 +307,7 @@ fn resume(
         if sizes.get(&record.shard) != Some(&record.size) {
             return Err(Error::foreign_record(claim.directory.path(), &record.shard));
         }
-        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+        if !contents::is_below(&claim.directory, Path::new(&record.shard), Some(record.size))? {
             missing.push(record.shard.clone());
         }
     }
@@ -316,16 +315,15 @@ fn resume(
     Ok(Some((journal, records)))
 }
 
-/// Shard names with their sizes: bare names, each once, not taken by a folder.
+/// Shard names with their sizes: bare names or paths below the folder, each once, not taken by a folder.
 fn sizes(directory: &Directory, shards: &[(String, u64)]) -> Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for (name, size) in shards {
-        let bare = !name.starts_with('.') && Path::new(name).file_name() == Some(OsStr::new(name));
-        if !bare || sizes.insert(name.clone(), *size).is_some() {
+        let plain = is_inside(name) && !name.split('/').any(|part| part.starts_with('.'));
+        if !plain || sizes.insert(name.clone(), *size).is_some() {
             return Err(Error::bad_shard_name(name));
         }
-        let stat = directory.stat(name.as_ref())?;
-        if stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
+        if contents::is_folder_below(directory, Path::new(name))? {
             return Err(Error::shard_is_folder(&directory.path().join(name)));
         }
     }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::admission::{hex, write_inputs};
+use super::contents;
 use super::journal::{Journal, JournalRecord};
 use super::lock::Claim;
 use super::overlap::{resolve, Inputs};
@@ -31,7 +32,7 @@ pub fn assemble(path: &Path, inputs: &[&Path], plan: &[u8], records: &[&str]) ->
     for line in records {
         let record: JournalRecord =
             serde_json::from_str(line).map_err(|error| Error::damaged_state(claim.state.path(), &error.to_string()))?;
-        if claim.directory.file_size(record.shard.as_ref())? != Some(record.size) {
+        if !contents::is_below(&claim.directory, Path::new(&record.shard), Some(record.size))? {
             return Err(Error::missing_shard(&path.join(&record.shard), record.size));
         }
     }

@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::system::Directory;
 use super::{MANIFEST, STATE};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Files other than weights that change how a checkpoint works: left from another model they would spoil the new one
 /// (a `chat_template.jinja` wins over the template in `tokenizer_config.json`, for example).
@@ -33,9 +33,16 @@ const BESIDE: [&str; 16] = [
     "spiece.model",
 ];
 
+/// What lists the sub-folders of a pipeline of several models, and is looked for first.
+const PIPELINE: &str = "model_index.json";
+/// Lists the modules of a model, some of them in sub-folders.
+const MODULES: &str = "modules.json";
+
 /// A file that makes a folder look like a complete output.
 fn is_marker(name: &OsStr) -> bool {
-    name == MANIFEST || (name.as_bytes().ends_with(b".safetensors.index.json") && !name.as_bytes().contains(&b'/'))
+    name == MANIFEST
+        || name == PIPELINE
+        || (name.as_bytes().ends_with(b".safetensors.index.json") && !name.as_bytes().contains(&b'/'))
 }
 
 fn is_weights(name: &OsStr) -> bool {
@@ -83,7 +90,25 @@ pub(crate) fn of_checkpoint(directory: &Directory, entries: &[OsString]) -> Resu
             }
         }
     }
+    if entries.iter().any(|name| name == PIPELINE || name == MODULES) {
+        found.extend(of_sub_models(directory, entries)?);
+    }
     found.extend(in_manifest(directory)?);
+    Ok(found)
+}
+
+/// The same of the models in its sub-folders.
+fn of_sub_models(directory: &Directory, entries: &[OsString]) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for folder in entries.iter().filter_map(|name| name.to_str()) {
+        let Some(below) = parent_below(directory, &Path::new(folder).join("file"))? else { continue };
+        for name in below.names()?.iter().filter_map(|name| name.to_str()) {
+            let is_file = is_below(&below, Path::new(name), None)?;
+            if is_file && is_of_checkpoint(whole_name(name.as_ref()).unwrap_or(name)) {
+                found.insert(format!("{folder}/{name}"));
+            }
+        }
+    }
     Ok(found)
 }
 
@@ -113,7 +138,7 @@ pub(crate) fn is_inside(name: &str) -> bool {
 pub(super) fn rank(name: &str) -> u8 {
     match name {
         MANIFEST => 2,
-        "config.json" => 1,
+        "config.json" | PIPELINE => 1,
         name => u8::from(is_marker(name.as_ref())),
     }
 }
@@ -157,6 +182,28 @@ fn parent_below(directory: &Directory, path: &Path) -> Result<Option<Directory>>
         }
     }
     Ok(Some(folder))
+}
+
+/// The folder in which a file of this relative path is to lie, made with those above it where it is missing, and its
+/// name there.
+pub(super) fn place_below(directory: &Directory, path: &Path) -> Result<(Directory, OsString)> {
+    let name = path.file_name().ok_or_else(|| Error::not_a_file_name(path))?;
+    let mut folder = directory.clone();
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        let made = folder.create_subfolder(part.as_os_str())?;
+        if made {
+            folder.sync()?;
+        }
+        let below = folder.subfolder(part.as_os_str())?;
+        folder = below.ok_or_else(|| Error::vanished(&folder.path().join(part)))?;
+    }
+    Ok((folder, name.to_owned()))
+}
+
+/// Whether a folder is at a relative path.
+pub(super) fn is_folder_below(directory: &Directory, path: &Path) -> Result<bool> {
+    let kind = stat_below(directory, path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+    Ok(kind == Some(FileType::Directory))
 }
 
 /// What is at a relative path; `None` where nothing is.
@@ -214,8 +261,8 @@ pub(super) fn hold_removable(directory: &Directory, names: &BTreeSet<String>) ->
 /// Bytes that removing these files gives back; a file with a second hard link gives nothing.
 pub(crate) fn bytes_released(directory: &Directory, names: &BTreeSet<String>) -> Result<u64> {
     let mut released = 0;
-    for name in names.iter().filter(|name| !name.contains('/')) {
-        if let Some(stat) = directory.stat(name.as_ref())? {
+    for name in names {
+        if let Some(stat) = stat_below(directory, Path::new(name))? {
             released += if stat.st_nlink == 1 { stat.st_blocks as u64 * 512 } else { 0 };
         }
     }
@@ -240,7 +287,7 @@ pub(crate) fn remove(directory: &Directory, names: &BTreeSet<String>) -> Result<
 
 /// Removes one file by its relative path, and the sub-folders that are empty after it. A folder on the way that is a
 /// symbolic link leads out of the output: it is left alone.
-fn remove_below(directory: &Directory, path: &Path) -> Result<()> {
+pub(super) fn remove_below(directory: &Directory, path: &Path) -> Result<()> {
     let mut parts = path.components();
     let Some(Component::Normal(first)) = parts.next() else { return Ok(()) };
     let kind = directory.stat(first)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
@@ -264,16 +311,29 @@ fn remove_below(directory: &Directory, path: &Path) -> Result<()> {
 
 /// What an interrupted run was writing: files with the name of one that a run may write until it is whole. What another
 /// program calls `.NAME.part` is its own.
-pub(crate) fn parts(entries: &[OsString], is_ours: &dyn Fn(&str) -> bool) -> BTreeSet<String> {
+fn parts(entries: &[OsString], is_ours: &dyn Fn(&str) -> bool) -> BTreeSet<String> {
     let ours = |name: &str| is_ours(name) || is_marker(name.as_ref()) || BESIDE.contains(&name);
     let parts = entries.iter().filter(|name| whole_name(name).is_some_and(ours));
     parts.filter_map(|name| name.to_str()).map(str::to_string).collect()
 }
 
+/// The same in a folder and in those of its sub-folders that some of these files lie in.
+pub(super) fn parts_of<'n>(directory: &Directory, names: impl Iterator<Item = &'n String>) -> Result<BTreeSet<String>> {
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let folders: BTreeSet<&str> = names.iter().filter_map(|name| Some(name.rsplit_once('/')?.0)).collect();
+    let mut found = parts(&entries(directory)?, &|name| names.contains(name));
+    for folder in folders {
+        let Some(below) = parent_below(directory, &Path::new(folder).join("file"))? else { continue };
+        let here = parts(&below.names()?, &|name| names.contains(&*format!("{folder}/{name}")));
+        found.extend(here.iter().map(|name| format!("{folder}/{name}")));
+    }
+    Ok(found)
+}
+
 /// Removes what an interrupted run was writing of the files that the manifest lists.
 pub(crate) fn remove_parts(directory: &Directory) -> Result<()> {
     let listed = in_manifest(directory)?;
-    remove(directory, &parts(&entries(directory)?, &|name| listed.contains(name)))
+    remove(directory, &parts_of(directory, listed.iter())?)
 }
 
 /// Removes what makes the folder look complete.

@@ -163,7 +163,7 @@ impl OutputFolder {
         }
         for shard in damaged {
             contents::remove_markers(directory)?;
-            directory.remove(shard.as_ref())?;
+            contents::remove_below(directory, Path::new(&shard))?;
             self.shared.published().remove(&shard);
             self.done.remove(&shard);
         }

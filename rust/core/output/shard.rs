@@ -1,6 +1,6 @@
 //! One weight file being written: by many threads, at final offsets, under another name until it is complete.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -14,12 +14,13 @@ use rustix::fs::{Advice, AtFlags, FallocateFlags, CWD};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::contents;
 use super::digest::{each_block, FileDigest};
 use super::fault::Operation;
 use super::folder::OutputFolder;
 use super::journal::JournalRecord;
 use super::shared::Shared;
-use super::system::part_name;
+use super::system::{part_name, Directory};
 use crate::error::{Error, Result};
 use crate::file::regular;
 
@@ -31,7 +32,11 @@ const WINDOW: u64 = 128 << 20;
 #[derive(Debug)]
 pub struct ShardFile {
     shared: Arc<Shared>,
+    /// The folder that it lies in: that of the output, or one below.
+    directory: Directory,
     name: String,
+    /// Its name in that folder.
+    base: OsString,
     part: OsString,
     path: PathBuf,
     file: File,
@@ -60,22 +65,29 @@ impl ShardFile {
         if expected_size(&shared, name)? != size {
             return Err(Error::engine(format!("`{name}` was not admitted with {size} bytes")));
         }
-        let part = part_name(name.as_ref());
-        let file = shared.claim.directory.create(&part)?;
-        let shard = ShardFile::new(shared, name, part, file, size)?;
+        let (directory, base) = contents::place_below(&shared.claim.directory, Path::new(name))?;
+        let file = directory.create(&part_name(&base))?;
+        let shard = ShardFile::new(shared, directory, base, name, file, size)?;
         shard.checked("sizing", shard.file.set_len(size))?;
         Ok(shard)
     }
 
-    fn new(shared: Arc<Shared>, name: &str, part: OsString, file: File, size: u64) -> Result<ShardFile> {
-        let directory = &shared.claim.directory;
-        let path = directory.path().join(name);
+    fn new(
+        shared: Arc<Shared>,
+        directory: Directory,
+        base: OsString,
+        name: &str,
+        file: File,
+        size: u64,
+    ) -> Result<ShardFile> {
+        let path = directory.path().join(&base);
         // The number is all that tells a file system held in memory: there is no disk to wait for.
         let kind = rustix::fs::fstatfs(directory.descriptor()).map(|status| status.f_type as u64);
         let in_memory = matches!(kind, Ok(TMPFS | RAMFS));
         Ok(ShardFile {
             name: name.to_string(),
-            part,
+            part: part_name(&base),
+            base,
             path,
             file,
             size,
@@ -84,6 +96,7 @@ impl ShardFile {
             waiting: Mutex::new(()),
             failed: AtomicBool::new(false),
             published: AtomicBool::new(false),
+            directory,
             shared,
         })
     }
@@ -184,10 +197,9 @@ impl ShardFile {
         }
         // A flush that fails once may succeed when tried again although the data is lost, so it is never tried again.
         self.flush()?;
-        let directory = &self.shared.claim.directory;
-        directory.rename(&self.part, OsStr::new(&self.name))?;
+        self.directory.rename(&self.part, &self.base)?;
         self.published.store(true, Ordering::Relaxed);
-        directory.sync()?;
+        self.directory.sync()?;
         let (shard, digest) = (self.name.clone(), digest.to_string());
         self.shared.enter(JournalRecord { shard, size: self.size, digest, extra: None }, extra)
     }
@@ -204,7 +216,7 @@ impl Drop for ShardFile {
     fn drop(&mut self) {
         if !self.published.load(Ordering::Relaxed) {
             // The next run removes it where this fails.
-            let _ = self.shared.claim.directory.remove(&self.part);
+            let _ = self.directory.remove(&self.part);
         }
     }
 }
@@ -262,15 +274,15 @@ pub fn copy_whole(
 /// `None` where the file system, or a rule of the system, does not allow a second name for the file.
 fn hard_link(folder: &OutputFolder, source: &Path, name: &str, size: u64) -> Result<Option<ShardFile>> {
     let shared = Arc::clone(folder.shared());
-    let directory = &shared.claim.directory;
-    let part = part_name(name.as_ref());
+    let (directory, base) = contents::place_below(&shared.claim.directory, Path::new(name))?;
+    let part = part_name(&base);
     directory.remove(&part)?;
     // Two names of one file: renaming one onto the other would do nothing.
-    directory.remove(name.as_ref())?;
+    directory.remove(&base)?;
     if rustix::fs::linkat(CWD, source, directory.descriptor(), &part, AtFlags::SYMLINK_FOLLOW).is_err() {
         return Ok(None);
     }
     let path = directory.path().join(&part);
     let file = File::open(&path).map_err(|error| Error::io("opening", &path, &error))?;
-    ShardFile::new(shared, name, part, file, size).map(Some)
+    ShardFile::new(shared, directory, base, name, file, size).map(Some)
 }

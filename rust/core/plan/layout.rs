@@ -1,6 +1,7 @@
 //! The byte layout of the output: which tensor begins where in which file.
 
 use super::job::Job;
+use crate::checkpoint::names::prefix;
 use crate::header;
 use crate::storage::Storage;
 
@@ -40,7 +41,8 @@ impl Layout {
             while next < jobs.len() && jobs[next].shard == index {
                 next += 1;
             }
-            let rows = jobs[first..next].iter().map(|job| (&*job.name, job.dtype, &*job.shape));
+            let folder = prefix(name).map_or(0, str::len);
+            let rows = jobs[first..next].iter().map(|job| (&job.name[folder..], job.dtype, &*job.shape));
             let header = header::encode(rows, &[("format", "pt")], ALIGN);
             let mut at = header.len() as u64;
             for job in first..next {

@@ -23,9 +23,10 @@ impl<'m> Opened<'m> {
     /// It cannot be opened, or is not the one that the plan was made for.
     pub(crate) fn files(source: &Source) -> Result<Self> {
         let path = Path::new(&source.path);
-        let checkpoint = match source.kind {
-            SourceKind::Lora => Checkpoint::open_file(path)?,
-            SourceKind::Checkpoint | SourceKind::Vector | SourceKind::Memory => Checkpoint::open(path)?,
+        let checkpoint = match (source.kind, source.listed()) {
+            (_, Some(files)) => Checkpoint::open_files(path, &files)?,
+            (SourceKind::Lora, _) => Checkpoint::open_file(path)?,
+            (SourceKind::Checkpoint | SourceKind::Vector | SourceKind::Memory, _) => Checkpoint::open(path)?,
         };
         if checkpoint.fingerprint != source.fingerprint {
             return Err(Error::new(

@@ -17,9 +17,13 @@ pub(crate) struct Source {
     pub kind: SourceKind,
     /// The folder, or a single file.
     pub path: String,
-    /// Weight files and their sizes, in order: for who reads a plan; here the fingerprint stands for them.
-    #[allow(dead_code)]
+    /// Weight files and their sizes, in order: for who reads a plan; here the fingerprint stands for them, unless they
+    /// are `listed`.
     files: Vec<(String, u64)>,
+    /// Whether these very files are the source, and not what is found in the folder: some lie in sub-folders, or are
+    /// those of a variant.
+    #[serde(default)]
+    listed: bool,
     /// BLAKE3 over the headers of those files.
     pub fingerprint: String,
     /// Of an adapter: the source that it is added to; without one its tensors are its changes alone.
@@ -61,6 +65,21 @@ pub(crate) struct RowRun(pub u64, pub u64, pub usize, pub u64);
 /// A row that is the mean of rows: which, and for each of those its table and its number.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RowMean(pub u64, pub Vec<(usize, u64)>);
+
+impl Source {
+    /// The files to open where they are listed.
+    pub(crate) fn listed(&self) -> Option<Vec<String>> {
+        self.listed.then(|| self.files.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    /// The folder or file, and the files that lie in sub-folders.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let path = PathBuf::from(&self.path);
+        let below = self.files.iter().filter(|(name, _)| self.listed && name.contains('/'));
+        let below: Vec<PathBuf> = below.map(|(name, _)| path.join(name)).collect();
+        std::iter::once(path).chain(below)
+    }
+}
 
 /// Says where the sources of a plan lie on this machine, where that is not under the paths that the plan has for them; a
 /// path that is empty leaves that of the plan.

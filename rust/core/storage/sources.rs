@@ -36,10 +36,7 @@ impl<'m> Sources<'m> {
             _ => Opened::files(source),
         });
         let stored = sources.iter().filter(|source| source.kind != SourceKind::Memory);
-        Ok(Sources {
-            opened: opened.collect::<Result<_>>()?,
-            paths: stored.map(|source| source.path.clone().into()).collect(),
-        })
+        Ok(Sources { opened: opened.collect::<Result<_>>()?, paths: stored.flat_map(Source::paths).collect() })
     }
 
     /// One tensor of one source, however that stores it, or as it is `stored` under its own name; `sources` are those
@@ -58,8 +55,8 @@ impl<'m> Sources<'m> {
         Input::find(&Wanted { name, shape, elements, stored, sources, all: &self.opened, source, opened })
     }
 
-    /// What an output must not touch: the folder of each source, or its file where it is a single one. Other files
-    /// beside a single one are no input.
+    /// What an output must not touch: the folder of each source, or its file where it is a single one, and its files in
+    /// sub-folders. Other files beside a single one are no input.
     pub(crate) fn paths(&self) -> Vec<&Path> {
         self.paths.iter().map(PathBuf::as_path).collect()
     }

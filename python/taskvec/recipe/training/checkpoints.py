@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from taskvec.errors import FormatError, NotFoundError, RecipeError
-from taskvec.files import look
+from taskvec.errors import NotFoundError, RecipeError
+from taskvec.files import distributed, look
 from taskvec.files.folder import is_weight
 from taskvec.files.json import read_object
 from taskvec.text import listed
@@ -44,13 +44,10 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[TrainingCheckpoint]
     ------
     NotFoundError
         A pattern that no folder matches.
-    FormatError
-        A distributed checkpoint of torch.
     """
     specs: dict[str, str] = {}
     for pattern in patterns:
         for spec in _expanded(os.fspath(pattern)):
-            _hold_readable(spec)
             specs.setdefault(os.path.realpath(spec) if look.exists(spec) else spec, spec)
     found = [TrainingCheckpoint(spec, step_of(spec)) for spec in specs.values()]
     if any(each.step is None for each in found):
@@ -76,7 +73,7 @@ def _inside(path: str) -> list[str]:
     """The checkpoints in the folder of a run, which holds no weights itself."""
     if not look.is_folder(path):
         return []
-    if any(map(is_weight, look.listing(path))):
+    if _holds_weights(path):
         return []
     places = (os.path.join(path, name) for name in sorted(look.listing(path)))
     return [place for place in places if _is_saved(place)]
@@ -85,18 +82,11 @@ def _inside(path: str) -> list[str]:
 def _is_saved(path: str) -> bool:
     """Whether a folder is called by a step and holds weights."""
     is_named = _STEP.search(os.path.basename(path)) is not None
-    return is_named and look.is_folder(path) and any(map(is_weight, look.listing(path)))
+    return is_named and look.is_folder(path) and _holds_weights(path)
 
 
-def _hold_readable(path: str) -> None:
-    """Refuse a folder that torch has written in parts, one for each process."""
-    names = look.listing(path) if look.is_folder(path) else []
-    if any(name.endswith(".distcp") for name in names) and not any(map(_is_safe, names)):
-        raise FormatError(
-            f"`{path}` is a distributed checkpoint of torch (`.distcp`), which is not read",
-            "put it together first: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch` makes "
-            "one file of it; save that as safetensors",
-        )
+def _holds_weights(path: str) -> bool:
+    return any(map(is_weight, look.listing(path))) or distributed.place_of(path) is not None
 
 
 def _is_safe(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Distributed checkpoints of torch: read tensor by tensor, and laid out as safetensors."""
