@@ -208,6 +208,13 @@ fn whole(model: usize, weight: f64) -> Value {
     json!({"model": model, "reference": null, "weight": weight})
 }
 
+/// The same with further fields.
+fn valued(model: usize, weight: f64, more: Value) -> Value {
+    let mut term = whole(model, weight);
+    term.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    term
+}
+
 /// What is computed of models in memory: a name, the operation, how many of them it takes.
 fn operations() -> Vec<(&'static str, Value, usize)> {
     let two = |more: Value| [term(1, 0.7, more.clone()), term(2, 0.4, more)];
@@ -238,6 +245,16 @@ fn operations() -> Vec<(&'static str, Value, usize)> {
         ("karcher", json!({"kind": "karcher", "terms": unit(), "max_iter": 10, "tol": 1e-5}), 3),
         ("model_stock", json!({"kind": "model_stock", "terms": three(), "filter_wise": true}), 4),
         ("sce", json!({"kind": "sce", "terms": three(), "select_topk": 0.3}), 4),
+        (
+            "fisher",
+            json!({"kind": "fisher", "terms": [valued(1, 0.7, json!({"default_importance": 2.0})), valued(2, 0.4, json!({"default_importance": 3e-9}))]}),
+            3,
+        ),
+        (
+            "sar",
+            json!({"kind": "sar", "terms": two(json!({"density": 0.4, "default_importance": 1.0})), "epsilon": 0.01, "rescale": "l1"}),
+            3,
+        ),
         ("ram", json!({"kind": "ram", "terms": three(), "epsilon": 0.01}), 4),
         ("ramplus_tl", json!({"kind": "ramplus_tl", "terms": three(), "epsilon": 0.02, "r": 0.1, "alpha": 0.2}), 4),
         ("nearswap", json!({"kind": "nearswap", "terms": [term(1, 1.0, json!({}))], "t": 0.005}), 2),

@@ -215,6 +215,12 @@ def schema() -> dict[str, Any]:
                     "type": "object",
                     "description": "of a model that was moved to another tokenizer: where its rows come from",
                 },
+                "unweighted": {
+                    "type": "object",
+                    "additionalProperties": _COUNT,
+                    "description": "tensor, and how many of its elements matter to no model and have a plain "
+                    "mean",
+                },
                 "noise": {
                     "type": "object",
                     "description": "how much of a vector of quantised models is rounding, and how much not",

@@ -63,6 +63,7 @@ def provenance(
         },
         **({"noise": output.noise.to_dict()} if output.noise is not None else {}),
         "non_finite": [list(row) for row in output.non_finite],
+        **({"unweighted": dict(output.unweighted)} if output.unweighted else {}),
         **({"vector": dict(vector)} if vector else {}),
         **({"adapter": dict(adapter)} if adapter else {}),
         **({"tokens": dict(tokens)} if tokens else {}),
@@ -103,7 +104,9 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         "files": [file._asdict() for file in sorted(files)],
         **{
             key: facts[key]
-            for key in ("findings", "survival", "noise", "non_finite", "vector", "adapter", "tokens")
+            for key in (
+                "findings", "survival", "noise", "non_finite", "unweighted", "vector", "adapter", "tokens",
+            )
             if key in facts
         },
         "run": dict(run),

@@ -136,7 +136,9 @@ impl<R: Real> Method<R> for Sar {
             .terms
             .iter()
             .enumerate()
-            .map(|(k, term)| vec![if term.density < 1.0 { (term.density * changed(k) as f64) as u64 } else { u64::MAX }])
+            .map(|(k, term)| {
+                vec![if term.density < 1.0 { (term.density * changed(k) as f64) as u64 } else { u64::MAX }]
+            })
             .collect();
         let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
             for (kind, delta) in won(tile).iter().flat_map(|all| all.iter()).enumerate() {
