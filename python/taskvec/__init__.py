@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     # Its home stands above this module, which imports nothing of it.
     def importance(model: Any, out: Any, *, tasks: Any, progress: Any = None, **settings: Any) -> Any: ...
 
+
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
 _MODULES = {
     "_core": ("__version__",),

@@ -95,7 +95,9 @@ def test_a_negative_importance_is_named(kind: str, tmp_path: Path) -> None:
     reference = 0 if kind == "sar" else None
     more = {"density": 0.5} if kind == "sar" else {}
     terms = [term(k + 1, 1.0, reference, importance=k + 3, **more) for k in range(2)]
-    with pytest.raises(errors.FormatError, match=r"importance of `t` in `.*4.*` is negative: .*element 66000"):
+    with pytest.raises(
+        errors.FormatError, match=r"importance of `t` in `.*4.*` is negative: .*element 66000"
+    ):
         run(tmp_path, 4, {"kind": kind, "terms": terms})
     assert not any(folder.name.startswith("out") and (folder / "model.safetensors").exists()
                    for folder in tmp_path.iterdir())  # fmt: skip

@@ -63,8 +63,8 @@ def _refuse_unmapped(merge: ExpandedMerge, rows: list[tuple[str, int]]) -> None:
     number = rows[0][1]
     names = [name for name, each in rows if each == number]
     raise RecipeError(
-        f"the importance map `{shown(str(merge.models[number]))}` of "
-        f"`{shown(str(merge.models[merge.maps[number]]))}` lacks {listed(names)}",
+        f"the importance map `{merge.models[number]}` of "
+        f"`{merge.models[merge.maps[number]]}` lacks {listed(names)}",
         f"make the map of that very model (`taskvec importance`), leave the tensors out (`exclude`), or say what "
         f"they matter: `{DEFAULT}: 0.001` among the model's parameters",
     )
@@ -78,12 +78,12 @@ def _check_tensor(
     info = model.tensors[stored]
     if stored in model.packed or info.dtype not in FLOAT_DTYPES:
         raise RecipeError(
-            f"`{shown(stored)}` of the importance map `{shown(str(ref))}` is stored as {info.dtype}",
+            f"`{shown(stored)}` of the importance map `{ref}` is stored as {info.dtype}",
             "a map holds plain numbers: bfloat16, float16, float32 or float64",
         )
     if info.shape != shape:
         raise RecipeError(
-            f"`{shown(stored)}` of the importance map `{shown(str(ref))}` has the shape {list(info.shape)}, and "
+            f"`{shown(stored)}` of the importance map `{ref}` has the shape {list(info.shape)}, and "
             f"the model's has {list(shape)}",
             "make the map of that very model (`taskvec importance`)",
         )

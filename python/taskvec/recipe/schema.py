@@ -243,10 +243,7 @@ def _groups(
     path: tuple[Key, ...],
 ) -> Iterator[Group]:
     if models is not None:
-        sources = [
-            _source(entry, None, (*path, "models", index))
-            for index, entry in enumerate(models)
-        ]
+        sources = [_source(entry, None, (*path, "models", index)) for index, entry in enumerate(models)]
         # A base that is not among the models is one more input, the last: so mergekit reads it.
         if base is not None and not any(s.ref == base and s.relative_to is None for s in sources):
             sources.append(Source(base, None, None, {}, ()))

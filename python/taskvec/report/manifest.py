@@ -112,7 +112,14 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         **{
             key: facts[key]
             for key in (
-                "findings", "survival", "noise", "non_finite", "unweighted", "importance", "vector", "adapter",
+                "findings",
+                "survival",
+                "noise",
+                "non_finite",
+                "unweighted",
+                "importance",
+                "vector",
+                "adapter",
                 "tokens",
             )
             if key in facts

@@ -151,7 +151,9 @@ def test_tensors_that_have_no_part_are_named(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = load_file(model / "model.safetensors")
-    save_file({**arrays, "extra.weight": np.ones(4, np.float32)}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**arrays, "extra.weight": np.ones(4, np.float32)}, model / "model.safetensors", {"format": "pt"}
+    )
     report = importance(tmp_path / "map", model=model)
     assert report.unknown == ("extra.weight",)
     assert "extra.weight" not in load_file(tmp_path / "map" / "model.safetensors")

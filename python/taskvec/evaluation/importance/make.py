@@ -317,9 +317,7 @@ def _pass(
     from taskvec.evaluation.importance.answers import tokens_of
     from taskvec.evaluation.importance.squares import drawn
 
-    ends = frozenset(
-        each for each in (lm.eot_token_id, lm.tokenizer.eos_token_id) if isinstance(each, int)
-    )
+    ends = frozenset(each for each in (lm.eot_token_id, lm.tokenizer.eos_token_id) if isinstance(each, int))
     kept = time.monotonic()
     try:
         for number, example in enumerate(every):
@@ -353,7 +351,10 @@ def _publish(
 
     told = ("documents", "left_out", "tokens", "tensors", "without_gradient", "unknown")
     facts = {key: value for key, value in report.to_dict().items() if key in told}
-    listed = [*weights, *write_others(place, opened, {**facts, "documents_total": sum(report.documents.values())})]
+    listed = [
+        *weights,
+        *write_others(place, opened, {**facts, "documents_total": sum(report.documents.values())}),
+    ]
     provenance = {
         **manifest.heading("checkpoint", asked.recipe()),
         "sources": [manifest.source_row("model", opened)],

@@ -63,9 +63,7 @@ def names_of(model: Model, loaded: Any, squares: Squares) -> Names:
     return Names(files, () if rest else tuple(unknown), tuple(quiet))
 
 
-def write_weights(
-    place: Path, names: Names, squares: Squares, documents: int, dtype: str
-) -> list[File]:
+def write_weights(place: Path, names: Names, squares: Squares, documents: int, dtype: str) -> list[File]:
     """The weight files of a map, and their index where there are several.
 
     Raises
