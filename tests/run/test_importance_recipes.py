@@ -1,4 +1,4 @@
-"""Importance maps in recipes: found by the model's names, refused where they do not fit, counted in the report."""
+"""Importance maps in recipes: found by the model's names, refused where they do not fit, counted."""
 
 from __future__ import annotations
 
@@ -94,9 +94,8 @@ def test_elements_that_matter_to_none_are_counted_also_when_it_is_run_again(
 
 
 @pytest.mark.parametrize("method", ["fisher", "sar"])
-def test_parts_give_the_bytes_and_the_counts_of_one_process(
-    method: str, made: dict[str, Arrays], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("made")
+def test_parts_give_the_bytes_and_the_counts_of_one_process(method: str, tmp_path: Path) -> None:
     asked = recipe(tmp_path, method=method)
     whole = tv.open_recipe(asked, max_shard_size=2000).save(tmp_path / "whole")
     plan = tv.open_recipe(asked, max_shard_size=2000).plan()
@@ -196,9 +195,8 @@ def test_sar_gives_each_overlap_to_the_model_that_it_matters_to(
 
 
 @pytest.mark.parametrize("change", ["shape", "integers"])
-def test_a_map_that_does_not_fit_is_refused_before_the_run(
-    change: str, made: dict[str, Arrays], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("made")
+def test_a_map_that_does_not_fit_is_refused_before_the_run(change: str, tmp_path: Path) -> None:
     arrays = read(tmp_path / "fb")
     name = "model.norm.weight"
     arrays[name] = np.ones(9, np.float32) if change == "shape" else np.ones(8, np.int32)
@@ -209,9 +207,8 @@ def test_a_map_that_does_not_fit_is_refused_before_the_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_negative_value_ends_the_run_and_nothing_looks_whole(
-    made: dict[str, Arrays], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("made")
+def test_a_negative_value_ends_the_run_and_nothing_looks_whole(tmp_path: Path) -> None:
     arrays = read(tmp_path / "fb")
     arrays["lm_head.weight"][3, 2] = -1e-12
     save_file(arrays, tmp_path / "fb" / "model.safetensors")
@@ -220,9 +217,8 @@ def test_a_negative_value_ends_the_run_and_nothing_looks_whole(
     assert not (tmp_path / "out" / "taskvec.json").exists()
 
 
-def test_where_a_map_has_no_effect_is_remarked_and_strict_refuses_it(
-    made: dict[str, Arrays], tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("made")
+def test_where_a_map_has_no_effect_is_remarked_and_strict_refuses_it(tmp_path: Path) -> None:
     asked = recipe(tmp_path, method="linear", parameters={"weight": 1.0})
     remarks = [each for each in tv.open_recipe(asked).plan().findings if each.id == "recipe-ignored"]
     assert [("`importance` has no effect in `linear`" in each.message) for each in remarks] == [True, True]
@@ -241,7 +237,8 @@ def test_where_a_map_has_no_effect_is_remarked_and_strict_refuses_it(
         (lambda r: r["models"][0].update(importence="x"), "importence"),
     ],
 )
-def test_errors_name_the_line(change: Any, words: str, made: dict[str, Arrays], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("made")
+def test_errors_name_the_line(change: Any, words: str, tmp_path: Path) -> None:
     asked = recipe(tmp_path)
     change(asked)
     text = yaml.safe_dump(asked)
@@ -249,7 +246,8 @@ def test_errors_name_the_line(change: Any, words: str, made: dict[str, Arrays], 
         tv.open_recipe(text).plan()
 
 
-def test_from_python_and_as_a_plan_in_a_file(made: dict[str, Arrays], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("made")
+def test_from_python_and_as_a_plan_in_a_file(tmp_path: Path) -> None:
     models = [tmp_path / "a", tmp_path / "b"]
     merged = tv.fisher(models, importance=[tmp_path / "fa", tmp_path / "fb"], weight=[1.0, 1.0])
     merged.save(tmp_path / "out")

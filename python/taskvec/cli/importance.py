@@ -34,7 +34,8 @@ _SETTINGS = ("tasks", "limit", "seed", "chat_template", "include_path", "device"
 @setting("include_path")
 @setting("limit")
 @option("--labels", type=click.Choice(["reference", "model"]), default="reference", show_default=True,
-        section="Evaluation", help="Answers: the task's own, or drawn from the model token by token.")  # fmt: skip
+        section="Evaluation",
+        help="Answers: the task's own, or drawn from the model token by token.")  # fmt: skip
 @setting("chat_template")
 @setting("seed")
 @option("-o", "--out", metavar="OUT", required=True, type=click.Path(file_okay=False), section="Output",
@@ -63,8 +64,8 @@ def command(console: Console, model: str, out: str, dry_run: bool, **options: An
     given = {key: value for key, value in given.items() if value is not None}
     facts = forecast(model, **given)
     console.step(
-        f"importance of {model}: {facts['elements']:,} elements, {size(facts['memory'])} of memory for weights, "
-        "gradients and the map, and that of one document's activations"
+        f"importance of {model}: {facts['elements']:,} elements, {size(facts['memory'])} of memory for "
+        "weights, gradients and the map, and that of one document's activations"
     )
     if dry_run:
         console.emit({"dry_run": True, "out": out, **facts})

@@ -367,18 +367,18 @@ _ROWS = (
         "input", 1, None, (_FACTOR, _DEFAULT_IMPORTANCE),
         _example("fisher", 2, "weight: 0.5", base=None, maps=True),
         (
-            "An importance map is a folder of safetensors with the tensors of its model: `taskvec importance` "
-            "makes one, and any other of numbers of at least zero will do. It is no model that is merged.",
-            "Elements that matter to no model are counted in the report; the paper keeps the sum below away "
-            "from zero by a small number instead.",
+            "An importance map is a folder of safetensors with the tensors of its model: `taskvec "
+            "importance` makes one, and any other of numbers of at least zero will do.",
+            "Elements that matter to no model are counted in the report; the paper keeps the sum below "
+            "away from zero by a small number instead.",
             "Maps are taken as they are: weights make up for maps of different scale.",
         ),
         step=False, mergekit=False, weighs_by_ratio=True, importance=True,
     ),
     Method(
         "sar", "Sensitivity-aware resolving (SAR)",
-        "an element that several δ_i change (above epsilon) is left to the one of largest importance F_i; trim "
-        "each to density of what it then changes, by magnitude; rescale; θ0 + αλ·Σ w_i·δ_i",
+        "an element that several δ_i change (above epsilon) is left to the one of largest importance F_i; "
+        "trim each to density of what it then changes, by magnitude; rescale; θ0 + αλ·Σ w_i·δ_i",
         "Lets importance decide where sparse differences overlap, then trims and rescales. Made for "
         "differences as RL leaves them. Each model has an importance map.",
         "Wu et al., Sparsity curse: understanding RLVR model parameter space from model merging, 2026",
@@ -389,10 +389,10 @@ _ROWS = (
         ),
         _example("sar", 2, "density: 0.5", maps=True),
         (
-            "The steps and their order are the paper's. What its abstract leaves open is our choice: of equal "
-            "importance the larger change wins, then the earlier model; trimming keeps exactly ⌊density · "
-            "changed⌋ elements of each tensor, equal magnitudes by the lower index; rescaling restores the L1 "
-            "norm; and the values of epsilon, density and the weights that are used where none are given.",
+            "The steps and their order are those of the paper's abstract. What that leaves open is our "
+            "choice: of equal importance the larger change wins, then the earlier model; trimming keeps "
+            "exactly ⌊density · changed⌋ elements of each tensor, equal magnitudes by the lower index; "
+            "rescaling restores the L1 norm; and the defaults.",
         ),
         mergekit=False, importance=True,
     ),

@@ -65,8 +65,8 @@ def _refuse_unmapped(merge: ExpandedMerge, rows: list[tuple[str, int]]) -> None:
     raise RecipeError(
         f"the importance map `{merge.models[number]}` of "
         f"`{merge.models[merge.maps[number]]}` lacks {listed(names)}",
-        f"make the map of that very model (`taskvec importance`), leave the tensors out (`exclude`), or say what "
-        f"they matter: `{DEFAULT}: 0.001` among the model's parameters",
+        "make the map of that very model (`taskvec importance`), leave the tensors out (`exclude`), or say "
+        f"what they matter: `{DEFAULT}: 0.001` among the model's parameters",
     )
 
 

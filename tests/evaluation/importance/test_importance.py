@@ -44,7 +44,7 @@ def test_the_map_is_the_mean_of_squared_per_sample_gradients(tmp_path: Path) -> 
         logits = torch.func.functional_call(model, values, (), {"input_ids": ids[None, :-1]}).logits[0]
         return torch.log_softmax(logits, -1)[range(len(ids) - 1), ids[1:]][-answer:].sum()
 
-    want = {name: 0.0 for name in parameters}
+    want = dict.fromkeys(parameters, 0.0)
     tokens = 0
     for context, answer in texts(3):
         ids = torch.tensor(tokenizer(context + answer)["input_ids"])

@@ -75,18 +75,18 @@ def _reference(name: str, task: Any, instances: Sequence[Any], *, chat: bool) ->
     if kind == "loglikelihood_rolling":
         return "", first.args[0]
     if kind == "multiple_choice":
-        return _chosen(name, task, instances)
+        return _chosen(task, instances)
     if kind == "loglikelihood" and len(instances) == 1:
         return first.args[0], first.args[1]
     if kind == "generate_until" and hasattr(task, "doc_to_target"):
-        return first.args[0], _target(name, task, first.doc, chat=chat)
+        return first.args[0], _target(task, first.doc, chat=chat)
     raise EvaluationError(
         f"task `{name}` ({kind}) does not say which answer is the reference",
         "leave it out, or draw the answers from the model where it generates: `--labels model`",
     )
 
 
-def _chosen(name: str, task: Any, instances: Sequence[Any]) -> tuple[str, str | None]:
+def _chosen(task: Any, instances: Sequence[Any]) -> tuple[str, str | None]:
     """The prompt with the right one of several choices."""
     gold = task.doc_to_target(instances[0].doc)
     gold = gold[0] if isinstance(gold, list) and gold else gold
@@ -99,7 +99,7 @@ def _chosen(name: str, task: Any, instances: Sequence[Any]) -> tuple[str, str | 
     return (instances[0].args[0], None) if found is None else (found.args[0], found.args[1])
 
 
-def _target(name: str, task: Any, document: Any, *, chat: bool) -> str | None:
+def _target(task: Any, document: Any, *, chat: bool) -> str | None:
     """The reference answer of a generating task, as it follows the prompt."""
     target = task.doc_to_target(document)
     target = target[0] if isinstance(target, list) and target else target

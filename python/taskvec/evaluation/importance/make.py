@@ -178,8 +178,8 @@ def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **set
     Returns
     -------
     dict
-        ``elements`` of the model, and ``memory`` in bytes for weights, gradients and sums; that of a document's
-        activations comes on top.
+        ``elements`` of the model, and ``memory`` in bytes for weights, gradients and sums; that of a
+        document's activations comes on top.
     """
     asked = _asked(os.fspath(model), tasks, "reference", "float32", settings)
     elements = _elements(_opened(asked))

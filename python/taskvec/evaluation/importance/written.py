@@ -105,7 +105,8 @@ def write_others(place: Path, model: Model, facts: Mapping[str, Any]) -> list[Fi
         f"# What the weights of {Path(model.spec).name} matter\n\n"
         "Not a model: each value is the mean of the squared derivative of log p(answer | prompt) by that "
         f"weight, the diagonal of the Fisher information, over {facts['documents_total']:,} documents of "
-        f"{', '.join(facts['documents'])}. Made by `taskvec importance`; a recipe names it by `importance:`.\n"
+        f"{', '.join(facts['documents'])}. Made by `taskvec importance`; a recipe names it by "
+        "`importance:`.\n"
     )
     files = [_put(place, CARD, card.encode())]
     if CONFIG in model.other_files:
