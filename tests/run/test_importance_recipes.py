@@ -194,6 +194,37 @@ def test_sar_gives_each_overlap_to_the_model_that_it_matters_to(
         np.testing.assert_allclose(array, np.where(first, x, y), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", ["target", "bfloat16"])
+def test_packed_models_count_each_element_once(form: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shapes = {name: (256, 256) if "mlp" in name else shape for name, shape in SHAPES.items()}
+    counts = dict.fromkeys(shapes, 0)
+    maps = [{n: (rng.random(s) > 0.6).astype(np.float32) for n, s in shapes.items()} for _ in range(2)]
+    for number, of_map in enumerate(maps):
+        put(tmp_path / f"f{number}", of_map, is_model=False)
+        put(tmp_path / str(number), {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
+        tv.convert(tmp_path / str(number), tmp_path / f"q{number}", out_dtype="fp8-block")
+    for name in shapes:
+        counts[name] = int(((maps[0][name] + maps[1][name]) == 0).sum())
+    models = [{"model": str(tmp_path / f"q{k}"), "importance": str(tmp_path / f"f{k}")} for k in range(2)]
+    report = tv.merge({"merge_method": "fisher", "models": models}, tmp_path / "out", out_dtype=form)
+    assert report.outputs[0].unweighted == {n: c for n, c in counts.items() if c}
+    models[1]["importance"] = str(tmp_path / "q0")
+    with pytest.raises(errors.RecipeError, match="is stored packed"):
+        tv.open_recipe({"merge_method": "fisher", "models": models}).plan()
+
+
+def test_a_saved_vector_has_a_map_too(made: dict[str, Arrays], tmp_path: Path) -> None:
+    tv.extract(tmp_path / "a", tmp_path / "base", tmp_path / "a.vec")
+    asked = recipe(tmp_path, method="sar", parameters={"density": 0.7})
+    tv.merge(asked, tmp_path / "whole")
+    asked["models"][0] = {"vector": str(tmp_path / "a.vec"), "importance": str(tmp_path / "fa")}
+    tv.merge(asked, tmp_path / "vector")
+    for name, array in read(tmp_path / "whole").items():
+        np.testing.assert_allclose(read(tmp_path / "vector")[name], array, rtol=1e-5, atol=1e-7)
+    assert made["a"]
+
+
 @pytest.mark.parametrize("change", ["shape", "integers"])
 @pytest.mark.usefixtures("made")
 def test_a_map_that_does_not_fit_is_refused_before_the_run(change: str, tmp_path: Path) -> None:

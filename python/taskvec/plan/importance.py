@@ -77,8 +77,9 @@ def _check_tensor(
     model = checkpoint_of(opened, ref)
     info = model.tensors[stored]
     if stored in model.packed or info.dtype not in FLOAT_DTYPES:
+        form = "packed" if stored in model.packed else f"as {info.dtype}"
         raise RecipeError(
-            f"`{shown(stored)}` of the importance map `{ref}` is stored as {info.dtype}",
+            f"`{shown(stored)}` of the importance map `{ref}` is stored {form}",
             "a map holds plain numbers: bfloat16, float16, float32 or float64",
         )
     if info.shape != shape:

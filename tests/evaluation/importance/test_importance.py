@@ -84,6 +84,17 @@ def test_it_is_a_whole_folder_that_a_recipe_names(tmp_path: Path) -> None:
         np.testing.assert_allclose(array, mean, rtol=1e-6, err_msg=name)
 
 
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    importance(tmp_path / "map", limit=1)
+    models = [{"model": str(tiny().target), "importance": str(tmp_path / "map")}]
+    models.append({**models[0], "model": str(tiny().reference)})
+    asked = {"merge_method": "fisher", "models": models}
+    tv.open_recipe(asked).plan()
+    asked["tokenizer"] = {"source": "union", "pad_to_multiple_of": 512}
+    with pytest.raises(errors.RecipeError, match="no rows for another vocabulary"):
+        tv.open_recipe(asked).plan()
+
+
 def test_stopped_it_goes_on_and_ends_in_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
