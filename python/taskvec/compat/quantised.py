@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # Methods that rank the elements of a difference by size, or drop some of them: of 4-bit weights nearly all
 # are zero or one whole step, whatever the models have learned.
 RANKING = frozenset({
-    "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "sar",
-    "arcee_fusion", "consensus", "emr", "localize",
+    "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce",
+    "sar", "arcee_fusion", "consensus", "emr", "localize",
 })  # fmt: skip
 _ORIGINALS = "give the checkpoints from before they were quantised"
 
