@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import taskvec as tv
-from support.evaluation_models import tiny, word_problems
+from support.evaluation_models import tiny, word_problems, write_tokenizer
 from taskvec import errors
 from taskvec.evaluation.importance import kept, make, squares
 
@@ -82,6 +82,33 @@ def test_it_is_a_whole_folder_that_a_recipe_names(tmp_path: Path) -> None:
         total = f + g
         mean = np.where(total > 0, (f * x + g * y) / np.where(total > 0, total, 1), (x + y) / 2)
         np.testing.assert_allclose(array, mean, rtol=1e-6, err_msg=name)
+
+
+def test_experts_that_the_loaded_model_has_in_one_tensor_are_found_by_their_layout(tmp_path: Path) -> None:
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=264, hidden_size=32, intermediate_size=64, moe_intermediate_size=16, num_experts=4,
+        num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=512, initializer_range=0.3, eos_token_id=1, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    for seed in range(2):
+        torch.manual_seed(seed)
+        Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / f"m{seed}")
+        write_tokenizer(tmp_path / f"m{seed}")
+        report = importance(tmp_path / f"f{seed}", "tiny_choice", model=tmp_path / f"m{seed}")
+        assert not report.unknown
+    models, maps = ([tmp_path / f"{kind}{seed}" for seed in range(2)] for kind in "mf")
+    tv.fisher(models, importance=maps).save(tmp_path / "out")
+    files = [load_file(each / "model.safetensors") for each in (*models, *maps, tmp_path / "out")]
+    own, fused = "model.layers.0.mlp.experts.2.down_proj.weight", "model.layers.0.mlp.experts.down_proj"
+    assert own in files[0]
+    x, y, out = (each[own].astype(np.float64) for each in (files[0], files[1], files[4]))
+    f, g = (each[own] if own in each else each[fused][2] for each in files[2:4])
+    total = f.astype(np.float64) + g
+    want = np.where(total > 0, (f * x + g * y) / np.where(total > 0, total, 1), (x + y) / 2)
+    np.testing.assert_allclose(out, want, rtol=1e-5)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:

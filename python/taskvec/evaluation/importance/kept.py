@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskvec.evaluation.importance.saved import save
 from taskvec.evaluation.importance.squares import Squares
-from taskvec.evaluation.record import writing
 from taskvec.files import look
 from taskvec.files.names import STATE
 
@@ -45,14 +44,8 @@ class Counts:
 
 def keep(place: Path, squares: Squares, counts: Counts) -> None:
     """Write the sums so far; what was kept before stays until they are whole."""
-    from safetensors.torch import save_file
-
-    path = place / STATE / _FILE
-    part = path.with_suffix(".part")
     facts = {"counts": json.dumps(asdict(counts)), "reached": json.dumps(sorted(squares.reached))}
-    with writing(path):
-        save_file(squares.sums, part, metadata=facts)
-        os.replace(part, path)
+    save(place / STATE / _FILE, squares.sums, facts)
 
 
 def restore(place: Path, squares: Squares) -> Counts:

@@ -23,6 +23,7 @@ from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.files import look
 from taskvec.files import manifest as files
 from taskvec.files.names import MANIFEST
+from taskvec.files.place import sync_folders
 from taskvec.report import manifest
 from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
@@ -372,4 +373,5 @@ def _publish(
         "threads": torch.get_num_threads(),
         "cpu_level": cpu_level(),
     }
+    sync_folders(place, [file.name for file in listed])
     write_atomic(place / MANIFEST, manifest.text(provenance, files=listed, run=run))

@@ -11,8 +11,8 @@ from typing import Any
 from taskvec._core import digest_file, write_atomic
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import NonFiniteError
+from taskvec.evaluation.importance.saved import save
 from taskvec.evaluation.importance.squares import Squares
-from taskvec.evaluation.record import writing
 from taskvec.files.folder import INDEX
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, CONFIG
@@ -72,7 +72,6 @@ def write_weights(place: Path, names: Names, squares: Squares, documents: int, d
         A mean is not a number, or beyond the type.
     """
     import torch
-    from safetensors.torch import save_file
 
     written = []
     sizes: dict[str, int] = {}
@@ -87,8 +86,7 @@ def write_weights(place: Path, names: Names, squares: Squares, documents: int, d
                 )
             made[name] = mean.contiguous().clone()
         sizes[file] = sum(each.numel() * each.element_size() for each in made.values())
-        with writing(place / file):
-            save_file(made, place / file, metadata={"format": "pt"})
+        save(place / file, made, {"format": "pt"})
         written.append(File(file, *digest_file(place / file)))
     if len(names.files) > 1:
         index = {
