@@ -208,10 +208,10 @@ fn whole(model: usize, weight: f64) -> Value {
     json!({"model": model, "reference": null, "weight": weight})
 }
 
-/// The same with further fields.
-fn valued(model: usize, weight: f64, more: Value) -> Value {
+/// A whole model, each element of which matters as much.
+fn important(model: usize, weight: f64, importance: f64) -> Value {
     let mut term = whole(model, weight);
-    term.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    term["default_importance"] = json!(importance);
     term
 }
 
@@ -226,6 +226,7 @@ fn operations() -> Vec<(&'static str, Value, usize)> {
     };
     let (half, ranked) = (json!({"density": 0.5}), json!({"density": 0.5, "epsilon": 0.2}));
     let outliers = json!({"density": 0.7, "gamma": 0.1});
+    let matters = json!({"density": 0.4, "default_importance": 1.0});
     let unit = || [0, 1, 2].map(|model| whole(model, 1.0));
     vec![
         ("copy", json!({"kind": "copy"}), 1),
@@ -245,16 +246,8 @@ fn operations() -> Vec<(&'static str, Value, usize)> {
         ("karcher", json!({"kind": "karcher", "terms": unit(), "max_iter": 10, "tol": 1e-5}), 3),
         ("model_stock", json!({"kind": "model_stock", "terms": three(), "filter_wise": true}), 4),
         ("sce", json!({"kind": "sce", "terms": three(), "select_topk": 0.3}), 4),
-        (
-            "fisher",
-            json!({"kind": "fisher", "terms": [valued(1, 0.7, json!({"default_importance": 2.0})), valued(2, 0.4, json!({"default_importance": 3e-9}))]}),
-            3,
-        ),
-        (
-            "sar",
-            json!({"kind": "sar", "terms": two(json!({"density": 0.4, "default_importance": 1.0})), "epsilon": 0.01, "rescale": "l1"}),
-            3,
-        ),
+        ("fisher", json!({"kind": "fisher", "terms": [important(1, 0.7, 2.0), important(2, 0.4, 3e-9)]}), 3),
+        ("sar", json!({"kind": "sar", "terms": two(matters), "epsilon": 0.01, "rescale": "l1"}), 3),
         ("ram", json!({"kind": "ram", "terms": three(), "epsilon": 0.01}), 4),
         ("ramplus_tl", json!({"kind": "ramplus_tl", "terms": three(), "epsilon": 0.02, "r": 0.1, "alpha": 0.2}), 4),
         ("nearswap", json!({"kind": "nearswap", "terms": [term(1, 1.0, json!({}))], "t": 0.005}), 2),
