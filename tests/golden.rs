@@ -26,7 +26,7 @@ const TENSORS: [(&str, Dtype, [u64; 2]); 5] = [
 ];
 
 /// What was computed, and the first half of the BLAKE3 of its bytes.
-const GOLDEN: [(&str, &str); 55] = [
+const GOLDEN: [(&str, &str); 59] = [
     ("storage checkpoint", "cfa3c59079e7c19e6ea251cc5cc29744"),
     ("storage vector", "685cfdba8e0523d5b65a81ccf7d19cf5"),
     ("storage adapter", "068aa0848a8e262ec07fe58bf1d4bd10"),
@@ -64,6 +64,10 @@ const GOLDEN: [(&str, &str); 55] = [
     ("method model_stock, stochastic", "cb8c7a44049f424c2bcacfc3fc16f909"),
     ("method sce", "627a44e654e2890baf0af997247d60c0"),
     ("method sce, stochastic", "4e02f9acd1d877307857eaac260c93b9"),
+    ("method fisher", "a476f11b305f4f7b2260962875eacd1e"),
+    ("method fisher, stochastic", "ff5c41bfe23a2e601cbfae41eb5175f4"),
+    ("method sar", "d5ecdf1af1b8bed2edcc53d418de4514"),
+    ("method sar, stochastic", "ba9392e747befe226bb59e849650231b"),
     ("method ram", "f7fa7000d989254706ee3820ff5d6698"),
     ("method ram, stochastic", "8ed323c5915e999c800bcfc08d6274b8"),
     ("method ramplus_tl", "737ed11abdf903c9641f99629f6fb13f"),
