@@ -26,7 +26,7 @@ _BY_ELEMENT = frozenset({
     "copy", "task_arithmetic", "linear", "passthrough", "ram", "nearswap", "consensus", "emr", "fisher",
 })  # fmt: skip
 _DROPS = frozenset({"dare_linear", "dare_ties"})
-_TRIMS = _DROPS | {"ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "localize"}
+_TRIMS = _DROPS | {"ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "localize", "sar"}
 
 
 @dataclass(frozen=True, slots=True)
