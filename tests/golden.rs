@@ -26,7 +26,7 @@ const TENSORS: [(&str, Dtype, [u64; 2]); 5] = [
 ];
 
 /// What was computed, and the first half of the BLAKE3 of its bytes.
-const GOLDEN: [(&str, &str); 55] = [
+const GOLDEN: [(&str, &str); 59] = [
     ("storage checkpoint", "cfa3c59079e7c19e6ea251cc5cc29744"),
     ("storage vector", "685cfdba8e0523d5b65a81ccf7d19cf5"),
     ("storage adapter", "068aa0848a8e262ec07fe58bf1d4bd10"),
@@ -64,6 +64,10 @@ const GOLDEN: [(&str, &str); 55] = [
     ("method model_stock, stochastic", "cb8c7a44049f424c2bcacfc3fc16f909"),
     ("method sce", "627a44e654e2890baf0af997247d60c0"),
     ("method sce, stochastic", "4e02f9acd1d877307857eaac260c93b9"),
+    ("method fisher", "a476f11b305f4f7b2260962875eacd1e"),
+    ("method fisher, stochastic", "ff5c41bfe23a2e601cbfae41eb5175f4"),
+    ("method sar", "d5ecdf1af1b8bed2edcc53d418de4514"),
+    ("method sar, stochastic", "ba9392e747befe226bb59e849650231b"),
     ("method ram", "f7fa7000d989254706ee3820ff5d6698"),
     ("method ram, stochastic", "8ed323c5915e999c800bcfc08d6274b8"),
     ("method ramplus_tl", "737ed11abdf903c9641f99629f6fb13f"),
@@ -208,6 +212,13 @@ fn whole(model: usize, weight: f64) -> Value {
     json!({"model": model, "reference": null, "weight": weight})
 }
 
+/// A whole model, each element of which matters as much.
+fn important(model: usize, weight: f64, importance: f64) -> Value {
+    let mut term = whole(model, weight);
+    term["default_importance"] = json!(importance);
+    term
+}
+
 /// What is computed of models in memory: a name, the operation, how many of them it takes.
 fn operations() -> Vec<(&'static str, Value, usize)> {
     let two = |more: Value| [term(1, 0.7, more.clone()), term(2, 0.4, more)];
@@ -219,6 +230,7 @@ fn operations() -> Vec<(&'static str, Value, usize)> {
     };
     let (half, ranked) = (json!({"density": 0.5}), json!({"density": 0.5, "epsilon": 0.2}));
     let outliers = json!({"density": 0.7, "gamma": 0.1});
+    let matters = json!({"density": 0.4, "default_importance": 1.0});
     let unit = || [0, 1, 2].map(|model| whole(model, 1.0));
     vec![
         ("copy", json!({"kind": "copy"}), 1),
@@ -238,6 +250,8 @@ fn operations() -> Vec<(&'static str, Value, usize)> {
         ("karcher", json!({"kind": "karcher", "terms": unit(), "max_iter": 10, "tol": 1e-5}), 3),
         ("model_stock", json!({"kind": "model_stock", "terms": three(), "filter_wise": true}), 4),
         ("sce", json!({"kind": "sce", "terms": three(), "select_topk": 0.3}), 4),
+        ("fisher", json!({"kind": "fisher", "terms": [important(1, 0.7, 2.0), important(2, 0.4, 3e-9)]}), 3),
+        ("sar", json!({"kind": "sar", "terms": two(matters), "epsilon": 0.01, "rescale": "l1"}), 3),
         ("ram", json!({"kind": "ram", "terms": three(), "epsilon": 0.01}), 4),
         ("ramplus_tl", json!({"kind": "ramplus_tl", "terms": three(), "epsilon": 0.02, "r": 0.1, "alpha": 0.2}), 4),
         ("nearswap", json!({"kind": "nearswap", "terms": [term(1, 1.0, json!({}))], "t": 0.005}), 2),

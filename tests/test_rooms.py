@@ -11,7 +11,7 @@ import taskvec
 ROOT = Path(taskvec.__file__).parent
 EVALUATION = [
     "settings", "arms", "record", "experiment", "tasks", "analysis", "backend", "report", "sweep", "search",
-    "__init__",
+    "importance", "__init__",
     "miniature",
 ]  # fmt: skip
 # From the ground up: a room knows those before it.

@@ -73,6 +73,10 @@ if TYPE_CHECKING:
     from taskvec.run.parts import PartReport as PartReport
     from taskvec.settings import Settings as Settings
 
+    # Its home stands above this module, which imports nothing of it.
+    def importance(model: Any, out: Any, *, tasks: Any, progress: Any = None, **settings: Any) -> Any: ...
+
+
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
 _MODULES = {
     "_core": ("__version__",),
@@ -92,6 +96,7 @@ _MODULES = {
         "transfer",
         "verify",
     ),
+    "evaluation.importance.make": ("importance",),
     "lazy.average": ("average", "plan_average"),
     "lazy.checkpoint": ("Checkpoint", "from_state_dict", "open"),
     "models.model": ("TensorInfo",),

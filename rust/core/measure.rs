@@ -205,10 +205,11 @@ pub(crate) struct NoiseFigures<'n> {
     stored: &'static str,
 }
 
-/// Values that are not finite, by job and by where they stand.
+/// Values that are not finite, by job and by where they stand; and elements that matter to no model, by job.
 #[derive(Debug)]
 pub(crate) struct NonFinite {
     counts: Mutex<BTreeMap<(usize, Place), u64>>,
+    unweighted: Mutex<BTreeMap<usize, u64>>,
     /// The first job that has any: nothing after it needs doing where they are not allowed.
     pub(crate) first: AtomicUsize,
 }
@@ -224,7 +225,8 @@ pub(crate) enum Place {
 
 impl Default for NonFinite {
     fn default() -> Self {
-        NonFinite { counts: Mutex::new(BTreeMap::new()), first: AtomicUsize::new(usize::MAX) }
+        let (counts, unweighted) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeMap::new()));
+        NonFinite { counts, unweighted, first: AtomicUsize::new(usize::MAX) }
     }
 }
 
@@ -245,6 +247,18 @@ impl NonFinite {
             self.first.fetch_min(job, Relaxed);
             *lock(&self.counts).entry((job, place)).or_default() += count;
         }
+    }
+
+    /// Notes elements that matter to none of a job's models.
+    pub(crate) fn note_unweighted(&self, job: usize, count: u64) {
+        if count > 0 {
+            *lock(&self.unweighted).entry(job).or_default() += count;
+        }
+    }
+
+    /// Those of all jobs that have any, in order.
+    pub(crate) fn unweighted(&self) -> Vec<(usize, u64)> {
+        lock(&self.unweighted).iter().map(|(job, count)| (*job, *count)).collect()
     }
 
     /// All counts, in job order.

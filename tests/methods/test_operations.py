@@ -200,6 +200,15 @@ def localize(base: np.ndarray, others: Arrays) -> np.ndarray:
     return base + kept.sum(0) / np.maximum((kept != 0).sum(0), 1)
 
 
+def sar(base: np.ndarray, others: Arrays) -> np.ndarray:
+    d = np.stack([o - base for o in others])
+    on = abs(d) > 0.004
+    won = np.stack([d[0] * on[0] * ~on[1], d[1] * on[1]])  # the second matters more
+    kept = [x * top(abs(x), int(0.3 * (x != 0).sum())) for x in won]
+    scales = [abs(x).sum() / max(abs(k).sum(), 1e-300) for x, k in zip(won, kept, strict=True)]
+    return base + 0.8 * (0.7 * scales[0] * kept[0] + 0.4 * scales[1] * kept[1])
+
+
 def two(**more: Any) -> list[dict[str, Any]]:
     return [term(1, 0.7, **more), term(2, 0.4, **more)]
 
@@ -308,6 +317,28 @@ CASES: dict[str, tuple[dict[str, Any], int, Callable[[np.ndarray, Arrays], np.nd
         consensus,
     ),
     "emr": ({"kind": "emr", "terms": THREE}, 3, emr),
+    "fisher": (
+        {
+            "kind": "fisher",
+            "terms": [term(1, 0.7, None, default_importance=2.0), term(2, 0.4, None, default_importance=3.0)],
+        },
+        2,
+        lambda _, o: (1.4 * o[0] + 1.2 * o[1]) / 2.6,
+    ),
+    "sar": (
+        {
+            "kind": "sar",
+            "terms": [
+                term(1, 0.7, density=0.3, default_importance=1.0),
+                term(2, 0.4, density=0.3, default_importance=2.0),
+            ],
+            "epsilon": 0.004,
+            "rescale": "l1",
+            "lambda": 0.8,
+        },
+        2,
+        sar,
+    ),
     "localize": ({"kind": "localize", "terms": [term(i, s=0.1) for i in (1, 2, 3)]}, 3, localize),
 }
 
@@ -416,6 +447,12 @@ PREPARED = {
     "slerp": {"kind": "slerp", "terms": [term(0, 1, None), term(1, 1, None)], "t": 0.3},
     "sce": {"kind": "sce", "terms": two(), "select_topk": 0.4},
     "model_stock": {"kind": "model_stock", "terms": two(), "filter_wise": True},
+    "sar": {
+        "kind": "sar",
+        "terms": two(density=0.4, default_importance=1.0),
+        "epsilon": 0.1,
+        "rescale": "l1",
+    },
     "arcee_fusion": {"kind": "arcee_fusion", "terms": [term(1)]},
     "control_random": {"kind": "control_random", "terms": [term(1)]},
     "control_permute": {"kind": "control_permute", "terms": [term(1)]},

@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "eval": "Run a model on benchmark tasks through lm-eval.",
         "sweep": "Merge, evaluate and compare a vector with its controls.",
         "search": "Search for the best values of a recipe by benchmark scores.",
+        "importance": "Write what each element of a model matters on some tasks.",
     },
     "This machine": {
         "bench": "Measure merge throughput next to the machine's own floor.",
@@ -67,12 +68,12 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 RESUMABLE = frozenset(
     {
         "transfer", "extract", "apply", "merge", "moe", "average", "convert", "tokens", "run", "finish",
-        "sweep", "search",
+        "sweep", "search", "importance",
     }
 )  # fmt: skip
 
 # verbs that run other packages' code for minutes or hours, which may leave cycles of large objects behind
-LONG = frozenset({"eval", "sweep", "search", "demo"})
+LONG = frozenset({"eval", "sweep", "search", "importance", "demo"})
 
 
 class Group(click.Group):

@@ -29,6 +29,16 @@ def watching(console: Console) -> Iterator[Any]:
         watch.close()
 
 
+@contextmanager
+def following(console: Console, name: str) -> Iterator[Any]:
+    """A callback that follows the documents of some tasks on stderr, where that is a terminal."""
+    watch = _Watch(console)
+    try:
+        yield lambda task, done, total: watch.documents(name, task, done, total)
+    finally:
+        watch.close()
+
+
 class _Watch:
     """One line per arm; on a terminal also how far the arm has come."""
 
@@ -62,6 +72,10 @@ class _Watch:
             self._console.step(
                 f"{event.arm}: done in {duration(taken)} ({event.done} of {plural(event.total, 'arm')})"
             )
+
+    def documents(self, name: str, task: str, done: int, total: int) -> None:
+        """A document that is done."""
+        self._draw(f"{name}: {task}, {done:,} of {total:,} documents")
 
     def training(self, name: str, done: int, most: int) -> None:
         """A step of the training of a model."""

@@ -175,6 +175,13 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
             page.fact(label, line)
     elif report.vector is None and report.adapter is None:
         write_survival(page, report.survival, outputs[0].unmeasured if outputs else 0)
+    if outputs[0].unweighted:
+        count = sum(outputs[0].unweighted.values())
+        page.fact(
+            "importance",
+            f"{plural(count, 'element')} of {plural(len(outputs[0].unweighted), 'tensor')} matter to no "
+            "model: the mean by the weights alone",
+        )
     if outputs[0].noise is not None:
         from taskvec.report.noise import noise_words
 

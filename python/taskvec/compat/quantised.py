@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # are zero or one whole step, whatever the models have learned.
 RANKING = frozenset({
     "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce",
-    "arcee_fusion", "consensus", "emr", "localize",
+    "sar", "arcee_fusion", "consensus", "emr", "localize",
 })  # fmt: skip
 _ORIGINALS = "give the checkpoints from before they were quantised"
 

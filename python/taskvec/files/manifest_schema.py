@@ -215,6 +215,30 @@ def schema() -> dict[str, Any]:
                     "type": "object",
                     "description": "of a model that was moved to another tokenizer: where its rows come from",
                 },
+                "importance": _object(
+                    {
+                        "documents": {"type": "object", "additionalProperties": _COUNT},
+                        "left_out": {**_COUNT, "description": "documents without a reference answer"},
+                        "tokens": {**_COUNT, "description": "of the answers"},
+                        "tensors": _COUNT,
+                        "without_gradient": {
+                            "type": "array",
+                            "items": _TEXT,
+                            "description": "tensors that had no part in the likelihood: zero",
+                        },
+                        "unknown": {
+                            "type": "array",
+                            "items": _TEXT,
+                            "description": "tensors that the loaded model does not have: not in the map",
+                        },
+                    }
+                ),
+                "unweighted": {
+                    "type": "object",
+                    "additionalProperties": _COUNT,
+                    "description": "tensor, and how many of its elements matter to no model and have a plain "
+                    "mean",
+                },
                 "noise": {
                     "type": "object",
                     "description": "how much of a vector of quantised models is rounding, and how much not",

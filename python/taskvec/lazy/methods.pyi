@@ -13,6 +13,7 @@ __all__ = [
     "della",
     "della_linear",
     "emr",
+    "fisher",
     "karcher",
     "linear",
     "localize",
@@ -23,6 +24,7 @@ __all__ = [
     "passthrough",
     "ram",
     "ramplus_tl",
+    "sar",
     "sce",
     "slerp",
     "task_arithmetic",
@@ -43,6 +45,7 @@ dare_ties: Method
 della: Method
 della_linear: Method
 emr: Method
+fisher: Method
 karcher: Method
 linear: Method
 localize: Method
@@ -53,6 +56,7 @@ nuslerp: Method
 passthrough: Method
 ram: Method
 ramplus_tl: Method
+sar: Method
 sce: Method
 slerp: Method
 task_arithmetic: Method

@@ -31,6 +31,7 @@ from taskvec.run.finished import finished_report, finished_run, manifests_of_req
 from taskvec.run.inputs import input_rows
 from taskvec.run.sinks import is_address
 from taskvec.settings import Options, Settings, format_alpha, written
+from taskvec.text import kind_of
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -194,8 +195,8 @@ class RecipeMerge:
     def _open(self, ref: ModelRef) -> Any:
         if isinstance(ref.opened, Model | SavedVector):
             return ref.opened
-        openers = {"vector": open_vector, "adapter": open_adapter, "checkpoint": open_model}
-        return openers[ref.kind](ref.spec)
+        openers = {"vector": open_vector, "adapter": open_adapter}
+        return openers.get(ref.kind, open_model)(ref.spec)
 
     def _alphas(self) -> list[float] | None:
         """The factors, where the output has a folder for each."""
@@ -296,6 +297,7 @@ def by_method(
         Type of the output.
     parameters : mapping
         A list is one value per model, for parameters that each model has; anything else serves all.
+        ``importance``, for methods that ask for it, is the map of each model.
     """
     from taskvec.methods.catalogue import get
 
@@ -304,6 +306,10 @@ def by_method(
     shared: dict[str, Any] = {}
     for key, value in (parameters or {}).items():
         known = method.parameter(key)
+        if key == "importance" and method.importance:
+            for entry, own in zip(inputs, _maps(value, len(inputs)), strict=True):
+                entry[key] = own
+            continue
         is_own = known is not None and known.scope == "model"
         if is_own and isinstance(value, list | tuple):
             if len(value) != len(inputs):
@@ -322,6 +328,14 @@ def by_method(
     if dtype is not None:
         document["dtype"] = dtype
     return RecipeMerge(load(document), settings or Settings())
+
+
+def _maps(value: Any, count: int) -> list[Any]:
+    """The importance map of each model."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        found = f"{len(value)} maps" if isinstance(value, list | tuple) else kind_of(value)
+        raise RecipeError(f"`importance` is {found} for {count} models", "give a list with one per model")
+    return [_named(each) for each in value]
 
 
 def _named(model: Any) -> Any:

@@ -82,6 +82,27 @@ _SLERP_T = Parameter(
     required=True,
 )
 
+_FACTOR = replace(_WEIGHT_ONE, low=0.0)
+_DEFAULT_IMPORTANCE = Parameter(
+    "default_importance",
+    "float",
+    "model",
+    None,
+    "what each element of a tensor matters that the model's importance map does not have; without it that is "
+    "an error",
+    low=0.0,
+)
+_SAR_EPSILON = replace(_RAM_EPSILON, default=0.0)
+_SAR_DENSITY = replace(
+    _DENSITY,
+    default=0.5,
+    text="share of the elements that the model changed, and was given, that is kept, by magnitude",
+)
+_SAR_NORM = replace(
+    _RESCALE_NORM,
+    text="l1 matches the L1 norm that δ had before it was trimmed; expectation divides by density",
+)
+
 
 def _on(parameter: Parameter) -> Parameter:
     return replace(parameter, default=True)
@@ -102,6 +123,7 @@ def _example(
     *,
     base: str | None = "org/base-model",
     more: Mapping[str, str] | None = None,
+    maps: bool = False,
 ) -> str:
     """A recipe in mergekit's format; `per_model` and `more` are parameters written as YAML."""
     lines = [f"merge_method: {method}"]
@@ -110,6 +132,8 @@ def _example(
     lines.append("models:")
     for name in _MODELS[:models]:
         lines.append(f"  - model: {name}")
+        if maps:
+            lines.append(f"    importance: importance/{name.rpartition('/')[2]}")
         if per_model:
             lines.append(f"    parameters: {{{per_model}}}")
     if more:
@@ -331,6 +355,46 @@ _ROWS = (
             _RAM_EPSILON,
         ),
         _example("ramplus_tl", 2, more={"r": "0.1", "alpha": "0.2"}),
+    ),
+    Method(
+        "fisher", "Fisher averaging",
+        "Σ w_i·F_i·θ_i / Σ w_i·F_i, element by element, F_i the importance map of model i; Σ w_i·θ_i / Σ w_i "
+        "where the sum below is zero",
+        "Averages whole models, each element by what it matters to each model. Each model has an importance "
+        "map.",
+        "Matena and Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022",
+        "https://arxiv.org/abs/2111.09832",
+        "input", 1, None, (_FACTOR, _DEFAULT_IMPORTANCE),
+        _example("fisher", 2, "weight: 0.5", base=None, maps=True),
+        (
+            "An importance map is a folder of safetensors with the tensors of its model: `taskvec "
+            "importance` makes one, and any other of numbers of at least zero will do.",
+            "Elements that matter to no model are counted in the report; the paper keeps the sum below "
+            "away from zero by a small number instead.",
+            "Maps are taken as they are: weights make up for maps of different scale.",
+        ),
+        step=False, mergekit=False, weighs_by_ratio=True, importance=True,
+    ),
+    Method(
+        "sar", "Sensitivity-aware resolving (SAR)",
+        "an element that several δ_i change (above epsilon) is left to the one of largest importance F_i; "
+        "trim each to density of what it then changes, by magnitude; rescale; θ0 + αλ·Σ w_i·δ_i",
+        "Lets importance decide where sparse differences overlap, then trims and rescales. Made for "
+        "differences as RL leaves them. Each model has an importance map.",
+        "Wu et al., Sparsity curse: understanding RLVR model parameter space from model merging, 2026",
+        "https://arxiv.org/abs/2606.18521",
+        "required", 1, None,
+        (
+            _WEIGHT_ONE, _SAR_DENSITY, _DEFAULT_IMPORTANCE, _SAR_EPSILON, _on(_RESCALE), _SAR_NORM, _LAMBDA,
+        ),
+        _example("sar", 2, "density: 0.5", maps=True),
+        (
+            "The steps and their order are those of the paper's abstract. What that leaves open is our "
+            "choice: of equal importance the larger change wins, then the earlier model; trimming keeps "
+            "exactly ⌊density · changed⌋ elements of each tensor, equal magnitudes by the lower index; "
+            "rescaling restores the L1 norm; and the defaults.",
+        ),
+        mergekit=False, importance=True,
     ),
     Method(
         "nearswap", "NearSwap", "θ0 + α·min(t / |δ|, 1)·δ",

@@ -93,6 +93,8 @@ class Method:
         It has no switch to normalise: only the ratio of the weights counts, and their sum cannot be zero.
     is_control : bool
         Made to be compared with, not to be used: it has no function of its own in the package.
+    importance : bool
+        It weighs or chooses by what each element matters to its model: models have maps of that.
     hint : str, optional
         The way out where there are more models than it takes.
     """
@@ -115,6 +117,7 @@ class Method:
     divides_weights: bool = False
     weighs_by_ratio: bool = False
     is_control: bool = False
+    importance: bool = False
     hint: str | None = None
 
     def parameter(self, name: str) -> Parameter | None:

@@ -18,13 +18,15 @@ from taskvec.methods.method import Method
 from taskvec.methods.values import SettingError
 
 COPY: dict[str, Any] = {"kind": "copy"}
+DEFAULT = "default_importance"
+"""The parameter that stands for a map where there is none."""
 # Operations whose result at an element depends on the inputs there alone; `_TRIMS` where all is kept, and
 # `_DROPS` where what is dropped is drawn.
 _BY_ELEMENT = frozenset({
-    "copy", "task_arithmetic", "linear", "passthrough", "ram", "nearswap", "consensus", "emr",
+    "copy", "task_arithmetic", "linear", "passthrough", "ram", "nearswap", "consensus", "emr", "fisher",
 })  # fmt: skip
 _DROPS = frozenset({"dare_linear", "dare_ties"})
-_TRIMS = _DROPS | {"ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "localize"}
+_TRIMS = _DROPS | {"ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "localize", "sar"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,15 @@ class Term:
         Values of the parameters that each model has.
     stream : int
         Which random numbers it draws.
+    importance : int, optional
+        Position of the map that says what its elements matter.
     """
 
     model: int
     reference: int | None
     parameters: Mapping[str, Any]
     stream: int = 0
+    importance: int | None = None
 
 
 def operation(
@@ -128,6 +133,10 @@ def _per_model(method: Method, term: Term) -> dict[str, Any]:
             )
     if method.random:
         values["stream"] = term.stream
+    if method.importance:
+        values["importance"] = term.importance
+        if term.importance is not None:
+            values[DEFAULT] = None
     return values
 
 

@@ -16,6 +16,7 @@ from taskvec.models.part_names import NO_PARTS
 from taskvec.plan.adapters import tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
+from taskvec.plan.importance import check_maps
 from taskvec.plan.merge_files import merge_files
 from taskvec.plan.merge_findings import merge_findings, whole_tensors
 from taskvec.plan.merge_models import (
@@ -86,6 +87,7 @@ def plan_recipe(
     assert isinstance(config_from, Model)
     first = None if recipe.base_model is None else recipe.base_model.plain
     tokens = tokens_of(recipe, models_in(opened), merge.models[merge.config_from].plain, first)
+    check_maps(merge, opened, selection, has_tokens=tokens is not None)
     found = merge_findings(merge, opened, config_from, recipe, tokens)
     found += tie_findings([*adapters.values(), *adapters_alone(opened)])
     found += packed_findings(merge, opened)

@@ -54,7 +54,7 @@ def merge_findings(
     others = [
         (str(ref), model)
         for ref, model in opened.items()
-        if isinstance(model, Model) and model is not config_from
+        if isinstance(model, Model) and model is not config_from and ref.kind != "importance"
     ]
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:

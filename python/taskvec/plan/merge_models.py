@@ -37,7 +37,7 @@ def opened_models(
     for ref in refs:
         if ref.kind == "vector":
             opened[ref] = ref.opened if isinstance(ref.opened, SavedVector) else open_vector(ref.spec)
-        elif ref.kind == "checkpoint":
+        elif ref.kind in ("checkpoint", "importance"):
             opened[ref] = opening(ref.plain)
         else:
             opened[ref] = open_adapter(ref.spec)
@@ -128,6 +128,8 @@ def checkpoint_of(opened: Opened, ref: ModelRef) -> Model:
 
 def role_of(number: int, merge: ExpandedMerge) -> str:
     """What a model is called in the plan."""
+    if number in merge.maps:
+        return f"importance of {role_of(merge.maps[number], merge)}"
     if merge.base is None:
         return f"model {number + 1}"
     return f"model {number}" if number else "base"

@@ -142,7 +142,8 @@ def has_rows(info: TensorInfo) -> bool:
 
 def models_in(opened: Mapping[ModelRef, Model | SavedVector | Adapter]) -> dict[ModelRef, Model]:
     """The checkpoints of a recipe, each once, without their adapters."""
-    return {ref.plain: model for ref, model in opened.items() if isinstance(model, Model)}
+    models = ((ref, model) for ref, model in opened.items() if ref.kind != "importance")
+    return {ref.plain: model for ref, model in models if isinstance(model, Model)}
 
 
 def shapes_of(name: str, models: Mapping[ModelRef, Model]) -> dict[ModelRef, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from taskvec.models.part_names import NO_PARTS, PartNames
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_first, kind_of_stack, main_stack, modules, split_by, stacks
 from taskvec.recipe.config_edits import Origin, edits, layer_count
-from taskvec.recipe.expand_group import Collected, Merger, read_from
+from taskvec.recipe.expand_group import Collected, Merger, maps_of, read_from
 from taskvec.recipe.expanded import ExpandedMerge, Facts
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Group, Recipe
@@ -35,6 +35,9 @@ def sources(step: Checked) -> tuple[ModelRef, ...]:
     for group in step.recipe.groups():
         for source in group.sources:
             found.update(dict.fromkeys(read_from(step, group, source)))
+    # Last: models have the numbers that they have without maps.
+    for group in step.recipe.groups():
+        found.update(dict.fromkeys(each for each in maps_of(step, group) if each is not None))
     return tuple(found)
 
 
@@ -114,6 +117,8 @@ class _Expander:
             rounding=recipe.rounding,
             seed=recipe.seed,
             missing=tuple(collected.missing),
+            maps=collected.maps,
+            unmapped=tuple(collected.unmapped),
             remarks=tuple(self.remarks),
         )
 

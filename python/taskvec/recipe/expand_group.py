@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskvec.methods.method import Parameter
-from taskvec.methods.operation import COPY, Term, operation
+from taskvec.methods.operation import COPY, DEFAULT, Term, operation
 from taskvec.methods.values import Setting, SettingError, lookup
 from taskvec.models.part_names import PartNames, block_name
 from taskvec.models.selection import Selection
@@ -32,6 +32,14 @@ def read_from(step: Checked, group: Group, source: Source) -> tuple[ModelRef, ..
     if step.method.step and adapter is not None and reference == source.ref.plain:
         return ModelRef(adapter, "adapter", made_for=source.ref.spec), source.ref.plain
     return (source.ref,) if source.relative_to is None else (source.ref, source.relative_to)
+
+
+def maps_of(step: Checked, group: Group) -> list[ModelRef | None]:
+    """The importance map of each source of a group; none where the method has no use for it."""
+    if not step.method.importance:
+        return [None] * len(group.sources)
+    is_base = step.method.base != "input"
+    return [None if is_base and group.is_base(each) else each.importance for each in group.sources]
 
 
 class Collected:
@@ -60,6 +68,8 @@ class Collected:
         self.places = Places()
         self.tensors: list[ExpandedTensor] = []
         self.missing: list[tuple[str, tuple[int, ...]]] = []
+        self.maps: dict[int, int] = {}
+        self.unmapped: list[tuple[str, int]] = []
         self._operations: dict[str, int] = {}
         self._rests: dict[tuple[int, str], dict[int, list[str]]] = {}
         self._common: dict[frozenset[int], Collection[str]] = {}
@@ -112,6 +122,8 @@ class _Slot(NamedTuple):
 class _Compiled(NamedTuple):
     operation: int
     slots: tuple[_Slot, ...]
+    unmapped: tuple[int, ...] = ()
+    """Importance maps that lack the tensor, where nothing stands for them."""
 
 
 class Merger:
@@ -133,6 +145,11 @@ class Merger:
         self.parts = [
             [collected.models[ref] for ref in read_from(collected.step, group, source)] for source in sources
         ]
+        maps = maps_of(collected.step, group)
+        self.maps = [None if ref is None else collected.models[ref] for ref in maps]
+        for number, parts in zip(self.maps, self.parts, strict=True):
+            if number is not None:
+                collected.maps.setdefault(number, parts[0])
         self.shared = [scope.settings for scope in group.scopes]
         self.scopes = [[source.parameters, *self.shared] for source in sources]
         settings = list(_settings([*self.shared, *(source.parameters for source in sources)]))
@@ -174,17 +191,28 @@ class Merger:
             self.look_inside(name)
             seen = (name,) if own is None else (name, *own)
             found = tuple([text in each for text in self.filters for each in seen])
-        key = position if self.varies else None, found, unchanged
+        lacking = self.lacking(name, own)
+        key = position if self.varies else None, found, (unchanged, lacking)
         compiled = self.compiled.get(key)
         if compiled is None:
-            compiled = self.compiled[key] = self.compile(name, own, position, unchanged)
-        operation, slots = compiled
+            compiled = self.compiled[key] = self.compile(name, own, position, unchanged, lacking)
+        operation, slots, unmapped = compiled
+        collected.unmapped += [(name, number) for number in unmapped]
         if own is None:
             inputs = tuple([(model, names[model][name]) for model, _ in slots])
         else:
             inputs = tuple([(model, names[model][own[source]]) for model, source in slots])
         at = self.template_model, names[self.template_model][template]
         collected.tensors.append(ExpandedTensor(name, operation, inputs, at))
+
+    def lacking(self, name: str, own: Sequence[str] | None) -> tuple[int, ...]:
+        """Sources whose importance map does not have a tensor."""
+        names = self.collected.names
+        return tuple(
+            index
+            for index, number in enumerate(self.maps)
+            if number is not None and (name if own is None else own[index]) not in names[number]
+        )
 
     def look_inside(self, name: str) -> None:
         """Note the filters that are found in the name of a part of a stored tensor, and not in its own."""
@@ -222,7 +250,12 @@ class Merger:
         return tuple(unchanged)
 
     def compile(
-        self, name: str, own: Sequence[str] | None, position: float, unchanged: tuple[int, ...]
+        self,
+        name: str,
+        own: Sequence[str] | None,
+        position: float,
+        unchanged: tuple[int, ...],
+        lacking: tuple[int, ...],
     ) -> _Compiled:
         """The operation of a tensor, and which inputs it has."""
         slots: dict[_Slot, int] = {}
@@ -231,7 +264,9 @@ class Merger:
         for index in self.others:
             values = self.values("model", self.scopes[index], name if own is None else own[index], position)
             model, reference = self.difference(slots, index, base, index in unchanged)
-            terms.append(Term(model, reference, values, self.streams[index]))
+            given = self.maps[index] if index not in lacking else None
+            importance = None if given is None else self.place(slots, given, index)
+            terms.append(Term(model, reference, values, self.streams[index], importance))
         if base is not None and all(term.model == term.reference == base for term in terms):
             # Nothing differs from the base: every method adds nothing.
             slots = {_Slot(self.template_model, self.alike[self.template_index]): 0}
@@ -242,11 +277,25 @@ class Merger:
         except SettingError as error:
             message = f"{error.message} (in tensor `{shown(name)}`)"
             raise self.collected.recipe.error(self.group.path, message, error.hint) from None
-        return _Compiled(self.collected.operation(value), tuple(slots))
+        return _Compiled(self.collected.operation(value), tuple(slots), self.unmapped(terms, lacking))
+
+    def unmapped(self, terms: Sequence[Term], lacking: Collection[int]) -> tuple[int, ...]:
+        """Maps that lack a tensor for which there is no other importance either."""
+        found = zip(self.others, terms, strict=True)
+        numbers = [
+            self.maps[index]
+            for index, term in found
+            if index in lacking and term.parameters.get(DEFAULT) is None
+        ]
+        return tuple(number for number in numbers if number is not None)
 
     def slot(self, slots: dict[_Slot, int], ref: ModelRef, source: int) -> int:
         """The position of an input; one that is there already is used again."""
-        return slots.setdefault(_Slot(self.collected.models[ref], self.alike[source]), len(slots))
+        return self.place(slots, self.collected.models[ref], source)
+
+    def place(self, slots: dict[_Slot, int], model: int, source: int) -> int:
+        """The same of a model by its number."""
+        return slots.setdefault(_Slot(model, self.alike[source]), len(slots))
 
     def difference(
         self, slots: dict[_Slot, int], index: int, base: int | None, is_unchanged: bool

@@ -69,6 +69,10 @@ class ExpandedMerge:
         ``None``: the recipe does not say.
     missing : tuple of (str, tuple of int)
         Tensors that some models lack. They are the template's bytes.
+    maps : mapping of int to int
+        Of each importance map, the model that it is of.
+    unmapped : tuple of (str, int)
+        Tensors that an importance map lacks, and that map; no importance is given for them otherwise.
     remarks : tuple of Finding
     """
 
@@ -87,4 +91,6 @@ class ExpandedMerge:
     rounding: str | None
     seed: int | None
     missing: tuple[tuple[str, tuple[int, ...]], ...]
+    maps: Mapping[int, int]
+    unmapped: tuple[tuple[str, int], ...]
     remarks: tuple[Finding, ...]

@@ -58,7 +58,7 @@ class RecipeFile:
 
     def step_of(self, ref: ModelRef) -> Checked | None:
         """The document that makes a model, if it is none on disk."""
-        if ref.kind != "checkpoint":
+        if ref.kind not in ("checkpoint", "importance"):
             return None
         names = (step.recipe.name for step in self.steps)
         return next((step for step, name in zip(self.steps, names, strict=True) if name == ref.path), None)
@@ -218,7 +218,7 @@ def _uses(step: Recipe, named: Mapping[str, int], seen: dict[str, str | None]) -
     """The documents that a document builds on; `seen` remembers which names are close to a document's."""
     found: dict[int, None] = {}
     for ref, path in step.models_named():
-        if ref.kind != "checkpoint":
+        if ref.kind not in ("checkpoint", "importance"):
             continue
         if ref.path in named:
             if ref.path == step.name:

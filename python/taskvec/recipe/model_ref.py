@@ -24,8 +24,9 @@ class ModelRef:
     spec : str
         Path or hub id as the user wrote it, ``@revision`` included; the name of a document of the same
         recipe; the path of a vector or of an adapter.
-    kind : {"checkpoint", "vector", "adapter"}
-        ``adapter``: what the adapter adds, without the model that it is made for.
+    kind : {"checkpoint", "vector", "adapter", "importance"}
+        ``adapter``: what the adapter adds, without the model that it is made for. ``importance``: a
+        checkpoint whose values say what the elements of a model matter.
     adapter : str, optional
         Of a checkpoint: a LoRA adapter to add to it.
     made_for : str, optional
@@ -35,7 +36,7 @@ class ModelRef:
     """
 
     spec: str
-    kind: Literal["checkpoint", "vector", "adapter"] = "checkpoint"
+    kind: Literal["checkpoint", "vector", "adapter", "importance"] = "checkpoint"
     adapter: str | None = None
     made_for: str | None = None
     opened: Any = field(default=None, compare=False, repr=False)

@@ -7,7 +7,7 @@ inputs) is checked in :mod:`taskvec.recipe.validate`. Every error names the file
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -53,7 +53,15 @@ class Input(Form):
     relative_to: ModelName | None = Field(
         None, description="take the difference of `model` from this model instead of the base: a transfer"
     )
+    importance: ModelName | None = Field(
+        None, description="what each of its elements matters: a folder of safetensors with its tensors' names"
+    )
     parameters: Parameters | None = Field(None, description="parameters of this model")
+
+    @property
+    def map(self) -> ModelRef | None:
+        """The importance map, as a source of its own kind."""
+        return None if self.importance is None else replace(self.importance, kind="importance")
 
     @property
     def ref(self) -> ModelRef:
@@ -170,6 +178,8 @@ class Recipe(Form):
                     yield source.ref, (*source.path, kind)
                     if source.relative_to is not None:
                         yield source.relative_to, (*source.path, "relative_to")
+                    if source.importance is not None:
+                        yield source.importance, (*source.path, "importance")
             if group.own_base and group.base is not None:
                 yield group.base, (*group.path, "base_model")
         chosen = self.tokenizer_from
@@ -203,6 +213,7 @@ class Source:
     parameters: Parameters
     path: tuple[Key, ...]
     """Where it is written; empty for a base that the format adds."""
+    importance: ModelRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +243,7 @@ def _groups(
     path: tuple[Key, ...],
 ) -> Iterator[Group]:
     if models is not None:
-        sources = [
-            Source(entry.ref, entry.relative_to, None, entry.parameters or {}, (*path, "models", index))
-            for index, entry in enumerate(models)
-        ]
+        sources = [_source(entry, None, (*path, "models", index)) for index, entry in enumerate(models)]
         # A base that is not among the models is one more input, the last: so mergekit reads it.
         if base is not None and not any(s.ref == base and s.relative_to is None for s in sources):
             sources.append(Source(base, None, None, {}, ()))
@@ -243,10 +251,7 @@ def _groups(
     for number, part in enumerate(slices or ()):
         here = (*path, "slices", number)
         sources = [
-            Source(
-                entry.ref, entry.relative_to, entry.layer_range, entry.parameters or {}, (*here, "sources", i)
-            )
-            for i, entry in enumerate(part.sources)
+            _source(entry, entry.layer_range, (*here, "sources", i)) for i, entry in enumerate(part.sources)
         ]
         yield Group(
             module,
@@ -257,6 +262,10 @@ def _groups(
             here,
             True,
         )
+
+
+def _source(entry: Input, layers: tuple[int, int] | None, path: tuple[Key, ...]) -> Source:
+    return Source(entry.ref, entry.relative_to, layers, entry.parameters or {}, path, entry.map)
 
 
 def from_document(document: Document) -> Recipe:
@@ -305,6 +314,13 @@ def _check_form(recipe: Recipe) -> None:
                 (*path, "relative_to"),
                 "a `vector` is a difference already",
                 "remove `relative_to`",
+                key=True,
+            )
+        if entry.importance is not None and entry.importance.adapter is not None:
+            raise recipe.error(
+                (*path, "importance"),
+                "an importance map with an adapter",
+                "a map is a folder of its own, with a value for each element",
                 key=True,
             )
     try:

@@ -9,6 +9,7 @@ from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import METHODS, PARAMETERS, PUBLISHED, owners
 from taskvec.methods.method import Method, Parameter
+from taskvec.methods.operation import DEFAULT
 from taskvec.methods.values import Setting, SettingError, coerce
 from taskvec.recipe.document import dotted
 from taskvec.recipe.schema import Group, Recipe, Source
@@ -69,6 +70,7 @@ def check(recipe: Recipe) -> Checked:
         for source in group.sources:
             if source.parameters:
                 remarks += _check_source(recipe, method, group, source, filters)
+            remarks += _check_importance(recipe, method, group, source)
         _check_required(recipe, method, group)
     if len(filters) > MAXIMUM_FILTERS:
         raise recipe.error(
@@ -216,6 +218,32 @@ def _check_source(
     if method.base != "input" and group.is_base(source):
         names = " and ".join(f"`{name}`" for name in source.parameters)
         yield _ignored(recipe, path, f"no effect of {names}: the difference of the base from itself is zero")
+
+
+def _check_importance(recipe: Recipe, method: Method, group: Group, source: Source) -> Iterator[Finding]:
+    is_base = method.base != "input" and group.is_base(source)
+    if source.importance is not None and (is_base or not method.importance):
+        what = "the base" if is_base else f"`{method.name}`"
+        path = (*source.path, "importance")
+        yield _ignored(recipe, path, f"`importance` has no effect in {what}")
+        return
+    if not method.importance or is_base or source.importance is not None:
+        return
+    scopes = (source.parameters, *(scope.settings for scope in group.scopes))
+    if any(DEFAULT in settings for settings in scopes):
+        return
+    if not source.path:
+        raise recipe.error(
+            ("base_model",),
+            f"the base model is one more input of `{method.name}`, and has no importance map",
+            "remove `base_model`, or list it among the models with its `importance`",
+        )
+    raise recipe.error(
+        source.path,
+        f"`{shown(str(source.ref))}` has no importance map, which `{method.name}` needs",
+        "add `importance: FOLDER` to it (`taskvec importance` makes one), or the same for every element: "
+        f"`parameters: {{{DEFAULT}: 1.0}}`",
+    )
 
 
 def _ignored(recipe: Recipe, path: Sequence[Key], found: str) -> Finding:

@@ -231,7 +231,8 @@ def name_of(source: Mapping[str, Any]) -> str:
 
 
 def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
-    repositories = list(dict.fromkeys(s["repository"] for s in facts["sources"] if s.get("repository")))
+    merged = [s for s in facts["sources"] if not s["role"].startswith("importance of ")]
+    repositories = list(dict.fromkeys(s["repository"] for s in merged if s.get("repository")))
     lines = ["---"]
     if repositories:
         # JSON strings are YAML strings, whatever they hold.

@@ -44,12 +44,9 @@ def provenance(
     ``tokens`` are the figures of a model that was moved to another tokenizer.
     """
     return {
-        "schema": VERSION,
-        "kind": plan.kind,
-        "engine": {"name": "taskvec", "version": __version__, "arithmetic": ARITHMETIC},
-        "recipe": recipe_of(plan, output.alpha),
+        **heading(plan.kind, recipe_of(plan, output.alpha)),
         "sources": [
-            _source(source.role, checkpoint)
+            source_row(source.role, checkpoint)
             for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
             if not is_computed(checkpoint)
         ],
@@ -63,9 +60,20 @@ def provenance(
         },
         **({"noise": output.noise.to_dict()} if output.noise is not None else {}),
         "non_finite": [list(row) for row in output.non_finite],
+        **({"unweighted": dict(output.unweighted)} if output.unweighted else {}),
         **({"vector": dict(vector)} if vector else {}),
         **({"adapter": dict(adapter)} if adapter else {}),
         **({"tokens": dict(tokens)} if tokens else {}),
+    }
+
+
+def heading(kind: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What every manifest begins with."""
+    return {
+        "schema": VERSION,
+        "kind": kind,
+        "engine": {"name": "taskvec", "version": __version__, "arithmetic": ARITHMETIC},
+        "recipe": recipe,
     }
 
 
@@ -103,7 +111,17 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
         "files": [file._asdict() for file in sorted(files)],
         **{
             key: facts[key]
-            for key in ("findings", "survival", "noise", "non_finite", "vector", "adapter", "tokens")
+            for key in (
+                "findings",
+                "survival",
+                "noise",
+                "non_finite",
+                "unweighted",
+                "importance",
+                "vector",
+                "adapter",
+                "tokens",
+            )
             if key in facts
         },
         "run": dict(run),
@@ -126,7 +144,8 @@ def rounded(value: float) -> float:
     return float(f"{value:.5e}")
 
 
-def _source(role: str, checkpoint: Model | SavedVector | Adapter) -> dict[str, Any]:
+def source_row(role: str, checkpoint: Model | SavedVector | Adapter) -> dict[str, Any]:
+    """What a manifest says of a model that was read."""
     hub = {"repository": checkpoint.repository, "revision": checkpoint.revision}
     return {
         "role": role,

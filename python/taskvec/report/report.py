@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +38,8 @@ class Output:
     has that of each tensor that takes one, and ``unmeasured`` is the number of merged tensors that take none
     beside them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
     values are NaN or infinite, if ``non-finite`` was forced. ``noise`` says how much of the vector is one,
-    where donor and reference are quantised.
+    where donor and reference are quantised. ``unweighted`` counts the elements of each tensor that matter to
+    no model and have the mean by the weights alone.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Output:
     non_finite: tuple[tuple[str, str, int], ...]
     unmeasured: int = 0
     noise: Noise | None = None
+    unweighted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def survival_status(self) -> Status:
@@ -67,6 +69,7 @@ class Output:
             "tensors": {name: _figures_of(row) for name, row in self.tensors.items()},
             "non_finite": [list(row) for row in self.non_finite],
             **({"noise": self.noise.to_dict()} if self.noise is not None else {}),
+            **({"unweighted": dict(self.unweighted)} if self.unweighted else {}),
         }
 
 
@@ -199,6 +202,24 @@ def rounding_findings(outputs: Sequence[Output], rounding: str, *, is_packed: bo
     return findings
 
 
+def unweighted_findings(outputs: Sequence[Output]) -> list[Finding]:
+    """A note on the elements that matter to no model, with how many of which tensors they are."""
+    from taskvec.compat.findings import finding
+
+    counts = outputs[0].unweighted if outputs else {}
+    if not counts:
+        return []
+    most = max(counts, key=lambda name: counts[name])
+    return [
+        finding(
+            "importance-zero",
+            f"`{most}`" + (f" and {len(counts) - 1:,} more tensors" if len(counts) > 1 else ""),
+            "",
+            f"{sum(counts.values()):,} elements matter to no model and have the mean by the weights alone",
+        )
+    ]
+
+
 def noise_findings(outputs: Sequence[Output]) -> list[Finding]:
     """A warning where most scales of donor and reference differ; the same of every output."""
     from taskvec.compat.findings import finding
@@ -251,6 +272,7 @@ def parse_engine_report(
                 ),
                 unmeasured=max(merged - len(tensors), 0) if tensors else 0,
                 noise=_noise(entry.get("noise"), form, is_matrix),
+                unweighted={logical.get(name, name): count for name, count in entry.get("unweighted", ())},
             )
         )
     return data, tuple(outputs)

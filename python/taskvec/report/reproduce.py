@@ -16,6 +16,9 @@ _SELECTION = options_of(Selection)
 # Members of the recipe of an adapter that is made of a vector.
 _LORA = ("rank", "energy", "max_rank", "embeddings", "others")
 
+# Members of the recipe of an importance map.
+_IMPORTANCE = ("labels", "limit", "chat_template", "include_path", "model_arg")
+
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
 _OPTIONS = {
@@ -31,6 +34,7 @@ _OPTIONS = {
         "schedule",
         "half_life",
         "dtype",
+        *_IMPORTANCE,
         *_LORA,
         *(name for name, option in options_of(Settings).items() if option.recorded),
     )
@@ -61,6 +65,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += [recipe["target"], "--from", recipe["model"]]
     elif recipe["verb"] == "average":
         words += recipe["checkpoints"]
+    elif recipe["verb"] == "importance":
+        words += [recipe["model"], "--tasks", ",".join(recipe["tasks"])]
     else:
         return None
     words += ["-o", "OUT"]
@@ -117,6 +123,11 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [repr(recipe["target"]), repr(recipe["model"]), "'OUT'"]
     elif recipe["verb"] == "average":
         arguments = [repr(recipe["checkpoints"]), "'OUT'"]
+    elif recipe["verb"] == "importance":
+        arguments = [repr(recipe["model"]), "'OUT'", f"tasks={recipe['tasks']!r}"]
+        keywords = [word for word in keywords if not word.startswith("model_arg")]
+        if recipe.get("model_arg"):
+            keywords.append(f"model_args={dict(each.split('=', 1) for each in recipe['model_arg'])!r}")
     elif recipe["verb"] == "combine":
         merged = " + ".join([f"tv.open({recipe['target']!r})", *map(_term, recipe["terms"])])
         keywords[0] = keywords[0].replace("alpha=", "alphas=")

@@ -23,7 +23,13 @@ from taskvec.plan.checks import with_lineage
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, heard, meter
 from taskvec.report import manifest
-from taskvec.report.report import Report, noise_findings, parse_engine_report, rounding_findings
+from taskvec.report.report import (
+    Report,
+    noise_findings,
+    parse_engine_report,
+    rounding_findings,
+    unweighted_findings,
+)
 from taskvec.resolve.remote import materialised
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
@@ -189,6 +195,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             *plan.findings,
             *rounding_findings(outputs, settings.rounding, is_packed="encodings" in plan.document),
             *noise_findings(outputs),
+            *unweighted_findings(outputs),
         ),
         plan=plan.digest,
         tokens=publish.tokens,

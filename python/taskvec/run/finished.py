@@ -222,6 +222,7 @@ def _output(folder: Path, data: Mapping[str, Any], alpha: float | None) -> Outpu
         non_finite=tuple(map(tuple, data["non_finite"])),
         unmeasured=survival.get("unmeasured", 0),
         noise=_noise(data.get("noise")),
+        unweighted=dict(data.get("unweighted", {})),
     )
 
 

@@ -11,6 +11,7 @@ pub mod elementwise;
 pub(crate) mod encode;
 pub mod factor;
 pub(crate) mod fused;
+pub mod importance;
 pub mod l1_norms;
 pub mod masked;
 pub mod masked_sum;

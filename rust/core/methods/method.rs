@@ -89,6 +89,11 @@ pub(crate) trait Method<R: Real>: Send + Sync {
     /// Unreadable input.
     fn tile(&self, tensor: &Tensor<'_>, state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()>;
 
+    /// Elements of a tile that matter to none of the models, and are weighed by something else.
+    fn unweighted(&self, _tile: &Tile<'_, R>) -> u64 {
+        0
+    }
+
     /// The weighted differences that the step is the sum of, where it is nothing else: f64 then repeats what f32
     /// cannot do well.
     fn sum_of(&self) -> Option<&[Term]> {

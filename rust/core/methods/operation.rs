@@ -5,9 +5,11 @@ use serde::Deserialize;
 use super::arcee_fusion::ArceeFusion;
 use super::control_vector::{ControlVector, Made};
 use super::elementwise::{Elementwise, Rule};
+use super::fisher::Fisher;
 use super::gram::{Gram, Shape};
 use super::linear::Linear;
 use super::method::{Method, Parameters};
+use super::sar::Sar;
 use super::sce::Sce;
 use super::task_arithmetic::TaskArithmetic;
 use super::trim::parameters::{Drop, Trim};
@@ -87,6 +89,8 @@ operations! {
     Karcher: Gram = Shape::Karcher,
     ModelStock: Gram = Shape::ModelStock,
     Sce: Sce = (),
+    Fisher: Fisher = (),
+    Sar: Sar = (),
     Ram: Elementwise = Rule::Ram,
     RamplusTl: Elementwise = Rule::RamPlus,
     Nearswap: Elementwise = Rule::NearSwap,

@@ -17,6 +17,8 @@ pub(crate) struct Found {
     pub tensors: Vec<(usize, Survival)>,
     /// Values that are not finite: tensor, place, count.
     pub non_finite: Vec<(String, String, u64)>,
+    /// Elements that matter to no model: tensor, count.
+    pub unweighted: Vec<(String, u64)>,
 }
 
 /// The same as the journal keeps it, by the tensors' names.
@@ -26,6 +28,7 @@ struct FromJournal<'a> {
     #[serde(borrow)]
     tensors: Vec<Measured<'a>>,
     non_finite: Vec<(String, String, u64)>,
+    unweighted: Vec<(String, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,9 +60,12 @@ impl Serialize for Journaled<'_> {
         struct Extra<'a, T> {
             tensors: T,
             non_finite: &'a [(String, String, u64)],
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            unweighted: &'a [(String, u64)],
         }
         let row = |(job, sum): &(usize, Survival)| Measured((&*self.plan.jobs[*job].name).into(), sum.clone());
-        Extra { tensors: Each(&self.found.tensors, &row), non_finite: &self.found.non_finite }.serialize(serializer)
+        let Found { tensors, non_finite, unweighted } = self.found;
+        Extra { tensors: Each(tensors, &row), non_finite, unweighted }.serialize(serializer)
     }
 }
 
@@ -97,6 +103,8 @@ struct Folder<'a> {
     replaces: bool,
     shards: Vec<Shard<'a>>,
     survival: Tensors<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unweighted: Vec<(String, u64)>,
 }
 
 #[derive(Serialize)]
@@ -138,14 +146,17 @@ impl Serialize for Written<'_> {
             _ => Ok(FromJournal::default()),
         });
         let kept = kept.collect::<std::result::Result<Vec<_>, _>>()?;
-        let (mut total, mut rows, mut non_finite) = (Survival::default(), Vec::new(), Vec::new());
+        let (mut total, mut rows) = (Survival::default(), Vec::new());
+        let (mut non_finite, mut unweighted) = (Vec::new(), Vec::new());
         for ((_, found), kept) in records.iter().zip(&kept) {
             if let Some(found) = found {
                 rows.extend(found.tensors.iter().map(|(job, sum)| (&*self.plan.jobs[*job].name, sum)));
                 non_finite.extend_from_slice(&found.non_finite);
+                unweighted.extend_from_slice(&found.unweighted);
             }
             rows.extend(kept.tensors.iter().map(|Measured(name, sum)| (&**name, sum)));
             non_finite.extend_from_slice(&kept.non_finite);
+            unweighted.extend_from_slice(&kept.unweighted);
         }
         rows.iter().for_each(|(_, sum)| total.merge(sum));
         let noises: Vec<(&str, &Noise)> =
@@ -164,6 +175,7 @@ impl Serialize for Written<'_> {
                 tensors: Each(&rows, &|(name, sum)| sum.figures(Some(name))),
                 total: total.figures(None),
             },
+            unweighted,
         }
         .serialize(serializer)
     }

@@ -193,7 +193,9 @@ impl Run<'_> {
             .filter(|(job, place, _)| jobs.contains(job) && *place != Place::Output(usize::MAX))
             .map(|(job, place, count)| (self.plan.jobs[job].name.to_string(), self.describe(job, place), count))
             .collect();
-        let found = state.found.get_or_init(|| Found { tensors: state.survivals(), non_finite });
+        let unweighted = self.non_finite.unweighted().into_iter().filter(|(job, _)| jobs.contains(job));
+        let unweighted = unweighted.map(|(job, count)| (self.plan.jobs[job].name.to_string(), count)).collect();
+        let found = state.found.get_or_init(|| Found { tensors: state.survivals(), non_finite, unweighted });
         let extra = Journaled { found, plan: self.plan };
         let digest = state.digest()?;
         // What was read from a file that changed meanwhile must not get a name that a later run would keep.

@@ -105,7 +105,7 @@ def evaluate(
     from taskvec.evaluation.tasks.prepare import PreparedTasks
 
     book = Journal(journal, key) if journal is not None else None
-    with _stdout_to_stderr(), _quiet_lm_eval():
+    with quietly():
         find_tasks(settings)  # before the model is loaded, which may take minutes
         lm = _wrapped(_loaded(model, settings), settings, book, progress)
         try:
@@ -157,7 +157,7 @@ def document_hashes(settings: Settings) -> dict[str, list[str]]:
     """
     from taskvec.evaluation.tasks.prepare import PreparedTasks
 
-    with _stdout_to_stderr(), _quiet_lm_eval():
+    with quietly():
         return PreparedTasks(settings, think=None, perturb=None).hashes()
 
 
@@ -205,6 +205,13 @@ def _simple_evaluate(lm: Any, tasks: Any, settings: Settings) -> dict[str, Any]:
             "start taskvec as one process; --devices runs arms on several GPUs",
         )
     return dict(results)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Around what lm-eval does: it prints, and says much that is nobody's business here."""
+    with _stdout_to_stderr(), _quiet_lm_eval():
+        yield
 
 
 @contextlib.contextmanager

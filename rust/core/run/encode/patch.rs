@@ -24,6 +24,8 @@ pub(super) struct Patch {
     pub outputs: Vec<Encoded>,
     /// By input, values that are not finite.
     pub bad: Vec<u64>,
+    /// Elements that matter to no model.
+    pub unweighted: u64,
 }
 
 /// A patch as one output has it.
@@ -89,7 +91,7 @@ impl Bench {
         chosen: &[Chosen],
     ) -> Result<Patch> {
         self.noise = Some(Survival::default());
-        let bad = self.compute(packed, tile, place)?;
+        let (bad, unweighted) = self.compute(packed, tile, place)?;
         self.draw(packed, tile, place);
         let originals = packed.originals(tile.program);
         let mut buffers = std::mem::take(&mut self.originals);
@@ -106,7 +108,7 @@ impl Bench {
         let outputs = (0..packed.steps.len()).map(|slot| self.output(packed, place, &stored, chosen.get(slot), slot));
         let outputs = outputs.collect();
         self.originals = buffers;
-        Ok(Patch { outputs, bad })
+        Ok(Patch { outputs, bad, unweighted })
     }
 
     /// How the columns of groups are brought together; all that was computed of the patch has them so.

@@ -77,6 +77,9 @@ impl Work for Rounded<'_, '_> {
             Some(method) => {
                 let tile = Tile { level, first: span.first, inputs };
                 method.tile(&place.tensor, &place.state, &tile, if stepped { &mut *delta } else { &mut *out })?;
+                if counted {
+                    place.non_finite.note_unweighted(program.index, method.unweighted(&tile));
+                }
             }
             None => out.copy_from_slice(&inputs[0]),
         }

@@ -23,6 +23,8 @@ pub(crate) struct Values<'v, 'o> {
     pub outs: &'v mut [(f64, &'o mut [f32])],
     /// By input, values that are not finite: added to.
     pub bad: &'v mut [u64],
+    /// Elements that matter to no model: added to.
+    pub unweighted: &'v mut u64,
     /// What the differences of donors and references are like, where that is measured: added to.
     pub noise: Option<&'v mut Survival>,
 }
@@ -74,6 +76,7 @@ impl Work for Computed<'_, '_, '_> {
         }
         if method.computes() == Computes::Value {
             method.tile(&place.tensor, &place.state, &tile, &mut *out)?;
+            *values.unweighted += method.unweighted(&tile);
             if let Some(taken) = taken {
                 restore(&mask, &inputs[taken.input], out);
             }

@@ -117,6 +117,7 @@ impl Banded {
         for (input, count) in patch.bad.iter().enumerate() {
             context.non_finite.note(job, Where::Input(input), *count);
         }
+        context.non_finite.note_unweighted(job, patch.unweighted);
         let outputs = positions.iter().zip(wanted.steps).map(|(position, step)| {
             let encoded = &patch.outputs[*position];
             context.non_finite.note(job, Where::Output(step.output), encoded.bad);

@@ -15,7 +15,7 @@ impl Bench {
     ///
     /// # Errors
     /// Unreadable input.
-    pub(super) fn compute(&mut self, packed: &Packed, tile: &TilePlace<'_>, place: &Place) -> Result<Vec<u64>> {
+    pub(super) fn compute(&mut self, packed: &Packed, tile: &TilePlace<'_>, place: &Place) -> Result<(Vec<u64>, u64)> {
         let (form, n, inputs) = (&packed.form, place.elements(), &tile.program.inputs);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize_with(inputs.len().max(scratch.len()), Scratch::default);
@@ -28,7 +28,7 @@ impl Bench {
         for (input, scratch) in inputs.iter().zip(&mut scratch) {
             chunks.push(input.open(first..first + place.rows * form.columns, scratch)?);
         }
-        let mut bad = vec![0; inputs.len()];
+        let (mut bad, mut unweighted) = (vec![0; inputs.len()], 0);
         let whole = place.columns == form.columns;
         let (runs, length) = if whole { (1, n) } else { (place.rows as usize, place.columns as usize) };
         for run in 0..runs {
@@ -37,7 +37,7 @@ impl Bench {
                 let m = (length - at).min(TILE);
                 let here = run * length + at;
                 let span = Span { first: first + (from + at) as u64, at: from + at, n: m, counted: true };
-                self.tile(packed, tile, &chunks, span, here, &mut bad)?;
+                self.tile(packed, tile, &chunks, span, here, (&mut bad, &mut unweighted))?;
             }
         }
         drop(chunks);
@@ -45,7 +45,7 @@ impl Bench {
         if tile.program.has_read() {
             bad.fill(0);
         }
-        Ok(bad)
+        Ok((bad, unweighted))
     }
 
     fn tile(
@@ -55,7 +55,7 @@ impl Bench {
         chunks: &[Chunk<'_>],
         span: Span,
         here: usize,
-        bad: &mut [u64],
+        (bad, unweighted): (&mut [u64], &mut u64),
     ) -> Result<()> {
         let range = here..here + span.n;
         let mut outs: Vec<(f64, &mut [f32])> =
@@ -65,6 +65,7 @@ impl Bench {
             delta: &mut self.delta[range.clone()],
             outs: &mut outs,
             bad,
+            unweighted,
             noise: self.noise.as_mut(),
         };
         self.tiler.values(tile, chunks, span, &mut values)

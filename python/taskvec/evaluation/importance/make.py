@@ -1,0 +1,377 @@
+"""What the elements of a model matter on some tasks: the diagonal of its Fisher information, as a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, replace_output, write_atomic
+from taskvec.errors import EvaluationError, RecipeError
+from taskvec.evaluation.backend.evaluate import quietly, require_extra
+from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
+from taskvec.evaluation.importance.kept import Counts, drop, keep, restore
+from taskvec.evaluation.importance.report import ImportanceReport
+from taskvec.evaluation.importance.written import names_of, write_others, write_weights
+from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.files import look
+from taskvec.files import manifest as files
+from taskvec.files.names import MANIFEST
+from taskvec.files.place import sync_folders
+from taskvec.report import manifest
+from taskvec.report.survival import Survival
+from taskvec.resolve.open import open as open_model
+from taskvec.run.begun import begin, hold_space
+from taskvec.run.sinks import is_address
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.importance.answers import Example
+    from taskvec.evaluation.importance.squares import Squares
+    from taskvec.files.manifest import File
+    from taskvec.models.model import Model
+
+Labels = Literal["reference", "model"]
+Dtype = Literal["float32", "bfloat16"]
+Progress = Callable[[str, int, int], None]
+
+# Sums are kept this often, so that a killed run loses little: seconds.
+_EVERY = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for.
+
+    Attributes
+    ----------
+    model : str
+        As it was named.
+    settings : Settings
+    labels : {"reference", "model"}
+    dtype : {"float32", "bfloat16"}
+        Of the map.
+    """
+
+    model: str
+    settings: Settings
+    labels: Labels
+    dtype: Dtype
+
+    def plan(self, weights: str) -> bytes:
+        """What the map depends on, as plain data."""
+        content = {
+            "format": "importance",
+            "weights": weights,
+            "labels": self.labels,
+            "dtype": self.dtype,
+            "settings": settings_identity(self.settings),
+            "versions": versions(self.settings),
+        }
+        return json.dumps(content, sort_keys=True, default=str).encode()
+
+    def recipe(self) -> dict[str, Any]:
+        """What the manifest has of it."""
+        settings = self.settings
+        folder = settings.include_path
+        found = {
+            "verb": "importance",
+            "model": self.model,
+            "tasks": list(settings.tasks),
+            "labels": self.labels,
+            "dtype": self.dtype,
+            "limit": settings.limit,
+            "seed": settings.seed,
+            "chat_template": settings.chat_template or None,
+            "include_path": None if folder is None else str(folder),
+            "model_arg": [f"{key}={value}" for key, value in settings.model_args],
+        }
+        return {key: value for key, value in found.items() if value not in (None, [])}
+
+
+def importance(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tasks: str | Sequence[str],
+    labels: Labels = "reference",
+    dtype: Dtype = "float32",
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> ImportanceReport:
+    """Write what each element of a model matters on some tasks: the diagonal of its Fisher information.
+
+    The mean over the documents of the squared gradient of log p(answer | prompt), one document at a time. A
+    recipe names the folder by ``importance:`` (methods ``fisher`` and ``sar``). Needs the extra ``eval``.
+
+    Parameters
+    ----------
+    model : str or path
+        A folder, hub id or address.
+    out : str or path
+        The output folder: files and tensors are called as the model's.
+    tasks : str or sequence of str
+        Of lm-eval, or of YAML tasks in ``include_path``.
+    labels : {"reference", "model"}
+        Whose answers: the task's (the empirical Fisher information), or drawn from the model, token by token,
+        at most as long as the reference.
+    dtype : {"float32", "bfloat16"}
+        Type of the map.
+    overwrite : bool
+        Replace an output that is there.
+    resume : bool
+        Go on with an unfinished run.
+    progress : callable, optional
+        Called as ``progress(task, done, total)``.
+    **settings
+        ``limit``, ``seed``, ``chat_template``, ``include_path``, ``device``, ``model_args``: those of
+        :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
+        ``model_args={"dtype": ...}`` says otherwise.
+
+    Returns
+    -------
+    ImportanceReport
+
+    Raises
+    ------
+    RecipeError
+        A setting that cannot be honoured.
+    EvaluationError
+        A task or model that cannot be loaded, memory that does not suffice, no document with an answer.
+    OutputError
+        The folder holds something else.
+    NonFiniteError
+        A gradient that is not finite.
+    """
+    require_extra()
+    asked = _asked(os.fspath(model), tasks, labels, dtype, settings)
+    if is_address(out):
+        raise RecipeError(
+            f"`{os.fspath(out)}`: an importance map is written to a folder", "write it to one, and copy that"
+        )
+    opened = _opened(asked)
+    source, weights = resolve(asked.model)
+    plan, folder = asked.plan(weights), Path(out)
+    done = None if overwrite or not resume else _finished(folder, plan, asked)
+    if done is not None:
+        return done
+    with FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite):
+        return _make(asked, source, opened, plan, folder, resume, progress)
+
+
+def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **settings: Any) -> dict[str, int]:
+    """What a map takes, from headers alone.
+
+    Parameters
+    ----------
+    model : str or path
+    tasks : str or sequence of str
+    **settings
+        As :func:`importance` takes them.
+
+    Returns
+    -------
+    dict
+        ``elements`` of the model, and ``memory`` in bytes for weights, gradients and sums; that of a
+        document's activations comes on top.
+    """
+    asked = _asked(os.fspath(model), tasks, "reference", "float32", settings)
+    elements = _elements(_opened(asked))
+    each = {"float64": 8, "bfloat16": 2, "float16": 2}.get(dict(asked.settings.model_args)["dtype"], 4)
+    return {"elements": elements, "memory": elements * (2 * each + max(each, 4))}
+
+
+def _asked(
+    model: str, tasks: str | Sequence[str], labels: str, dtype: str, settings: dict[str, Any]
+) -> Asked:
+    for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, get_args(Dtype))):
+        if value not in known:
+            raise RecipeError(f"`{name}` is {' or '.join(known)}, found `{value}`")
+    names = tuple(tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+    found = Settings.of({"tasks": names, **settings})
+    if found.backend != "hf":
+        raise RecipeError(f"backend `{found.backend}` gives no gradients", "leave it out: `hf` does")
+    arguments = {"dtype": "float32", **dict(found.model_args)}
+    found = replace(found, model_args=tuple(sorted(arguments.items())), batch_size=1)
+    return Asked(model, found, labels, dtype)  # type: ignore[arg-type]
+
+
+def _elements(model: Model) -> int:
+    return sum(math.prod(info.shape) for info in model.tensors.values())
+
+
+def _opened(asked: Asked) -> Model:
+    """The model's headers."""
+    if "+" in asked.model and not look.exists(asked.model):
+        raise RecipeError(
+            f"`{asked.model}`: an importance map is of a model, without an adapter on it",
+            "merge the adapter into the model first, and make the map of that",
+        )
+    opened = open_model(asked.model)
+    if opened.packed:
+        raise RecipeError(
+            f"`{asked.model}` is stored packed, and has no gradients",
+            "make the map of the model that it was quantised from, or `taskvec convert` it to plain weights",
+        )
+    return opened
+
+
+def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | None:
+    """The report of an earlier run that has made this very map."""
+    if not look.exists(folder / MANIFEST):
+        return None
+    data = files.read(folder)
+    if data.get("run", {}).get("plan") != blake3_hex(plan) or "importance" not in data:
+        return None
+    for file in files.files(data, folder):
+        stamp = look.stamp(folder / file.name)
+        if stamp is None or stamp.size != file.bytes:
+            return None
+    facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
+    listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
+    device = torch_device(asked.settings.device)
+    return ImportanceReport(
+        str(folder), **{**facts, **listed}, device=device, seconds=data["run"]["seconds"], already_done=True
+    )
+
+
+def _make(
+    asked: Asked,
+    source: str,
+    opened: Model,
+    plan: bytes,
+    folder: Path,
+    resume: bool,
+    progress: Progress | None,
+) -> ImportanceReport:
+    """Make a map in a folder that is locked."""
+    from taskvec.evaluation.backend.blocks import is_out_of_memory
+    from taskvec.evaluation.backend.load import load_model
+    from taskvec.evaluation.importance.answers import examples
+    from taskvec.evaluation.importance.squares import Squares
+    from taskvec.evaluation.tasks.find import find_tasks
+    from taskvec.evaluation.tasks.prepare import PreparedTasks
+
+    begun, settings = time.monotonic(), asked.settings
+    with quietly():
+        find_tasks(settings)
+        lm = load_model(source, settings)
+        tasks = PreparedTasks(settings, think=None, perturb=None, max_length=int(lm.max_length))
+        every = list(examples(tasks, settings, lm))
+        if all(each.answer is None for each in every):
+            raise EvaluationError(
+                f"no document of {', '.join(settings.tasks)} has a reference answer", "name other tasks"
+            )
+        hold_space(folder, _elements(opened) * (8 if asked.dtype == "float32" else 6))
+        place = begin(folder, plan, resume=resume)
+        try:
+            squares = Squares(lm.model)
+            counts = restore(place, squares)
+            resumed = counts.seen
+            _pass(asked, lm, squares, counts, every, place, progress)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise EvaluationError(
+                f"the gradients of `{asked.model}` do not fit into the memory of {lm.device}",
+                "use another --device, or --model-arg dtype=bfloat16",
+            ) from error
+        names = names_of(opened, lm.model, squares)
+        weights = write_weights(place, names, squares, counts.total, asked.dtype)
+    report = ImportanceReport(
+        out=str(folder),
+        documents=counts.documents,
+        left_out=counts.left_out,
+        tokens=counts.tokens,
+        tensors=sum(map(len, names.files.values())),
+        without_gradient=names.without_gradient,
+        unknown=names.unknown,
+        device=str(lm.device),
+        seconds=time.monotonic() - begun,
+        resumed=resumed,
+    )
+    _publish(asked, opened, plan, place, weights, report)
+    drop(place)
+    if place != folder:
+        replace_output(folder)
+    finish_folder(folder)
+    return report
+
+
+def _pass(
+    asked: Asked,
+    lm: Any,
+    squares: Squares,
+    counts: Counts,
+    every: Sequence[Example],
+    place: Path,
+    progress: Progress | None,
+) -> None:
+    """Take every document once; what is done is kept when the run is stopped, and now and then."""
+    from taskvec.evaluation.importance.answers import tokens_of
+    from taskvec.evaluation.importance.squares import drawn
+
+    ends = frozenset(each for each in (lm.eot_token_id, lm.tokenizer.eos_token_id) if isinstance(each, int))
+    kept = time.monotonic()
+    try:
+        for number, example in enumerate(every):
+            if number < counts.seen:
+                continue
+            tokens = tokens_of(lm, example)
+            if tokens is not None and asked.labels == "model":
+                tokens = drawn(lm.model, tokens, asked.settings.seed * 1_000_003 + number, ends)
+            if tokens is None:
+                counts.left_out += 1
+            else:
+                squares.add(tokens)
+                counts.documents[example.task] = counts.documents.get(example.task, 0) + 1
+                counts.tokens += tokens.answer
+            counts.seen += 1
+            if progress is not None:
+                progress(example.task, counts.seen, len(every))
+            if time.monotonic() - kept > _EVERY:
+                keep(place, squares, counts)
+                kept = time.monotonic()
+    except KeyboardInterrupt:
+        keep(place, squares, counts)
+        raise
+
+
+def _publish(
+    asked: Asked, opened: Model, plan: bytes, place: Path, weights: Sequence[File], report: ImportanceReport
+) -> None:
+    """Write the files beside the weights, the manifest last."""
+    import torch
+
+    told = ("documents", "left_out", "tokens", "tensors", "without_gradient", "unknown")
+    facts = {key: value for key, value in report.to_dict().items() if key in told}
+    listed = [
+        *weights,
+        *write_others(place, opened, {**facts, "documents_total": sum(report.documents.values())}),
+    ]
+    provenance = {
+        **manifest.heading("checkpoint", asked.recipe()),
+        "sources": [manifest.source_row("model", opened)],
+        "findings": [],
+        "survival": {
+            "status": "not-measured", "fields": list(Survival._fields), "total": None, "tensors": {},
+        },
+        "non_finite": [],
+        "importance": facts,
+    }  # fmt: skip
+    run = {
+        "plan": blake3_hex(plan),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(report.seconds, 3),
+        "threads": torch.get_num_threads(),
+        "cpu_level": cpu_level(),
+    }
+    sync_folders(place, [file.name for file in listed])
+    write_atomic(place / MANIFEST, manifest.text(provenance, files=listed, run=run))
