@@ -182,7 +182,7 @@ def _held(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     """The tensors of the sources that lie in memory, where there are any: type, shape and bytes of each."""
     tables = [
         {
-            name: [dtype, shape, base64.b64encode(memoryview(data)).decode()]
+            name: [dtype, shape, base64.b64encode(data.tobytes()).decode()]
             for name, dtype, shape, data in buffer
         }
         for buffer in buffers_of(checkpoints)

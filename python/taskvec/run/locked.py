@@ -9,6 +9,7 @@ from pathlib import Path
 from taskvec._core import FolderLock
 from taskvec.files.names import NEW, STATE
 from taskvec.models.adapter import Adapter
+from taskvec.models.model import Model
 from taskvec.models.source import local_path, source_path
 from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.plan import PlanRecord
