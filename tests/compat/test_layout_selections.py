@@ -260,7 +260,8 @@ def one_of(model: Tensors) -> Tensors:
 
 def recipe_of(method: Method, paths: list[Path]) -> dict[str, Any]:
     """A recipe of a method with values that make it drop or turn something, of one expert of fused ones."""
-    values = {"weight": 0.5, "density": 0.6, "epsilon": 0.1, "gamma": 0.1, "select_topk": 0.4, "t": 0.3}
+    values = {"weight": 0.5, "density": 0.6, "epsilon": 0.1, "gamma": 0.1, "select_topk": 0.4, "t": 0.3,
+              "default_importance": 0.5}  # fmt: skip
     own, merged = (
         {
             each.name: values[each.name]
