@@ -60,9 +60,9 @@ class Setting:
         return any(branch.gradient for branch in self.branches)
 
     @property
-    def filters(self) -> Iterator[str]:
+    def filters(self) -> tuple[str, ...]:
         """The filters that tell tensors apart."""
-        return (branch.filter for branch in self.branches if branch.filter is not None)
+        return tuple(branch.filter for branch in self.branches if branch.filter is not None)
 
     def leaves(self) -> Iterator[tuple[tuple[Key, ...], Scalar]]:
         """Every scalar, with its path below the parameter."""
