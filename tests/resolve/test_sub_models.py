@@ -184,6 +184,71 @@ def test_one_folder_with_a_variant(tmp_path: Path) -> None:
     assert tv.verify(out).ok
 
 
+def test_a_variant_for_all_is_none_of_saved_vectors(three: list[Path], tmp_path: Path) -> None:
+    target, donor, reference = three
+    tv.extract(donor, reference, tmp_path / "vector")
+    with tv.storage(variant="fp16"):
+        report = tv.apply(target, tmp_path / "vector", out=tmp_path / "out")
+        assert Path(tv.open(target).sub_models["vae/"].files[0]).name == f"{UNET}.fp16.safetensors"
+        shutil.copytree(reference, tmp_path / "plain")
+        (tmp_path / f"plain/vae/{UNET}.fp16.safetensors").unlink()
+        with pytest.raises(NotFoundError, match=r"`.*plain`: no file of the variant `fp16`"):
+            tv.open(tmp_path / "plain")
+    assert (tmp_path / f"out/vae/{UNET}.fp16.safetensors").exists()
+    # the vector has steps for every folder
+    assert not [each for each in report.findings if each.id == "files-kept"]
+
+
+def test_links_to_folders_are_named(three: list[Path], tmp_path: Path) -> None:
+    (three[0] / "vae").rename(tmp_path / "vae")
+    (three[0] / "vae").symlink_to(tmp_path / "vae")
+    with pytest.raises(NotFoundError, match="names `vae`") as caught:
+        tv.open(three[0])
+    assert "links to folders are not followed" in str(caught.value.hint)
+    models = [sentence(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    (models[0] / "2_Dense").rename(tmp_path / "dense")
+    (models[0] / "2_Dense").symlink_to(tmp_path / "dense")
+    report = tv.transfer(*models, tmp_path / "out", force=["config-function"])
+    (left,) = [each for each in report.findings if each.id == "files-left" and each.level == "warning"]
+    assert "`2_Dense/`" in left.found
+    assert "`modules.json` names them" in left.found
+
+
+def test_cards_name_what_loads_an_output(three: list[Path], tmp_path: Path) -> None:
+    tv.transfer(*three, tmp_path / "one")
+    assert "\nlibrary_name: diffusers\n" in (tmp_path / "one/README.md").read_text()
+    models = [sentence(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    tv.transfer(*models, tmp_path / "two")
+    assert "\nlibrary_name: sentence-transformers\n" in (tmp_path / "two/README.md").read_text()
+
+
+def test_a_link_to_each_file_as_the_hubs_cache_has_them(three: list[Path], tmp_path: Path) -> None:
+    blobs = tmp_path / "models--o--m/blobs"
+    snapshot = tmp_path / "models--o--m/snapshots/0123"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(each for each in three[0].rglob("*") if each.is_file())):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(three[0])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    tv.transfer(*three, tmp_path / "one")
+    tv.transfer(tmp_path / "models--o--m", *three[1:], tmp_path / "two")
+    assert names(tmp_path / "one") == names(tmp_path / "two")
+    for name in names(tmp_path / "one") - OWN:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_folders_with_other_weights_make_no_pipeline(tmp_path: Path) -> None:
+    one = {"w": np.zeros((2, 2), np.float32)}
+    save(tmp_path / "model.safetensors", one)
+    for name in ("checkpoint-5/model", "original/consolidated", "onnx/model", f"vae/{UNET}", "2_Dense/model"):
+        save(tmp_path / f"{name}.safetensors", {"other": one["w"]})
+    note(tmp_path / "1_Pooling/config.json", {})
+    opened = tv.open(tmp_path)
+    assert set(opened.keys()) == {"w"}
+    assert not opened.sub_models
+
+
 def test_selections_and_vectors_use_the_names_with_folders(three: list[Path], tmp_path: Path) -> None:
     tv.transfer(*three, tmp_path / "part", include="unet/*")
     t, d = map(weights, three[:2])
