@@ -249,8 +249,39 @@ def test_folders_with_other_weights_make_no_pipeline(tmp_path: Path) -> None:
     assert not opened.sub_models
 
 
+def test_words_of_selections_are_found_behind_a_folder(tmp_path: Path) -> None:
+    encoder = ["embed_tokens", "layers.0.fc", "ln_f", "lm_head"]
+    second = ["shared", "encoder.block.0.fc", "encoder.final_layer_norm", "output"]
+    models = []
+    for seed, name in enumerate("tdr"):
+        random = np.random.default_rng(seed)
+        for folder, words in {"text_encoder": encoder, "text_encoder_2": second}.items():
+            tensors = {f"{word}.weight": random.normal(size=(4, 4)).astype(np.float32) for word in words}
+            save(tmp_path / name / folder / "model.safetensors", tensors)
+        note(tmp_path / name / "model_index.json", {"text_encoder": ["t", "T"], "text_encoder_2": ["t", "T"]})
+        models.append(tmp_path / name)
+    before = tv.open(models[0])
+
+    def changed(**selection: Any) -> set[str]:
+        out = tmp_path / "out"
+        tv.transfer(*models, out, overwrite=True, **selection)
+        after = tv.open(out)
+        return {n.removesuffix(".weight") for n in after.tensors if not np.array_equal(after[n], before[n])}
+
+    layers = {"text_encoder/layers.0.fc", "text_encoder_2/encoder.block.0.fc"}
+    norms = {"text_encoder/ln_f", "text_encoder_2/encoder.final_layer_norm"}
+    assert changed(preset="no-embed") == layers | norms
+    assert changed(preset="no-embed-norm") == layers
+    assert changed(layers="0") == layers
+    assert changed(include="^text_encoder/") == {f"text_encoder/{word}" for word in encoder}
+    # as a regular expression it would take `text_encoder_2` too
+    with pytest.raises(RecipeError, match="not a regular expression of names") as caught:
+        changed(include="text_encoder/*")
+    assert "`^text_encoder/`" in str(caught.value.hint)
+
+
 def test_selections_and_vectors_use_the_names_with_folders(three: list[Path], tmp_path: Path) -> None:
-    tv.transfer(*three, tmp_path / "part", include="unet/*")
+    tv.transfer(*three, tmp_path / "part", include="^unet/")
     t, d = map(weights, three[:2])
     made = weights(tmp_path / "part")
     assert np.array_equal(made["vae/conv_in.weight"], t["vae/conv_in.weight"])
