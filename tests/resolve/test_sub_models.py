@@ -405,6 +405,26 @@ def test_dense_modules_are_computed_with(tmp_path: Path) -> None:
     assert set(tv.open(out).tensors) == {"embed_tokens.weight", "2_Dense/linear.weight"}
 
 
+@pytest.mark.parametrize("form", ["fp8-block", "fp8-channel", "mxfp4", "int4-g32"])
+def test_modules_stay_plain_where_a_format_is_declared_at_the_top(tmp_path: Path, form: str) -> None:
+    model = sentence(tmp_path / "model", 0)
+    wide = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
+    save(model / "model.safetensors", {"layers.0.mlp.up_proj.weight": wide})
+    save(model / "2_Dense/model.safetensors", {"linear.weight": wide})
+    report = tv.convert(model, tmp_path / "out", out_dtype=form)
+    (said,) = [each for each in report.findings if each.id == "convert-plain"]
+    assert "`2_Dense/`" in said.subject
+    assert np.array_equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], wide)
+    assert set(tv.open(tmp_path / "out").packed) == {"layers.0.mlp.up_proj.weight"}
+
+
+def test_a_pipeline_is_not_packed(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="several models in folders") as caught:
+        tv.convert(three[0], tmp_path / "out", out_dtype="fp8-block")
+    assert "/unet`" in str(caught.value.hint) or "/text_encoder`" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_killed_run_goes_on(three: list[Path], tmp_path: Path) -> None:
     """What a kill leaves: state, a shard that the journal lists, and one half written."""
     whole, out = tmp_path / "whole", tmp_path / "out"
