@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import types
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,9 @@ def nested(*paths: tuple[str, ...]) -> Contents:
         (nested(("model", "module.a"), ("model", "module.b")), ["a", "b"]),
         (nested(("tok_embeddings.weight",), ("optimizer.state.x",)), ["tok_embeddings.weight"]),
         (nested(("ema", "a"), ("model", "a")), ["a"]),
+        (nested(("model", "a"), ("adamw", "state", "a", "exp_avg"), ("adamw", "state", "a", "step")), ["a"]),
+        (nested(("a",), ("adamw", "state", "a", "exp_avg"), ("adamw", "state", "a", "step")), ["a"]),
+        (nested(("model",), ("model", "a")), ["a"]),
         (
             flat("model.norm.weight", "model.embed_tokens.weight"),
             ["model.norm.weight", "model.embed_tokens.weight"],
@@ -350,6 +354,36 @@ def nested(*paths: tuple[str, ...]) -> Contents:
 )
 def test_the_names_of_a_model_in_what_trainers_save(contents: Contents, expected: list[str]) -> None:
     assert list(names_of(contents)[0]) == expected
+
+
+def test_several_models_in_one_are_refused_by_name(tmp_path: Path) -> None:
+    both = save(tmp_path / "both", {"model": {"w": torch.ones(4)}, "actor": {"w": torch.zeros(4)}})
+    with pytest.raises(FormatError, match="several models in it: `actor` and `model`"):
+        tv.open(both)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_that_cannot_be_are_named(tmp_path: Path, seed: int) -> None:
+    def piece(metadata: Any, key: str, value: Any) -> None:
+        for info in metadata.storage_data.values():
+            setattr(info, key, value)
+
+    def tensor(metadata: Any, size: Any = (2, 4), dtype: Any = torch.float32) -> None:
+        stored = metadata.state_dict_metadata["model.w"]
+        stored.size, stored.properties.dtype = torch.Size(size), dtype
+        stored.chunks = []
+
+    numbers = [-(1 << 70), -1, 1 << 40, 1 << 62, 1 << 63, 1 << 70]
+    changes: list[Any] = [
+        partial(piece, key=key, value=value) for key in ("offset", "length") for value in numbers
+    ]
+    changes += [partial(tensor, size=size) for size in ((-1, 0), (0, 1 << 62, 1 << 62), (1 << 61,), (-1, -8))]
+    changes += [partial(tensor, dtype=dtype) for dtype in ("torch.float32", None, 3)]
+    for number, change in enumerate(changes[seed::3]):
+        folder = save(tmp_path / str(number), {"model": {"w": torch.ones(2, 4)}})
+        edited(folder, change)
+        with pytest.raises(FormatError, match=r"`(model.)?w`"):
+            tv.open(folder)
 
 
 def test_the_layout_of_accelerate(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def _contents(found: Any, known: Any) -> Contents:
         if isinstance(stored, known.TensorStorageMetadata):
             chunks = tuple(_chunk(name, each, found.storage_data, known) for each in stored.chunks)
             shape = tuple(map(int, stored.size))
+            _hold_possible(name, shape, stored.properties.dtype)
             _hold_whole(name, shape, chunks)
             tensors[name] = Entry(keys, is_known, stored.properties.dtype, shape, chunks)
         else:
@@ -162,6 +163,16 @@ def _chunk(name: str, chunk: Any, storage: Any, known: Any) -> Chunk:
         int(place.offset),
         int(place.length),
     )
+
+
+def _hold_possible(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """Return if a tensor of this shape and type can be."""
+    import torch
+
+    # sides of zero count as one: torch multiplies the others for its strides
+    is_possible = all(side >= 0 for side in shape) and math.prod(side or 1 for side in shape) < 1 << 59
+    if not is_possible or not isinstance(dtype, torch.dtype):
+        raise FormatError(f"`{name}` is said to be {dtype} of {shape}, which no tensor is")
 
 
 def _hold_whole(name: str, shape: tuple[int, ...], chunks: tuple[Chunk, ...]) -> None:

@@ -188,6 +188,13 @@ def _loaded(path: Path, name: str, start: int, length: int) -> Any:
 
     try:
         with open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            if not 0 <= start <= start + length <= end:
+                raise FormatError(
+                    f"the piece of `{name}` in `{path}` is said to be {length} bytes from {start}, and the "
+                    f"file has {end}",
+                    "the checkpoint is incomplete: copy it again",
+                )
             file.seek(start)
             data = file.read(length)
     except OSError as error:
