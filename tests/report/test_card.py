@@ -105,11 +105,14 @@ def test_hostile_names_stay_names(field: str) -> None:
     ]
 
 
-def test_a_hostile_repository_is_a_yaml_string() -> None:
-    hostile = facts()
-    hostile["sources"][0]["repository"] = 'a"\n- b: {x'
-    front, _ = split(card(hostile))
-    assert front["base_model"][0] == 'a"\n- b: {x'
+@pytest.mark.parametrize("place", ['a"\n- b: {x', "/home/me/run/step-100", "s3://bucket/model"])
+def test_only_names_on_the_hub_are_claimed_as_base_models(place: str) -> None:
+    elsewhere = facts()
+    elsewhere["sources"][0]["repository"] = place
+    front, text = split(card(elsewhere))
+    assert front["base_model"] == ["org/donor", "org/reference"]
+    assert f"huggingface.co/{place}" not in text
+    assert "/home" not in text
 
 
 def test_escape_leaves_words_alone() -> None:

@@ -8,9 +8,12 @@ import pickle
 import subprocess
 import sys
 import types
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -19,7 +22,7 @@ from safetensors.torch import load_file
 import taskvec as tv
 from support.hub_server import Hub, Repo
 from taskvec.errors import FormatError
-from taskvec.resolve.distributed.metadata import Contents, Entry
+from taskvec.resolve.distributed.metadata import Chunk, Contents, Entry, _hold_whole
 from taskvec.resolve.distributed.names import names_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -251,10 +254,67 @@ def test_what_is_damaged_is_named(tmp_path: Path, scratch: Path) -> None:
     data.write_bytes(data.read_bytes()[:-200])
     with pytest.raises(FormatError, match="piece of `w`"):
         tv.open(cut)
+    cut.joinpath("__0_0.distcp").unlink()
+    with pytest.raises(FormatError, match=r"without its `.*distcp`"):
+        tv.open(cut)
+    (cut / "__1_0.distcp").touch()
+    with pytest.raises(FormatError, match=r"piece of `w` lies in `.*__0_0.distcp`, which cannot be read"):
+        tv.open(cut)
     only = save(tmp_path / "only", {"optimizer": {"state": {"w": torch.ones(3)}}})
     with pytest.raises(FormatError, match="no weights in it"):
         tv.open(only)
     assert not list(scratch.rglob("*.safetensors"))
+
+
+def test_one_that_was_not_saved_to_its_end_is_named(tmp_path: Path) -> None:
+    for step in (1, 2):
+        config(save(tmp_path / f"run/step-{step}", trained(step)))
+    (tmp_path / "run/step-2/.metadata").unlink()
+    with pytest.raises(FormatError, match=r"`.*step-2` is a distributed checkpoint of torch without its"):
+        tv.average(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def chunks(*boxes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Chunk, ...]:
+    return tuple(Chunk(offsets, sizes, "a.distcp", 0, 1) for offsets, sizes in boxes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_fill_their_tensor(seed: int) -> None:
+    """Boxes of as many elements as the tensor; the oracle counts how often each element is written."""
+    random = np.random.default_rng(seed)
+    rows, columns = (np.sort(random.choice(np.arange(1, 8), 2, replace=False)) for _ in range(2))
+    edges = [[0, *rows, 8], [0, *columns, 8]]
+    boxes = [
+        ((int(top), int(left)), (int(bottom - top), int(right - left)))
+        for top, bottom in pairwise(edges[0])
+        for left, right in pairwise(edges[1])
+    ]
+    random.shuffle(boxes)
+    _hold_whole("w", (8, 8), chunks(*boxes))
+    (offsets, sizes), axis = boxes[0], int(random.integers(2))
+    moved = list(offsets)
+    moved[axis] += 1 if offsets[axis] + sizes[axis] < 8 else -1
+    boxes[0] = (tuple(moved), sizes)
+    count = np.zeros((8, 8), int)
+    for (top, left), (height, width) in boxes:
+        count[top : top + height, left : left + width] += 1
+    assert count.max() > 1
+    assert count.sum() == 64
+    with pytest.raises(FormatError, match="pieces of `w` overlap"):
+        _hold_whole("w", (8, 8), chunks(*boxes))
+
+
+def test_the_card_claims_no_path_as_a_model_of_the_hub(tmp_path: Path) -> None:
+    for name in ("base", "tuned"):
+        config(save(tmp_path / name, {"model": state(len(name))}))
+    tv.transfer(
+        tmp_path / "base", tmp_path / "tuned", tmp_path / "base", tmp_path / "out", force=["zero-vector"]
+    )
+    card = (tmp_path / "out/README.md").read_text()
+    assert "base_model" not in card
+    assert "huggingface.co" not in card
+    assert "# base with a task vector" in card
 
 
 def flat(*names: str) -> Contents:
@@ -281,6 +341,9 @@ def nested(*paths: tuple[str, ...]) -> Contents:
         (nested(("model", "module.a"), ("model", "module.b")), ["a", "b"]),
         (nested(("tok_embeddings.weight",), ("optimizer.state.x",)), ["tok_embeddings.weight"]),
         (nested(("ema", "a"), ("model", "a")), ["a"]),
+        (nested(("model", "a"), ("adamw", "state", "a", "exp_avg"), ("adamw", "state", "a", "step")), ["a"]),
+        (nested(("a",), ("adamw", "state", "a", "exp_avg"), ("adamw", "state", "a", "step")), ["a"]),
+        (nested(("model",), ("model", "a")), ["a"]),
         (
             flat("model.norm.weight", "model.embed_tokens.weight"),
             ["model.norm.weight", "model.embed_tokens.weight"],
@@ -291,6 +354,36 @@ def nested(*paths: tuple[str, ...]) -> Contents:
 )
 def test_the_names_of_a_model_in_what_trainers_save(contents: Contents, expected: list[str]) -> None:
     assert list(names_of(contents)[0]) == expected
+
+
+def test_several_models_in_one_are_refused_by_name(tmp_path: Path) -> None:
+    both = save(tmp_path / "both", {"model": {"w": torch.ones(4)}, "actor": {"w": torch.zeros(4)}})
+    with pytest.raises(FormatError, match="several models in it: `actor` and `model`"):
+        tv.open(both)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numbers_that_cannot_be_are_named(tmp_path: Path, seed: int) -> None:
+    def piece(metadata: Any, key: str, value: Any) -> None:
+        for info in metadata.storage_data.values():
+            setattr(info, key, value)
+
+    def tensor(metadata: Any, size: Any = (2, 4), dtype: Any = torch.float32) -> None:
+        stored = metadata.state_dict_metadata["model.w"]
+        stored.size, stored.properties.dtype = torch.Size(size), dtype
+        stored.chunks = []
+
+    numbers = [-(1 << 70), -1, 1 << 40, 1 << 62, 1 << 63, 1 << 70]
+    changes: list[Any] = [
+        partial(piece, key=key, value=value) for key in ("offset", "length") for value in numbers
+    ]
+    changes += [partial(tensor, size=size) for size in ((-1, 0), (0, 1 << 62, 1 << 62), (1 << 61,), (-1, -8))]
+    changes += [partial(tensor, dtype=dtype) for dtype in ("torch.float32", None, 3)]
+    for number, change in enumerate(changes[seed::3]):
+        folder = save(tmp_path / str(number), {"model": {"w": torch.ones(2, 4)}})
+        edited(folder, change)
+        with pytest.raises(FormatError, match=r"`(model.)?w`"):
+            tv.open(folder)
 
 
 def test_the_layout_of_accelerate(tmp_path: Path) -> None:

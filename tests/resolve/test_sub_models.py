@@ -184,8 +184,104 @@ def test_one_folder_with_a_variant(tmp_path: Path) -> None:
     assert tv.verify(out).ok
 
 
+def test_a_variant_for_all_is_none_of_saved_vectors(three: list[Path], tmp_path: Path) -> None:
+    target, donor, reference = three
+    tv.extract(donor, reference, tmp_path / "vector")
+    with tv.storage(variant="fp16"):
+        report = tv.apply(target, tmp_path / "vector", out=tmp_path / "out")
+        assert Path(tv.open(target).sub_models["vae/"].files[0]).name == f"{UNET}.fp16.safetensors"
+        shutil.copytree(reference, tmp_path / "plain")
+        (tmp_path / f"plain/vae/{UNET}.fp16.safetensors").unlink()
+        with pytest.raises(NotFoundError, match=r"`.*plain`: no file of the variant `fp16`"):
+            tv.open(tmp_path / "plain")
+    assert (tmp_path / f"out/vae/{UNET}.fp16.safetensors").exists()
+    # the vector has steps for every folder
+    assert not [each for each in report.findings if each.id == "files-kept"]
+
+
+def test_links_to_folders_are_named(three: list[Path], tmp_path: Path) -> None:
+    (three[0] / "vae").rename(tmp_path / "vae")
+    (three[0] / "vae").symlink_to(tmp_path / "vae")
+    with pytest.raises(NotFoundError, match="names `vae`") as caught:
+        tv.open(three[0])
+    assert "links to folders are not followed" in str(caught.value.hint)
+    models = [sentence(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    (models[0] / "2_Dense").rename(tmp_path / "dense")
+    (models[0] / "2_Dense").symlink_to(tmp_path / "dense")
+    report = tv.transfer(*models, tmp_path / "out", force=["config-function"])
+    (left,) = [each for each in report.findings if each.id == "files-left" and each.level == "warning"]
+    assert "`2_Dense/`" in left.found
+    assert "`modules.json` names them" in left.found
+
+
+def test_cards_name_what_loads_an_output(three: list[Path], tmp_path: Path) -> None:
+    tv.transfer(*three, tmp_path / "one")
+    assert "\nlibrary_name: diffusers\n" in (tmp_path / "one/README.md").read_text()
+    models = [sentence(tmp_path / f"s{seed}", seed) for seed in range(3)]
+    tv.transfer(*models, tmp_path / "two")
+    assert "\nlibrary_name: sentence-transformers\n" in (tmp_path / "two/README.md").read_text()
+
+
+def test_a_link_to_each_file_as_the_hubs_cache_has_them(three: list[Path], tmp_path: Path) -> None:
+    blobs = tmp_path / "models--o--m/blobs"
+    snapshot = tmp_path / "models--o--m/snapshots/0123"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(each for each in three[0].rglob("*") if each.is_file())):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(three[0])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    tv.transfer(*three, tmp_path / "one")
+    tv.transfer(tmp_path / "models--o--m", *three[1:], tmp_path / "two")
+    assert names(tmp_path / "one") == names(tmp_path / "two")
+    for name in names(tmp_path / "one") - OWN:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_folders_with_other_weights_make_no_pipeline(tmp_path: Path) -> None:
+    one = {"w": np.zeros((2, 2), np.float32)}
+    save(tmp_path / "model.safetensors", one)
+    for name in ("checkpoint-5/model", "original/consolidated", "onnx/model", f"vae/{UNET}", "2_Dense/model"):
+        save(tmp_path / f"{name}.safetensors", {"other": one["w"]})
+    note(tmp_path / "1_Pooling/config.json", {})
+    opened = tv.open(tmp_path)
+    assert set(opened.keys()) == {"w"}
+    assert not opened.sub_models
+
+
+def test_words_of_selections_are_found_behind_a_folder(tmp_path: Path) -> None:
+    encoder = ["embed_tokens", "layers.0.fc", "ln_f", "lm_head"]
+    second = ["shared", "encoder.block.0.fc", "encoder.final_layer_norm", "output"]
+    models = []
+    for seed, name in enumerate("tdr"):
+        random = np.random.default_rng(seed)
+        for folder, words in {"text_encoder": encoder, "text_encoder_2": second}.items():
+            tensors = {f"{word}.weight": random.normal(size=(4, 4)).astype(np.float32) for word in words}
+            save(tmp_path / name / folder / "model.safetensors", tensors)
+        note(tmp_path / name / "model_index.json", {"text_encoder": ["t", "T"], "text_encoder_2": ["t", "T"]})
+        models.append(tmp_path / name)
+    before = tv.open(models[0])
+
+    def changed(**selection: Any) -> set[str]:
+        out = tmp_path / "out"
+        tv.transfer(*models, out, overwrite=True, **selection)
+        after = tv.open(out)
+        return {n.removesuffix(".weight") for n in after.tensors if not np.array_equal(after[n], before[n])}
+
+    layers = {"text_encoder/layers.0.fc", "text_encoder_2/encoder.block.0.fc"}
+    norms = {"text_encoder/ln_f", "text_encoder_2/encoder.final_layer_norm"}
+    assert changed(preset="no-embed") == layers | norms
+    assert changed(preset="no-embed-norm") == layers
+    assert changed(layers="0") == layers
+    assert changed(include="^text_encoder/") == {f"text_encoder/{word}" for word in encoder}
+    # as a regular expression it would take `text_encoder_2` too
+    with pytest.raises(RecipeError, match="not a regular expression of names") as caught:
+        changed(include="text_encoder/*")
+    assert "`^text_encoder/`" in str(caught.value.hint)
+
+
 def test_selections_and_vectors_use_the_names_with_folders(three: list[Path], tmp_path: Path) -> None:
-    tv.transfer(*three, tmp_path / "part", include="unet/*")
+    tv.transfer(*three, tmp_path / "part", include="^unet/")
     t, d = map(weights, three[:2])
     made = weights(tmp_path / "part")
     assert np.array_equal(made["vae/conv_in.weight"], t["vae/conv_in.weight"])
@@ -307,6 +403,26 @@ def test_dense_modules_are_computed_with(tmp_path: Path) -> None:
     assert np.allclose(made, t.astype(np.float64) + (d.astype(np.float64) - r), atol=1e-6)
     assert names(out) == names(three[0]) | OWN
     assert set(tv.open(out).tensors) == {"embed_tokens.weight", "2_Dense/linear.weight"}
+
+
+@pytest.mark.parametrize("form", ["fp8-block", "fp8-channel", "mxfp4", "int4-g32"])
+def test_modules_stay_plain_where_a_format_is_declared_at_the_top(tmp_path: Path, form: str) -> None:
+    model = sentence(tmp_path / "model", 0)
+    wide = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
+    save(model / "model.safetensors", {"layers.0.mlp.up_proj.weight": wide})
+    save(model / "2_Dense/model.safetensors", {"linear.weight": wide})
+    report = tv.convert(model, tmp_path / "out", out_dtype=form)
+    (said,) = [each for each in report.findings if each.id == "convert-plain"]
+    assert "`2_Dense/`" in said.subject
+    assert np.array_equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], wide)
+    assert set(tv.open(tmp_path / "out").packed) == {"layers.0.mlp.up_proj.weight"}
+
+
+def test_a_pipeline_is_not_packed(three: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="several models in folders") as caught:
+        tv.convert(three[0], tmp_path / "out", out_dtype="fp8-block")
+    assert "/unet`" in str(caught.value.hint) or "/text_encoder`" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_killed_run_goes_on(three: list[Path], tmp_path: Path) -> None:

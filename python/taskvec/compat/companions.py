@@ -61,7 +61,9 @@ def _weights(role: str, base: Model) -> Iterator[Finding]:
     weights = [
         name
         for name in base.left_files
-        if is_weight(name) and not is_second_copy(name) and not _has_weights(base, name)
+        if (is_weight(name) or name.endswith("/"))
+        and not is_second_copy(name)
+        and not _has_weights(base, name)
     ]
     named = naming(weights, base.other_files, base.read_file) if is_copied and base.path else {}
     if named:

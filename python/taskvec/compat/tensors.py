@@ -228,4 +228,9 @@ def _floats(checkpoint: Model) -> str:
 def _folders_of_base(base: Model, others: Sequence[Model]) -> list[str]:
     """The sub-folders of the base of which none of the others has weights."""
     folders = [folder for folder in base.sub_models if folder]
-    return [folder for folder in folders if not any(folder in other.sub_models for other in others)]
+    # of a saved vector names alone tell
+    return [
+        folder
+        for folder in folders
+        if not any(name.startswith(folder) for other in others for name in other.tensors)
+    ]

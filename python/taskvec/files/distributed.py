@@ -31,6 +31,18 @@ def place_of(path: str | os.PathLike[str]) -> Path | None:
     return next((place for place in places if _is_one(place)), None)
 
 
+def lacking(path: str | os.PathLike[str]) -> str | None:
+    """What a folder without weights lacks to be a distributed checkpoint; ``None`` where nothing says so."""
+    for folder in (Path(path), *(Path(path) / name for name in _WITHIN)):
+        names = look.listing(folder) if look.is_folder(folder) else []
+        if any(name.endswith(".safetensors") for name in names):
+            return None
+        has_pieces = any(name.endswith(SUFFIX) for name in names)
+        if has_pieces or METADATA in names:
+            return METADATA if has_pieces else f"*{SUFFIX}"
+    return None
+
+
 def _is_one(folder: Path) -> bool:
     names = look.listing(folder) if look.is_folder(folder) else []
     return METADATA in names and any(name.endswith(SUFFIX) for name in names)

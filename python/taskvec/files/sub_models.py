@@ -95,7 +95,7 @@ def _of_pipeline(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
     if missing:
         raise NotFoundError(
             f"`{PIPELINE}` names {listed(missing)}, and there are no such folders",
-            "the checkpoint is incomplete: download or copy it again",
+            "the checkpoint is incomplete: download or copy it again; links to folders are not followed",
         )
     several = [
         re.compile(rf"{re.escape(key)}_\d+") for key in listed_there if isinstance(index[key][1], list)
@@ -118,5 +118,6 @@ def _hold_variant(found: SubModels, variant: str | None) -> None:
     tags = sorted({tag for each in found.values() for tag in (*each.others, each.variant) if tag})
     there = f"there is {listed(tags)}" if tags else "there are no variants"
     raise NotFoundError(
-        f"no file of the variant `{variant}` is there: {there}", "name one that is there, or leave it out"
+        f"no file of the variant `{variant}` is there: {there}",
+        "name one that is there, or none; of single models by `MODEL?variant=TAG`",
     )

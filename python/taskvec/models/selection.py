@@ -14,7 +14,7 @@ from taskvec.option import option, recorded
 from taskvec.text import as_tuple
 
 Preset = Literal["full", "no-embed", "no-embed-norm"]
-_NORM = re.compile(r"(?:^|\.)(?:[^.]*norm[^.]*|ln_[^.]+)\.(?:weight|bias)$", re.IGNORECASE)
+_NORM = re.compile(r"(?:^|[./])(?:[^./]*norm[^./]*|ln_[^./]+)\.(?:weight|bias)$", re.IGNORECASE)
 
 _LAYER_RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
@@ -42,6 +42,11 @@ def _parse_layers(text: str) -> tuple[tuple[int, int], ...]:
 def _compile(patterns: tuple[str, ...], option: str) -> tuple[re.Pattern[str], ...]:
     compiled = []
     for pattern in patterns:
+        if "/*" in pattern:  # as a regular expression it would mean other folders that begin so too
+            raise RecipeError(
+                f"{option} `{pattern}` is not a regular expression of names: `/*` is any number of slashes",
+                f"`^{pattern.partition('/*')[0].lstrip('^')}/` means the tensors of a folder",
+            )
         try:
             compiled.append(re.compile(pattern))
         except (re.error, OverflowError, RecursionError) as error:

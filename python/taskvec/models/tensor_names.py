@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+# Of a checkpoint in several folders, names have the folder's path and a slash before them.
 # The leftmost number counts the layers; experts and blocks inside of a layer come after it.
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d{1,6})\.")
+_LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?)\.(\d{1,6})\.")
 _VISION = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder)\.")
 _AUDIO = re.compile(r"(?:^|\.)(?:audio_tower|audio_model|audio_encoder)\.")
 _PROJECTOR = re.compile(
@@ -26,8 +27,8 @@ _SHARED = re.compile(r"^(?:model\.)?shared\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 # Names of what comes before the first layer in published models; the rest comes after the last.
 _FIRST = re.compile(
-    r"(?<!un)embed(?!_out)|embd|(?:^|\.)(?:wte|wpe|shared|per_layer\w*)\.|(?:^|[._])conv[12]?\.|patch_|_pre\.|"
-    r"rotary|relative_pe|(?:^|\.)class_"
+    r"(?<!un)embed(?!_out)|embd|(?:^|[./])(?:wte|wpe|shared|per_layer\w*)\.|(?:^|[._/])conv[12]?\.|patch_|_pre\.|"
+    r"rotary|relative_pe|(?:^|[./])class_"
 )
 
 
@@ -180,7 +181,7 @@ _VOCABULARY_WORDS = (
     "shared", "lm_head", "embed_out", "output_layer", "unembed",
 )  # fmt: skip
 _VOCABULARY = re.compile(
-    rf"(?:^|\.)(?:{'|'.join(_VOCABULARY_WORDS)})\.(?:weight|bias)$|^output\.(?:weight|bias)$"
+    rf"(?:^|[./])(?:{'|'.join(_VOCABULARY_WORDS)})\.(?:weight|bias)$|(?:^|/)output\.(?:weight|bias)$"
 )
 _VOCABULARY_ENDINGS = tuple(
     f"{word}.{kind}" for word in (*_VOCABULARY_WORDS, "output") for kind in ("weight", "bias")

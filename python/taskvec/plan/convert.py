@@ -20,6 +20,7 @@ from taskvec.plan.draft import Draft
 from taskvec.plan.new_formats import NewFormat, experts_of, is_stack, new_format, plain_modules
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import TARGET, TOUCHED, Settings, float_dtype, written
+from taskvec.text import listed
 
 _PACKED = (
     "matrices are packed whose sides are multiples of the format's blocks, but for embeddings, head, norms "
@@ -57,6 +58,12 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     found = list(check_formats([("model", model)], list(model.tensors)))
     found += check_files("model", model)
     patterns = _patterns(keep)
+    if form is not None:
+        below = _hold_one(model)
+        patterns += [re.compile(f"^{re.escape(folder)}") for folder in below]
+        if below:
+            what = "stay plain: the config at the top declares a format for the weights at the top alone"
+            found.append(finding("convert-plain", f"weights in {listed(below)}", "", what))
     model, chosen = in_plain_layout(model), frozenset()
     if form is not None and form.is_stacked:
         model = in_packed_layout(model, lambda info: form.fits(info) and not _is_kept(patterns, info.name))
@@ -89,6 +96,23 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
         recipe={**recipe, **({"keep": list(keep)} if keep else {}), **written(settings)},
         config=config,
     )
+
+
+def _hold_one(model: Model) -> list[str]:
+    """The sub-folders of a model with weights, which stay plain, where it has weights at the top to pack.
+
+    Raises
+    ------
+    RecipeError
+        It is several models in folders.
+    """
+    below = [folder for folder in model.sub_models if folder]
+    if below and "" not in model.sub_models:
+        raise RecipeError(
+            f"`{model.spec}` is several models in folders, and a packed one is read alone",
+            f"give one of them: `{model.spec}/{below[0].rstrip('/')}`",
+        )
+    return below
 
 
 def _patterns(keep: Iterable[str]) -> list[re.Pattern[str]]:

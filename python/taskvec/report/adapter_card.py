@@ -6,7 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from taskvec.report.card import escape, fenced, findings_section, model_table, name_of, table, text, ways
+from taskvec.report.card import (
+    escape,
+    fenced,
+    findings_section,
+    is_on_hub,
+    model_table,
+    name_of,
+    table,
+    text,
+    ways,
+)
 from taskvec.report.energy_words import energy_words
 from taskvec.text import percent
 
@@ -36,7 +46,7 @@ def adapter_card(facts: Mapping[str, Any]) -> bytes:
 
 def _front_matter(base: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: peft"]
-    if base.get("repository"):
+    if is_on_hub(base):
         lines += [f"base_model: {json.dumps(base['repository'])}", "base_model_relation: adapter"]
     return "\n".join([*lines, "tags:", "- lora", "- task-vector", "- taskvec", "---"])
 

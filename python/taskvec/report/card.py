@@ -15,6 +15,8 @@ from taskvec.report.survival import Survival, unmeasured_words
 from taskvec.report.token_words import token_words
 from taskvec.settings import format_alpha
 
+# What the hub calls a model; a path begins with a slash, and an address has a colon.
+_HUB = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
 
 _CITATION = """\
@@ -52,13 +54,15 @@ if facts.get("rounded"):
 vector = vector.reshape(facts["shape"])"""
 
 
-def card(facts: Mapping[str, Any]) -> bytes:
+def card(facts: Mapping[str, Any], library: str = "transformers") -> bytes:
     """The model card of an output.
 
     Parameters
     ----------
     facts : mapping
         What :func:`taskvec.report.manifest.provenance` says of it.
+    library : str
+        What loads it.
 
     Returns
     -------
@@ -69,7 +73,9 @@ def card(facts: Mapping[str, Any]) -> bytes:
     is_vector = recipe["verb"] in ("transfer", "apply", "combine")
     is_text = is_vector or recipe["verb"] in ("average", "convert", "tokens")
     return text(
-        _front_matter(facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"]),
+        _front_matter(
+            facts, ["merge", "task-vector", "taskvec"] if is_vector else ["merge", "taskvec"], library
+        ),
         f"# {_title(facts)}",
         f"Made by {_means(recipe)}, without training, with taskvec {facts['engine']['version']}:",
         fenced(formula(recipe), "text" if is_text else "yaml"),
@@ -225,14 +231,21 @@ def _form(recipe: Mapping[str, Any]) -> str:
 
 
 def name_of(source: Mapping[str, Any]) -> str:
-    """A hub name as it is; of a path only its last part, which says nothing of the machine it lay on."""
-    model = source["model"]
-    return source.get("repository") or model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or model
+    """A hub name or an address as it is; of a path only its last part, without the machine it lay on."""
+    model, repository = source["model"], source.get("repository", "")
+    if "://" in repository or is_on_hub(source):
+        return repository
+    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or model
 
 
-def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
+def is_on_hub(source: Mapping[str, Any]) -> bool:
+    """Whether a model lies on the hub: other places have their address, or their path, as repository."""
+    return _HUB.fullmatch(source.get("repository", "")) is not None
+
+
+def _front_matter(facts: Mapping[str, Any], tags: Sequence[str], library: str = "") -> str:
     merged = [s for s in facts["sources"] if not s["role"].startswith("importance of ")]
-    repositories = list(dict.fromkeys(s["repository"] for s in merged if s.get("repository")))
+    repositories = list(dict.fromkeys(s["repository"] for s in merged if is_on_hub(s)))
     lines = ["---"]
     if repositories:
         # JSON strings are YAML strings, whatever they hold.
@@ -242,7 +255,7 @@ def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
             "base_model_relation: merge",
         ]
     if facts["kind"] == "checkpoint":
-        lines.append("library_name: transformers")
+        lines.append(f"library_name: {library}")
     lines += ["tags:", *(f"- {tag}" for tag in tags), "---"]
     return "\n".join(lines)
 
@@ -250,10 +263,9 @@ def _front_matter(facts: Mapping[str, Any], tags: Sequence[str]) -> str:
 def model_table(sources: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| role | model | revision | headers (BLAKE3) |", "|---|---|---|---|"]
     for source in sources:
-        repository = source.get("repository")
         name = escape(name_of(source))
-        if repository:
-            name = f"[{name}](https://huggingface.co/{repository})"
+        if is_on_hub(source):
+            name = f"[{name}](https://huggingface.co/{source['repository']})"
         revision = f"`{source['revision']}`" if source.get("revision") else "local"
         rows.append(f"| {escape(source['role'])} | {name} | {revision} | `{source['fingerprint'][:16]}` |")
     return "\n".join(rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from taskvec._core import Checkpoint as Reader
-from taskvec.errors import NotFoundError
+from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import distributed, folder, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
@@ -37,7 +37,12 @@ def open_path(spec: str, path: Path) -> Model:
         return _distributed(spec, path.absolute(), place.absolute())
     if look.is_folder(path):
         snapshot = cached_snapshot(path)
-        opened = open_folder(spec, snapshot or path)
+        try:
+            opened = open_folder(spec, snapshot or path)
+        except (NotFoundError, FormatError) as error:
+            if lacking := distributed.lacking(path):
+                raise _unfinished(spec, lacking) from error
+            raise
         return replace(opened, revision=snapshot.name) if snapshot else opened
     reader = Reader(str(path))
     if path.name.endswith(folder.INDEX_SUFFIX):
@@ -87,6 +92,13 @@ def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:
     )
     hold_listed(model)
     return recognised(model, reader)
+
+
+def _unfinished(spec: str, lacking: str) -> FormatError:
+    return FormatError(
+        f"`{spec}` is a distributed checkpoint of torch without its `{lacking}`",
+        "it was not saved or copied to its end, as the metadata is written last: save or copy it again",
+    )
 
 
 def _distributed(spec: str, path: Path, place: Path) -> Model:

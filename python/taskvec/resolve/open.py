@@ -48,18 +48,24 @@ SCHEMES: dict[str, Callable[[str, str | None], Remote | None]] = {
 }
 
 
-def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Model:  # noqa: A001
-    """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators."""
+def open(  # noqa: A001
+    spec: str | os.PathLike[str] | Model, *, revision: str | None = None, has_variants: bool = True
+) -> Model:
+    """The record of a model by its headers; see :func:`taskvec.open`, which adds the operators.
+
+    Of what has no variants, as saved vectors, the one that is set for all models is not asked for.
+    """
     if isinstance(spec, Model):
         return spec
+    variant = storage.current().variant if has_variants else None
+    if variant is not None and variants.split(os.fspath(spec))[1] is None:
+        named = f"{os.fspath(spec)}{variants.MARK}{variant}"
+        spec = named if isinstance(spec, str) else Path(named)
     with collector_paused():
         return _open(spec, revision)
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
-    variant = storage.current().variant
-    if variant is not None and isinstance(spec, str) and variants.split(spec)[1] is None:
-        spec = f"{spec}{variants.MARK}{variant}"
     return reach(spec, revision, lambda text, path: _open_local(text, path, revision), open_remote)
 
 

@@ -53,7 +53,7 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     FormatError
         It is no task vector, or damaged.
     """
-    stored = open_model(spec)
+    stored = open_model(spec, has_variants=False)
     if stored.remote is not None:
         small = [name for name in stored.other_files if name == MANIFEST or name.startswith(f"{REFERENCE}/")]
         stored.remote.fetch(small, progress=progress)

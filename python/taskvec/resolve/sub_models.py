@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from taskvec._core import Checkpoint as Reader
-from taskvec.errors import FormatError
+from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look, variants
 from taskvec.files.folder import SKIPPED_FOLDERS
 from taskvec.files.json import parse_object, read_bytes
@@ -39,12 +40,13 @@ def sub_models_in(spec: str, path: Path) -> SubModels:
         for level in look.walk(path, without=SKIPPED_FOLDERS)
         for name in level.files
     ]
-    return find(
-        names,
-        lambda name: read_bytes(path / name),
-        lambda name: parse_object(read_bytes(path / name), f"{path}/{name}"),
-        variant,
-    )
+    with _named(spec):
+        return find(
+            names,
+            lambda name: read_bytes(path / name),
+            lambda name: parse_object(read_bytes(path / name), f"{path}/{name}"),
+            variant,
+        )
 
 
 def local_reader(path: Path) -> Reader:
@@ -59,12 +61,25 @@ def sub_models_at(spec: str, remote: Remote, files: Collection[str]) -> SubModel
     variant = variants.split(spec)[1]
     if variant is None and not any(name in files for name in _MARKS):
         return {}
-    return find(
-        files,
-        lambda name: fetched_bytes(spec, remote, name),
-        lambda name: parse_object(fetched_bytes(spec, remote, name), f"{spec}/{name}"),
-        variant,
-    )
+    with _named(spec):
+        return find(
+            files,
+            lambda name: fetched_bytes(spec, remote, name),
+            lambda name: parse_object(fetched_bytes(spec, remote, name), f"{spec}/{name}"),
+            variant,
+        )
+
+
+@contextmanager
+def _named(spec: str) -> Iterator[None]:
+    """Let errors about the files of a model begin with its name."""
+    name = variants.split(spec)[0]
+    try:
+        yield
+    except (FormatError, NotFoundError) as error:
+        if not name or f"`{name}`" in error.message or f"`{name}/" in error.message:
+            raise
+        raise type(error)(f"`{name}`: {error.message}", error.hint) from error
 
 
 def indices_of(made: SubModels) -> list[str]:

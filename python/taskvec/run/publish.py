@@ -17,6 +17,7 @@ from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
 from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, STATE
 from taskvec.files.place import placing, sync_folders
+from taskvec.files.sub_models import PIPELINE
 from taskvec.files.variants import renamed
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord, Shard
@@ -170,7 +171,7 @@ class Publisher:
         self.inputs.hold()
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
         facts = manifest.provenance(self.plan, output, tokens=self.tokens)
-        files.append(self._write(folder, CARD, card(facts)))
+        files.append(self._write(folder, CARD, card(facts, _library(self.base))))
         hold_complete(folder, files)
         if config is not None:
             files.append(self._write(folder, CONFIG, config))
@@ -210,6 +211,13 @@ class Publisher:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, (len(self.names) + len(self.plan.files) + 4) * len(self.plan.outputs))
+
+
+def _library(base: Model) -> str:
+    """What loads a model: of weights in several folders, what the file that names these is written by."""
+    if not any(base.sub_models):
+        return "transformers"
+    return "diffusers" if PIPELINE in base.other_files else "sentence-transformers"
 
 
 def indices(plan: PlanRecord, base: Model) -> dict[str, bytes]:

@@ -357,6 +357,13 @@ def test_a_model_without_tokenizer_is_named(tmp_path):
     assert record.scores["tiny_gen"]
 
 
+def test_a_pipeline_is_no_language_model(tmp_path):
+    folder = shutil.copytree(tiny().target, tmp_path / "pipeline")
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(EvaluationError, match="is a pipeline of several models"):
+        evaluate(folder, settings(limit=1))
+
+
 def test_models_that_are_none_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="has no tokenizer"):

@@ -11,6 +11,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.decoding import make_neutral
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.files import look
+from taskvec.files.sub_models import PIPELINE
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -29,6 +30,11 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
 
     name, arguments = os.fspath(model), dict(settings.model_args)
     if look.is_folder(name):
+        if look.is_file(Path(name) / PIPELINE):
+            raise EvaluationError(
+                f"`{name}` is a pipeline of several models, as its `{PIPELINE}` says, and no language model",
+                "give the folder of a language model",
+            )
         if "tokenizer" not in arguments and not any(
             look.exists(Path(name) / file) for file in _TOKENIZER_FILES
         ):

@@ -136,6 +136,7 @@ def _contents(found: Any, known: Any) -> Contents:
         if isinstance(stored, known.TensorStorageMetadata):
             chunks = tuple(_chunk(name, each, found.storage_data, known) for each in stored.chunks)
             shape = tuple(map(int, stored.size))
+            _hold_possible(name, shape, stored.properties.dtype)
             _hold_whole(name, shape, chunks)
             tensors[name] = Entry(keys, is_known, stored.properties.dtype, shape, chunks)
         else:
@@ -164,6 +165,16 @@ def _chunk(name: str, chunk: Any, storage: Any, known: Any) -> Chunk:
     )
 
 
+def _hold_possible(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """Return if a tensor of this shape and type can be."""
+    import torch
+
+    # sides of zero count as one: torch multiplies the others for its strides
+    is_possible = all(side >= 0 for side in shape) and math.prod(side or 1 for side in shape) < 1 << 59
+    if not is_possible or not isinstance(dtype, torch.dtype):
+        raise FormatError(f"`{name}` is said to be {dtype} of {shape}, which no tensor is")
+
+
 def _hold_whole(name: str, shape: tuple[int, ...], chunks: tuple[Chunk, ...]) -> None:
     """Return if boxes lie in a tensor, do not overlap and have as many elements as it."""
     for chunk in chunks:
@@ -174,10 +185,37 @@ def _hold_whole(name: str, shape: tuple[int, ...], chunks: tuple[Chunk, ...]) ->
         if not is_inside:
             raise FormatError(f"a piece of `{name}` lies outside of its shape {shape}")
     elements = sum(math.prod(chunk.sizes) for chunk in chunks)
-    filled = [chunk for chunk in chunks if math.prod(chunk.sizes)]
-    starts = {chunk.offsets for chunk in filled}
-    if elements != math.prod(shape) or len(starts) != len(filled):
+    if elements != math.prod(shape):
         raise FormatError(
             f"the pieces of `{name}` have {elements} elements, expected {math.prod(shape)}",
             "the checkpoint is incomplete: copy it again",
         )
+    if _overlap([chunk for chunk in chunks if math.prod(chunk.sizes)]):
+        raise FormatError(
+            f"pieces of `{name}` overlap, and do not fill its shape {shape}",
+            "the checkpoint is damaged: copy it again",
+        )
+
+
+def _overlap(chunks: list[Chunk]) -> bool:
+    """Whether two of some boxes share an element; the axis that has most beginnings is swept."""
+    if len(chunks) < 2:
+        return False
+    axes = range(len(chunks[0].offsets))
+    swept = max(axes, key=lambda axis: len({chunk.offsets[axis] for chunk in chunks}))
+    open_ones: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets[swept]):
+        start = chunk.offsets[swept]
+        open_ones = [other for other in open_ones if other.offsets[swept] + other.sizes[swept] > start]
+        if any(all(_share(chunk, other, axis) for axis in axes) for other in open_ones):
+            return True
+        open_ones.append(chunk)
+    return False
+
+
+def _share(one: Chunk, other: Chunk, axis: int) -> bool:
+    """Whether two boxes have places of an axis in common."""
+    return (
+        one.offsets[axis] < other.offsets[axis] + other.sizes[axis]
+        and other.offsets[axis] < one.offsets[axis] + one.sizes[axis]
+    )

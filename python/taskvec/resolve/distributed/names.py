@@ -32,6 +32,8 @@ _TRAINERS = frozenset(
     | {"rng_state", "rng", "scaler", "grad_scaler", "step", "steps", "epoch", "iteration", "global_step"}
     | {"args", "config", "rerun_state_machine", "loss", "metrics"}
 )
+# What optimizers keep of each weight, by which one under another name is known.
+_MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
 # What wraps a module leaves its name in those of the tensors.
 _MODULES = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -42,14 +44,16 @@ def names_of(contents: Contents) -> tuple[dict[str, Entry], dict[str, int]]:
     Raises
     ------
     FormatError
-        There are none, or two have one name.
+        There are none, those of several models, or two have one name.
     """
     places = {name: _placed(entry) for name, entry in contents.tensors.items()}
+    optimizers = _OPTIMIZERS | {path[0] for path in places.values() if len(path) > 1 and path[-1] in _MOMENTS}
+    optimizers -= _MODELS
     left: Counter[str] = Counter()
     kept: dict[str, tuple[str, ...]] = {}
     for name, path in places.items():
         first = path[0].partition(".")[0]
-        if first in _OPTIMIZERS or _CHAINED.fullmatch(first):
+        if first in optimizers or _CHAINED.fullmatch(first):
             left["optimizer"] += 1
         elif path[0] in _TRAINERS:
             left["trainer"] += 1
@@ -60,7 +64,7 @@ def names_of(contents: Contents) -> tuple[dict[str, Entry], dict[str, int]]:
     strips = _container(kept, nested, models, has_others=bool(left))
     found: dict[str, Entry] = {}
     for name, path in kept.items():
-        if strips and path[0] != strips:
+        if strips and (path[0] != strips or len(path) == 1):
             left[path[0]] += 1
             continue
         plain = _plain(".".join(path[1:] if strips else path))
@@ -94,8 +98,15 @@ def _container(
     `model.` begins the names of many models too: it is known to be a container where the checkpoint keeps
     its nesting, where the name comes twice, or where an optimiser lies beside it.
     """
+    holders = [
+        key for key in sorted(models) if {n for n, path in kept.items() if path[0] == key} <= set(nested)
+    ]
+    if len(holders) > 1:
+        raise FormatError(
+            f"there are several models in it: {listed(holders)}", "save the state dict of one of them alone"
+        )
     for key in sorted(models):
-        inside = [name for name, path in kept.items() if path[0] == key]
+        inside = [name for name, path in kept.items() if path[0] == key and len(path) > 1]
         if set(inside) <= set(nested):
             return key
         twice = any(kept[name][1] == key for name in inside)

@@ -186,9 +186,22 @@ def _loaded(path: Path, name: str, start: int, length: int) -> Any:
     """A tensor that torch has saved in a part of a file; nothing but tensors is unpickled."""
     import torch
 
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(length)
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            if not 0 <= start <= start + length <= end:
+                raise FormatError(
+                    f"the piece of `{name}` in `{path}` is said to be {length} bytes from {start}, and the "
+                    f"file has {end}",
+                    "the checkpoint is incomplete: copy it again",
+                )
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise FormatError(
+            f"the piece of `{name}` lies in `{path}`, which cannot be read: {error.strerror or error}",
+            "the checkpoint is incomplete: copy it again",
+        ) from error
     try:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(found, torch.Tensor):
