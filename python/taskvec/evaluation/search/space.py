@@ -191,6 +191,13 @@ def _checked(document: Document) -> Space:
     node = content[what]
     if not isinstance(node.value, dict):
         raise document.error((what,), f"`{what}` is a mapping, found {kind_of(node.plain())}", None)
+    if node.value.keys() == {WORD}:
+        raise document.error(
+            (what, WORD),
+            f"`{what}` as a whole cannot be searched",
+            "write it out, and put `{search: ...}` where a value is free",
+            key=True,
+        )
     outside = find(Document(replace(document.root, value={**content, what: Node({})}), document.source))
     if outside:
         raise document.error(

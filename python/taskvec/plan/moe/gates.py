@@ -149,7 +149,8 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def drawn(layers: int, experts: int, width: int, seed: int, *, with_shared: bool) -> Iterator[Gates]:
     """Gates of standard normal numbers, other ones in each layer."""
     for layer in range(layers):
-        draws = np.random.Generator(np.random.Philox(key=[seed, layer]))
+        key = np.array([seed, layer], np.uint64)  # of a list NumPy may make floats
+        draws = np.random.Generator(np.random.Philox(key=key))
         rows = draws.standard_normal((experts + with_shared, width), dtype=np.float32)
         yield Gates(
             np.ascontiguousarray(rows[:experts]),
