@@ -416,6 +416,21 @@ def change(folder: Path, name: str, array: np.ndarray | None) -> None:
     (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
 
 
+def test_hints_on_experts_name_no_options_of_other_verbs(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_models(world, "llama")
+    tv.moe(recipe(), "mixture")
+    given = recipe(experts=[{**expert("a"), "source_model": "mixture"}, expert("b")])
+    (world / "r.yaml").write_text(json.dumps(given))
+    done = invoke(capsys, "moe", "r.yaml", "out")
+    assert done.code == 1
+    assert "error[tensor-missing]" in done.err
+    assert "give experts of the base's family and shape" in done.err
+    assert "--preset" not in done.err
+    assert "--exclude" not in done.err
+
+
 def test_large_seeds_are_not_rounded(world: Path) -> None:
     """A seed of 64 bits beside a small number is a float to NumPy."""
     write_models(world, "llama")

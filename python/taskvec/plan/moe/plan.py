@@ -102,7 +102,10 @@ def _findings(recipe: MoeRecipe, experts: Experts, base: Model) -> Iterator[Find
         (str(ref), checkpoint_of(experts.opened, ref)) for ref in recipe.models() if ref != recipe.base_model
     ]
     others = [(name, model) for name, model in others if model is not base]
-    yield from check_models(others, base, selection=MLPS)
+    for each in check_models(others, base, selection=MLPS):
+        # of experts only MLPs are taken, and there is no other selection
+        names_others = any(option in each.fix for option in ("--preset", "--exclude", "selection"))
+        yield replace(each, fix="give experts of the base's family and shape") if names_others else each
     if experts.layout.name == "deepseek":
         yield finding(
             "moe-code",
