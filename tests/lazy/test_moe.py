@@ -431,6 +431,15 @@ def test_hints_on_experts_name_no_options_of_other_verbs(
     assert "--exclude" not in done.err
 
 
+def test_gates_that_are_not_finite_are_named(world: Path) -> None:
+    write_models(world, "llama")
+    rows = read_tensors(world / "base")["model.embed_tokens.weight"]
+    change(world / "base", "model.embed_tokens.weight", rows * np.array(np.nan, rows.dtype))
+    with pytest.raises(RecipeError, match="what the gate of `a` is made of is not finite"):
+        tv.moe(recipe(), "out")
+    assert not (world / "out").exists()
+
+
 def test_large_seeds_are_not_rounded(world: Path) -> None:
     """A seed of 64 bits beside a small number is a float to NumPy."""
     write_models(world, "llama")

@@ -164,7 +164,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq")
+            raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq, or use --paper")
         repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
         if repeated:
             raise RecipeError(f"task `{repeated[0]}` is named twice")

@@ -128,6 +128,13 @@ def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Dir
     if expert.negative_prompts:
         row = row - _unit(_mean(expert.negative_prompts, directions))
     length = float(np.linalg.norm(row))
+    if not np.isfinite(length):
+        raise recipe.error(
+            ("base_model",),
+            f"what the gate of `{shown(str(expert.source_model))}` is made of is not finite",
+            "the base has weights that are NaN or infinite, or too large: give another one, or set "
+            "`gate_mode: random`",
+        )
     if not length > _SAME:
         raise recipe.error(
             path,
