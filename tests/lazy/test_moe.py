@@ -440,6 +440,21 @@ def test_gates_that_are_not_finite_are_named(world: Path) -> None:
     assert not (world / "out").exists()
 
 
+def test_an_adapter_of_an_expert_that_changes_no_mlp_is_remarked(world: Path) -> None:
+    write_models(world, "llama")
+    write_adapter(world / "lora", "llama", LAYERS)
+    given = recipe(experts=[{**expert("a"), "source_model": "a+lora"}, expert("b")])
+    report = tv.moe(given, "out")
+    (found,) = [each for each in report.findings if each.id == "recipe-ignored"]
+    assert "the adapter has no effect" in found.message
+    with pytest.raises(CompatibilityError):
+        tv.moe(given, "strict", strict=True)
+    tv.moe(recipe(), "plain")
+    assert (world / "out" / "model.safetensors").read_bytes() == (
+        world / "plain" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_large_seeds_are_not_rounded(world: Path) -> None:
     """A seed of 64 bits beside a small number is a float to NumPy."""
     write_models(world, "llama")

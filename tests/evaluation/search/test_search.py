@@ -308,6 +308,15 @@ def test_a_choice_whose_models_do_not_fit_is_the_worst_and_one_that_is_not_there
     assert not (tmp_path / "none").exists()
 
 
+def test_a_scratch_folder_that_is_too_small_is_not_left_behind(tmp_path: Path) -> None:
+    for place in ("new", "old"):
+        if place == "old":
+            (tmp_path / place).mkdir()
+        with pytest.raises(tv.OutputError, match="the scratch budget is 10"):
+            tv.search(transfer_space(), tmp_path / "out", scratch=tmp_path / place, scratch_budget=10)
+        assert (tmp_path / place).exists() == (place == "old")
+
+
 def test_models_that_do_not_fit_are_found_before_anything_is_evaluated(tmp_path: Path) -> None:
     space = transfer_space()
     space["transfer"]["donor"] = str(tmp_path / "absent")
