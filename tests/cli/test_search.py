@@ -90,3 +90,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert hint in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_of_other_verbs_is_not_taken_for_a_slip(capsys: pytest.CaptureFixture[str]) -> None:
+    done = invoke(capsys, "search", "space.yaml", "-o", "out", "--strict")
+    assert done.code == 2
+    assert "no such option `--strict`" in done.err
+    assert "did you mean" not in done.err
+    slip = invoke(capsys, "search", "space.yaml", "-o", "out", "--budgte", "3")
+    assert "did you mean `--budget`?" in slip.err

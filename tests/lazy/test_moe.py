@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import taskvec as tv
 from support.command_line import invoke
 from support.families import write_adapter, write_model
-from support.models import edit_json, read_tensors
+from support.models import edit_json, read_tensors, safetensors_bytes
 from support.moe import LAYERS, config_of, directions, expert, gate, parts, recipe, shared, write_models
 from support.oracle import same_files
 from taskvec.errors import CompatibilityError, NotFoundError, OutputError, RecipeError
@@ -340,6 +341,131 @@ def test_prompts_that_make_no_gate(world: Path) -> None:
     with pytest.raises(RecipeError, match=r"has no tokenizer.json"):
         tv.moe(recipe(), "out")
     tv.moe(recipe("random"), "out")
+
+
+def test_a_beginning_of_texts_that_is_no_text_is_none(world: Path) -> None:
+    write_models(world, "llama")
+    edit_json(world / "base" / "config.json", bos_token_id=None)
+    for value in (["<s>"], {"content": 5}, 7):
+        edit_json(world / "base" / "tokenizer_config.json", bos_token=value)
+        tv.moe(recipe(), world / "out", overwrite=True)
+        rows = read_tensors(world / "base")["model.embed_tokens.weight"].astype(np.float64)
+        own = gate("b", {"ZZ TOP": direction(world / "base", rows, "ZZ TOP")})
+        got = read_tensors(world / "out")["model.layers.0.block_sparse_moe.gate.weight"][1]
+        np.testing.assert_allclose(got.astype(np.float64), own, atol=4e-3)
+
+
+def direction(folder: Path, rows: np.ndarray, text: str) -> np.ndarray:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return rows[tokenizer.encode(text, add_special_tokens=False).ids].sum(0)
+
+
+@pytest.mark.parametrize("count", ["3", 2.0, 3.0, True, None, 0, -3, 10**12, [3], "x" * 200])
+def test_a_number_of_layers_that_the_weights_have_not(world: Path, count: Any) -> None:
+    write_models(world, "llama")
+    edit_json(world / "base" / "config.json", num_hidden_layers=count)
+    with pytest.raises(RecipeError, match=r"has 9 matrices of MLPs, and by its config\.json") as caught:
+        tv.moe(recipe(), "out")
+    assert len(str(caught.value)) < 300
+    assert not (world / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["random", "cheap_embed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.2.input_layernorm.weight",
+    ],
+)
+def test_a_base_that_is_not_whole_is_refused(world: Path, name: str, mode: str) -> None:
+    write_models(world, "llama")
+    change(world / "base", name, None)
+    with pytest.raises(RecipeError, match=f"`base` has no `{re.escape(name)}`$"):
+        tv.moe(recipe(mode), "out")
+    assert not (world / "out").exists()
+
+
+def test_an_embedding_of_another_form_is_refused(world: Path) -> None:
+    write_models(world, "llama")
+    change(world / "base", "model.embed_tokens.weight", np.ones(16, np.float32))
+    with pytest.raises(RecipeError, match=r"an embedding of the shape \[16\]"):
+        tv.moe(recipe("random"), "out")
+
+
+@pytest.mark.parametrize("name", ["0.mlp.gate_proj.bias", "1.mlp.down_proj.bias", "0.mlp.extra.weight"])
+def test_a_tensor_of_an_expert_that_would_be_left_out_is_refused(world: Path, name: str) -> None:
+    write_models(world, "llama")
+    change(world / "b", f"model.layers.{name}", np.ones(16, np.float32))
+    with pytest.raises(RecipeError, match=f"the MLPs of `b` have tensors .*`model.layers.{name}`$"):
+        tv.moe(recipe("random"), "out")
+    change(world / "b", f"model.layers.{name}", None)
+    tv.moe(recipe("random"), "out")
+
+
+def change(folder: Path, name: str, array: np.ndarray | None) -> None:
+    """Set a tensor of a model, or take it out."""
+    tensors = {key: each for key, each in read_tensors(folder).items() if key != name}
+    if array is not None:
+        tensors[name] = array
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+
+
+def test_hints_on_experts_name_no_options_of_other_verbs(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_models(world, "llama")
+    tv.moe(recipe(), "mixture")
+    given = recipe(experts=[{**expert("a"), "source_model": "mixture"}, expert("b")])
+    (world / "r.yaml").write_text(json.dumps(given))
+    done = invoke(capsys, "moe", "r.yaml", "out")
+    assert done.code == 1
+    assert "error[tensor-missing]" in done.err
+    assert "give experts of the base's family and shape" in done.err
+    assert "--preset" not in done.err
+    assert "--exclude" not in done.err
+
+
+def test_gates_that_are_not_finite_are_named(world: Path) -> None:
+    write_models(world, "llama")
+    rows = read_tensors(world / "base")["model.embed_tokens.weight"]
+    change(world / "base", "model.embed_tokens.weight", rows * np.array(np.nan, rows.dtype))
+    with pytest.raises(RecipeError, match="what the gate of `a` is made of is not finite"):
+        tv.moe(recipe(), "out")
+    assert not (world / "out").exists()
+
+
+def test_an_adapter_of_an_expert_that_changes_no_mlp_is_remarked(world: Path) -> None:
+    write_models(world, "llama")
+    write_adapter(world / "lora", "llama", LAYERS)
+    given = recipe(experts=[{**expert("a"), "source_model": "a+lora"}, expert("b")])
+    report = tv.moe(given, "out")
+    (found,) = [each for each in report.findings if each.id == "recipe-ignored"]
+    assert "the adapter has no effect" in found.message
+    with pytest.raises(CompatibilityError):
+        tv.moe(given, "strict", strict=True)
+    tv.moe(recipe(), "plain")
+    assert (world / "out" / "model.safetensors").read_bytes() == (
+        world / "plain" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_large_seeds_are_not_rounded(world: Path) -> None:
+    """A seed of 64 bits beside a small number is a float to NumPy."""
+    write_models(world, "llama")
+    seeds = [2**63, 2**63 + 1, 2**64 - 1]
+    for seed in seeds:
+        tv.moe(recipe("random", seed=seed, dtype="float32"), f"out{seed}")
+    name = "model.layers.2.block_sparse_moe.gate.weight"
+    for seed in seeds:
+        key = np.array([seed, 2], np.uint64)
+        want = np.random.Generator(np.random.Philox(key=key)).standard_normal((2, 16), dtype=np.float32)
+        np.testing.assert_array_equal(read_tensors(world / f"out{seed}")[name], want)
 
 
 def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,6 +284,82 @@ def test_rows_of_the_other_model_that_say_nothing_are_told(pair: dict[str, Any],
 
 
 @pytest.mark.parametrize("method", ["omp", "nearest"])
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD])
+def test_rows_of_the_target_that_are_not_finite_stand_for_no_others(
+    pair: dict[str, Any], tmp_path: Path, name: str, method: Any
+) -> None:
+    folder, ids = pair["folder"], pair["ids"]
+    shared = [token for token in ids["other"] if token in ids["target"]]
+    tensors = {key: array.copy() for key, array in pair["tensors"]["target"].items()}
+    odd = shared[::3]
+    tensors[name][[ids["target"][token] for token in odd]] = np.inf
+    shutil.copytree(folder / "target", tmp_path / "target")
+    (tmp_path / "target" / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    tv.tokens(tmp_path / "target", folder / "other", tmp_path / "out", method=method, k=4)
+    out = read_tensors(tmp_path / "out")[name]
+    bad = set(np.flatnonzero(~np.isfinite(out).all(axis=1)).tolist())
+    assert bad == {ids["other"][token] for token in odd}  # copied, as they are
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e-36])
+@pytest.mark.parametrize("method", ["omp", "nearest"])
+def test_the_scale_of_the_other_model_does_not_matter(
+    pair: dict[str, Any], tmp_path: Path, factor: float, method: Any
+) -> None:
+    """Products of its rows in float32 would overflow, or be zero."""
+    folder = pair["folder"]
+    factor = 2.0 ** round(np.log2(factor))
+    tensors = {key: array * np.float32(factor) for key, array in pair["tensors"]["other"].items()}
+    shutil.copytree(folder / "other", tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    for number, model in enumerate((folder / "other", tmp_path / "other")):
+        tv.tokens(folder / "target", model, tmp_path / f"out{number}", method=method, k=4)
+    for name in (EMBEDDING, HEAD):
+        first, second = (read_tensors(tmp_path / f"out{number}")[name] for number in range(2))
+        np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-7)
+
+
+def test_a_row_of_zeros_is_nearest_to_nothing() -> None:
+    from taskvec.run.pursuit import Atoms, nearest
+
+    rows = np.array([[0, 0], [-1, 0], [-1, -1]], np.float32)
+    assert nearest(np.array([[1, 0]], np.float32), Atoms(rows), 1).atoms.tolist() == [[2]]
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "decoder", "normalizer"])
+@pytest.mark.parametrize(
+    "value", [{"type": []}, {"type": {}}, {"type": "Sequence", "pretokenizers": 5, "decoders": 5}]
+)
+def test_a_damaged_tokenizer_is_named(pair: dict[str, Any], tmp_path: Path, part: str, value: Any) -> None:
+    folder = pair["folder"]
+    for name in ("target", "other"):
+        shutil.copytree(folder / name, tmp_path / name)
+        document = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({**document, part: value}))
+        models = {"target": folder / "target", "other": folder / "other", name: tmp_path / name}
+        with pytest.raises(tv.FormatError, match=r"`tokenizer\.json` of .* is not read by the package"):
+            tv.plan_tokens(models["target"], models["other"])
+
+
+def test_a_head_with_other_rows_is_refused(pair: dict[str, Any], tmp_path: Path) -> None:
+    folder = pair["folder"]
+    for name in ("target", "other"):
+        shutil.copytree(folder / name, tmp_path / name)
+        tensors = {**pair["tensors"][name], HEAD: pair["tensors"][name][HEAD][:50]}
+        (tmp_path / name / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        models = {"target": folder / "target", "other": folder / "other", name: tmp_path / name}
+        with pytest.raises(tv.RecipeError, match=r"`lm_head\.weight` of .* rows as"):
+            tv.plan_tokens(models["target"], models["other"])
+
+
+def test_help_has_no_options_that_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = invoke(capsys, "tokens", "--help").out
+    assert "--max-memory" in shown
+    for option in ("--part", "--ray", "--stream"):
+        assert option not in shown
+
+
+@pytest.mark.parametrize("method", ["omp", "nearest"])
 def test_the_bytes_do_not_depend_on_threads(pair: dict[str, Any], tmp_path: Path, method: Any) -> None:
     folder = pair["folder"]
     for threads in (1, 3):
@@ -341,7 +417,9 @@ def test_it_is_another_run_with_another_k(pair: dict[str, Any], tmp_path: Path) 
     [
         ({"method": "mean"}, "choose one of"),
         ({"method": "subword", "k": 3}, "leave it out"),
-        ({"k": 0}, "expected 1 to 1024"),
+        ({"k": 0}, "expected a whole number from 1 to 1024"),
+        ({"k": 1.5}, "expected a whole number from 1 to 1024"),
+        ({"k": "3"}, "expected a whole number from 1 to 1024"),
         ({"max_memory": 1 << 10}, "allow more memory"),
         ({"stream": True}, "leave out `--stream`"),
         ({"out_dtype": "fp8-block"}, "convert the result"),
@@ -422,8 +500,8 @@ def test_on_the_command_line(
     assert not (tmp_path / "out").exists()
     for more in (["--part", "0/2"], ["--part", "0/1"]):
         done = invoke(capsys, *words, *more)
-        assert done.code != 0
-        assert "without `--part` and `--ray`" in done.err
+        assert done.code == 2
+        assert "no such option `--part`" in done.err
     assert not (tmp_path / "out").exists()
     done = invoke(capsys, *words)
     assert done.code == 0, done.err

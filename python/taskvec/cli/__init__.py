@@ -153,7 +153,7 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     """A click error in this program's own words."""
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
-        near = list(error.possibilities or ())
+        near = [] if _is_setting(error.option_name) else list(error.possibilities or ())
         return UsageError(
             f"no such option `{error.option_name}`", f"did you mean `{near[0]}`?" if near else where
         )
@@ -166,6 +166,14 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         hint = getattr(error, "hint", None) or where
         return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
+
+
+def _is_setting(option: str) -> bool:
+    """Whether other verbs have the option: it is no slip, and what is spelt alike means something else."""
+    from taskvec.option import flag, options_of
+    from taskvec.settings import Settings
+
+    return option in map(flag, options_of(Settings))
 
 
 def _parameter_name(error: click.BadParameter) -> str:

@@ -232,6 +232,12 @@ ray_option = option(
 run_options = together(declared_options(Settings), ray_option, part_option, dry_run_option)
 """The options of every command that writes weights."""
 
+unparted_options = together(
+    *(declared_option(name, each) for name, each in options_of(Settings).items() if name != "stream"),
+    dry_run_option,
+)
+"""Those of them that a command takes which one process runs, from whole models."""
+
 vector_options = together(
     declared_options(Settings, only=lambda each: each.for_vectors), ray_option, part_option, dry_run_option
 )

@@ -9,7 +9,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
-from taskvec.cli.options import option, out_option, run_options, storage_options, talk_options, verb
+from taskvec.cli.options import option, out_option, storage_options, talk_options, unparted_options, verb
 
 EXAMPLES = """
 A Llama with the tokenizer of Qwen, other tokens as combinations of 64 shared ones:
@@ -50,7 +50,7 @@ In seconds, without reading the other model's weights:
     help="Shared tokens that a row is made of.  [default: 64 for omp, 1 for nearest]",
 )
 @out_option
-@run_options
+@unparted_options
 @storage_options
 @talk_options("tokens")
 def command(console: Console, target: str, model: str, out: str, **options: Any) -> int:

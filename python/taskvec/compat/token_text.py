@@ -40,7 +40,7 @@ def spelling_of(vocabulary: Vocabulary) -> Spelling:
     """How a vocabulary writes bytes and spaces, by what its tokenizer does with a text and with tokens."""
     document = vocabulary.document
     steps = [*_steps(document.get("pre_tokenizer")), *_steps(document.get("decoder"))]
-    types = {step.get("type") for step in steps}
+    types = {str(step.get("type")) for step in steps}
     if "ByteLevel" in types:
         return "bytes"
     normalised = [*steps, *_steps(document.get("normalizer"))]
@@ -53,7 +53,7 @@ def _steps(value: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a part of a tokenizer, those of sequences one by one."""
     if isinstance(value, dict):
         lists = ("pretokenizers", "decoders", "normalizers")
-        inner = [each for key in lists for each in value.get(key) or ()]
+        inner = [each for key in lists if isinstance(value.get(key), list) for each in value[key]]
         yield value
         for each in inner:
             yield from _steps(each)

@@ -111,7 +111,8 @@ def check_tokenizers(
 
 def begin_token(model: Model) -> str | None:
     """The token that begins a text, where the tokenizer has one."""
-    return _read(model).setting("bos_token")
+    token = _read(model).setting("bos_token")
+    return token if isinstance(token, str) else None
 
 
 def vocabulary_difference(own: Model, other: Model) -> str | None:

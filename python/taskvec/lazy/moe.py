@@ -14,7 +14,7 @@ from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.plan.merge_models import adapted, checkpoint, checkpoint_of, opened_models
 from taskvec.plan.moe import gates
-from taskvec.plan.moe.choice import layout_of, matrices
+from taskvec.plan.moe.choice import hold_experts, layout_of, matrices
 from taskvec.plan.moe.gates import Gates
 from taskvec.plan.moe.plan import MLPS, Experts, plan_moe
 from taskvec.recipe.moe import MoeFile, load
@@ -61,6 +61,7 @@ class MoeMerge:
         base = checkpoint_of(opened, recipe.base_model)
         layout = layout_of(recipe, base)
         experts = Experts(layout, opened, matrices(recipe, layout, base))
+        hold_experts(recipe, opened, experts.places)
         made = gates.as_model(list(self._gates(experts, base)))
         return Plan.of(plan_moe(self.file, experts, made, self.settings))
 

@@ -59,7 +59,7 @@ def _summary(made: Approximation, model: Model) -> Finding:
 
 
 def _named(tokens: list[str]) -> str:
-    return listed([f"`{shown(token)}`" for token in tokens], 8)
+    return listed([shown(token) for token in tokens], 8)
 
 
 def _disagreements(

@@ -42,7 +42,7 @@ from taskvec.plan.vocabulary_files import config_changes, files_of
 from taskvec.plan.vocabulary_rows import has_rows
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.settings import Settings, float_dtype, out_dtype, written
-from taskvec.text import size
+from taskvec.text import kind_of, size
 
 TARGET, MODEL = ModelRef("target"), ModelRef("model")
 # How many rows a row is made of, where nothing else is asked for.
@@ -135,8 +135,10 @@ def _count(method: str, k: int | None) -> int:
         raise RecipeError(
             "`subword` takes all pieces of a token, and has no k", "leave it out, or use `omp` or `nearest`"
         )
-    if k is not None and (isinstance(k, bool) or not 1 <= k <= 1024):
-        raise RecipeError(f"k is {k}, expected 1 to 1024", "use 64 for `omp`, 1 for `nearest`")
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 1024):
+        raise RecipeError(
+            f"k is {kind_of(k)}, expected a whole number from 1 to 1024", "use 64 for `omp`, 1 for `nearest`"
+        )
     return DEFAULT_K[method] if k is None else k  # type: ignore[index]
 
 
@@ -175,6 +177,7 @@ def _spaces(target: Model, model: Model) -> dict[str, str]:
     # two copies of one matrix stay equal
     is_apart = head_of(target).state == "untied" and other.state == "untied" and other.head is not None
     theirs = str(other.head) if is_apart else _embedding(model)
+    _hold_alike(model, theirs)
     of_head = head.rpartition(".")[0] if head is not None else None
     rows = target.tensors[embedding].shape[0]
     found = {embedding: _embedding(model)}
@@ -194,6 +197,17 @@ def _spaces(target: Model, model: Model) -> dict[str, str]:
             )
         found[name] = theirs if name.rpartition(".")[0] == of_head else _embedding(model)
     return found
+
+
+def _hold_alike(model: Model, head: str) -> None:
+    """Return if the head of a model has a row for each of its embedding."""
+    shape, rows = model.tensors[head].shape, model.tensors[_embedding(model)].shape[0]
+    if len(shape) != 2 or shape[0] != rows:
+        raise RecipeError(
+            f"`{head}` of `{model.spec}` has the shape {list(shape)}, expected {rows:,} rows as its "
+            "embedding has",
+            "give a whole model, or use another one with this tokenizer",
+        )
 
 
 def _approximation(

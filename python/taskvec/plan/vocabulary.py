@@ -283,7 +283,7 @@ def _findings(tokens: Tokens, made: Union) -> Iterator[Finding]:
         subject = f"`{shown(str(ref))}`, for {size:,} tokens of the output"
         yield finding("vocabulary-joined", subject, "", "; ".join(parts))
     if rowless := _without_row(tokens):
-        first = listed([f"`{shown(token)}`" for token in rowless], 8)
+        first = listed([shown(token) for token in rowless], 8)
         yield finding(
             "token-rows-missing",
             f"{size:,} tokens of the output",

@@ -57,10 +57,12 @@ def _prompts(value: Any) -> Any:
 
 
 def _layout(value: Any) -> Any:
-    word = value.strip().lower() if isinstance(value, str) else value
-    if word is None or word in LAYOUTS:
-        return word and LAYOUTS[word]
-    near = nearest(str(word), LAYOUTS)
+    if value is None:
+        return None
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word in LAYOUTS:
+        return LAYOUTS[word]
+    near = nearest(word, LAYOUTS)
     raise SettingError(
         f"{kind_of(value)} is no layout of a mixture of experts that is known here",
         f"did you mean `{near}`?" if near else "`mixtral`, `qwen`, `qwen3` and `deepseek` are",

@@ -68,6 +68,7 @@ class Atoms:
         products = wanted.astype(self.rows.dtype) @ self.rows.T
         if by_angle:
             products /= np.where(self.norms > 0, self.norms, np.inf).astype(products.dtype)
+            products[:, self.norms == 0] = -np.inf  # no direction, so that none is nearer to it
         else:
             np.abs(products, out=products)
         rows, places = np.nonzero(taken >= 0)
@@ -76,7 +77,11 @@ class Atoms:
         near = products.max(axis=1) - slack
         rows, atoms = np.nonzero(products >= near[:, None].astype(products.dtype))
         exact = self._exact(wanted, rows, atoms)
-        exact = exact / np.where(self.norms[atoms] > 0, self.norms[atoms], np.inf) if by_angle else abs(exact)
+        if by_angle:
+            lengths = self.norms[atoms]
+            exact = np.where(lengths > 0, exact / np.where(lengths > 0, lengths, 1.0), -np.inf)
+        else:
+            exact = abs(exact)
         order = np.lexsort((atoms, -exact, rows))
         _, first = np.unique(rows[order], return_index=True)
         return atoms[order][first].astype(np.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ from taskvec.run.pursuit import Atoms, Combination, combined, nearest, pursue
 from taskvec.run.scratch import kept_folder
 
 _MAXIMUM = 1 << 32
+# Elements below 2 to this have sums of products in float32, of as many columns as there are.
+_EXPONENT = 40
 
 
 @contextmanager
@@ -101,13 +104,21 @@ def _arrays(
     spaces = list(dict.fromkeys(made.spaces.values()))
     told = _Steps(job, len(spaces) * len(made.wanted) * made.k)
     for number, space in enumerate(spaces):
-        found = _found(made, model, space, number, keep, job.settings.threads or cores(), told)
+        names = [name for name, of in made.spaces.items() if of == space]
+        usable = np.ones(len(made.shared), bool)
+        for name in names:
+            usable &= np.isfinite(_own(target, name, made)).reshape(len(usable), -1).all(axis=1)
+        found = _found(made, model, space, number, usable, keep, job.settings.threads or cores(), told)
         residuals[space] = np.where(found.atoms[:, 0] >= 0, found.residual, np.nan)
-        for name in (name for name, of in made.spaces.items() if of == space):
-            dtype = "F64" if target.tensors[name].dtype == "F64" else "F32"
-            own = stored(target, name, dtype)[[row for _, row in made.shared]]
-            arrays[name] = _rounded(found, own)
+        for name in names:
+            arrays[name] = _rounded(found, _own(target, name, made))
     return arrays, residuals
+
+
+def _own(target: Model, name: str, made: Approximation) -> np.ndarray:
+    """The rows of a matrix of the target that others are made of."""
+    dtype = "F64" if target.tensors[name].dtype == "F64" else "F32"
+    return stored(target, name, dtype)[[row for _, row in made.shared]]
 
 
 def _rounded(found: Combination, own: np.ndarray) -> np.ndarray:
@@ -125,16 +136,21 @@ def _found(
     model: Model,
     space: str,
     number: int,
+    usable: np.ndarray,
     keep: Path | None,
     threads: int,
     told: _Steps,
 ) -> Combination:
-    """The combinations in the space of one matrix of the other model, of all tokens."""
+    """The combinations in the space of one matrix of the other model, of all tokens.
+
+    Shared tokens are taken where their rows are ``usable``, finite in the target.
+    """
     whole = stored(model, space, "F64" if model.tensors[space].dtype == "F64" else "F32")
-    atoms = Atoms(whole[[row for row, _ in made.shared]])
-    wanted = whole[list(made.wanted)]
-    wanted[~np.isfinite(wanted).all(axis=1)] = 0.0
+    shared, wanted = whole[[row for row, _ in made.shared]], whole[list(made.wanted)]
     del whole
+    wanted[~np.isfinite(wanted).all(axis=1)] = 0.0
+    shared[~usable] = 0.0
+    atoms, wanted = _in_range(shared, wanted)
     step = chunk_of(len(atoms.rows), wanted.shape[1], made.k)
     find = pursue if made.method == "omp" else nearest
     parts: list[Combination] = []
@@ -151,6 +167,16 @@ def _found(
             parts.append(done)
             told.add(len(done.atoms) * made.k)
     return _joined(parts)
+
+
+def _in_range(shared: np.ndarray, wanted: np.ndarray) -> tuple[Atoms, np.ndarray]:
+    """Both by one power of two, where products of their elements would leave the type."""
+    atoms = Atoms(shared)
+    largest = max(float(np.abs(each).max(initial=0.0)) for each in (atoms.rows, wanted))
+    exponent = math.frexp(largest)[1]
+    if abs(exponent) <= _EXPONENT:
+        return atoms, wanted
+    return Atoms(np.ldexp(atoms.rows, -exponent)), np.ldexp(wanted, -exponent)
 
 
 def _joined(parts: Sequence[Combination]) -> Combination:

@@ -227,3 +227,10 @@ def test_an_address_and_a_folder_of_something_else_are_refused(tmp_path: Path) -
     importance(tmp_path / "map", limit=2, overwrite=True)
     assert (tmp_path / "map" / "model.safetensors").read_bytes() != before
     assert tv.verify(tmp_path / "map").ok
+
+
+@pytest.mark.parametrize("tasks", ["", [], [""]])
+def test_without_a_task_the_hint_names_an_option_of_the_verb(tmp_path: Path, tasks: Any) -> None:
+    with pytest.raises(errors.RecipeError, match="no task was named") as caught:
+        tv.importance(tiny().target, tmp_path / "out", tasks=tasks)
+    assert caught.value.hint == "name tasks with --tasks gsm8k,sciq"

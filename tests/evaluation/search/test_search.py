@@ -283,6 +283,40 @@ def test_a_candidate_that_is_not_finite_is_the_worst_and_counted(tmp_path: Path)
         )
 
 
+def test_a_choice_whose_models_do_not_fit_is_the_worst_and_one_that_is_not_there_an_error(
+    tmp_path: Path,
+) -> None:
+    import shutil
+
+    models, odd = tiny(), tmp_path / "odd"
+    shutil.copytree(models.donor, odd)
+    values = load_file(odd / "model.safetensors")
+    name = next(name for name in values if "q_proj.weight" in name)
+    save_file({**values, name: values[name][:3].copy()}, odd / "model.safetensors", {"format": "pt"})
+    space = transfer_space(compare={"random": 0, "alphas": [1]})
+    space["transfer"]["donor"] = {"search": [str(models.donor), str(odd)]}
+    space["transfer"]["alpha"] = {"search": {"low": 0.5, "high": 1}}
+    result = tv.search(space, tmp_path / "out")
+    failed = [trial for trial in result.trace if trial.values["donor"] == str(odd)]
+    assert failed
+    assert all(trial.score is None and name in str(trial.failed) for trial in failed)
+    assert result.failed == len(failed)
+    assert result.best.values["donor"] == str(models.donor)
+    space["transfer"]["donor"] = {"search": [str(models.donor), str(tmp_path / "absent")]}
+    with pytest.raises(tv.NotFoundError, match="absent"):
+        tv.search(space, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_scratch_folder_that_is_too_small_is_not_left_behind(tmp_path: Path) -> None:
+    for place in ("new", "old"):
+        if place == "old":
+            (tmp_path / place).mkdir()
+        with pytest.raises(tv.OutputError, match="the scratch budget is 10"):
+            tv.search(transfer_space(), tmp_path / "out", scratch=tmp_path / place, scratch_budget=10)
+        assert (tmp_path / place).exists() == (place == "old")
+
+
 def test_models_that_do_not_fit_are_found_before_anything_is_evaluated(tmp_path: Path) -> None:
     space = transfer_space()
     space["transfer"]["donor"] = str(tmp_path / "absent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,24 @@ def test_a_mistake_in_a_space_has_its_line(
         assert hint in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("what", ["recipe", "transfer"])
+def test_a_recipe_cannot_be_free_as_a_whole(what: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"space.yaml:2: `{what}` as a whole cannot be searched"):
+        space(f"tasks: [sums]\n{what}: {{search: [1, 2]}}\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": each} for each in (0, -3, 1.5, "x", True)]
+    + [{"seed": each} for each in (-1, 2**64, 1.5, "x", True)],
+)
+def test_options_are_checked_as_the_values_of_a_file_are(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"optimiser: `{next(iter(options))}` is "):
+        space(recipe(), tmp_path).with_options(**options)
+
+
 VALUES = [
+    (f"{{search: {{low: 1{'0' * 400}, high: 1}}}}", "`low` is a number"),
     ("{search: 3}", "a range or a list of choices"),
     ("{search: {low: 0}}", "`high` is missing"),
     ("{search: {low: 0, high: 1, step: 2}}", "unknown key `step`"),

@@ -195,6 +195,8 @@ def _asked(
         if value not in known:
             raise RecipeError(f"`{name}` is {' or '.join(known)}, found `{value}`")
     names = tuple(tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+    if not any(names):
+        raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq")
     found = Settings.of({"tasks": names, **settings})
     if found.backend != "hf":
         raise RecipeError(f"backend `{found.backend}` gives no gradients", "leave it out: `hf` does")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.errors import NonFiniteError, RecipeError
+from taskvec.errors import CompatibilityError, NonFiniteError, RecipeError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished
 from taskvec.evaluation.record import ArmRecord
@@ -106,7 +106,7 @@ class Evaluator:
                 arm = candidate.arm(self._think)
                 try:
                     model = self._model(candidate, arm)
-                except (NonFiniteError, RecipeError) as error:
+                except (CompatibilityError, NonFiniteError, RecipeError) as error:
                     done(candidate, Outcome(None, str(error), time.monotonic() - begun))
                     continue
                 shown = candidate.folder or f"merged: {candidate.name}"

@@ -241,8 +241,15 @@ def _starts(init: Any, groups: int | None, low: float, high: float, whole: bool,
 
 
 def _hold_number(value: Any, key: str, wrong: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise wrong(f"`{key}` is a number, found {kind_of(value)}", HINT, key)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def placed(root: Node, free: Sequence[Free], point: Sequence[Coordinate]) -> Node:

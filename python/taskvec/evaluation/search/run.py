@@ -114,6 +114,8 @@ def search(
     start = given.recipe(given.start())
     reference = merges.model("baseline", baseline_of(start, given.form.baseline))
     merges.plan(start)  # models that do not fit each other are found before anything is evaluated
+    for recipe in given.choices():  # as are models that are not there
+        merges.candidate("choice", recipe)
     tell = progress or (lambda _event: None)
     for remark in start.last.remarks:
         tell(Event("note", remark.message))

@@ -102,6 +102,13 @@ class Space:
             root = replace(root, value={**root.value, "alpha": Node(alpha)})
         return load_document(Document(root, self.source))
 
+    def choices(self) -> Iterator[RecipeFile]:
+        """The recipe with every choice, all else where the search begins."""
+        start = self.start()
+        for position, each in enumerate(self.free):
+            for number in range(len(each.choices)):
+                yield self.recipe((*start[:position], number, *start[position + 1 :]))
+
     def plain_points(self) -> Iterator[tuple[str, float | None, Point]]:
         """The plain recipes that the best candidate is held against: name, alpha and point.
 
@@ -116,6 +123,16 @@ class Space:
         for alpha in self.form.compare.alphas:
             yield f"alpha={alpha:g}", alpha, point
 
+    def _optimiser(self, asked: Mapping[str, Any]) -> Optimiser:
+        """The optimiser with values that go before the space's."""
+        if not asked:
+            return self.optimiser
+        given = {**self.optimiser.model_dump(), **asked}
+        try:
+            return Optimiser.model_validate(given)
+        except ValidationError as error:
+            raise first_error(from_python(given, "optimiser"), Optimiser, error) from None
+
     def with_options(
         self,
         *,
@@ -126,11 +143,9 @@ class Space:
         evaluation: Mapping[str, Any] | None = None,
     ) -> Space:
         """The space with options that go before what its file says."""
-        optimiser = self.optimiser
-        if budget is not None:
-            optimiser = optimiser.model_copy(update={"budget": budget, "generations": None})
-        if seed is not None:
-            optimiser = optimiser.model_copy(update={"seed": seed})
+        asked = {} if budget is None else {"budget": budget, "generations": None}
+        asked |= {} if seed is None else {"seed": seed}
+        optimiser = self._optimiser(asked)
         given = {key: value for key, value in (evaluation or {}).items() if value not in (None, (), [], {})}
         before = self.form.evaluation.model_dump(mode="json", exclude_unset=True)
         merged = {
@@ -191,6 +206,13 @@ def _checked(document: Document) -> Space:
     node = content[what]
     if not isinstance(node.value, dict):
         raise document.error((what,), f"`{what}` is a mapping, found {kind_of(node.plain())}", None)
+    if node.value.keys() == {WORD}:
+        raise document.error(
+            (what, WORD),
+            f"`{what}` as a whole cannot be searched",
+            "write it out, and put `{search: ...}` where a value is free",
+            key=True,
+        )
     outside = find(Document(replace(document.root, value={**content, what: Node({})}), document.source))
     if outside:
         raise document.error(

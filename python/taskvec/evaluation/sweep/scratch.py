@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -90,11 +91,15 @@ class Scratch:
     ) -> None:
         self.folder, self._facts, self._merge = folder, facts, merge
         self._model_bytes, self._keep = max(1, model_bytes), keep
+        is_new = not os.path.lexists(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
         self._budget = budget if budget is not None else int(SPARE * free)
         if self._model_bytes > self._budget:
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             where = "the scratch budget" if budget is not None else f"half of what is free under `{folder}`"
             raise OutputError(
                 f"one merged model takes {self._model_bytes:,} bytes, {where} is {self._budget:,}",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import product
 
+from taskvec.compat.tied_heads import head_of
 from taskvec.errors import RecipeError
 from taskvec.models.model import Model
+from taskvec.plan.merge_models import Opened, checkpoint_of
 from taskvec.plan.moe.layouts import LAYOUTS, MATRICES, MLP, Layout
 from taskvec.recipe.moe import MoeRecipe
 from taskvec.text import listed, shown
 
+# What a layer has besides its MLP; biases and norms of queries and keys are of some families.
+_OF_LAYER = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    *(f"self_attn.{each}_proj" for each in "qkvo"),
+)
+_IN_MLP = re.compile(r"model\.layers\.\d+\.mlp\.")
 _WAY_OUT = "dense models of the families of Llama, Mistral, Qwen2 and Qwen3 can be made into experts"
 
 
@@ -81,24 +92,61 @@ def matrices(recipe: MoeRecipe, layout: Layout, base: Model) -> dict[str, tuple[
     found = {name: match for name in base.tensors if (match := MLP.fullmatch(name))}
     odd = [name for name in base.tensors if name not in found and not layout.others.fullmatch(name)]
     if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise recipe.error(
             ("base_model",),
-            f"`{shown(base.spec)}` has tensors that `{layout.name}` has no place for: "
-            f"{listed([f'`{name}`' for name in odd[:3]])}{more}",
+            f"`{shown(base.spec)}` has tensors that `{layout.name}` has no place for: {listed(odd)}",
             _WAY_OUT,
         )
     _hold_window(recipe, layout, base)
     made = {name: (int(match["layer"]), match["matrix"]) for name, match in found.items()}
     count = base.config.get("num_hidden_layers")
-    wanted = {(layer, matrix) for layer in range(count or 0) for matrix in MATRICES}
-    if not wanted or set(made.values()) != wanted:
+    # counted first: a config.json may name more layers than fit into memory
+    is_count = isinstance(count, int) and not isinstance(count, bool) and len(made) == count * len(MATRICES)
+    if not made or not is_count or set(made.values()) != set(product(range(count), MATRICES)):
         raise recipe.error(
             ("base_model",),
-            f"`{shown(base.spec)}` has {len(made)} matrices of MLPs, and by its config.json {count} layers",
+            f"`{shown(base.spec)}` has {len(made)} matrices of MLPs, and by its config.json "
+            f"{shown(str(count))} layers",
             "give a whole model",
         )
+    _hold_whole(recipe, base, count)
     return made
+
+
+def _hold_whole(recipe: MoeRecipe, base: Model, layers: int) -> None:
+    """Return if the base has what every model of its family has, besides the MLPs."""
+    needed = ["model.embed_tokens.weight", "model.norm.weight"]
+    needed += [f"model.layers.{layer}.{name}.weight" for layer in range(layers) for name in _OF_LAYER]
+    missing = [name for name in needed if name not in base.tensors]
+    if not missing and head_of(base).state == "none":
+        missing = ["lm_head.weight"]
+    embedding = base.tensors.get(needed[0])
+    if missing or embedding is None or len(embedding.shape) != 2:
+        what = (
+            f"has no {listed(missing)}"
+            if missing
+            else f"has an embedding of the shape {list(embedding.shape) if embedding else []}"
+        )
+        raise recipe.error(("base_model",), f"`{shown(base.spec)}` {what}", "give a whole model")
+
+
+def hold_experts(recipe: MoeRecipe, opened: Opened, places: Mapping[str, object]) -> None:
+    """Return if the MLPs of all experts have the tensors of the base's, and no others.
+
+    Raises
+    ------
+    RecipeError
+        One has a bias, or another tensor, that would be left out.
+    """
+    for path, expert in recipe.everyone():
+        model = checkpoint_of(opened, expert.source_model)
+        odd = [name for name in model.tensors if _IN_MLP.match(name) and name not in places]
+        if odd:
+            raise recipe.error(
+                (*path, "source_model"),
+                f"the MLPs of `{shown(model.spec)}` have tensors that the base's have not: {listed(odd)}",
+                _WAY_OUT,
+            )
 
 
 def _hold_window(recipe: MoeRecipe, layout: Layout, base: Model) -> None:

@@ -128,6 +128,13 @@ def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Dir
     if expert.negative_prompts:
         row = row - _unit(_mean(expert.negative_prompts, directions))
     length = float(np.linalg.norm(row))
+    if not np.isfinite(length):
+        raise recipe.error(
+            ("base_model",),
+            f"what the gate of `{shown(str(expert.source_model))}` is made of is not finite",
+            "the base has weights that are NaN or infinite, or too large: give another one, or set "
+            "`gate_mode: random`",
+        )
     if not length > _SAME:
         raise recipe.error(
             path,
@@ -149,7 +156,8 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 def drawn(layers: int, experts: int, width: int, seed: int, *, with_shared: bool) -> Iterator[Gates]:
     """Gates of standard normal numbers, other ones in each layer."""
     for layer in range(layers):
-        draws = np.random.Generator(np.random.Philox(key=[seed, layer]))
+        key = np.array([seed, layer], np.uint64)  # of a list NumPy may make floats
+        draws = np.random.Generator(np.random.Philox(key=key))
         rows = draws.standard_normal((experts + with_shared, width), dtype=np.float32)
         yield Gates(
             np.ascontiguousarray(rows[:experts]),

@@ -65,6 +65,7 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
     base = checkpoint_of(experts.opened, recipe.base_model)
     adapters = {ref: adapted(ref, experts.opened) for ref in recipe.models() if ref.adapter is not None}
     found = [*file.remarks, *_findings(recipe, experts, base), *tie_findings([*adapters.values()])]
+    found += _idle_adapters(recipe, experts, adapters)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     found = enforce(in_order(found), settings.force)
     draft = Draft(base, "base")
@@ -102,7 +103,10 @@ def _findings(recipe: MoeRecipe, experts: Experts, base: Model) -> Iterator[Find
         (str(ref), checkpoint_of(experts.opened, ref)) for ref in recipe.models() if ref != recipe.base_model
     ]
     others = [(name, model) for name, model in others if model is not base]
-    yield from check_models(others, base, selection=MLPS)
+    for each in check_models(others, base, selection=MLPS):
+        # of experts only MLPs are taken, and there is no other selection
+        names_others = any(option in each.fix for option in ("--preset", "--exclude", "selection"))
+        yield replace(each, fix="give experts of the base's family and shape") if names_others else each
     if experts.layout.name == "deepseek":
         yield finding(
             "moe-code",
@@ -111,6 +115,20 @@ def _findings(recipe: MoeRecipe, experts: Experts, base: Model) -> Iterator[Find
             "transformers has no class for the layout `deepseek`: it loads it with `trust_remote_code=True` "
             "and the code of deepseek-ai/deepseek-moe-16b-base; vLLM and llama.cpp know it",
         )
+
+
+def _idle_adapters(
+    recipe: MoeRecipe, experts: Experts, adapters: Mapping[ModelRef, tuple[Adapter, Model]]
+) -> Iterator[Finding]:
+    """Remarks on adapters of experts that change no MLP: nothing else is taken of them."""
+    for path, expert in recipe.everyone():
+        ref = expert.source_model
+        if ref not in adapters or ref == recipe.base_model or adapters[ref][0].parameters:
+            continue
+        if experts.places.keys().isdisjoint(adapters[ref][0].changed):
+            where = recipe.document.place((*path, "source_model"), key=True)
+            what = "the adapter has no effect: it changes no MLP, and nothing else is taken of an expert"
+            yield finding("recipe-ignored", where, "", what, "remove it")
 
 
 def _numbers(
