@@ -101,8 +101,13 @@ def matrices(recipe: MoeRecipe, layout: Layout, base: Model) -> dict[str, tuple[
     made = {name: (int(match["layer"]), match["matrix"]) for name, match in found.items()}
     count = base.config.get("num_hidden_layers")
     # counted first: a config.json may name more layers than fit into memory
-    is_count = isinstance(count, int) and not isinstance(count, bool) and len(made) == count * len(MATRICES)
-    if not made or not is_count or set(made.values()) != set(product(range(count), MATRICES)):
+    if (
+        not made
+        or not isinstance(count, int)
+        or isinstance(count, bool)
+        or len(made) != count * len(MATRICES)
+        or set(made.values()) != set(product(range(count), MATRICES))
+    ):
         raise recipe.error(
             ("base_model",),
             f"`{shown(base.spec)}` has {len(made)} matrices of MLPs, and by its config.json "
