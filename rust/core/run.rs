@@ -108,8 +108,12 @@ pub fn run_with(
         return Err(Error::engine("a run that only ends another one lacks a weight file"));
     }
     monitor.expect(run.expected_bytes());
-    run.execute()?;
-    sources.unchanged()?;
+    // What an input has become meanwhile says more than what was found in it.
+    let done = run.execute();
+    if !matches!(&done, Err(error) if error.kind != Kind::NonFinite) {
+        sources.unchanged()?;
+    }
+    done?;
     let report = run.report(started, threads, resumed)?;
     for folder in folders {
         folder.close()?;
