@@ -131,7 +131,7 @@ def pursue(wanted: np.ndarray, atoms: Atoms, k: int, told: Callable[[int], None]
     Krishnaprasad 1993).
 
     Each step takes the atom with the largest product with what is left of a row, and fits all taken ones
-    anew by least squares: they are made orthonormal one after the other, twice, in float64. Atoms are not
+    again by least squares: they are made orthonormal one after the other, twice, in float64. Atoms are not
     brought to norm 1 for the choice.
 
     Parameters
