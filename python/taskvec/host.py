@@ -98,11 +98,10 @@ def _read(path: str) -> str:
 def free_space(out: str | os.PathLike[str]) -> int:
     """Free bytes of the file system that `out` lies on, or will lie on."""
     folder = Path(out).absolute()
-    import shutil
-
     while True:
         try:
-            return shutil.disk_usage(folder).free
+            found = os.statvfs(folder)
+            return found.f_bavail * found.f_frsize
         except (FileNotFoundError, NotADirectoryError):
             if folder == folder.parent:
                 raise

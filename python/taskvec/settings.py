@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict, get_args
 from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 from taskvec.option import option, options_of, recorded
+from taskvec.regex import regex
 from taskvec.text import alike, as_tuple
 
 Rounding = Literal["nearest", "stochastic"]
@@ -24,7 +25,7 @@ TOUCHED = "touched"
 # Packed formats that a plain checkpoint can be converted to.
 FORMATS = ("fp8-block", "fp8-channel", "int8-channel", "mxfp4", "int4-g32")
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
+_SIZE = regex(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(i?)(b?)\s*", re.IGNORECASE)
 _MAX_SEED = 2**64 - 1
 _MAX_SIZE = 2**63 - 1
 # mergekit writes `5B` for five billion: no weight file or buffer that is meant in bytes is so small.

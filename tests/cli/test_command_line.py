@@ -342,7 +342,7 @@ def test_a_terminal_gets_lines_that_fit(trio: Trio, tmp_path: Path) -> None:
         transfer(trio, tmp_path / "out", "--alpha", "0.3"), environment={"TERM": "xterm", **PLAIN}
     )
     assert done.code == 0, done.out
-    for line in done.out.splitlines():
+    for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", done.out).splitlines():  # a slow run draws a bar
         assert len(line) <= 80 or str(tmp_path) in line
 
 

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +76,7 @@ class Injector:
         opened = self._watched(builtins.open)
         for module in (builtins, io):
             monkeypatch.setattr(module, "open", opened)
-        monkeypatch.setattr(shutil, "disk_usage", self._watched(shutil.disk_usage))
+        monkeypatch.setattr(os, "statvfs", self._watched(os.statvfs))
 
     def listen(self) -> None:
         """Count from nought, and note where calls come from."""

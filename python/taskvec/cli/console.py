@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import click
 
 from taskvec.errors import Error
 from taskvec.files.json import jsonable
+from taskvec.regex import regex
 from taskvec.text import printable
 
 SCHEMA = 1  # version of every JSON object that a command prints
@@ -31,7 +31,7 @@ LEVEL_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "hint": "g
 _NO_THREAD = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
 _MORE_THREADS = "end other programs, or raise the limit of processes (`ulimit -u`, `pids.max` of a container)"
 
-FIGURE = re.compile(r"(\d) ([kMGTP]?B|[kMGT]|s|min)\b")
+FIGURE = regex(r"(\d) ([kMGTP]?B|[kMGT]|s|min)\b")
 LABEL = 11  # columns of a label before its text
 WIDEST = 120  # columns: longer lines are hard to read
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.regex import regex
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 _NUMBERING = frozenset({"I32", "U32", "I64", "U64"})
 _LONG = frozenset({"I64", "U64", "BOOL"})
 _MASKS = frozenset({"BOOL", "U8", "I8"})
-_NUMBERS = re.compile(
+_NUMBERS = regex(
     r"(?:^|_)(?:ids?|index(?:es)?|indices|idxs?|counts?|tracked|(?:time)?steps?|num|averaged|updates"
     r"|initiali[sz]ed|init+ed|usage|lengths?|sizes?|shapes?|positions?|offsets?|per_expert|perm(?:utation)?|map"
     r"|tid2eid|d2t|t2d|vocab|tokens?)$",
     re.IGNORECASE,
 )
-_MASK = re.compile(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
+_MASK = regex(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
 # The ends of names of a module's own weights; those of an adapter beside it are none.
-_OWN = re.compile(r"(?:weight|weight_(?:orig|[gv])|embed\w*|kernel|\w*table|\w*proj)$", re.IGNORECASE)
-_ADAPTER = re.compile(r"(?:^|[._])(?:lora|ia3|dora|adapter)", re.IGNORECASE)
-_OF_ROWS = re.compile(r"(?:scales?|zeros?|zero_?points?|abs_?max|coeff\w*)$", re.IGNORECASE)
+_OWN = regex(r"(?:weight|weight_(?:orig|[gv])|embed\w*|kernel|\w*table|\w*proj)$", re.IGNORECASE)
+_ADAPTER = regex(r"(?:^|[._])(?:lora|ia3|dora|adapter)", re.IGNORECASE)
+_OF_ROWS = regex(r"(?:scales?|zeros?|zero_?points?|abs_?max|coeff\w*)$", re.IGNORECASE)
 
 
 def stands_for_weight(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from taskvec.compat.buffers import stands_for_weight
 from taskvec.dtypes import FLOAT_DTYPES
+from taskvec.regex import regex
 
 if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo
@@ -30,40 +31,36 @@ _SHORT = frozenset({"I8", "U8", "I16", "U16"})
 _LONG = frozenset({"I64", "U64", "BOOL"})
 
 # Last parts of names of weights, and of ordinary buffers of integers.
-_WEIGHT = re.compile(
+_WEIGHT = regex(
     r"weight|packed|(?:^|_)(?:kernel|blocks|codes|qdata|qidxs)$|^(?:_data|data|w|w_?q|qw|q)$", re.IGNORECASE
 )
-_BUFFER = re.compile(
+_BUFFER = regex(
     r"(?:^|_)(?:ids?|index|indices|idx|counts?|tracked|mask|steps?|num|initiali[sz]ed|inited|usage|lengths?|sizes?"
     r"|shapes?|bias|positions?|offsets?)$",
     re.IGNORECASE,
 )
 # What holds scales and the like, as the whole of a name's last part or the end of it.
-_SCALE = re.compile(
+_SCALE = regex(
     r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
     r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
     re.IGNORECASE,
 )
 # Tables that a matrix of integers has its numbers in, whatever it is called.
-_TABLE = re.compile(
-    r"(?:^|[._])(?:code_?books?|centroids|luts?|look_?up_?tables?)(?:\.weight)?$", re.IGNORECASE
-)
+_TABLE = regex(r"(?:^|[._])(?:code_?books?|centroids|luts?|look_?up_?tables?)(?:\.weight)?$", re.IGNORECASE)
 # Words that any part of a scale's name may have, and names with such words that ordinary models have.
-_FAR = re.compile(r"scale|scaling|abs_?max|amax|quant|zero_?point|(?:^|[._])inv(?:[._]|$)", re.IGNORECASE)
-_NO_SCALE = re.compile(
+_FAR = regex(r"scale|scaling|abs_?max|amax|quant|zero_?point|(?:^|[._])inv(?:[._]|$)", re.IGNORECASE)
+_NO_SCALE = regex(
     r"(?:logits?|layer|embed\w*|residual|skip|res|block|output|router|expert|temperature)_?scale(?:\.(?:weight|gamma|lambda1))?$"
     r"|layer_?scale\w*\.(?:weight|gamma|lambda\d*|scale)$"
     r"|(?:norm\w*|ln_?\w*)\.scale$|(?:up|down)scal|up_?sampl|vector_quant|quantizer\.(?:codebook|embed|vq)",
     re.IGNORECASE,
 )
 # The ends of packed names that the names of their scales do not have.
-_PACKED_END = re.compile(
-    r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE
-)
+_PACKED_END = regex(r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE)
 # Matrices with a number for each row and group of columns of a weight, which then has codes of whatever type.
 _GRIDS = (".scales", ".zeros", ".qzeros", ".weight_scales", ".absmax")
 # Beside a plain weight of float8 there may be these in a wider type.
-_ORDINARY = re.compile(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
+_ORDINARY = regex(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
 
 
 def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:

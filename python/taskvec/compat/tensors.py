@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from taskvec.compat.tied_heads import TieDecision
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.selection import Selection
 from taskvec.models.tensor_names import is_vocabulary
+from taskvec.regex import regex
 from taskvec.text import listed, roles
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _ALIASES = (
     ("transformer.", ""),
 )
 _SAVE = "save both with one version of transformers"
-_ONE_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(?:gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
+_ONE_EXPERT = regex(r"(.*\.experts)\.\d+\.(?:gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
 _FUSED_EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taskvec.compat.tokenizer import setting_of
 from taskvec.compat.vocabulary import Vocabulary
+from taskvec.regex import regex
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -17,7 +17,7 @@ Spelling = Literal["bytes", "pieces", "words", "plain"]
 # In the order in which a token that has several is known by one.
 ROLES = ("eos", "bos", "pad", "unk", "sep", "cls", "mask")
 _SPACE = "\u2581"
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTE = regex(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Meaning(NamedTuple):

@@ -3,7 +3,6 @@ behind."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.modules import module_weights
 from taskvec.files.names import STATE
+from taskvec.regex import regex
 
 INDEX = "model.safetensors.index.json"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -24,10 +24,10 @@ _WEIGHT_SUFFIXES = (
     *(".npy", ".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".mlmodel"),
 )
 # `.bin` is anything: the pickled weights have these words in their names, `training_args.bin` does not.
-_WEIGHT_BIN = re.compile(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
+_WEIGHT_BIN = regex(r"(?:model|weights|consolidated|optimizer|adapter)[^/]*\.bin$")
 # `model.safetensors.index.fp16.json` and `model.safetensors.fp16.index.json` are those of a variant.
-_VARIANT = re.compile(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
-_WEIGHT_INDEX = re.compile(
+_VARIANT = regex(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
+_WEIGHT_INDEX = regex(
     r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
 )
 SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__", STATE})

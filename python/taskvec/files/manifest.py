@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ from taskvec.files import look
 from taskvec.files.json import parse_object, read_bytes
 from taskvec.files.manifest_schema import VERSION
 from taskvec.files.names import MANIFEST
+from taskvec.regex import regex
 
 # A row of survival figures takes about 150 bytes: room for a few million tensors.
 MAXIMUM_BYTES = 1 << 30
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = regex(r"[0-9a-f]{64}")
 
 
 class File(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.errors import FormatError, NotFoundError
+from taskvec.regex import regex
 from taskvec.text import listed
 
 MARK = "?variant="
@@ -15,10 +16,10 @@ MARK = "?variant="
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _STEM = rf"(?P<stem>{'|'.join(_STEMS)})"
 _TAG = r"[A-Za-z0-9_]+"
-_FILE = re.compile(
+_FILE = regex(
     rf"{_STEM}(?:\.(?P<tag>{_TAG}))?(?P<shard>-\d{{5}}-of-\d{{5}})?(?:\.(?P<last>{_TAG}))?\.safetensors"
 )
-_INDEX = re.compile(
+_INDEX = regex(
     rf"{_STEM}(?:\.(?P<first>{_TAG}))?\.safetensors(?:\.(?P<tag>{_TAG}))?\.index(?:\.(?P<last>{_TAG}))?\.json"
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

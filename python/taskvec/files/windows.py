@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 
 from taskvec.files import look
+from taskvec.regex import regex
 
-_DRIVE = re.compile(r"([A-Za-z]):[\\/]")
+_DRIVE = regex(r"([A-Za-z]):[\\/]")
 _SHARE = "\\\\"
 
 

@@ -23,6 +23,7 @@ from taskvec.models.adapter_parameters import (
 )
 from taskvec.models.adapter_whole import PREFIX, check_whole, saved_modules, whole_name
 from taskvec.models.model import Remote, TensorInfo
+from taskvec.regex import regex
 from taskvec.text import shown
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
+_KEY = regex(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
 # What else is found in such a file, by the name of its tensors.
 _OTHER_KINDS = (
     (r"lora_magnitude_vector", "a magnitude of DoRA"),

@@ -9,6 +9,7 @@ from typing import Any
 from taskvec.models.adapter_config import matched
 from taskvec.models.adapter_names import core
 from taskvec.models.adapter_whole import COPY, PREFIX
+from taskvec.regex import regex
 
 # What modules lie in, in memory, of models that are stored without it: the default and the exceptions.
 _INNER = "model."
@@ -18,7 +19,7 @@ _INNERS = {
 }
 # Pairs of a pattern and a module that are tried, which takes a second.
 _TRIED = 1_000_000
-_STARTS = re.compile(r"(?:h|layers?|blocks?|embed_tokens|wte|wpe|word_embeddings|norm|ln_f|embed_in)(?:\.|$)")
+_STARTS = regex(r"(?:h|layers?|blocks?|embed_tokens|wte|wpe|word_embeddings|norm|ln_f|embed_in)(?:\.|$)")
 
 
 def module_in_memory(module: str, config: Mapping[str, Any]) -> str:

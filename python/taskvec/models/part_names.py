@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from taskvec.regex import regex
+
 # Blocks of experts, and the parts that only their names tell apart: compiled where a name is first looked at.
 _BLOCK = r"\.(?:block_sparse_moe|feed_forward|ffn)\."
 _ROUTER = r"\.mlp\.(?:router\.layer|router\.classifier|router|gate\.wg)\.(weight|bias)$"
@@ -18,7 +20,7 @@ _CORRECTION = r"\.mlp\.(?:gate\.|router\.)?(?:e_score_correction_bias|expert_bia
 _STATICS = r"\.mlp\.gate\.moe_statics\."
 _EXPERT = r"\.experts\.(\d+)\.(w1|w2|w3)\."
 _W = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = regex(r"\.(\d+)\.")
 
 
 @lru_cache(maxsize=1 << 18)

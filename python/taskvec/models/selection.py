@@ -11,12 +11,13 @@ from taskvec.errors import RecipeError
 from taskvec.models.part_names import NO_PARTS, PartNames, StoredPart, block_name
 from taskvec.models.tensor_names import is_vocabulary, layer_of
 from taskvec.option import option, recorded
+from taskvec.regex import regex
 from taskvec.text import as_tuple
 
 Preset = Literal["full", "no-embed", "no-embed-norm"]
-_NORM = re.compile(r"(?:^|[./])(?:[^./]*norm[^./]*|ln_[^./]+)\.(?:weight|bias)$", re.IGNORECASE)
+_NORM = regex(r"(?:^|[./])(?:[^./]*norm[^./]*|ln_[^./]+)\.(?:weight|bias)$", re.IGNORECASE)
 
-_LAYER_RANGE = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
+_LAYER_RANGE = regex(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
 
 def _parse_layers(text: str) -> tuple[tuple[int, int], ...]:

@@ -11,22 +11,24 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from taskvec.regex import regex
+
 # Of a checkpoint in several folders, names have the folder's path and a slash before them.
 # The leftmost number counts the layers; experts and blocks inside of a layer come after it.
-_LAYER = re.compile(r"(?:^|[./])(?:layers?|h|blocks?)\.(\d{1,6})\.")
-_VISION = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder)\.")
-_AUDIO = re.compile(r"(?:^|\.)(?:audio_tower|audio_model|audio_encoder)\.")
-_PROJECTOR = re.compile(
+_LAYER = regex(r"(?:^|[./])(?:layers?|h|blocks?)\.(\d{1,6})\.")
+_VISION = regex(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder)\.")
+_AUDIO = regex(r"(?:^|\.)(?:audio_tower|audio_model|audio_encoder)\.")
+_PROJECTOR = regex(
     r"(?:^|\.)(?:multi_modal_projector|mm_projector|embed_vision|embed_audio|connector)\.|"
     r"(?:^|\.)visual\.(?:merger|deepstack_merger_list)\."
 )
-_PREDICTOR = re.compile(r"(?:^|\.)(?:mtp|nextn)\.")
-_ENCODER = re.compile(r"^(?:model\.)?encoder\.")
-_DECODER = re.compile(r"^(?:model\.)?decoder\.")
-_SHARED = re.compile(r"^(?:model\.)?shared\.")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_PREDICTOR = regex(r"(?:^|\.)(?:mtp|nextn)\.")
+_ENCODER = regex(r"^(?:model\.)?encoder\.")
+_DECODER = regex(r"^(?:model\.)?decoder\.")
+_SHARED = regex(r"^(?:model\.)?shared\.")
+_NUMBER = regex(r"(?<=\.)\d+(?=\.|$)")
 # Names of what comes before the first layer in published models; the rest comes after the last.
-_FIRST = re.compile(
+_FIRST = regex(
     r"(?<!un)embed(?!_out)|embd|(?:^|[./])(?:wte|wpe|shared|per_layer\w*)\.|(?:^|[._/])conv[12]?\.|patch_|_pre\.|"
     r"rotary|relative_pe|(?:^|[./])class_"
 )
@@ -180,7 +182,7 @@ _VOCABULARY_WORDS = (
     "embed_tokens", "embed_tokens_per_layer", "word_embeddings", "tok_embeddings", "wte", "embed_in",
     "shared", "lm_head", "embed_out", "output_layer", "unembed",
 )  # fmt: skip
-_VOCABULARY = re.compile(
+_VOCABULARY = regex(
     rf"(?:^|[./])(?:{'|'.join(_VOCABULARY_WORDS)})\.(?:weight|bias)$|(?:^|/)output\.(?:weight|bias)$"
 )
 _VOCABULARY_ENDINGS = tuple(

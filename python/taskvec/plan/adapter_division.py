@@ -7,7 +7,6 @@ does not load.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -18,6 +17,7 @@ from taskvec.errors import RecipeError
 from taskvec.models.model import Model
 from taskvec.models.tensor_names import is_vocabulary
 from taskvec.plan.adapters import is_conv1d
+from taskvec.regex import regex
 
 Role = Literal["linear", "embedding", "head", "expert"]
 Embeddings = Literal["lora", "whole", "leave"]
@@ -34,7 +34,7 @@ _LINEAR = frozenset({
     "out_lin", "lin1", "lin2", "linear_1", "linear_2", "shared_expert_gate",
 })  # fmt: skip
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "unembed")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
+_EXPERT = regex(r"\.experts\.\d+\.")
 # Kinds of models whose experts, stored one by one, transformers 5 loads as one tensor a layer, with the
 # factors of an adapter that PEFT brings into that form (0.21); of other kinds it drops the factors.
 _STACKED = frozenset({

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +9,13 @@ from taskvec.models.model import Model, TensorInfo
 from taskvec.models.quantised.format import Format
 from taskvec.models.quantised.record import up
 from taskvec.models.tensor_names import is_vocabulary
+from taskvec.regex import regex
 
 Shape = tuple[int, ...]
-_EXPERTS = re.compile(r"(.*\.experts)\.")
+_EXPERTS = regex(r"(.*\.experts)\.")
 
 # Linear layers that every tool leaves as they are: they choose experts, or weigh them.
-_ROUTERS = re.compile(r"(?:^|\.)(?:gate|router|shared_expert_gate|classifier|wg)(?:\.|$)")
+_ROUTERS = regex(r"(?:^|\.)(?:gate|router|shared_expert_gate|classifier|wg)(?:\.|$)")
 
 
 class Part(NamedTuple):

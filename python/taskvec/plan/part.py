@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ from taskvec._core import blake3_hex
 from taskvec.errors import RecipeError
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.plan.rows import Row, encode
+from taskvec.regex import regex
 
-_PART = re.compile(r"(\d+)/(\d+)")
+_PART = regex(r"(\d+)/(\d+)")
 # More than any cluster runs: a number above it is a typing error.
 _MOST = 1_000_000
 # A piece of a vector has at most so many bytes of differences, as bfloat16: what a kill can cost.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,13 @@ from taskvec.models.model import Model
 from taskvec.plan.token_ways import WAYS
 from taskvec.plan.token_work import operations
 from taskvec.plan.vocabulary_files import GENERATION
+from taskvec.regex import regex
 from taskvec.text import listed, plural, shown
 
 if TYPE_CHECKING:
     from taskvec.plan.token_rows import Approximation
 
-_MARK = re.compile(r"<\|[A-Za-z0-9_]+\|>")
+_MARK = regex(r"<\|[A-Za-z0-9_]+\|>")
 
 
 def token_findings(

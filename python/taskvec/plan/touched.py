@@ -7,7 +7,6 @@ gate and up; the experts of a layer) are plain together or not at all.
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from taskvec.errors import FormatError, RecipeError
 from taskvec.files.json import parse_object
 from taskvec.models.quantised.declared import SIDE_FILES, declaration, declaring
 from taskvec.plan.new_formats import experts_of, plain_modules
+from taskvec.regex import regex
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -41,7 +41,7 @@ _LISTS: Mapping[str, tuple[str, ...]] = {
     "": (),
 }
 # What goes with a packed module: scales of its inputs, and marks of how it is packed. Scales of a cache stay.
-_OF_INPUTS = re.compile(
+_OF_INPUTS = regex(
     r"(?:^|[._])(?:input_scale|activation_scale|qscale_act|scale_input|input_global_scale|input_zero_point"
     r"|input_scale_ub|weight_format|comfy_quant)$"
 )

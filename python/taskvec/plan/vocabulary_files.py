@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ from taskvec.compat.tokenizer import SETTINGS, SPECIAL, TEMPLATE, TOKENIZER, is_
 from taskvec.files.json import parse_object
 from taskvec.models.model import Model
 from taskvec.plan.vocabulary import Tokens
+from taskvec.regex import regex
 
 GENERATION = "generation_config.json"
-_TOKEN_ID = re.compile(r"(?:^|_)token_(?:id|ids|index)$")
+_TOKEN_ID = regex(r"(?:^|_)token_(?:id|ids|index)$")
 
 
 def config_changes(tokens: Tokens, config_from: Model, rows: int) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from typing import NamedTuple
 from taskvec.errors import RecipeError
 from taskvec.recipe.document import Document
 from taskvec.recipe.other_tools import is_of_other_tool
+from taskvec.regex import regex
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)")
-_CELL = re.compile(r"\s*\w+\s*=\s*[rRfF]?(\"{3}|'{3})(.*)$")
-_MAGIC = re.compile(r"\s*%%writefile\b")
-_MERGE = re.compile(r"^[ \t]*(merge_method|experts|layer_sources|genome)[ \t]*:", re.MULTILINE)
+_FENCE = regex(r" {0,3}(`{3,}|~{3,})[ \t]*([\w+-]*)")
+_CELL = regex(r"\s*\w+\s*=\s*[rRfF]?(\"{3}|'{3})(.*)$")
+_MAGIC = regex(r"\s*%%writefile\b")
+_MERGE = regex(r"^[ \t]*(merge_method|experts|layer_sources|genome)[ \t]*:", re.MULTILINE)
 _LANGUAGES = frozenset({"", "yaml", "yml"})
 
 _FORMS = frozenset({"merge_method", "models", "slices", "modules"})

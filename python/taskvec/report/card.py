@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
+from taskvec.regex import regex
 from taskvec.report import reproduce
 from taskvec.report.noise import Noise, noise_words
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
@@ -16,8 +17,8 @@ from taskvec.report.token_words import token_words
 from taskvec.settings import format_alpha
 
 # What the hub calls a model; a path begins with a slash, and an address has a colon.
-_HUB = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
+_HUB = regex(r"[\w.-]+(?:/[\w.-]+)?")
+_MARKDOWN = regex(r"([\\`*_{}\[\]()#+\-.!|~$:@])")
 
 _CITATION = """\
 @misc{zbeeb2025reasoning,

@@ -18,6 +18,7 @@ from taskvec.files.folder import is_inside
 from taskvec.files.names import CONFIG
 from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import RemoteFile
+from taskvec.regex import regex
 from taskvec.resolve.hub_errors import explained, is_unreachable
 from taskvec.resolve.repository import COMMIT, HubName, Repository, has_adapter, has_weights
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("taskvec.hub")
 
 _NAME = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
-_REPOSITORY = re.compile(rf"{_NAME}/{_NAME}")
+_REPOSITORY = regex(rf"{_NAME}/{_NAME}")
 
 
 def find(spec: str, revision: str | None = None) -> Repository | None:

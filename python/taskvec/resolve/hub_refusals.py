@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from taskvec.errors import Error, HubError, RecipeError
+from taskvec.regex import regex
 from taskvec.resolve.hub_errors import is_unreachable, retry_after, status_of
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
 _KEPT = "run the same command again: what was sent is kept"
-_SECRET = re.compile(r"\?\S*|hf_\w+|[Bb]earer \S+")
+_SECRET = regex(r"\?\S*|hf_\w+|[Bb]earer \S+")
 
 
 class MovedError(HubError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from taskvec.files.reading import fill, some
 from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback, Progress
+from taskvec.regex import regex
 from taskvec.resolve.hub_errors import explained, is_unreachable
 from taskvec.resolve.sub_models import local_reader
 
@@ -29,7 +29,7 @@ log = logging.getLogger("taskvec.hub")
 
 Result = TypeVar("Result")
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = regex(r"[0-9a-f]{40}")
 ATTEMPTS = 4
 
 _MIRROR = "run the same command again; if it stays so, the mirror or proxy (HF_ENDPOINT) serves another file"

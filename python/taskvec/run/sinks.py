@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from taskvec.errors import RecipeError
+from taskvec.regex import regex
 from taskvec.settings import Settings
 
 if TYPE_CHECKING:
     from taskvec.run.sink import Sink
 
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
+_SCHEME = regex(r"[A-Za-z][A-Za-z0-9+]*://")
 _HUB = "hf://"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,14 @@ from taskvec.compat.findings import Finding, finding
 from taskvec.compat.layouts.table import words_of
 from taskvec.compat.layouts.vocabulary import missing_rows
 from taskvec.models.tensor_names import is_vocabulary
+from taskvec.regex import regex
 from taskvec.text import roles
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
 
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = regex(r"(?<=\.)\d+(?=\.)")
 # Kinds of tensors that are named; a family has a few.
 _SHOWN = 4
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 from taskvec.models.part_names import block_name
+from taskvec.regex import regex
 
 _TOWERS = (
     "visual|vision_tower|vision_model|audio_tower|audio_model|multi_modal_projector|mm_projector|"
@@ -13,13 +13,13 @@ _TOWERS = (
 )
 # What a name begins with, and the common form of it; the first that fits is taken.
 _PREFIXES = (
-    (re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"), ""),
-    (re.compile(rf"^(?:model\.)?(?={_TOWERS})"), "model."),
-    (re.compile(r"^(?:(?:model\.)?(?:language_model|text_model)\.lm_head|embed_out)\."), "lm_head."),
-    (re.compile(r"^model\.(?:language_model|text_model)\.(?:model\.)?"), "model."),
-    (re.compile(r"^(?:language_model|text_model)\.(?:model\.)?"), "model."),
-    (re.compile(r"^backbone\."), "model."),
-    (re.compile(r"^(?=(?:layers\.\d+|embed_tokens|norm)\.)"), "model."),
+    (regex(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+"), ""),
+    (regex(rf"^(?:model\.)?(?={_TOWERS})"), "model."),
+    (regex(r"^(?:(?:model\.)?(?:language_model|text_model)\.lm_head|embed_out)\."), "lm_head."),
+    (regex(r"^model\.(?:language_model|text_model)\.(?:model\.)?"), "model."),
+    (regex(r"^(?:language_model|text_model)\.(?:model\.)?"), "model."),
+    (regex(r"^backbone\."), "model."),
+    (regex(r"^(?=(?:layers\.\d+|embed_tokens|norm)\.)"), "model."),
 )
 
 

@@ -7,7 +7,6 @@ several formats store one by one may lie in one tensor of a plain checkpoint.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from taskvec.compat.layouts.table import views
 from taskvec.models.assembled import Assembled, Piece
 from taskvec.models.assembled_reader import AssembledReader
 from taskvec.models.model import Model, TensorInfo
+from taskvec.regex import regex
 
 # Families whose experts transformers reads one by one, as `mlp.experts.0.gate_proj.weight`; from its
 # conversions between checkpoints and modules.
@@ -27,8 +27,8 @@ _ONE_BY_ONE = frozenset({
     "qwen2_moe", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe",
     "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "sarvam_mla", "sarvam_moe", "solar_open",
 })  # fmt: skip
-_FUSED = re.compile(r"(?P<stem>.*\.mlp\.experts)\.(?:gate_up_proj|down_proj)")
-_EXPERT = re.compile(r".*\.mlp\.experts(?P<rest>\.\d+\.(?:gate|up|down)_proj\.weight)")
+_FUSED = regex(r"(?P<stem>.*\.mlp\.experts)\.(?:gate_up_proj|down_proj)")
+_EXPERT = regex(r".*\.mlp\.experts(?P<rest>\.\d+\.(?:gate|up|down)_proj\.weight)")
 
 
 def in_plain_layout(model: Model) -> Model:

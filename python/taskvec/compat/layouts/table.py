@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from taskvec.compat.config_keys import INNER
 from taskvec.compat.layouts.names import common_name
 from taskvec.compat.layouts.views import Factors, View, whole
+from taskvec.regex import regex
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ ROWS = (
     ),
 )  # fmt: skip
 # What every name of a row has: looking for it costs a tenth of matching all rows.
-_WORDS = re.compile(
+_WORDS = regex(
     r"gate_up|\.experts\.(?:up_proj|down_proj|w13|w2_)|put_linear|\.moe\.|qkv|W_pack|query_key_value"
 )
 # Beside a fused gate and up lies a fused down, under one of these names.

@@ -13,17 +13,18 @@ from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.model import TensorInfo
 from taskvec.models.quantised.record import NARROW_FLOATS, UnreadableError, shown
 from taskvec.models.quantised.rules import PARTS_ALONE
+from taskvec.regex import regex
 
 _INTEGER_CODES = frozenset({"I8", "U8", "I32", "U32"})
 # Types that no plain weight has: powers of two, float8 of another kind, two numbers a byte.
 _NEVER_PLAIN = frozenset({"F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 # What a module may have besides its packed weight.
-_OWN = re.compile(r"(?:.*_)?bias")
+_OWN = regex(r"(?:.*_)?bias")
 # Of MLX and GPTQ; AWQ has scales of an activation besides.
 _CODES_OWN = frozenset({"scales", "biases"})
-_OWN_BY_NAME = re.compile(r"_(?:.*_)?(?:bias|norm|ln)")
-_WORDS = re.compile(r"scale|scaling|abs_?max|amax|quant|zero|(?:^|_)inv(?:_|$)", re.IGNORECASE)
-_PARTS = re.compile(rf"{_WORDS.pattern}|weight|g_?idx|shape|biases|blocks|packed|state|scb", re.IGNORECASE)
+_OWN_BY_NAME = regex(r"_(?:.*_)?(?:bias|norm|ln)")
+_WORDS = regex(r"scale|scaling|abs_?max|amax|quant|zero|(?:^|_)inv(?:_|$)", re.IGNORECASE)
+_PARTS = regex(rf"{_WORDS.pattern}|weight|g_?idx|shape|biases|blocks|packed|state|scb", re.IGNORECASE)
 
 
 class Leftovers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import product
 
@@ -12,6 +11,7 @@ from taskvec.models.model import Model
 from taskvec.plan.merge_models import Opened, checkpoint_of
 from taskvec.plan.moe.layouts import LAYOUTS, MATRICES, MLP, Layout
 from taskvec.recipe.moe import MoeRecipe
+from taskvec.regex import regex
 from taskvec.text import listed, shown
 
 # What a layer has besides its MLP; biases and norms of queries and keys are of some families.
@@ -20,7 +20,7 @@ _OF_LAYER = (
     "post_attention_layernorm",
     *(f"self_attn.{each}_proj" for each in "qkvo"),
 )
-_IN_MLP = re.compile(r"model\.layers\.\d+\.mlp\.")
+_IN_MLP = regex(r"model\.layers\.\d+\.mlp\.")
 _WAY_OUT = "dense models of the families of Llama, Mistral, Qwen2 and Qwen3 can be made into experts"
 
 

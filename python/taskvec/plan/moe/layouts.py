@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from taskvec.compat.families import NOT_KNOWN, family, filled
+from taskvec.regex import regex
 
 Config = Mapping[str, Any]
 
 # The matrices of an expert, by their names in a dense MLP.
 MATRICES = ("gate_proj", "up_proj", "down_proj")
-MLP = re.compile(r"model\.layers\.(?P<layer>\d+)\.mlp\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight")
+MLP = regex(r"model\.layers\.(?P<layer>\d+)\.mlp\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight")
 # All other tensors that some layout has a place for.
 _COMMON = (
     r"model\.embed_tokens\.weight|model\.norm\.weight|lm_head\.weight|"
@@ -78,13 +79,13 @@ class Layout(NamedTuple):
 _LLAMAS = frozenset({"llama", "mistral"})
 # The first that fits is taken where the recipe names none.
 LAYOUTS = (
-    Layout("mixtral", "MixtralForCausalLM", _LLAMAS, 0, re.compile(_COMMON),
+    Layout("mixtral", "MixtralForCausalLM", _LLAMAS, 0, regex(_COMMON),
            "block_sparse_moe", ("w1", "w3", "w2")),
-    Layout("deepseek", "DeepseekForCausalLM", _LLAMAS, None, re.compile(_COMMON),
+    Layout("deepseek", "DeepseekForCausalLM", _LLAMAS, None, regex(_COMMON),
            shared_name="mlp.shared_experts", has_window=False),
-    Layout("qwen2_moe", "Qwen2MoeForCausalLM", _LLAMAS | {"qwen2"}, 1, re.compile(f"{_COMMON}|{_BIAS}"),
+    Layout("qwen2_moe", "Qwen2MoeForCausalLM", _LLAMAS | {"qwen2"}, 1, regex(f"{_COMMON}|{_BIAS}"),
            shared_name="mlp.shared_expert", shared_gate="mlp.shared_expert_gate.weight", has_window=False),
-    Layout("qwen3_moe", "Qwen3MoeForCausalLM", frozenset({"qwen3"}), 0, re.compile(f"{_COMMON}|{_NORMS}")),
+    Layout("qwen3_moe", "Qwen3MoeForCausalLM", frozenset({"qwen3"}), 0, regex(f"{_COMMON}|{_NORMS}")),
 )  # fmt: skip
 
 _DEEPSEEK_CODE = "deepseek-ai/deepseek-moe-16b-base"

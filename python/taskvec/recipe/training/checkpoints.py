@@ -14,13 +14,12 @@ from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import distributed, look
 from taskvec.files.folder import is_weight
 from taskvec.files.json import read_object
+from taskvec.regex import regex
 from taskvec.text import listed
 
 STATE = "trainer_state.json"
-_STEP = re.compile(
-    r"(?:global_?step|step|checkpoint|ckpt|iteration|iter|epoch)s?[-_=]?(\d{1,18})", re.IGNORECASE
-)
-_NUMBER = re.compile(r"\d{1,18}")
+_STEP = regex(r"(?:global_?step|step|checkpoint|ckpt|iteration|iter|epoch)s?[-_=]?(\d{1,18})", re.IGNORECASE)
+_NUMBER = regex(r"\d{1,18}")
 
 
 @dataclass(frozen=True, slots=True)

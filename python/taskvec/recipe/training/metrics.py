@@ -16,6 +16,7 @@ from taskvec.errors import RecipeError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, step_of
+from taskvec.regex import regex
 from taskvec.text import listed, nearest, shown
 
 Better = Literal["lower", "higher"]
@@ -23,8 +24,8 @@ MAXIMUM_BYTES = 64 << 20
 
 # Columns that say which checkpoint a row is about, in this order.
 _PLACES = ("step", "global_step", "_step", "iteration", "iter", "checkpoint", "name", "path", "model")
-_LOWER = re.compile(r"loss|perplexity|ppl|bpb|bits_per|error|wer\b|cer\b|mse|mae", re.IGNORECASE)
-_HIGHER = re.compile(r"acc|exact_match|f1\b|bleu|rouge|pass@|reward|score|win_?rate|mcc|auc", re.IGNORECASE)
+_LOWER = regex(r"loss|perplexity|ppl|bpb|bits_per|error|wer\b|cer\b|mse|mae", re.IGNORECASE)
+_HIGHER = regex(r"acc|exact_match|f1\b|bleu|rouge|pass@|reward|score|win_?rate|mcc|auc", re.IGNORECASE)
 
 Figures = dict[str, dict[int, float]]
 """Metric -> training step -> value."""

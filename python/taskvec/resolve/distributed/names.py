@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from taskvec.errors import FormatError
+from taskvec.regex import regex
 from taskvec.resolve.distributed.metadata import Contents, Entry
 from taskvec.text import listed
 
@@ -18,7 +18,7 @@ _OPTIMIZERS = frozenset(
     {"optimizer", "optim", "optimizers", "optimizer_state", "optim_state", "optimizer_state_dict", "opt"}
 )
 # Of several optimizers Megatron has a number before the name.
-_CHAINED = re.compile(r"chained_\d+")
+_CHAINED = regex(r"chained_\d+")
 _TRAINERS = frozenset(
     {
         "lr_scheduler",

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from taskvec.errors import Error, HubError, NotFoundError, OutputError, RecipeError
+from taskvec.regex import regex
 from taskvec.resolve.store.address import WEB, Address
 
-_STATUS = re.compile(r"status code: (\d{3})")
+_STATUS = regex(r"status code: (\d{3})")
 # The answers of stores: XML of S3, Azure and Google, JSON of Google.
-_CODE = re.compile(r"<Code>([A-Za-z]{3,60})</Code>|\"reason\": ?\"([A-Za-z]{3,60})\"")
-_KIND = re.compile(r"kind: (Connect|Timeout|Decode|Interrupted)\b")
-_KEY = re.compile(r"Configuration key: '([a-z0-9_]{1,60})'")
+_CODE = regex(r"<Code>([A-Za-z]{3,60})</Code>|\"reason\": ?\"([A-Za-z]{3,60})\"")
+_KIND = regex(r"kind: (Connect|Timeout|Decode|Interrupted)\b")
+_KEY = regex(r"Configuration key: '([a-z0-9_]{1,60})'")
 # Where a machine in a cloud gets credentials: asked for where there are none.
 _MACHINE = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
 

@@ -7,7 +7,6 @@ it was listed: its ETag, or the time of its last change where a server has none.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from taskvec.errors import HubError, NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.models.model import Identity, RemoteFile
 from taskvec.progress import Callback
+from taskvec.regex import regex
 from taskvec.resolve import storage
 from taskvec.resolve.store.address import Address, parse
 from taskvec.resolve.store.client import connect
@@ -26,7 +26,7 @@ from taskvec.resolve.store.fetch import PIECE, fetch_files
 from taskvec.resolve.store.listing import State, listed, path_of
 from taskvec.resolve.threads import each, interruptible
 
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5 = regex(r"[0-9a-f]{32}")
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any
 from taskvec.errors import Error, HubError, OutputError, RecipeError
 from taskvec.host import cores
 from taskvec.models.model import Stored
+from taskvec.regex import regex
 from taskvec.resolve import storage
 from taskvec.resolve.store.address import Address, parse
 from taskvec.resolve.store.client import connect
@@ -32,7 +32,7 @@ MOST_PARTS = 9000
 # Parts of one file on their way at a time, of two files: 128 MiB of memory on a machine of few cores.
 AT_ONCE = min(max(4, cores()), 16)
 _STEP = 1 << 20
-_TAG = re.compile(r'"[0-9a-f]{32}(-\d+)?"')
+_TAG = regex(r'"[0-9a-f]{32}(-\d+)?"')
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
