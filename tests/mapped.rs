@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskvec_core::error::Kind;
 use taskvec_core::file::mapped::Mapped;
@@ -194,7 +194,6 @@ fn what_is_no_regular_file_is_refused_at_once() {
     let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let linked = folder.path().join("linked");
     symlink(&fifo, &linked).unwrap();
-    let begun = Instant::now();
     for (path, expected) in [
         (fifo.as_path(), "is a FIFO, not a regular file"),
         (linked.as_path(), "is a FIFO"),
@@ -206,7 +205,6 @@ fn what_is_no_regular_file_is_refused_at_once() {
         assert_eq!(error.kind, Kind::Format);
         assert!(error.message.contains(expected), "{error}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
