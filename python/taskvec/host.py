@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TYPE_CHECKING = False  # as in `taskvec`
+if TYPE_CHECKING:
+    from datetime import datetime
+
 
 def cpu_name() -> str:
     """The processor's name as its maker writes it; the architecture where the system does not tell."""
@@ -93,6 +97,21 @@ def _read(path: str) -> str:
             return (file.read() or b"").decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def now() -> datetime:
+    """The time that results bear: that of ``SOURCE_DATE_EPOCH``, where it holds seconds, or the clock's."""
+    from datetime import UTC, datetime
+
+    if is_repeatable():
+        return datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
+    return datetime.now(UTC)
+
+
+def is_repeatable() -> bool:
+    """Whether results must not tell when and how fast they were made: ``SOURCE_DATE_EPOCH`` is set."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return given.isascii() and given.isdigit() and int(given) < 1 << 37
 
 
 def free_space(out: str | os.PathLike[str]) -> int:

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
-from taskvec.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, fail
+from taskvec.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UsageError, fail
+from taskvec.cli.variables import is_set
 
 # verb -> the line that `taskvec --help` shows; kept here so that help imports no verb
 SECTIONS: dict[str, dict[str, str]] = {
@@ -144,13 +145,25 @@ def cli() -> None:
     compatible model, merges checkpoints, and measures the outcome, without training.
 
     Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a check failed, 2 usage,
-    configuration or input/output error, 130 interrupted.
+    configuration or input/output error, 130 interrupted, 143 ended by SIGTERM. The default of every option
+    can be set in the environment: TASKVEC_THREADS=8 for --threads 8.
     """
 
 
 def _on_interrupt(_signum: int, _frame: Any) -> NoReturn:
     """The first Ctrl-C unwinds in order; the second ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+_terminated: list[int] = []
+_ENVIRONMENT = click.core.ParameterSource.ENVIRONMENT
+
+
+def _on_terminate(signum: int, _frame: Any) -> NoReturn:
+    """SIGTERM is answered as the first Ctrl-C is; the second ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _terminated.append(signum)
     raise KeyboardInterrupt
 
 
@@ -185,6 +198,8 @@ def _parameter_name(error: click.BadParameter) -> str:
     if isinstance(error.param, click.Argument):
         return f"`{error.param.make_metavar(error.ctx or click.Context(cli))}`"
     if error.param is not None:
+        if error.ctx is not None and error.ctx.get_parameter_source(error.param.name or "") is _ENVIRONMENT:
+            return f"`{error.param.envvar}` in the environment"
         return f"`{max(error.param.opts, key=len)}`"
     return f"`{error.param_hint}`"
 
@@ -207,8 +222,8 @@ def _detach(stream: Any) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and give its exit code; every error has been printed."""
-    as_json = "--json" in arguments
-    verbose = not {"--verbose", "-v"}.isdisjoint(arguments)
+    as_json = "--json" in arguments or is_set("--json")
+    verbose = not {"--verbose", "-v"}.isdisjoint(arguments) or is_set("--verbose")
     verb = next((word for word in arguments if word in VERBS), None)
     try:
         result = cli.main(arguments, prog_name="taskvec", standalone_mode=False)
@@ -225,8 +240,9 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         goes_on = verb in RESUMABLE or (verb == "demo" and "--paper" in arguments)
         hint = "run the same command again to go on where it stopped" if goes_on else None
-        failure = UsageError("interrupted", hint)
-        return fail(failure, EXIT_INTERRUPTED, command=verb, as_json=as_json, verbose=False)
+        failure = UsageError("ended by SIGTERM" if _terminated else "interrupted", hint)
+        code = EXIT_TERMINATED if _terminated else EXIT_INTERRUPTED
+        return fail(failure, code, command=verb, as_json=as_json, verbose=False)
     except Exception as error:
         code = EXIT_FAILED if _is_failed_check(error) else EXIT_USAGE
         return fail(error, code, command=verb, as_json=as_json, verbose=verbose)
@@ -264,6 +280,8 @@ def main() -> NoReturn:
     """The console entry point."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _on_terminate)
     for stream in (sys.stdout, sys.stderr):
         # a tensor name or a path that the terminal's encoding lacks is escaped, not a crash
         reconfigure = getattr(stream, "reconfigure", None)
@@ -274,7 +292,7 @@ def main() -> NoReturn:
         # Nearly all that a start makes is modules, which stay: the collector found nothing in 0.01 s.
         gc.set_threshold(50_000)
     code = run(sys.argv[1:])
-    if code == EXIT_INTERRUPTED:
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         _forget_interrupt()
     _detach(sys.stdout)
     _detach(sys.stderr)

@@ -1,7 +1,7 @@
 """The output of the command line: data to stdout, talk to stderr, one shape for JSON, errors and progress.
 
 Every verb makes one :class:`Console` and prints through it. Words carry the meaning; colour only helps, and
-is off where the stream is not a terminal or ``NO_COLOR`` is set.
+is off where ``NO_COLOR`` is set, or the stream is not a terminal and ``FORCE_COLOR`` is not set.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import click
 
+from taskvec.cli.log import is_logged, log
 from taskvec.errors import Error
 from taskvec.files.json import jsonable
 from taskvec.regex import regex
@@ -24,6 +25,7 @@ SCHEMA = 1  # version of every JSON object that a command prints
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 LEVEL_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "hint": "green"}
 
@@ -42,8 +44,12 @@ class UsageError(Error):
 
 # --- the streams
 def has_colour(stream: TextIO | None) -> bool:
-    """Whether `stream` is a terminal that may be coloured."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether `stream` may be coloured: a terminal, or anything where ``FORCE_COLOR`` says so."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
+        return stream is not None
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -143,12 +149,22 @@ class Console:
         The verb, as JSON names it.
     as_json, quiet, verbose : bool
         ``--json``, ``--quiet`` (nothing on stderr but errors), ``--verbose`` (more of it).
+    progress : {"auto", "bar", "plain", "none"}
+        How progress is shown: ``auto`` is a bar on a terminal and plain lines elsewhere.
     """
 
     def __init__(
-        self, command: str, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
+        self,
+        command: str,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        progress: str = "auto",
     ) -> None:
         self.command = command
+        self.shows = "none" if quiet else _shown(progress)
+        self.patience = {"patience": 0.0} if progress == "plain" else {}
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose and not quiet
@@ -160,9 +176,10 @@ class Console:
     def say(self, page: Page | str) -> None:
         """Print to stderr unless ``--quiet``; a reader that has gone away never stops the work."""
         text = page if isinstance(page, str) else page.text()
-        if self.quiet or not text:
-            return
-        _to_stderr(text)
+        if self.quiet:
+            log(text)
+        elif text:
+            _to_stderr(text)
 
     def step(self, text: str) -> None:
         """Say what is being done now; a callback for the library."""
@@ -177,7 +194,8 @@ class Console:
     def show(self, page: Page | str) -> None:
         """Print the result to stdout; silent with ``--json``, when :meth:`emit` prints it."""
         if not self.as_json:
-            click.echo(page if isinstance(page, str) else page.text())
+            text = page if isinstance(page, str) else page.text()
+            click.echo(text, color=has_colour(sys.stdout) or None)
 
     def emit(self, payload: Mapping[str, Any]) -> None:
         """Print the JSON object of this command to stdout, if ``--json`` asked for it."""
@@ -195,20 +213,32 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[Any], None]]:
-        """A callback for the library that draws a progress bar where somebody sees it, and prints notices."""
-        if self.quiet or not is_terminal(sys.stderr) or os.environ.get("TERM") == "dumb":
+        """A callback for the library that shows the progress as `shows` says, and prints notices."""
+        if self.shows == "none" and not is_logged():
             yield self._notice
             return
-        from taskvec.cli.progress import Bar
+        from taskvec.cli.progress import Bar, Lines
 
+        if self.shows != "bar":
+            lines = Lines(self.say, **self.patience) if self.shows == "plain" else Lines(log)
+            yield lambda event: self._notice(event) if event.notice else lines(event)
+            return
+        logged = Lines(log)
         with Bar() as bar:
-            yield lambda event: self._notice(event) if event.notice else bar(event)
+            yield lambda event: self._notice(event) if event.notice else (bar(event), logged(event))
 
     def _notice(self, event: Any) -> None:
         if event.notice:
             page = self.talk()
             page.level("warning", printable(event.notice))
             self.say(page)
+
+
+def _shown(progress: str) -> str:
+    """How progress is shown where it is left to the stream."""
+    if progress != "auto":
+        return progress
+    return "bar" if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb" else "plain"
 
 
 def write_finding(page: Page, finding: Any) -> None:
@@ -219,8 +249,9 @@ def write_finding(page: Page, finding: Any) -> None:
 
 
 def _to_stderr(text: str) -> None:
+    log(text)
     with suppress(OSError, ValueError):
-        click.echo(text, err=True)
+        click.echo(text, err=True, color=has_colour(sys.stderr) or None)
 
 
 def _dump(payload: Mapping[str, Any]) -> str:
@@ -230,7 +261,7 @@ def _dump(payload: Mapping[str, Any]) -> str:
 def fail(error: BaseException, code: int, *, command: str | None, as_json: bool, verbose: bool) -> int:
     """Print `error` with its way out to stderr, and as JSON to stdout if asked; give the exit code back."""
     message, hint = _explain(error)
-    if verbose and code != EXIT_INTERRUPTED and not isinstance(error, UsageError):
+    if verbose and code < EXIT_INTERRUPTED and not isinstance(error, UsageError):
         import traceback
 
         _to_stderr("".join(traceback.format_exception(error)).rstrip())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli.console import Console, Page, is_terminal
+from taskvec.cli.console import Console, Page
+from taskvec.cli.live import Live
 from taskvec.text import duration, plural, printable
 
 if TYPE_CHECKING:
@@ -44,19 +44,21 @@ class _Watch:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = is_terminal(sys.stderr) and not console.quiet
+        self._live = Live(console)
         self._begun: dict[str, float] = {}
         self._trained: set[str] = set()
-        self._drawn = False
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":
             self._begun[event.arm] = time.monotonic()
         elif event.kind == "progress":
             self._begun.setdefault(event.arm, time.monotonic())
-            self._draw(f"{event.arm}: {event.task} {event.done:,} of {event.total:,} requests")
+            self._live.draw(
+                f"{event.arm}: {event.task} {event.done:,} of {event.total:,} requests",
+                f"{event.arm} {event.task}", event.done, event.total,
+            )  # fmt: skip
             return
-        self._clear()
+        self._live.clear()
         if event.kind == "plan":
             self._console.step(f"arms: {event.arm.replace(',', ', ')}")
         elif event.kind == "note":
@@ -75,31 +77,19 @@ class _Watch:
 
     def documents(self, name: str, task: str, done: int, total: int) -> None:
         """A document that is done."""
-        self._draw(f"{name}: {task}, {done:,} of {total:,} documents")
+        self._live.draw(f"{name}: {task}, {done:,} of {total:,} documents", f"{name} {task}", done, total)
 
     def training(self, name: str, done: int, most: int) -> None:
         """A step of the training of a model."""
         if name not in self._trained:
             self._trained.add(name)
-            self._clear()
+            self._live.clear()
             self._console.step(f"training {name}: at most {most} steps")
-        self._draw(f"{name}: {done} of at most {most} steps")
+        self._live.draw(f"{name}: {done} of at most {most} steps", name, done, most)
 
     def close(self) -> None:
         """Take the line that is drawn over away."""
-        self._clear()
-
-    def _draw(self, text: str) -> None:
-        if self._live:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-            self._drawn = True
-
-    def _clear(self) -> None:
-        if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._drawn = False
+        self._live.clear()
 
 
 def show(console: Console, report: Report, out: Path) -> None:

@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 import click
 
 from taskvec.cli.console import Console
+from taskvec.cli.log import open_log
+from taskvec.cli.variables import unknown, variable
 from taskvec.errors import Error
 from taskvec.models.selection import Selection
 from taskvec.option import Declared, Parse, flag, no_flag, options_of
 from taskvec.resolve.storage import VARIABLE, parse_options, storage
 from taskvec.settings import Settings, parse_size
+from taskvec.text import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,11 +25,16 @@ SECTIONS = ("Models", "Evaluation", "Arithmetic", "Selection", "Output", "Checks
 
 
 class Option(click.Option):
-    """An option that knows the help section it belongs to."""
+    """An option that knows the help section it belongs to, and the variable that holds its default.
 
-    def __init__(self, *declarations: Any, section: str = "General", **attributes: Any) -> None:
-        super().__init__(*declarations, **attributes)
+    ``TASKVEC_THREADS`` for ``--threads``, in every command that has the option. What is given several times
+    is separated by spaces there.
+    """
+
+    def __init__(self, declarations: Sequence[str], *, section: str = "General", **attributes: Any) -> None:
+        super().__init__(declarations, **attributes)
         self.section = section
+        self.envvar = variable(self.opts[-1])
 
 
 class Command(click.Command):
@@ -298,12 +306,29 @@ storage_options = together(storage_option, scratch_option)
 
 
 def talk_options(verb: str) -> Callable[[Function], Function]:
-    """``--json``, ``--quiet``, ``--verbose``; the command receives them as one `console`."""
+    """How a command talks: the command receives these options as one `console`."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
-        def with_console(*arguments: Any, as_json: bool, quiet: bool, verbose: bool, **rest: Any) -> Any:
-            console = Console(verb, as_json=as_json, quiet=quiet, verbose=verbose)
+        def with_console(
+            *arguments: Any,
+            as_json: bool,
+            quiet: bool,
+            verbose: bool,
+            progress: str,
+            log: str | None,
+            **rest: Any,
+        ) -> Any:
+            if log is not None:
+                open_log(log)
+            console = Console(verb, as_json=as_json, quiet=quiet, verbose=verbose, progress=progress)
+            context = click.get_current_context(silent=True)
+            for name, near in unknown(context.parent, context.command) if context else ():
+                page = console.talk()
+                page.level("warning", f"`{printable(name)}` in the environment belongs to no option")
+                if near:
+                    page.level("hint", f"did you mean `{near}`?")
+                console.say(page)
             return function(*arguments, console=console, **rest)
 
         options = together(
@@ -313,6 +338,12 @@ def talk_options(verb: str) -> Callable[[Function], Function]:
                    help="Print nothing to stderr but errors."),
             option("-v", "--verbose", is_flag=True, section="General",
                    help="Say more: notes, every tensor's survival, tracebacks."),
+            option("--progress", type=click.Choice(["auto", "bar", "plain", "none"]), default="auto",
+                   show_default=True, section="General",
+                   help="How progress is shown: auto is a bar on a terminal, and elsewhere a line every 30 "
+                   "seconds or 10 per cent."),
+            option("--log", type=click.Path(dir_okay=False), section="General", metavar="FILE",
+                   help="Append everything that is said to this file too, with times."),
         )  # fmt: skip
         return options(with_console)  # type: ignore[return-value]
 

@@ -1,9 +1,10 @@
-"""The progress bar: shown on a terminal only, and only for work that lasts long enough to be watched."""
+"""The progress of work that lasts long enough to be watched: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from taskvec.text import duration, size
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 PATIENCE = 0.3
 # Seconds between two updates: the engine may report far more often than eyes can follow.
 INTERVAL = 0.1
+
+# Without a terminal: a line for each tenth of the work, and after this time where a tenth takes longer.
+TENTHS = 10
+PAUSE = 30.0
+# Seconds before the first of them, where nobody asked for lines.
+LINES_PATIENCE = 2.0
 
 PHASE_LABELS = {
     "download": "downloading",
@@ -58,18 +65,8 @@ class Bar:
         if self._task is None:
             self._task = progress.add_task(PHASE_LABELS.get(self._phase, self._phase), total=None, detail="")
         done, total = event.done_bytes, event.total_bytes
-        detail = self._words(done, total, now - self._phase_begun)
+        detail = "  ".join(_words(self._phase, done, total, now - self._phase_begun))
         progress.update(self._task, completed=done, total=total or None, detail=detail, refresh=True)
-
-    def _words(self, done: int, total: int, elapsed: float) -> str:
-        """Amount, rate and time left; nothing where nothing has been done yet."""
-        if done <= 0 or elapsed <= 0:
-            return ""
-        if self._phase == "publish":  # counts files
-            return f"{done} of {total} files"
-        left = duration(elapsed * (total - done) / done) if elapsed > 1 and total > done else ""
-        rate = f"{done / elapsed / 1e9:.2f} GB/s"
-        return f"{size(done)} of {size(total)}  {rate}" + (f"  {left} left" if left else "")
 
     def _start(self) -> Progress:
         from rich.console import Console
@@ -87,3 +84,70 @@ class Bar:
         )
         self._progress.start()
         return self._progress
+
+
+class Pace:
+    """When the next plain line is due.
+
+    Parameters
+    ----------
+    patience : float
+        Seconds before the first.
+    """
+
+    def __init__(self, patience: float = LINES_PATIENCE) -> None:
+        self._patience = patience
+        self.begin()
+
+    def begin(self) -> None:
+        """Something else is being done from now on."""
+        self.begun = self._last = time.monotonic()
+        self._tenth = 0
+
+    def is_due(self, done: int, total: int) -> bool:
+        """Whether it is time for a line, which is then taken to be written."""
+        now = time.monotonic()
+        tenth = TENTHS * done // total if total > 0 else 0
+        is_far = self._tenth < tenth < TENTHS
+        if now - self.begun < self._patience or not (is_far or now - self._last >= PAUSE):
+            return False
+        self._last, self._tenth = now, tenth
+        return True
+
+
+class Lines:
+    """A callback that says in plain lines what the library reports.
+
+    Parameters
+    ----------
+    say : callable
+        Gets each line.
+    patience : float
+        Seconds before the first line of each phase.
+    """
+
+    def __init__(self, say: Callable[[str], None], patience: float = LINES_PATIENCE) -> None:
+        self._say, self._pace, self._phase = say, Pace(patience), ""
+
+    def __call__(self, event: Any) -> None:
+        if event.phase != self._phase:
+            self._phase = event.phase
+            self._pace.begin()
+        done, total = event.done_bytes, event.total_bytes
+        if self._pace.is_due(done, total):
+            words = _words(event.phase, done, total, time.monotonic() - self._pace.begun)
+            share = f"{100 * done // total} %" if total > 0 else ""
+            label = PHASE_LABELS.get(event.phase, event.phase)
+            self._say(f"{label}: " + ", ".join(filter(None, (share, *words))))
+
+
+def _words(phase: str, done: int, total: int, elapsed: float) -> list[str]:
+    """Amount, rate and time left; nothing where nothing has been done yet."""
+    if done <= 0 or elapsed <= 0:
+        return []
+    if phase == "publish":  # counts files
+        return [f"{done} of {total} files"]
+    words = [f"{size(done)} of {size(total)}", f"{done / elapsed / 1e9:.2f} GB/s"]
+    if elapsed > 1 and total > done:
+        words.append(f"{duration(elapsed * (total - done) / done)} left")
+    return words

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from taskvec.cli.console import Console, is_terminal
+from taskvec.cli.console import Console
+from taskvec.cli.live import Live
 from taskvec.text import duration, plural, printable
 
 if TYPE_CHECKING:
@@ -32,14 +32,13 @@ class _Watch:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = is_terminal(sys.stderr) and not console.quiet
-        self._drawn = False
+        self._live = Live(console)
         self._known = 0
 
     def __call__(self, event: Event) -> None:
         if event.kind in ("progress", "merge"):
             at = "merging" if event.kind == "merge" else f"{event.done:,} of {event.total:,} requests"
-            self._draw(f"{event.arm}: {at}")
+            self._live.draw(f"{event.arm}: {at}", event.arm, event.done, event.total)
             return
         self.clear()
         if event.kind == "known":
@@ -59,16 +58,7 @@ class _Watch:
 
     def clear(self) -> None:
         """Take the line that is drawn over away."""
-        if self._drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._drawn = False
-
-    def _draw(self, text: str) -> None:
-        if self._live:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-            self._drawn = True
+        self._live.clear()
 
 
 def show(console: Console, result: SearchResult) -> None:

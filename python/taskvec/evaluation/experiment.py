@@ -22,7 +22,7 @@ from taskvec.errors import NotFoundError, RecipeError
 from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
 from taskvec.files import look
 from taskvec.recipe.document import Document
-from taskvec.recipe.parse import read
+from taskvec.recipe.parse import STANDARD_INPUT, read
 from taskvec.settings import parse_alphas
 from taskvec.text import nearest
 
@@ -162,7 +162,7 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     """
     name = os.fspath(path)
     found = Path(name)
-    if not look.exists(found) and not name.endswith(SUFFIXES):
+    if name != STANDARD_INPUT and not look.exists(found) and not name.endswith(SUFFIXES):
         shipped = recipes()
         if name not in shipped:
             near = nearest(name, shipped)

@@ -16,7 +16,7 @@ from taskvec.recipe.document import Document, from_python
 from taskvec.recipe.known_words import in_our_words
 from taskvec.recipe.model_ref import ModelRef, exists
 from taskvec.recipe.overrides import apply_overrides
-from taskvec.recipe.parse import MAXIMUM_BYTES, parse, read_text
+from taskvec.recipe.parse import MAXIMUM_BYTES, parse, read_text, source_of
 from taskvec.recipe.published import recipe_in, without_header
 from taskvec.recipe.schema import Recipe, from_document
 from taskvec.recipe.validate import Checked, check
@@ -126,7 +126,7 @@ def read(
     if isinstance(recipe, str) and "\n" in recipe:
         return "recipe", *_published(recipe, "recipe")
     if isinstance(recipe, str | os.PathLike):
-        source = os.fspath(recipe)
+        source = source_of(recipe)
         return source, *_published(read_text(recipe), source)
     return "recipe", "", _from_values(recipe)
 

@@ -7,6 +7,7 @@ constructors, which keep the last of two equal keys and forget lines, make scala
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from taskvec.text import kind_of, shown
 
 MAXIMUM_BYTES = 1 << 20
 MAXIMUM_DOCUMENTS = 256
+STANDARD_INPUT = "-"
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
@@ -44,11 +46,11 @@ def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
         As :func:`read_text` and :func:`parse`.
     """
     text = read_text(path)
-    return text, parse(text, os.fspath(path))
+    return text, parse(text, source_of(path))
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a recipe file.
+    """The text of a recipe file, or of standard input where its name is ``-``.
 
     Raises
     ------
@@ -59,6 +61,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """
     name = os.fspath(path)
     try:
+        if name == STANDARD_INPUT:
+            return _text(sys.stdin.buffer.read(MAXIMUM_BYTES + 1), source_of(name))
         if not look.is_file(name):
             missing = not look.exists(name)
             raise NotFoundError(
@@ -71,6 +75,16 @@ def read_text(path: str | os.PathLike[str]) -> str:
             raise
         words = f"recipe `{shown(name)}` cannot be read: {error.strerror or error}"
         raise RecipeError(words, look.way_out(error)) from None
+    return _text(data, name)
+
+
+def source_of(path: str | os.PathLike[str]) -> str:
+    """What messages call a recipe: its path, or that it came through standard input."""
+    name = os.fspath(path)
+    return "standard input" if name == STANDARD_INPUT else name
+
+
+def _text(data: bytes, name: str) -> str:
     if len(data) > MAXIMUM_BYTES:
         raise RecipeError(
             f"recipe `{name}` is larger than {MAXIMUM_BYTES >> 20} MiB", "a recipe is a few kilobytes of YAML"

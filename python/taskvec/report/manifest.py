@@ -10,13 +10,13 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import __version__
 from taskvec.files import look
 from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
+from taskvec.host import is_repeatable, now
 from taskvec.models.state_dict import is_computed
 from taskvec.plan.plan import ARITHMETIC
 from taskvec.report import reproduce
@@ -86,18 +86,18 @@ def recipe_of(plan: PlanRecord, alpha: float | None) -> dict[str, Any]:
 def run_facts(
     plan: PlanRecord, engine: Mapping[str, Any], begin: float, inputs: Sequence[Sequence[Any]] | None
 ) -> dict[str, Any]:
-    """The facts of this run alone.
+    """The facts of this run alone; none of them tells when or how fast, where ``SOURCE_DATE_EPOCH`` is set.
 
     ``begin`` is when it began, on the monotonic clock; ``inputs`` are the states of its input files, by which
     the same command given again knows that there is nothing to do.
     """
     return {
         "plan": plan.digest,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - begin, 3),
+        "finished": now().isoformat(timespec="seconds"),
+        "seconds": 0.0 if is_repeatable() else round(time.monotonic() - begin, 3),
         "threads": engine["threads"],
         "cpu_level": engine["cpu_level"],
-        **({"inputs": inputs} if inputs is not None else {}),
+        **({"inputs": inputs} if inputs is not None and not is_repeatable() else {}),
         **({"request": plan.request.digest} if plan.request is not None else {}),
     }
 
