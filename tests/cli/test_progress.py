@@ -111,7 +111,5 @@ def test_updates_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_done_says_nothing() -> None:
-    bar = progress.Bar()
-    assert bar._words(0, 100, 1.0) == ""
-    bar._phase = "publish"
-    assert bar._words(3, 7, 1.0) == "3 of 7 files"
+    assert progress._words("merge", 0, 100, 1.0) == []
+    assert progress._words("publish", 3, 7, 1.0) == ["3 of 7 files"]
