@@ -60,6 +60,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "This machine": {
         "bench": "Measure merge throughput next to the machine's own floor.",
         "demo": "Run the main job on three small checkpoints made on the spot.",
+        "completion": "Print the script that lets a shell complete commands.",
     },
 }
 VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import braced, plan_options
 from taskvec.cli.options import (
     alpha_option,
+    argument,
     control_option,
     layer_scale_option,
     out_option,
@@ -35,8 +34,18 @@ Two vectors in one pass, each with its own strength:
 
 
 @verb("apply", examples=EXAMPLES)
-@click.argument("target", metavar="TARGET")
-@click.argument("vectors", metavar="VECTOR...", nargs=-1, required=True)
+@argument(
+    "target",
+    metavar="TARGET",
+    help="The model that receives the vectors: a folder, a hub id, or s3://, gs://, az://, https://.",
+)
+@argument(
+    "vectors",
+    metavar="VECTOR...",
+    nargs=-1,
+    required=True,
+    help="Saved task vectors, as `taskvec extract` writes them.",
+)
 @alpha_option(
     "Factor of the vectors: one for all, or one for each. Several for one vector write one output each."
     "  [default: 1]"

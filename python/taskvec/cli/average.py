@@ -10,6 +10,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
 from taskvec.cli.options import (
+    argument,
     option,
     out_option,
     run_options,
@@ -41,7 +42,13 @@ def _choice(*declarations: str, **attributes: Any) -> Any:
 
 
 @verb("average", examples=EXAMPLES)
-@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
+@argument(
+    "checkpoints",
+    metavar="CHECKPOINT...",
+    nargs=-1,
+    required=True,
+    help="Checkpoints of one run, or patterns such as 'run/checkpoint-*', in any order.",
+)
 @option("--schedule", type=click.Choice(SCHEDULES), default="uniform", show_default=True,
         section="Arithmetic",
         help="How much each checkpoint counts: the same; 1, 2, 3 ... n; as if the learning rate had "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from taskvec.cli.console import EXIT_FAILED, Console
 from taskvec.cli.job import findings_summary
 from taskvec.cli.options import (
+    argument,
     force_option,
     selection_options,
     storage_options,
@@ -28,9 +27,9 @@ In a script: exit code 1 means that they do not fit:
 
 
 @verb("check", examples=EXAMPLES)
-@click.argument("target", metavar="TARGET")
-@click.argument("donor", metavar="DONOR")
-@click.argument("reference", metavar="REFERENCE")
+@argument("target", metavar="TARGET", help="The model that would receive the vector.")
+@argument("donor", metavar="DONOR", help="The fine-tuned model to take the change from.")
+@argument("reference", metavar="REFERENCE", help="What the donor was before it was fine-tuned.")
 @selection_options
 @force_option
 @strict_option

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
 from taskvec.cli.options import (
+    argument,
     option,
     out_option,
     run_options,
@@ -29,7 +28,7 @@ Back to block FP8, with the attention left as it is:
 
 
 @verb("convert", examples=EXAMPLES)
-@click.argument("model", metavar="MODEL")
+@argument("model", metavar="MODEL", help="The checkpoint to write in another form.")
 @option(
     "--keep",
     multiple=True,

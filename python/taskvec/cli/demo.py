@@ -8,7 +8,7 @@ import click
 
 from taskvec.cli.console import EXIT_FAILED, Console, Page, UsageError
 from taskvec.cli.job import findings_summary, write_survival
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import argument, option, talk_options, verb
 from taskvec.text import amount, duration, plural, printable, size
 
 if TYPE_CHECKING:
@@ -35,7 +35,13 @@ JOB_ONLY = ("overwrite", "threads")
 
 
 @verb("demo", examples=EXAMPLES)
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(file_okay=False))
+@argument(
+    "folder",
+    metavar="[DIR]",
+    required=False,
+    type=click.Path(file_okay=False),
+    help="Folder for the checkpoints, which are kept there; without it they are removed at the end.",
+)
 @option("--overwrite", is_flag=True, section="Output", help="Replace an earlier demo in DIR.")
 @option("--threads", type=int, metavar="N", section="Machine", help="Worker threads.  [default: all cores]")
 @option("--paper", is_flag=True, section="Evaluation",

@@ -8,6 +8,7 @@ import click
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.options import (
+    argument,
     option,
     selection_options,
     storage_options,
@@ -34,8 +35,8 @@ Do two vectors point the same way?
 
 
 @verb("diff", examples=EXAMPLES)
-@click.argument("left", metavar="A")
-@click.argument("right", metavar="B")
+@argument("left", metavar="A", help="A checkpoint or a saved vector.")
+@argument("right", metavar="B", help="Another one of the same kind.")
 @selection_options
 @option("--tensors", "every_tensor", is_flag=True, section="Output", help="Also list every tensor.")
 @option(

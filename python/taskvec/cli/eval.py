@@ -12,7 +12,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
-from taskvec.cli.options import option, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, storage_options, talk_options, verb
 from taskvec.evaluation.arms import Kind
 from taskvec.evaluation.settings import Settings
 
@@ -33,7 +33,7 @@ Local tasks, offline, on the CPU:
 
 
 @verb("eval", examples=EXAMPLES)
-@click.argument("model", metavar="MODEL")
+@argument("model", metavar="MODEL", help="The model to evaluate: a folder or a hub id.")
 @task_options
 @option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind != "candidate"]),
         default="baseline", show_default=True, section="Evaluation",

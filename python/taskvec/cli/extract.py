@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
 from taskvec.cli.lora import LORA, hold_none, lora_options, write_adapter
 from taskvec.cli.options import (
+    argument,
     declared_option,
     option,
     out_option,
@@ -46,8 +45,14 @@ Then add it to any model that fits:
 
 
 @verb("extract", examples=EXAMPLES)
-@click.argument("donor", metavar="DONOR")
-@click.argument("reference", metavar="[REFERENCE]", required=False)
+@argument(
+    "donor",
+    metavar="DONOR",
+    help="The fine-tuned model to take the change from; with --lora also a saved task vector.",
+)
+@argument(
+    "reference", metavar="[REFERENCE]", required=False, help="What the donor was before it was fine-tuned."
+)
 @option(
     "--dtype",
     metavar="DTYPE",

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console
 from taskvec.cli.job import write_report
-from taskvec.cli.options import storage_options, talk_options, threads_option, verb
+from taskvec.cli.options import argument, storage_options, talk_options, threads_option, verb
 from taskvec.files.manifest import read
 from taskvec.files.names import MANIFEST
 from taskvec.run.sinks import open_sink
@@ -24,7 +22,7 @@ After parts of which the last one was killed at its end:
 
 
 @verb("finish", examples=EXAMPLES)
-@click.argument("out", metavar="OUT")
+@argument("out", metavar="OUT", help="The folder or address that the parts were written to.")
 @threads_option
 @storage_options
 @talk_options("finish")

@@ -10,7 +10,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import setting
 from taskvec.cli.eval_output import following
-from taskvec.cli.options import option, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, storage_options, talk_options, verb
 from taskvec.evaluation.settings import key_of
 from taskvec.text import printable, size
 
@@ -29,7 +29,7 @@ _SETTINGS = ("tasks", "limit", "seed", "chat_template", "include_path", "device"
 
 
 @verb("importance", examples=EXAMPLES)
-@click.argument("model", metavar="MODEL")
+@argument("model", metavar="MODEL", help="The model to measure.")
 @setting("tasks")
 @setting("include_path")
 @setting("limit")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from taskvec.cli.console import Console, Page
 from taskvec.cli.job import write_survival, write_vector
-from taskvec.cli.options import option, storage_options, talk_options, variant_option, verb
+from taskvec.cli.options import argument, option, storage_options, talk_options, variant_option, verb
 from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:
@@ -32,7 +30,11 @@ SHOWN = 30  # tensors printed without --all
 
 
 @verb("inspect", examples=EXAMPLES)
-@click.argument("path", metavar="PATH")
+@argument(
+    "path",
+    metavar="PATH",
+    help="A checkpoint, a saved vector or an adapter: a folder, a file, a hub id, or an address.",
+)
 @option(
     "--all",
     "show_all",

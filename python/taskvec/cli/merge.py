@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute, is_planning
 from taskvec.cli.job import settings_of, write_report
-from taskvec.cli.options import option, run_options, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, run_options, storage_options, talk_options, verb
 from taskvec.text import printable
 
 EXAMPLES = """
@@ -29,8 +27,12 @@ See what a method does, with a recipe to copy:
 
 
 @verb("merge", examples=EXAMPLES)
-@click.argument("recipe", metavar="RECIPE")
-@click.argument("out", metavar="OUT")
+@argument("recipe", metavar="RECIPE", help="A YAML file as mergekit takes it; `-` is standard input.")
+@argument(
+    "out",
+    metavar="OUT",
+    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
+)
 @option(
     "--set",
     "overrides",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console, Page, UsageError
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import argument, option, talk_options, verb
 from taskvec.methods.catalogue import METHODS, get
 from taskvec.methods.method import Parameter
 
@@ -25,7 +25,7 @@ The schema of a recipe, for editors that complete and check YAML:
 
 
 @verb("methods", examples=EXAMPLES)
-@click.argument("name", metavar="[METHOD]", required=False)
+@argument("name", metavar="[METHOD]", required=False, help="A merge method; without it all are listed.")
 @option(
     "--schema", is_flag=True, section="Output", help="Print the JSON schema of a recipe, and nothing else."
 )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import settings_of
-from taskvec.cli.options import option, run_options, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, run_options, storage_options, talk_options, verb
 from taskvec.text import plural, printable
 
 EXAMPLES = """
@@ -34,8 +32,8 @@ A recipe to copy:
 
 
 @verb("moe", examples=EXAMPLES)
-@click.argument("recipe", metavar="RECIPE")
-@click.argument("out", metavar="OUT")
+@argument("recipe", metavar="RECIPE", help="A YAML file as mergekit-moe takes it; `-` is standard input.")
+@argument("out", metavar="OUT", help="Folder to write, made if it is not there; or an address.")
 @option(
     "--set",
     "overrides",

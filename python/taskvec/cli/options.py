@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from taskvec.cli.completers import complete
 from taskvec.cli.console import Console
 from taskvec.cli.log import open_log
 from taskvec.cli.variables import unknown, variable
@@ -32,9 +33,19 @@ class Option(click.Option):
     """
 
     def __init__(self, declarations: Sequence[str], *, section: str = "General", **attributes: Any) -> None:
+        attributes.setdefault("shell_complete", complete(attributes.get("metavar")))
         super().__init__(declarations, **attributes)
         self.section = section
         self.envvar = variable(self.opts[-1])
+
+
+class Argument(click.Argument):
+    """An argument that help explains."""
+
+    def __init__(self, declarations: Sequence[str], *, help: str, **attributes: Any) -> None:  # noqa: A002
+        attributes.setdefault("shell_complete", complete(attributes.get("metavar")))
+        super().__init__(declarations, **attributes)
+        self.explanation = help  # `help` is of newer releases of click, which show it themselves
 
 
 class Command(click.Command):
@@ -45,6 +56,12 @@ class Command(click.Command):
         self.examples = inspect.cleandoc(examples)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        explained = [
+            (each.make_metavar(ctx), each.explanation) for each in self.params if isinstance(each, Argument)
+        ]
+        if explained:
+            with formatter.section("Arguments"):
+                formatter.write_dl(explained)
         sections: dict[str, list[tuple[str, str]]] = {section: [] for section in SECTIONS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -78,6 +95,11 @@ def verb(name: str, *, examples: str) -> Callable[[Callable[..., Any]], Command]
 def option(*declarations: str, section: str, **attributes: Any) -> Callable[[Function], Function]:
     """`click.option` with a help section."""
     return click.option(*declarations, cls=Option, section=section, **attributes)
+
+
+def argument(name: str, *, help: str, **attributes: Any) -> Callable[[Function], Function]:  # noqa: A002
+    """`click.argument` that help explains."""
+    return click.argument(name, cls=Argument, help=help, **attributes)
 
 
 def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:

@@ -9,7 +9,7 @@ import click
 
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import write_plan
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import argument, option, talk_options, verb
 from taskvec.run.sinks import absolute
 from taskvec.text import printable
 
@@ -30,8 +30,19 @@ A recipe:
 
 
 @verb("plan", examples=EXAMPLES)
-@click.argument("command_name", metavar="COMMAND", type=click.Choice(VERBS))
-@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@argument(
+    "command_name",
+    metavar="COMMAND",
+    type=click.Choice(VERBS),
+    help="The command to plan, such as `transfer` or `merge`.",
+)
+@argument(
+    "arguments",
+    metavar="[ARGS]...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    help="Its arguments and options, without its output.",
+)
 @option("-o", "--out", "path", required=True, type=click.Path(path_type=str), section="Output",
         metavar="FILE", help="File to write the plan to.")  # fmt: skip
 @option("--to", type=click.Path(path_type=str), section="Output", metavar="OUT",

@@ -11,6 +11,7 @@ from taskvec.cli.console import Console, UsageError
 from taskvec.cli.execute import execute
 from taskvec.cli.job import settings_of
 from taskvec.cli.options import (
+    argument,
     declared_option,
     dry_run_option,
     option,
@@ -51,7 +52,9 @@ NAMES = (
 
 
 @verb("run", examples=EXAMPLES)
-@click.argument("path", metavar="PLAN", type=click.Path(path_type=str))
+@argument(
+    "path", metavar="PLAN", type=click.Path(path_type=str), help="A file that `taskvec plan` has written."
+)
 @option("-o", "--out", type=click.Path(path_type=str), section="Output", metavar="OUT",
         help="Folder to write; that of the plan by default.")  # fmt: skip
 @together(*(declared_option(name, options_of(Settings)[name]) for name in NAMES), part_option, dry_run_option)

@@ -9,7 +9,16 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, setting, settings_given, settings_of
-from taskvec.cli.options import Size, option, split_names, storage_option, talk_options, together, verb
+from taskvec.cli.options import (
+    Size,
+    argument,
+    option,
+    split_names,
+    storage_option,
+    talk_options,
+    together,
+    verb,
+)
 
 evaluation_options = together(*settings_of("Evaluation", but=("tasks", "include_path", "seed")))
 
@@ -42,7 +51,11 @@ Merge what was found:
 
 
 @verb("search", examples=EXAMPLES)
-@click.argument("space", metavar="SPACE")
+@argument(
+    "space",
+    metavar="SPACE",
+    help="A YAML file: a recipe with free parameters, and the tasks; `-` is standard input.",
+)
 @option("--budget", type=click.IntRange(1), metavar="N", section="Evaluation",
         help="Candidates; more than before go on with an ended search.  [default: the space's]")  # fmt: skip
 @option("--seed", type=click.IntRange(0), metavar="N", section="Evaluation",

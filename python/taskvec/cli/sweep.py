@@ -14,6 +14,7 @@ from taskvec.cli.eval_output import show, show_forecast, watching
 from taskvec.cli.options import (
     Size,
     alpha_option,
+    argument,
     option,
     selection_options,
     split_names,
@@ -42,7 +43,12 @@ A sweep file, with less of it to try it out:
 
 
 @verb("sweep", examples=EXAMPLES)
-@click.argument("file", metavar="[FILE]", required=False)
+@argument(
+    "file",
+    metavar="[FILE]",
+    required=False,
+    help="A sweep file in YAML, or the name of one that is shipped; `-` is standard input.",
+)
 @option("--target", metavar="MODEL", section="Models", help="Receives the vector.")
 @option("--donor", metavar="MODEL", section="Models", help="Has learned what is transferred.")
 @option("--reference", metavar="MODEL", section="Models", help="What the donor was before it learned that.")

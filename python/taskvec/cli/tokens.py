@@ -9,7 +9,15 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
-from taskvec.cli.options import option, out_option, storage_options, talk_options, unparted_options, verb
+from taskvec.cli.options import (
+    argument,
+    option,
+    out_option,
+    storage_options,
+    talk_options,
+    unparted_options,
+    verb,
+)
 
 EXAMPLES = """
 A Llama with the tokenizer of Qwen, other tokens as combinations of 64 shared ones:
@@ -24,7 +32,7 @@ In seconds, without reading the other model's weights:
 
 
 @verb("tokens", examples=EXAMPLES)
-@click.argument("target", metavar="TARGET")
+@argument("target", metavar="TARGET", help="The model that gets another tokenizer.")
 @option(
     "--from",
     "model",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
 from taskvec.cli.console import EXIT_FAILED, Console, Page
-from taskvec.cli.options import option, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, storage_options, talk_options, verb
 from taskvec.text import duration, plural, printable, size
 
 EXAMPLES = """
@@ -30,7 +28,11 @@ STATUS_LABELS = {
 
 
 @verb("verify", examples=EXAMPLES)
-@click.argument("path", metavar="OUT")
+@argument(
+    "path",
+    metavar="OUT",
+    help="A folder or address that taskvec has written: a checkpoint, a vector or an adapter.",
+)
 @option(
     "--threads", type=int, metavar="N", section="Machine", help="Threads that hash.  [default: all cores]"
 )
