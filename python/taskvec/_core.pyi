@@ -20,6 +20,7 @@ __all__ = [
     "digest_arrays",
     "digest_file",
     "evaluate",
+    "evaluate_measured",
     "extract",
     "finish_folder",
     "floor",
@@ -172,6 +173,11 @@ def evaluate(
     plan: bytes, *, threads: int = 0, allow_non_finite: bool = False, memories: _Memories = ...
 ) -> bytes:
     """The data of a plan of one output and one shard: its tensors one after the other."""
+
+def evaluate_measured(
+    plan: bytes, *, threads: int = 0, allow_non_finite: bool = False, memories: _Memories = ...
+) -> tuple[bytes, str]:
+    """The same, and what was measured of each tensor that takes a step: ``[name, sums]`` of each, as JSON."""
 
 def in_place(
     plan: bytes,

@@ -140,3 +140,21 @@ pub(crate) fn evaluate<'py>(
     })?;
     Ok(PyBytes::new(py, &data))
 }
+
+/// The same with what was measured of each tensor that takes a step, as JSON.
+#[pyfunction]
+#[pyo3(signature = (plan, *, threads=0, allow_non_finite=false, memories=Vec::new()))]
+pub(crate) fn evaluate_measured<'py>(
+    py: Python<'py>,
+    plan: &[u8],
+    threads: usize,
+    allow_non_finite: bool,
+    memories: Vec<Arrays<'py>>,
+) -> PyResult<(Bound<'py, PyBytes>, String)> {
+    let memories = Borrowed::borrow(py, memories)?;
+    let memories = memories.tensors(py)?;
+    let (data, figures) = watch(py, None, None, |monitor| {
+        taskvec_core::evaluate::measured(plan, &memories, threads, allow_non_finite, monitor)
+    })?;
+    Ok((PyBytes::new(py, &data), figures))
+}

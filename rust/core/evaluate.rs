@@ -6,7 +6,7 @@ use crate::error::{shown, Error, Kind, Result};
 use crate::file::heap::filled;
 use crate::kernels::dispatch::ControlRegister;
 use crate::kernels::Level;
-use crate::measure::{NonFinite, Place};
+use crate::measure::{NonFinite, Place, Survival};
 use crate::monitor::Monitor;
 use crate::plan::Plan;
 use crate::run::block::{Block, Worker};
@@ -30,6 +30,21 @@ pub fn evaluate(
     allow_non_finite: bool,
     monitor: &Monitor,
 ) -> Result<Vec<u8>> {
+    Ok(measured(plan_json, memories, threads, allow_non_finite, monitor)?.0)
+}
+
+/// The same with what was measured of each tensor that takes a step, as JSON: `[name, sums]` in the plan's order, of
+/// which those of a run are made.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn measured(
+    plan_json: &[u8],
+    memories: &[Buffers<'_>],
+    threads: usize,
+    allow_non_finite: bool,
+    monitor: &Monitor,
+) -> Result<(Vec<u8>, String)> {
     // A thread that the embedding process starts inherits what that has set.
     let _ieee = ControlRegister::ieee();
     let plan = Plan::in_memory(plan_json)?;
@@ -53,6 +68,7 @@ pub fn evaluate(
     }
     let steps = [Step { alpha: output.alpha, output: 0 }];
     let data = Mutex::new(filled(layout.shards[0].size - first, 0)?);
+    let sums = Mutex::new(Vec::new());
     each(&pool, monitor, blocks.len(), |index| {
         let block = &blocks[index];
         let mut worker = Worker::new(level, 1);
@@ -63,6 +79,8 @@ pub fn evaluate(
             let at = (start - first) as usize;
             lock(&data)[at..at + bytes.len()].copy_from_slice(bytes);
         }
+        let rows = worker.measured(0).iter().map(|(job, sum)| (*job, block.index, sum.clone()));
+        lock(&sums).extend(rows);
         monitor.advance(read);
         Ok(())
     })?;
@@ -76,6 +94,23 @@ pub fn evaluate(
     };
     match non_finite.error(describe) {
         Some(error) if !allow_non_finite => Err(error),
-        _ => Ok(data.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)),
+        _ => Ok((
+            data.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
+            rows(&plan, sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))?,
+        )),
     }
+}
+
+/// The sums of each tensor from those of its blocks, added in the order of these.
+fn rows(plan: &Plan, mut sums: Vec<(usize, u64, Survival)>) -> Result<String> {
+    sums.sort_unstable_by_key(|(job, block, _)| (*job, *block));
+    let mut tensors: Vec<(usize, Survival)> = Vec::new();
+    for (job, _, sum) in sums {
+        match tensors.last_mut().filter(|(last, _)| *last == job) {
+            Some((_, tensor)) => tensor.merge(&sum),
+            None => tensors.push((job, sum)),
+        }
+    }
+    let named: Vec<_> = tensors.iter().map(|(job, sum)| (&*plan.jobs[*job].name, sum)).collect();
+    serde_json::to_string(&named).map_err(|error| Error::engine(format!("the figures: {error}")))
 }

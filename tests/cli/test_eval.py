@@ -233,18 +233,19 @@ def test_ctrl_c_ends_a_sweep_and_its_workers(tmp_path):
     assert "Traceback" not in err
 
 
-def test_a_sweep_from_the_command_line(capsys, tmp_path):
+@pytest.mark.parametrize("arms", ["place", "merged"])
+def test_a_sweep_from_the_command_line(capsys, tmp_path, arms):
     out = tmp_path / "out"
     arguments = [
         "sweep", *trio(), *local("tiny_choice"), "--alpha", "0,1", "--random", 1, "--permuted", 1,
-        "--limit", 12, "-o", out,
+        "--limit", 12, "-o", out, *(["--arms", arms] if arms == "merged" else []),
     ]  # fmt: skip
     found = invoke(capsys, *arguments)
     assert found.code == 0, found.err
     names = ["baseline", "alpha=0", "alpha=1", "donor", "reference", "random-1", "permuted-1"]
     assert [line.split()[0] for line in found.out.splitlines()[1:8]] == names
     assert "Nothing is claimed of the vector on tiny_choice" in found.out
-    assert "merging alpha=0, alpha=1" in found.err
+    assert ("merging alpha=0, alpha=1" in found.err) is (arms == "merged")
     content = json.loads((out / "report.json").read_text())
     assert content["survival"]["alpha=1"]["changed"] > 0
     assert content["checks"][0]["different"] == 0

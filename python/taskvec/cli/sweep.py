@@ -71,6 +71,9 @@ A sweep file, with less of it to try it out:
         help="Go on in spite of these compatibility findings.")  # fmt: skip
 @option("-o", "--out", required=True, metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder of the report and the arms.")  # fmt: skip
+@option("--arms", type=click.Choice(["place", "merged"]), section="Machine",
+        help="Make the weights of arms in the target, loaded once, where that gives the bytes of a merge; or "
+        "merge each into a folder.  [default: place]")  # fmt: skip
 @option("--scratch", metavar="DIR", type=click.Path(file_okay=False), section="Output",
         help="Where merged models lie while they are evaluated.  [default: OUT/scratch]")  # fmt: skip
 @option("--scratch-budget", type=Size(), metavar="SIZE", section="Output",
@@ -130,6 +133,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         "alphas": list(options["alpha"]),
         "tasks": list(tasks_given(options)),
         "perturb": list(options["perturb"]),
+        "arms": options["arms"],
         "development": options["development"],
         "controls": {"random": options["random"], "permuted": options["permuted"]},
         "evaluation": settings_given(options),

@@ -88,6 +88,9 @@ class Experiment(_Strict):
         Run every arm with it, and none without.
     perturb : tuple of str
         Perturbations under which the baseline and the chosen vector are run as well.
+    arms : {"place", "merged"}
+        Whether the weights of arms are made in the target, which is loaded once, where that surely gives the
+        bytes of a merge; or each is merged into a folder and loaded. Either goes on where the other stopped.
     development : float
         Share of each task's documents on which alpha is chosen and the gate is tested; the rest is reported
         on.
@@ -103,6 +106,7 @@ class Experiment(_Strict):
     think: str | None = None
     think_only: bool = False
     perturb: tuple[str, ...] = ()
+    arms: Literal["place", "merged"] = "place"
     development: float = Field(0.3, ge=0, lt=1)
     controls: Controls = Controls(random=3, permuted=1)
     evaluation: Evaluation = Evaluation()

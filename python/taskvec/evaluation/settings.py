@@ -82,7 +82,8 @@ class Settings:
     device : str, optional
         ``cpu``, ``cuda``, ``cuda:1`` or a GPU's number; by default the GPU where there is one.
     batch_size : int or "auto", optional
-        16 for ``hf`` and ``"auto"`` for ``vllm`` by default. ``"auto"`` with ``hf`` lets lm-eval measure.
+        16 for ``hf`` and ``"auto"`` for ``vllm`` by default. ``"auto"`` with ``hf`` on a GPU is grown until
+        memory is full, once for all arms of an output folder; on the CPU it is 16.
     limit : int or float, optional
         The first so many documents of each task; below 1 a share of them.
     chat_template : bool
@@ -121,7 +122,7 @@ class Settings:
     )
     batch_size: int | Literal["auto"] | None = option(
         None, section="Machine", metavar="N|auto", unset="16, vllm: auto",
-        help="Requests at once; halved where memory does not suffice.",
+        help="Requests at once; halved where memory does not suffice. On a GPU auto grows until it is full.",
     )
     limit: int | float | None = option(
         None, section="Evaluation", metavar="N",
@@ -218,12 +219,14 @@ class Settings:
 
     @property
     def block(self) -> int:
-        """Requests per recorded block.
+        """Requests per recorded block, where lm-eval or vLLM batches them itself.
 
-        Blocks are fixed slices of the request list, so a resumed run forms the same batches as an undisturbed
-        one and ends in the same samples. Eight batches leave lm-eval enough requests to sort by length.
+        Blocks follow from the requests alone, so a resumed run forms the same batches as an undisturbed one
+        and ends in the same samples. vLLM fills its batch from one block until that is empty: there are few.
         """
-        return max(64, 8 * self.batch) if isinstance(self.batch, int) else 256
+        if isinstance(self.batch, int):
+            return max(64, 8 * self.batch)
+        return 1024 if self.backend == "vllm" else 256
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from taskvec.text import amount, percent, plural
@@ -11,6 +12,9 @@ Status = Literal["measured", "zero", "not-measured", "not-finite"]
 
 # The method adds no step to a base, so that there is nothing of which a part could survive.
 NOT_MEASURED: Status = "not-measured"
+
+_SUMS = ("step", "moved", "dot", "error", "target")
+_COUNTS = ("changed", "lost", "elements")
 
 
 class Survival(NamedTuple):
@@ -34,6 +38,31 @@ class Survival(NamedTuple):
     def from_dict(cls, row: Mapping[str, Any]) -> Survival:
         """From the engine's report, or from a manifest."""
         return cls(*(row[field] for field in cls._fields))
+
+    @classmethod
+    def of_sums(cls, rows: Iterable[Mapping[str, Any]]) -> Survival:
+        """The figures of some tensors together, from the engine's sums of each in their order.
+
+        ``step``, ``moved``, ``error`` and ``target`` are sums of squares, ``dot`` that of step times move;
+        ``changed``, ``lost`` and ``elements`` are counts. Six significant digits, as in a run's report.
+        """
+        total = dict.fromkeys(_SUMS, 0.0) | dict.fromkeys(_COUNTS, 0)
+        for row in rows:
+            for key in total:
+                total[key] += math.nan if row[key] is None else row[key]
+        root = {key: math.sqrt(total[key]) for key in ("step", "moved", "error", "target")}
+        length = root["step"] * root["moved"]
+        cosine = _ratio(total["dot"], length)
+        return cls(
+            step_norm=_six_digits(root["step"]),
+            moved_norm=_six_digits(root["moved"]),
+            cosine=_six_digits(min(cosine, 1.0) if cosine == cosine else cosine),
+            relative_error=_six_digits(math.sqrt(_ratio(total["error"], total["step"]))),
+            target_norm=_six_digits(root["target"]),
+            changed=int(total["changed"]),
+            rounded_away=int(total["lost"]),
+            elements=int(total["elements"]),
+        )
 
     @classmethod
     def measured(cls, row: Survival | None) -> Survival | None:
@@ -74,6 +103,18 @@ class Survival(NamedTuple):
             "changed_share": self.changed_share,
             "rounded_away_share": self.rounded_away_share,
         }
+
+
+def _ratio(value: float, divisor: float) -> float:
+    """A quotient, NaN or infinite where the engine's is."""
+    if divisor:
+        return value / divisor
+    return math.copysign(math.inf, value) if value else math.nan
+
+
+def _six_digits(value: float) -> float | None:
+    """Six significant digits of a number; None of one that does not exist."""
+    return float(f"{value:.5e}") if math.isfinite(value) else None
 
 
 def status_of(survival: Survival | None) -> Status:

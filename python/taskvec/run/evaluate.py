@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taskvec._core import evaluate
+from taskvec._core import evaluate, evaluate_measured
 from taskvec.dtypes import array_of
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
@@ -52,6 +53,41 @@ def of_plan(
     HubError
         The weights of a source have not been downloaded.
     """
+    document, rows = _asked(plan, names)
+    yield from evaluated(document, rows, buffers_of(plan.checkpoints), threads, allow_non_finite)
+
+
+def measured_of_plan(
+    plan: PlanRecord,
+    names: Iterable[str],
+    *,
+    threads: int | None = None,
+    allow_non_finite: bool = False,
+) -> Iterator[tuple[list[tuple[str, str, Sequence[int], np.ndarray]], dict[str, dict[str, Any]]]]:
+    """The same in batches: name, element type, shape and bytes of tensors, and their sums.
+
+    The sums are those that :meth:`taskvec.report.survival.Survival.of_sums` takes, by tensor; tensors that
+    take no step have none. Parameters and errors are those of :func:`of_plan`.
+    """
+    document, rows = _asked(plan, names)
+    buffers = buffers_of(plan.checkpoints)
+    for batch in _batches(rows):
+        data, figures = evaluate_measured(
+            encode_part(document, batch),
+            threads=threads or 0,
+            allow_non_finite=allow_non_finite,
+            memories=buffers,
+        )
+        tensors, at = [], 0
+        for name, dtype, shape, *_ in batch:
+            size = stored_bytes(dtype, tuple(shape))
+            tensors.append((name, dtype, shape, np.frombuffer(data, np.uint8, size, at)))
+            at += size
+        yield tensors, dict(json.loads(figures))
+
+
+def _asked(plan: PlanRecord, names: Iterable[str] | None) -> tuple[dict[str, Any], list[Row]]:
+    """The document and the rows of some tensors of a plan's first output; its sources are here then."""
     for checkpoint in plan.checkpoints:
         if isinstance(checkpoint, Model):
             _ = checkpoint.reader
@@ -63,7 +99,7 @@ def of_plan(
         **here(plan.document, plan.checkpoints),
         "outputs": [{"folder": "", "alpha": plan.outputs[0].alpha}],
     }
-    yield from evaluated(document, rows, buffers_of(plan.checkpoints), threads, allow_non_finite)
+    return document, rows
 
 
 def decoded(model: Model, name: str) -> np.ndarray:

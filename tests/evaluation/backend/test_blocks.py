@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from support.evaluation_models import tiny
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.blocks import BlockedLM, is_out_of_memory
 from taskvec.evaluation.backend.journal import Journal
+from taskvec.evaluation.backend.order import batches
+from taskvec.evaluation.backend.sizes import Sizes
 
 
 def request(
@@ -53,16 +56,22 @@ def blocked(inner: Any, block: int = 4, **more: Any) -> BlockedLM:
     return BlockedLM(inner, block=block, seed=1, **more)
 
 
-def test_requests_go_by_task_in_blocks():
+def test_requests_of_all_tasks_are_batched_by_length():
     model = Echo()
-    requests = [request(f"a{i}", i, task="a") for i in range(6)]
-    requests += [request(f"b{i}", i, task="b") for i in range(2)]
+    requests = [request("a" * (i + 1), i, task="a") for i in range(6)]
+    requests += [request("b" * (2 * i + 2), i, task="b") for i in range(2)]
+    requests += [request("c" * 50, 0, task="c", length=9)]
     mixed = requests[::2] + requests[1::2]
     told: list[tuple[str, int, int]] = []
     lm = blocked(model, progress=lambda *step: told.append(step))
     assert lm.generate_until(mixed) == [r.args[0].upper() for r in mixed]
-    assert [len(batch) for batch in model.asked] == [4, 2, 2]
-    assert told == [("a", 0, 6), ("a", 4, 6), ("a", 6, 6), ("b", 0, 2), ("b", 2, 2)]
+    batches = [sorted(batch, key=len, reverse=True) for batch in model.asked]
+    # sorted over both tasks in full batches; what is to be generated otherwise is never among them
+    assert batches[0] == ["aaaaaa", "aaaaa", *sorted(["aaaa", "bbbb"], key=batches[0].index)]
+    assert [len(batch) for batch in batches] == [4, 4, 1]
+    assert batches[2] == ["c" * 50]
+    assert told[:3] == [("a", 0, 6), ("b", 0, 2), ("c", 0, 1)]
+    assert {step for step in told if step[1] == step[2]} == {("a", 6, 6), ("b", 2, 2), ("c", 1, 1)}
     assert lm.loglikelihood([Instance("loglikelihood", {}, ("x", "yy"), 0, ("a", 0, 1))]) == [(-2.0, True)]
 
 
@@ -113,7 +122,7 @@ def test_a_batch_that_was_halved_is_whole_again_in_the_next_block():
 
     lm = blocked(Long(), block=1)
     lm.generate_until([request(text, i) for i, text in enumerate(["a", "long prompt", "b", "longer prompt"])])
-    assert sizes == [8, 2, 8, 2]
+    assert sizes == [2, 2, 8, 8]  # the longest first; 2 is not tried in vain for one that is as long
     assert len(lm.warnings) == 2  # for each size, not for each block
 
 
@@ -225,3 +234,72 @@ def test_the_model_is_left_as_it_was(model):
     blocked(model).generate_until([request("a", 0)])
     assert model.cache_hook is hook
     assert "_model_generate" not in vars(model)
+
+
+def test_choices_of_a_document_stay_together():
+    choices = [
+        Instance("loglikelihood", {}, ("x" * (9 - doc), " y" * choice), choice, (task, doc, 1))
+        for task in ("a", "b")
+        for doc in range(5)
+        for choice in range(1, 4)
+    ]
+    found = batches("loglikelihood", choices, batch=2, block=7)
+    assert sorted(index for chunk in found for index in chunk) == list(range(len(choices)))
+    assert [len(chunk) for chunk in found] == [6, 6, 6, 6, 6]
+    for chunk in found:
+        documents = [choices[index].metadata[:2] for index in chunk]
+        assert all(documents.count(each) == 3 for each in documents)
+    widths = [max(len("".join(choices[index].args)) for index in chunk) for chunk in found]
+    assert widths == sorted(widths, reverse=True)
+
+
+# --- sizes found by trying
+
+
+@pytest.mark.parametrize(("fits", "size"), [(100, 64), (64, 64), (16, 16), (5, 4), (1, 1), (10**6, 256)])
+def test_a_size_grows_until_memory_is_full(fits: int, size: int, tmp_path: Path):
+    requests = [request(f"prompt {i}", i) for i in range(200)]
+    model = Echo(fits=fits)
+    model.tokenizer.decode = "".join
+    lm = blocked(model, sizes=Sizes(tmp_path / "sizes"))
+    assert lm.generate_until(requests) == [r.args[0].upper() for r in requests]
+    assert lm.batch_size == size
+    assert lm.warnings == []
+    real = [batch for batch in model.asked if batch[0] in {r.args[0] for r in requests}]
+    assert [len(batch) for batch in real] == [size] * (200 // size) + [200 % size] * (200 % size > 0)
+    # what was tried is as long as a prompt with its answer
+    tried = {len(text) for batch in model.asked if batch not in real for text in batch}
+    assert tried <= {8 + 8, 9 + 8, 10 + 8}
+    assert 10 + 8 in tried
+    # the next arm has the size without trying, in this process or another
+    again = Echo(fits=fits)
+    blocked(again, sizes=Sizes(tmp_path / "sizes")).generate_until(requests)
+    assert again.asked == real
+
+
+def test_a_size_that_another_worker_found_counts(tmp_path: Path):
+    sizes = Sizes(tmp_path / "sizes")
+    assert Sizes(tmp_path / "sizes").put("generate_until", 32) == 32
+    assert sizes.put("generate_until", 128) == 32
+    assert sizes.get("loglikelihood") is None
+
+
+def test_a_size_found_once_is_halved_where_it_does_not_fit_after_all(tmp_path: Path):
+    Sizes(tmp_path / "sizes").put("generate_until", 8)
+    model = Echo(fits=2)
+    lm = blocked(model, sizes=Sizes(tmp_path / "sizes"))
+    requests = [request(f"prompt {i}", i) for i in range(20)]
+    assert lm.generate_until(requests) == [r.args[0].upper() for r in requests]
+    assert lm.batch_size == 2
+    assert [len(batch) for batch in model.asked] == [8, 8, 4]  # the batches of every other arm
+
+
+def test_what_is_wrong_with_a_trial_is_raised():
+    class Broken(Echo):
+        def generate_until(self, *_: Any, **__: Any) -> list[str]:
+            raise ValueError("no such token")
+
+    model = Broken()
+    model.tokenizer.decode = "".join
+    with pytest.raises(ValueError, match="no such token"):
+        blocked(model, sizes=Sizes()).generate_until([request("a", 0)])

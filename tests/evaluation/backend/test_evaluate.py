@@ -271,7 +271,6 @@ def ask(self, attribute, requests):
     time.sleep(0.3)
     return answers
 blocks.BlockedLM._ask = ask
-Settings.block = property(lambda self: 4)
 settings = Settings(tasks=("tiny_gen",), device="cpu", batch_size=2, include_path=Path({tasks!r}))
 backend.evaluate_into(Path({out!r}), {model!r}, settings, Arm("baseline", "baseline"), "weights")
 """
@@ -289,7 +288,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypat
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= 3:  # the identity and two blocks
+        if journal.exists() and journal.read_bytes().count(b"\n") >= 3:  # the identity and two batches
             break
         time.sleep(0.02)
     assert process.poll() is None, process.stderr.read().decode()
@@ -297,10 +296,9 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypat
     process.wait()
     process.stderr.close()
     done = journal.read_bytes().count(b"\n") - 1
-    assert 2 <= done < 6
+    assert 2 <= done < 12
     assert not record_path(out, "baseline").exists()
 
-    monkeypatch.setattr(Settings, "block", property(lambda _self: 4))
     local = settings(batch_size=2)
     asked = []
     from taskvec.evaluation.backend import blocks
@@ -308,7 +306,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypat
     ask = blocks.BlockedLM._ask
     monkeypatch.setattr(blocks.BlockedLM, "_ask", lambda self, *a: asked.append(len(a[1])) or ask(self, *a))
     resumed = evaluate_into(out, tiny().target, local, BASE, "weights")
-    assert len(asked) == 6 - done
+    assert asked == [2] * (12 - done)
     assert not journal.exists()
     undisturbed = evaluate(tiny().target, local, arm=BASE, weights="weights")
     assert resumed.samples == undisturbed.samples

@@ -1,15 +1,16 @@
-"""The model as lm-eval sees it: requests in fixed blocks, each recorded, every new token counted.
+"""The model as lm-eval sees it: requests in fixed batches, each recorded, every new token counted.
 
-`BlockedLM` is between lm-eval and its own model class. It adds what lm-eval does not do: finished blocks
-are kept in a journal, a batch that does not fit on the GPU is halved, and each answer's length is known in
-tokens as the model made them, with whether the length limit ended it.
+`BlockedLM` is between lm-eval and its own model class. It adds what lm-eval does not do: requests of all
+tasks are batched together by length, finished batches are kept in a journal, a batch that does not fit on the
+GPU is halved, and each answer's length is known in tokens as the model made them, with whether the length
+limit ended it.
 """
 
 from __future__ import annotations
 
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -17,6 +18,8 @@ from lm_eval.api.model import LM
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.journal import Journal, block_key
 from taskvec.evaluation.backend.lengths import Length, TokenCounter
+from taskvec.evaluation.backend.order import batches, length_of
+from taskvec.evaluation.backend.sizes import Sizes, grown, trial
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,7 +32,11 @@ class BlockedLM(LM):
     inner : LM
         The model that answers.
     block : int
-        Requests per block.
+        Requests per recorded block, where nothing is generated.
+    batch : int, optional
+        Generating requests at once, each batch recorded; by default `block`.
+    sizes : Sizes, optional
+        Batch sizes are to be found by trying, and are kept there.
     seed : int
         Sampling is seeded per block, so that it does not depend on what was done before.
     journal : Journal, optional
@@ -44,18 +51,23 @@ class BlockedLM(LM):
         *,
         block: int,
         seed: int,
+        batch: int | None = None,
+        sizes: Sizes | None = None,
         journal: Journal | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.inner = inner
-        self._block, self._seed = block, seed
+        self._block, self._batch, self._sizes, self._seed = block, batch or block, sizes, seed
         self._journal, self._progress = journal, progress
         self._counter = TokenCounter(inner)
         self._repeats: Counter[str] = Counter()
         self.lengths: dict[tuple[str, int], list[Length]] = defaultdict(list)
         self.truncated_prompts = 0
         self._whole: int | str | None = None
+        self._tight: tuple[int, int | str] | None = (
+            None  # the length that a size was too large for, and the next
+        )
         self.warnings: list[str] = []
 
     # --- the interface of an lm-eval model
@@ -114,23 +126,46 @@ class BlockedLM(LM):
     # --- blocks
 
     def _run(self, attribute: str, requests: list[Any]) -> list[Any]:
-        """Answers in the order of `requests`, task by task and block by block."""
-        by_task: dict[str, list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            by_task[str(request.task_name)].append(index)
+        """Answers in the order of `requests`, batch by batch over all tasks."""
+        if self._sizes is not None and requests:
+            self._grow(self._sizes, attribute, requests)
+        total = Counter(str(request.task_name) for request in requests)
+        done: Counter[str] = Counter()
+        self._tell(total, done, total)
         answers: list[Any] = [None] * len(requests)
-        for task, indices in by_task.items():
-            for start in range(0, len(indices), self._block):
-                chunk = indices[start : start + self._block]
-                if self._progress is not None:
-                    self._progress(task, start, len(indices))
-                for index, answer in zip(
-                    chunk, self._answer(attribute, [requests[i] for i in chunk]), strict=True
-                ):
-                    answers[index] = answer
-            if self._progress is not None:
-                self._progress(task, len(indices), len(indices))
+        for chunk in batches(attribute, requests, batch=self._batch, block=self._block):
+            found = self._answer(attribute, [requests[index] for index in chunk])
+            for index, answer in zip(chunk, found, strict=True):
+                answers[index] = answer
+            answered = Counter(str(requests[index].task_name) for index in chunk)
+            done += answered
+            self._tell(answered, done, total)
         return answers
+
+    def _tell(self, tasks: Iterable[str], done: Counter[str], total: Counter[str]) -> None:
+        for task in tasks if self._progress is not None else ():
+            assert self._progress is not None
+            self._progress(task, done[task], total[task])
+
+    def _grow(self, sizes: Sizes, attribute: str, requests: list[Any]) -> None:
+        """Use the batch size that was found for such requests, or find it."""
+        size = sizes.get(attribute)
+        if size is None:
+            longest = sorted(requests, key=lambda request: -length_of(request))
+
+            def ask(size: int) -> None:
+                self._use(size)
+                getattr(self.inner, attribute)(trial(self.inner, attribute, longest, size), disable_tqdm=True)
+
+            def is_full(error: Exception) -> bool:
+                full = is_out_of_memory(error)
+                if full:
+                    free_memory()
+                return full
+
+            size = sizes.put(attribute, grown(ask, is_full, len(requests)))
+        self._whole, self._batch, self._block, self._tight = size, size, 8 * size, None
+        self._use(size)
 
     def _answer(self, attribute: str, requests: list[Any]) -> list[Any]:
         key = block_key(attribute, [request.args for request in requests], 0)
@@ -149,13 +184,17 @@ class BlockedLM(LM):
     def _within_memory(self, attribute: str, requests: list[Any]) -> list[Any]:
         """The answers of a block, in halved batches where memory does not suffice.
 
-        Every block begins with whole batches: its prompts may be shorter than those before it, and its
-        answers must not depend on blocks that a resumed run does not repeat.
+        A size that was too large is tried again once prompts are half as long: they come sorted, and one too
+        long is followed by others of its length. The answers of a block must not depend on blocks that a
+        resumed run does not repeat, so a smaller size is used only where the larger one would not fit.
         """
         if self._whole is None:
             self._whole = self.batch_size
-        elif self.batch_size != self._whole:
-            self._use(self._whole)
+        longest = max(map(length_of, requests), default=0)
+        is_tight = self._tight is not None and longest * 2 > self._tight[0]
+        wanted = self._tight[1] if self._tight is not None and is_tight else self._whole
+        if self.batch_size != wanted:
+            self._use(wanted)
         while True:
             try:
                 return self._ask(attribute, requests)
@@ -163,6 +202,7 @@ class BlockedLM(LM):
                 if not is_out_of_memory(error):
                     raise
                 self._halve(error)
+                self._tight = longest, self.batch_size
             free_memory()
 
     def _halve(self, error: Exception) -> None:

@@ -18,6 +18,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Keep, Split
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.decoding import habits
+from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.identity import arm_identity, resolve, settings_identity, versions
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import (
@@ -33,6 +34,7 @@ from taskvec.files import look
 
 INSTALL = "pip install 'taskvec[eval]'"
 OLDEST_LM_EVAL = (0, 4, 13)
+SIZES = ".batch-sizes"
 
 
 def require_extra() -> None:
@@ -61,6 +63,7 @@ def evaluate(
     journal: Path | None = None,
     progress: Any | None = None,
     shown: str | None = None,
+    placement: Placement | None = None,
 ) -> ArmRecord:
     """Run one model on benchmark tasks.
 
@@ -80,6 +83,8 @@ def evaluate(
         Called as ``progress(task, done, total)``.
     shown : str, optional
         How the record names the model; by default as `model` does.
+    placement : Placement, optional
+        The target in which the model's weights are made; by default the model is loaded.
 
     Returns
     -------
@@ -107,7 +112,7 @@ def evaluate(
     book = Journal(journal, key) if journal is not None else None
     with quietly():
         find_tasks(settings)  # before the model is loaded, which may take minutes
-        lm = _wrapped(_loaded(model, settings), settings, book, progress)
+        lm = _wrapped(_loaded(model, settings, placement), settings, book, progress)
         try:
             if settings.chat_template and not lm.chat_template(True):
                 raise EvaluationError(
@@ -131,8 +136,12 @@ def evaluate(
     return record
 
 
-def _loaded(model: str | os.PathLike[str], settings: Settings) -> Any:
-    """The model, in the one from before where the settings allow it."""
+def _loaded(model: str | os.PathLike[str], settings: Settings, placement: Placement | None) -> Any:
+    """The model, in the one from before where that is asked for, or the settings allow it."""
+    if placement is not None:
+        from taskvec.evaluation.backend.place import load_placed
+
+        return load_placed(os.fspath(model), settings, placement)
     if isinstance(settings, PartSettings) and settings.holds:
         from taskvec.evaluation.backend.held import load_held
 
@@ -169,8 +178,22 @@ def arm_stem(model: str | os.PathLike[str]) -> str:
 
 def _wrapped(inner: Any, settings: Settings, book: Any, progress: Any) -> Any:
     from taskvec.evaluation.backend.blocks import BlockedLM
+    from taskvec.evaluation.backend.load import first_batch, grows
+    from taskvec.evaluation.backend.sizes import Sizes
 
-    return BlockedLM(inner, block=settings.block, seed=settings.seed, journal=book, progress=progress)
+    sizes = None
+    if grows(settings):
+        sizes = Sizes(book.path.with_name(SIZES) if book is not None else None)
+    batch = first_batch(settings)
+    return BlockedLM(
+        inner,
+        block=settings.block,
+        batch=batch if isinstance(batch, int) else None,
+        sizes=sizes,
+        seed=settings.seed,
+        journal=book,
+        progress=progress,
+    )
 
 
 def _simple_evaluate(lm: Any, tasks: Any, settings: Settings) -> dict[str, Any]:
@@ -265,6 +288,7 @@ def evaluate_into(
     *,
     progress: Any | None = None,
     shown: str | None = None,
+    placement: Placement | None = None,
 ) -> ArmRecord:
     """Evaluate an arm into an output folder, or give the record that is there already.
 
@@ -275,8 +299,9 @@ def evaluate_into(
         return known
     journal = _journal(out, arm)
     record = evaluate(
-        model, settings, arm=arm, weights=weights, journal=journal, progress=progress, shown=shown
-    )
+        model, settings, arm=arm, weights=weights, journal=journal, progress=progress, shown=shown,
+        placement=placement,
+    )  # fmt: skip
     write_record(record_path(out, arm.name), record)
     _remove(journal)
     return record

@@ -219,4 +219,7 @@ def _environment(lm: Any) -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
+    model = getattr(lm.inner, "model", None)
+    found["dtype"] = str(getattr(model, "dtype", None)).removeprefix("torch.")
+    found["attention"] = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return found

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.evaluation.backend.load import load_model
-from taskvec.evaluation.record import digest_files
+from taskvec.evaluation.record import digest_files, digest_json
 from taskvec.evaluation.settings import Settings
 from taskvec.files import look
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_APART = ("taskvec.json", "README.md", ".gitattributes")
+_APART = ("taskvec.json", "README.md", ".gitattributes", "training_args.bin", "trainer_state.json")
+# Files of settings, and the keys in them that change nothing of what a model computes.
+_SETTINGS = ("config.json", "generation_config.json")
+_ORIGINS = ("_name_or_path", "transformers_version", "_from_model_config")
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ def load_held(model: str, settings: Settings) -> Any:
 
     The model that was given before must not be used any more.
     """
-    key = _key(model, settings)
+    key = key_of(model, settings)
     if key is None:
         let_go()
         return load_model(model, settings)
@@ -58,7 +61,7 @@ def let_go() -> None:
         free_memory()
 
 
-def _key(model: str, settings: Settings) -> tuple[Any, ...] | None:
+def key_of(model: str, settings: Settings) -> tuple[Any, ...] | None:
     """What two folders have in common whose weights can be exchanged; None where they cannot."""
     folder = Path(model)
     if settings.backend != "hf" or not look.is_folder(folder):
@@ -66,19 +69,17 @@ def _key(model: str, settings: Settings) -> tuple[Any, ...] | None:
     names = look.listing(folder)
     if not any(name.endswith(".safetensors") for name in names):
         return None
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return None  # loading says what is wrong
-    if not isinstance(config, dict) or config.get("quantization_config") or config.get("auto_map"):
-        return None
+    config = _stated(folder / "config.json")
+    if not config or config.get("quantization_config") or config.get("auto_map"):
+        return None  # of what cannot be read, loading says what is wrong
     others = [
         folder / name
         for name in names
-        if not name.endswith(_WEIGHTS) and name not in _APART and look.is_file(folder / name)
+        if not name.endswith(_WEIGHTS) and name not in (*_APART, *_SETTINGS) and look.is_file(folder / name)
     ]
     return (
         digest_files(others, folder),
+        *(digest_json(_stated(folder / name)) for name in _SETTINGS),
         settings.device,
         settings.batch,
         settings.model_args,
@@ -86,7 +87,52 @@ def _key(model: str, settings: Settings) -> tuple[Any, ...] | None:
     )
 
 
-def fill(model: Any, folder: Path) -> bool:
+def _stated(path: Path) -> dict[str, Any] | None:
+    """A JSON file of settings without what says where it comes from; None where there is none to read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    return {key: value for key, value in content.items() if key not in _ORIGINS}
+
+
+def places_of(model: Any, folder: Path, *, loosely: bool = False) -> dict[str, Any] | None:
+    """The tensors of a model by the names that a folder stores them under; None where they are others.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It may be on the device ``meta``, where it has shapes alone.
+    folder : Path
+        Of safetensors files.
+    loosely : bool
+        Whether float tensors may be of another type in the model, which was then loaded in that type, and
+        whether the folder may hold tensors that the model has no place for.
+    """
+    from safetensors import safe_open
+
+    within = dict(model.state_dict(keep_vars=True))
+    places: dict[str, Any] = {}
+    for path in _files(folder):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                value, part = within.get(name), file.get_slice(name)
+                if value is None and loosely:
+                    continue
+                if value is None or name in places or list(value.shape) != list(part.get_shape()):
+                    return None
+                is_cast = loosely and value.is_floating_point() and part.get_dtype() in _FLOATS
+                if not is_cast and _NAMES.get(str(value.dtype)) != part.get_dtype():
+                    return None
+                places[name] = value
+    own = {id(value) for value in places.values()}
+    is_whole = len(own) == len(places) and all(id(value) in own for value in within.values())
+    return places if is_whole else None  # every tensor is stored, or tied to one that is
+
+
+def fill(model: Any, folder: Path, *, loosely: bool = False) -> bool:
     """Put the weights of a folder into a model in place; False, and nothing done, where names differ.
 
     Parameters
@@ -95,38 +141,37 @@ def fill(model: Any, folder: Path) -> bool:
         Loaded from a folder of the same config.
     folder : Path
         Of safetensors files.
+    loosely : bool
+        As that of :func:`places_of`.
     """
     import torch
     from safetensors import safe_open
 
-    files = [folder / name for name in look.listing(folder) if name.endswith(".safetensors")]
-    within = dict(model.state_dict(keep_vars=True))
-    places: dict[int, str] = {}
-    stored: dict[str, Path] = {}
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
-                value = within.get(name)
-                part = file.get_slice(name)
-                if (
-                    value is None
-                    or value.is_meta
-                    or list(value.shape) != list(part.get_shape())
-                    or _NAMES.get(str(value.dtype)) != part.get_dtype()
-                    or value.data_ptr() in places
-                    or name in stored
-                ):
-                    return False
-                places[value.data_ptr()] = name
-                stored[name] = path
-    if any(value.data_ptr() not in places for value in within.values()):  # neither stored nor tied to one
+    places = places_of(model, folder, loosely=loosely)
+    if places is None or any(value.is_meta for value in places.values()):
         return False
     with torch.no_grad():
-        for path in files:
+        for path in _files(folder):
             with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    within[name].copy_(file.get_tensor(name))
+                for name in places.keys() & file.keys():
+                    places[name].copy_(file.get_tensor(name))
     return True
 
 
-_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float64": "F64"}
+def _files(folder: Path) -> list[Path]:
+    return [folder / name for name in look.listing(folder) if name.endswith(".safetensors")]
+
+
+_FLOATS = ("F32", "BF16", "F16", "F64")
+_NAMES = {
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.float64": "F64",
+    "torch.bool": "BOOL",
+    "torch.uint8": "U8",
+    "torch.int8": "I8",
+    "torch.int16": "I16",
+    "torch.int32": "I32",
+    "torch.int64": "I64",
+}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         if not look.exists(Path(name) / "config.json"):
             raise EvaluationError(f"`{name}` is not a model folder: config.json is not there")
     values: dict[str, Any] = {key: _typed(value) for key, value in arguments.items()}
-    values.update(pretrained=name, batch_size=_batch(settings))
+    values.update(pretrained=name, batch_size=first_batch(settings))
     if settings.backend == "vllm":
         if importlib.util.find_spec("vllm") is None:
             raise EvaluationError("backend `vllm` is not installed", "pip install vllm, or use --backend hf")
@@ -58,6 +60,8 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
             raise EvaluationError(
                 f"device `{values['device']}` is asked for, and there is no GPU", "--device cpu"
             )
+        if values["device"].startswith("cuda") and (dtype := _gpu_type(name, arguments)) is not None:
+            values["dtype"] = dtype
     try:
         found = get_model(settings.backend)(**values)
     except Exception as error:
@@ -79,16 +83,32 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
     return found
 
 
-# Where `auto` begins on `hf`; a batch that does not fit is halved. lm-eval would try the longest prompt that
-# the model can hold before every block, and take no more than 64 either.
-_AUTO = {"cuda": 64, "cpu": 16}
+def grows(settings: Settings) -> bool:
+    """Whether batch sizes are found by trying: on a GPU, whose memory says when it is full.
+
+    A machine that has none left ends processes instead of saying so, and larger batches are no faster there.
+    """
+    on_gpu = torch_device(settings.device).startswith("cuda")
+    return settings.batch == "auto" and settings.backend == "hf" and on_gpu
 
 
-def _batch(settings: Settings) -> int | str:
+def first_batch(settings: Settings) -> int | str:
     """The batch size that the backend is made with."""
-    if settings.batch != "auto" or settings.backend != "hf":
-        return settings.batch
-    return _AUTO.get(torch_device(settings.device).split(":")[0], 64)
+    return 16 if settings.batch == "auto" and settings.backend == "hf" else settings.batch
+
+
+def _gpu_type(model: str, arguments: Mapping[str, str]) -> str | None:
+    """The type of the weights on a GPU where it is not the stored one: bfloat16 in place of float32."""
+    import torch
+
+    if "dtype" in arguments or not torch.cuda.is_bf16_supported():
+        return None
+    try:
+        config = json.loads((Path(model) / "config.json").read_text())
+        stored = config.get("dtype") or config.get("torch_dtype")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return "bfloat16" if stored in (None, "float32", "float64") else None
 
 
 def _way_out(error: BaseException) -> str | None:

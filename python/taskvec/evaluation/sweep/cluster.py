@@ -157,14 +157,19 @@ def _evaluate(job: Job, settings: Settings, out: Path, threads: int, board: Any)
         board.put.remote(job.arm.name, task, done, total)
 
     try:
-        evaluate_into(out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown)
+        evaluate_into(
+            out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown,
+            placement=job.placement,
+        )  # fmt: skip
     finally:
         free_memory()
 
 
 def _absolute(job: Job) -> Job:
-    """The job with its model by a name that holds on every node."""
-    return replace(job, model=os.path.abspath(job.model)) if os.path.isdir(job.model) else job
+    """The job with its models by names that hold on every node."""
+    model = os.path.abspath(job.model) if os.path.isdir(job.model) else job.model
+    placement = job.placement.absolute() if job.placement is not None else None
+    return replace(job, model=model, placement=placement)
 
 
 def _failure(ref: Any, job: Job) -> EvaluationError | None:

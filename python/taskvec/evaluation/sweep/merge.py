@@ -14,6 +14,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import MERGED, Arm
+from taskvec.evaluation.backend.delta import Delta, vector_norms
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import Merged, digest_json, writing
 from taskvec.files import look
@@ -59,9 +60,9 @@ class Merger:
             made[arm.weights] = Merged(
                 folder=str(out),
                 survival=output.survival.to_dict() if output.survival else None,
-                norms=_vector_norms(output.tensors, arm.factor),
+                norms=vector_norms(output.tensors, arm.factor),
                 findings=[finding.to_dict() for finding in report.findings],
-                command=transfer_command(self.experiment, arm, self._without(arm)),
+                command=self.command(arm),
             )
         if look.is_folder(part):
             with writing(part):
@@ -80,29 +81,40 @@ class Merger:
             self._left_out = [pattern(names)] if names else []
         return self._left_out
 
+    def delta_of(self, arm: Arm) -> Delta:
+        """What is added to the target for an arm."""
+        donor, reference = _difference(self.experiment, arm)
+        given = self.experiment.merge
+        return Delta(
+            donor=donor,
+            reference=reference,
+            vector=self.experiment.vector if donor is None else None,
+            alpha=arm.factor,
+            control=CONTROLS.get(arm.kind),
+            seed=arm.seed or 0,
+            include=tuple(given.include),
+            exclude=(*given.exclude, *self._without(arm)),
+            preset=given.preset,
+            layers=given.layers,
+            out_dtype=given.out_dtype,
+            rounding=given.rounding,
+            force=tuple(given.force),
+        )
+
+    def command(self, arm: Arm) -> str:
+        """The command line that makes the weights of an arm."""
+        return transfer_command(self.experiment, arm, self._without(arm))
+
     def _merge(self, arms: Sequence[Arm], out: Path) -> Any:
         import taskvec as tv
 
-        given = self.experiment
-        donor, reference = _difference(given, arms[0])
-        options: dict[str, Any] = {
-            "alpha": [arm.factor for arm in arms],
-            "include": given.merge.include,
-            "exclude": [*given.merge.exclude, *self._without(arms[0])],
-            "preset": given.merge.preset,
-            "layers": given.merge.layers,
-            "out_dtype": given.merge.out_dtype,
-            "rounding": given.merge.rounding,
-            "force": tuple(given.merge.force),
-            "overwrite": True,
-        }
-        control = CONTROLS.get(arms[0].kind)
-        if control is not None:
-            options.update(control=control, seed=arms[0].seed or 0)
-        if donor is None or reference is None:
-            assert given.vector is not None
-            return tv.apply(given.target, given.vector, out=out, **options)
-        return tv.transfer(given.target, donor, reference, out, **options)
+        target, delta = self.experiment.target, self.delta_of(arms[0])
+        options = {**delta.options(), "alpha": [arm.factor for arm in arms], "overwrite": True}
+        if delta.vector is not None:
+            return tv.apply(target, delta.vector, out=out, **options)
+        assert delta.donor is not None
+        assert delta.reference is not None
+        return tv.transfer(target, delta.donor, delta.reference, out, **options)
 
 
 CONTROLS: dict[str, str] = {"random": "random", "permuted": "permute"}
@@ -115,13 +127,6 @@ def _difference(experiment: Experiment, arm: Arm) -> tuple[str | None, str | Non
             raise EvaluationError("the SFT vector needs `reference` and `base`")
         return experiment.reference, experiment.base
     return (None, None) if experiment.vector is not None else (experiment.donor, experiment.reference)
-
-
-def _vector_norms(tensors: Mapping[str, Any], alpha: float) -> dict[str, float]:
-    """The norm of the vector itself per tensor, from the length of the step that was asked for."""
-    if alpha == 0:
-        return {}
-    return {name: row.step_norm / abs(alpha) for name, row in tensors.items() if row.step_norm is not None}
 
 
 def model_of(arm: Arm, experiment: Experiment) -> str:

@@ -77,6 +77,8 @@ class Scratch:
         Bytes that merged models may take together; half of the free space by default.
     keep : bool
         Leave merged models where they are.
+    waits : bool
+        Nothing is made and no room asked for before the first model is: there may be none.
     """
 
     def __init__(
@@ -88,27 +90,39 @@ class Scratch:
         model_bytes: int,
         budget: int | None = None,
         keep: bool = False,
+        waits: bool = False,
     ) -> None:
         self.folder, self._facts, self._merge = folder, facts, merge
         self._model_bytes, self._keep = max(1, model_bytes), keep
+        self._asked, self._budget = budget, 0
+        if not waits:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the folder and see that a model fits into the budget, before the first."""
+        if self._budget:
+            return
+        folder, budget = self.folder, self._asked
         is_new = not os.path.lexists(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
-        self._budget = budget if budget is not None else int(SPARE * free)
-        if self._model_bytes > self._budget:
+        found = budget if budget is not None else int(SPARE * free)
+        if self._model_bytes > found:
             if is_new:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             where = "the scratch budget" if budget is not None else f"half of what is free under `{folder}`"
             raise OutputError(
-                f"one merged model takes {self._model_bytes:,} bytes, {where} is {self._budget:,}",
+                f"one merged model takes {self._model_bytes:,} bytes, {where} is {found:,}",
                 "raise --scratch-budget, or name a --scratch folder on a larger disk",
             )
+        self._budget = found
 
     @property
     def capacity(self) -> int:
         """How many merged models fit into the budget at once."""
+        self._begin()
         return self._budget // self._model_bytes
 
     def models(self, arms: Sequence[Arm], identities: dict[str, str]) -> dict[str, Path]:
@@ -121,6 +135,7 @@ class Scratch:
         identities : dict of str to str
             The identity of the weights, by `Arm.weights`.
         """
+        self._begin()
         needed = list({arm.weights: arm for arm in arms}.values())
         missing = [arm for arm in needed if not self._is_there(arm.weights, identities[arm.weights])]
         for arm in missing:

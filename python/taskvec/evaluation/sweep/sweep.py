@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import choose_alpha
 from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
 from taskvec.evaluation.backend.decoding import check_alike
+from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment
@@ -25,6 +27,7 @@ from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.parts import check_parts
+from taskvec.evaluation.sweep.place import Places
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
@@ -115,17 +118,31 @@ def run_sweep(
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
         runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
+        merger = Merger(experiment)
+        in_place = merge is None and not keep and experiment.arms == "place"
         runner.scratch = Scratch(
             scratch or out / "scratch",
             out / "merges",
-            merge or Merger(experiment),
+            merge or merger,
             model_bytes=model_bytes(experiment.target),
             budget=budget,
             keep=keep,
+            waits=in_place,
         )
+        if in_place:
+            runner.merger = merger
+            opened.callback(_let_go)
         report = _every_arm(experiment, out, runner)
         write_report(report, out)
         return report
+
+
+def _let_go() -> None:
+    """Give the memory of the target back, if it was held in this process."""
+    if "taskvec.evaluation.backend.place" in sys.modules:
+        from taskvec.evaluation.backend.place import let_go
+
+        let_go()
 
 
 def _on_cluster(
@@ -208,6 +225,7 @@ class _Runner:
     """Evaluates arms, merging what they need in batches that fit into the scratch budget."""
 
     scratch: Scratch
+    merger: Merger | None = None  # where arms are made in the target
 
     def __init__(
         self,
@@ -226,6 +244,7 @@ class _Runner:
         self._large = model_bytes(experiment.target) > LARGE
         self._done = self._known_of = 0
         self._checked = False
+        self._places: Places | None = None
 
     @property
     def is_recovery(self) -> bool:
@@ -251,13 +270,23 @@ class _Runner:
                 self._tell("known", arm.name)
         if pending:
             self._check_before_the_first()
+        placements = self._placements(pending, identities)
         jobs = [
-            Job(arm, self._models[model][0], identities[arm.weights], model)
+            Job(arm, self._models[model][0], identities[arm.weights], model, placements.get(arm.weights))
             for arm in pending
             if arm.kind not in MERGED
             for model in (model_of(arm, self._experiment),)
         ]
-        batches = list(_batches([arm for arm in pending if arm.kind in MERGED], self.scratch.capacity))
+        target = self._models[self._experiment.target][0]
+        placed = [arm for arm in pending if arm.kind in MERGED and arm.weights in placements]
+        jobs += [
+            Job(arm, target, identities[name], f"merged: {name}", placements[name])
+            for name in dict.fromkeys(arm.weights for arm in placed)  # one after the other, each is made once
+            for arm in placed
+            if arm.weights == name
+        ]
+        merged = [arm for arm in pending if arm.kind in MERGED and arm.weights not in placements]
+        batches = list(_batches(merged, self.scratch.capacity)) if merged else []
         for batch in batches or [[]]:
             models: dict[str, Path] = {}
             if batch:  # merged before the first job begins: models that do not fit are found early
@@ -280,6 +309,24 @@ class _Runner:
                 raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
             records[arm.name] = found
         return [records[arm.name] for arm in arms]
+
+    def _placements(self, arms: list[Arm], identities: dict[str, str]) -> dict[str, Placement]:
+        """How the weights that can be made in the target come into it, by `Arm.weights`."""
+        if self.merger is None or not arms:
+            return {}
+        if self._places is None:
+            target, facts = self._models[self._experiment.target][0], self._out / "merges"
+            self._places = Places(self._experiment, self._settings, target, self.merger, facts)
+            if self._places.refused is not None:
+                self._tell("note", f"arms are merged, not made in place: {self._places.refused}")
+        found: dict[str, Placement] = {}
+        for arm in {arm.weights: arm for arm in arms}.values():
+            placement = self._places.placement(arm, identities[arm.weights])
+            if placement is not None:
+                found[arm.weights] = placement
+            elif self._places.refused is None:
+                self._tell("note", f"`{arm.weights}` is merged: it changes more than values of plain tensors")
+        return found
 
     def _check_before_the_first(self) -> None:
         """See once, before anything is merged or evaluated, what would spoil the report afterwards."""
@@ -308,7 +355,7 @@ class _Runner:
             self._done += 1
             self._tell("done", job.arm.name)
             waiting[job.arm.weights] -= 1
-            if job.arm.kind in MERGED and not waiting[job.arm.weights]:
+            if job.placement is None and job.arm.kind in MERGED and not waiting[job.arm.weights]:
                 self.scratch.release(job.arm.weights)
 
         if not jobs:
@@ -329,6 +376,7 @@ class _Runner:
                 job.weights,
                 progress=tell,
                 shown=job.shown,
+                placement=job.placement,
             )
             if self._large:
                 free_memory()

@@ -19,6 +19,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.settings import Settings
 from taskvec.host import cores
 
@@ -27,12 +28,16 @@ Progress = Callable[[Arm, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm to evaluate: the place of its weights, their identity, and their name in the record."""
+    """One arm to evaluate: the place of its weights, their identity, and their name in the record.
+
+    With a placement they are made in a target that the worker holds.
+    """
 
     arm: Arm
     model: str
     weights: str
     shown: str
+    placement: Placement | None = None
 
 
 @dataclass(slots=True)
@@ -209,7 +214,10 @@ def _take_jobs(pipe: Any, settings: Settings, out: Path) -> None:
             pipe.send(("progress", (task, done, total)))
 
         try:
-            evaluate_into(out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown)
+            evaluate_into(
+                out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown,
+                placement=job.placement,
+            )  # fmt: skip
             pipe.send(("done", None))
         except EvaluationError as error:
             pipe.send(("failed", error))

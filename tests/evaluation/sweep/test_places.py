@@ -1,0 +1,138 @@
+"""Sweeps with arms in place and with merged arms: one result, whatever begins it and whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.evaluation_models import small, tiny
+from support.evaluation_records import arms_of
+from taskvec.evaluation.sweep.events import Event
+from taskvec.evaluation.sweep.merge import Merger
+from taskvec.evaluation.sweep.sweep import run_sweep
+
+TASKS = ["tiny_gen", "tiny_choice"]
+CONTENT: dict[str, Any] = {"tasks": TASKS, "alphas": [0, 0.5, 1], "controls": {"random": 1, "permuted": 1}}
+
+
+def swept(out: Path, **more: Any) -> list[Event]:
+    run = {key: more.pop(key) for key in ("devices", "scratch", "budget") if key in more}
+    events: list[Event] = []
+    run_sweep(small(**{**CONTENT, **more}), out, progress=events.append, **run)
+    return events
+
+
+def report(out: Path) -> dict[str, Any]:
+    content = json.loads((out / "report.json").read_text())
+    content.pop("commands")
+    for arm in content["arms"]:
+        arm.pop("seconds")
+    return content
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal but for the last of six digits, which a sum in another order may have otherwise."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == (pytest.approx(other, rel=2e-5) if isinstance(one, float) else other)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("merged") / "out"
+    events = swept(out, arms="merged")
+    assert any(event.kind == "merge" for event in events)
+    return out
+
+
+def test_arms_in_place_have_the_samples_of_merged_ones(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("nothing is to be merged")
+
+    monkeypatch.setattr(Merger, "__call__", refuse)
+    out = tmp_path / "out"
+    # no room for a single merged model is asked for
+    events = swept(out, scratch=tmp_path / "scratch", budget=10)
+    assert not [event for event in events if event.kind in ("merge", "note")]
+    assert not (tmp_path / "scratch").exists()
+    assert arms_of(out) == arms_of(merged)
+    assert alike(report(out), report(merged))
+    for path in sorted((merged / "merges").glob("*.json")):
+        there, here = json.loads(path.read_text()), json.loads((out / "merges" / path.name).read_text())
+        there.pop("folder"), here.pop("folder")
+        for content in (there, here):
+            content["findings"] = [each["id"] for each in content["findings"]]
+        assert alike(here, there)
+
+
+def test_workers_make_arms_in_place(merged: Path, tmp_path: Path) -> None:
+    events = swept(tmp_path / "out", devices=("cpu", "cpu"))
+    assert not [event for event in events if event.kind == "merge"]
+    assert arms_of(tmp_path / "out") == arms_of(merged)
+
+
+@pytest.mark.parametrize(("first", "then"), [("place", "merged"), ("merged", "place")])
+def test_a_sweep_that_was_begun_one_way_goes_on_the_other(
+    first: str, then: str, merged: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    swept(out, arms=first, alphas=[0, 1], controls={"random": 0, "permuted": 0})
+    events = swept(out, arms=then)
+    assert "alpha=1" in {event.arm for event in events if event.kind == "known"}
+    assert arms_of(out) == arms_of(merged)
+    assert alike(report(out), report(merged))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"merge": {"out_dtype": "bfloat16"}}, "--out-dtype"),
+        ({"merge": {"rounding": "stochastic"}}, "rounding is stochastic"),
+        ({"evaluation": {"model_args": {"trust_remote_code": False}}}, "--model-arg trust_remote_code"),
+    ],
+)
+def test_what_is_not_known_to_be_safe_is_merged(more: dict[str, Any], why: str, tmp_path: Path) -> None:
+    settings = {"device": "cpu", "batch_size": 32, "include_path": str(tiny().tasks)}
+    given = {**more, "evaluation": {**settings, **more.get("evaluation", {})}}
+    few = {"tasks": ["tiny_choice"], "alphas": [1], "perturb": [], "base": None}
+    events = swept(tmp_path / "out", **few, controls={"random": 0, "permuted": 0}, **given)
+    assert [why in event.arm for event in events if event.kind == "note"] == [True]
+    assert any(event.kind == "merge" for event in events)
+    assert set(arms_of(tmp_path / "out")) == {"baseline", "donor", "reference", "alpha=1"}
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from taskvec.evaluation.experiment import load_experiment
+from taskvec.evaluation.sweep.sweep import run_sweep
+run_sweep(load_experiment({experiment!r}), Path({out!r}))
+"""
+
+
+def test_a_killed_sweep_goes_on_in_place(merged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "sweep.yaml").write_text(small(**CONTENT).to_yaml())
+    script = KILLED.format(path=sys.path, experiment=str(tmp_path / "sweep.yaml"), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and len(arms_of(out)) < 3:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert 3 <= len(arms_of(out)) < len(arms_of(merged))
+    swept(out)
+    assert arms_of(out) == arms_of(merged)
