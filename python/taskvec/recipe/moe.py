@@ -84,7 +84,9 @@ class Expert(Form):
     positive_prompts: Prompts = Field(None, description="texts that are to be routed to this expert")
     negative_prompts: Prompts = Field(None, description="texts that are not")
     residual_scale: Factor | None = Field(None, description="factor of what the expert adds")
-    noise_scale: Factor | None = Field(None, description="not offered")
+    noise_scale: Factor | None = Field(
+        None, description="standard deviation of normal noise that is added to the expert's matrices"
+    )
 
 
 class MoeRecipe(Form):
@@ -101,7 +103,7 @@ class MoeRecipe(Form):
         None, description="mixtral, qwen, qwen3 or deepseek; by default what fits the models"
     )
     dtype: DtypeName = Field(None, description="type of the output; by default the base's")
-    seed: Seed | None = Field(None, description="seed of random gates")
+    seed: Seed | None = Field(None, description="seed of random gates and of noise")
 
     _document: Document = PrivateAttr()
 
@@ -124,6 +126,11 @@ class MoeRecipe(Form):
         for key, experts in (("experts", self.experts), ("shared_experts", self.shared_experts or ())):
             for number, expert in enumerate(experts):
                 yield (key, number), expert
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether random numbers are drawn: for the gates, or as noise."""
+        return self.gate_mode == "random" or any(each.noise_scale for _, each in self.everyone())
 
     def models(self) -> list[ModelRef]:
         """Every model, the base first, each once."""
@@ -221,14 +228,6 @@ def _check(recipe: MoeRecipe) -> None:
         )
     if recipe.shared_experts is not None and len(recipe.shared_experts) > 1:
         raise recipe.error(("shared_experts", 1), "a second shared expert", "no layout has more than one")
-    for path, expert in recipe.everyone():
-        if expert.noise_scale:
-            raise recipe.error(
-                (*path, "noise_scale"),
-                "noise on the weights of an expert is not offered",
-                "remove it: training tells copies of one model apart when the gates are random",
-                key=True,
-            )
     if recipe.gate_mode != "random":
         _check_prompts(recipe)
 
@@ -259,7 +258,7 @@ def _without_effect(recipe: MoeRecipe) -> Iterator[Finding]:
         for key in ("positive_prompts", "negative_prompts"):
             if recipe.gate_mode == "random" and getattr(expert, key) is not None:
                 yield _remark(document, (*path, key), f"`{key}` has no effect: the gates are random")
-        if expert.noise_scale is not None:
+        if expert.noise_scale == 0:
             yield _remark(document, (*path, "noise_scale"), "`noise_scale` of 0 has no effect")
-    if recipe.gate_mode != "random" and recipe.seed is not None:
+    if recipe.seed is not None and not recipe.is_drawn:
         yield _remark(document, ("seed",), "`seed` has no effect: the gates are made of the prompts")
