@@ -6,6 +6,7 @@ own, which is imported when the verb is called.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -249,6 +250,11 @@ def _leaves_threads() -> bool:
     return threads is not None and threads.are_waiting()
 
 
+def _tells_of_leaks() -> bool:
+    """Whether a module of torch would write to stderr what it has not freed at a normal end."""
+    return "triton._C.libtriton" in sys.modules
+
+
 def main() -> NoReturn:
     """The console entry point."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -268,6 +274,9 @@ def main() -> NoReturn:
     _detach(sys.stdout)
     _detach(sys.stderr)
     if _leaves_threads():
+        os._exit(code)
+    if _tells_of_leaks():
+        atexit._run_exitfuncs()
         os._exit(code)
     if is_short:
         gc.freeze()  # or the end of the interpreter walks through all of it, another 0.01 s

@@ -8,13 +8,16 @@ module imports nothing that ``--help`` would wait for.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from taskvec.arguments import number, path, texts
 from taskvec.errors import RecipeError
 from taskvec.option import Declaration, declared, options_of
+from taskvec.text import kind_of, shown
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
@@ -63,10 +66,16 @@ def option(default: Any, **declaration: Any) -> Any:
 
 def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
     """A mapping as sorted pairs of texts; YAML's booleans are ``true`` and ``false`` again."""
-    texts = {
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"a mapping is needed, found {kind_of(content)}", "give `{'dtype': 'bfloat16'}`")
+    words = {
         key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in content.items()
     }
-    return tuple(sorted(texts.items()))
+    return tuple(sorted(words.items()))
+
+
+def _folder(given: Any) -> Path:
+    return Path(path(given, "include_path"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,7 @@ class Settings:
         help="For worked examples, sampling, perturbations and the development part.",
     )
     include_path: Path | None = option(
-        None, section="Evaluation", metavar="DIR", written=str | None, parse=Path, compared=False,
+        None, section="Evaluation", metavar="DIR", written=str | None, parse=_folder, compared=False,
         help="Folder of local YAML tasks.",
     )
     model_args: Pairs = option(
@@ -168,6 +177,13 @@ class Settings:
         repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
         if repeated:
             raise RecipeError(f"task `{repeated[0]}` is named twice")
+        for name, (kinds, words) in _KINDS.items():
+            value = getattr(self, name)
+            is_other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            if value is not None and is_other:
+                raise RecipeError(f"`{key_of(name)}` is {words}, found {kind_of(value)}")
+        if self.device is not None:
+            hold_device(self.device)
         if self.backend not in ("hf", "vllm"):
             raise RecipeError(f"backend `{self.backend}` is not one of `hf`, `vllm`")
         if self.decoding not in ("neutral", "model"):
@@ -265,6 +281,16 @@ class PartSettings(Settings):
 
 
 OPTIONS: Mapping[str, Option] = options_of(Settings)
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "batch_size": ((int, str), "a whole number or `auto`"),
+    "limit": ((int, float), "a number"),
+    "chat_template": ((bool,), "true or false"),
+    "max_gen_toks": ((int,), "a whole number"),
+    "seed": ((int,), "a whole number"),
+    "allow_unsafe_code": ((bool,), "true or false"),
+}
+# What torch and lm-eval call devices; a bare number is a GPU.
+_DEVICE = re.compile(r"\d+|cpu|mps(?::0)?|(?:cuda|xpu|npu|hpu)(?::\d+)?")
 
 
 def key_of(name: str) -> str:
@@ -284,6 +310,40 @@ def _plain(value: Any) -> Any:
 def paper_settings(settings: Settings) -> Settings:
     """`settings` with the paper's tasks; generation lengths come from `defaults.KNOWN`."""
     return replace(settings, tasks=PAPER_TASKS)
+
+
+def hold_device(device: Any) -> None:
+    """Return if a device is called as torch calls one.
+
+    Raises
+    ------
+    RecipeError
+    """
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise RecipeError(
+            f"`{shown(device)}` is no device" if isinstance(device, str) else
+            f"a device is a text, found {kind_of(device)}",
+            "give cpu, cuda, cuda:1, mps, xpu, or the number of a GPU",
+        )  # fmt: skip
+
+
+def hold_machines(devices: Any, jobs: Any, threads: Any, scratch: Any, budget: Any, ray: Any) -> None:
+    """Return if what says where candidates and arms are evaluated is of the right kind.
+
+    Raises
+    ------
+    RecipeError
+        The message names the argument.
+    """
+    for device in texts(devices, "devices"):
+        hold_device(device)
+    if jobs is None:
+        raise RecipeError("`jobs` is a whole number, found nothing", "leave it out: it is 1")
+    for name, value in (("jobs", jobs), ("threads", threads), ("scratch_budget", budget)):
+        number(value, name, least=1)
+    for name, value in (("scratch", scratch), ("ray", ray)):
+        if value is not None:
+            path(value, name)
 
 
 def torch_device(device: str | None) -> str:

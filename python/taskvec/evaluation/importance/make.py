@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, replace_output, write_atomic
+from taskvec.arguments import function, path, texts
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
 from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
 from taskvec.evaluation.importance.kept import Counts, drop, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
-from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.settings import OPTIONS, Settings, key_of, torch_device
 from taskvec.files import look
 from taskvec.files import manifest as files
 from taskvec.files.names import MANIFEST
@@ -28,7 +29,8 @@ from taskvec.report import manifest
 from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
-from taskvec.run.sinks import is_address
+from taskvec.run.sinks import hold_folder
+from taskvec.text import nearest
 
 if TYPE_CHECKING:
     from taskvec.evaluation.importance.answers import Example
@@ -151,11 +153,9 @@ def importance(
         A gradient that is not finite.
     """
     require_extra()
-    asked = _asked(os.fspath(model), tasks, labels, dtype, settings)
-    if is_address(out):
-        raise RecipeError(
-            f"`{os.fspath(out)}`: an importance map is written to a folder", "write it to one, and copy that"
-        )
+    hold_folder(path(out, "out"), "an importance map")
+    function(progress, "progress")
+    asked = _asked(path(model, "model"), tasks, labels, dtype, settings)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
     plan, folder = asked.plan(weights), Path(out)
@@ -182,19 +182,27 @@ def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **set
         ``elements`` of the model, and ``memory`` in bytes for weights, gradients and sums; that of a
         document's activations comes on top.
     """
-    asked = _asked(os.fspath(model), tasks, "reference", "float32", settings)
+    asked = _asked(path(model, "model"), tasks, "reference", "float32", settings)
     elements = _elements(_opened(asked))
     each = {"float64": 8, "bfloat16": 2, "float16": 2}.get(dict(asked.settings.model_args)["dtype"], 4)
     return {"elements": elements, "memory": elements * (2 * each + max(each, 4))}
 
 
 def _asked(
-    model: str, tasks: str | Sequence[str], labels: str, dtype: str, settings: dict[str, Any]
+    model: str | os.PathLike[str],
+    tasks: str | Sequence[str],
+    labels: str,
+    dtype: str,
+    settings: dict[str, Any],
 ) -> Asked:
     for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, get_args(Dtype))):
         if value not in known:
             raise RecipeError(f"`{name}` is {' or '.join(known)}, found `{value}`")
-    names = tuple(tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+    unknown = [name for name in settings if name not in map(key_of, OPTIONS)]
+    if unknown:
+        near = nearest(unknown[0], map(key_of, OPTIONS))
+        raise TypeError(f"unknown setting `{unknown[0]}`" + (f"; did you mean `{near}`?" if near else ""))
+    names = tuple(tasks.split(",")) if isinstance(tasks, str) else texts(tasks, "tasks")
     if not any(names):
         raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq")
     found = Settings.of({"tasks": names, **settings})
@@ -202,7 +210,7 @@ def _asked(
         raise RecipeError(f"backend `{found.backend}` gives no gradients", "leave it out: `hf` does")
     arguments = {"dtype": "float32", **dict(found.model_args)}
     found = replace(found, model_args=tuple(sorted(arguments.items())), batch_size=1)
-    return Asked(model, found, labels, dtype)  # type: ignore[arg-type]
+    return Asked(os.fspath(model), found, labels, dtype)  # type: ignore[arg-type]
 
 
 def _elements(model: Model) -> int:

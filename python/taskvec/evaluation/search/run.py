@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.scores import part_scores
@@ -26,7 +27,7 @@ from taskvec.evaluation.search.result import HeldOut, SearchResult
 from taskvec.evaluation.search.space import Space, load_space
 from taskvec.evaluation.search.trial import Kind, Trial, best, score
 from taskvec.evaluation.search.verdict import by_task, verdicts
-from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.settings import Settings, hold_machines, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch, locked
 from taskvec.evaluation.sweep.sweep import model_bytes
@@ -100,7 +101,9 @@ def search(
     from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
-    hold_folder(out, "a search")
+    hold_folder(path(out, "out"), "a search")
+    hold_machines(devices, jobs, threads, scratch, scratch_budget, ray)
+    function(progress, "progress")
     given = space if isinstance(space, Space) else load_space(space)
     given = given.with_options(budget=budget, seed=seed)
     out, settings = Path(out), given.settings()

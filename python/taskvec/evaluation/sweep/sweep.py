@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import choose_alpha
@@ -21,7 +22,7 @@ from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
-from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.settings import Settings, hold_machines, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.parts import check_parts
@@ -93,7 +94,9 @@ def run_sweep(
     from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
-    out, settings = Path(out), experiment.settings()
+    out, settings = Path(path(out, "out")), experiment.settings()
+    hold_machines(devices, jobs, threads, scratch, budget, ray)
+    function(progress, "progress")
     if ray is not None and (devices or jobs > 1):
         raise EvaluationError("`ray` excludes `devices` and `jobs`", "the cluster says what it has")
     workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
