@@ -90,7 +90,7 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     """
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
-    from taskvec.evaluation.settings import hold_device
+    from taskvec.evaluation.machines import hold_device
     from taskvec.evaluation.sweep.sweep import run_sweep
     from taskvec.run.sinks import hold_folder
 

@@ -8,16 +8,16 @@ module imports nothing that ``--help`` would wait for.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from taskvec.arguments import number, path, texts
+from taskvec.arguments import path
 from taskvec.errors import RecipeError
+from taskvec.evaluation.machines import hold_device
 from taskvec.option import Declaration, declared, options_of
-from taskvec.text import kind_of, shown
+from taskvec.text import kind_of
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
@@ -289,8 +289,6 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "seed": ((int,), "a whole number"),
     "allow_unsafe_code": ((bool,), "true or false"),
 }
-# What torch and lm-eval call devices; a bare number is a GPU.
-_DEVICE = re.compile(r"\d+|cpu|mps(?::0)?|(?:cuda|xpu|npu|hpu)(?::\d+)?")
 
 
 def key_of(name: str) -> str:
@@ -310,40 +308,6 @@ def _plain(value: Any) -> Any:
 def paper_settings(settings: Settings) -> Settings:
     """`settings` with the paper's tasks; generation lengths come from `defaults.KNOWN`."""
     return replace(settings, tasks=PAPER_TASKS)
-
-
-def hold_device(device: Any) -> None:
-    """Return if a device is called as torch calls one.
-
-    Raises
-    ------
-    RecipeError
-    """
-    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        raise RecipeError(
-            f"`{shown(device)}` is no device" if isinstance(device, str) else
-            f"a device is a text, found {kind_of(device)}",
-            "give cpu, cuda, cuda:1, mps, xpu, or the number of a GPU",
-        )  # fmt: skip
-
-
-def hold_machines(devices: Any, jobs: Any, threads: Any, scratch: Any, budget: Any, ray: Any) -> None:
-    """Return if what says where candidates and arms are evaluated is of the right kind.
-
-    Raises
-    ------
-    RecipeError
-        The message names the argument.
-    """
-    for device in texts(devices, "devices"):
-        hold_device(device)
-    if jobs is None:
-        raise RecipeError("`jobs` is a whole number, found nothing", "leave it out: it is 1")
-    for name, value in (("jobs", jobs), ("threads", threads), ("scratch_budget", budget)):
-        number(value, name, least=1)
-    for name, value in (("scratch", scratch), ("ray", ray)):
-        if value is not None:
-            path(value, name)
 
 
 def torch_device(device: str | None) -> str:

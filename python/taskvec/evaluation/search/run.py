@@ -17,6 +17,7 @@ from taskvec.evaluation.analysis.scores import part_scores
 from taskvec.evaluation.backend.evaluate import require_extra
 from taskvec.evaluation.backend.held import let_go
 from taskvec.evaluation.backend.identity import settings_identity, versions
+from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, digest_json, write_whole
 from taskvec.evaluation.search.candidates import Candidate, Merges, as_yaml, baseline_of
 from taskvec.evaluation.search.evaluator import LARGE, Evaluator, Outcome, part_settings
@@ -27,7 +28,7 @@ from taskvec.evaluation.search.result import HeldOut, SearchResult
 from taskvec.evaluation.search.space import Space, load_space
 from taskvec.evaluation.search.trial import Kind, Trial, best, score
 from taskvec.evaluation.search.verdict import by_task, verdicts
-from taskvec.evaluation.settings import Settings, hold_machines, torch_device
+from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch, locked
 from taskvec.evaluation.sweep.sweep import model_bytes

@@ -19,10 +19,11 @@ from taskvec.evaluation.backend.decoding import check_alike
 from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
-from taskvec.evaluation.settings import Settings, hold_machines, torch_device
+from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.parts import check_parts
