@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.errors import RecipeError
 from taskvec.methods.values import SettingError
 from taskvec.recipe.document import Document
 from taskvec.recipe.errors import first_error
@@ -24,7 +23,7 @@ from taskvec.recipe.known_words import in_our_words
 from taskvec.recipe.load import read, writable
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.overrides import apply_overrides
-from taskvec.recipe.schema import Form
+from taskvec.recipe.schema import Form, Written
 from taskvec.text import Key, kind_of, nearest, shown
 
 GateMode = Literal["hidden", "cheap_embed", "random"]
@@ -89,7 +88,7 @@ class Expert(Form):
     )
 
 
-class MoeRecipe(Form):
+class MoeRecipe(Written):
     """A mixture of experts: attention, norms and embeddings of one model, and MLPs of others."""
 
     base_model: ModelName = Field(description="the model that all but the experts is taken from")
@@ -104,17 +103,6 @@ class MoeRecipe(Form):
     )
     dtype: DtypeName = Field(None, description="type of the output; by default the base's")
     seed: Seed | None = Field(None, description="seed of random gates and of noise")
-
-    _document: Document = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:
-        """Keep the document that the recipe was read from."""
-        self._document = context
-
-    @property
-    def document(self) -> Document:
-        """Where it was written."""
-        return self._document
 
     @property
     def shared(self) -> Expert | None:
@@ -135,12 +123,6 @@ class MoeRecipe(Form):
     def models(self) -> list[ModelRef]:
         """Every model, the base first, each once."""
         return list(dict.fromkeys([self.base_model, *(each.source_model for _, each in self.everyone())]))
-
-    def error(
-        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
-    ) -> RecipeError:
-        """An error about the value at `path`, with its line."""
-        return self.document.error(path, message, hint, key=key)
 
 
 @dataclass(frozen=True, slots=True)
