@@ -104,6 +104,16 @@ def test_a_value_of_another_kind_is_an_error_of_ours(
     assert not (world / "out").exists()
 
 
+def test_parts_of_a_plan(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    plan = tv.open_moe(EXPERTS).plan()
+    for value in ODD:
+        with pytest.raises(RecipeError, match="`out` is a text or a path"):
+            plan.part(0, 2).run(value)
+        with pytest.raises(RecipeError, match="`progress` is a function"):
+            plan.part(0, 2).run("out", progress=value)
+
+
 def test_the_argument_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     with pytest.raises(RecipeError, match=r"`jobs` is a whole number, 1 or more, found the text `x`"):
