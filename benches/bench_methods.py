@@ -4,7 +4,8 @@
 
 MODELS is a folder with checkpoints ``instruct``, ``sft`` and ``grpo``, best in memory, where figures are
 steady. Runs of taskvec and of the floor alternate, the first of each is discarded, and medians are printed;
-mergekit runs once. Under pytest everything is run once, on small checkpoints.
+mergekit runs once, on methods that it has. Methods with importance maps read one for each model, as large as
+the model. Under pytest everything is run once, on small checkpoints.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from taskvec import _core, host
 from taskvec.selftest import synthetic
@@ -53,7 +56,10 @@ RECIPES: dict[str, tuple[dict[int, dict[str, float]], int | None, dict[str, Any]
     "ram": (STEPS, TARGET, {}),
     "multislerp": ({TARGET: {"weight": 0.4}, DONOR: {"weight": 0.3}, REFERENCE: {"weight": 0.3}}, None, {}),
     "karcher": ({TARGET: {}, DONOR: {}, REFERENCE: {}}, None, {}),
+    "fisher": ({DONOR: HALF, REFERENCE: HALF}, None, {}),
+    "sar": ({DONOR: DENSE, REFERENCE: DENSE}, TARGET, {}),
 }
+WITH_MAPS = {"fisher", "sar"}  # which mergekit does not have
 METHODS = ("transfer", *RECIPES)
 
 
@@ -62,6 +68,9 @@ def recipe(method: str, models: list[str]) -> dict[str, Any]:
     inputs, base, merged = RECIPES[method]
     rows = [{"model": models[role], **({"parameters": p} if p else {})} for role, p in inputs.items()]
     document: dict[str, Any] = {"merge_method": method, "models": rows, "dtype": "bfloat16"}
+    if method in WITH_MAPS:
+        for row in rows:
+            row["importance"] = map_of(row["model"])
     if base is not None:
         document["base_model"] = models[base]
     if merged:
@@ -75,6 +84,23 @@ def read_by(method: str) -> set[int]:
         return {TARGET, DONOR, REFERENCE}
     inputs, base, _ = RECIPES[method]
     return {*inputs, *(() if base is None else (base,))}
+
+
+def map_of(model: str) -> str:
+    """Where the importance map of a checkpoint is."""
+    return f"{model}-importance"
+
+
+def write_map(model: Path) -> None:
+    """A map of the magnitudes of a checkpoint's weights, which are bfloat16: the same bytes without signs."""
+    folder = Path(map_of(str(model)))
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model, folder)
+    for file in map(Path, weights(str(folder))):
+        data = np.fromfile(file, np.uint8)
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        data[start:].view(np.uint16)[:] &= 0x7FFF
+        data.tofile(file)
 
 
 def weights(model: str) -> list[str]:
@@ -95,6 +121,8 @@ class Bench:
     def floor(self, method: str) -> float:
         """Seconds to read what the method reads and write one output."""
         files = [file for role in sorted(read_by(method)) for file in weights(self.models[role])]
+        if method in WITH_MAPS:
+            files += [file for role in RECIPES[method][0] for file in weights(map_of(self.models[role]))]
         seconds = _core.floor(files, self.room / "floor")
         (self.room / "floor").unlink(missing_ok=True)
         return seconds
@@ -138,7 +166,7 @@ class Bench:
         pairs = [(self.floor(method), self.ours(method)) for _ in range(runs + 1)][1:]
         floor, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
         row = {"floor": floor, "seconds": ours, "times_floor": ours / floor}
-        if self.mergekit:
+        if self.mergekit and method not in WITH_MAPS:
             row["mergekit"] = self.theirs(method)
             row["faster"] = row["mergekit"] / ours
         return row
@@ -158,6 +186,9 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=given.models) as room:
         bench = Bench(given.models.resolve(), Path(room), given.mergekit)
+        if WITH_MAPS & set(given.methods or METHODS):
+            for role in (DONOR, REFERENCE):
+                write_map(Path(bench.models[role]))
         for method in given.methods or METHODS:
             rows[method] = bench.measure(method, given.runs)
             print(f"{method:17}", *(f"{key} {value:.2f}" for key, value in rows[method].items()), flush=True)
@@ -188,9 +219,9 @@ def test_methods(tmp_path: Path, capsys: Any) -> None:
     members: tuple[synthetic.Member, ...] = ("instruct", "grpo", "sft")
     for member in members:
         synthetic.write_checkpoint(tmp_path / member, synthetic.SHAPES["demo"], member)
-    rows = main([str(tmp_path), "transfer", "linear", "slerp", "ties", "--runs", "1"])
+    rows = main([str(tmp_path), "transfer", "linear", "slerp", "ties", "fisher", "sar", "--runs", "1"])
     assert all(row["seconds"] > 0 and row["floor"] > 0 for row in rows.values())
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 6
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ RECIPES = {
     "experts.yaml": EXPERTS,
     "shared.yaml": EXPERTS + "architecture: deepseek\n"
     "shared_experts: [{source_model: base, residual_scale: 0.1}]\n",
+    "noise.yaml": EXPERTS.replace("[CODE]", "[CODE], noise_scale: 0.01"),
     "foreign.yaml": TIES + "parameters: {t: 0.5}\n",
 }  # fmt: skip
 

@@ -10,13 +10,13 @@ import taskvec
 
 ROOT = Path(taskvec.__file__).parent
 EVALUATION = [
-    "settings", "arms", "record", "experiment", "tasks", "analysis", "backend", "report", "sweep", "search",
-    "importance", "__init__",
+    "machines", "settings", "arms", "record", "experiment", "tasks", "analysis", "backend", "report",
+    "sweep", "search", "importance", "__init__",
     "miniature",
 ]  # fmt: skip
 # From the ground up: a room knows those before it.
 ROOMS = [
-    "_core", "host", "progress", "errors", "regex", "text", "files", "dtypes", "option",
+    "_core", "host", "progress", "errors", "regex", "text", "arguments", "files", "dtypes", "option",
     "methods", "models", "settings", "resolve", "compat", "recipe",
     "plan", "report", "run", "lazy", "api", "selftest", "__init__",
     *(f"evaluation.{room}" for room in EVALUATION),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
+from taskvec.arguments import texts
 from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
 from taskvec.models.selection import Preset, Selection, both
@@ -15,7 +16,6 @@ from taskvec.plan.delta import Step
 from taskvec.plan.packed_steps import check_output
 from taskvec.run.sinks import is_address
 from taskvec.settings import Options, Settings, parse_alphas
-from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -158,7 +158,7 @@ def check(
         _selection(include, exclude, preset, layers),
     )
     base = open_model(target)
-    found = findings(base, [step], force=as_tuple(force))
+    found = findings(base, [step], force=texts(force, "force"))
     if any(each.level == "error" for each in found):
         return found
     return in_order([*found, *check_output(base, [step])])
@@ -343,7 +343,9 @@ def plan_convert(
     from taskvec.plan import convert as planning
     from taskvec.resolve.open import open as open_model
 
-    record = planning.plan_convert(open_model(model), keep=as_tuple(keep), settings=Settings.of(settings))
+    record = planning.plan_convert(
+        open_model(model), keep=texts(keep, "keep"), settings=Settings.of(settings)
+    )
     return Plan.of(record)
 
 
@@ -523,4 +525,4 @@ def verify(
 def _selection(
     include: str | Iterable[str], exclude: str | Iterable[str], preset: Preset, layers: str | None
 ) -> Selection:
-    return Selection(as_tuple(include), as_tuple(exclude), preset, layers)
+    return Selection(texts(include, "include"), texts(exclude, "exclude"), preset, layers)

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
+from taskvec.arguments import texts
 from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 from taskvec.option import option, options_of, recorded
 from taskvec.regex import regex
-from taskvec.text import alike, as_tuple
+from taskvec.text import alike
 
 Rounding = Literal["nearest", "stochastic"]
 # The output type that stands for the target's own form of storage, packed weights included.
@@ -252,7 +253,7 @@ class Settings:
         for name in ("max_memory", "scratch_size", "max_shard_size"):
             if getattr(self, name) is not None:
                 put(name, parse_size(getattr(self, name)))
-        put("force", as_tuple(self.force))
+        put("force", texts(self.force, "force"))
 
     @classmethod
     def of(cls, options: Options | Settings | None = None) -> Settings:

@@ -75,11 +75,6 @@ def roles(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
 
 
-def as_tuple(texts: str | Iterable[str]) -> tuple[str, ...]:
-    """One text, or several, as a tuple."""
-    return (texts,) if isinstance(texts, str) else tuple(texts)
-
-
 Key = str | int
 
 

@@ -136,6 +136,107 @@ def test_experts_that_are_the_base_are_the_base(name: str, mode: str, world: Pat
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def deepseek(folder: Path, ids: list[int]) -> np.ndarray:
+    """The logits of a DeepSeek-MoE by its published architecture, which generates too."""
+    import torch
+
+    from support.deepseek import load
+
+    with torch.no_grad():
+        model = load(folder)
+        tokens = model.generate(torch.tensor(ids), 3)
+        assert len(tokens) == len(ids) + 3
+        return model(torch.tensor(ids)).double().numpy()[None]
+
+
+def test_deepseek_is_what_mixtral_is_of_the_same_experts(world: Path) -> None:
+    """Both route by the largest of a softmax, brought to a sum of one; transformers has Mixtral."""
+    write_models(world, "llama")
+    for count in (1, 2):
+        given = recipe(names="abc", experts_per_token=count, dtype="float32")
+        tv.moe(given, "mixtral", overwrite=True)
+        tv.moe({**given, "architecture": "deepseek"}, "out", overwrite=True)
+        ids = [5, 9, 33, 60, 7, 21, 2]
+        _, expected = logits(world / "mixtral", ids)
+        np.testing.assert_allclose(deepseek(world / "out", ids), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["cheap_embed", "random"])
+def test_deepseek_of_experts_that_are_the_base_is_the_base(mode: str, world: Path) -> None:
+    """Routed experts alone, and the shared expert alone."""
+    write_models(world, "llama", same=True)
+    _, expected = logits(world / "base", [5, 9, 33, 60, 7])
+    for routed, own in ((1.0, 0.0), (0.0, 1.0), (0.75, 0.25)):
+        experts = [expert(name, mode, residual_scale=routed) for name in "ab"]
+        tv.moe(
+            {**recipe(mode, dtype="float32"), "experts": experts, **shared(mode, residual_scale=own)},
+            "out",
+            overwrite=True,
+        )
+        found = deepseek(world / "out", [5, 9, 33, 60, 7])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def noised(root: Path, name: str) -> dict[str, np.ndarray]:
+    """What stands on each matrix of an expert more than on its model's, over its factor."""
+    made, model = parts(read_tensors(root / "out")), read_tensors(root / name)
+    number = "ab".index(name)
+    found = {}
+    for key, value in model.items():
+        if ".mlp." in key:
+            factor = 0.25 if "down_proj" in key else 1.0
+            own = made[key.replace(".mlp.", f".mlp.experts.{number}.")].astype(np.float64)
+            found[key] = own / factor - value.astype(np.float64)
+    return found
+
+
+def test_noise_is_normal_seeded_and_before_the_factor(world: Path) -> None:
+    write_models(world, "llama", same=True)
+    experts = [expert(name, "random", noise_scale=0.5, residual_scale=0.25) for name in "ab"]
+    given = recipe("random", experts=experts, dtype="float32", seed=3)
+    report = tv.moe(given, "out")
+    assert "recipe-ignored" not in {each.id for each in report.findings}
+    first, second = noised(world, "a"), noised(world, "b")
+    for found in (first, second):
+        draws = np.concatenate([each.ravel() for each in found.values()]) / 0.5
+        assert abs(draws.mean()) < 5 / np.sqrt(draws.size)
+        assert abs(draws.std() - 1) < 5 / np.sqrt(2 * draws.size)
+    everything = [np.concatenate([each.ravel() for each in found.values()]) for found in (first, second)]
+    assert abs(np.corrcoef(*everything)[0, 1]) < 5 / np.sqrt(everything[0].size)
+    layers = [first[f"model.layers.{n}.mlp.up_proj.weight"].ravel() for n in (0, 1)]
+    assert abs(np.corrcoef(*layers)[0, 1]) < 5 / np.sqrt(layers[0].size)
+    bytes_of = (world / "out/model.safetensors").read_bytes()
+    for more in ({"threads": 1}, {"max_shard_size": None}):
+        tv.moe(given, "again", overwrite=True, **more)
+        assert (world / "again/model.safetensors").read_bytes() == bytes_of
+    tv.moe({**given, "seed": 4}, "other")
+    assert (world / "other/model.safetensors").read_bytes() != bytes_of
+    del given["seed"]
+    tv.moe(given, "given", seed=3)
+    assert (world / "given/model.safetensors").read_bytes() == bytes_of
+
+
+def test_noise_with_gates_of_prompts_takes_the_seed_of_the_recipe(world: Path) -> None:
+    write_models(world, "llama")
+    experts = [expert("a", noise_scale=0.01), expert("b")]
+    report = tv.moe(recipe(experts=experts, seed=5), "out")
+    assert "recipe-ignored" not in {each.id for each in report.findings}
+    plain, found = read_tensors(world / "b"), parts(read_tensors(world / "out"))
+    key = "model.layers.1.mlp.up_proj.weight"
+    assert found[key.replace(".mlp.", ".mlp.experts.1.")].tobytes() == plain[key].tobytes()
+    manifest = json.loads((world / "out/taskvec.json").read_text())
+    assert "seed" not in manifest["recipe"]
+    plan = tv.open_moe(recipe(experts=experts), seed=5).plan()
+    plan.run("again")
+    for name in ("again",):
+        assert (world / name / "model.safetensors").read_bytes() == (
+            world / "out/model.safetensors"
+        ).read_bytes()
+    for number in (1, 0):
+        plan.part(number, 2).run("parts")
+    assert (world / "parts/model.safetensors").read_bytes() == (world / "out/model.safetensors").read_bytes()
+
+
 def test_defaults_of_the_dense_family_are_written_out(world: Path) -> None:
     """Mixtral has other defaults than Llama: base of the rotary embedding, epsilon, heads of keys."""
     write_models(world, "llama", same=True)

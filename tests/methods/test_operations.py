@@ -456,6 +456,7 @@ PREPARED = {
     "arcee_fusion": {"kind": "arcee_fusion", "terms": [term(1)]},
     "control_random": {"kind": "control_random", "terms": [term(1)]},
     "control_permute": {"kind": "control_permute", "terms": [term(1)]},
+    "noised": {"kind": "noised", "terms": [term(1, 0.3, None)], "deviation": 0.2},
 }
 
 
@@ -524,6 +525,26 @@ def test_controls_have_the_norm_and_the_values_of_the_vector(tmp_path: Path) -> 
             assert abs(np.corrcoef(mixed, donor)[0, 1]) < 5 / np.sqrt(n)
             assert abs(np.corrcoef(drawn, donor)[0, 1]) < 5 / np.sqrt(n)
             assert abs(np.corrcoef(mixed, np.arange(n))[0, 1]) < 5 / np.sqrt(n)
+
+
+def test_noise_is_normal_and_added_before_the_factor(tmp_path: Path) -> None:
+    from scipy.stats import kstest
+
+    x = np.random.default_rng(12).standard_normal((500, 400)).astype(np.float32)
+    write(tmp_path, x)
+
+    def noised(deviation: float, seed: int) -> np.ndarray:
+        operation = {"kind": "noised", "terms": [term(0, 0.3, None)], "deviation": deviation}
+        return run(tmp_path, 0, operation, seed=seed)["t"].astype(np.float64)
+
+    np.testing.assert_array_equal(noised(0.0, 1), (0.3 * x.astype(np.float64)).astype(np.float32))
+    first, second = ((noised(2.0, seed) / 0.3 - x) / 2 for seed in (1, 2))
+    assert kstest(first.ravel(), "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / np.sqrt(x.size)
+    assert abs(np.corrcoef(first[0], first[1])[0, 1]) < 5 / np.sqrt(len(first[0]))
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"deviation|expected"):
+            noised(value, 1)
 
 
 @pytest.mark.parametrize(

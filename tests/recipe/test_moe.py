@@ -80,8 +80,8 @@ MISTAKES = {
     "a second shared expert": (
         BASE + TWO + "shared_experts:\n  - {source_model: a}\n  - {source_model: b}\n",
         "recipe:10: a second shared expert", "no layout"),
-    "noise": (BASE + TWO + "    noise_scale: 0.1\n",
-              "recipe:8: noise on the weights of an expert is not offered", "remove it"),
+    "noise is no number": (BASE + TWO + "    noise_scale: .nan\n",
+                           "recipe:8: `experts.1.noise_scale`", ""),
     "scale is text": (BASE + TWO + "    residual_scale: small\n",
                       "recipe:8: `experts.1.residual_scale` is a number, found the text `small`", ""),
     "a merge": ("merge_method: linear\nmodels: [{model: a}]\n", "recipe:1: this is a recipe of a merge",

@@ -399,3 +399,34 @@ def test_one_at_an_address_is_refused_by_name(tmp_path: Path, hub: Hub) -> None:
     hub.repos["org/t"] = Repo.from_folder(save(tmp_path / "t", {"model": {"w": torch.ones(3)}}))
     with pytest.raises(FormatError, match="is read from a local folder"):
         tv.open("org/t")
+
+
+def test_what_a_killed_process_has_left_is_removed_by_the_next(tmp_path: Path, scratch: Path) -> None:
+    save(tmp_path / "checkpoint", trained(1))
+    script = (
+        "import os, signal, sys\n"
+        "import taskvec as tv\n"
+        "from taskvec.resolve.distributed import staged\n"
+        "staged._assembled = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "tv.open(sys.argv[1]).tensors\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "checkpoint"], check=False)
+    assert done.returncode == -9
+    left = sorted(path.name for path in (scratch / "distributed").iterdir())
+    assert len(left) == 2
+    assert all(name.startswith(".") for name in left)
+    assert tv.open(tmp_path / "checkpoint").tensors
+    (kept,) = (scratch / "distributed").iterdir()
+    assert not kept.name.startswith(".")
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path, scratch: Path) -> None:
+    import fcntl
+
+    save(tmp_path / "checkpoint", trained(1))
+    other = scratch / "distributed/.other.1234"
+    other.mkdir(parents=True)
+    with open(f"{other}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert tv.open(tmp_path / "checkpoint").tensors
+        assert other.exists()

@@ -184,6 +184,17 @@ def test_one_folder_with_a_variant(tmp_path: Path) -> None:
     assert tv.verify(out).ok
 
 
+def test_a_saved_vector_is_looked_at_whatever_the_variant(
+    three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tv.extract(three[1], three[2], tmp_path / "v.vec")
+    done = invoke(capsys, "inspect", tmp_path / "v.vec", "--variant", "fp16")
+    assert done.code == 0
+    assert "vector" in done.out
+    with pytest.raises(NotFoundError, match="no file of the variant"), tv.storage(variant="bf16"):
+        tv.inspect(three[0])
+
+
 def test_a_variant_for_all_is_none_of_saved_vectors(three: list[Path], tmp_path: Path) -> None:
     target, donor, reference = three
     tv.extract(donor, reference, tmp_path / "vector")

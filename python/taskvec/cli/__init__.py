@@ -277,6 +277,11 @@ def _is_alone() -> bool:
     return not watched and threading.active_count() == 1
 
 
+def _tells_of_leaks() -> bool:
+    """Whether a module of torch would write to stderr what it has not freed at a normal end."""
+    return "triton._C.libtriton" in sys.modules
+
+
 def main() -> NoReturn:
     """The console entry point."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -298,6 +303,9 @@ def main() -> NoReturn:
     _detach(sys.stdout)
     _detach(sys.stderr)
     if _leaves_threads():
+        os._exit(code)
+    if _tells_of_leaks():
+        atexit._run_exitfuncs()
         os._exit(code)
     if is_short:
         if _is_alone():

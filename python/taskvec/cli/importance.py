@@ -59,7 +59,9 @@ def command(console: Console, model: str, out: str, dry_run: bool, **options: An
     stdout.
     """
     from taskvec.evaluation.importance.make import forecast, importance
+    from taskvec.run.sinks import hold_folder
 
+    hold_folder(out, "an importance map")
     given = {key_of(name): options.pop(key_of(name)) for name in _SETTINGS}
     given = {key: value for key, value in given.items() if value is not None}
     facts = forecast(model, **given)

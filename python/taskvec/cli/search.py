@@ -94,12 +94,15 @@ def command(console: Console, space: str, out: str, **options: Any) -> int:
     """
     from taskvec.cli.search_output import follow, show, show_plan
     from taskvec.evaluation.backend.evaluate import require_extra
+    from taskvec.evaluation.machines import hold_device
     from taskvec.evaluation.search.forecast import forecast
     from taskvec.evaluation.search.run import search
     from taskvec.evaluation.search.space import load_space
     from taskvec.run.sinks import hold_folder
 
     hold_folder(out, "a search")
+    for device in options["devices"]:
+        hold_device(device)
     require_extra()
     whole = load_space(space).with_options(
         budget=options["budget"],

@@ -99,10 +99,13 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     """
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
+    from taskvec.evaluation.machines import hold_device
     from taskvec.evaluation.sweep.sweep import run_sweep
     from taskvec.run.sinks import hold_folder
 
     hold_folder(out, "a sweep")
+    for device in options["devices"]:
+        hold_device(device)
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
     whole = experiment(_merged(content, _given(options)), source=file or "the command line")

@@ -13,8 +13,11 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from taskvec.arguments import path
 from taskvec.errors import RecipeError
+from taskvec.evaluation.machines import hold_device
 from taskvec.option import Declaration, declared, options_of
+from taskvec.text import kind_of
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
@@ -63,10 +66,16 @@ def option(default: Any, **declaration: Any) -> Any:
 
 def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
     """A mapping as sorted pairs of texts; YAML's booleans are ``true`` and ``false`` again."""
-    texts = {
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"a mapping is needed, found {kind_of(content)}", "give `{'dtype': 'bfloat16'}`")
+    words = {
         key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in content.items()
     }
-    return tuple(sorted(texts.items()))
+    return tuple(sorted(words.items()))
+
+
+def _folder(given: Any) -> Path:
+    return Path(path(given, "include_path"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +153,7 @@ class Settings:
         help="For worked examples, sampling, perturbations and the development part.",
     )
     include_path: Path | None = option(
-        None, section="Evaluation", metavar="DIR", written=str | None, parse=Path, compared=False,
+        None, section="Evaluation", metavar="DIR", written=str | None, parse=_folder, compared=False,
         help="Folder of local YAML tasks.",
     )
     model_args: Pairs = option(
@@ -169,6 +178,13 @@ class Settings:
         repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
         if repeated:
             raise RecipeError(f"task `{repeated[0]}` is named twice")
+        for name, (kinds, words) in _KINDS.items():
+            value = getattr(self, name)
+            is_other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            if value is not None and is_other:
+                raise RecipeError(f"`{key_of(name)}` is {words}, found {kind_of(value)}")
+        if self.device is not None:
+            hold_device(self.device)
         if self.backend not in ("hf", "vllm"):
             raise RecipeError(f"backend `{self.backend}` is not one of `hf`, `vllm`")
         if self.decoding not in ("neutral", "model"):
@@ -268,6 +284,14 @@ class PartSettings(Settings):
 
 
 OPTIONS: Mapping[str, Option] = options_of(Settings)
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "batch_size": ((int, str), "a whole number or `auto`"),
+    "limit": ((int, float), "a number"),
+    "chat_template": ((bool,), "true or false"),
+    "max_gen_toks": ((int,), "a whole number"),
+    "seed": ((int,), "a whole number"),
+    "allow_unsafe_code": ((bool,), "true or false"),
+}
 
 
 def key_of(name: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
+from taskvec.arguments import number, path
 from taskvec.errors import RecipeError
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
@@ -19,7 +20,7 @@ from taskvec.recipe.training.metrics import Best, Better, state_of
 from taskvec.recipe.training.schedule import Schedule, weights
 from taskvec.resolve.open import open as open_model
 from taskvec.settings import Options, Settings
-from taskvec.text import plural
+from taskvec.text import kind_of, plural
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -46,7 +47,11 @@ def plan_average(
     **settings: Unpack[Options],
 ) -> Plan:
     """Say what :func:`average` would do, from headers alone; takes its arguments but for ``out``."""
-    given = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
+    given = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else _listed(checkpoints)
+    for name, value in (("first", first), ("last", last), ("every", every), ("best", best)):
+        number(value, name)
+    if metrics is not None:
+        path(metrics, "metrics")
     run = chosen(find(given), first=first, last=last, every=every)
     ranked = _best(run, best, metrics, metric, better)
     run = ranked.checkpoints if ranked is not None else run
@@ -59,6 +64,14 @@ def plan_average(
     models = [open_model(each.spec) for each in run]
     record = _record(run, models, shares, schedule, half_life, ranked)
     return _planned(models, shares, record, Settings.of(settings))
+
+
+def _listed(checkpoints: Paths) -> list[str | os.PathLike[str]]:
+    if not isinstance(checkpoints, Iterable) or isinstance(checkpoints, bytes):
+        raise RecipeError(
+            f"`checkpoints` are texts or paths, found {kind_of(checkpoints)}", "give 'run/checkpoint-*'"
+        )
+    return [path(each, "checkpoints") for each in checkpoints]
 
 
 def average(

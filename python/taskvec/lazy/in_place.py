@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from taskvec.arguments import texts
 from taskvec.plan.delta import Delta
 from taskvec.settings import Rounding, Settings
-from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -71,7 +71,7 @@ class InPlace(Delta):
             rounding=rounding,
             seed=seed,
             threads=threads,
-            force=(*self.force, *as_tuple(force)),
+            force=(*self.force, *texts(force, "force")),
         )
         kept = self._kept if keep else None
         return change(self.steps, model, alpha=alpha, settings=settings, kept=kept, progress=progress)

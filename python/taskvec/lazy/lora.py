@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, Unpack
 
+from taskvec.arguments import texts
 from taskvec.errors import FormatError, NotFoundError, RecipeError
 from taskvec.lazy.plan import Plan
 from taskvec.lazy.vector import TaskVector, load_vector
@@ -15,7 +16,6 @@ from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.lora import Lora, plan_lora
 from taskvec.resolve.open import open as open_model
 from taskvec.settings import Options, Settings
-from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     from taskvec.plan.adapter_division import Embeddings, Others
@@ -45,7 +45,7 @@ def plan_extract_lora(
     lora = Lora(
         rank=rank, energy=energy, max_rank=max_rank, embeddings=embeddings, others=others, dtype=dtype
     )
-    selection = Selection(as_tuple(include), as_tuple(exclude), preset, layers)
+    selection = Selection(texts(include, "include"), texts(exclude, "exclude"), preset, layers)
     found, base, own, force = _opened(donor, reference)
     chosen = selection if own is None else both(own, selection)
     record = plan_lora(found, base, lora, selection=chosen, settings=Settings.of(settings), force=force)

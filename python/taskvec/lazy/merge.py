@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from taskvec.arguments import texts
 from taskvec.compat.findings import enforce
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
@@ -14,7 +15,6 @@ from taskvec.plan import transfer as planning
 from taskvec.plan.checks import check_step
 from taskvec.plan.delta import Delta
 from taskvec.settings import Options, Settings, parse_alphas
-from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,7 @@ class Merge:
         )
 
     def _settings(self, options: Options) -> Settings:
-        force = as_tuple(options.get("force", ()))
+        force = texts(options.get("force", ()), "force")
         return Settings.of({**options, "force": tuple(dict.fromkeys((*self.vector.force, *force)))})
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec.arguments import function, path
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.files.names import MANIFEST, PARTS, STATE
@@ -71,7 +72,8 @@ class Part:
         taskvec.Error
             As :meth:`taskvec.Plan.run`.
         """
-        place = self.out if out is None else os.fspath(out)
+        place = self.out if out is None else os.fspath(path(out, "out"))
+        function(progress, "progress")
         if place is None:
             raise RecipeError("the part has no output folder", 'write `part.run("out")`')
         saved = from_file(self.plan, "the plan of this part")

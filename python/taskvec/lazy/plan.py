@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from taskvec.arguments import function, path
 from taskvec.errors import FormatError, RecipeError
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.resolve.open import open as open_model
@@ -124,6 +125,9 @@ class Plan(PlanRecord):
             if error.name != "ray":
                 raise
             raise RecipeError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+        path(out, "out")
+        path(address, "address")
+        function(progress, "progress")
         return execute_on_ray(self, out, address=address, settings=settings, progress=progress)
 
     def part(self, number: int, count: int, *, out: str | os.PathLike[str] | None = None) -> Part:

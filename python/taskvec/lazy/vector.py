@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
+from taskvec.arguments import texts
 from taskvec.compat.check import check_models, check_vector
 from taskvec.compat.findings import enforce
 from taskvec.compat.layouts.fit import fitted
@@ -19,7 +20,6 @@ from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.delta import Step
 from taskvec.settings import Options, Settings
-from taskvec.text import as_tuple
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -67,7 +67,7 @@ class TaskVector(Measured, InPlace):
             The models do not fit each other; ``findings`` says where.
         """
         selection = selection or Selection()
-        force = as_tuple(force)
+        force = texts(force, "force")
         donor = fitted(donor, reference)
         enforce(check_vector(donor, reference, selection=selection), force)
         return cls([Step(1.0, donor, reference, selection)], force)
@@ -92,7 +92,7 @@ class TaskVector(Measured, InPlace):
         RecipeError
             Nothing of the vector is left, or a pattern is not a regular expression.
         """
-        return self.select_by(Selection(as_tuple(include), as_tuple(exclude), preset, layers))
+        return self.select_by(Selection(texts(include, "include"), texts(exclude, "exclude"), preset, layers))
 
     def select_by(self, selection: Selection) -> TaskVector:
         """The same from a :class:`taskvec.Selection`."""

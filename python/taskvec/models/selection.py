@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from taskvec.arguments import texts
 from taskvec.errors import RecipeError
 from taskvec.models.part_names import NO_PARTS, PartNames, StoredPart, block_name
 from taskvec.models.tensor_names import is_vocabulary, layer_of
 from taskvec.option import option, recorded
 from taskvec.regex import regex
-from taskvec.text import as_tuple
+from taskvec.text import kind_of
 
 Preset = Literal["full", "no-embed", "no-embed-norm"]
 _NORM = regex(r"(?:^|[./])(?:[^./]*norm[^./]*|ln_[^./]+)\.(?:weight|bias)$", re.IGNORECASE)
@@ -108,10 +109,14 @@ class Selection:
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude"):
-            object.__setattr__(self, name, as_tuple(getattr(self, name)))
+            object.__setattr__(self, name, texts(getattr(self, name), name))
         if self.preset not in get_args(Preset):
             raise RecipeError(
                 f"preset `{self.preset}` is not known", f"choose one of {', '.join(get_args(Preset))}"
+            )
+        if self.layers is not None and not isinstance(self.layers, str):
+            raise RecipeError(
+                f"`layers` is a text, found {kind_of(self.layers)}", "write `8-20` or `0,3,5-7`"
             )
         object.__setattr__(self, "_parts", NO_PARTS)
         object.__setattr__(self, "_include", _compile(self.include, "include"))

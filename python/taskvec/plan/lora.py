@@ -82,7 +82,8 @@ class Lora:
                     f"`--{name.replace('_', '-')}` is given with the rank {rank}, and only `auto` takes it",
                     "leave it out, or give `--lora auto`",
                 )
-        if self.energy is not None and not 0 < self.energy <= 1:
+        is_share = isinstance(self.energy, int | float) and not isinstance(self.energy, bool)
+        if self.energy is not None and not (is_share and 0 < self.energy <= 1):
             raise RecipeError(f"energy `{self.energy}` is out of range", "give a share above 0 and up to 1")
         for name, kind in (("embeddings", Embeddings), ("others", Others)):
             if getattr(self, name) not in get_args(kind):

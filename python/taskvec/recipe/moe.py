@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from taskvec.compat.findings import Finding, finding
-from taskvec.errors import RecipeError
 from taskvec.methods.values import SettingError
 from taskvec.recipe.document import Document
 from taskvec.recipe.errors import first_error
@@ -24,7 +23,7 @@ from taskvec.recipe.known_words import in_our_words
 from taskvec.recipe.load import read, writable
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.overrides import apply_overrides
-from taskvec.recipe.schema import Form
+from taskvec.recipe.schema import Form, Written
 from taskvec.text import Key, kind_of, nearest, shown
 
 GateMode = Literal["hidden", "cheap_embed", "random"]
@@ -84,10 +83,12 @@ class Expert(Form):
     positive_prompts: Prompts = Field(None, description="texts that are to be routed to this expert")
     negative_prompts: Prompts = Field(None, description="texts that are not")
     residual_scale: Factor | None = Field(None, description="factor of what the expert adds")
-    noise_scale: Factor | None = Field(None, description="not offered")
+    noise_scale: Factor | None = Field(
+        None, description="standard deviation of normal noise that is added to the expert's matrices"
+    )
 
 
-class MoeRecipe(Form):
+class MoeRecipe(Written):
     """A mixture of experts: attention, norms and embeddings of one model, and MLPs of others."""
 
     base_model: ModelName = Field(description="the model that all but the experts is taken from")
@@ -101,18 +102,7 @@ class MoeRecipe(Form):
         None, description="mixtral, qwen, qwen3 or deepseek; by default what fits the models"
     )
     dtype: DtypeName = Field(None, description="type of the output; by default the base's")
-    seed: Seed | None = Field(None, description="seed of random gates")
-
-    _document: Document = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:
-        """Keep the document that the recipe was read from."""
-        self._document = context
-
-    @property
-    def document(self) -> Document:
-        """Where it was written."""
-        return self._document
+    seed: Seed | None = Field(None, description="seed of random gates and of noise")
 
     @property
     def shared(self) -> Expert | None:
@@ -125,15 +115,14 @@ class MoeRecipe(Form):
             for number, expert in enumerate(experts):
                 yield (key, number), expert
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether random numbers are drawn: for the gates, or as noise."""
+        return self.gate_mode == "random" or any(each.noise_scale for _, each in self.everyone())
+
     def models(self) -> list[ModelRef]:
         """Every model, the base first, each once."""
         return list(dict.fromkeys([self.base_model, *(each.source_model for _, each in self.everyone())]))
-
-    def error(
-        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
-    ) -> RecipeError:
-        """An error about the value at `path`, with its line."""
-        return self.document.error(path, message, hint, key=key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +210,6 @@ def _check(recipe: MoeRecipe) -> None:
         )
     if recipe.shared_experts is not None and len(recipe.shared_experts) > 1:
         raise recipe.error(("shared_experts", 1), "a second shared expert", "no layout has more than one")
-    for path, expert in recipe.everyone():
-        if expert.noise_scale:
-            raise recipe.error(
-                (*path, "noise_scale"),
-                "noise on the weights of an expert is not offered",
-                "remove it: training tells copies of one model apart when the gates are random",
-                key=True,
-            )
     if recipe.gate_mode != "random":
         _check_prompts(recipe)
 
@@ -259,7 +240,7 @@ def _without_effect(recipe: MoeRecipe) -> Iterator[Finding]:
         for key in ("positive_prompts", "negative_prompts"):
             if recipe.gate_mode == "random" and getattr(expert, key) is not None:
                 yield _remark(document, (*path, key), f"`{key}` has no effect: the gates are random")
-        if expert.noise_scale is not None:
+        if expert.noise_scale == 0:
             yield _remark(document, (*path, "noise_scale"), "`noise_scale` of 0 has no effect")
-    if recipe.gate_mode != "random" and recipe.seed is not None:
+    if recipe.seed is not None and not recipe.is_drawn:
         yield _remark(document, ("seed",), "`seed` has no effect: the gates are made of the prompts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from taskvec.arguments import texts
 from taskvec.errors import RecipeError
 from taskvec.recipe.document import Document, Node
 from taskvec.recipe.parse import parse_nodes
@@ -23,7 +24,7 @@ def apply_overrides(documents: Sequence[Document], overrides: Iterable[str]) -> 
         A path that is not there, or a value that is not YAML.
     """
     result = list(documents)
-    for override in overrides:
+    for override in texts(overrides, "overrides"):
         path, sign, text = override.partition("=")
         origin = f"--set {shown(path)}"
         steps = [step for step in path.strip().split(".") if step]

@@ -45,6 +45,27 @@ class Form(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class Written(Form):
+    """A whole document, whose errors name its lines; it is made with the document as context."""
+
+    _document: Document = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the document that the values were read from."""
+        self._document = context
+
+    @property
+    def document(self) -> Document:
+        """Where it was written."""
+        return self._document
+
+    def error(
+        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
+    ) -> RecipeError:
+        """An error about the value at `path`, with its line."""
+        return self.document.error(path, message, hint, key=key)
+
+
 class Input(Form):
     """A model to merge, or a saved vector."""
 
@@ -107,7 +128,7 @@ class Tokenizer(Form):
     pad_to_multiple_of: Padding = Field(None, description="rows of zeros make up the next multiple of this")
 
 
-class Recipe(Form):
+class Recipe(Written):
     """One document of a recipe."""
 
     merge_method: str = Field(description="see `taskvec methods`")
@@ -135,17 +156,6 @@ class Recipe(Form):
     rounding: Rounding | None = Field(None, description="how the result is rounded to its type")
     seed: Seed | None = Field(None, description="seed of random methods and of stochastic rounding")
     alpha: Alphas = Field(None, description="factor of the merged step; a list makes one output per value")
-
-    _document: Document = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:
-        """Keep the document that :func:`from_document` reads."""
-        self._document = context
-
-    @property
-    def document(self) -> Document:
-        """Where it was written."""
-        return self._document
 
     @property
     def selection(self) -> Selection:
@@ -186,12 +196,6 @@ class Recipe(Form):
         if isinstance(chosen, ModelRef):
             where = ("tokenizer", "source") if self.tokenizer is not None else ("tokenizer_source",)
             yield chosen, where
-
-    def error(
-        self, path: Sequence[Key], message: str, hint: str | None = None, *, key: bool = False
-    ) -> RecipeError:
-        """An error about the value at `path`, with its line."""
-        return self.document.error(path, message, hint, key=key)
 
 
 @dataclass(frozen=True, slots=True)

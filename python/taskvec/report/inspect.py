@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from taskvec.errors import FormatError
+from taskvec.errors import Error, FormatError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.manifest import MAXIMUM_BYTES, parse
 from taskvec.files.names import MANIFEST
 from taskvec.models.model import Model, TensorInfo
 from taskvec.report.survival import Status, Survival, status_of
+from taskvec.resolve import storage
 from taskvec.resolve.open import open as open_model
 
 SCHEMA = 1
@@ -134,8 +135,7 @@ class Inspection:
 
 def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
     """The contents of a checkpoint, from its headers alone; see :func:`taskvec.inspect`."""
-    checkpoint = open_model(path)
-    made = _manifest(checkpoint)
+    checkpoint, made = _opened(path)
     count: Counter[str] = Counter()
     elements: Counter[str] = Counter()
     for info in checkpoint.stored.values():
@@ -161,6 +161,21 @@ def inspect(path: str | os.PathLike[str] | Model) -> Inspection:
         manifest=made,
         download=checkpoint.download_bytes,
     )
+
+
+def _opened(path: str | os.PathLike[str] | Model) -> tuple[Model, dict[str, Any] | None]:
+    """A model, or a saved vector, which has no variants, and its manifest."""
+    try:
+        checkpoint = open_model(path)
+    except Error:
+        if storage.current().variant is None:
+            raise
+        vector = open_model(path, has_variants=False)
+        made = _manifest(vector)
+        if made is None or made["kind"] != "vector":
+            raise
+        return vector, made
+    return checkpoint, _manifest(checkpoint)
 
 
 def _in_words(checkpoint: Model) -> Iterator[TensorInfo]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from taskvec.arguments import path as path_of
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
 from taskvec.files import look, variants
 from taskvec.files.windows import way_out
@@ -82,7 +83,7 @@ def reach(
     NotFoundError, HubError
         There is neither; the message says where it was looked for.
     """
-    given, scheme = os.fspath(spec), _scheme(spec)
+    given, scheme = os.fspath(path_of(spec, "model")), _scheme(spec)
     text = variants.split(given)[0]
     path = Path(text).expanduser()
     if not scheme and look.exists(path, follow_links=False):

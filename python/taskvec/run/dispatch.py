@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec.arguments import function, path
 from taskvec.errors import OutputError, RecipeError
 from taskvec.files import look
 from taskvec.files.names import MANIFEST, PARTS, STATE
@@ -32,6 +33,8 @@ def run_plan(
 ) -> Report:
     """Run all of a plan; where parts of it have been at work, what they have left open."""
     settings = settings or Settings()
+    path(out, "out")
+    function(progress, "progress")
     hold_output(out, settings)
     if is_address(out):
         from taskvec.run.deliver import deliver  # which local runs do without

@@ -76,7 +76,7 @@ def hold_or_hide(folder: Path, listed: Sequence[File]) -> None:
         hold_complete(folder, listed)
     except OutputError:
         for name in (MANIFEST, *(file.name for file in listed)):
-            if name == MANIFEST or (name.endswith(INDEX_SUFFIX) and "/" not in name):
+            if name == MANIFEST or name.endswith(INDEX_SUFFIX):
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
         raise

@@ -17,6 +17,7 @@ pub mod masked;
 pub mod masked_sum;
 pub mod narrow;
 pub mod noise;
+pub mod normal;
 pub mod philox;
 pub(crate) mod quantise;
 pub(crate) mod rank;

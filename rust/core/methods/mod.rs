@@ -9,6 +9,7 @@ pub(crate) mod gram;
 pub(crate) mod importance;
 pub(crate) mod linear;
 pub(crate) mod method;
+pub(crate) mod noised;
 pub(crate) mod operation;
 pub(crate) mod quantile;
 pub(crate) mod sar;

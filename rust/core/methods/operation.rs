@@ -9,6 +9,7 @@ use super::fisher::Fisher;
 use super::gram::{Gram, Shape};
 use super::linear::Linear;
 use super::method::{Method, Parameters};
+use super::noised::Noised;
 use super::sar::Sar;
 use super::sce::Sce;
 use super::task_arithmetic::TaskArithmetic;
@@ -98,6 +99,7 @@ operations! {
     Emr: Elementwise = Rule::Emr,
     Passthrough: Elementwise = Rule::Scale,
     ArceeFusion: ArceeFusion = (),
+    Noised: Noised = (),
     ControlRandom: ControlVector = Made::Drawn,
     ControlPermute: ControlVector = Made::Permuted,
 }

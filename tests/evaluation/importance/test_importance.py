@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
 
 
 def test_an_address_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.RecipeError, match="written to a folder"):
+    with pytest.raises(errors.RecipeError, match="an importance map goes to a folder, and not to `s3://`"):
         importance("s3://bucket/map")  # type: ignore[arg-type]
     importance(tmp_path / "map")
     with pytest.raises(errors.OutputError):

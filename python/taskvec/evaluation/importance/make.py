@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, replace_output, write_atomic
+from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
-from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
+from taskvec.evaluation.backend.identity import resolve
+from taskvec.evaluation.importance.asked import Asked, Dtype, Labels, asked_for
 from taskvec.evaluation.importance.kept import Counts, drop, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
-from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.settings import torch_device
 from taskvec.files import look
 from taskvec.files import manifest as files
 from taskvec.files.names import MANIFEST
@@ -28,7 +28,7 @@ from taskvec.report import manifest
 from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
-from taskvec.run.sinks import is_address
+from taskvec.run.sinks import hold_folder
 
 if TYPE_CHECKING:
     from taskvec.evaluation.importance.answers import Example
@@ -36,62 +36,10 @@ if TYPE_CHECKING:
     from taskvec.files.manifest import File
     from taskvec.models.model import Model
 
-Labels = Literal["reference", "model"]
-Dtype = Literal["float32", "bfloat16"]
 Progress = Callable[[str, int, int], None]
 
 # Sums are kept this often, so that a killed run loses little: seconds.
 _EVERY = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked for.
-
-    Attributes
-    ----------
-    model : str
-        As it was named.
-    settings : Settings
-    labels : {"reference", "model"}
-    dtype : {"float32", "bfloat16"}
-        Of the map.
-    """
-
-    model: str
-    settings: Settings
-    labels: Labels
-    dtype: Dtype
-
-    def plan(self, weights: str) -> bytes:
-        """What the map depends on, as plain data."""
-        content = {
-            "format": "importance",
-            "weights": weights,
-            "labels": self.labels,
-            "dtype": self.dtype,
-            "settings": settings_identity(self.settings),
-            "versions": versions(self.settings),
-        }
-        return json.dumps(content, sort_keys=True, default=str).encode()
-
-    def recipe(self) -> dict[str, Any]:
-        """What the manifest has of it."""
-        settings = self.settings
-        folder = settings.include_path
-        found = {
-            "verb": "importance",
-            "model": self.model,
-            "tasks": list(settings.tasks),
-            "labels": self.labels,
-            "dtype": self.dtype,
-            "limit": settings.limit,
-            "seed": settings.seed,
-            "chat_template": settings.chat_template or None,
-            "include_path": None if folder is None else str(folder),
-            "model_arg": [f"{key}={value}" for key, value in settings.model_args],
-        }
-        return {key: value for key, value in found.items() if value not in (None, [])}
 
 
 def importance(
@@ -151,11 +99,9 @@ def importance(
         A gradient that is not finite.
     """
     require_extra()
-    asked = _asked(os.fspath(model), tasks, labels, dtype, settings)
-    if is_address(out):
-        raise RecipeError(
-            f"`{os.fspath(out)}`: an importance map is written to a folder", "write it to one, and copy that"
-        )
+    hold_folder(path(out, "out"), "an importance map")
+    function(progress, "progress")
+    asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
     plan, folder = asked.plan(weights), Path(out)
@@ -182,27 +128,10 @@ def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **set
         ``elements`` of the model, and ``memory`` in bytes for weights, gradients and sums; that of a
         document's activations comes on top.
     """
-    asked = _asked(os.fspath(model), tasks, "reference", "float32", settings)
+    asked = asked_for(path(model, "model"), tasks, "reference", "float32", settings)
     elements = _elements(_opened(asked))
     each = {"float64": 8, "bfloat16": 2, "float16": 2}.get(dict(asked.settings.model_args)["dtype"], 4)
     return {"elements": elements, "memory": elements * (2 * each + max(each, 4))}
-
-
-def _asked(
-    model: str, tasks: str | Sequence[str], labels: str, dtype: str, settings: dict[str, Any]
-) -> Asked:
-    for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, get_args(Dtype))):
-        if value not in known:
-            raise RecipeError(f"`{name}` is {' or '.join(known)}, found `{value}`")
-    names = tuple(tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
-    if not any(names):
-        raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq")
-    found = Settings.of({"tasks": names, **settings})
-    if found.backend != "hf":
-        raise RecipeError(f"backend `{found.backend}` gives no gradients", "leave it out: `hf` does")
-    arguments = {"dtype": "float32", **dict(found.model_args)}
-    found = replace(found, model_args=tuple(sorted(arguments.items())), batch_size=1)
-    return Asked(model, found, labels, dtype)  # type: ignore[arg-type]
 
 
 def _elements(model: Model) -> int:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.scores import part_scores
 from taskvec.evaluation.backend.evaluate import require_extra
 from taskvec.evaluation.backend.held import let_go
 from taskvec.evaluation.backend.identity import settings_identity, versions
+from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, digest_json, write_whole
 from taskvec.evaluation.search.candidates import Candidate, Merges, as_yaml, baseline_of
 from taskvec.evaluation.search.evaluator import LARGE, Evaluator, Outcome, part_settings
@@ -100,7 +102,9 @@ def search(
     from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
-    hold_folder(out, "a search")
+    hold_folder(path(out, "out"), "a search")
+    hold_machines(devices, jobs, threads, scratch, scratch_budget, ray)
+    function(progress, "progress")
     given = space if isinstance(space, Space) else load_space(space)
     given = given.with_options(budget=budget, seed=seed)
     out, settings = Path(out), given.settings()

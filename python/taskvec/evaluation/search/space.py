@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from taskvec.arguments import path
 from taskvec.errors import RecipeError
 from taskvec.evaluation.experiment import Evaluation
 from taskvec.evaluation.search.form import Optimiser, SpaceForm, Transfer
@@ -176,7 +177,7 @@ def load_space(space: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
     if isinstance(space, Mapping):
         document = from_python(space, "space")
     else:
-        documents = read(space)[1]
+        documents = read(path(space, "space"))[1]
         if len(documents) > 1:
             raise documents[1].error((), "a space holds one document")
         document = documents[0]

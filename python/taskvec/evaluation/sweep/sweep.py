@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import choose_alpha
@@ -20,6 +21,7 @@ from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
@@ -96,7 +98,9 @@ def run_sweep(
     from taskvec.evaluation.tasks.datasets import loaded_once
     from taskvec.evaluation.tasks.find import find_tasks
 
-    out, settings = Path(out), experiment.settings()
+    out, settings = Path(path(out, "out")), experiment.settings()
+    hold_machines(devices, jobs, threads, scratch, budget, ray)
+    function(progress, "progress")
     if ray is not None and (devices or jobs > 1):
         raise EvaluationError("`ray` excludes `devices` and `jobs`", "the cluster says what it has")
     workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])

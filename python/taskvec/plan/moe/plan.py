@@ -61,7 +61,11 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
         The models do not fit each other.
     """
     recipe = file.recipe
-    settings = replace(settings, out_dtype=recipe.dtype or settings.out_dtype)
+    settings = replace(
+        settings,
+        out_dtype=recipe.dtype or settings.out_dtype,
+        seed=recipe.seed if recipe.is_drawn and recipe.seed is not None else settings.seed,
+    )
     base = checkpoint_of(experts.opened, recipe.base_model)
     adapters = {ref: adapted(ref, experts.opened) for ref in recipe.models() if ref.adapter is not None}
     found = [*file.remarks, *_findings(recipe, experts, base), *tie_findings([*adapters.values()])]
@@ -89,13 +93,14 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
             **_written(recipe, settings),
         },
         config=changes,
+        is_random=any(expert.noise_scale for _, expert in recipe.everyone()),
     )
 
 
 def _written(recipe: MoeRecipe, settings: Settings) -> dict[str, Any]:
     """The settings that a manifest keeps; the recipe's own seed stands in the recipe."""
-    is_drawn = recipe.gate_mode == "random" and recipe.seed is None
-    return {**written(settings), **({"seed": settings.seed} if is_drawn else {})}
+    is_given = recipe.is_drawn and recipe.seed is None
+    return {**written(settings), **({"seed": settings.seed} if is_given else {})}
 
 
 def _findings(recipe: MoeRecipe, experts: Experts, base: Model) -> Iterator[Finding]:
@@ -187,11 +192,15 @@ class _Rows:
             self._write(own, name, info, matrix, self.recipe.shared)
 
     def _write(self, own: str, name: str, info: TensorInfo, matrix: str, expert: Expert) -> None:
-        """One matrix of an expert; what adds to the stream is scaled."""
-        scale = expert.residual_scale
-        is_scaled = matrix == "down_proj" and scale not in (None, 1.0)
+        """One matrix of an expert; what adds to the stream is scaled, noise and all."""
+        scale = expert.residual_scale if matrix == "down_proj" and expert.residual_scale is not None else 1.0
         terms = [{"model": 0, "reference": None, "weight": scale}]
-        operation = self.draft.operation({"kind": "passthrough", "terms": terms}) if is_scaled else self.copy
+        if expert.noise_scale:
+            kind = {"kind": "noised", "terms": terms, "deviation": expert.noise_scale}
+        else:
+            kind = {"kind": "passthrough", "terms": terms}
+        is_copy = scale == 1.0 and not expert.noise_scale
+        operation = self.copy if is_copy else self.draft.operation(kind)
         self._add(own, info, operation, self._inputs(expert.source_model, name))
 
     def _write_gates(self, stem: str, info: TensorInfo, layer: int) -> None:

@@ -17,7 +17,7 @@ from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, step_of
 from taskvec.regex import regex
-from taskvec.text import listed, nearest, shown
+from taskvec.text import kind_of, listed, nearest, shown
 
 Better = Literal["lower", "higher"]
 MAXIMUM_BYTES = 64 << 20
@@ -72,6 +72,10 @@ def best(
         raise RecipeError(
             f"the best {count} of {len(checkpoints)} checkpoints", f"give 1 to {len(checkpoints)}"
         )
+    if better not in (None, "lower", "higher"):
+        raise RecipeError(f"better `{shown(better)}` is not known", "choose `lower` or `higher`")
+    if metric is not None and not isinstance(metric, str):
+        raise RecipeError(f"`metric` is a text, found {kind_of(metric)}", "give its name in the file")
     name, figures = os.fspath(path), read(path)
     chosen = _metric(name, figures, metric)
     direction = better or _direction(chosen)

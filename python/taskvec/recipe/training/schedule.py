@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from taskvec.errors import RecipeError
-from taskvec.text import nearest
+from taskvec.text import nearest, shown
 
 Schedule = Literal["uniform", "linear", "1-sqrt", "ema"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -37,10 +37,10 @@ def weights(
     RecipeError
         The schedule is unknown; the half-life is missing, not above zero, or given for another schedule.
     """
-    if schedule not in SCHEDULES:
-        near = nearest(schedule, SCHEDULES)
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
+        near = nearest(schedule, SCHEDULES) if isinstance(schedule, str) else None
         raise RecipeError(
-            f"schedule `{schedule}` is not known",
+            f"schedule `{shown(schedule)}` is not known",
             f"did you mean `{near}`?" if near else f"choose one of {', '.join(SCHEDULES)}",
         )
     if (schedule == "ema") != (half_life is not None):
@@ -60,8 +60,11 @@ def weights(
 
 
 def _halving(steps: Sequence[int | None], half_life: float) -> list[float]:
-    if not (math.isfinite(half_life) and half_life > 0):
-        raise RecipeError(f"half-life `{half_life:g}` is not a number above zero", "give training steps: 500")
+    is_number = isinstance(half_life, int | float) and not isinstance(half_life, bool)
+    if not (is_number and math.isfinite(half_life) and half_life > 0):
+        raise RecipeError(
+            f"half-life `{shown(half_life)}` is not a number above zero", "give training steps: 500"
+        )
     known = [step for step in steps if step is not None]
     places = known if len(known) == len(steps) else list(range(len(steps)))
     return [math.exp2(-(places[-1] - place) / half_life) for place in places]

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from taskvec.host import free_space
 from taskvec.resolve import storage
 from taskvec.resolve.distributed.metadata import MAXIMUM, Entry, read
 from taskvec.resolve.distributed.names import names_of
+from taskvec.resolve.distributed.part import part_of
 from taskvec.text import size
 
 # Bytes of the tensors in one file.
@@ -59,11 +59,11 @@ def staged(path: Path, place: Path) -> tuple[Path, str, dict[str, int]]:
     identity = _identity(path, place)
     folder = storage.current().folder / "distributed" / identity[:32]
     if not look.exists(folder / _NOTE):
-        part = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
-            _lay_out(path, place, part)
-            if not look.exists(folder / _NOTE):
-                os.replace(part, folder)
+            with part_of(folder) as part:
+                _lay_out(path, place, part)
+                if not look.exists(folder / _NOTE):
+                    os.replace(part, folder)
         except OSError as error:
             if isinstance(error, Error) or look.exists(folder / _NOTE):
                 raise
@@ -71,8 +71,6 @@ def staged(path: Path, place: Path) -> tuple[Path, str, dict[str, int]]:
                 f"`{path}` cannot be laid out in `{folder}`: {error.strerror or error}",
                 "free space there, or name another folder with --scratch",
             ) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     left = read_object(folder / _NOTE)["left"]
     return folder, identity, {str(what): int(count) for what, count in left.items()}
 
@@ -92,7 +90,6 @@ def _lay_out(path: Path, place: Path, part: Path) -> None:
     tensors, left = names_of(read(place))
     rows = {name: (_dtype(name, entry), _bytes(entry)) for name, entry in sorted(tensors.items())}
     needed = sum(count for _, count in rows.values())
-    shutil.rmtree(part, ignore_errors=True)
     (part / STATE).mkdir(parents=True)
     if needed > free_space(part):
         raise OutputError(
