@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.workers import Job, Progress
+from taskvec.files import look
 from taskvec.run.nodes import STEP_SECONDS, connected, probe
 
 _TRIES = 4
@@ -102,7 +103,7 @@ def ray_pool(
         The cluster cannot be reached, or a node does not see a model or the output; the message names it.
     """
     with connected(address):
-        probe(out.absolute(), [os.path.abspath(model) for model in models if os.path.isdir(model)], [])
+        probe(out.absolute(), [os.path.abspath(model) for model in models if look.is_folder(model)], [])
         with contextlib.suppress(OSError):
             (out / ".taskvec").rmdir()
         yield RayPool(settings, out, threads or 1)
@@ -164,7 +165,7 @@ def _evaluate(job: Job, settings: Settings, out: Path, threads: int, board: Any)
 
 def _absolute(job: Job) -> Job:
     """The job with its model by a name that holds on every node."""
-    return replace(job, model=os.path.abspath(job.model)) if os.path.isdir(job.model) else job
+    return replace(job, model=os.path.abspath(job.model)) if look.is_folder(job.model) else job
 
 
 def _failure(ref: Any, job: Job) -> EvaluationError | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,7 +90,7 @@ class Scratch:
     ) -> None:
         self.folder, self._facts, self._merge = folder, facts, merge
         self._model_bytes, self._keep = max(1, model_bytes), keep
-        is_new = not os.path.lexists(folder)
+        is_new = not look.exists(folder, follow_links=False)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free
