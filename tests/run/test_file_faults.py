@@ -150,7 +150,6 @@ def planned(world: World, out: Path) -> None:
     """A plan in a file."""
     target, donor, reference = world.trio
     roles = ["--target", target, "--donor", donor, "--reference", reference]
-    out.mkdir(exist_ok=True)
     command("plan", "transfer", *roles, "--to", "elsewhere", "-o", out / "plan.json")
 
 
@@ -174,11 +173,11 @@ def unended(world: World, out: Path) -> None:
 
 
 def ended(world: World, out: Path) -> None:
-    """The end of a run in parts; where it was stopped in the middle of that, the way out that is named."""
+    """The end of a run in parts; where it was stopped in the middle of that, or at its end, a part again."""
     try:
         command("finish", out)
     except tv.Error as error:
-        if "any part again" not in (error.hint or ""):
+        if "any part again" not in (error.hint or "") and "holds a finished output" not in error.message:
             raise
         parts(world, out)
 
@@ -229,7 +228,7 @@ def writers(world: World) -> dict[str, Verb]:
             lambda out: tv.extract_lora(trio.donor, trio.reference, out, rank=2, overwrite=True), finished
         ),
         "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
-        "plan": Verb(lambda out: planned(world, out)),
+        "plan": Verb(lambda out: planned(world, out), Path.mkdir),
         "run": Verb(lambda out: command("run", world.inputs / "plan.json", "-o", out)),
         "parts": Verb(lambda out: parts(world, out)),
         "finish": Verb(lambda out: ended(world, out), lambda out: unended(world, out)),
