@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import taskvec as tv
+from support.evaluation_models import write_model
 from support.evaluation_stub import results, without_lm_eval
 from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
@@ -25,15 +27,18 @@ from taskvec.evaluation.miniature import build, demo
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.single import evaluate_model
 from taskvec.evaluation.sweep.sweep import run_sweep
+from taskvec.files.names import MANIFEST
 
 SIZES = {"layers": 1, "hidden": 8, "intermediate": 8, "heads": 2, "kv_heads": 1, "vocabulary": 32}
 REPORT = ("report.json", "report.md", "report.html")
+PARTS = ("best.yaml", "space.yaml", "development/arms/", "held-out/arms/")  # of a search
 
 
 class World(NamedTuple):
     root: Path
     trio: Trio
     archive: Path
+    model: Path
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def world() -> Iterator[World]:
     shared = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else None)).resolve()
     trio = write_trio(root / "in", **SIZES)
-    yield World(root, trio, write_archive(root / "in" / "archive.zip", trio))
+    archive = write_archive(root / "in" / "archive.zip", trio)
+    yield World(root, trio, archive, write_model(root / "in" / "model", chat=False))
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -88,11 +94,56 @@ def stopped(world: World, out: Path) -> None:
         sweep(world, out, progress=stop)
 
 
+def search(world: World, out: Path, method: Any = "task_arithmetic", **more: Any) -> None:
+    """Two candidates, merged on the disk, and a plain recipe and a random one to hold them against."""
+    free = {"weight": {"search": {"low": 0.1, "high": 1}}}
+    recipe = {
+        "merge_method": method,
+        "base_model": str(world.trio.target),
+        "models": [{"model": str(world.trio.donor), "parameters": free}],
+    }
+    space = {
+        "recipe": recipe,
+        "tasks": ["stub"],
+        "evaluation": {"device": "cpu", "batch_size": 1},
+        "optimiser": {"name": "cma", "budget": 2},
+        "compare": {"random": 0.5, "alphas": [1]},
+    }
+    tv.search(space, out, scratch=world.root / "merged", **more)
+
+
+def search_stopped(world: World, out: Path) -> None:
+    """What a kill leaves behind in the middle of a candidate."""
+
+    def stop(event: Any) -> None:
+        if event.kind == "progress" and event.arm == "candidate-0002" and event.done >= 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(world, out, progress=stop)
+
+
+def importance(world: World, out: Path, **more: Any) -> None:
+    tv.importance(world.model, out, tasks="stub", device="cpu", **more)
+
+
+def importance_stopped(world: World, out: Path) -> None:
+    """What an interrupt leaves behind after a document."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        importance(world, out, progress=stop)
+
+
 class Job(NamedTuple):
     run: Callable[[World, Path], object]
     before: Callable[[World, Path], object] = lambda _world, _out: None
+    every: int = 1  # of so many lines that no job has tried before one is tried
 
 
+SHARE = 5
 JOBS = {
     "eval": Job(lambda world, out: evaluate_model(world.trio.target, settings(), out)),
     "eval second": Job(
@@ -101,25 +152,40 @@ JOBS = {
     ),
     "sweep": Job(sweep),
     "sweep resumed": Job(sweep, stopped),
+    "search": Job(search, every=SHARE),
+    "search resumed": Job(search, search_stopped, SHARE),
+    "search overwrite": Job(
+        lambda world, out: search(world, out, overwrite=True),
+        lambda world, out: search(world, out, "ties"),
+        SHARE,
+    ),
+    "importance": Job(importance),
+    "importance resumed": Job(importance, importance_stopped),
+    "importance overwrite": Job(
+        lambda world, out: importance(world, out, overwrite=True),
+        lambda world, out: tv.convert(world.model, out, out_dtype="bfloat16"),
+    ),
     "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive)),
 }
 
 
 # A call, and the lines of the package that have led to it last; those that another job has tried already.
 INNERMOST = 4
+MERGES = (os.path.join("taskvec", "api.py"), os.path.join("lazy", "recipe.py"))
 tried: set[Site] = set()
 
 
-def points(sites: dict[Site, list[int]], number: int) -> Iterator[tuple[int, int | None]]:
+def points(sites: dict[Site, list[int]], number: int, every: int) -> Iterator[tuple[int, int | None]]:
     """The first call of each line of the evaluation, and of some lines the last one, with a fault each.
 
     Merges have a test of their own: few of their calls are tried.
     """
     new = {site: calls for site, calls in sites.items() if site[:INNERMOST] not in tried}
-    tried.update(site[:INNERMOST] for site in new)
-    merges = [site for site in new if any(f"{os.sep}api.py" in str(at) for at in site)]
+    merges = [site for site in new if any(str(at[0]).endswith(MERGES) for at in site[1:])]
     own = [site for site in new if site not in merges]
-    for place, site in enumerate([*own, *merges[number::20]]):
+    taken = [*own[::every], *merges[number::20]]
+    tried.update(site[:INNERMOST] for site in (*taken, *merges))
+    for place, site in enumerate(taken):
         calls = new[site]
         yield calls[0], FAULTS[(place + number) % len(FAULTS)]
         if len(calls) > 1 and place % 4 == 0:
@@ -133,11 +199,13 @@ def is_of(found: dict[str, Any], good: dict[str, Any], begun: dict[str, Any]) ->
         for name, content in found.items()
         if not name.startswith("scratch/") and "partial" not in name and ".taskvec" not in name
     }
-    reports = [name for name in REPORT if parts.get(name) == good[name]] if "report.json" in good else []
+    if MANIFEST in parts and parts not in (good, begun):
+        return False
+    reports = any(parts.get(name) == good.get(name) for name in REPORT if name in parts)
     return all(
         content in (good.get(name), begun.get(name))
         for name, content in parts.items()
-        if name.startswith(("arms/", "merges/", *REPORT)) and (not name.startswith("report") or reports)
+        if name.startswith(("arms/", "merges/", *PARTS, *REPORT)) and (name not in REPORT or reports)
     )
 
 
@@ -169,7 +237,7 @@ def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytes
     job.run(world, out)
     injector.rest()
     assert results(out) == good
-    chosen = list(points(injector.sites, list(JOBS).index(name)))
+    chosen = list(points(injector.sites, list(JOBS).index(name), job.every))
     print(f"{name}: {len(chosen)} points")
     for at, fault in chosen:
         ready()

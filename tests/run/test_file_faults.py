@@ -7,6 +7,8 @@ is left next to an output, and an output that is replaced is there until the new
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -24,12 +26,18 @@ from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
 from support.oracle import same_files
 from support.vocabularies import write_words
+from taskvec import cli
 from taskvec.lazy.recipe import scratch_of
+from taskvec.run import shared_state
+from taskvec.selftest import bench, demo, synthetic
 
 # Of the faults, how many are tried at the first call of each line of the package that makes some. Which ones
 # differs from verb to verb.
 AT_EACH = 1
 SIZES = {"layers": 1, "hidden": 8, "intermediate": 8, "heads": 2, "kv_heads": 1, "vocabulary": 32}
+
+
+SMALL = synthetic.Shape(layers=1, hidden=8, intermediate=8, vocabulary=32, heads=2, kv_heads=1)  # of the demo
 
 
 class World(NamedTuple):
@@ -68,6 +76,9 @@ def world() -> Iterator[World]:
     for name, words in (("few", range(20)), ("many", range(8, 30))):
         shutil.copytree(trio.target, root / "in" / name)
         write_words(root / "in" / name, words)
+    (root / "in" / "plan.json").write_bytes(tv.plan_transfer(*trio).to_bytes())
+    for step, folder in ((1, trio.donor), (2, trio.reference)):
+        shutil.copytree(folder, root / "in" / "run" / f"checkpoint-{step}")
     made.temporary.mkdir()
     yield made
     shutil.rmtree(root, ignore_errors=True)
@@ -121,6 +132,64 @@ def mixture(trio: Trio) -> dict[str, object]:
     }
 
 
+def command(*arguments: object) -> None:
+    """The command line in this process: its errors are raised again, with the way out that it has printed."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(told):
+        code = cli.run([str(argument) for argument in arguments])
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        message, _, hint = told.getvalue().partition("\n  hint: ")
+        assert "\nerror: " in f"\n{message}", message
+        assert "Traceback" not in message, message
+        raise tv.Error(message, hint)
+
+
+def planned(world: World, out: Path) -> None:
+    """A plan in a file."""
+    target, donor, reference = world.trio
+    roles = ["--target", target, "--donor", donor, "--reference", reference]
+    command("plan", "transfer", *roles, "--to", "elsewhere", "-o", out / "plan.json")
+
+
+def parts(world: World, out: Path, **more: Any) -> None:
+    """A run in two parts."""
+    plan = tv.plan_transfer(*world.trio, max_shard_size=2000)
+    for number in range(2):
+        plan.part(number, 2).run(out, **more)
+
+
+def unended(world: World, out: Path) -> None:
+    """What is left where the part that ends last is killed before its end."""
+
+    def stop(_: Path) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_state, "claim_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            parts(world, out)
+
+
+def ended(world: World, out: Path) -> None:
+    """The end of a run in parts; where it was stopped in the middle of that, or at its end, a part again."""
+    try:
+        command("finish", out)
+    except tv.Error as error:
+        if "any part again" not in (error.hint or "") and "holds a finished output" not in error.message:
+            raise
+        parts(world, out)
+
+
+def measured(world: World, out: Path) -> None:
+    """A benchmark, which leaves nothing."""
+    bench.bench(
+        world.trio.target, donor=world.trio.donor, reference=world.trio.reference, directory=out, runs=1
+    )
+    out.mkdir(exist_ok=True)
+
+
 def half(world: World) -> Callable[[Path], object]:
     """What a kill leaves behind when the weights and some other files are in place."""
 
@@ -159,8 +228,17 @@ def writers(world: World) -> dict[str, Verb]:
             lambda out: tv.extract_lora(trio.donor, trio.reference, out, rank=2, overwrite=True), finished
         ),
         "apply": Verb(lambda out: tv.apply(trio.target, world.vector, out=out)),
+        "plan": Verb(lambda out: planned(world, out), Path.mkdir),
+        "run": Verb(lambda out: command("run", world.inputs / "plan.json", "-o", out)),
+        "parts": Verb(lambda out: parts(world, out)),
+        "finish": Verb(lambda out: ended(world, out), lambda out: unended(world, out)),
+        "bench": Verb(lambda out: measured(world, out)),
+        "demo": Verb(lambda out: demo.demo(out, overwrite=True)),
         "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
         "average": Verb(lambda out: tv.average([trio.donor, trio.reference], out)),
+        "average of a run": Verb(
+            lambda out: command("average", world.inputs / "r*n" / "checkpoint-*", "-o", out)
+        ),
         "tokens": Verb(tokens),
         "tokens overwrite": Verb(lambda out: tokens(out, overwrite=True), finished),
         "merge": Verb(finished),
@@ -187,14 +265,21 @@ VERBS = (
     ),
     *("merge", "adapter", "documents", "documents overwrite", "documents alphas"),
     *("lora", "lora overwrite", "tokens", "tokens overwrite", "moe"),
+    *("plan", "run", "parts", "finish", "average of a run", "bench", "demo"),
 )
+# The commands that have no row here, and why.
+ELSEWHERE = {
+    **dict.fromkeys(("eval", "sweep", "search", "importance"), "tests/evaluation/test_file_faults.py"),
+    "methods": "reads and writes no file",
+}
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
 
 
 def points(sites: dict[Site, list[int]], verb: str) -> Iterator[tuple[int, int | None]]:
     """The first call of every site with some of the faults, and the last one with another; of two verbs all.
 
-    Recipes of several documents take several runs each: the last calls are those of another verb.
+    Recipes of several documents, parts and benchmarks take several runs each: the last calls are those of
+    another verb.
     """
     if verb in ("transfer", "extract"):
         for at in range(1, sum(map(len, sites.values())) + 1):
@@ -204,7 +289,7 @@ def points(sites: dict[Site, list[int]], verb: str) -> Iterator[tuple[int, int |
         first = number + 3 * VERBS.index(verb)
         for turn in range(AT_EACH):
             yield calls[0], FAULTS[(first + turn) % len(FAULTS)]
-        if len(calls) > 1 and not verb.startswith("documents"):
+        if len(calls) > 1 and not verb.startswith(("documents", "parts", "finish", "bench")):
             yield calls[-1], FAULTS[(first + AT_EACH) % len(FAULTS)]
 
 
@@ -223,6 +308,10 @@ def whole(out: Path) -> list[Path]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(world.temporary))
+    monkeypatch.setattr(bench, "MEMCPY_BYTES", 1000)
+    monkeypatch.setitem(synthetic.SHAPES, "demo", SMALL)
+    monkeypatch.setattr(synthetic, "BLOCK", 1 << 12)
     job, before = writers(world)[verb]
     home = world.root / verb.replace(" ", "-")
     out, good, begun = home / "out", world.root / f"{home.name}-good", world.root / f"{home.name}-begun"
@@ -233,7 +322,6 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
     job(out)
     shutil.copytree(out, good)
     inputs = contents(world.inputs)
-    monkeypatch.setattr(tempfile, "tempdir", os.fspath(world.temporary))
     injector = Injector(world.root, monkeypatch)
 
     def ready() -> None:
@@ -261,6 +349,12 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
         assert [path.name for path in home.iterdir()] == ["out"], injector.hit
         assert not list(world.temporary.iterdir()), injector.hit
     assert contents(world.inputs) == inputs
+
+
+def test_every_command_has_a_row_or_a_reason() -> None:
+    """A new command is a row in `writers` or `readers`, or says in `ELSEWHERE` where it is tried."""
+    assert set(cli.VERBS) == {each for each in (*VERBS, *READERS) if each in cli.VERBS} | ELSEWHERE.keys()
+    assert not ELSEWHERE.keys() & {*VERBS, *READERS}
 
 
 def readers(world: World, out: Path) -> dict[str, Callable[[], object]]:

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,18 +21,26 @@ import pytest
 
 import taskvec as tv
 from support.evaluation_records import record
-from taskvec.evaluation.backend import evaluate, gather
+from taskvec.evaluation.backend import evaluate, gather, held
+from taskvec.evaluation.importance import answers
 from taskvec.evaluation.report import figures, render
+from taskvec.evaluation.search import evaluator
+from taskvec.evaluation.search import report as search_report
+from taskvec.evaluation.search.journal import NAME as JOURNAL
 from taskvec.evaluation.tasks import find, prepare
+from taskvec.files.names import MANIFEST
 
 DOCUMENTS = 130  # three blocks of a batch of one
+EXAMPLES = 3  # of an importance map
 
 
 class Answers:
     """A model in place of lm-eval's: whether an answer is right depends on the weights and the document."""
 
     rank, world_size, device, batch_size, max_length, tokenizer_name = 0, 1, "cpu", 1, 64, "stub"
+    batch_size_per_gpu = 1
     tokenizer = None
+    model = SimpleNamespace(state_dict=lambda **_: {})  # no place that the next folder's weights fit into
 
     def __init__(self, model: str) -> None:
         opened = tv.open(model)
@@ -80,9 +89,21 @@ def _draw(_: Any) -> dict[str, figures.Figure]:
     return {"scores": figures.Figure("Scores", "scores", b"png", "<svg></svg>")}
 
 
+def _examples(*_: Any) -> Iterator[answers.Example]:
+    for number in range(EXAMPLES):
+        yield answers.Example("stub", number, f"document {number}", " yes")
+
+
 def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the model that answers by its weights, and its records, in lm-eval's place."""
-    monkeypatch.setattr(evaluate, "load_model", lambda model, _: Answers(str(model)))
+    """Put the model that answers by its weights, and its records, in lm-eval's place.
+
+    An importance map is of a model as lm-eval loads it, and of a few documents.
+    """
+    for module in (evaluate, held):
+        monkeypatch.setattr(module, "load_model", lambda model, _: Answers(str(model)))
+    monkeypatch.setattr(answers, "examples", _examples)
+    monkeypatch.setattr(search_report, "draw", _draw)
+    monkeypatch.setattr(evaluator, "time", SimpleNamespace(monotonic=lambda: 0.0))  # the page has seconds
     monkeypatch.setattr(evaluate, "_simple_evaluate", _simple_evaluate)
     monkeypatch.setattr(gather, "gather", _gather)
     monkeypatch.setattr(find, "find_tasks", lambda _: None)
@@ -95,13 +116,24 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(out: Path) -> dict[str, Any]:
-    """The arms, their merges and the report of an output folder, without what differs from run to run."""
+    """The arms, merges, maps and reports of an output folder, without what differs from run to run."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file() and path.name != ".lock"):
         name = str(path.relative_to(out))
-        found[name] = path.read_text(errors="replace")
-        if path.parent.name == "arms" and path.suffix == ".json":
-            content = json.loads(found[name])
-            content.pop("seconds")
-            found[name] = content
+        text = path.read_text(errors="replace")
+        if path.name == MANIFEST:
+            found[name] = {key: value for key, value in json.loads(text).items() if key != "run"}
+        elif (path.parent.name == "arms" and path.suffix == ".json") or name == "report.json":
+            found[name] = untimed(json.loads(text))
+        elif name == JOURNAL:
+            found[name] = untimed([json.loads(line.partition(" ")[2]) for line in text.splitlines()])
+        else:
+            found[name] = text
     return found
+
+
+def untimed(content: Any) -> Any:
+    """Plain data without how long anything took."""
+    if isinstance(content, dict):
+        return {key: untimed(value) for key, value in content.items() if key != "seconds"}
+    return [untimed(value) for value in content] if isinstance(content, list) else content

@@ -10,6 +10,7 @@ import click
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.job import write_plan
 from taskvec.cli.options import argument, option, talk_options, verb
+from taskvec.files import look
 from taskvec.run.sinks import absolute
 from taskvec.text import printable
 
@@ -89,7 +90,7 @@ def write(_: Console, plan: Plan, title: str, threads: int | None) -> None:
     console.say(page)
     console.findings(plan.findings)
     folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
+    if not look.is_folder(folder):
         raise UsageError(
             f"there is no folder `{folder}` to write the plan to", "make it, or name another one"
         )

@@ -6,6 +6,7 @@ faulty disk and a stale network mount, and a model that is there would be called
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from taskvec.errors import OutputError
+from taskvec.errors import Error, OutputError
 
 _Path = str | os.PathLike[str]
 
@@ -158,6 +159,24 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 def unanswered(path: _Path, error: OSError) -> OutputError:
     """The error for a path that could not be looked at, with the way out."""
     return OutputError(f"`{os.fspath(path)}` cannot be looked at: {error.strerror or error}", way_out(error))
+
+
+@contextlib.contextmanager
+def told(path: _Path) -> Iterator[None]:
+    """Around work in a folder: an error of the file system that nothing else has named is named here.
+
+    Raises
+    ------
+    OutputError
+        In its place, with the file that it is about, or else this folder, and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, Error) or not error.errno:
+            raise
+        where = error.filename or os.fspath(path)
+        raise OutputError(f"`{where}`: {error.strerror or error}", way_out(error)) from error
 
 
 def way_out(error: OSError) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from taskvec.arguments import function, path
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import look
-from taskvec.files.names import MANIFEST, PARTS, STATE
+from taskvec.files.names import MANIFEST, PARTS, PLAN, STATE
 from taskvec.plan.document import from_file, to_file
 from taskvec.plan.part import Part as Number
 from taskvec.resolve.remote import materialised
@@ -111,15 +111,25 @@ def finish(
         return _finish_at(str(out), threads, progress)
     out = Path(out)
     if not look.exists(out / STATE / PARTS):
-        is_ended = look.exists(out / MANIFEST)
-        raise NotFoundError(
-            f"`{out}` holds {'a finished output' if is_ended else 'no run in parts'}",
-            "`taskvec verify` reads it" if is_ended else "give the output folder of the parts",
-        )
+        raise _nothing_to_end(out)
     saved = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS))
     plan = saved.plan
     checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
-    return ending.finish(plan, out, checkpoints, saved.settings(Settings(threads=threads)), progress)
+    with look.told(out):
+        return ending.finish(plan, out, checkpoints, saved.settings(Settings(threads=threads)), progress)
+
+
+def _nothing_to_end(out: Path) -> NotFoundError:
+    """Why there is no run in parts to end in a folder, and what to do instead."""
+    if look.exists(out / MANIFEST):
+        return NotFoundError(f"`{out}` holds a finished output", "`taskvec verify` reads it")
+    folders = (out, *(out / name for name in look.listing(out)))
+    if any(look.exists(folder / STATE / PLAN) for folder in folders):
+        return NotFoundError(
+            f"`{out}` holds no run in parts any more: they were being put together when it was stopped",
+            "give the command of any part again: it goes on there",
+        )
+    return NotFoundError(f"`{out}` holds no run in parts", "give the output folder of the parts")
 
 
 def _finish_at(out: str, threads: int | None, progress: Callback | None) -> Report:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskvec._core import write_atomic
-from taskvec.errors import Error, HubError, NotFoundError
+from taskvec.errors import Error, HubError, NotFoundError, OutputError
 from taskvec.files import look
 from taskvec.files.reading import fill, some
 from taskvec.models.adapter import FILES as ADAPTER_FILES
@@ -201,9 +201,11 @@ class Repository:
 
 
 def has_weights(snapshot: Path) -> bool:
-    """Whether a snapshot of the cache has all its weights."""
+    """Whether a snapshot of the cache has all its weights; raises where it cannot be looked at."""
     try:
         local_reader(snapshot)
+    except OutputError:
+        raise
     except Error:
         return False
     return True

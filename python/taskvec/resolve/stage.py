@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import HubError
 from taskvec.files import folder as folders
+from taskvec.files import look
 from taskvec.models.adapter import Adapter
 from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import Model, Remote
@@ -172,12 +173,12 @@ def _pieces(wanted: Ranges) -> Iterator[tuple[str, int, int]]:
 
 def _lay_out(base: Path, folder: Path, wanted: Ranges) -> None:
     """The files of a staged source; those of which something is fetched are copies: headers and holes."""
-    for level, _, names in os.walk(base):
-        relative = Path(level).relative_to(base)
+    for level in look.walk(base):
+        relative = Path(level.path)
         if relative.parts[:1] == (".cache",):
             continue
         (folder / relative).mkdir(parents=True, exist_ok=True)
-        for name in names:
+        for name in level.files:
             path = (relative / name).as_posix()
             if path in wanted:
                 _copy_header(base / path, folder / path)

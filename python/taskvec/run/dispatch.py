@@ -95,9 +95,10 @@ def run_part(
 
     hold_output(out, settings or Settings())
     if not is_address(out):
-        return execute_part(
-            plan, out, part, units=units, settings=settings, progress=progress, is_last=is_last
-        )
+        with look.told(out):
+            return execute_part(
+                plan, out, part, units=units, settings=settings, progress=progress, is_last=is_last
+            )
     from taskvec.run.deliver import deliver
 
     hold_divisible(plan, settings or Settings())

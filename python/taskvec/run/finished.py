@@ -100,7 +100,7 @@ def finished_report(
         _hold_files(folder, files(data, folder / MANIFEST), settings)
     for folder in folders:
         if look.exists(folder / STATE):
-            _tidy(folder)
+            tidy(folder)
     outputs = tuple(map(_output, folders, manifests, alphas))
     run = manifests[0]["run"]
     return Report(
@@ -124,8 +124,8 @@ def finished_report(
     )
 
 
-def _tidy(folder: Path) -> None:
-    """Remove the state of a run that has ended, unless its own process is about to."""
+def tidy(folder: Path) -> None:
+    """Remove the state of a run whose manifest is in place, unless its own process is about to."""
     try:
         finish_folder(folder)
     except OutputError as error:

@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from taskvec.errors import Error, OutputError
+from taskvec.files import look
 from taskvec.files.names import STATE
 from taskvec.host import cores
 from taskvec.resolve.open import reach
@@ -152,9 +153,13 @@ def _unlike(far: list[tuple[str, str]]) -> str:
 
 
 def _missing(inputs: list[str]) -> str:
+    """What a node does not find of inputs in folders, or cannot look at."""
     for path in inputs:
-        if not os.path.exists(path):
-            return f"not the input `{path}`"
+        try:
+            if not look.exists(path):
+                return f"not the input `{path}`"
+        except Error as error:
+            return f"not the input `{path}`: {error.message}"
     return ""
 
 

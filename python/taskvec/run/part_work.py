@@ -15,6 +15,7 @@ from pathlib import Path
 from taskvec._core import extract as engine_extract
 from taskvec._core import run as engine_run
 from taskvec.errors import OutputError
+from taskvec.files.json import read_bytes
 from taskvec.files.names import INPUTS, JOURNAL, STATE
 from taskvec.files.place import sync_folders
 from taskvec.models.state_dict import buffers_of
@@ -100,7 +101,7 @@ class Work(ABC):
 
     def _put(self, made: Sequence[Path], names: Sequence[str], lines: dict[str, list[str]]) -> None:
         """Put files of these names in place, one of each from every folder, and note them."""
-        seen = self.records.see(self.supply.states((made[0] / STATE / INPUTS).read_bytes()))
+        seen = self.records.see(self.supply.states(read_bytes(made[0] / STATE / INPUTS)))
         for folder, source in zip(self.records.folders, made, strict=True):
             with _writing(folder):
                 if self.plan.kind == "checkpoint":
@@ -149,7 +150,7 @@ class Shards(Work):
         made = [place / output.folder if output.folder else place for output in self.plan.outputs]
         lines: dict[str, list[str]] = {name: [] for name in names}
         for folder in made:
-            journal = (folder / STATE / JOURNAL).read_text(encoding="utf-8").splitlines()[1:]
+            journal = read_bytes(folder / STATE / JOURNAL).decode().splitlines()[1:]
             for line in journal:
                 lines[json.loads(line)["shard"]].append(line)
         self._put(made, names, lines)

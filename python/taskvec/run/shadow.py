@@ -7,12 +7,14 @@ its report, card and index are made.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from taskvec.errors import Error
+from taskvec.files import look
 from taskvec.files.names import MANIFEST, STATE
 from taskvec.plan.plan import PlanRecord
 from taskvec.report.report import Report
@@ -96,8 +98,11 @@ class Shadow:
         """The files besides weights and manifests, in the order in which they are to be put in place."""
         found: list[tuple[str, Path]] = []
         for output, folder in zip(self.outputs, self.folders, strict=True):
-            below = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-            names = {path.relative_to(folder).as_posix(): path for path in below}
+            names = {
+                os.path.join(level.path, name): folder / level.path / name
+                for level in look.walk(folder)
+                for name in level.files
+            }
             found += [
                 (named(output, name), path)
                 for name, path in sorted(names.items(), key=lambda each: _rank(each[0]))

@@ -157,8 +157,11 @@ mod tests {
                 }
             }
         }
-        for start in 0..100 {
-            for end in start..=100 {
+        // Under Miri some ranges: from every seventh element, and all that end near an edge of the box.
+        let step = if cfg!(miri) { 7 } else { 1 };
+        for start in (0..100).step_by(step) {
+            for end in (start..=100).step_by(step).chain([43, 77, 84, 85, 100].into_iter().filter(|end| *end >= start))
+            {
                 let wanted: Vec<_> = expected.iter().copied().filter(|(to, _)| (start..end).contains(to)).collect();
                 assert_eq!(all(&lines, start..end), wanted);
             }

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.importance.saved import save
 from taskvec.evaluation.importance.squares import Squares
 from taskvec.files import look
@@ -49,19 +50,26 @@ def keep(place: Path, squares: Squares, counts: Counts) -> None:
 
 
 def restore(place: Path, squares: Squares) -> Counts:
-    """Go on from what was kept, if anything was."""
+    """Go on from what was kept, if anything was.
+
+    Raises
+    ------
+    EvaluationError
+        It cannot be read, or is damaged.
+    """
     path = place / STATE / _FILE
     if not look.is_file(path):
         return Counts()
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
-        facts: dict[str, Any] = file.metadata()
-        sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    squares.restore(sums, set(json.loads(facts["reached"])))
-    return Counts(**json.loads(facts["counts"]))
-
-
-def drop(place: Path) -> None:
-    """Remove what was kept: the map is written."""
-    (place / STATE / _FILE).unlink(missing_ok=True)
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = file.metadata()
+            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        squares.restore(sums, set(json.loads(facts["reached"])))
+        return Counts(**json.loads(facts["counts"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"what an earlier run has kept in `{path}` cannot be read: {error}",
+            "begin again with --no-resume",
+        ) from error

@@ -16,18 +16,19 @@ from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.importance.asked import Asked, Dtype, Labels, asked_for
-from taskvec.evaluation.importance.kept import Counts, drop, keep, restore
+from taskvec.evaluation.importance.kept import Counts, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
 from taskvec.evaluation.settings import torch_device
 from taskvec.files import look
 from taskvec.files import manifest as files
-from taskvec.files.names import MANIFEST
+from taskvec.files.names import MANIFEST, STATE, SWAP
 from taskvec.files.place import sync_folders
 from taskvec.report import manifest
 from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
+from taskvec.run.finished import tidy
 from taskvec.run.sinks import hold_folder
 
 if TYPE_CHECKING:
@@ -155,8 +156,8 @@ def _opened(asked: Asked) -> Model:
 
 
 def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | None:
-    """The report of an earlier run that has made this very map."""
-    if not look.exists(folder / MANIFEST):
+    """The report of an earlier run that has made this very map; what was left of its state goes."""
+    if not look.exists(folder / MANIFEST) or look.exists(folder / STATE / SWAP):
         return None
     data = files.read(folder)
     if data.get("run", {}).get("plan") != blake3_hex(plan) or "importance" not in data:
@@ -165,6 +166,8 @@ def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | Non
         stamp = look.stamp(folder / file.name)
         if stamp is None or stamp.size != file.bytes:
             return None
+    if look.exists(folder / STATE):
+        tidy(folder)
     facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
     listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
     device = torch_device(asked.settings.device)
@@ -229,7 +232,6 @@ def _make(
         resumed=resumed,
     )
     _publish(asked, opened, plan, place, weights, report)
-    drop(place)
     if place != folder:
         replace_output(folder)
     finish_folder(folder)

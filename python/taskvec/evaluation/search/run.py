@@ -286,7 +286,7 @@ def _connect(
 def _folders(recipe: Any) -> list[str]:
     """The folders of the models that a recipe reads."""
     paths = dict.fromkeys(ref.path for ref, _ in recipe.final.models_named())
-    return [path for path in paths if os.path.isdir(path)]
+    return [path for path in paths if look.is_folder(path)]
 
 
 def _as_written(space: Space) -> str:

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.workers import Job, Progress
+from taskvec.files import look
 from taskvec.run.nodes import STEP_SECONDS, connected, probe
 
 _TRIES = 4
@@ -102,7 +103,7 @@ def ray_pool(
         The cluster cannot be reached, or a node does not see a model or the output; the message names it.
     """
     with connected(address):
-        probe(out.absolute(), [os.path.abspath(model) for model in models if os.path.isdir(model)], [])
+        probe(out.absolute(), [os.path.abspath(model) for model in models if look.is_folder(model)], [])
         with contextlib.suppress(OSError):
             (out / ".taskvec").rmdir()
         yield RayPool(settings, out, threads or 1)
@@ -167,7 +168,7 @@ def _evaluate(job: Job, settings: Settings, out: Path, threads: int, board: Any)
 
 def _absolute(job: Job) -> Job:
     """The job with its models by names that hold on every node."""
-    model = os.path.abspath(job.model) if os.path.isdir(job.model) else job.model
+    model = os.path.abspath(job.model) if look.is_folder(job.model) else job.model
     placement = job.placement.absolute() if job.placement is not None else None
     return replace(job, model=model, placement=placement)
 

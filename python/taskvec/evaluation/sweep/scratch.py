@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,7 +102,7 @@ class Scratch:
         if self._budget:
             return
         folder, budget = self.folder, self._asked
-        is_new = not os.path.lexists(folder)
+        is_new = not look.exists(folder, follow_links=False)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder).free

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from taskvec.files import look
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ class _Loader:
 
 def _key(path: str, name: str | None, arguments: dict[str, Any]) -> str | None:
     """What names a data set of the hub; None for local files, which may change meanwhile."""
-    if path.count("/") != 1 or Path(path).exists() or {"data_files", "data_dir"} & arguments.keys():
+    if path.count("/") != 1 or look.exists(path) or {"data_files", "data_dir"} & arguments.keys():
         return None
     try:
         return json.dumps([path, name, arguments], sort_keys=True)

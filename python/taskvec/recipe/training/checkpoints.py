@@ -14,6 +14,7 @@ from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import distributed, look
 from taskvec.files.folder import is_weight
 from taskvec.files.json import read_object
+from taskvec.files.matching import matching
 from taskvec.regex import regex
 from taskvec.text import listed
 
@@ -59,7 +60,7 @@ def _expanded(pattern: str) -> list[str]:
         return _inside(pattern) or [pattern]
     if not glob.has_magic(pattern) or "://" in pattern:
         return [pattern]
-    found = [path for path in sorted(glob.glob(pattern)) if look.is_folder(path) or _is_safe(path)]
+    found = [path for path in matching(pattern) if look.is_folder(path) or _is_safe(path)]
     if not found:
         raise NotFoundError(
             f"no folder matches `{pattern}`: searched from `{Path.cwd()}`",
