@@ -28,6 +28,7 @@ mod files;
 mod item;
 pub mod join;
 mod passes;
+pub mod ranges;
 mod report;
 
 use files::{lay_out, Stored};
