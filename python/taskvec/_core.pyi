@@ -29,7 +29,6 @@ __all__ = [
     "ranges",
     "replace_output",
     "run",
-    "vector_ranges",
     "write_atomic",
 ]
 
@@ -127,9 +126,6 @@ def run(
 
 def ranges(plan: bytes, paths: Sequence[_Path]) -> list[dict[str, list[tuple[int, int]]]]:
     """The byte ranges that each shard of a plan reads, by the path of the file; from headers alone."""
-
-def vector_ranges(plan: bytes, paths: Sequence[_Path]) -> list[dict[str, list[tuple[int, int]]]]:
-    """The same of each tensor of the plan of a vector."""
 
 def extract(
     plan: bytes,

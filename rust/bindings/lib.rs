@@ -42,7 +42,7 @@ mod _core {
     #[pymodule_export]
     use super::in_place::{digest_arrays, in_place};
     #[pymodule_export]
-    use super::run::{compare, evaluate, extract, join_vector, ranges, run, vector_ranges};
+    use super::run::{compare, evaluate, extract, join_vector, ranges, run};
     #[pymodule_export]
     use super::{blake3_hex, cpu_level, cpu_levels};
     use super::{Bound, PyModule, PyModuleMethods, PyResult};

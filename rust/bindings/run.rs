@@ -54,12 +54,6 @@ pub(crate) fn ranges(py: Python<'_>, plan: &[u8], paths: Vec<PathBuf>) -> PyResu
     py.detach(|| taskvec_core::run::ranges::ranges(plan, &paths)).map_err(|error| raise(py, &error))
 }
 
-/// The same of each tensor of the plan of a vector.
-#[pyfunction]
-pub(crate) fn vector_ranges(py: Python<'_>, plan: &[u8], paths: Vec<PathBuf>) -> PyResult<Vec<Ranges>> {
-    py.detach(|| taskvec_core::extract::ranges::ranges(plan, &paths)).map_err(|error| raise(py, &error))
-}
-
 /// Extracts donor − reference into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, notice=None, resume=true, overwrite=false,

@@ -28,7 +28,6 @@ mod files;
 mod item;
 pub mod join;
 mod passes;
-pub mod ranges;
 mod report;
 
 use files::{lay_out, Stored};

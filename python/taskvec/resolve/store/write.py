@@ -160,9 +160,7 @@ class StorePlace:
         return True
 
     def _held_small(self, name: str, data: bytes, answer: Mapping[str, Any]) -> Stored:
-        return self._held(
-            name, Stored(len(data), _quoted(answer["e_tag"])), _tag_of_bytes(data), len(data)
-        )
+        return self._held(name, Stored(len(data), _quoted(answer["e_tag"])), _tag_of_bytes(data), len(data))
 
     def delete(self, names: Collection[str]) -> None:
         """Remove files; those that are not there are left so."""
