@@ -95,7 +95,7 @@ def tensors_of_pieces(plan: PlanRecord) -> list[int]:
 
 
 def as_checkpoint(plan: PlanRecord) -> bytes:
-    """The engine's part of the plan of a checkpoint of which each file reads what a piece of this vector reads.
+    """The plan of a checkpoint, for the engine, of which each file reads what a piece of this vector reads.
 
     It is never run: only what it reads is asked.
     """
