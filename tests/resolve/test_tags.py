@@ -1,4 +1,4 @@
-"""What the tags of a store say of its files: digests of several kinds, or nothing; files are not read back."""
+"""What the tags of a store say of its files: digests of some kind, or nothing; files are not read back."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import taskvec as tv
 from support.command_line import invoke
+from support.hub_fixtures import TOKEN, hub
 from support.hub_server import Hub, Repo
 from support.hub_uploads import SIGNATURE
 from support.models import Trio
@@ -20,33 +20,10 @@ from taskvec._core import digest_file
 from taskvec.run.hub_sink import HubSink, hub_sink
 from taskvec.run.sink import Head, Sent
 
+__all__ = ["hub"]
+
 ADDRESS = "hf://org/out"
 HEAD = Head("identity", 1, b"plan", ("",))
-TOKEN = "hf_plantedTokenOfTheTest"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of our own in place of the public one, with an empty cache, that asks for a token."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("taskvec.run.hub_sink._WAIT_SECONDS", 0.01)
-        monkeypatch.setattr(_http.time, "sleep", lambda _: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.chdir(tmp_path)
-        server.write_token = TOKEN
-        yield server
 
 
 class Output:
