@@ -469,3 +469,29 @@ def test_an_output_of_several_folders(hub: Hub, tmp_path: Path) -> None:
     assert all(sent[name] == data for name, data in made.items() if name.endswith((".safetensors", ".json"))
                and name != "taskvec.json")  # fmt: skip
     assert tv.transfer(*three, ADDRESS, alpha=0.5).already_done
+
+
+def test_parts_of_a_vector_that_share_the_cache(hub: Hub, trio: Trio, tmp_path: Path) -> None:
+    """Its pieces lie there, out of the repository; one that is damaged is made again."""
+    plan = tv.plan_extract(trio.donor, trio.reference, max_shard_size=6000)
+    expected = plan.run(tmp_path / "one")
+    first = plan.part(2, 3).run(ADDRESS)
+    place = next((tmp_path / "home" / "taskvec").glob("*/pieces"))
+    assert {path.name for path in place.iterdir()} == {shard.name for shard in first.shards}
+    broken = place / first.shards[0].name
+    broken.write_bytes(broken.read_bytes()[:-1])
+    again = plan.part(2, 3).run(ADDRESS)
+    assert [shard.name for shard in again.shards] == [broken.name]
+    data = bytearray(broken.read_bytes())
+    data[-1] ^= 1
+    broken.write_bytes(data)
+    plan.part(0, 3).run(ADDRESS)
+    with pytest.raises(tv.OutputError, match="does not have the bytes that were sent"):
+        plan.part(1, 3).run(ADDRESS)
+    assert not hub.puts
+    last = plan.part(2, 3).run(ADDRESS, settings=tv.Settings(rehash=True))
+    assert last.report is not None
+    assert last.report.vector == expected.vector
+    assert written(hub.repos["org/out"]) == local(tmp_path / "one")
+    assert len(hub.repos["org/out"].history) == 1
+    assert not list((tmp_path / "home" / "taskvec").glob("*"))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskvec.errors import FormatError, OutputError
+from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.part import Part, identity
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress
@@ -73,7 +74,8 @@ def deliver_whole(
 
 def _made(plan: PlanRecord, place: Path, settings: Settings, progress: Callback | None) -> Report:
     """Run a plan into the folder from which its output is sent."""
-    if plan.kind != "vector" or not is_to_be_staged(plan, settings, goes_away=True):
+    is_apart = plan.kind == "vector" and not any(map(is_fleeting, plan.checkpoints))
+    if not is_apart or not is_to_be_staged(plan, settings, goes_away=True):
         return execute(plan, place, settings=replace(settings, overwrite=True), progress=progress)
     # piece by piece: the models are nowhere as a whole
     streamed = replace(settings, stream=True, overwrite=False, resume=True)
