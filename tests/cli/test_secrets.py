@@ -175,7 +175,7 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
     tasks = ["--tasks", "tiny_choice", "--include-path", tiny().tasks, "--limit", 4, "--device", "cpu"]
     return {
         "inspect": ["inspect", target],
-        "check": ["check", *three],
+        "check": ["check", target, donor, reference],
         "diff": ["diff", donor, reference],
         "dry run": ["transfer", *three, "-o", out("transfer"), "--dry-run"],
         "transfer": ["transfer", *three, "-o", out("transfer"), *shard],

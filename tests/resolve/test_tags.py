@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskvec.errors import OutputError
+from taskvec.errors import HubError, OutputError
 from taskvec.resolve.store import write
 from taskvec.resolve.store.address import parse
 from taskvec.resolve.store.write import StorePlace
@@ -124,6 +124,27 @@ def test_uploads_with_tags_of_their_own_are_read_once(file: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: sink.write(name, file, lambda _: None), ("one", "two", "three")))
     assert client.read_back == file.stat().st_size
+
+
+@pytest.mark.parametrize("large", [of_parts, plain, foreign, lambda _: None])
+@pytest.mark.parametrize("damages", [False, True])
+def test_the_answer_to_a_whole_upload_is_lost(large: Any, damages: bool, file: Path) -> None:
+    """And the repeated request finds no upload any more."""
+    client = Client(plain, large)
+    client.damages = damages
+    put = client.put
+
+    def lost(path: str, data: Any, **options: Any) -> Any:
+        put(path, data, **options)
+        error = type("GenericError", (Exception,), {"__module__": "obstore.exceptions"})
+        raise error("status code: 404 <Code>NoSuchUpload</Code>")
+
+    client.put = lost  # type: ignore[method-assign]
+    if damages:
+        with pytest.raises(HubError, match="ended or given up elsewhere"):
+            place(client).write("one", file, lambda _: None)
+    else:
+        assert place(client).write("one", file, lambda _: None).size == file.stat().st_size
 
 
 @pytest.mark.parametrize("large", [of_parts, plain, foreign])

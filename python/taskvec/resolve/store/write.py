@@ -180,13 +180,22 @@ class StorePlace:
 
     def _arrived_after_all(self, name: str, reading: _Reading, error: Exception) -> Stored:
         """The file, where the last answer alone was lost; raises `error` where it is not there as sent."""
-        stored = None
         if reading.is_read:
             with contextlib.suppress(Error):  # the first failure is the one to tell
                 stored = self.head(name)
-        if stored is None or stored.size != reading.size or stored.tag != reading.tag:
-            raise error
-        return stored
+                if (
+                    stored is not None
+                    and stored.size == reading.size
+                    and self._is_as_read(name, stored, reading)
+                ):
+                    return stored
+        raise error
+
+    def _is_as_read(self, name: str, stored: Stored, reading: _Reading) -> bool:
+        """Whether a file of the same size is the one that was read here: by its tag, or by its bytes."""
+        if stored.tag in (reading.tag, _plain_tag(reading.path)):
+            return True
+        return self._tag_of(name, stored.size, reading.part) == reading.tag
 
     def _held(self, name: str, stored: Stored, tag: str, part: int) -> Stored:
         """Return what arrived, if it is what was sent.
