@@ -196,6 +196,7 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
         "plan": ["plan", "transfer", *three, "--to", out("planned"), "-o", plan],
         "run": ["run", plan],
         "eval": ["eval", target, *tasks, "-o", folder / "eval"],
+        "importance, dry run": ["importance", target, *tasks, "-o", folder / "importance", "--dry-run"],
         "importance": ["importance", target, *tasks, "-o", folder / "importance"],
         "sweep, dry run": ["sweep", files["sweep"], "-o", folder / "sweep", "--dry-run"],
         "sweep": ["sweep", files["sweep"], "-o", folder / "sweep"],
@@ -204,8 +205,10 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
     }
 
 
-# What needs no network; and what ends with 2 as it should: `finish`, while a part is missing.
+# A part is missing.
 NOT_MET = {"finish": 2}
+# They run models, which takes a while, and reach these as any other verb: done at one kind of address.
+EVALUATION = ("eval", "importance", "sweep", "search")
 
 
 def hidden(place: Place, folder: Path, *told: str) -> None:
@@ -222,6 +225,8 @@ def test_no_verb_shows_or_writes_a_secret(
     caplog.set_level(logging.DEBUG, logger="taskvec")
     made = commands(place, place.models, tmp_path)
     for name, words in made.items():
+        if name in EVALUATION and not place.models[0].startswith("s3://"):
+            continue
         outcome = invoke(capsys, *words, *place.words, "--verbose")
         assert outcome.code == NOT_MET.get(name, 0), f"{name}: {outcome.err}"
         hidden(place, tmp_path, outcome.out, outcome.err, caplog.text)
