@@ -219,21 +219,6 @@ def test_a_dry_run_says_what_is_moved(far: list[str]) -> None:
     assert told.send == plan.bytes_out
 
 
-def test_an_adapter_at_an_address_as_the_donor(s3: S3, local: Trio, far: list[str], tmp_path: Path) -> None:
-    """Its base is read range by range, and so is it."""
-    adapter = tmp_path / "adapter"
-    tv.extract_lora(local.donor, local.reference, out=adapter, rank=2)
-    both = f"{far[1]}+{s3.put('models', 'adapter', adapter)}"
-    with tv.storage(scratch=tmp_path / "elsewhere"):
-        expected = tv.extract(f"{local.reference}+{adapter}", local.reference, tmp_path / "one")
-    plan = tv.plan_extract(both, far[1])
-    last = [plan.part(number, 2).run("s3://results/out") for number in (1, 0)][-1]
-    assert last.report is not None
-    assert last.report.vector == expected.vector
-    for path in (tmp_path / "one").glob("*.safetensors"):
-        assert path.read_bytes() == (fetched(s3, tmp_path / "out") / path.name).read_bytes()
-
-
 def test_a_donor_in_memory(s3: S3, local: Trio, far: list[str], tmp_path: Path) -> None:
     """It cannot be read by parts, and need not be."""
     opened = tv.open(local.donor)
