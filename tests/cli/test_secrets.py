@@ -17,15 +17,13 @@ from support.blob_server import running_blobs
 from support.command_line import invoke
 from support.evaluation_models import tiny
 from support.hub_fixtures import TOKEN as HUB_TOKEN
-from support.hub_fixtures import hub
-from support.hub_server import Hub, Repo
 from support.hub_uploads import SIGNATURE
 from support.s3_server import KEY, S3, SECRET, TOKEN
 from support.search_spaces import judged
 from support.store_fixtures import quick, s3, s3_server
 from support.web_server import running_web
 
-__all__ = ["hub", "quick", "s3", "s3_server"]
+__all__ = ["quick", "s3", "s3_server"]
 
 ROLES = ("target", "donor", "reference")
 # Planted in the environment in every test, beside what the kind of address needs.
@@ -106,19 +104,7 @@ def at_web(held: ExitStack) -> Place:
     return Place(models, f"{web.url}/absent", "", words)
 
 
-def at_hub(server: Hub) -> Place:
-    for role in ROLES:
-        server.repos[f"org/{role}"] = Repo.from_folder(getattr(tiny(), role))
-    server.repos["org/gated"] = Repo({}, gated=True)
-
-    def written() -> list[bytes]:
-        own = [repo for name, repo in server.repos.items() if name.startswith("org/out-")]
-        return [data for repo in own for data in repo.files.values()]
-
-    return Place([f"hf://org/{role}" for role in ROLES], "hf://org/gated", "hf://org", [], written)
-
-
-@pytest.fixture(params=["s3", "gs", "az", "https", "hf"])
+@pytest.fixture(params=["s3", "gs", "az", "https"])
 def place(
     request: pytest.FixtureRequest,
     quick: None,  # noqa: ARG001
@@ -128,8 +114,6 @@ def place(
     with ExitStack() as held:
         if request.param == "s3":
             made = at_s3(request.getfixturevalue("s3"))
-        elif request.param == "hf":
-            made = at_hub(request.getfixturevalue("hub"))
         elif request.param == "https":
             made = at_web(held)
         else:
@@ -149,7 +133,8 @@ def recipes(models: list[str], folder: Path) -> dict[str, Path]:
         "merge": {"merge_method": "linear", "parameters": {"weight": 0.5}, "dtype": "float32",
                   "models": [{"model": donor}, {"model": reference}]},
         "moe": {"base_model": target, "gate_mode": "random", "dtype": "float32",
-                "experts": [{"source_model": donor}, {"source_model": reference}]},
+                "experts": [{"source_model": donor}, {"source_model": reference}],
+                "shared_experts": [{"source_model": target, "residual_scale": 0.1}]},
         "search": {"transfer": {**transfer, "alpha": {"search": {"low": 0, "high": 2}}}, **judged(),
                    "compare": {"random": 0, "alphas": [1]}},
         "sweep": {**transfer, "alphas": [1], "controls": {"random": 0, "permuted": 0}, "perturb": [],
@@ -167,8 +152,6 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
     files = recipes(models, folder)
 
     def out(name: str) -> str:
-        if place.out == "hf://org":
-            return f"hf://org/out-{name}"
         return f"{place.out}/{name}" if place.out else str(folder / f"out-{name}")
 
     plan, vector, shard = folder / "plan.json", out("vector"), ["--max-shard-size", "40kB"]
@@ -187,7 +170,7 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
         "extract": ["extract", donor, reference, "-o", vector],
         "extract, a part": ["extract", donor, reference, "-o", out("pieces"), "--part", "0/1"],
         "extract an adapter": ["extract", donor, reference, "--lora", "2", "-o", out("lora")],
-        "apply": ["apply", target, vector, "-o", out("apply")],
+        "apply": ["apply", reference, vector, "-o", out("apply")],
         "merge": ["merge", files["merge"], out("merge")],
         "average": ["average", donor, reference, "-o", out("average")],
         "moe": ["moe", files["moe"], out("moe")],
@@ -205,8 +188,8 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
     }
 
 
-# A part is missing.
-NOT_MET = {"finish": 2}
+# A part is missing; the others may refuse these models: what they say then counts as well.
+NOT_MET = {"finish": (2,), "apply": (0, 2), "moe": (0, 2)}
 # They run models, which takes a while, and reach these as any other verb: done at one kind of address.
 EVALUATION = ("eval", "importance", "sweep", "search")
 
@@ -228,7 +211,7 @@ def test_no_verb_shows_or_writes_a_secret(
         if name in EVALUATION and not place.models[0].startswith("s3://"):
             continue
         outcome = invoke(capsys, *words, *place.words, "--verbose")
-        assert outcome.code == NOT_MET.get(name, 0), f"{name}: {outcome.err}"
+        assert outcome.code in NOT_MET.get(name, (0,)), f"{name}: {outcome.err}"
         hidden(place, tmp_path, outcome.out, outcome.err, caplog.text)
 
 
@@ -241,5 +224,6 @@ def test_no_failure_shows_or_writes_a_secret(
     made = commands(place, [place.absent, place.absent, place.absent], tmp_path)
     for name, words in made.items():
         outcome = invoke(capsys, *words, *place.words, "--verbose")
-        assert outcome.code in (1, 2), f"{name}: {outcome.out}"
+        # what an experiment would take can be told without its models
+        assert outcome.code in ((0, 2) if name == "sweep, dry run" else (1, 2)), f"{name}: {outcome.out}"
         hidden(place, tmp_path, outcome.out, outcome.err, caplog.text)
