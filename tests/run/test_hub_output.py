@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import taskvec as tv
 from support.command_line import invoke
+from support.hub_fixtures import TOKEN, hub
 from support.hub_server import Hub, Repo
 from support.hub_uploads import SIGNATURE
 from support.models import Trio
@@ -20,33 +20,10 @@ from taskvec._core import digest_file
 from taskvec.run.hub_sink import HubSink, hub_sink
 from taskvec.run.sink import Head, Sent
 
+__all__ = ["hub"]
+
 ADDRESS = "hf://org/out"
 HEAD = Head("identity", 1, b"plan", ("",))
-TOKEN = "hf_plantedTokenOfTheTest"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of our own in place of the public one, with an empty cache, that asks for a token."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("taskvec.run.hub_sink._WAIT_SECONDS", 0.01)
-        monkeypatch.setattr(_http.time, "sleep", lambda _: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.chdir(tmp_path)
-        server.write_token = TOKEN
-        yield server
 
 
 class Output:
@@ -492,3 +469,29 @@ def test_an_output_of_several_folders(hub: Hub, tmp_path: Path) -> None:
     assert all(sent[name] == data for name, data in made.items() if name.endswith((".safetensors", ".json"))
                and name != "taskvec.json")  # fmt: skip
     assert tv.transfer(*three, ADDRESS, alpha=0.5).already_done
+
+
+def test_parts_of_a_vector_that_share_the_cache(hub: Hub, trio: Trio, tmp_path: Path) -> None:
+    """Its pieces lie there, out of the repository; one that is damaged is made again."""
+    plan = tv.plan_extract(trio.donor, trio.reference, max_shard_size=6000)
+    expected = plan.run(tmp_path / "one")
+    first = plan.part(2, 3).run(ADDRESS)
+    place = next((tmp_path / "home" / "taskvec").glob("*/pieces"))
+    assert {path.name for path in place.iterdir()} == {shard.name for shard in first.shards}
+    broken = place / first.shards[0].name
+    broken.write_bytes(broken.read_bytes()[:-1])
+    again = plan.part(2, 3).run(ADDRESS)
+    assert [shard.name for shard in again.shards] == [broken.name]
+    data = bytearray(broken.read_bytes())
+    data[-1] ^= 1
+    broken.write_bytes(data)
+    plan.part(0, 3).run(ADDRESS)
+    with pytest.raises(tv.OutputError, match="does not have the bytes that were sent"):
+        plan.part(1, 3).run(ADDRESS)
+    assert not hub.puts
+    last = plan.part(2, 3).run(ADDRESS, settings=tv.Settings(rehash=True))
+    assert last.report is not None
+    assert last.report.vector == expected.vector
+    assert written(hub.repos["org/out"]) == local(tmp_path / "one")
+    assert len(hub.repos["org/out"].history) == 1
+    assert not list((tmp_path / "home" / "taskvec").glob("*"))

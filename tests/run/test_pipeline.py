@@ -102,3 +102,25 @@ def test_a_failure_ends_all_steps_and_is_raised(step: str) -> None:
     with pytest.raises(OSError, match=f"{step} fails"):
         work.run()
     assert "send 3" not in work.order
+
+
+def test_the_next_unit_is_begun_while_the_last_answers_of_this_one_come() -> None:
+    """All requests of a unit are made before any of the next, and no answer of it is waited for."""
+    work = Work(100)
+    answered, order = threading.Event(), list[tuple[int, int]]()
+
+    def fetch(unit: int, take: Callable[[int], None]) -> int:
+        for number in range(6):
+            take(1)
+            order.append((unit, number))
+        work.pieces[unit] = 6
+        if unit == 1:
+            answered.set()
+        elif unit == 0:
+            assert answered.wait(WAIT), "the next unit waits for the answers of this one"
+        return unit
+
+    work.fetch = fetch  # type: ignore[method-assign]
+    work.run()
+    assert order == [(unit, number) for unit in range(4) for number in range(6)]
+    assert [each for each in work.order if each.startswith("compute")] == [f"compute {n}" for n in range(4)]

@@ -102,6 +102,23 @@ def test_an_output_in_a_bucket_needs_no_file_system_in_common(
         plan.run_on_ray("s3://results/other", address=cluster.address)
 
 
+def test_a_vector_is_extracted_to_a_bucket_by_two_nodes(
+    models: Trio, cluster: Any, tmp_path: Path, s3: S3
+) -> None:
+    """From models in a bucket, which are nowhere as a whole."""
+    s3.client.create_bucket(Bucket="results")
+    given = {"endpoint": s3.endpoint, "access_key_id": KEY, "secret_access_key": SECRET, "allow_http": "true"}
+    far = [s3.put("models", role, getattr(models, role)) for role in ("donor", "reference")]
+    expected = tv.plan_extract(models.donor, models.reference, max_shard_size=SIZE).run(tmp_path / "one")
+    with tv.storage({**given, "region": "us-east-1"}, scratch=tmp_path / "scratch"):
+        plan = tv.plan_extract(*far, max_shard_size=SIZE)
+        report = plan.run_on_ray("s3://results/out", address=cluster.address)
+        assert tv.verify("s3://results/out", rehash=True).ok
+    assert report.vector == expected.vector
+    assert report.outputs[0].shards == expected.outputs[0].shards
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
 def test_streamed_models_are_nowhere_as_a_whole(
     models: Trio, one: Path, cluster: Any, tmp_path: Path, s3: S3
 ) -> None:

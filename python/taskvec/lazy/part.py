@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from taskvec.files import look
 from taskvec.files.names import MANIFEST, PARTS, PLAN, STATE
 from taskvec.plan.document import from_file, to_file
 from taskvec.plan.part import Part as Number
-from taskvec.resolve.remote import materialised
+from taskvec.resolve.stage import remote_of
 from taskvec.run import finish as ending
 from taskvec.run import shared_state
 from taskvec.run.dispatch import run_part
@@ -114,9 +114,17 @@ def finish(
         raise _nothing_to_end(out)
     saved = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS))
     plan = saved.plan
-    checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
+    settings = saved.settings(Settings(threads=threads))
     with look.told(out):
-        return ending.finish(plan, out, checkpoints, saved.settings(Settings(threads=threads)), progress)
+        if not any(remote_of(checkpoint) for checkpoint in plan.checkpoints):
+            return ending.finish(plan, out, plan.checkpoints, settings, progress)
+        from taskvec.run.scratch import scratch
+        from taskvec.run.supply import supply_of
+
+        with scratch() as place:  # nothing is computed: headers and small files are enough
+            supply = supply_of(plan, replace(settings, stream=True), place, progress, goes_away=False)
+            staged = supply.is_staged
+            return ending.finish(plan, out, supply.sources, settings, progress, is_staged=staged)
 
 
 def _nothing_to_end(out: Path) -> NotFoundError:

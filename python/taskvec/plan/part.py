@@ -6,6 +6,7 @@ others, so that any division gives the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from taskvec._core import blake3_hex
 from taskvec.errors import RecipeError
-from taskvec.plan.plan import PlanRecord, Shard
+from taskvec.plan.plan import ARITHMETIC, PlanRecord, Shard
 from taskvec.plan.rows import Row, encode
 from taskvec.regex import regex
 
@@ -86,6 +87,37 @@ def _pieces_of(document: Mapping[str, Any]) -> list[dict[str, int]]:
         pieces[-1][name] = math.prod(shape)
         size += more
     return pieces
+
+
+def tensors_of_pieces(plan: PlanRecord) -> list[int]:
+    """How many tensors each piece of a vector has; they follow each other as in the plan."""
+    return [len(names) for names in _pieces_of(plan.document)]
+
+
+def as_checkpoint(plan: PlanRecord) -> bytes:
+    """The plan of a checkpoint, for the engine, of which each file reads what a piece of this vector reads.
+
+    It is never run: only what it reads is asked.
+    """
+    rows: list[Row] = []
+    tensors = iter(plan.document["tensors"])
+    for number, count in enumerate(tensors_of_pieces(plan)):
+        for name, shape, donor, reference in itertools.islice(tensors, count):
+            inputs = [(1, reference), (0, donor), (1, reference)]
+            rows.append((name, "F32", shape, number, 0, inputs))
+    terms = [{"model": 1, "reference": 2, "weight": 1.0}]
+    document = {
+        "format": plan.document["format"],
+        "arithmetic": ARITHMETIC,
+        "sources": plan.document["sources"],
+        "outputs": [{"folder": "", "alpha": 1.0}],
+        "shards": [piece.name for piece in files_of(plan)],
+        "operations": [{"kind": "task_arithmetic", "terms": terms, "lambda": 1.0}],
+        "tensors": rows,
+        "rounding": "nearest",
+        "seed": 0,
+    }
+    return encode(document)
 
 
 def of_piece(plan: PlanRecord, number: int) -> bytes:

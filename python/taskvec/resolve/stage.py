@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -122,6 +123,7 @@ def bring(
     place: Path,
     take: Callable[[int], None],
     told: Callable[[int], None],
+    requests: AbstractContextManager[object] | None = None,
 ) -> list[Path]:
     """Fetch the ranges of each source that a piece of work reads.
 
@@ -137,6 +139,8 @@ def bring(
         room for them.
     told : callable
         Told the bytes of each request that has been answered. What these two raise ends the fetching.
+    requests : context manager, optional
+        Entered for each request: several calls at a time have no more of them on their way together.
 
     Returns
     -------
@@ -155,9 +159,10 @@ def bring(
 
     def fetch(work: tuple[Remote, Path, tuple[str, int, int]]) -> int:
         remote, folder, (name, start, stop) = work
-        take(stop - start)
-        (data,) = remote.read(name, [(start, stop)])
-        _put(folder / name, data, start)
+        with requests or nullcontext():
+            take(stop - start)
+            (data,) = remote.read(name, [(start, stop)])
+            _put(folder / name, data, start)
         return stop - start
 
     for _, count in each(fetch, pieces):

@@ -27,6 +27,7 @@ from taskvec.report.report import Report
 from taskvec.resolve.storage import Storage, current, storage
 from taskvec.run import finish as ending
 from taskvec.run.deliver import deliver, sent_at
+from taskvec.run.delivery import names_of
 from taskvec.run.dispatch import run_part
 from taskvec.run.execute import looked_through
 from taskvec.run.finished import finished_run
@@ -35,7 +36,6 @@ from taskvec.run.locked import paths_of
 from taskvec.run.nodes import LOCAL, STEP_SECONDS, connected, probe
 from taskvec.run.parts import admit, hold_divisible
 from taskvec.run.scratch import scratch
-from taskvec.run.shadow import named
 from taskvec.run.shared_state import Records
 from taskvec.run.sinks import hold_output, is_address
 from taskvec.run.supply import Supply, is_to_be_staged, supply_of
@@ -125,7 +125,7 @@ def _deliver_on_ray(
         local = [checkpoint for checkpoint in plan.checkpoints if checkpoint.repository is None]
         probe(out, paths_of(local), plan.checkpoints)
         done = sent_at(plan, out)
-        names = [[named(output.folder, shard.name) for output in plan.outputs] for shard in plan.shards]
+        names = names_of(plan)
         missing = [unit for unit in units(plan) if not all(n in done for each in unit for n in names[each])]
         _run_tasks(plan, out, missing, settings, progress)
         ended = deliver(plan, out, part=_DRIVER, chosen=(), settings=settings, progress=progress)

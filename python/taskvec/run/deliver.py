@@ -12,19 +12,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from taskvec.errors import RecipeError
-from taskvec.plan.part import Part, dealt, identity
+from taskvec.plan.part import Part, dealt, files_of, identity
 from taskvec.plan.plan import PlanRecord, Request
 from taskvec.progress import Callback
 from taskvec.report.report import Report
-from taskvec.run.delivery import ALL, Delivery, saved
+from taskvec.run.delivery import ALL, Delivery, names_of, saved
 from taskvec.run.execute import looked_through
 from taskvec.run.finish import incomplete
 from taskvec.run.finished import finished_report, manifests_of_request
 from taskvec.run.inputs import input_rows
 from taskvec.run.parts import PartReport
+from taskvec.run.piece_delivery import PieceDelivery
 from taskvec.run.scratch import scratch
-from taskvec.run.shadow import Shadow, named
+from taskvec.run.shadow import Shadow
 from taskvec.run.sink import Head, Sent
 from taskvec.run.sinks import closing
 from taskvec.run.supply import supply_of
@@ -48,7 +48,7 @@ def deliver(
     Parameters
     ----------
     plan : PlanRecord
-        Of a checkpoint whose sources lie in files.
+        Of a checkpoint or a vector whose sources lie in files.
     address : str
         New, empty, or with what other parts or an unfinished run of this plan have left.
     part : Part
@@ -73,35 +73,30 @@ def deliver(
     KeyboardInterrupt
         Stopped, and uploads given up; the same call goes on where it was.
     """
-    if plan.kind == "vector":
-        raise RecipeError(
-            "parts of a vector need a folder that all of them see, for their pieces",
-            "give a shared folder as output, or run it as a whole",
-        )
     settings, begin = settings or Settings(), time.monotonic()
     with scratch() as place, closing(address, public=settings.public) as sink:
         shadow = Shadow([output.folder for output in plan.outputs], sink, place / "out")
         rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
         finished = shadow.finished(plan, rows, settings)
+        files = files_of(plan)
         if finished is not None:
-            return PartReport(part, (), 0, len(plan.shards), len(plan.shards), 0, 0, 0.0, finished)
+            return PartReport(part, (), 0, len(files), len(files), 0, 0, 0.0, finished)
         supply = supply_of(plan, settings, place, progress, goes_away=True)
         plan = looked_through(plan, supply.sources, settings)
-        job = Delivery(plan, sink, supply, place, settings, progress)
+        kind = PieceDelivery if plan.kind == "vector" else Delivery
+        job = kind(plan, sink, supply, place, settings, progress)
         done = job.begin(part)
         mine = dealt(plan, part.total)[part.number] if chosen is None else list(chosen)
         missing = [unit for unit in mine if not job.has(unit, done)]
         read = job.write(missing)
         report = job.end(shadow, rows, is_whole=part == ALL) if is_last else None
-        count = len(plan.shards) if report is not None else job.count()
-        shards = tuple(plan.shards[number] for unit in missing for number in unit)
-        written = sum(shard.bytes for shard in shards) * len(plan.outputs)
-        kept = sum(map(len, mine)) - len(shards)
+        count = len(files) if report is not None else job.count()
+        shards = tuple(files[number] for unit in missing for number in unit)
+        written, kept = job.written, sum(map(len, mine)) - len(shards)
         if report is not None:
-            kept_files = (len(plan.shards) - len(shards)) * len(plan.outputs)
             report = replace(report, seconds=time.monotonic() - begin, bytes_read=read, bytes_written=written,
-                             resumed_shards=kept_files)  # fmt: skip
-        return PartReport(part, shards, kept, count, len(plan.shards), read, written,
+                             resumed_shards=(len(files) - len(shards)) * len(plan.outputs))  # fmt: skip
+        return PartReport(part, shards, kept, count, len(files), read, written,
                           time.monotonic() - begin, report)  # fmt: skip
 
 
@@ -161,8 +156,6 @@ def finish_at(
         return done.report
     there = sent_at(plan, address)
     missing = [
-        number
-        for number, shard in enumerate(plan.shards)
-        if not all(named(output.folder, shard.name) in there for output in plan.outputs)
+        number for number, names in enumerate(names_of(plan)) if not all(name in there for name in names)
     ]
     raise incomplete(plan, address, missing, parts)

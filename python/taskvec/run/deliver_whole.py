@@ -8,9 +8,11 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from taskvec.errors import OutputError
-from taskvec.plan.part import identity
+from taskvec.errors import FormatError, OutputError
+from taskvec.models.state_dict import is_fleeting
+from taskvec.plan.part import Part, identity
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, Progress
 from taskvec.report.manifest import with_id
@@ -19,10 +21,12 @@ from taskvec.resolve.threads import each
 from taskvec.run import pipeline
 from taskvec.run.execute import execute
 from taskvec.run.inputs import input_rows
+from taskvec.run.parts import execute_part
 from taskvec.run.scratch import kept_folder, scratch
 from taskvec.run.shadow import Shadow
 from taskvec.run.sink import Head, Sent, Sink
 from taskvec.run.sinks import closing
+from taskvec.run.supply import is_to_be_staged
 from taskvec.settings import Settings
 from taskvec.text import size
 
@@ -61,15 +65,61 @@ def deliver_whole(
         made = Shadow(outputs, sink, kept_folder(address, head.identity))
         made.place.parent.mkdir(parents=True, exist_ok=True)
         with made.told():
-            report = execute(plan, made.place, settings=replace(settings, overwrite=True), progress=progress)
-        _send_all(report, made, sink, sent, head.identity, progress)
-        weights = {shard.name for output in report.outputs for shard in output.shards}
-        run = secrets.token_hex(8)
-        manifests = {name: with_id((made.place / name).read_bytes(), run) for name in made.manifests}
-        sink.finish(made.others(weights), manifests)
+            report = _made(plan, made.place, settings, progress)
+        finish_made(report, made, sink, sent, head.identity, progress)
         shutil.rmtree(made.place, ignore_errors=True)
         report = replace(report, seconds=time.monotonic() - begin, already_done=False)
         return made.as_sent(report)
+
+
+def _made(plan: PlanRecord, place: Path, settings: Settings, progress: Callback | None) -> Report:
+    """Run a plan into the folder from which its output is sent."""
+    is_apart = plan.kind == "vector" and not any(map(is_fleeting, plan.checkpoints))
+    if not is_apart or not is_to_be_staged(plan, settings, goes_away=True):
+        return execute(plan, place, settings=replace(settings, overwrite=True), progress=progress)
+    # piece by piece: the models are nowhere as a whole
+    streamed = replace(settings, stream=True, overwrite=False, resume=True)
+    try:
+        report = execute_part(plan, place, Part(0, 1), settings=streamed, progress=progress).report
+    except FormatError:  # what is here is of inputs that have changed
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    if report is None:
+        raise OutputError(
+            f"another process makes the output for `{place}`", "wait for it, or give each its own --scratch"
+        )
+    return report
+
+
+def finish_made(
+    report: Report,
+    made: Shadow,
+    sink: Sink,
+    sent: Mapping[str, Sent],
+    identifier: str,
+    progress: Callback | None,
+) -> None:
+    """Send an output that lies here as a whole, and end the run at the address.
+
+    Parameters
+    ----------
+    report : Report
+        Of the run that has made it.
+    made : Shadow
+        The folder where it lies.
+    sink : Sink
+        Where it goes.
+    sent : mapping
+        What is there already.
+    identifier : str
+        Of the plan.
+    progress : callable, optional
+    """
+    _send_all(report, made, sink, sent, identifier, progress)
+    weights = {shard.name for output in report.outputs for shard in output.shards}
+    run = secrets.token_hex(8)
+    manifests = {name: with_id((made.place / name).read_bytes(), run) for name in made.manifests}
+    sink.finish(made.others(weights), manifests)
 
 
 def _hold_room(plan: PlanRecord, settings: Settings) -> None:

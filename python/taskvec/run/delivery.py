@@ -18,11 +18,12 @@ from taskvec.files.names import INPUTS, JOURNAL, STATE
 from taskvec.models.model import Model
 from taskvec.models.state_dict import buffers_of
 from taskvec.plan.document import to_file
-from taskvec.plan.part import Part, identity, of_shards, units
+from taskvec.plan.part import Part, files_of, identity, of_shards, units
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback, heard
 from taskvec.report.manifest import with_id
 from taskvec.report.report import Report
+from taskvec.resolve.store.written import PIECES
 from taskvec.run import pipeline
 from taskvec.run.execute import execute
 from taskvec.run.inputs import InputRow, Inputs
@@ -39,7 +40,15 @@ ALL = Part(0, 1)
 
 
 class Delivery:
-    """A run to an address at work."""
+    """A run to an address at work.
+
+    Attributes
+    ----------
+    files : sequence of Shard
+        What is sent: the weight files, or the pieces of a vector.
+    written : int
+        Bytes of them that this process has computed.
+    """
 
     def __init__(
         self,
@@ -53,15 +62,15 @@ class Delivery:
         self.plan, self.sink, self.supply, self.place = plan, sink, supply, place
         self.settings, self.progress = settings, progress
         self.identity = identity(plan)
+        self.files, self.names = files_of(plan), names_of(plan)
         self.inputs = Inputs(supply.sources)
         self.marks: set[str] = set()
+        self.written = 0
         self.tell = Meter(progress, supply, ())
 
     def begin(self, part: Part) -> Mapping[str, Sent]:
         """Take the address; the weight files that are there."""
-        base = self.supply.sources[0]
-        assert isinstance(base, Model)
-        Publisher(self.plan, base, self.settings, self.inputs, None).foresee()
+        self._foresee()
         scratch_limit(self.supply, units(self.plan), self.settings)
         folders = tuple(output.folder for output in self.plan.outputs)
         head = Head(self.identity, part.total, saved(self.plan), folders)
@@ -71,20 +80,28 @@ class Delivery:
         if self.settings.rehash:
             folder = self.place / "reread"
             done = {name: sent for name, sent in done.items() if self.sink.reread(sent, folder)}
-        self.marks |= {one.inputs for one in done.values()}
+        self.marks |= self._marks_of(done)
         return done
+
+    def _foresee(self) -> None:
+        """Return if the files besides the weights can be made."""
+        base = self.supply.sources[0]
+        assert isinstance(base, Model)
+        Publisher(self.plan, base, self.settings, self.inputs, None).foresee()
+
+    def _marks_of(self, done: Mapping[str, Sent]) -> set[str]:
+        """The states of the inputs that the files were computed from which are there."""
+        names = {name for own in self.names for name in own}
+        return {one.inputs for name, one in done.items() if name in names}
 
     def has(self, unit: Unit, done: Mapping[str, Sent]) -> bool:
         """Whether all files of a unit are there."""
-        return all(name in done for number in unit for name in self._names(number))
-
-    def _names(self, number: int) -> list[str]:
-        return [named(output.folder, self.plan.shards[number].name) for output in self.plan.outputs]
+        return all(name in done for number in unit for name in self.names[number])
 
     def count(self) -> int:
         """How many weight files are there, in every output."""
         done = self.sink.sent()
-        return sum(self.has((number,), done) for number in range(len(self.plan.shards)))
+        return sum(self.has((number,), done) for number in range(len(self.files)))
 
     def write(self, missing: Sequence[Unit]) -> int:
         """Compute units and send them; the bytes that were read."""
@@ -95,6 +112,7 @@ class Delivery:
         def compute(unit: Unit, brought: Brought) -> list[Sent]:
             made, count = self._compute(unit, brought)
             read.append(count)
+            self.written += self._bytes(unit, made)
             return made
 
         steps = pipeline.Steps[Unit, Brought, list[Sent]](
@@ -107,6 +125,10 @@ class Delivery:
         room = pipeline.Room(scratch_limit(supply, missing, self.settings))
         pipeline.run(missing, steps, room, lambda unit: (supply.bytes_in(unit), supply.bytes_out(unit)))
         return sum(read)
+
+    def _bytes(self, unit: Unit, made: Sequence[Sent]) -> int:  # noqa: ARG002
+        """Of the tensors of a unit, in every output."""
+        return sum(self.files[number].bytes for number in unit) * len(self.plan.outputs)
 
     def _stop(self) -> None:
         self.tell.is_stopped = True
@@ -160,18 +182,21 @@ class Delivery:
     def end(self, shadow: Shadow, rows: Sequence[InputRow] | None, *, is_whole: bool) -> Report | None:
         """End the run if no weight file is missing; of several processes that do so at once one wins."""
         done = self.sink.sent()
-        if not all(self.has((number,), done) for number in range(len(self.plan.shards))):
+        if not all(self.has((number,), done) for number in range(len(self.files))):
             return None
-        hold_one_state({one.inputs for one in done.values()}, self.sink.address)
-        report, manifests = self._assembled(shadow, done)
+        hold_one_state(self._marks_of(done), self.sink.address)
         try:
-            self.sink.finish(shadow.others({shard.name for shard in self.plan.shards}), manifests)
+            return self._ended(shadow, done)
         except Error:
             # another part has ended it: that is as good
             finished = None if is_whole else shadow.finished(self.plan, rows, self.settings)
             if finished is None:
                 raise
             return finished
+
+    def _ended(self, shadow: Shadow, done: Mapping[str, Sent]) -> Report:
+        report, manifests = self._assembled(shadow, done)
+        self.sink.finish(shadow.others({shard.name for shard in self.plan.shards}), manifests)
         return report
 
     def _assembled(self, shadow: Shadow, done: Mapping[str, Sent]) -> tuple[Report, dict[str, bytes]]:
@@ -191,6 +216,13 @@ class Delivery:
         run = secrets.token_hex(8)
         found = {name: with_id((shadow.place / name).read_bytes(), run) for name in shadow.manifests}
         return shadow.as_sent(report), found
+
+
+def names_of(plan: PlanRecord) -> list[list[str]]:
+    """The names at an address of each file that parts write: in every output, or as a piece of a vector."""
+    if plan.kind == "vector":
+        return [[f"{PIECES}/{piece.name}"] for piece in files_of(plan)]
+    return [[named(output.folder, shard.name) for output in plan.outputs] for shard in plan.shards]
 
 
 def mark_of(plan: PlanRecord, supply: Supply, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -115,7 +115,7 @@ def _end(
         shared_state.give_up_end(out)
         raise
     if plan.kind == "vector":
-        return _join(plan, out, records, settings, progress)
+        return _join(plan, out, checkpoints if is_staged else None, records, settings, progress)
     report = end_assembled(plan, out, checkpoints if is_staged else None, settings, progress)
     if out not in folders:
         with contextlib.suppress(OSError):
@@ -135,11 +135,15 @@ def end_assembled(
     Sources that are staged lie elsewhere in every process: the journals become those of a run over these.
     """
     if staged is not None:
-        for folder in folders_of(plan, out):
-            lines = read_bytes(folder / STATE / JOURNAL).decode().splitlines()[1:]
-            (folder / STATE / PLAN).unlink()
-            assemble_output(folder, paths_of(staged), plan.json, lines)
+        _take_over(plan, out, staged)
     return execute(plan, out, settings=settings, progress=progress, checkpoints=staged)
+
+
+def _take_over(plan: PlanRecord, out: Path, staged: Sequence[Source]) -> None:
+    for folder in folders_of(plan, out):
+        lines = read_bytes(folder / STATE / JOURNAL).decode().splitlines()[1:]
+        (folder / STATE / PLAN).unlink()
+        assemble_output(folder, paths_of(staged), plan.json, lines)
 
 
 def _assemble(
@@ -155,7 +159,12 @@ def _assemble(
 
 
 def _join(
-    plan: PlanRecord, out: Path, records: Records, settings: Settings, progress: Callback | None
+    plan: PlanRecord,
+    out: Path,
+    staged: Sequence[Source] | None,
+    records: Records,
+    settings: Settings,
+    progress: Callback | None,
 ) -> Report:
     """Make the vector of its pieces, which stay until its manifest is there."""
     folder, pieces = records.folders[0], []
@@ -167,7 +176,9 @@ def _join(
         pieces.append(Piece(folder / file.name, line["size"], line["extra"]))
     settings = replace(settings, resume=True, overwrite=False)
     try:
-        return execute(plan, out, settings=settings, progress=progress, pieces=pieces)
+        if staged is not None:
+            _take_over(plan, out, staged)
+        return execute(plan, out, settings=settings, progress=progress, pieces=pieces, checkpoints=staged)
     except BaseException:
         shared_state.give_up_end(out)
         raise

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskvec._core import blake3_hex, write_atomic
+from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.errors import FormatError, OutputError
 from taskvec.files import look
 from taskvec.files import manifest as manifests_of
@@ -24,9 +26,9 @@ from taskvec.files.json import read_bytes
 from taskvec.files.names import CARD, CONFIG, MANIFEST
 from taskvec.resolve.hub_refusals import LostAnswerError, MovedError, RefusedError
 from taskvec.resolve.hub_write import Branch, HubPlace, Sending, place_at
-from taskvec.resolve.store.written import WRITTEN, is_state
+from taskvec.resolve.store.written import PIECES, WRITTEN, is_state
 from taskvec.resolve.threads import interruptible
-from taskvec.run.sink import Head, Sent, Told
+from taskvec.run.sink import Head, Sent, Told, held
 
 _RUN = "run.json"
 _DONE = "done"
@@ -168,16 +170,21 @@ class HubSink:
 
     def reread(self, sent: Sent, folder: Path) -> bool:  # noqa: ARG002
         """Whether the bytes are those that were sent: the hub knows what is out of sight by its SHA-256."""
+        if sent.name.startswith(PIECES):
+            return digest_file(self._kept(sent.name))[1] == sent.digest
         return sent.name in self.sent()
 
-    def _records(self) -> dict[str, tuple[Sent, Sending | bytes]]:
-        """What was sent of this plan; small files, which only a commit takes, with their bytes."""
+    def _records(self) -> dict[str, tuple[Sent, Sending | bytes | None]]:
+        """What was sent of this plan; small files, which only a commit takes, with their bytes.
+
+        Pieces are kept here, and have neither.
+        """
         found = (
             self._read(Path(name)) for name in look.listing(self._state / _DONE) if name.endswith(".json")
         )
         return {each[0].name: each for each in found if each is not None}
 
-    def _read(self, name: Path) -> tuple[Sent, Sending | bytes] | None:
+    def _read(self, name: Path) -> tuple[Sent, Sending | bytes | None] | None:
         try:
             data = json.loads(read_bytes(self._state / _DONE / name))
             sending = data.pop("sending")
@@ -188,6 +195,8 @@ class HubSink:
                 return None
             if sending is not None:
                 return sent, Sending(**sending)
+            if sent.name.startswith(PIECES):
+                return (sent, None) if self._kept(sent.name).stat().st_size == sent.size else None
             content = read_bytes(self._record(sent.name).with_suffix(".data"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -205,6 +214,10 @@ class HubSink:
             told(count)
 
         tell(0)
+        if sent.name.startswith(PIECES):
+            self._keep(path, sent)
+            told(sent.size)
+            return
         found = self.place.send(sent.name, path, tell)
         record = self._record(sent.name)
         if isinstance(found, bytes):
@@ -212,6 +225,22 @@ class HubSink:
         sending = None if isinstance(found, bytes) else found._asdict()
         write_atomic(record, json.dumps({**sent._asdict(), "sending": sending}).encode())
         told(sent.size)
+
+    def _keep(self, path: Path, sent: Sent) -> None:
+        """Keep a piece beside its record: the hub takes no file that no commit is to have."""
+        place = self._kept(sent.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new = place.with_name(f".{secrets.token_hex(8)}.part")
+        shutil.copyfile(path, new)
+        os.replace(new, place)
+        write_atomic(self._record(sent.name), json.dumps({**sent._asdict(), "sending": None}).encode())
+
+    def _kept(self, name: str) -> Path:
+        return self._state / "pieces" / name.rpartition("/")[2]
+
+    def bring(self, sents: Sequence[Sent], folder: Path) -> Mapping[str, Path]:  # noqa: ARG002
+        """Pieces where they lie."""
+        return held(self.address, sents, {sent.name: self._kept(sent.name) for sent in sents})
 
     def finish(self, files: Sequence[tuple[str, Path]], manifests: Mapping[str, bytes]) -> None:
         """Commit the weight files with all others, and forget the run."""

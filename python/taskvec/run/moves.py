@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import NamedTuple
 
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
-from taskvec.plan.part import units
+from taskvec.plan.part import tensors_of_pieces, units
 from taskvec.plan.plan import PlanRecord
 from taskvec.resolve.stage import remote_of
 from taskvec.run.inputs import Source
@@ -35,8 +36,13 @@ def moves(plan: PlanRecord, settings: Settings, *, goes_away: bool) -> Moves:
         Whether the output goes to an address.
     """
     send = plan.bytes_out if goes_away else 0
-    if plan.kind == "vector":
+    if plan.kind == "adapter" or (
+        plan.kind == "vector" and not is_to_be_staged(plan, settings, goes_away=goes_away)
+    ):
         return Moves(plan.download, send, plan.download + send)
+    if plan.kind == "vector":
+        pieces = _fetched_of_pieces(plan)
+        return Moves(sum(pieces), send, max(pieces, default=0) + (2 * send if goes_away else 0))
     out = [sum(plan.shards[number].bytes for number in unit) * len(plan.outputs) for unit in units(plan)]
     largest = max(out, default=0) if goes_away else 0
     if not is_to_be_staged(plan, settings, goes_away=goes_away):
@@ -62,6 +68,16 @@ def _fetched(plan: PlanRecord) -> list[int]:
             for name in names
         )
         for each in read
+    ]
+
+
+def _fetched_of_pieces(plan: PlanRecord) -> list[int]:
+    """The same of each piece of a vector."""
+    rows = iter(plan.document["tensors"])
+    far = [(at, source) for at, source in enumerate(plan.checkpoints, 2) if remote_of(source) is not None]
+    return [
+        sum(_bytes(source, row[at]) for row in itertools.islice(rows, count) for at, source in far)
+        for count in tensors_of_pieces(plan)
     ]
 
 

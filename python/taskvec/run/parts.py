@@ -201,7 +201,7 @@ def _supplied(
 ) -> PartReport:
     """One part, with a scratch folder where its inputs are brought range by range."""
     begin = time.monotonic()
-    is_staged = plan.kind == "checkpoint" and is_to_be_staged(plan, settings, goes_away=False)
+    is_staged = is_to_be_staged(plan, settings, goes_away=False)
     with scratch() if is_staged else contextlib.nullcontext(Path()) as place:
         supply = supply_of(plan, settings, place, progress, goes_away=False)
         plan = looked_through(plan, supply.sources, settings)

@@ -13,6 +13,9 @@ Unit = TypeVar("Unit")
 Fetched = TypeVar("Fetched")
 Made = TypeVar("Made")
 SENDERS = 2
+# Units that are fetched at a time: the requests of the next one are begun when all of this one have been, so
+# that the link is not empty while the last answers come.
+_FETCHERS = 2
 # That an upload which is told to stop has to give itself up, and a request to end: of that nothing stays.
 _UPLOAD_SECONDS = 20.0
 _REQUEST_SECONDS = 0.5
@@ -55,14 +58,56 @@ class Room:
             self._changed.notify_all()
 
 
+class _Arrival(Generic[Fetched]):
+    """What is fetched for one unit, once it is here."""
+
+    def __init__(self, count: int) -> None:
+        self._all_begun, self._has_failed = threading.Event(), False
+        self._left, self._lock = count, threading.Lock()
+        self._found: queue.SimpleQueue[tuple[Fetched | None, BaseException | None]] = queue.SimpleQueue()
+
+    def has_begun(self, count: int) -> None:
+        """A request of so many bytes has room, and is made."""
+        with self._lock:
+            self._left -= count
+            if self._left <= 0:
+                self._all_begun.set()
+
+    def wait_for_its_requests(self) -> None:
+        """Return when all of them have been made.
+
+        Raises
+        ------
+        InterruptedError
+            It has failed: nothing that comes later is wanted.
+        """
+        self._all_begun.wait()
+        if self._has_failed:
+            raise InterruptedError("the run is stopped")
+
+    def put(self, found: Fetched | None, error: BaseException | None) -> None:
+        """It is here, or has failed."""
+        self._has_failed = error is not None
+        self._found.put((found, error))
+        self._all_begun.set()
+
+    def get(self) -> Fetched:
+        """What is here; raises what has failed."""
+        found, error = self._found.get()
+        if error is not None:
+            raise error
+        return found  # type: ignore[return-value]
+
+
 class Steps(NamedTuple, Generic[Unit, Fetched, Made]):
     """What is done with each piece of work.
 
     Attributes
     ----------
     fetch : callable
-        On a thread of its own, one piece of work after the other. Its second argument is to be told the bytes
-        of each request before it is made, from any thread, and returns when there is room for them.
+        On threads of its own; the next piece of work when all requests of this one have been begun. Its
+        second argument is to be told the bytes of each request before it is made, from any thread, and
+        returns when there is room for them.
     compute : callable
         On the calling thread.
     release : callable
@@ -101,16 +146,24 @@ def run(
     needs : callable
         Bytes that a unit has there: of what is fetched, and of what is made.
     """
-    fetched: queue.SimpleQueue[tuple[Unit, Fetched | None, BaseException | None]] = queue.SimpleQueue()
+    arrivals: list[_Arrival[Fetched]] = [_Arrival(needs(unit)[0]) for unit in units]
+    fetching, sending = Background(_FETCHERS), Background(SENDERS)
 
-    def fetch_all() -> None:
-        for unit in units:
-            try:
-                room.take(needs(unit)[1])
-                fetched.put((unit, steps.fetch(unit, room.take), None))
-            except BaseException as error:
-                fetched.put((unit, None, error))
-                return
+    def fetch(number: int) -> None:
+        arrival = arrivals[number]
+
+        def take(count: int) -> None:
+            room.take(count)
+            arrival.has_begun(count)
+
+        try:
+            if number:
+                # those before have all the room that they need: none waits for a later one
+                arrivals[number - 1].wait_for_its_requests()
+            room.take(needs(units[number])[1])
+            arrival.put(steps.fetch(units[number], take), None)
+        except BaseException as error:
+            arrival.put(None, error)
 
     def send(unit: Unit, made: Made) -> None:
         try:
@@ -118,15 +171,13 @@ def run(
         finally:
             room.give(needs(unit)[1])
 
-    fetching, sending = Background(1), Background(SENDERS)
-    fetching.submit(fetch_all)
+    for number in range(len(units)):
+        fetching.submit(lambda number=number: fetch(number))
     try:
-        for _ in units:
-            unit, found, error = fetched.get()
-            if error is not None:
-                raise error
-            made = steps.compute(unit, found)  # type: ignore[arg-type]
-            steps.release(found)  # type: ignore[arg-type]
+        for unit, arrival in zip(units, arrivals, strict=True):
+            found = arrival.get()
+            made = steps.compute(unit, found)
+            steps.release(found)
             room.give(needs(unit)[0])
             sending.check()
             sending.submit(lambda unit=unit, made=made: send(unit, made))
@@ -138,7 +189,7 @@ def run(
         _settle(fetching, _REQUEST_SECONDS)
         raise
     finally:
-        fetching.close(1)
+        fetching.close(_FETCHERS)
         sending.close(SENDERS)
 
 

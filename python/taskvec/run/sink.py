@@ -9,6 +9,7 @@ its place keeps files. This is the life of one::
     sent = sink.begin(head, overwrite=..., resume=...)   # which weight files are there, whole, of this plan
     sink.send(path, Sent(...), told)            # one weight file, several at a time; then its record
     sink.sent()                                 # those that are there now: other parts send theirs meanwhile
+    sink.bring(sents, folder)                   # pieces of a vector, which are to be joined
     sink.finish(files, manifests)               # all other files, in their order; the manifests at the end
     sink.close(failed=True)                     # whatever happened: unfinished uploads are given up
 
@@ -21,6 +22,8 @@ What every sink has to hold:
   and the checksum that were sent, and only then keeps the record; a process that is killed in between sends
   the file again. ``begin`` and ``sent`` give back those records alone whose file is still there as it was
   sent.
+- **Pieces are of the run alone.** A file whose name is below ``PIECES`` is sent and recorded as any other, is
+  no file of the output, and goes when the run has ended.
 - **Several processes may send at once,** also the same file: parts of one plan do. They write the same
   bytes.
 - **Of several that finish one wins.** ``finish`` puts the first manifest only where none is, and says so
@@ -48,6 +51,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from taskvec._core import digest_file
+from taskvec.errors import OutputError
 
 
 class Head(NamedTuple):
@@ -160,6 +166,18 @@ class Sink(Protocol):
         """
         ...
 
+    def bring(self, sents: Sequence[Sent], folder: Path) -> Mapping[str, Path]:
+        """Pieces that are there, by their names, as files of this machine: in a folder, or where they lie.
+
+        Raises
+        ------
+        OutputError
+            One does not have the bytes that were sent.
+        HubError
+            The place refuses, or cannot be reached.
+        """
+        ...
+
     def finish(self, files: Sequence[tuple[str, Path]], manifests: Mapping[str, bytes]) -> None:
         """Put all other files to their place in this order, then the manifests, and forget the run's state.
 
@@ -173,3 +191,19 @@ class Sink(Protocol):
     def close(self, *, failed: bool = False) -> None:
         """End the use of the sink: what is being sent is stopped, and unfinished uploads are given up."""
         ...
+
+
+def held(address: str, sents: Sequence[Sent], paths: Mapping[str, Path]) -> Mapping[str, Path]:
+    """Return the paths of files that were sent to an address, if each has the bytes that were sent.
+
+    Raises
+    ------
+    OutputError
+    """
+    for sent in sents:
+        if digest_file(paths[sent.name])[1] != sent.digest:
+            raise OutputError(
+                f"`{sent.name}` of `{address}` does not have the bytes that were sent",
+                "run the parts again with --rehash: what is damaged is written again",
+            )
+    return paths

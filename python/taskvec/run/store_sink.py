@@ -20,12 +20,12 @@ from taskvec.files import manifest as manifests_of
 from taskvec.files.folder import INDEX_SUFFIX, is_weight
 from taskvec.files.names import CARD, CONFIG, MANIFEST
 from taskvec.models.model import Stored
-from taskvec.resolve.store.reread import digest_at
+from taskvec.resolve.store.reread import digest_at, files_at
 from taskvec.resolve.store.unfinished import abort_uploads
 from taskvec.resolve.store.write import StorePlace, place_at
-from taskvec.resolve.store.written import DONE, RUN, is_state, write_tags
+from taskvec.resolve.store.written import DONE, PIECES, RUN, is_state, write_tags
 from taskvec.resolve.threads import each, interruptible
-from taskvec.run.sink import Head, Sent, Told
+from taskvec.run.sink import Head, Sent, Told, held
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,11 @@ class StoreSink:
         """Whether a weight file has the bytes that were sent: it is read, by way of a folder."""
         return digest_at(self.place, sent.name, folder) == sent.digest
 
+    def bring(self, sents: Sequence[Sent], folder: Path) -> Mapping[str, Path]:
+        """Fetch pieces into a folder."""
+        place = files_at(self.place, [sent.name for sent in sents], folder)
+        return held(self.address, sents, {sent.name: place / sent.name for sent in sents})
+
     def send(self, path: Path, sent: Sent, told: Told) -> None:
         """Send a weight file, then its record."""
 
@@ -224,7 +229,7 @@ class StoreSink:
         sent = self.sent()
         for name in manifests:
             folder = name.rpartition("/")[0]
-            self._write_checksums(folder, {**{each: self._tag(each) for each in sent},
+            self._write_checksums(folder, {**{each: self._tag(each) for each in sent if not is_state(each)},
                                            **{each: stored.tag for each, stored in put.items()}})  # fmt: skip
         self._hold_whole(manifests)
         for number, (name, data) in enumerate(manifests.items()):
@@ -275,7 +280,8 @@ class StoreSink:
 
     def _forget(self) -> None:
         """Remove the state of the run, and what killed processes had begun to send."""
-        names = [name for name in self._list() if name == RUN or name.startswith(f"{DONE}/")]
+        below = (f"{DONE}/", f"{PIECES}/")
+        names = [name for name in self._list() if name == RUN or name.startswith(below)]
         try:
             interruptible(lambda: self.place.delete([name for name in names if name != RUN]))
             interruptible(lambda: self.place.delete([RUN] if RUN in names else []))

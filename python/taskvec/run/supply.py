@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +14,14 @@ from taskvec._core import ranges as engine_ranges
 from taskvec.errors import OutputError
 from taskvec.host import free_space
 from taskvec.models.adapter import WEIGHTS, Adapter
+from taskvec.plan.part import as_checkpoint, files_of
 from taskvec.plan.plan import PlanRecord
 from taskvec.plan.rows import encode
 from taskvec.progress import Callback
 from taskvec.resolve import storage
 from taskvec.resolve.remote import materialised
 from taskvec.resolve.stage import Ranges, Staged, bring, bytes_of, let_go, remote_of, stage
+from taskvec.resolve.threads import THREADS
 from taskvec.run.inputs import Source
 from taskvec.run.locked import engine_paths
 from taskvec.settings import Settings
@@ -26,6 +30,10 @@ from taskvec.text import size
 Unit = tuple[int, ...]
 # The share of what is free on the scratch folder's file system that is left so where no limit is given.
 _SPARE = 0.1
+# How many times the bytes of bfloat16 a piece of a vector has at most: its values are in float32, or in
+# float64 where a model is wider than bfloat16. Few are: what a tensor needs is known when it has been read.
+_WIDEST, _WIDEST_OF_WIDE = 2, 4
+_WIDE = frozenset({"F32", "F64"})
 
 
 class Brought(NamedTuple):
@@ -62,24 +70,30 @@ class Supply:
         self.sources: list[Source] = [each.source for each in staged]
         self.paths = engine_paths(self.sources)
         self.is_staged = any(each.remote is not None for each in staged)
-        self._ranges = self._of_shards() if self.is_staged else None
-        self._count = 0
+        self.files = files_of(plan)
+        self._ranges = self._of_files() if self.is_staged else None
+        self._count = itertools.count(1)
+        self._requests = threading.BoundedSemaphore(THREADS)
 
-    def _of_shards(self) -> list[list[Ranges]]:
-        """Of each weight file the ranges of each source that is not here."""
+    def _of_files(self) -> list[list[Ranges]]:
+        """Of each weight file, or piece of a vector, the ranges of each source that is not here."""
+        if self.plan.kind == "vector":
+            every = engine_ranges(as_checkpoint(self.plan), self.paths)
+        else:
+            every = engine_ranges(*_without_memory(self.plan, self.paths))
+        return [self._by_source(found) for found in every]
+
+    def _by_source(self, found: Mapping[str, Sequence[tuple[int, int]]]) -> list[Ranges]:
+        """Ranges by paths as those of each source, by names in it."""
         folders = [os.path.realpath(each.folder) if each.remote is not None else None for each in self.staged]
-        made = []
-        for found in engine_ranges(*_without_memory(self.plan, self.paths)):
-            by_source: list[Ranges] = [
-                {
-                    os.path.relpath(path, folder): parts
-                    for path, parts in found.items()
-                    if folder is not None and os.path.realpath(path).startswith(folder + os.sep)
-                }
-                for folder in folders
-            ]
-            made.append(by_source)
-        return made
+        return [
+            {
+                os.path.relpath(path, folder): parts
+                for path, parts in found.items()
+                if folder is not None and os.path.realpath(path).startswith(folder + os.sep)
+            }
+            for folder in folders
+        ]
 
     def of_unit(self, unit: Unit) -> list[Ranges]:
         """The ranges of each source that some weight files read together."""
@@ -94,17 +108,20 @@ class Supply:
         return bytes_of(self.of_unit(unit))
 
     def bytes_out(self, unit: Unit) -> int:
-        """Bytes of a unit's files, all outputs together."""
-        return sum(self.plan.shards[number].bytes for number in unit) * len(self.plan.outputs)
+        """Bytes of a unit's files, all outputs together; of pieces of a vector the most that they have."""
+        size = sum(self.files[number].bytes for number in unit)
+        if self.plan.kind != "vector":
+            return size * len(self.plan.outputs)
+        types = {info.dtype for each in self.staged for info in each.source.tensors.values()}
+        return size * (_WIDEST_OF_WIDE if types & _WIDE else _WIDEST)
 
     def bring(self, unit: Unit, take: Callable[[int], None], told: Callable[[int], None]) -> Brought:
         """Fetch what a unit reads; see :func:`taskvec.resolve.stage.bring`."""
         if self._ranges is None:
             return Brought(self.paths, None)
-        self._count += 1
-        place = self.place / "inputs" / str(self._count)
+        place = self.place / "inputs" / str(next(self._count))
         place.mkdir(parents=True)
-        folders = bring(self.staged, self.of_unit(unit), place, take, told)
+        folders = bring(self.staged, self.of_unit(unit), place, take, told, self._requests)
         paths = [
             path if each.remote is None else str(_lying(each, folder, path))
             for each, folder, path in zip(self.staged, folders, self.paths, strict=True)
@@ -155,7 +172,7 @@ def _joined(parts: Sequence[Ranges]) -> Ranges:
 
 def is_to_be_staged(plan: PlanRecord, settings: Settings, *, goes_away: bool) -> bool:
     """Whether inputs are brought range by range: asked for, or the output is at an address, or no room."""
-    if plan.kind == "vector" or not any(remote_of(each) for each in plan.checkpoints):
+    if plan.kind == "adapter" or not any(remote_of(each) for each in plan.checkpoints):
         return False
     if settings.stream or goes_away:
         return True

@@ -120,6 +120,8 @@ def _of_answer(status: int, code: str | None, address: Address, file: str | None
         )
     if code in ("AuthorizationHeaderMalformed", "PermanentRedirect"):
         return _other_region(address)
+    if code == "NoSuchUpload":
+        return HubError(f"the upload of {subject} was ended or given up elsewhere ({told})", _AGAIN)
     if status == 404:
         return NotFoundError(f"{subject} is not there ({told})", "check the address")
     if status == 401:

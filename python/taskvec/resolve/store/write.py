@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ MOST_PARTS = 9000
 AT_ONCE = min(max(4, cores()), 16)
 _STEP = 1 << 20
 _TAG = regex(r'"[0-9a-f]{32}(-\d+)?"')
+_PLAIN = regex(r'"[0-9a-f]{32}"')
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
@@ -52,11 +54,14 @@ class StorePlace:
         obstore's.
     foreign_tags : list of str
         ETags that are no digest of their file, though they look so: then none here is.
+    reading : Lock
+        Of the thread that reads a file to find that out.
     """
 
     where: Address
     client: Any = field(repr=False)
     foreign_tags: list[str] = field(default_factory=list, repr=False)
+    reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def address(self) -> str:
@@ -117,31 +122,46 @@ class StorePlace:
                 if isinstance(error, Error | OSError) or reading.is_stopped:
                     raise
                 return self._arrived_after_all(name, reading, error)
-        return self._held(name, Stored(size, _quoted(answer["e_tag"])), reading.tag, reading.part)
+        stored = Stored(size, _quoted(answer["e_tag"]))
+        if stored.tag != reading.tag and not self.foreign_tags and _is_plain(stored.tag, path):
+            return stored  # some servers give any file the digest of its bytes, however it was sent
+        return self._held(name, stored, reading.tag, reading.part)
 
     def put(self, name: str, data: bytes) -> Stored:
         """Write a small file, whatever is there."""
         with explained(self.where, name, writing=True):
             answer = self.client.put(self._path(name), data, use_multipart=False)
-        tag = f'"{_md5(data).hexdigest()}"'
-        return self._held(name, Stored(len(data), _quoted(answer["e_tag"])), tag, len(data))
+        return self._held_small(name, data, answer)
 
     def put_absent(self, name: str, data: bytes) -> bool:
         """Write a small file where none is; whether it was this call."""
         try:
             with explained(self.where, name, writing=True):
                 try:
-                    self.client.put(self._path(name), data, mode="create", use_multipart=False)
+                    answer = self.client.put(self._path(name), data, mode="create", use_multipart=False)
                 except Exception as error:
                     if type(error).__name__ != "AlreadyExistsError":
                         raise
-                    return self.get(name) == data
+                    return self._has(name, data)
         except HubError:
             # the answer may have been lost after the store had the file
-            if self.get(name) == data:
+            if self._has(name, data):
                 return True
             raise
+        self._held_small(name, data, answer)
         return True
+
+    def _has(self, name: str, data: bytes) -> bool:
+        """Whether a small file has these bytes; if so, its tag says what tags are here."""
+        if self.get(name) != data:
+            return False
+        stored = self.head(name)
+        if stored is not None and stored.size == len(data):
+            self._held(name, stored, _tag_of_bytes(data), len(data))
+        return True
+
+    def _held_small(self, name: str, data: bytes, answer: Mapping[str, Any]) -> Stored:
+        return self._held(name, Stored(len(data), _quoted(answer["e_tag"])), _tag_of_bytes(data), len(data))
 
     def delete(self, names: Collection[str]) -> None:
         """Remove files; those that are not there are left so."""
@@ -161,13 +181,22 @@ class StorePlace:
 
     def _arrived_after_all(self, name: str, reading: _Reading, error: Exception) -> Stored:
         """The file, where the last answer alone was lost; raises `error` where it is not there as sent."""
-        stored = None
         if reading.is_read:
             with contextlib.suppress(Error):  # the first failure is the one to tell
                 stored = self.head(name)
-        if stored is None or stored.size != reading.size or stored.tag != reading.tag:
-            raise error
-        return stored
+                if (
+                    stored is not None
+                    and stored.size == reading.size
+                    and self._is_as_read(name, stored, reading)
+                ):
+                    return stored
+        raise error
+
+    def _is_as_read(self, name: str, stored: Stored, reading: _Reading) -> bool:
+        """Whether a file of the same size is the one that was read here: by its tag, or by its bytes."""
+        if stored.tag == reading.tag or _is_plain(stored.tag, reading.path):
+            return True
+        return self._tag_of(name, stored.size, reading.part) == reading.tag
 
     def _held(self, name: str, stored: Stored, tag: str, part: int) -> Stored:
         """Return what arrived, if it is what was sent.
@@ -180,11 +209,14 @@ class StorePlace:
         OutputError
             It is something else; it is removed.
         """
-        if stored.tag is None or not _TAG.fullmatch(stored.tag) or stored.tag == tag or self.foreign_tags:
+        if stored.tag is None or not _TAG.fullmatch(stored.tag) or stored.tag == tag:
             return stored
-        if self._tag_of(name, stored.size, part) == tag:
-            self.foreign_tags.append(stored.tag)
-            return stored
+        with self.reading:
+            if self.foreign_tags:
+                return stored
+            if self._tag_of(name, stored.size, part) == tag:
+                self.foreign_tags.append(stored.tag)
+                return stored
         self._delete(name)
         raise OutputError(
             f"`{name}` arrived damaged at `{self.where}`: its checksum is not that of what was sent",
@@ -198,6 +230,18 @@ class StorePlace:
                 stop = min(start + PART, size)
                 digest.update(memoryview(self.client.get_range(self._path(name), start=start, end=stop)))
         return digest.tag
+
+
+def _tag_of_bytes(data: bytes) -> str:
+    return f'"{_md5(data).hexdigest()}"'
+
+
+def _is_plain(tag: str | None, path: Path) -> bool:
+    """Whether a tag is the digest of a file as a whole; read only where it looks like one."""
+    if tag is None or not _PLAIN.fullmatch(tag):
+        return False
+    with open(path, "rb") as file:
+        return tag == f'"{hashlib.file_digest(file, _md5).hexdigest()}"'
 
 
 class _Digest:

@@ -10,6 +10,8 @@ from taskvec.models.model import Place
 
 RUN = f"{STATE}/run.json"
 DONE = f"{STATE}/done"
+# Below it are the pieces of a vector that parts extract.
+PIECES = f"{STATE}/pieces"
 WRITTEN = f"{STATE}/written.json"
 
 
