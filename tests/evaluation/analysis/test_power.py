@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from support.evaluation_models import small
+from support.evaluation_models import small, tiny
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.power import POOLED, Size, power
 from taskvec.evaluation.analysis.statistics import told_apart
@@ -73,10 +73,11 @@ def test_a_forecast_counts_the_tests_and_the_documents():
     assert [(row.task, row.documents) for row in found.rows] == [
         ("gsm8k", 10), ("bbh_cot_fewshot", 270), (POOLED, 280)
     ]  # fmt: skip
-    # alpha 0.5 and 1, donor, reference, sft, 2 random and 1 permuted against the baseline; the chosen one
-    # against 4 controls; the donor against the reference; typo: 2 against the clean ones and each other
-    assert family(small()) == 8 + 4 + 1 + 3
-    assert found.tests == 16 * 2
+    # the chosen vector against the baseline, 2 random and 1 permuted vectors, SFT at 1 and at v's norm
+    assert family(small()) == 1 + 3 + 2
+    assert found.tests == 6 * 2
+    rivals = [str(tiny().reference), str(tiny().donor)]
+    assert family(small(rivals=rivals, sft_alphas=[0.5])) == 6 + 1 + 4
     assert found.unknown == {}
 
 

@@ -374,10 +374,11 @@ def test_the_paper_in_miniature_from_the_command_line(hasty, capsys):
     assert "training base" not in done.err  # it was there
     header, *rows = done.out.splitlines()
     assert header.split() == [
-        "exact_match", "(%)", "against", "the", "target", "p", "(Holm)", "typo", "distractor", "order",
+        "exact_match", "(%)", "against", "the", "baseline", "p", "(Holm)", "typo", "distractor", "order",
     ]  # fmt: skip
-    names = ["reference", "donor", "target", "−1 v", "0 v", "+0.5 v", "+1 v", "+1.5 v"]
-    names += ["random 1", "random 2", "random 3", "permuted 1", "SFT vector"]
+    names = ["reference", "donor", "baseline", "−1 v", "0 v", "+0.5 v", "+1 v", "+1.5 v"]
+    names += ["random 1", "random 2", "random 3", "permuted 1", "SFT vector", "SFT vector at v's norm"]
+    names += ["continued_sft", "continued_sft at v's norm", "donor − base"]
     assert [row.partition("  ")[0] for row in rows[: len(names)]] == names
     assert "gate       NOT PASSED: the donor is no difference to reference shown" in done.out
     assert "Nothing is claimed of the vector on miniature" in done.out
@@ -419,7 +420,7 @@ def test_pretrained_models_are_not_trained(built, hasty, capsys, monkeypatch):
     experiment, jobs = swept
     assert jobs == 2
     assert experiment.evaluation.seed == 7
-    for role in ("base", "target", "reference", "donor"):
+    for role in build.PARENT:
         theirs = Path(getattr(experiment, role), "model.safetensors").read_bytes()
         assert theirs == (getattr(built, role) / "model.safetensors").read_bytes()
 

@@ -50,6 +50,7 @@ def gather(
         think=arm.think,
         perturb=arm.perturb,
         seed=arm.seed,
+        origin=arm.origin,
         identity=key,
         model=model,
         weights=weights,

@@ -46,7 +46,7 @@ class MiniatureModels:
     ----------
     base, target, reference, donor : Path
         Folders that transformers loads.
-    continued : Path
+    continued_sft : Path
         The reference after continued SFT, with as many updates and problems as the donor had.
     tasks : Path
         Folder of the lm-eval task files, for ``include_path``.
@@ -59,7 +59,7 @@ class MiniatureModels:
     target: Path
     reference: Path
     donor: Path
-    continued: Path
+    continued_sft: Path
     tasks: Path
     task: str
     seed: int
@@ -76,8 +76,8 @@ def build(
     """Train what is missing in a folder: each checkpoint appears there when it is complete.
 
     The base comes first; then the target is trained in a process of its own, at the same time as reference,
-    donor and continued SFT. Every process keeps to one torch thread: the same seed gives the same weights on the same
-    machine.
+    donor and continued SFT. Every process keeps to one torch thread: the same seed gives the same weights on
+    the same machine.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def build(
         with _training_the_target(directory, seed, recipe):
             _make(directory, "reference", seed, recipe, progress)
             _make(directory, "donor", seed, recipe, progress)
-            _make(directory, "continued", seed, recipe, progress)
+            _make(directory, "continued_sft", seed, recipe, progress)
         _make(directory, "target", seed, recipe, progress)  # if the other process came to nothing
     return _models(directory, seed, problems)
 
@@ -176,11 +176,11 @@ def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Prog
         parent, words = PARENT[role], tokenizer.train()
         weights = model.initialise(seed) if parent is None else load_weights(directory / parent)
         # Every stage reads texts of its own; continued SFT those of the donor.
-        own = 10 * seed + list(PARENT).index("donor" if role == "continued" else role)
+        own = 10 * seed + list(PARENT).index("donor" if role == "continued_sft" else role)
         if role == "donor":
             weights, steps = grpo.improve(weights, recipe.donor, words, own, progress)
             write_whole(folder / RUN, json.dumps({"steps": steps}) + "\n")
-        elif role == "continued":
+        elif role == "continued_sft":
             steps = json.loads((directory / "donor" / RUN).read_text(encoding="utf-8"))["steps"]
             weights = continued.learn_on(weights, recipe.donor, steps, words, own, progress)
         else:

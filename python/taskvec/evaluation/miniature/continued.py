@@ -1,4 +1,4 @@
-"""Continued supervised training of the reference: the rival of GRPO, with its problems and without its reward.
+"""Continued supervised training of the reference: the rival of GRPO, on its problems, without its reward.
 
 The reference learns on from written solutions, by the donor's own optimiser: as many updates, each on as many
 problems, and these are the donor's own in their order. The checkpoint is chosen as the donor's is.
@@ -16,7 +16,7 @@ from taskvec.evaluation.miniature.model import Tree, Weights
 from taskvec.evaluation.miniature.tokenizer import END_ID
 from taskvec.evaluation.miniature.training import Progress
 
-NAME = "continued"
+NAME = "continued_sft"
 
 
 def learn_on(

@@ -8,14 +8,14 @@ from typing import Literal
 from taskvec.evaluation.miniature import grpo
 from taskvec.evaluation.miniature.training import Stage
 
-Role = Literal["base", "target", "reference", "donor", "continued"]
+Role = Literal["base", "target", "reference", "donor", "continued_sft"]
 
 PARENT: dict[Role, Role | None] = {
     "base": None,
     "target": "base",
     "reference": "base",
     "donor": "reference",
-    "continued": "reference",
+    "continued_sft": "reference",
 }
 """The checkpoint that each one is trained from."""
 

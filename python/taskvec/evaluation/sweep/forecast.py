@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis.pairs import planned_pairs
+from taskvec.evaluation.analysis.pairs import primary_pairs
+from taskvec.evaluation.analysis.conclusions import Choice
 from taskvec.evaluation.analysis.power import Power, Size, power
-from taskvec.evaluation.arms import Arm, control_arms
+from taskvec.evaluation.arms import RIVALS, Arm, at_norm
 from taskvec.evaluation.backend.evaluate import document_hashes
 from taskvec.evaluation.experiment import Experiment
-from taskvec.evaluation.sweep.sweep import planned_arms, split
+from taskvec.evaluation.sweep.sweep import planned_arms, split, waiting_arms
 
 # Documents of the paper's tasks as published: a forecast needs no data set for them. BIG-bench Hard has 27
 # parts, of which `limit` takes the first documents each.
@@ -32,7 +33,7 @@ class Forecast:
     Attributes
     ----------
     tests : int
-        Tests in the family of its report.
+        Tests in the primary family of its report.
     rows : list of Power
         By task, and over all tasks.
     unknown : dict of str to str
@@ -58,26 +59,29 @@ def forecast(experiment: Experiment) -> Forecast:
             unknown[task] = error.message
             continue
         sizes.update({name: Size.of(hashes, split(experiment)) for name, hashes in found.items()})
-    tests = family(experiment) * max(1, len(sizes))
+    tests = max(1, family(experiment)) * max(1, len(sizes))
     return Forecast(tests, power(sizes, split(experiment), tests=tests) if sizes else [], unknown)
 
 
 def family(experiment: Experiment) -> int:
-    """The pairs of arms that the report will test on each task, where every perturbation applies."""
+    """The tests on which a claim on one task rests: the chosen vector against baseline, controls, rivals."""
+    positive = [alpha for alpha in experiment.alphas if alpha > 0]
+    if not positive:
+        return 0
+    think = experiment.think if experiment.think_only else None
+    rows: Any = [_as_record(arm) for arm in expected_arms(experiment)]
+    return len(primary_pairs(rows, positive[0], think))
+
+
+def expected_arms(experiment: Experiment) -> list[Arm]:
+    """Every arm that a sweep will have, as though its first positive alpha were chosen for all tasks."""
     arms = planned_arms(experiment)
     positive = [alpha for alpha in experiment.alphas if alpha > 0]
-    think = experiment.think if experiment.think_only else None
-    if positive:
-        arms += control_arms(
-            alpha=positive[0],
-            random=experiment.controls.random,
-            permuted=experiment.controls.permuted,
-            think=experiment.think,
-            think_only=experiment.think_only,
-            perturb=experiment.perturb,
-        )
-    rows: Any = [_as_record(arm) for arm in arms]
-    return len(planned_pairs(rows, positive[0] if positive else None, think))
+    if not positive:
+        return arms
+    matched = [at_norm(arm, arm.factor) for arm in arms if arm.kind in RIVALS and arm.alpha == 1]
+    choice = Choice(positive[0], "the only one asked for", {})
+    return arms + waiting_arms(experiment, choice, {positive[0]: matched})
 
 
 def _as_record(arm: Arm) -> Any:

@@ -1,4 +1,4 @@
-"""Making the weights of arms: target + alpha * vector, its controls, and the SFT vector.
+"""Making the weights of arms: target + alpha * vector, its controls, and the vectors of its rivals.
 
 The engine does the work; this module names the weights of each arm, in as few reads of the inputs as there
 are vectors: all alphas of one vector come from one pass.
@@ -114,6 +114,15 @@ def _difference(experiment: Experiment, arm: Arm) -> tuple[str | None, str | Non
         if experiment.reference is None or experiment.base is None:
             raise EvaluationError("the SFT vector needs `reference` and `base`")
         return experiment.reference, experiment.base
+    if arm.kind == "whole":
+        if experiment.donor is None or experiment.base is None:
+            raise EvaluationError("the whole difference needs `donor` and `base`")
+        return experiment.donor, experiment.base
+    if arm.kind == "rival":
+        model = experiment.rival_models.get(arm.origin or "")
+        if model is None or experiment.reference is None:
+            raise EvaluationError(f"the vector `{arm.name}` needs `reference`, and its model among `rivals`")
+        return model, experiment.reference
     return (None, None) if experiment.vector is not None else (experiment.donor, experiment.reference)
 
 
