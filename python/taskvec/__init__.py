@@ -134,6 +134,7 @@ _MODULES = {
     "report.verify": ("Verification",),
     # above this module: named here, and imported when it is asked for
     "evaluation.search.run": ("search",),
+    "evaluation.sweep.call": ("sweep",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

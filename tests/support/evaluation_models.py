@@ -254,8 +254,10 @@ def merge_with_torch(experiment: Any, *, made: list[str] | None = None) -> Any:
             values, norms = {}, {}
             for name, value in target.items():
                 learned, before = {
-                    "sft": (reference, base), "whole": (donor, base), "rival": (rivals.get(arm.origin), reference),
-                }.get(arm.kind, (donor, reference))  # fmt: skip
+                    "sft": (reference, base),
+                    "whole": (donor, base),
+                    "rival": (rivals.get(arm.origin), reference),
+                }.get(arm.kind, (donor, reference))
                 step = learned[name] - before[name]
                 norms[name] = float(step.norm())
                 if arm.kind == "random":

@@ -231,8 +231,8 @@ def test_what_was_beaten_and_what_was_not_is_named():
     (item,) = build_report(experiment(rival=95), split=DIVIDED).conclusions
     assert not item.transferred
     assert item.text.endswith(
-        "more than the random vectors, the permuted vector and the SFT vector; not shown to be more than more "
-        "and more at v's norm."
+        "more than the random vectors, the permuted vector and the SFT vector; not shown to be more than "
+        "more and more at v's norm."
     )
 
 

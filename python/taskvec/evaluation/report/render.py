@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 def to_html(report: Report, figures: Mapping[str, Figure]) -> str:
     """``report.html``: one file, its style, script and figures inside."""
-    return _environment(html=True).get_template("report.html.j2").render(_context(report, figures))
+    return environment(html=True).get_template("report.html.j2").render(_context(report, figures))
 
 
 def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
     """``report.md``; its figures are the files in ``figures/``."""
-    return _environment(html=False).get_template("report.md.j2").render(_context(report, figures))
+    return environment(html=False).get_template("report.md.j2").render(_context(report, figures))
 
 
-def _environment(*, html: bool) -> Any:
+def environment(*, html: bool) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.analysis.pairs import primary_pairs
 from taskvec.evaluation.analysis.conclusions import Choice
+from taskvec.evaluation.analysis.pairs import primary_pairs
 from taskvec.evaluation.analysis.power import Power, Size, power
 from taskvec.evaluation.arms import RIVALS, Arm, at_norm
 from taskvec.evaluation.backend.evaluate import document_hashes

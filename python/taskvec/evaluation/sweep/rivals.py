@@ -75,7 +75,7 @@ def _norm(facts: Path, arm: Arm) -> float:
     known = read_facts(facts / f"{arm.weights}.json")
     if known is None:
         raise EvaluationError(
-            f"the norm of the vector of arm `{arm.name}` is not known: there is no `{facts / arm.weights}.json`",
+            f"the norm of the vector of arm `{arm.name}` is not known: no `{facts / arm.weights}.json`",
             f"remove `{facts.parent / 'arms' / arm.name}.json`, and the arm is merged and measured again",
         )
     return math.sqrt(math.fsum(norm * norm for norm in known.norms.values()))
