@@ -10,7 +10,7 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
-from taskvec.cli.eval_output import show, show_forecast, watching
+from taskvec.cli.eval_output import show, show_costs, show_forecast, watching
 from taskvec.cli.options import (
     Alphas,
     Size,
@@ -23,6 +23,7 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
+from taskvec.text import plural, roles
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -95,7 +96,12 @@ A sweep file, with less of it to try it out:
 @option("--scratch-budget", type=Size(), metavar="SIZE", section="Output",
         help="What they may take together.  [default: half of what is free]")  # fmt: skip
 @option("--keep", is_flag=True, section="Output", help="Leave merged models in the scratch folder.")
-@option("--dry-run", is_flag=True, section="Output", help="Print the experiment and its arms, and stop.")
+@option(
+    "--dry-run",
+    is_flag=True,
+    section="Output",
+    help="Print the experiment, its power and its cost, and stop.",
+)
 @backend_options
 @option("--devices", multiple=True, callback=split_names, metavar="N[,N...]", section="Machine",
         help="Run arms side by side, one process per GPU.")  # fmt: skip
@@ -124,7 +130,7 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
     whole = experiment(_merged(content, _given(options)), source=file or "the command line")
     if options["dry_run"]:
-        return _plan(console, whole)
+        return _plan(console, whole, Path(out))
     with watching(console) as progress:
         report = run_sweep(
             whole,
@@ -185,20 +191,28 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _plan(console: Console, experiment: Any) -> int:
+def _plan(console: Console, experiment: Any, out: Path) -> int:
+    from taskvec.evaluation.arms import RIVALS
     from taskvec.evaluation.sweep.forecast import forecast
     from taskvec.evaluation.sweep.sweep import planned_arms
 
-    arms, found = planned_arms(experiment), forecast(experiment)
+    arms, found = planned_arms(experiment), forecast(experiment, out)
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
     page.fact("arms", ", ".join(arm.name for arm in arms))
     controls = experiment.controls
-    page.fact(
-        "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
-    )
+    drawn = [
+        plural(count, f"{kind} vector")
+        for kind, count in (("random", controls.random), ("permuted", controls.permuted))
+        if count
+    ]
+    rivals = [arm.name for arm in arms if arm.kind in RIVALS and arm.alpha == 1]
+    waiting = [*drawn, *([f"{roles(rivals)} at the norm of +v"] if rivals else [])]
+    each = "each alpha chosen for a task" if experiment.choose == "task" else "the alpha chosen for all tasks"
+    page.fact("then", f"{roles(waiting) or 'nothing more'}, at {each}")
     show_forecast(page, found)
+    show_costs(page, found.costs)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)
     console.emit(
@@ -206,7 +220,8 @@ def _plan(console: Console, experiment: Any) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
-            "power": asdict(found),
+            "power": {key: value for key, value in asdict(found).items() if key != "costs"},
+            "costs": [asdict(cost) for cost in found.costs],
         }
     )
     return 0

@@ -82,6 +82,7 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
     names = {record.name: record.arm for record in report.records}
     return {
         "report": report,
+        "families": _families(report),
         "figures": figures,
         "palette": PALETTE,
         "arms": arm_rows(report),
@@ -104,6 +105,16 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "several_tasks": len(report.tasks) > 1,
         "first": report.records[0],
     }  # fmt: skip
+
+
+def _families(report: Report) -> str:
+    """What tests are corrected over, in words."""
+    primary, whole = len(report.primary), len(report.comparisons)
+    if not primary:
+        return f" over {plural(whole, 'test')}" if whole > 1 else ""
+    if primary == whole:
+        return f" over {plural(primary, 'primary test')}"
+    return f" over {plural(primary, 'primary test')} and, apart, {plural(whole - primary, 'secondary test')}"
 
 
 def arm_rows(report: Report) -> list[dict[str, Any]]:

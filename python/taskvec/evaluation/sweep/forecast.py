@@ -1,8 +1,9 @@
-"""What a sweep can show, before anything is merged or evaluated."""
+"""What a sweep can show and will cost, before anything is merged or evaluated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from taskvec.evaluation.analysis.power import Power, Size, power
 from taskvec.evaluation.arms import RIVALS, Arm, at_norm
 from taskvec.evaluation.backend.evaluate import document_hashes
 from taskvec.evaluation.experiment import Experiment
+from taskvec.evaluation.sweep.costs import Cost, costs
 from taskvec.evaluation.sweep.sweep import planned_arms, split, waiting_arms
 
 # Documents of the paper's tasks as published: a forecast needs no data set for them. BIG-bench Hard has 27
@@ -28,7 +30,7 @@ PUBLISHED: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The power of a sweep.
+    """The power and the cost of a sweep.
 
     Attributes
     ----------
@@ -38,15 +40,25 @@ class Forecast:
         By task, and over all tasks.
     unknown : dict of str to str
         Why the power of a task is not known.
+    costs : list of Cost
+        By arm.
     """
 
     tests: int
     rows: list[Power]
     unknown: dict[str, str]
+    costs: list[Cost] = field(default_factory=list)
 
 
-def forecast(experiment: Experiment) -> Forecast:
-    """The smallest differences that a sweep shows with a probability of 80 %."""
+def forecast(experiment: Experiment, out: Path | None = None) -> Forecast:
+    """The smallest differences that a sweep shows with a probability of 80 %, and what its arms will cost.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    out : Path, optional
+        The output folder: arms that were evaluated there, on a few documents or all, are the measured sample.
+    """
     sizes, unknown = dict[str, Size](), dict[str, str]()
     for task in experiment.tasks:
         known = _published(experiment, task)
@@ -60,7 +72,10 @@ def forecast(experiment: Experiment) -> Forecast:
             continue
         sizes.update({name: Size.of(hashes, split(experiment)) for name, hashes in found.items()})
     tests = max(1, family(experiment)) * max(1, len(sizes))
-    return Forecast(tests, power(sizes, split(experiment), tests=tests) if sizes else [], unknown)
+    rows = power(sizes, split(experiment), tests=tests) if sizes else []
+    documents = {name: size.documents for name, size in sizes.items()}
+    expected = costs(expected_arms(experiment), experiment.settings(), out, documents)
+    return Forecast(tests, rows, unknown, expected)
 
 
 def family(experiment: Experiment) -> int:
