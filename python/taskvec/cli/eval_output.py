@@ -157,8 +157,8 @@ def show_warnings(console: Console, report: Report) -> None:
         if check.different:
             warnings.level(
                 "warning",
-                f"{check.arm}: {check.different} of {plural(check.samples, 'sample')} differ from {check.against}; "
-                "none should",
+                f"{check.arm}: {check.different} of {plural(check.samples, 'sample')} differ from "
+                f"{check.against}; none should",
             )
     console.say(warnings)
 

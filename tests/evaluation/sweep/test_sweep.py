@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import taskvec as tv
 from support.evaluation_models import merge_with_torch, small, tiny, write_neighbour
 from support.evaluation_records import arms_of
 from support.models import read_tensors
-from taskvec.errors import EvaluationError, OutputError
+from taskvec.errors import EvaluationError, OutputError, RecipeError
 from taskvec.evaluation.analysis.conclusions import Choice
 from taskvec.evaluation.arms import Arm, at_norm
 from taskvec.evaluation.record import read_record
@@ -396,3 +397,20 @@ def test_models_in_one_folder_are_compared(tmp_path):
     with pytest.raises(EvaluationError, match="limit is None there, 3 here"):
         evaluate_model(models.reference, fewer, out, kind="reference")
     assert {path.stem for path in (out / "arms").glob("*.json")} == {"target", "target~typo", "donor"}
+
+
+# --- in one call
+
+
+def test_a_sweep_from_a_notebook(undisturbed, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(small(**FEW).to_yaml())
+    out = tmp_path / "out"
+    report = tv.sweep(file, out=out, alphas=[0.5])
+    assert [record.name for record in report.records] == ["baseline", "alpha=0.5", "donor", "reference"]
+    assert list(report.to_frame()["arm"]) == [record.name for record in report.records]
+    assert arms_of(out)["baseline"]["samples"] == arms_of(undisturbed[0])["baseline"]["samples"]
+    with pytest.raises(RecipeError, match="`alphass`: no such key"):
+        tv.sweep(file, out=out, alphass=[1])
+    with pytest.raises(RecipeError, match="a sweep goes to a folder"):
+        tv.sweep(file, out="s3://bucket/out")
