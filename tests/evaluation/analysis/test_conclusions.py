@@ -16,7 +16,7 @@ from taskvec.evaluation.analysis.compare import (
     zero_checks,
 )
 from taskvec.evaluation.analysis.conclusions import choose_alpha, conclusion, gates
-from taskvec.evaluation.analysis.flips import MOST, flips
+from taskvec.evaluation.analysis.flips import MOST, UNCHANGED, flips, unchanged
 from taskvec.evaluation.analysis.norms import norm_map
 from taskvec.evaluation.analysis.pairs import planned_pairs
 from taskvec.evaluation.arms import Arm
@@ -236,6 +236,13 @@ def test_what_was_beaten_and_what_was_not_is_named():
     )
 
 
+def test_a_rival_that_gains_more_is_said_to():
+    (item,) = build_report(experiment(gain=50, rival=140), split=DIVIDED).conclusions
+    assert not item.transferred
+    assert item.heading == "A gain"
+    assert item.text.endswith("; less than more and more at v's norm.")
+
+
 def test_claims_rest_on_a_family_of_their_own():
     report = build_report(experiment(tasks=("a", "b")), split=DIVIDED)
     primary = {(c.arm, c.against, c.task) for c in report.primary}
@@ -401,6 +408,11 @@ def test_flips_are_what_changed_in_either_direction():
     found = flips(one, other, ALL)
     assert [(f.direction, f.doc_id) for f in found] == [("gained", 0), ("lost", 2)]
     assert found[0].output_before != found[0].output_after
+    kept = unchanged(one, other, ALL)
+    assert [(f.direction, f.doc_id) for f in kept] == [("wrong in both", 1), ("right in both", 3)]
+    assert (
+        len(unchanged(record(BASE, {"t": [0.0] * 500}), record(BASE, {"t": [0.0] * 500}), ALL)) == UNCHANGED
+    )
     many = record(BASE, {"t": [0.0] * 500}), record(Arm("a", "vector", 1.0), {"t": [1.0] * 500})
     assert len(flips(*many, ALL)) == MOST
 

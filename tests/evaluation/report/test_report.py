@@ -172,7 +172,7 @@ def test_an_evaluation_without_a_vector_is_a_plain_page(tmp_path):
     assert "<h1>Evaluation</h1>" in page
     assert "reasoning" not in page.split("</h1>")[0]
     write_report(build_report([one]), tmp_path)
-    assert "Samples that flipped" not in (tmp_path / "report.html").read_text()
+    assert 'id="samples"' not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def shown(page: Any) -> int:
 
 
 def test_samples_are_filtered(page, written):
-    flips = written[0].flips()
+    flips = [*written[0].flips(), *written[0].unchanged()]
     assert page.locator(".sample").count() == len(flips)
     assert shown(page) == min(20, len(flips))
     page.select_option("#sample-direction", "lost")
@@ -288,6 +288,12 @@ def test_samples_are_filtered(page, written):
     assert shown(page) == min(20, len(lost))
     page.select_option("#sample-task", "sciq")
     assert shown(page) == len([flip for flip in lost if flip.task == "sciq"])
+    page.select_option("#sample-direction", "wrong in both")
+    assert (
+        0
+        < shown(page)
+        == min(20, len([f for f in flips if (f.task, f.direction) == ("sciq", "wrong in both")]))
+    )
     page.select_option("#sample-direction", "")
     page.fill("#sample-text", "no such words anywhere")
     assert shown(page) == 0

@@ -76,6 +76,11 @@ class Conclusion:
     transferred: bool
     text: str
 
+    @property
+    def heading(self) -> str:
+        """The claim in its first words: ``Reasoning transferred``, ``A gain``, ``No transfer shown``."""
+        return self.text.partition(" on ")[0].removesuffix(" of the vector")
+
 
 def choose_alpha(
     records: Sequence[ArmRecord], split: Split, *, think: str | None, choosing: Choosing = "once"
@@ -211,13 +216,18 @@ def _weighed(
     others: Sequence[ArmRecord], against: Mapping[str, Comparison]
 ) -> tuple[Literal["Reasoning transferred", "A gain", "A recovery"], str]:
     """What a gain may be called, and a clause that says what it is more than."""
-    beaten = [r for r in others if r.name in against and against[r.name].verdict == "better"]
-    unbeaten = [r for r in others if r not in beaten]
-    clauses = [f"more than {_named(beaten, others)}"] if beaten else []
-    if unbeaten:
-        seen = [against[r.name] for r in unbeaten if r.name in against]
-        closest = f" ({in_figures(min(seen, key=lambda c: abs(c.difference)))})" if len(seen) == 1 else ""
-        clauses.append(f"not shown to be more than {_named(unbeaten, others)}{closest}")
+    by_verdict: dict[str, list[ArmRecord]] = {"better": [], "no difference shown": [], "worse": []}
+    for record in others:
+        test = against.get(record.name)
+        by_verdict[test.verdict if test else "no difference shown"].append(record)
+    words = {"better": "more than", "no difference shown": "not shown to be more than", "worse": "less than"}
+    clauses = []
+    for verdict, some in by_verdict.items():
+        if some:
+            alone = against.get(some[0].name) if verdict != "better" and len(some) == 1 else None
+            figures = f" ({in_figures(alone)})" if alone else ""
+            clauses.append(f"{words[verdict]} {_named(some, others)}{figures}")
+    unbeaten = len(by_verdict["better"]) < len(others)
     kinds = {record.kind for record in others}
     lacking = [f"no {kind} vector" for kind in ("random", "permuted") if kind not in kinds]
     lacking += [] if "rival" in kinds else ["no rival, such as continued SFT (--rival),"]

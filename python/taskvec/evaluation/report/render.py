@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from taskvec.evaluation.analysis.compare import Comparison
+from taskvec.evaluation.analysis.flips import Outcome
 from taskvec.evaluation.analysis.mistakes import MISTAKES
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord
@@ -49,7 +50,7 @@ def environment(*, html: bool) -> Any:
     )
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
-        plural=plural,
+        plural=plural, together=_together,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
     )  # fmt: skip
     return environment
@@ -58,6 +59,11 @@ def environment(*, html: bool) -> Any:
 def _visible(text: str) -> str:
     """Model output with its control characters made visible."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _together(text: str) -> str:
+    """A text whose figures stay on one line with their units and names."""
+    return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0").replace(" points", "\u00a0points")
 
 
 def _plain(value: Any) -> str:
@@ -88,7 +94,8 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
-        "flips": report.flips(),
+        "flips": [*report.flips(), *report.unchanged()],
+        "outcomes": get_args(Outcome),
         "changes": report.changes(),
         "mistakes": MISTAKES,
         "survival": [

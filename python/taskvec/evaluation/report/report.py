@@ -25,7 +25,7 @@ from taskvec.evaluation.analysis.conclusions import (
     conclusion,
     gates,
 )
-from taskvec.evaluation.analysis.flips import Flip, flips
+from taskvec.evaluation.analysis.flips import Flip, flips, unchanged
 from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
 from taskvec.evaluation.analysis.pairs import baselines, planned_tests, vector_arm
@@ -121,16 +121,31 @@ class Report:
 
     def flips(self) -> list[Flip]:
         """Documents that the chosen vector turned right or wrong; without one, those of every other arm."""
+        return [
+            flip
+            for plain, other, tasks in self._sides()
+            for flip in flips(plain, other, self.split)
+            if flip.task in tasks
+        ]
+
+    def unchanged(self) -> list[Flip]:
+        """Some documents of the same arms that stayed right or wrong."""
+        return [
+            flip
+            for plain, other, tasks in self._sides()
+            for flip in unchanged(plain, other, self.split)
+            if flip.task in tasks
+        ]
+
+    def _sides(self) -> list[tuple[ArmRecord, ArmRecord, list[str]]]:
+        """The baseline, what it is looked at next to, and the tasks of which."""
         plain = baselines(self.records).get((self.think, None))
         if plain is None:
             return []
-        pairs = [(self.chosen[task], [task]) for task in self.chosen] or [
-            (record, self.tasks)
+        return [(plain, record, [task]) for task, record in self.chosen.items()] or [
+            (plain, record, self.tasks)
             for record in self.records
             if record.arm.condition == plain.arm.condition and record is not plain
-        ]
-        return [
-            flip for other, tasks in pairs for flip in flips(plain, other, self.split) if flip.task in tasks
         ]
 
     def changes(self) -> list[Change]:

@@ -69,7 +69,7 @@ def write_several(several: Several, out: Path) -> list[Path]:
 
 def figures_of(several: Several) -> dict[str, Figure]:
     """The forest plots by file name."""
-    named = [("the donor", verdict) for verdict in several.gate] + [("+v", v) for v in several.verdicts]
+    named = [("Donor", verdict) for verdict in several.gate] + [("+v", v) for v in several.verdicts]
     return {task_file(f"forest-{v.against}-{v.unit}".replace(" ", "-")): forest(v, what) for what, v in named}
 
 
