@@ -39,7 +39,7 @@ def sweeps(tmp_path_factory) -> list[Path]:
 def test_every_result_is_a_row_under_its_own_name(sweeps):
     header, rows = table(read_results(sweeps))
     assert header == [
-        "result", "reference → donor", "gate", "baseline", "−v", "0 v", "+0.5 v", "+v", "α", "random vectors",
+        "result", "reference → donor", "gate", "baseline", "−v", "+0.5 v", "+v", "α", "random vectors",
         "permuted vectors", "SFT vector", "more", "more at v's norm", "p", "verdict",
     ]  # fmt: skip
     assert [row[0] for row in rows] == ["11", "12", "13"]
@@ -50,9 +50,9 @@ def test_every_result_is_a_row_under_its_own_name(sweeps):
     content = json.loads((sweeps[0] / "report" / "report.json").read_text())
     scores = {a["name"]: a["scores"]["gsm8k"]["exact_match,strict"]["value"] for a in content["arms"]}
     assert rows[0][3] == f"{100 * scores['baseline']:.1f}"
-    assert rows[0][6] == f"{100 * scores['alpha=0.5']:.1f}"
+    assert rows[0][5] == f"{100 * scores['alpha=0.5']:.1f}"
     randoms = [scores[f"random-{n}"] for n in (1, 2, 3)]
-    assert rows[0][9] == f"{100 * min(randoms):.1f}–{100 * max(randoms):.1f}"
+    assert rows[0][8] == f"{100 * min(randoms):.1f}–{100 * max(randoms):.1f}"
 
 
 def test_primary_tests_are_pooled_whatever_each_result_shows(sweeps):

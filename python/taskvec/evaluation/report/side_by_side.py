@@ -14,7 +14,8 @@ UNKNOWN = "–"
 
 def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, as text: scores in per cent where they are shares of right answers."""
-    alphas = sorted({a["alpha"] for r in results for a in r.plain_arms if a["kind"] == "vector"})
+    vectors = [arm for result in results for arm in result.plain_arms if arm["kind"] == "vector"]
+    alphas = sorted({arm["alpha"] for arm in vectors} - {0.0, None})  # at 0 it is the baseline
     others = _others(results)
     several = len({result.task for result in results}) > 1
     header = [

@@ -66,27 +66,32 @@ def costs(
     """
     measured = _sample(settings, out) if out is not None else {}
     whole = sum(documents.values()) if set(documents) >= set(settings.tasks) else None
-    return [_cost(arm, measured, whole) for arm in arms]
+    return [_cost(arm, measured, whole, settings.limit) for arm in arms]
 
 
-def _cost(arm: Arm, measured: Mapping[str, ArmRecord], documents: int | None) -> Cost:
+def _cost(arm: Arm, measured: Mapping[str, ArmRecord], documents: int | None, limit: float | None) -> Cost:
     own = measured.get(arm.name)
+    if own is not None and own.settings.get("limit") == limit:
+        return Cost(arm.name, documents, _tokens([own]), own.seconds, "done", _documents(own))
     used = [own] if own is not None else _alike(arm, measured)
     size = sum(map(_documents, used))
     if not used or documents is None:
         return Cost(arm.name, documents, None, None, "not measured", 0)
-    source: Source = "other arms" if own is None else "done" if size == documents else "this arm"
-    share = documents / size
-    lengths = [sample.tokens for record in used for rows in record.samples.values() for sample in rows]
-    known = [length for length in lengths if length is not None]
-    tokens = share * math.fsum(known) if known else 0.0
-    return Cost(arm.name, documents, tokens, share * math.fsum(r.seconds for r in used), source, size)
+    source: Source = "other arms" if own is None else "this arm"
+    share, seconds = documents / size, math.fsum(record.seconds for record in used)
+    return Cost(arm.name, documents, share * _tokens(used), share * seconds, source, size)
 
 
 def _alike(arm: Arm, measured: Mapping[str, ArmRecord]) -> list[ArmRecord]:
     """The measured arms under the prompt of an arm, or all where there is none: a prompt decides lengths."""
     found = [record for record in measured.values() if record.think == arm.think]
     return found or list(measured.values())
+
+
+def _tokens(records: Sequence[ArmRecord]) -> float:
+    """New tokens of all answers; answers that are chosen, and not written, have none."""
+    rows = (sample for record in records for samples in record.samples.values() for sample in samples)
+    return math.fsum(sample.tokens for sample in rows if sample.tokens is not None)
 
 
 def _documents(record: ArmRecord) -> int:

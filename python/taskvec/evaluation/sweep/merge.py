@@ -70,13 +70,15 @@ class Merger:
 
     def _without(self, arm: Arm) -> list[str]:
         """What a control leaves out, as patterns: tensors that shuffling leaves as they are, in the main."""
-        donor, reference = _difference(self.experiment, arm)
-        if arm.kind != "permuted" or donor is None or reference is None:
+        if arm.kind != "permuted":
             return []
         if self._left_out is None:
-            from taskvec.evaluation.sweep.one_sided import one_sided, pattern
+            from taskvec.evaluation.sweep.one_sided import one_sided, pattern, rows
 
-            names = one_sided(self.experiment.target, donor, reference)
+            donor, reference = _difference(self.experiment, arm)
+            target = self.experiment.target
+            saved = donor is None or reference is None
+            names = rows(target) if saved else one_sided(target, donor, reference)
             self._left_out = [pattern(names)] if names else []
         return self._left_out
 
@@ -156,7 +158,8 @@ def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) ->
         "merge": experiment.merge.model_dump(mode="json"),
     }
     if arm.kind == "permuted":
-        content["left_out"] = "one-sided"  # permuted vectors from before held them
+        # permuted vectors from before held them
+        content["left_out"] = "one-sided" if donor else "one-dimensional"
     return f"merge:{digest_json(content)}"
 
 
