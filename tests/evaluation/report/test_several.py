@@ -17,6 +17,7 @@ from taskvec.evaluation.analysis.pooled import Effect, paired_error, pool
 from taskvec.evaluation.report.pooling import pool_results
 from taskvec.evaluation.report.report import build_report
 from taskvec.evaluation.report.several import read_results
+from taskvec.evaluation.report.several_page import hold_apart
 from taskvec.evaluation.report.side_by_side import table
 
 SEEDS = {"11": (90, 8, 110), "12": (70, 60, 110), "13": (80, 8, 4)}  # gain, rival's gain, donor's gain
@@ -169,6 +170,13 @@ def test_a_sweeps_own_folder_is_never_written_into(sweeps, tmp_path, capsys):
     done = invoke(capsys, "report", *sweeps, "-o", "s3://bucket/report")
     assert (done.code, done.out) == (2, "")
     assert not list(tmp_path.iterdir())
+    # a report by itself is one, too; an earlier one of this kind may be replaced
+    (tmp_path / "report.json").write_bytes(before)
+    with pytest.raises(EvaluationError, match="whose report would be replaced"):
+        hold_apart(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(pool_results(read_results(sweeps)).to_json()))
+    hold_apart(tmp_path)
+    hold_apart(tmp_path / "new")
 
 
 def test_an_unevaluated_gate_is_not_known(tmp_path):

@@ -26,19 +26,30 @@ POOLED = (
 
 
 def hold_apart(out: Path) -> None:
-    """See that an output folder holds no sweep or evaluation, whose own report would be replaced.
+    """See that an output folder has no report but an earlier one of this kind, which may be replaced.
 
     Raises
     ------
     EvaluationError
-        It does.
+        It holds a sweep, an evaluation or a search.
     """
-    for name in ("experiment.yaml", "arms", "candidates"):
-        if look.exists(out / name):
-            raise EvaluationError(
-                f"`{out}` holds a sweep or an evaluation, whose report would be replaced",
-                "name another folder with -o",
-            )
+    others = [name for name in ("experiment.yaml", "arms", "candidates") if look.exists(out / name)]
+    if others or not _is_ours(out / "report.json"):
+        raise EvaluationError(
+            f"`{out}` holds a sweep, an evaluation or a search, whose report would be replaced",
+            "name another folder with -o",
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is not there, or was written by `write_several`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "pooled" in content
 
 
 def write_several(several: Several, out: Path) -> list[Path]:
