@@ -18,14 +18,18 @@ FIGURES = 4  # of a factor that gives a vector another's norm
 def check_rivals(experiment: Experiment, digests: Mapping[str, str]) -> None:
     """See that every rival is a model of its own.
 
+    A rival whose training came to nothing has the reference's weights under a name of its own: that is a
+    result, with a vector of zero.
+
     Raises
     ------
     EvaluationError
-        One has the weights of reference or donor.
+        One is the reference, or has the weights of the donor.
     """
     for model in experiment.rivals:
         for role, other in (("reference", experiment.reference), ("donor", experiment.donor)):
-            if other is not None and digests[model] == digests[other]:
+            same = other is not None and digests[model] == digests[other]
+            if same and (role == "donor" or model == other):
                 raise EvaluationError(
                     f"the rival `{model}` is the {role} itself",
                     "name a model that was trained from the reference by another way than the donor",
