@@ -73,8 +73,9 @@ if TYPE_CHECKING:
     from taskvec.run.parts import PartReport as PartReport
     from taskvec.settings import Settings as Settings
 
-    # Its home stands above this module, which imports nothing of it.
+    # Their homes stand above this module, which imports nothing of them.
     def importance(model: Any, out: Any, *, tasks: Any, progress: Any = None, **settings: Any) -> Any: ...
+    def sweep(file: Any = None, *, out: Any, **content: Any) -> Any: ...
 
 
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
@@ -134,6 +135,7 @@ _MODULES = {
     "report.verify": ("Verification",),
     # above this module: named here, and imported when it is asked for
     "evaluation.search.run": ("search",),
+    "evaluation.sweep.call": ("sweep",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -253,6 +253,10 @@ def test_a_sweep_from_the_command_line(capsys, tmp_path, arms):
     assert again.code == 0
     assert json.loads(again.out)["report"]["comparisons"] == content["comparisons"]
     assert again.err.count("evaluated before under the same settings") == len(names)
+    plan = invoke(capsys, "sweep", out / "experiment.yaml", "-o", out, "--dry-run", "--limit", 24)
+    rows = {line.split()[0]: line for line in plan.out.splitlines() if line.strip()}
+    assert rows["donor"].endswith("this arm, n = 12")
+    assert "still to do" in plan.out
 
 
 def test_the_command_line_goes_before_the_file(capsys, tmp_path):
@@ -278,7 +282,8 @@ def test_the_command_line_goes_before_the_file(capsys, tmp_path):
     assert content["arms"][:3] == ["baseline", "alpha=-1", "alpha=0.25"]
     (power,) = content["power"]["rows"]
     assert (power["task"], power["documents"]) == ("gsm8k", 9)
-    assert content["power"]["tests"] > 10
+    assert content["power"]["tests"] == 8  # against the baseline and 7 random vectors
+    assert {cost["source"] for cost in content["costs"]} == {"not measured"}
     assert power["claim"] is None  # of nine documents none would be enough
     assert not (tmp_path / "out").exists()
 
@@ -288,7 +293,8 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     assert found.code == 0
     assert "michaelbzhu/Qwen2.5-Math-1.5B-GSM8K-GRPO" in found.out
     assert "alpha=1+think" in found.out
-    assert "3 random and 1 permuted vectors" in found.out
+    assert "3 random vectors and 1 permuted vector, at the alpha chosen for all tasks" in found.out
+    assert "not measured" in found.out
     assert "after correction for" in found.out
     (row,) = (line.split() for line in found.out.splitlines() if line.startswith("gsm8k_cot_zeroshot"))
     assert row[1:4] == ["396", "+", "923"]
@@ -305,6 +311,13 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
         (["--target", "t", "--vector", "v", "--alpha", "x"], "`x` is not a number", None),
         (["--target", "t", "--vector", "v", "--development", "1"], "`--development`", None),
         (["--target", "t", "--vector", "v", "--think-only"], "`think_only` needs `think`", None),
+        (["--target", "t", "--vector", "v", "--rival", "r"], "`rivals` need `reference`", None),
+        (["--target", "t", "--vector", "v", "--sft-alpha", "2"], "`sft_alphas` need `reference`", None),
+        (
+            ["--target", "t", "--donor", "d", "--reference", "r", "--rival", "x", "--rival", "x"],
+            "`x` is named twice",
+            None,
+        ),
         (["--target", "t", "--vector", "v", "--scratch-budget", "much"], "not a size", None),
         (["--target", "t", "--vector", "v", "--tasks", "gsm8kk", "--device", "cpu"], "`gsm8kk`", "`gsm8k`"),
     ],

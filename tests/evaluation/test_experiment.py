@@ -87,6 +87,14 @@ def test_a_written_experiment_is_read_again(tmp_path, text):
     assert load_experiment(write(tmp_path, found.to_yaml())) == found
 
 
+def test_rivals_are_named_by_the_end_of_their_path():
+    base = {"target": "t", "donor": "d", "reference": "r"}
+    found = experiment({**base, "rivals": ["org/more-sft", "other/more-sft", "x y"]})
+    assert found.rival_models == {"more-sft": "org/more-sft", "more-sft-2": "other/more-sft", "x-y": "x y"}
+    assert found.models == ("t", "d", "r", "org/more-sft", "other/more-sft", "x y")
+    assert experiment({**base, "rivals": "one"}).rivals == ("one",)
+
+
 def test_think_is_a_text_or_the_papers():
     base = {"target": "t", "vector": "v"}
     assert experiment({**base, "think": True}).think == THINK
@@ -119,6 +127,10 @@ def test_think_is_a_text_or_the_papers():
         ("a: 1\n---\nb: 2\n", r"holds one document", None),
         ("", r"sweep\.yaml", None),
         ("- a\n", r"mapping", None),
+        ("target: t\nvector: v\nrivals: [r]\n", r"`rivals` need `reference`", None),
+        ("target: t\nvector: v\nreference: r\nrivals: [s, s]\n", r":4: .*`s` is named twice", None),
+        ("target: t\nvector: v\nsft_alphas: [2]\n", r"`sft_alphas` need `reference` and `base`", None),
+        ("target: t\nvector: v\nchoose: twice\n", r":3: `choose`", None),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path, text, said, hint):

@@ -246,13 +246,19 @@ def merge_with_torch(experiment: Any, *, made: list[str] | None = None) -> Any:
             weights(m) for m in (experiment.target, experiment.donor, experiment.reference)
         )
         base = weights(experiment.base) if experiment.base else reference
+        rivals = {name: weights(model) for name, model in experiment.rival_models.items()}
         for arm in arms:
             out = folder / arm.weights
             shutil.copytree(experiment.target, out)
             draw = torch.Generator().manual_seed(arm.seed or 0)
             values, norms = {}, {}
             for name, value in target.items():
-                step = reference[name] - base[name] if arm.kind == "sft" else donor[name] - reference[name]
+                learned, before = {
+                    "sft": (reference, base),
+                    "whole": (donor, base),
+                    "rival": (rivals.get(arm.origin), reference),
+                }.get(arm.kind, (donor, reference))
+                step = learned[name] - before[name]
                 norms[name] = float(step.norm())
                 if arm.kind == "random":
                     noise = torch.randn(step.shape, generator=draw)

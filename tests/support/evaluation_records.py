@@ -87,6 +87,7 @@ def record(
         think=arm.think,
         perturb=arm.perturb,
         seed=arm.seed,
+        origin=arm.origin,
         identity=f"identity of {arm.name}",
         model="models/target" if arm.kind == "baseline" else f"scratch/{arm.weights}",
         weights=f"weights of {arm.weights}",
@@ -128,6 +129,7 @@ def experiment(
     count: int = 1000,
     tasks: Sequence[str] = ("gsm8k",),
     sft: bool = True,
+    rival: int | None = 8,
 ) -> list[ArmRecord]:
     """The arms of a whole experiment in which the vector turns `gain` of 1000 answers right at 0.5."""
     think = "Think step by step."
@@ -158,6 +160,9 @@ def experiment(
     ]
     if sft:
         records.append(arm(Arm("sft", "sft", 1.0), 8, 23))
+    if rival is not None:
+        records.append(arm(Arm("rival-more", "rival", 1.0, origin="more"), rival, 24))
+        records.append(arm(Arm("rival-more@norm", "rival", 0.4, origin="more"), rival, 25))
     return records
 
 

@@ -54,6 +54,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Evaluation": {
         "eval": "Run a model on benchmark tasks through lm-eval.",
         "sweep": "Merge, evaluate and compare a vector with its controls.",
+        "report": "Put finished sweeps side by side, and pool what they found.",
         "search": "Search for the best values of a recipe by benchmark scores.",
         "importance": "Write what each element of a model matters on some tasks.",
     },

@@ -13,7 +13,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import argument, option, storage_options, talk_options, verb
-from taskvec.evaluation.arms import Kind
+from taskvec.evaluation.arms import Kind, arm_stem
 from taskvec.evaluation.settings import Settings
 
 EXAMPLES = """
@@ -52,7 +52,7 @@ def command(console: Console, model: str, **options: Any) -> int:
     under the same settings is not run again; an interrupted one goes on where it stopped. A second model in
     the same OUT is compared with the first, document by document.
     """
-    from taskvec.evaluation.backend.evaluate import arm_stem, require_extra
+    from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.sweep.single import evaluate_model
 
     require_extra()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.live import Live
-from taskvec.text import duration, plural, printable
+from taskvec.text import amount, duration, plural, printable
 
 if TYPE_CHECKING:
     from taskvec.evaluation.analysis.power import Power
     from taskvec.evaluation.report.report import Report
+    from taskvec.evaluation.sweep.costs import Cost
     from taskvec.evaluation.sweep.events import Event
     from taskvec.evaluation.sweep.forecast import Forecast
 
@@ -146,8 +147,8 @@ def show_warnings(console: Console, report: Report) -> None:
         if check.different:
             warnings.level(
                 "warning",
-                f"{check.arm}: {check.different} of {check.samples} samples differ from {check.against}; "
-                "none should",
+                f"{check.arm}: {check.different} of {plural(check.samples, 'sample')} differ from "
+                f"{check.against}; none should",
             )
     console.say(warnings)
 
@@ -156,8 +157,7 @@ def show_conclusions(page: Page, report: Report) -> None:
     """The chosen alpha, how it was chosen, and the claims."""
     if report.choice is not None and report.choice.scores:
         page.line()
-        chosen = f"alpha = {report.choice.alpha:g} was {report.choice.how}"
-        page.line(f"{chosen}; scores and tests are of the other documents")
+        page.line(f"{report.choice.in_words}; scores and tests are of the other documents")
     if report.conclusions:
         page.line()
         for item in report.conclusions:
@@ -173,8 +173,8 @@ def show_forecast(page: Page, found: Forecast) -> None:
         page.line()
         page.line(
             f"smallest differences, in points, that show with a probability of 80 %: of donor over reference "
-            f"at p < 0.01 (gate), between two alphas (choice), of +v over another arm at p < 0.05 after "
-            f"correction for {plural(found.tests, 'test')} (claim)"
+            f"at p < 0.01 on all documents (gate), between two alphas (choice), of +v over another arm at "
+            f"p < 0.05 after correction for {plural(found.tests, 'primary test')} (claim)"
         )
         page.table(
             ["task", "documents", "disagree", "gate", "choice", "claim",
@@ -186,6 +186,41 @@ def show_forecast(page: Page, found: Forecast) -> None:
         page.line()
     for task, why in found.unknown.items():
         page.fact("power", f"of {task} is not known: {why}")
+
+
+def show_costs(page: Page, costs: Sequence[Cost]) -> None:
+    """What every arm will cost, and all of them; `not measured` where no sample was."""
+    page.line()
+    measured = [cost for cost in costs if cost.tokens is not None and cost.seconds is not None]
+    if not measured:
+        page.fact("cost", f"of {plural(len(costs), 'arm')}: not measured")
+        page.fact("", "the same command with --limit 20 instead of --dry-run measures a sample in OUT")
+        return
+    page.line(
+        "what the arms cost in new tokens and time, scaled from the arms measured in OUT; merging not counted"
+    )
+    rows = [_cost_row(cost) for cost in costs]
+    left = [cost for cost in measured if cost.source != "done"]
+    unknown = len(costs) - len(measured)
+    rest = f"{unknown} not measured" if unknown else ""
+    total = (
+        "still to do",
+        *_cost_words(sum(c.tokens or 0 for c in left), sum(c.seconds or 0 for c in left)),
+        rest,
+    )
+    page.table(["arm", "tokens", "time", "from"], [*rows, total], right=(1, 2))
+    page.line()
+
+
+def _cost_row(cost: Cost) -> tuple[str, str, str, str]:
+    if cost.tokens is None or cost.seconds is None:
+        return cost.arm, "not measured", "not measured", ""
+    source = "done" if cost.source == "done" else f"{cost.source}, n = {cost.sample:,}"
+    return (cost.arm, *_cost_words(cost.tokens, cost.seconds), source)
+
+
+def _cost_words(tokens: float, seconds: float) -> tuple[str, str]:
+    return amount(tokens), duration(seconds)
 
 
 def _power_row(row: Power) -> list[str]:

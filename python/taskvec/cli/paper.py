@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FOLDER = "taskvec-paper"
 MOST_JOBS = 4  # more processes wait for each other: the arms come in three portions
-ORDER = ("reference", "donor", "baseline", "vector", "random", "permuted", "sft")
+ORDER = ("reference", "donor", "baseline", "vector", "random", "permuted", "sft", "rival", "whole")
 
 
 def run_paper(
@@ -41,7 +41,7 @@ def run_paper(
         {
             "paper": True,
             "seed": made.models.seed,
-            "models": {role: str(getattr(made.models, role)) for role in ("base", *_ROLES)},
+            "models": {role: str(getattr(made.models, role)) for role in _ROLES},
             "seconds": {"models": made.building_seconds, "sweep": made.sweeping_seconds},
             "out": str(made.folder),
             "report": made.report.to_json(),
@@ -51,7 +51,7 @@ def run_paper(
     return 0
 
 
-_ROLES = ("target", "reference", "donor")
+_ROLES = ("base", "target", "reference", "donor", "continued_sft")
 
 
 def write_result(page: Page, made: Miniature) -> None:
@@ -62,8 +62,7 @@ def write_result(page: Page, made: Miniature) -> None:
     for gate in report.gates:
         if gate.comparison is not None:
             word = "passed" if gate.passed else "NOT PASSED"
-            page.fact("gate", f"{word}: the donor is {gate.comparison.detail}, p = {gate.comparison.p:.1g}, "
-                      "on the development part")  # fmt: skip
+            page.fact("gate", f"{word}: the donor is {gate.comparison.detail}, p = {gate.comparison.p:.1g}")
     page.fact("seed", str(made.models.seed))
     page.fact(
         "time",
@@ -94,12 +93,12 @@ def _table(page: Page, report: Report) -> None:
             found = None
         rows.append(
             [
-                "target" if record.kind == "baseline" else arm_label(record.arm),
+                arm_label(record.arm),
                 number(score.value if score else None, scale),
                 difference(found, scale) if found is not None else "",
                 p_value(found.p_holm) if found is not None else "",
                 *(twin(record, kind) for kind in kinds),
             ]
         )
-    page.table(["", unit, "against the target", "p (Holm)", *kinds], rows,
+    page.table(["", unit, "against the baseline", "p (Holm)", *kinds], rows,
                right=range(1, 4 + len(kinds)))  # fmt: skip

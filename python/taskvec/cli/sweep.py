@@ -10,11 +10,13 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
-from taskvec.cli.eval_output import show, show_forecast, watching
+from taskvec.cli.eval_output import show, show_costs, show_forecast, watching
 from taskvec.cli.options import (
+    Alphas,
     Size,
     alpha_option,
     argument,
+    flatten,
     option,
     selection_options,
     split_names,
@@ -22,6 +24,7 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
+from taskvec.text import plural, roles
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -29,6 +32,9 @@ The paper's experiment with its controls, on a published donor:
 
 From the command line:
   taskvec sweep --target T --donor D --reference R --alpha -1,0,0.5,1 --tasks gsm8k --think -o out
+
+Against continued SFT and distillation, which started from the reference too:
+  taskvec sweep --target T --donor D --reference R --base B --rival more-sft --rival distilled -o out
 
 A saved vector; four GPUs; at most 100 GB of merged models at a time:
   taskvec sweep --target T --vector V --donor D --reference R --tasks gsm8k,sciq --devices 0,1,2,3 \\
@@ -54,6 +60,24 @@ A sweep file, with less of it to try it out:
 @option("--reference", metavar="MODEL", section="Models", help="What the donor was before it learned that.")
 @option("--vector", metavar="VEC", section="Models", help="A saved vector, instead of donor - reference.")
 @option("--base", metavar="MODEL", section="Models", help="What the reference was tuned from: SFT control.")
+@option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    metavar="MODEL",
+    section="Models",
+    help="Trained from the reference another way, such as continued SFT: its vector is an arm (repeatable).",
+)
+@option(
+    "--sft-alpha",
+    "sft_alphas",
+    type=Alphas(),
+    multiple=True,
+    metavar="A[,A...]",
+    section="Models",
+    callback=flatten,
+    help="More factors of the SFT vector, besides 1 and v's norm.",
+)
 @alpha_option("Factors of the vector.  [default: -1,0,0.5,1]")
 @task_options
 @option("--think-only", is_flag=True, default=None, section="Evaluation", help="Run no arm without --think.")
@@ -62,7 +86,9 @@ A sweep file, with less of it to try it out:
 @option("--permuted", type=click.IntRange(0), metavar="N", section="Evaluation",
         help="Vectors with their own values shuffled within each tensor.  [default: 1]")  # fmt: skip
 @option("--development", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE", section="Evaluation",
-        help="Share of documents on which alpha is chosen and the gate tested.  [default: 0.3]")  # fmt: skip
+        help="Share of documents on which alpha is chosen.  [default: 0.3]")  # fmt: skip
+@option("--choose", type=click.Choice(["once", "task"]), section="Evaluation",
+        help="Choose one alpha for all tasks, or one for each.  [default: once]")  # fmt: skip
 @selection_options
 @option("--out-dtype", metavar="DTYPE", section="Arithmetic", help="Type of the merged weights.")
 @option("--rounding", type=click.Choice(["nearest", "stochastic"]), section="Arithmetic",
@@ -79,7 +105,12 @@ A sweep file, with less of it to try it out:
 @option("--scratch-budget", type=Size(), metavar="SIZE", section="Output",
         help="What they may take together.  [default: half of what is free]")  # fmt: skip
 @option("--keep", is_flag=True, section="Output", help="Leave merged models in the scratch folder.")
-@option("--dry-run", is_flag=True, section="Output", help="Print the experiment and its arms, and stop.")
+@option(
+    "--dry-run",
+    is_flag=True,
+    section="Output",
+    help="Print the experiment, its power and its cost, and stop.",
+)
 @backend_options
 @option("--devices", multiple=True, callback=split_names, metavar="N[,N...]", section="Machine",
         help="Run arms side by side, one process per GPU.")  # fmt: skip
@@ -93,9 +124,10 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     """Merge, evaluate and compare a vector with its controls.
 
     Arms: the baseline (the target as it is), the vector at every alpha, donor and reference, random and
-    permuted vectors at the alpha that a development part of the documents chooses, and the SFT vector if
-    --base is given. FILE is a sweep file (YAML) or the name of one that ships with taskvec; options go before
-    what it says. The same command goes on after an interruption.
+    permuted vectors at the alpha that a development part of the documents chooses, and the vectors of rivals,
+    as they are and at the norm of the chosen one: of each --rival, which was trained from the reference by
+    another way, and the SFT vector if --base is given. FILE is a sweep file (YAML) or the name of one that
+    ships with taskvec; options go before what it says. The same command goes on after an interruption.
     """
     from taskvec.evaluation.backend.evaluate import require_extra
     from taskvec.evaluation.experiment import experiment, load_experiment
@@ -110,7 +142,7 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
     whole = experiment(_merged(content, _given(options)), source=file or "the command line")
     if options["dry_run"]:
-        return _plan(console, whole)
+        return _plan(console, whole, Path(out))
     with watching(console) as progress:
         report = run_sweep(
             whole,
@@ -132,7 +164,9 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     preset = options["preset"] if options["preset"] != "full" else None
     content = {
         **{key: options[key] for key in ("target", "donor", "reference", "vector", "base")},
-        **{key: options[key] for key in ("think", "think_only")},
+        **{key: options[key] for key in ("think", "think_only", "choose")},
+        "rivals": list(options["rivals"]),
+        "sft_alphas": list(options["sft_alphas"]),
         "alphas": list(options["alpha"]),
         "tasks": list(tasks_given(options)),
         "perturb": list(options["perturb"]),
@@ -170,20 +204,28 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _plan(console: Console, experiment: Any) -> int:
+def _plan(console: Console, experiment: Any, out: Path) -> int:
+    from taskvec.evaluation.arms import RIVALS
     from taskvec.evaluation.sweep.forecast import forecast
     from taskvec.evaluation.sweep.sweep import planned_arms
 
-    arms, found = planned_arms(experiment), forecast(experiment)
+    arms, found = planned_arms(experiment), forecast(experiment, out)
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
     page.fact("arms", ", ".join(arm.name for arm in arms))
     controls = experiment.controls
-    page.fact(
-        "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
-    )
+    drawn = [
+        plural(count, f"{kind} vector")
+        for kind, count in (("random", controls.random), ("permuted", controls.permuted))
+        if count
+    ]
+    rivals = [arm.name for arm in arms if arm.kind in RIVALS and arm.alpha == 1]
+    waiting = [*drawn, *([f"{roles(rivals)} at the norm of +v"] if rivals else [])]
+    each = "each alpha chosen for a task" if experiment.choose == "task" else "the alpha chosen for all tasks"
+    page.fact("then", f"{roles(waiting) or 'nothing more'}, at {each}")
     show_forecast(page, found)
+    show_costs(page, found.costs)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)
     console.emit(
@@ -191,7 +233,8 @@ def _plan(console: Console, experiment: Any) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
-            "power": asdict(found),
+            "power": {key: value for key, value in asdict(found).items() if key != "costs"},
+            "costs": [asdict(cost) for cost in found.costs],
         }
     )
     return 0

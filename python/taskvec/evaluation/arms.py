@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from taskvec.files import look
 from taskvec.settings import format_alpha
 
-Kind = Literal["baseline", "vector", "random", "permuted", "donor", "reference", "sft", "candidate"]
-MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft"})
+Kind = Literal[
+    "baseline", "vector", "random", "permuted", "donor", "reference", "sft", "rival", "whole", "candidate"
+]
+MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft", "rival", "whole"})
+DRAWN: frozenset[str] = frozenset({"random", "permuted"})
+RIVALS: frozenset[str] = frozenset({"sft", "rival"})
+"""Vectors that another way of training gave: what +v has to beat before its gain is credited to the donor."""
+MATCHED = "@norm"
+"""In the name of a rival's vector that has the norm of the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,8 @@ class Arm:
         The perturbation of the questions.
     seed : int, optional
         Of a random or permuted vector.
+    origin : str, optional
+        The model that a rival vector is of, by its name in the experiment.
     """
 
     name: str
@@ -37,15 +50,16 @@ class Arm:
     think: str | None = None
     perturb: str | None = None
     seed: int | None = None
+    origin: str | None = None
 
     @property
     def weights(self) -> str:
         """A name for the weights alone; arms that share it need one merge."""
         if self.kind == "vector":
             return f"alpha={format_alpha(self.factor)}"
-        if self.kind in ("random", "permuted"):
+        if self.kind in DRAWN:
             return f"{self.kind}-{self.seed}@{format_alpha(self.factor)}"
-        return self.stem if self.kind == "candidate" else self.kind
+        return self.stem if self.kind in (*RIVALS, "candidate") else self.kind
 
     @property
     def factor(self) -> float:
@@ -68,9 +82,23 @@ class Arm:
         return name.removesuffix("+think") if self.think else name
 
 
+def rival_in_words(arm: Arm) -> str:
+    """``the SFT vector``, ``the SFT vector × 0.5``, ``more-sft at v's norm``."""
+    text = "the SFT vector" if arm.kind == "sft" else arm.origin or arm.stem
+    if MATCHED in arm.stem:
+        return f"{text} at v's norm"
+    return text if arm.factor == 1 else f"{text} × {format_alpha(arm.factor)}"
+
+
 def arm_name(stem: str, think: str | None, perturb: str | None) -> str:
     """``alpha=0.5+think~typo``."""
     return f"{stem}{'+think' if think else ''}{f'~{perturb}' if perturb else ''}"
+
+
+def arm_stem(model: str | os.PathLike[str]) -> str:
+    """A name for a model that can be a file name."""
+    name = Path(os.fspath(model)).resolve().name if look.exists(model) else os.fspath(model).split("/")[-1]
+    return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name).lstrip(".") or "model"
 
 
 def plan_arms(
@@ -79,18 +107,25 @@ def plan_arms(
     donor: bool,
     reference: bool,
     base: bool,
+    rivals: Sequence[str] = (),
+    sft_alphas: Sequence[float] = (),
     think: str | None = None,
     think_only: bool = False,
     perturb: tuple[str, ...] = (),
 ) -> list[Arm]:
-    """The arms that are known before any result: all but the random and permuted vectors.
+    """The arms that are known before any result: all but those that wait for the choice of alpha.
 
     Parameters
     ----------
     alphas : tuple of float
         Factors of the vector.
     donor, reference, base : bool
-        Whether these models are given; the SFT vector needs reference and base.
+        Whether these models are given; the SFT vector needs reference and base, the whole difference donor
+        and base.
+    rivals : sequence of str
+        Names of models that were trained from the reference by another way.
+    sft_alphas : sequence of float
+        Further factors of the SFT vector, besides 1.
     think : str, optional
         A request to reason: the baseline and the vector arms are run with it as well.
     think_only : bool
@@ -108,6 +143,11 @@ def plan_arms(
         others.append(Arm("reference", "reference"))
     if reference and base:
         others.append(Arm("sft", "sft", alpha=1.0))
+        others += [Arm(f"sft@{format_alpha(a)}", "sft", alpha=a) for a in sft_alphas if a != 1]
+    if donor and base:
+        others.append(Arm("whole", "whole", alpha=1.0))
+    if reference:
+        others += [Arm(f"rival-{name}", "rival", alpha=1.0, origin=name) for name in rivals]
     arms = [arm.variant(think=first) for arm in (baseline, *vectors)]
     if think and not think_only:
         arms += [arm.variant(think=think) for arm in (baseline, *vectors)]
@@ -120,6 +160,8 @@ def control_arms(
     alpha: float,
     random: int,
     permuted: int,
+    matched: Sequence[Arm] = (),
+    numbered: bool = True,
     think: str | None = None,
     think_only: bool = False,
     perturb: tuple[str, ...] = (),
@@ -127,15 +169,32 @@ def control_arms(
     """The arms that wait for the choice of alpha.
 
     Random and permuted vectors at the chosen alpha (a control has the norm of what it controls), numbered
-    from seed 1, and the chosen vector under each perturbation.
+    from seed 1; the rivals' vectors at its norm (`matched`); and the chosen vector under each perturbation.
+    Where several alphas were chosen, numbers are not enough (`numbered`), and names have alpha too.
     """
     first = think if think_only else None
     chosen = Arm(f"alpha={format_alpha(alpha)}", "vector", alpha=alpha)
     arms = [chosen.variant(think=first, perturb=kind) for kind in perturb]
     kinds: tuple[tuple[Kind, int], ...] = (("random", random), ("permuted", permuted))
+    at = "" if numbered else f"@{format_alpha(alpha)}"
     for kind, count in kinds:
         arms += [
-            Arm(arm_name(f"{kind}-{seed}", first, None), kind, alpha, first, None, seed)
+            Arm(arm_name(f"{kind}-{seed}{at}", first, None), kind, alpha, first, None, seed)
             for seed in range(1, count + 1)
         ]
-    return arms
+    return arms + [arm.variant(think=first) for arm in matched]
+
+
+def at_norm(arm: Arm, factor: float, alpha: float | None = None) -> Arm:
+    """A rival's vector at the norm of the chosen one, which `factor` gives it.
+
+    Parameters
+    ----------
+    arm : Arm
+        The rival's vector at a factor of 1.
+    factor : float
+    alpha : float, optional
+        Of the chosen vector, as a part of the name where several were chosen.
+    """
+    suffix = MATCHED if alpha is None else f"{MATCHED}-{format_alpha(alpha)}"
+    return replace(arm, name=f"{arm.stem}{suffix}", alpha=factor, think=None, perturb=None)

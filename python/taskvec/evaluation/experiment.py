@@ -13,12 +13,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
 from taskvec.errors import NotFoundError, RecipeError
+from taskvec.evaluation.arms import arm_stem
 from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
 from taskvec.files import look
 from taskvec.recipe.document import Document
@@ -78,7 +80,13 @@ class Experiment(_Strict):
     vector : str, optional
         A saved task vector, in place of the difference; donor and reference may still be named for the gate.
     base : str, optional
-        The model from which the reference was tuned, for the SFT vector.
+        The model from which the reference was tuned, for the SFT vector (reference - base) and the whole
+        difference (donor - base).
+    rivals : tuple of str
+        Models that were trained from the reference by another way than the donor, such as continued SFT.
+        Their vectors (rival - reference) are arms, at a factor of 1 and at the norm of the chosen vector.
+    sft_alphas : tuple of float
+        Further factors of the SFT vector, besides 1 and the one that gives it the chosen vector's norm.
     alphas : tuple of float
         Factors of the vector.
     think : str, optional
@@ -92,8 +100,9 @@ class Experiment(_Strict):
         Whether the weights of arms are made in the target, which is loaded once, where that surely gives the
         bytes of a merge; or each is merged into a folder and loaded. Either goes on where the other stopped.
     development : float
-        Share of each task's documents on which alpha is chosen and the gate is tested; the rest is reported
-        on.
+        Share of each task's documents on which alpha is chosen; the rest is reported on.
+    choose : {"once", "task"}
+        Whether one alpha is chosen for all tasks, or one for each.
     """
 
     target: str
@@ -101,6 +110,8 @@ class Experiment(_Strict):
     reference: str | None = None
     vector: str | None = None
     base: str | None = None
+    rivals: tuple[str, ...] = ()
+    sft_alphas: tuple[float, ...] = ()
     alphas: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0)
     tasks: tuple[str, ...] = PAPER_TASKS
     think: str | None = None
@@ -108,18 +119,29 @@ class Experiment(_Strict):
     perturb: tuple[str, ...] = ()
     arms: Literal["place", "merged"] = "place"
     development: float = Field(0.3, ge=0, lt=1)
+    choose: Literal["once", "task"] = "once"
     controls: Controls = Controls(random=3, permuted=1)
     evaluation: Evaluation = Evaluation()
     merge: Merge = Merge()
 
-    @field_validator("alphas", mode="before")
+    @field_validator("alphas", "sft_alphas", mode="before")
     @classmethod
-    def _alphas(cls, value: Any) -> Any:
+    def _alphas(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, (bool, dict)) or value is None:
             raise ValueError("alphas are numbers: [-1, 0, 0.5, 1]")
+        if info.field_name == "sft_alphas" and value in ([], ()):
+            return ()
         return parse_alphas(value)
 
-    @field_validator("tasks", "perturb", mode="before")
+    @field_validator("rivals")
+    @classmethod
+    def _rivals(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for model in value:
+            if value.count(model) > 1:
+                raise ValueError(f"`{model}` is named twice")
+        return value
+
+    @field_validator("tasks", "perturb", "rivals", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str) else value
@@ -143,7 +165,30 @@ class Experiment(_Strict):
             raise ValueError("name `donor` and `reference`, or a saved `vector`")
         if self.think_only and self.think is None:
             raise ValueError("`think_only` needs `think`")
+        if self.rivals and self.reference is None:
+            raise ValueError("`rivals` need `reference`: a rival's vector is what it has learned since")
+        if self.sft_alphas and (self.reference is None or self.base is None):
+            raise ValueError("`sft_alphas` need `reference` and `base`, whose difference is the SFT vector")
         return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model and vector that is named, once."""
+        named = (self.target, self.donor, self.reference, self.base, self.vector, *self.rivals)
+        return tuple(dict.fromkeys(model for model in named if model is not None))
+
+    @property
+    def rival_models(self) -> dict[str, str]:
+        """The rivals by the names of their arms: the last part of a path or hub name, numbered if need be."""
+        found: dict[str, str] = {}
+        for model in self.rivals:
+            name = stem = arm_stem(model)
+            number = 1
+            while name in found:
+                number += 1
+                name = f"{stem}-{number}"
+            found[name] = model
+        return found
 
     def settings(self) -> Settings:
         """The settings that all arms share."""

@@ -126,12 +126,13 @@ class ArmRecord:
     warnings: list[str]
     batch_size: int | str
     seconds: float
+    origin: str | None = None
     schema: int = SCHEMA
 
     @property
     def arm(self) -> Arm:
         """The arm that this records."""
-        return Arm(self.name, self.kind, self.alpha, self.think, self.perturb, self.seed)
+        return Arm(self.name, self.kind, self.alpha, self.think, self.perturb, self.seed, self.origin)
 
 
 _ADAPTER = TypeAdapter(ArmRecord)

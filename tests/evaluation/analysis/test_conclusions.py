@@ -16,7 +16,7 @@ from taskvec.evaluation.analysis.compare import (
     zero_checks,
 )
 from taskvec.evaluation.analysis.conclusions import choose_alpha, conclusion, gates
-from taskvec.evaluation.analysis.flips import MOST, flips
+from taskvec.evaluation.analysis.flips import MOST, UNCHANGED, flips, unchanged
 from taskvec.evaluation.analysis.norms import norm_map
 from taskvec.evaluation.analysis.pairs import planned_pairs
 from taskvec.evaluation.arms import Arm
@@ -119,8 +119,9 @@ def test_plain_words_say_what_was_seen():
     records.append(record(Arm("alpha=1", "vector", 1.0), {"t": [1.0] * 30 + [0.0] * 30 + [1.0] * 40}))
     records.append(record(Arm("donor", "donor"), {"t": [1.0] * 2 + [0.0] * 58 + [1.0] * 40}))
     better, nothing = compare([(records[1], records[0]), (records[2], records[0])], ALL, "report", seed=0)
-    assert better.detail.startswith("better than baseline by 30.0 points (95 % interval +2")
-    assert nothing.detail.startswith("no difference to baseline shown at n = 100; one of 7.0")
+    assert better.detail.startswith("better than baseline (+30.0 points, 95 % interval +2")
+    assert nothing.detail.startswith("no difference to baseline shown (+2.0 points, 95 % interval -")
+    assert ", n = 100); one of 7.0" in nothing.detail
     assert nothing.detail.endswith("points would have been seen with a probability of 80 %")
 
 
@@ -187,16 +188,16 @@ def test_too_few_documents_to_choose_on_is_an_error():
 
 def test_the_gate_asks_for_a_donor_that_beats_its_reference():
     records = experiment(count=1000)
-    (gate,) = gates(records, DIVIDED, think=None, seed=0)
+    (gate,) = gates(records, think=None, seed=0)
     assert gate.passed
     assert gate.comparison is not None
-    assert gate.comparison.part == "development"
+    assert (gate.comparison.part, gate.comparison.n) == ("all", 1000)
     assert gate.comparison.p < 0.01
-    (weak,) = gates(experiment(count=1000, donor_gain=6), DIVIDED, think=None, seed=0)
+    (weak,) = gates(experiment(count=1000, donor_gain=6), think=None, seed=0)
     assert not weak.passed
-    (worse,) = gates(experiment(count=1000, donor_gain=-200), DIVIDED, think=None, seed=0)
+    (worse,) = gates(experiment(count=1000, donor_gain=-200), think=None, seed=0)
     assert not worse.passed
-    (unknown,) = gates(without(records, "donor"), DIVIDED, think=None, seed=0)
+    (unknown,) = gates(without(records, "donor"), think=None, seed=0)
     assert (unknown.passed, unknown.comparison) == (False, None)
 
 
@@ -206,14 +207,81 @@ def test_the_gate_asks_for_a_donor_that_beats_its_reference():
 def test_a_transfer_is_said_when_everything_is_beaten():
     report = build_report(experiment(), split=DIVIDED)
     assert said(report).startswith(
-        "Reasoning transferred on gsm8k: +v at alpha = 0.5 is better than baseline by"
+        "Reasoning transferred on gsm8k: +v at alpha = 0.5 is better than baseline (+"
     )
-    assert said(report).endswith("and beats the random and permuted vectors and the SFT vector.")
+    assert said(report).endswith(
+        "; more than the random vectors, the permuted vector, the SFT vector, more and more at v's norm."
+    )
     assert report.conclusions[0].transferred
 
 
 def test_without_the_sft_vector_it_is_not_mentioned():
     assert "SFT" not in said(build_report(experiment(sft=False), split=DIVIDED))
+
+
+def test_without_a_rival_no_transfer_is_said():
+    (item,) = build_report(experiment(rival=None), split=DIVIDED).conclusions
+    assert not item.transferred
+    assert item.text.startswith("A gain on gsm8k, not a transfer: ")
+    assert "more than the random vectors, the permuted vector and the SFT vector; no rival" in item.text
+
+
+def test_what_was_beaten_and_what_was_not_is_named():
+    # the rival gains as much as the vector
+    (item,) = build_report(experiment(rival=95), split=DIVIDED).conclusions
+    assert not item.transferred
+    assert item.text.endswith(
+        "more than the random vectors, the permuted vector and the SFT vector; not shown to be more than "
+        "more and more at v's norm."
+    )
+
+
+def test_a_rival_that_gains_more_is_said_to():
+    (item,) = build_report(experiment(gain=50, rival=140), split=DIVIDED).conclusions
+    assert not item.transferred
+    assert item.heading == "A gain"
+    assert item.text.endswith("; less than more and more at v's norm.")
+
+
+def test_claims_rest_on_a_family_of_their_own():
+    report = build_report(experiment(tasks=("a", "b")), split=DIVIDED)
+    primary = {(c.arm, c.against, c.task) for c in report.primary}
+    others = ("baseline", "random-1", "random-2", "random-3", "permuted-1", "sft", "rival-more",
+              "rival-more@norm")  # fmt: skip
+    assert primary == {("alpha=0.5", other, task) for other in others for task in ("a", "b")}
+    for family in ("primary", "secondary"):
+        own = [c for c in report.comparisons if c.family == family]
+        order = sorted(own, key=lambda c: c.p)
+        highest = 0.0
+        for rank, item in enumerate(order):  # Holm's method, by hand
+            highest = max(highest, min(1.0, item.p * (len(own) - rank)))
+            assert item.p_holm == pytest.approx(highest)
+    # more secondary tests change no primary p
+    fewer = [r for r in experiment(tasks=("a", "b")) if r.perturb is None and r.think is None]
+    again = {(c.arm, c.against, c.task): c.p_holm for c in build_report(fewer, split=DIVIDED).primary}
+    assert again == {(c.arm, c.against, c.task): c.p_holm for c in report.primary}
+
+
+def test_alpha_may_be_chosen_for_each_task():
+    # on task b the larger alpha is the better one
+    records = experiment(tasks=("a", "b"))
+    half, whole = named(records, "alpha=0.5"), named(records, "alpha=1")
+    swapped = {
+        half.name: replace(half, samples={**half.samples, "b": whole.samples["b"]}),
+        whole.name: replace(whole, samples={**whole.samples, "b": half.samples["b"]}),
+    }
+    records = [swapped.get(r.name, r) for r in records]
+    once = build_report(records, split=DIVIDED)
+    assert once.choice is not None
+    assert once.choice.by_task == {}
+    assert "for all tasks" in once.choice.in_words
+    each = build_report(records, split=DIVIDED, choosing="task")
+    assert each.choice is not None
+    assert each.choice.by_task == {"a": 0.5, "b": 1.0}
+    assert "0.5 for a, 1 for b" in each.choice.in_words
+    assert {c.arm for c in each.primary if c.task == "b"} == {"alpha=1"}
+    assert {flip.after for flip in each.flips() if flip.task == "b"} == {"alpha=1"}
+    assert "+v at alpha = 1" in each.conclusions[1].text
 
 
 @pytest.mark.parametrize(
@@ -224,7 +292,10 @@ def test_without_the_sft_vector_it_is_not_mentioned():
         (lambda r: without(r, "donor"), "donor and reference were not both evaluated"),
         (lambda _: experiment(gain=3), "No transfer shown on gsm8k: +v at alpha = "),
         (lambda r: without(r, "random-1", "random-2", "random-3"), "no random vector was evaluated"),
-        (lambda r: without(r, "random-1", "random-2", "random-3", "permuted-1"), "no random and no permuted"),
+        (
+            lambda r: without(r, "random-1", "random-2", "random-3", "permuted-1"),
+            "no random vector and no permuted",
+        ),
         (lambda r: [x for x in r if x.kind != "vector" or x.alpha <= 0], "no arm with a positive alpha"),
     ],
 )
@@ -235,8 +306,17 @@ def test_nothing_less_is_called_a_transfer(change, words):
     assert not report.conclusions[0].transferred
 
 
-@pytest.mark.parametrize("rival", ["random-2", "permuted-1", "sft"])
-def test_a_control_that_gains_as_much_forbids_the_claim(rival):
+@pytest.mark.parametrize(
+    ("rival", "words"),
+    [
+        ("random-2", "random-2"),
+        ("permuted-1", "the permuted vector"),
+        ("sft", "the SFT vector"),
+        ("rival-more", "more"),
+        ("rival-more@norm", "more at v's norm"),
+    ],
+)
+def test_a_control_that_gains_as_much_forbids_the_claim(rival, words):
     records = experiment()
     winner = named(records, "alpha=0.5")
     records = [
@@ -244,7 +324,7 @@ def test_a_control_that_gains_as_much_forbids_the_claim(rival):
     ]
     text = said(build_report(records, split=DIVIDED))
     assert text.startswith("A gain on gsm8k, not a transfer")
-    assert text.endswith(f"is not shown to beat {rival}.")
+    assert f"not shown to be more than {words} (+0.0 points, 95 % interval -" in text
 
 
 def test_harm_is_never_called_a_transfer():
@@ -271,7 +351,7 @@ def test_models_without_a_vector_are_compared_without_claims():
 
 def test_a_gate_alone_gives_no_words_without_its_arm():
     records = experiment(count=300)
-    gate = gates(records, ALL, think=None, seed=0)[0]
+    gate = gates(records, think=None, seed=0)[0]
     item = conclusion("gsm8k", gate, None, records, [])
     assert not item.transferred
 
@@ -328,6 +408,11 @@ def test_flips_are_what_changed_in_either_direction():
     found = flips(one, other, ALL)
     assert [(f.direction, f.doc_id) for f in found] == [("gained", 0), ("lost", 2)]
     assert found[0].output_before != found[0].output_after
+    kept = unchanged(one, other, ALL)
+    assert [(f.direction, f.doc_id) for f in kept] == [("wrong in both", 1), ("right in both", 3)]
+    assert (
+        len(unchanged(record(BASE, {"t": [0.0] * 500}), record(BASE, {"t": [0.0] * 500}), ALL)) == UNCHANGED
+    )
     many = record(BASE, {"t": [0.0] * 500}), record(Arm("a", "vector", 1.0), {"t": [1.0] * 500})
     assert len(flips(*many, ALL)) == MOST
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from support.evaluation_models import small
+from support.evaluation_models import small, tiny
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.power import POOLED, Size, power
 from taskvec.evaluation.analysis.statistics import told_apart
@@ -28,13 +28,30 @@ def test_the_gate_and_the_claim_are_seen_four_times_in_five():
     (row,) = power({"gsm8k": Size.expected(1319, split)}, split, tests=24)
     assert (row.documents, row.development, row.report) == (1319, 396, 923)
     assert row.gate is not None and row.claim is not None  # noqa: PT018
-    assert shown(396, row.gate, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+    assert shown(1319, row.gate, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
     assert shown(923, row.claim, row.discordant, 0.05 / 24) == pytest.approx(0.8, abs=0.03)
     assert row.gate_whole is not None
-    assert shown(1319, row.gate_whole, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+    assert row.gate_whole == row.gate
     for times, (gate, claim) in row.more.items():
-        assert shown(396 * times, gate or 0, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
+        assert shown(1319 * times, gate or 0, row.discordant, 0.01) == pytest.approx(0.8, abs=0.03)
         assert shown(923 * times, claim or 0, row.discordant, 0.05 / 24) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("task", "documents", "gain", "on_a_part", "on_all"),
+    [
+        ("gsm8k", 1319, 0.049, 0.23, 0.83),
+        ("sciq", 1000, 0.017, 0.05, 0.31),
+        ("humaneval", 164, 0.043, 0.01, 0.08),
+    ],
+)
+def test_the_gate_on_all_documents_at_the_papers_gains(task, documents, gain, on_a_part, on_all):
+    split = Split(0.3, 0)
+    (row,) = power({task: Size.expected(documents, split)}, split, tests=1)
+    assert shown(row.development, gain, row.discordant, 0.01) == pytest.approx(on_a_part, abs=0.02)
+    assert shown(documents, gain, row.discordant, 0.01) == pytest.approx(on_all, abs=0.02)
+    assert row.gate is not None
+    assert (row.gate <= gain) is (on_all > 0.8)
 
 
 def test_the_better_alpha_is_chosen_four_times_in_five():
@@ -57,9 +74,9 @@ def test_tasks_pooled_show_less():
 def test_a_part_without_documents_shows_nothing_and_without_a_division_there_is_no_choice():
     (row,) = power({"t": Size(3, 0)}, Split(0.3, 0), tests=1)
     assert (row.gate, row.choice) == (None, None)
-    (row,) = power({"t": Size(12, 7)}, Split(0.5, 0), tests=1)
+    (row,) = power({"t": Size(7, 2)}, Split(0.5, 0), tests=1)
     assert (row.gate, row.claim) == (None, None)  # 2 ** (1 - 7) > 0.01, 2 ** (1 - 5) > 0.05
-    (row,) = power({"t": Size(14, 8)}, Split(0.5, 0), tests=1)
+    (row,) = power({"t": Size(8, 2)}, Split(0.5, 0), tests=1)
     assert (row.gate, row.claim) == (1.0, 1.0)
     (row,) = power({"t": Size.expected(100, Split(0.0, 0))}, Split(0.0, 0), tests=1)
     assert row.choice is None
@@ -73,10 +90,11 @@ def test_a_forecast_counts_the_tests_and_the_documents():
     assert [(row.task, row.documents) for row in found.rows] == [
         ("gsm8k", 10), ("bbh_cot_fewshot", 270), (POOLED, 280)
     ]  # fmt: skip
-    # alpha 0.5 and 1, donor, reference, sft, 2 random and 1 permuted against the baseline; the chosen one
-    # against 4 controls; the donor against the reference; typo: 2 against the clean ones and each other
-    assert family(small()) == 8 + 4 + 1 + 3
-    assert found.tests == 16 * 2
+    # the chosen vector against the baseline, 2 random and 1 permuted vectors, SFT at 1 and at v's norm
+    assert family(small()) == 1 + 3 + 2
+    assert found.tests == 6 * 2
+    rivals = [str(tiny().reference), str(tiny().donor)]
+    assert family(small(rivals=rivals, sft_alphas=[0.5])) == 6 + 1 + 4
     assert found.unknown == {}
 
 

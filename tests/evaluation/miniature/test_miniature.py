@@ -23,7 +23,17 @@ from safetensors.torch import load_file
 
 import taskvec
 from support.command_line import invoke
-from taskvec.evaluation.miniature import build, data, demo, grpo, model, optimiser, tokenizer, training
+from taskvec.evaluation.miniature import (
+    build,
+    continued,
+    data,
+    demo,
+    grpo,
+    model,
+    optimiser,
+    tokenizer,
+    training,
+)
 
 HASTY = build.Recipe(
     base=replace(build.RECIPE.base, steps=2, decay=1),
@@ -265,6 +275,53 @@ def test_groups_that_agree_are_left_out(words, monkeypatch):
     assert groups[0].advantages.tolist() == [1.0, -1.0]
 
 
+# ------------------------------------------------------------------------------------------ continued SFT
+
+
+def test_continued_sft_has_the_donors_problems_and_as_many_updates(words, monkeypatch):
+    recipe = grpo.Recipe(prompts=4, samples=2, steps=3, every=5, selection=2)
+    start, seen = model.initialise(1), {"donor": [], "rival": []}
+    updates = {"donor": 0, "rival": 0}
+
+    def draw(_weights, problems, *_):
+        seen["donor"] += problems
+        return []
+
+    def improve(*_):
+        updates["donor"] += 1
+
+    def learn(_weights, problems, *_):
+        seen["rival"].append(problems)
+        updates["rival"] += 1
+
+    monkeypatch.setattr(grpo, "draw", draw)
+    monkeypatch.setattr(grpo, "update", improve)
+    monkeypatch.setattr(continued, "update", learn)
+    _, steps = grpo.improve(start, recipe, words, 33)
+    continued.learn_on(start, recipe, steps, words, 33)
+    assert (steps, updates) == (3, {"donor": 6, "rival": 6})
+    asked = {problem.question for part in seen["rival"] for problem in part}
+    assert asked == {problem.question for problem in seen["donor"]}
+    assert sum(map(len, seen["rival"])) == len(seen["donor"]) == 12
+
+
+def test_continued_sft_makes_the_written_solution_likelier_and_leaves_its_start_alone(words):
+    start = model.initialise(2)
+    kept = {name: value.clone() for name, value in start.items()}
+    problem = next(data.problems("train", 9))
+    weights = {name: value.clone().requires_grad_() for name, value in start.items()}
+
+    def chance() -> float:
+        tree = continued._tree(problem.document, words)
+        with torch.no_grad():
+            return model.log_probabilities(weights, model.pack([[tree]])).mean().item()
+
+    before = chance()
+    continued.update(weights, [problem], words, torch.optim.SGD(list(weights.values()), lr=0.05))
+    assert chance() > before
+    assert all(torch.equal(start[name], kept[name]) for name in start)
+
+
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -374,11 +431,14 @@ def test_the_paper_in_miniature_from_the_command_line(hasty, capsys):
     assert "training base" not in done.err  # it was there
     header, *rows = done.out.splitlines()
     assert header.split() == [
-        "exact_match", "(%)", "against", "the", "target", "p", "(Holm)", "typo", "distractor", "order",
+        "exact_match", "(%)", "against", "the", "baseline", "p", "(Holm)", "typo", "distractor", "order",
     ]  # fmt: skip
-    names = ["reference", "donor", "target", "−1 v", "0 v", "+0.5 v", "+1 v", "+1.5 v"]
-    names += ["random 1", "random 2", "random 3", "permuted 1", "SFT vector"]
+    names = ["reference", "donor", "baseline", "−1 v", "0 v", "+0.5 v", "+1 v", "+1.5 v"]
+    names += ["random 1", "random 2", "random 3", "permuted 1", "SFT vector", "continued_sft", "donor − base"]
     assert [row.partition("  ")[0] for row in rows[: len(names)]] == names
+    # a step of hasty training makes nothing better, so that the vectors are zero
+    assert "`sft` is not compared at equal norm: the tested vector is zero" in done.err
+    assert "`rival-continued_sft` is not compared at equal norm: its own vector is zero" in done.err
     assert "gate       NOT PASSED: the donor is no difference to reference shown" in done.out
     assert "Nothing is claimed of the vector on miniature" in done.out
     assert str(hasty / "report" / "report.html") in done.out
@@ -419,7 +479,7 @@ def test_pretrained_models_are_not_trained(built, hasty, capsys, monkeypatch):
     experiment, jobs = swept
     assert jobs == 2
     assert experiment.evaluation.seed == 7
-    for role in ("base", "target", "reference", "donor"):
+    for role in build.PARENT:
         theirs = Path(getattr(experiment, role), "model.safetensors").read_bytes()
         assert theirs == (getattr(built, role) / "model.safetensors").read_bytes()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,13 @@ import jsonschema
 import pytest
 
 from support.evaluation_records import experiment, outcomes, record
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged
 from taskvec.evaluation.report import json_schema
 from taskvec.evaluation.report.figures import PALETTE
+from taskvec.evaluation.report.held import SweepReport
 from taskvec.evaluation.report.labels import arm_label, number, p_value
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
@@ -43,7 +47,7 @@ def merges(records) -> dict[str, Merged]:
     return {
         r.name: Merged("scratch/x", survival, norms, [finding], f"taskvec transfer --alpha {r.alpha}")
         for r in records
-        if r.kind in ("vector", "random", "permuted", "sft")
+        if r.kind in ("vector", "random", "permuted", "sft", "rival")
     }
 
 
@@ -137,7 +141,7 @@ def test_figures_are_png_and_themed_svg(written):
     svg = "".join(re.findall(r"<svg .*?</svg>", page, re.DOTALL))
     assert not any(colour in svg for colour in PALETTE.values())  # each became a variable of the page
     assert "var(--vector)" in page
-    assert len(report.records) == 17
+    assert len(report.records) == 19
 
 
 def test_figures_are_the_same_every_time(written, tmp_path):
@@ -155,8 +159,10 @@ def test_markdown_says_the_same(written):
     assert "![" in text
     assert "figures/norms.png" in text
     assert "development share: 0.3 (seed 1234)" in text
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows if "random 1 | gsm8k" in line}) == 1
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert sum("random 1 | gsm8k" in table for table in tables) >= 1
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 def test_an_evaluation_without_a_vector_is_a_plain_page(tmp_path):
@@ -168,7 +174,7 @@ def test_an_evaluation_without_a_vector_is_a_plain_page(tmp_path):
     assert "<h1>Evaluation</h1>" in page
     assert "reasoning" not in page.split("</h1>")[0]
     write_report(build_report([one]), tmp_path)
-    assert "Samples that flipped" not in (tmp_path / "report.html").read_text()
+    assert 'id="samples"' not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +187,12 @@ def test_an_evaluation_without_a_vector_is_a_plain_page(tmp_path):
         (Arm("mine", "vector"), "mine"),
         (Arm("random-2", "random", 1.0, seed=2), "random 2"),
         (Arm("sft", "sft", 1.0), "SFT vector"),
+        (Arm("sft@0.5", "sft", 0.5), "SFT vector × 0.5"),
+        (Arm("sft@norm", "sft", 0.4), "SFT vector at v's norm"),
+        (Arm("rival-more", "rival", 1.0, origin="more"), "more"),
+        (Arm("rival-more@norm", "rival", 0.4, origin="more"), "more at v's norm"),
+        (Arm("whole", "whole", 1.0), "donor − base"),
+        (Arm("random-2@0.5", "random", 0.5, seed=2), "random 2 at 0.5"),
     ],
 )
 def test_labels(arm, label):
@@ -238,7 +250,7 @@ def test_the_page_shows_the_verdict_first(page, written):
     assert page.title().startswith("Evaluation of")
     first = page.locator(".verdicts li").first
     assert first.locator("p").text_content().replace("\u00a0", " ") == written[0].conclusions[0].text
-    assert len(column(page, "arms-table", 0)) == 2 * 17
+    assert len(column(page, "arms-table", 0)) == 2 * 19
 
 
 def test_tables_are_sorted_by_their_headers(page):
@@ -270,7 +282,7 @@ def shown(page: Any) -> int:
 
 
 def test_samples_are_filtered(page, written):
-    flips = written[0].flips()
+    flips = [*written[0].flips(), *written[0].unchanged()]
     assert page.locator(".sample").count() == len(flips)
     assert shown(page) == min(20, len(flips))
     page.select_option("#sample-direction", "lost")
@@ -278,6 +290,12 @@ def test_samples_are_filtered(page, written):
     assert shown(page) == min(20, len(lost))
     page.select_option("#sample-task", "sciq")
     assert shown(page) == len([flip for flip in lost if flip.task == "sciq"])
+    page.select_option("#sample-direction", "wrong in both")
+    assert (
+        0
+        < shown(page)
+        == min(20, len([f for f in flips if (f.task, f.direction) == ("sciq", "wrong in both")]))
+    )
     page.select_option("#sample-direction", "")
     page.fill("#sample-text", "no such words anywhere")
     assert shown(page) == 0
@@ -337,3 +355,42 @@ def luminance(colour: str) -> float:
 def contrast(one: str, other: str) -> float:
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+# --- in a notebook
+
+
+def test_a_report_is_a_table_and_a_figure(written):
+    held = SweepReport.of(written[0])
+    arms = held.to_frame()
+    assert len(arms) == 2 * len(held.records)
+    assert list(arms["arm"][:2]) == ["baseline", "alpha=-1"]
+    row = arms[(arms["arm"] == "alpha=0.5") & (arms["task"] == "gsm8k")].iloc[0]
+    test = held.comparison("alpha=0.5", "baseline", "gsm8k")
+    assert test is not None
+    assert (row["difference"], row["p_holm"], row["family"]) == (test.difference, test.p_holm, "primary")
+    assert arms[arms["arm"] == "baseline"]["difference"].isna().all()
+    tests = held.to_frame("tests")
+    assert len(tests) == len(held.comparisons)
+    for kind in ("alpha", "differences"):
+        figure = held.plot("sciq", kind)
+        assert figure.axes[0].get_xlabel()
+    assert held.conclusions[0].text in html.unescape(held._repr_html_())
+    with pytest.raises(EvaluationError, match="no arm has task `other`"):
+        held.plot("other")
+    with pytest.raises(EvaluationError, match="no table `rows`"):
+        held.to_frame("rows")  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match="no figure `pie`"):
+        held.plot(kind="pie")  # type: ignore[arg-type]
+
+
+def test_without_pandas_or_matplotlib_one_line_says_what_to_install(written, monkeypatch):
+    held = SweepReport.of(written[0])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(EvaluationError, match="a table needs pandas") as error:
+        held.to_frame()
+    assert error.value.hint == "pip install pandas"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(EvaluationError, match="a figure needs matplotlib") as error:
+        held.plot()
+    assert error.value.hint == "pip install matplotlib"

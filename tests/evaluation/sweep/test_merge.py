@@ -132,6 +132,24 @@ def test_a_permuted_control_leaves_out_what_shuffling_keeps(tmp_path):
     )
 
 
+def test_a_permuted_control_of_a_saved_vector_leaves_out_all_one_dimensional_tensors(tmp_path):
+    saved = tmp_path / "reasoning.vec"
+    (tv.open(tiny().donor) - tv.open(tiny().reference)).save(saved)
+    whole = small(vector=str(saved), donor=None, reference=None, base=None)
+    made = Merger(whole)([control("permuted", 1)], tmp_path / "out")
+    for name, step in steps(tmp_path / "out" / "permuted-1@1").items():
+        assert step.any() == (step.ndim > 1), name
+    assert "--exclude" in made["permuted-1@1"].command
+
+
+def test_the_whole_difference_is_donor_minus_base(tmp_path):
+    Merger(small())([Arm("whole", "whole", 1.0)], tmp_path)
+    # the base is the target here, so the sum is the donor itself
+    donor = read_tensors(tiny().donor)
+    for name, array in read_tensors(tmp_path / "whole").items():
+        np.testing.assert_allclose(array, donor[name], atol=2e-7)
+
+
 def test_the_sft_vector_is_reference_minus_base(merged):
     folder, _ = merged
     # the base is the target here, so the sum is the reference itself

@@ -12,23 +12,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from support.evaluation_models import merge_with_torch, small, tiny
+import taskvec as tv
+from support.evaluation_models import merge_with_torch, small, tiny, write_neighbour
 from support.evaluation_records import arms_of
-from taskvec.errors import EvaluationError, OutputError
-from taskvec.evaluation.arms import Arm
+from support.models import read_tensors
+from taskvec.errors import EvaluationError, OutputError, RecipeError
+from taskvec.evaluation.analysis.conclusions import Choice
+from taskvec.evaluation.arms import Arm, at_norm
 from taskvec.evaluation.record import read_record
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep import workers
 from taskvec.evaluation.sweep.events import Event
 from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.sweep.single import evaluate_model
-from taskvec.evaluation.sweep.sweep import model_bytes, run_sweep
+from taskvec.evaluation.sweep.sweep import model_bytes, planned_arms, run_sweep, waiting_arms
 
 ARMS = [
-    "baseline", "alpha=0", "alpha=0.5", "alpha=1", "donor", "reference", "sft", "baseline~typo",
-    "alpha={}~typo", "random-1", "random-2", "permuted-1",
+    "baseline", "alpha=0", "alpha=0.5", "alpha=1", "donor", "reference", "sft", "whole",
+    "baseline~typo", "alpha={}~typo", "random-1", "random-2", "permuted-1", "sft@norm",
 ]  # fmt: skip
 
 
@@ -64,14 +68,81 @@ def test_a_sweep_runs_every_arm_and_reports(undisturbed):
     for name in ("report.html", "report.md", "experiment.yaml"):
         assert (out / name).stat().st_size > 100
     # the arms of one weights are merged once in each stage
-    assert made[:4] == ["alpha=0", "alpha=0.5", "alpha=1", "sft"]
-    assert made[4:] == [
+    assert made[:5] == ["alpha=0", "alpha=0.5", "alpha=1", "sft", "whole"]
+    assert made[5:] == [
         f"alpha={alpha:g}",
         *(f"{kind}@{alpha:g}" for kind in ("random-1", "random-2", "permuted-1")),
+        "sft@norm",
     ]
     assert events[0].kind == "plan"
-    assert events[-1] == Event("done", "permuted-1", "", len(ARMS), len(ARMS))
+    assert events[-1] == Event("done", "sft@norm", "", len(ARMS), len(ARMS))
     assert any(event.kind == "progress" and event.task == "tiny_choice" for event in events)
+
+
+def norm(folder: Path) -> float:
+    """The L2 norm of what a merge added to the target."""
+    target = read_tensors(tiny().target)
+    steps = (array.astype(np.float64) - target[name] for name, array in read_tensors(folder).items())
+    return float(np.sqrt(sum(np.sum(step**2) for step in steps)))
+
+
+def test_rivals_are_arms_at_a_factor_of_one_and_at_the_norm_of_the_chosen_vector(tmp_path):
+    more = write_neighbour(tmp_path / "more" / "sft", tiny().reference, seed=5, step=0.05)
+    less = write_neighbour(tmp_path / "less" / "sft", tiny().reference, seed=6, step=0.01)
+    whole = small(
+        perturb=[], alphas=[0.5], rivals=[str(more), str(less)], sft_alphas=[0.25], base=str(tiny().target),
+        controls={"random": 1, "permuted": 1},
+    )  # fmt: skip
+    out = tmp_path / "out"
+    report = run_sweep(whole, out, keep=True)
+    names = [record.name for record in report.records]
+    assert names == [
+        "baseline", "alpha=0.5", "donor", "reference", "sft", "sft@0.25", "whole", "rival-sft", "rival-sft-2",
+        "random-1", "permuted-1", "sft@norm", "rival-sft@norm", "rival-sft-2@norm",
+    ]  # fmt: skip
+    scratch = out / "scratch"
+    wanted = norm(scratch / "alpha=0.5")
+    for name in ("sft@norm", "rival-sft@norm", "rival-sft-2@norm"):
+        assert norm(scratch / name) == pytest.approx(wanted, rel=1e-3)
+    rival = {
+        n: a.astype(np.float64) - read_tensors(tiny().reference)[n] for n, a in read_tensors(more).items()
+    }
+    target = read_tensors(tiny().target)
+    for name, array in read_tensors(scratch / "rival-sft").items():
+        np.testing.assert_allclose(array.astype(np.float64) - target[name], rival[name], atol=3e-7)
+    assert {c.against for c in report.primary} == {
+        "baseline", "random-1", "permuted-1", "sft", "sft@0.25", "sft@norm", "rival-sft", "rival-sft-2",
+        "rival-sft@norm", "rival-sft-2@norm",
+    }  # fmt: skip
+    assert read_record(out / "arms" / "rival-sft-2.json").origin == "sft-2"
+    again: list[Event] = []
+    run_sweep(whole, out, keep=True, progress=again.append)
+    assert {event.kind for event in again} == {"plan", "known"}
+
+
+def test_a_rival_that_is_donor_or_reference_is_refused_before_anything_is_merged(tmp_path):
+    for role in ("donor", "reference"):
+        whole = small(rivals=[str(getattr(tiny(), role))])
+        with pytest.raises(EvaluationError, match=f"is the {role} itself"):
+            run_sweep(whole, tmp_path / role, merge=None)
+        assert not list((tmp_path / role).rglob("*.safetensors"))
+        assert arms_of(tmp_path / role) == {}
+
+
+def test_each_alpha_that_is_chosen_has_controls_of_its_own():
+    choice = Choice(0.5, "chosen on the development part", {}, {"a": 0.5, "b": 1.0})
+    whole = small(perturb=[], rivals=["more"])
+    arms = [arm for arm in planned_arms(whole) if arm.kind in ("sft", "rival")]
+    matched = {alpha: [at_norm(arm, 0.3, alpha) for arm in arms] for alpha in (0.5, 1.0)}
+    waiting = waiting_arms(whole, choice, matched)
+    assert [arm.name for arm in waiting] == [
+        f"{name}{end}" for alpha in ("0.5", "1")
+        for name, end in (
+            ("random-1", f"@{alpha}"), ("random-2", f"@{alpha}"), ("permuted-1", f"@{alpha}"),
+            ("sft@norm", f"-{alpha}"), ("rival-more@norm", f"-{alpha}"),
+        )
+    ]  # fmt: skip
+    assert {arm.alpha for arm in waiting if arm.kind == "random"} == {0.5, 1.0}
 
 
 def test_merged_models_are_removed_and_what_was_measured_stays(undisturbed):
@@ -143,7 +214,7 @@ def test_an_arm_that_fails_leaves_the_others(tmp_path):
     assert not (out / "report.json").exists()
     made: list[str] = []
     run_sweep(whole, out, merge=merge_with_torch(whole, made=made))
-    assert made == ["alpha=1", "sft"]
+    assert made == ["alpha=1", "sft", "whole", "sft@norm"]
     assert (out / "report.json").exists()
 
 
@@ -327,3 +398,20 @@ def test_models_in_one_folder_are_compared(tmp_path):
     with pytest.raises(EvaluationError, match="limit is None there, 3 here"):
         evaluate_model(models.reference, fewer, out, kind="reference")
     assert {path.stem for path in (out / "arms").glob("*.json")} == {"target", "target~typo", "donor"}
+
+
+# --- in one call
+
+
+def test_a_sweep_from_a_notebook(undisturbed, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(small(**FEW).to_yaml())
+    out = tmp_path / "out"
+    report = tv.sweep(file, out=out, alphas=[0.5])
+    assert [record.name for record in report.records] == ["baseline", "alpha=0.5", "donor", "reference"]
+    assert list(report.to_frame()["arm"]) == [record.name for record in report.records]
+    assert arms_of(out)["baseline"]["samples"] == arms_of(undisturbed[0])["baseline"]["samples"]
+    with pytest.raises(RecipeError, match="`alphass`: no such key"):
+        tv.sweep(file, out=out, alphass=[1])
+    with pytest.raises(RecipeError, match="a sweep goes to a folder"):
+        tv.sweep(file, out="s3://bucket/out")

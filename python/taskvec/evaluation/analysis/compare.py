@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -14,6 +14,7 @@ from taskvec.evaluation.analysis.pairs import baselines
 from taskvec.evaluation.record import ArmRecord, Sample, setting_differences
 
 Part = Literal["development", "report", "all"]
+Family = Literal["primary", "secondary"]
 Keep = Callable[[str], bool]
 
 
@@ -26,7 +27,7 @@ class Comparison:
     difference, low, high : float
         `arm` minus `against`, in the metric's units, with its 95 % interval.
     p, p_holm : float
-        As tested, and corrected over all comparisons of the report.
+        As tested, and corrected over all comparisons of its family.
     verdict : str
         ``better``, ``worse`` or ``no difference shown``, by `p_holm`.
     n, gained, lost : int
@@ -37,6 +38,8 @@ class Comparison:
         The verdict in plain words.
     part : str
         Which documents: ``report`` or ``development`` where they were divided, else ``all``.
+    family : str
+        ``primary``: the tests on which a claim rests, fixed beforehand; all others are ``secondary``.
     """
 
     arm: str
@@ -56,6 +59,7 @@ class Comparison:
     detectable: float
     detail: str
     part: Part
+    family: Family = "secondary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,28 +145,62 @@ def _by_document(samples: Iterable[Sample], metric: str, keep: Keep) -> dict[tup
     return values
 
 
+Test = tuple[ArmRecord, ArmRecord, str]
+
+
 def compare(
     pairs: Sequence[tuple[ArmRecord, ArmRecord]], split: Split, part: Part, *, seed: int
 ) -> list[Comparison]:
-    """Test the first of each pair against the second on every task, with Holm's correction over them all.
+    """Test the first of each pair against the second on every task that both have; see `compare_tests`."""
+    tests = [(arm, against, task) for arm, against in pairs for task in arm.tasks if task in against.tasks]
+    return compare_tests(tests, split, part, seed=seed)
+
+
+def compare_tests(
+    tests: Sequence[Test],
+    split: Split,
+    part: Part,
+    *,
+    seed: int,
+    primary: Collection[tuple[str, str, str]] = (),
+) -> list[Comparison]:
+    """Test an arm against another on a task, with Holm's correction over each family.
 
     Tasks without a metric per sample (a perplexity, say) are left out: there is nothing to pair. So are tasks
     of which two arms share no document in this part; where that leaves nothing at all, it is an error.
+
+    Parameters
+    ----------
+    tests : sequence of tuple
+        Arm, the one that it is held against, task.
+    split, part, seed
+        The documents, and the seed of bootstraps.
+    primary : collection of tuple of str
+        The tests that are one family, by the names of arm, other arm and task; all others are another.
     """
-    asked = [
-        (arm, against, task)
-        for arm, against in pairs
-        for task, facts in arm.tasks.items()
-        if facts.metric is not None and task in against.tasks
-    ]
+    asked = [test for test in tests if test[0].tasks[test[2]].metric is not None]
     tested = [(*names, found) for names in asked if (found := _test(*names, split, part, seed)) is not None]
     if asked and not tested:
         _nothing_shared(*asked[0], split, part)
-    corrected = statistics.holm([found.p for *_, found in tested])
-    return [
-        _comparison(arm, against, task, found, p_holm, len(tested), split.part(part))
-        for (arm, against, task, found), p_holm in zip(tested, corrected, strict=True)
+    families: list[Family] = [
+        "primary" if (arm.name, against.name, task) in primary else "secondary"
+        for arm, against, task, _ in tested
     ]
+    corrected, sizes = _corrected([found.p for *_, found in tested], families), Counter(families)
+    return [
+        _comparison(arm, against, task, found, p_holm, sizes[family], split.part(part), family)
+        for (arm, against, task, found), p_holm, family in zip(tested, corrected, families, strict=True)
+    ]
+
+
+def _corrected(p_values: Sequence[float], families: Sequence[Family]) -> list[float]:
+    """Holm's correction within each family, in the order of the tests."""
+    found = [0.0] * len(p_values)
+    for family in set(families):
+        own = [at for at, name in enumerate(families) if name == family]
+        for at, p_holm in zip(own, statistics.holm([p_values[at] for at in own]), strict=True):
+            found[at] = p_holm
+    return found
 
 
 def _test(
@@ -190,6 +228,7 @@ def _comparison(
     p_holm: float,
     tests: int,
     part: Part,
+    family: Family,
 ) -> Comparison:
     facts = arm.tasks[task]
     assert facts.metric is not None
@@ -219,24 +258,28 @@ def _comparison(
         detectable=detectable,
         detail=_in_words(verdict, found, detectable, against.name),
         part=part,
+        family=family,
     )
 
 
 def _in_words(
     verdict: statistics.Verdict, found: statistics.PairedTest, detectable: float, against: str
 ) -> str:
-    if found.test == "mcnemar":
-        seen, size = f"{100 * detectable:.1f} points", f"{100 * abs(found.difference):.1f} points"
-        low, high = f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"
-    else:
-        seen, size = f"{detectable:.3g}", f"{abs(found.difference):.3g}"
-        low, high = f"{found.low:+.3g}", f"{found.high:+.3g}"
+    shown = in_figures(found)
     if verdict == "no difference shown":
+        seen = f"{100 * detectable:.1f} points" if found.test == "mcnemar" else f"{detectable:.3g}"
         return (
-            f"no difference to {against} shown at n = {found.n:,}; one of {seen} would have been seen with a "
+            f"no difference to {against} shown ({shown}); one of {seen} would have been seen with a "
             f"probability of 80 %"
         )
-    return f"{verdict} than {against} by {size} (95 % interval {low} to {high}, n = {found.n:,})"
+    return f"{verdict} than {against} ({shown})"
+
+
+def in_figures(found: Comparison | statistics.PairedTest) -> str:
+    """``+3.1 points, 95 % interval +1.2 to +5.0, n = 923``."""
+    scale, unit, form = (100, " points", "+.1f") if found.test == "mcnemar" else (1, "", "+.3g")
+    size, low, high = (f"{scale * value:{form}}" for value in (found.difference, found.low, found.high))
+    return f"{size}{unit}, 95 % interval {low} to {high}, n = {found.n:,}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,19 @@ from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.record import ArmRecord, Sample
 
 MOST = 200  # per task and direction: a report stays a file that a phone opens
+UNCHANGED = 100  # per task, of those that both arms have right, and both have wrong
 LONGEST = 6000
+
+Direction = Literal["gained", "lost"]
+Outcome = Literal["gained", "lost", "wrong in both", "right in both", "equal in both"]
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """One document on which two arms differ."""
+    """One document under two arms: one on which they differ, or one that neither changes."""
 
     task: str
-    direction: Literal["gained", "lost"]
+    direction: Outcome
     before: str
     after: str
     doc_id: int
@@ -30,13 +34,20 @@ class Flip:
     tokens_after: float | None
 
 
-Direction = Literal["gained", "lost"]
-
-
 def changed_samples(
     before: ArmRecord, after: ArmRecord, split: Split
 ) -> Iterator[tuple[str, Direction, Sample, Sample]]:
     """Task, direction and both samples of every document of the report part whose metric differs."""
+    for task, one, other, twin, sample in _paired_samples(before, after, split):
+        if one != other:
+            up = (other > one) == after.tasks[task].higher_is_better
+            yield task, "gained" if up else "lost", twin, sample
+
+
+def _paired_samples(
+    before: ArmRecord, after: ArmRecord, split: Split
+) -> Iterator[tuple[str, float, float, Sample, Sample]]:
+    """Task, both values of its metric and both samples of every document of the report part."""
     keep = split.keep("report")
     for task, facts in after.tasks.items():
         metric = facts.metric
@@ -48,9 +59,24 @@ def changed_samples(
             if twin is None or twin.doc_hash != sample.doc_hash or not keep(sample.doc_hash):
                 continue
             one, other = twin.metrics.get(metric), sample.metrics.get(metric)
-            if one is None or other is None or one == other:
-                continue
-            yield task, "gained" if (other > one) == facts.higher_is_better else "lost", twin, sample
+            if one is not None and other is not None:
+                yield task, one, other, twin, sample
+
+
+def unchanged(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
+    """Documents of the report part whose metric is the same, at most `UNCHANGED` of each outcome."""
+    found: dict[tuple[str, Outcome], list[Flip]] = {}
+    for task, one, other, twin, sample in _paired_samples(before, after, split):
+        if one != other:
+            continue
+        best = 1.0 if after.tasks[task].higher_is_better else 0.0
+        outcome: Outcome = "equal in both"
+        if one in (0.0, 1.0):
+            outcome = "right in both" if one == best else "wrong in both"
+        rows = found.setdefault((task, outcome), [])
+        if len(rows) < UNCHANGED:
+            rows.append(_flip(task, outcome, before.name, after.name, twin, sample))
+    return [flip for rows in found.values() for flip in rows]
 
 
 def flips(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
@@ -63,9 +89,7 @@ def flips(before: ArmRecord, after: ArmRecord, split: Split) -> list[Flip]:
     return [flip for found in rows.values() for flip in (*found["gained"], *found["lost"])]
 
 
-def _flip(
-    task: str, direction: Literal["gained", "lost"], before: str, after: str, one: Sample, other: Sample
-) -> Flip:
+def _flip(task: str, direction: Outcome, before: str, after: str, one: Sample, other: Sample) -> Flip:
     return Flip(
         task=task,
         direction=direction,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from taskvec.evaluation.arms import DRAWN, RIVALS
 from taskvec.evaluation.record import ArmRecord
 
 
@@ -32,14 +33,37 @@ def vector_arm(records: Sequence[ArmRecord], alpha: float | None, think: str | N
     )
 
 
+def planned_tests(
+    records: Sequence[ArmRecord], alphas: Mapping[str, float], think: str | None
+) -> tuple[list[tuple[ArmRecord, ArmRecord, str]], set[tuple[str, str, str]]]:
+    """Every test of a report, and the names of the primary ones, on which claims rest.
+
+    Parameters
+    ----------
+    records : sequence of ArmRecord
+    alphas : mapping of str to float
+        The chosen alpha by task; empty where there is none.
+    think : str, optional
+        The request to reason that every arm carries.
+    """
+    tests: list[tuple[ArmRecord, ArmRecord, str]] = []
+    primary: set[tuple[str, str, str]] = set()
+    for task in records[0].tasks:
+        alpha = alphas.get(task)
+        pairs = planned_pairs(records, alpha, think)
+        tests += [(arm, other, task) for arm, other in pairs if task in arm.tasks and task in other.tasks]
+        primary |= {(*names, task) for names in primary_pairs(records, alpha, think)}
+    return tests, primary
+
+
 def planned_pairs(
     records: Sequence[ArmRecord], alpha: float | None, think: str | None
 ) -> list[tuple[ArmRecord, ArmRecord]]:
-    """Every pair of arms that a report tests.
+    """Every pair of arms that a report tests on a task.
 
     - each arm against the baseline under its own prompt; with a request to reason also against the baseline
       without one (the paper's comparison);
-    - the vector of the chosen `alpha` against each control, the donor against the reference;
+    - the vector of the chosen `alpha` against each control and rival, the donor against the reference;
     - each perturbed arm against its clean self.
     """
     base = baselines(records)
@@ -61,17 +85,37 @@ def planned_pairs(
             pairs += [(record, clean) for clean in records if _is_clean_twin(clean, record)]
     chosen = vector_arm(records, alpha, think)
     if chosen is not None:
-        pairs += [(chosen, r) for r in controls(records, think)]
+        pairs += [(chosen, r) for r in (*controls(records, alpha, think), *wholes(records, think))]
     donor, reference = (plain_arm(records, kind, think) for kind in ("donor", "reference"))
     if donor is not None and reference is not None:
         pairs.append((donor, reference))
     return pairs
 
 
-def controls(records: Sequence[ArmRecord], think: str | None) -> list[ArmRecord]:
-    """Random and permuted vectors and the SFT vector."""
-    kinds = ("random", "permuted", "sft")
-    return [r for r in records if r.kind in kinds and r.arm.condition == (think, None)]
+def primary_pairs(
+    records: Sequence[ArmRecord], alpha: float | None, think: str | None
+) -> set[tuple[str, str]]:
+    """The names of the pairs on which a claim rests: the chosen vector against baseline, controls and rivals.
+
+    They are fixed before anything is run, and corrected by themselves; all other tests are secondary.
+    """
+    chosen, baseline = vector_arm(records, alpha, think), plain_arm(records, "baseline", think)
+    if chosen is None:
+        return set()
+    against = [*([baseline] if baseline is not None else []), *controls(records, alpha, think)]
+    return {(chosen.name, record.name) for record in against}
+
+
+def controls(records: Sequence[ArmRecord], alpha: float | None, think: str | None) -> list[ArmRecord]:
+    """What the vector of one alpha has to beat: random and permuted vectors of its norm, and every rival."""
+    plain = [r for r in records if r.arm.condition == (think, None)]
+    drawn = [r for r in plain if r.kind in DRAWN and (r.alpha == alpha or "@" not in r.name)]
+    return [*drawn, *(r for r in plain if r.kind in RIVALS)]
+
+
+def wholes(records: Sequence[ArmRecord], think: str | None) -> list[ArmRecord]:
+    """The whole difference of donor and base, which holds the vector itself: compared, and no control."""
+    return [r for r in records if r.kind == "whole" and r.arm.condition == (think, None)]
 
 
 def _is_clean_twin(record: ArmRecord, perturbed: ArmRecord) -> bool:

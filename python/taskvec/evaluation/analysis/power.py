@@ -29,14 +29,14 @@ class Power:
     discordant : float
         Share of documents on which two arms are taken to disagree.
     gate : float or None
-        Of donor over reference, at p < 0.01 on the development part; None where too few documents are there
-        for any difference to show.
+        Of donor over reference, at p < 0.01 on all documents; None where too few are there for any difference
+        to show.
     choice : float or None
         Between two values of alpha, so that the better one is chosen.
     claim : float or None
-        Of +v over another arm, after Holm's correction, on the report part.
+        Of +v over another arm, after Holm's correction over the primary tests, on the report part.
     gate_whole, claim_whole : float or None
-        Of gate and claim on all documents, without a division.
+        Of gate and claim on all documents, without a division; the gate has none anyway.
     more : dict of int to pair of float or None
         Of gate and claim with so many times the documents.
     """
@@ -82,7 +82,7 @@ def power(sizes: Mapping[str, Size], split: Split, *, tests: int) -> list[Power]
     split : Split
         The division into a development and a report part.
     tests : int
-        Tests in the family of the report, for Holm's correction at its strictest.
+        Primary tests of the report, for Holm's correction at its strictest.
     """
     rows = [_power(task, size, split, tests, discordance(task)) for task, size in sizes.items()]
     if len(rows) > 1:
@@ -113,10 +113,13 @@ def _power(task: str, size: Size, split: Split, tests: int, share: float) -> Pow
         development=inside,
         report=outside,
         discordant=share,
-        gate=smallest(inside, GATE),
+        gate=smallest(size.documents, GATE),
         choice=statistics.told_apart(inside, share) if inside and split.share else None,
         claim=smallest(outside, claimed),
         gate_whole=smallest(size.documents, GATE),
         claim_whole=smallest(size.documents, claimed),
-        more={times: (smallest(times * inside, GATE), smallest(times * outside, claimed)) for times in MORE},
+        more={
+            times: (smallest(times * size.documents, GATE), smallest(times * outside, claimed))
+            for times in MORE
+        },
     )

@@ -111,7 +111,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def _paired_proportions(gained: int, lost: int, n: int) -> tuple[float, float]:
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = _z(ALPHA) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = quantile(ALPHA) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
@@ -188,7 +188,7 @@ def detectable(
     if n < 1 or (discordant is None) == (spread is None):
         raise ValueError("pairs, and either their disagreement or their spread")
     threshold = level / max(1, tests)
-    reach = _z(threshold) + _z(2 * (1 - POWER))
+    reach = quantile(threshold) + quantile(2 * (1 - POWER))
     if spread is not None:
         return reach * spread / math.sqrt(n)
     assert discordant is not None
@@ -197,8 +197,8 @@ def detectable(
     from scipy import optimize
 
     def shortfall(difference: float) -> float:
-        noise = _z(threshold) * math.sqrt(share)
-        noise += _z(2 * (1 - POWER)) * math.sqrt(max(0.0, share - difference**2))
+        noise = quantile(threshold) * math.sqrt(share)
+        noise += quantile(2 * (1 - POWER)) * math.sqrt(max(0.0, share - difference**2))
         return math.sqrt(n) * difference - noise
 
     if shortfall(share) <= 0:
@@ -222,11 +222,11 @@ def told_apart(n: int, discordant: float) -> float:
     discordant : float
         Share of pairs that disagree.
     """
-    return min(discordant, _z(2 * (1 - POWER)) * math.sqrt(discordant / n))
+    return min(discordant, quantile(2 * (1 - POWER)) * math.sqrt(discordant / n))
 
 
 @functools.cache
-def _z(alpha: float) -> float:
+def quantile(alpha: float) -> float:
     """The two-sided normal quantile of `alpha`."""
     from scipy import stats
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Keep, Split
-from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.arms import Arm, arm_stem
 from taskvec.evaluation.backend.decoding import habits
 from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.identity import arm_identity, resolve, settings_identity, versions
@@ -168,12 +168,6 @@ def document_hashes(settings: Settings) -> dict[str, list[str]]:
 
     with quietly():
         return PreparedTasks(settings, think=None, perturb=None).hashes()
-
-
-def arm_stem(model: str | os.PathLike[str]) -> str:
-    """A name for a model that can be a file name."""
-    name = Path(os.fspath(model)).resolve().name if look.exists(model) else os.fspath(model).split("/")[-1]
-    return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name).lstrip(".") or "model"
 
 
 def _wrapped(inner: Any, settings: Settings, book: Any, progress: Any) -> Any:

@@ -14,6 +14,7 @@ from taskvec.evaluation.analysis.scores import mean_length
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord, Sample, Score, TaskFacts
 from taskvec.evaluation.tasks.defaults import primary_metric
+from taskvec.text import plural
 
 
 def gather(
@@ -42,7 +43,9 @@ def gather(
             tokens[name] = lengths
     warnings = [*tasks.warnings, *lm.warnings]
     if lm.truncated_prompts:
-        warnings.append(f"{lm.truncated_prompts} prompts were cut on the left to leave room for the answer")
+        warnings.append(
+            f"cut on the left to leave room for the answer: {plural(lm.truncated_prompts, 'prompt')}"
+        )
     return ArmRecord(
         name=arm.name,
         kind=arm.kind,
@@ -50,6 +53,7 @@ def gather(
         think=arm.think,
         perturb=arm.perturb,
         seed=arm.seed,
+        origin=arm.origin,
         identity=key,
         model=model,
         weights=weights,

@@ -1,4 +1,4 @@
-"""The four checkpoints of the paper in miniature, and the problems that they are tested on.
+"""The checkpoints of the paper in miniature, and the problems that they are tested on.
 
 ``python -m taskvec.evaluation.miniature.build FOLDER --seed N`` trains them; with ``--pack FILE`` they are
 put into one archive as well, which :func:`unpack` opens elsewhere.
@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from taskvec.errors import Error, FormatError, NotFoundError, OutputError
-from taskvec.evaluation.miniature import grpo, model, tokenizer
+from taskvec.evaluation.miniature import continued, grpo, model, tokenizer
 from taskvec.evaluation.miniature.recipe import PARENT, RECIPE, Recipe, Role
-from taskvec.evaluation.miniature.task import FORMAT, PROBLEMS, TASK, write_task
+from taskvec.evaluation.miniature.task import PROBLEMS, TASK, write_task
 from taskvec.evaluation.miniature.training import Progress, train
 from taskvec.evaluation.record import write_whole, writing
 from taskvec.evaluation.sweep.scratch import locked, take_away
@@ -32,6 +32,8 @@ from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 from taskvec.files import look
 
 MARK = "miniature.json"
+RUN = "training.json"  # in the donor's folder: the steps that its training took
+ARCHIVE = 2  # of folders and archives; the first had no continued SFT
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, LookupError, TypeError, ValueError, RuntimeError)
 """Exceptions that reading a damaged archive raises, or a file that is not one."""
 
@@ -44,6 +46,8 @@ class MiniatureModels:
     ----------
     base, target, reference, donor : Path
         Folders that transformers loads.
+    continued_sft : Path
+        The reference after continued SFT, with as many updates and problems as the donor had.
     tasks : Path
         Folder of the lm-eval task files, for ``include_path``.
     task : str
@@ -55,6 +59,7 @@ class MiniatureModels:
     target: Path
     reference: Path
     donor: Path
+    continued_sft: Path
     tasks: Path
     task: str
     seed: int
@@ -70,9 +75,9 @@ def build(
 ) -> MiniatureModels:
     """Train what is missing in a folder: each checkpoint appears there when it is complete.
 
-    The base comes first; then the target is trained in a process of its own, at the same time as reference
-    and donor. Every process keeps to one torch thread: the same seed gives the same weights on the same
-    machine.
+    The base comes first; then the target is trained in a process of its own, at the same time as reference,
+    donor and continued SFT. Every process keeps to one torch thread: the same seed gives the same weights on
+    the same machine.
 
     Parameters
     ----------
@@ -93,12 +98,13 @@ def build(
         The folder belongs to another seed or recipe.
     """
     directory = Path(directory)
-    _claim(directory, {"format": FORMAT, "seed": seed, "recipe": repr(recipe)})
+    _claim(directory, {"format": ARCHIVE, "seed": seed, "recipe": repr(recipe)})
     with one_thread(), locked(directory):
         _make(directory, "base", seed, recipe, progress)
         with _training_the_target(directory, seed, recipe):
             _make(directory, "reference", seed, recipe, progress)
             _make(directory, "donor", seed, recipe, progress)
+            _make(directory, "continued_sft", seed, recipe, progress)
         _make(directory, "target", seed, recipe, progress)  # if the other process came to nothing
     return _models(directory, seed, problems)
 
@@ -141,8 +147,8 @@ def unpack(
         with locked(directory), zipfile.ZipFile(data) as archive:
             mark = json.loads(archive.read(MARK))
             seed = int(mark["seed"])
-            if mark["format"] != FORMAT:
-                raise ValueError(f"its format is {mark['format']}, not {FORMAT}")
+            if mark["format"] != ARCHIVE:
+                raise ValueError(f"its format is {mark['format']}, not {ARCHIVE}")
             _claim(directory, mark)
             for role in PARENT:
                 names = [name for name in archive.namelist() if name.startswith(f"{role}/")]
@@ -169,10 +175,14 @@ def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Prog
             return
         parent, words = PARENT[role], tokenizer.train()
         weights = model.initialise(seed) if parent is None else load_weights(directory / parent)
-        # Every stage reads texts of its own.
-        own = 10 * seed + list(PARENT).index(role)
+        # Every stage reads texts of its own; continued SFT those of the donor.
+        own = 10 * seed + list(PARENT).index("donor" if role == "continued_sft" else role)
         if role == "donor":
-            weights = grpo.improve(weights, recipe.donor, words, own, progress)
+            weights, steps = grpo.improve(weights, recipe.donor, words, own, progress)
+            write_whole(folder / RUN, json.dumps({"steps": steps}) + "\n")
+        elif role == "continued_sft":
+            steps = json.loads((directory / "donor" / RUN).read_text(encoding="utf-8"))["steps"]
+            weights = continued.learn_on(weights, recipe.donor, steps, words, own, progress)
         else:
             weights = train(weights, getattr(recipe, role), words, own, progress)
         save(weights, words, folder)
@@ -287,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m taskvec.evaluation.miniature.build", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pack", metavar="FILE", help="also write the four checkpoints to one archive")
+    parser.add_argument("--pack", metavar="FILE", help="also write the checkpoints to one archive")
     given = parser.parse_args(arguments)
     models = build(given.folder, given.seed, _print)
     if given.pack:

@@ -107,6 +107,7 @@ def experiment(models: MiniatureModels) -> Experiment:
         donor=str(models.donor),
         reference=str(models.reference),
         base=str(models.base),
+        rivals=(str(models.continued_sft),),
         alphas=ALPHAS,
         tasks=(models.task,),
         perturb=PERTURBATIONS,

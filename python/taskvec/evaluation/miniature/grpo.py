@@ -101,17 +101,22 @@ def improve(
     tokenizer: Tokenizer,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Weights:
-    """The donor: the reference after GRPO, at the step of its best greedy accuracy on selection problems."""
+) -> tuple[Weights, int]:
+    """The donor: the reference after GRPO, at the step of its best greedy accuracy on selection problems.
+
+    Returns
+    -------
+    tuple of Weights and int
+        The donor, and the steps that the run took.
+    """
     weights = {name: value.clone().requires_grad_() for name, value in reference.items()}
-    optimiser = torch.optim.AdamW(list(weights.values()), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimiser = optimiser_of(weights, recipe)
     generator = torch.Generator().manual_seed(seed)
     source = data.problems("train", seed)
     selection = data.distinct("select", seed, recipe.selection)
-    best, best_score, stale = reference, accuracy(reference, tokenizer, selection), 0
+    best, best_score, stale, step = reference, accuracy(reference, tokenizer, selection), 0, 0
     for step in range(1, recipe.steps + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * min(1.0, step / recipe.warmup)
+        warm_up(optimiser, recipe, step)
         groups = draw(weights, list(islice(source, recipe.prompts)), recipe, tokenizer, generator)
         for part in range(recipe.minibatches):
             update(weights, groups[part :: recipe.minibatches], recipe, optimiser)
@@ -121,10 +126,21 @@ def improve(
             score = accuracy(weights, tokenizer, selection)
             stale += 1
             if score > best_score:
-                best, best_score, stale = _copy(weights), score, 0
+                best, best_score, stale = copy(weights), score, 0
             if stale == recipe.patience:
                 break
-    return best
+    return best, step
+
+
+def optimiser_of(weights: Weights, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of a run."""
+    return torch.optim.AdamW(list(weights.values()), lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def warm_up(optimiser: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Set the learning rate of a step, counted from 1."""
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.rate * min(1.0, step / recipe.warmup)
 
 
 def draw(
@@ -183,5 +199,6 @@ def ids(tokenizer: Tokenizer, problem: data.Problem) -> list[int]:
     return tokenizer.encode(problem.document.prompt).ids
 
 
-def _copy(weights: Weights) -> Weights:
+def copy(weights: Weights) -> Weights:
+    """Weights as they are now."""
     return {name: value.detach().clone() for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""How the four checkpoints of the paper in miniature come about."""
+"""How the checkpoints of the paper in miniature come about."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Literal
 from taskvec.evaluation.miniature import grpo
 from taskvec.evaluation.miniature.training import Stage
 
-Role = Literal["base", "target", "reference", "donor"]
+Role = Literal["base", "target", "reference", "donor", "continued_sft"]
 
-PARENT: dict[Role, Role | None] = {"base": None, "target": "base", "reference": "base", "donor": "reference"}
+PARENT: dict[Role, Role | None] = {
+    "base": None,
+    "target": "base",
+    "reference": "base",
+    "donor": "reference",
+    "continued_sft": "reference",
+}
 """The checkpoint that each one is trained from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the four models come about."""
+    """How the models come about; continued SFT follows the donor's."""
 
     base: Stage
     target: Stage

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.evaluation.analysis.norms import NormMap
 from taskvec.evaluation.analysis.pairs import baselines
+from taskvec.evaluation.arms import MATCHED, RIVALS
 from taskvec.evaluation.record import ArmRecord, Score
 from taskvec.evaluation.report.labels import arm_label, metric_unit, task_file
 
@@ -39,9 +40,19 @@ PALETTE = {
     "random": "#d9730d",
     "permuted": "#b8870b",
     "sft": "#8250df",
+    "rival": "#c2185b",
+    "whole": "#0f766e",
     "donor": "#1a7f37",
     "reference": "#a0522d",
 }
+
+# what stands next to the vector in its curve: kind, marker, step to the side from one to the next, name
+CONTROLS = (
+    ("random", "^", 0.05, "random vectors"),
+    ("permuted", "v", -0.05, "permuted vector"),
+    ("sft", "D", 0.0, "SFT vector"),
+    ("rival", "P", 0.0, "rivals"),
+)
 
 Paint = dict[str, str]
 
@@ -55,13 +66,13 @@ def draw(report: Report) -> dict[str, Figure]:
             figures[f"alpha-{name}"] = drawn(
                 f"Score by alpha: {task}",
                 f"score of {task} over alpha, with 95 % intervals and controls",
-                lambda paint, task=task: _alpha_curve(report, task, paint),
+                lambda paint, task=task: alpha_curve(report, task, paint),
             )
         if any(comparison.task == task for comparison in report.comparisons):
             figures[f"differences-{name}"] = drawn(
                 f"Difference to the baseline: {task}",
                 f"difference of each arm to the baseline on {task}, with 95 % intervals",
-                lambda paint, task=task: _differences(report, task, paint),
+                lambda paint, task=task: differences(report, task, paint),
             )
         if any(task in record.output_tokens for record in report.records):
             figures[f"lengths-{name}"] = drawn(
@@ -133,7 +144,8 @@ def _themed(svg: str, alt: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
 
 
-def _alpha_curve(report: Report, task: str, paint: Paint) -> Any:
+def alpha_curve(report: Report, task: str, paint: Paint) -> Any:
+    """The scores of a task over alpha, with baseline, donor, reference, controls and rivals."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(WIDTH, 3.7))
@@ -158,22 +170,30 @@ def _alpha_curve(report: Report, task: str, paint: Paint) -> Any:
         score = report.score(found, task) if found is not None else None
         if score is not None and score.value is not None:
             axes.axhline(scale * score.value, color=paint[kind], linestyle="-.", linewidth=1.0, label=kind)
-    for kind, marker, shift in (("random", "^", 0.05), ("permuted", "v", -0.05), ("sft", "D", 0.0)):
+    for kind, marker, shift, label in CONTROLS:
         rows = [
-            (r.arm.factor, score)
+            (_length(report, r, task), score)
             for r in under
             if r.kind == kind and r.think == report.think and (score := report.score(r, task)) is not None
         ]
         if rows:
             span = max((abs(x) for x, _ in rows), default=1.0) or 1.0
             spread = [(x + span * shift * (1 + i), score) for i, (x, score) in enumerate(rows)]
-            label = {"random": "random vectors", "permuted": "permuted vector", "sft": "SFT vector"}[kind]
             _points(axes, spread, scale, paint[kind], label, "none", marker)
-    axes.set_xlabel("alpha")
+    axes.set_xlabel("alpha; other vectors by their length, in units of v's")
     axes.set_ylabel(unit)
     axes.grid(axis="y", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def _length(report: Report, record: ArmRecord, task: str) -> float:
+    """The length of an arm's step in units of v's: of a rival's from its arm at the norm of the chosen v."""
+    if record.kind not in RIVALS or report.choice is None:
+        return record.arm.factor
+    stem = record.arm.stem.partition("@")[0]
+    twin = next((r for r in report.records if r.arm.stem.startswith(f"{stem}{MATCHED}")), None)
+    return record.arm.factor * report.choice.of(task) / twin.arm.factor if twin else record.arm.factor
 
 
 def _by_alpha(report: Report, records: list[ArmRecord], task: str) -> list[tuple[float, Score]]:
@@ -212,7 +232,8 @@ def _points(
     )  # fmt: skip
 
 
-def _differences(report: Report, task: str, paint: Paint) -> Any:
+def differences(report: Report, task: str, paint: Paint) -> Any:
+    """The difference of every arm to the baseline on a task."""
     from matplotlib import pyplot
 
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskvec.evaluation.analysis.statistics import is_binary
-from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.arms import RIVALS, Arm, rival_in_words
 from taskvec.evaluation.record import ArmRecord, Score, TaskFacts
 from taskvec.settings import format_alpha
 
@@ -22,8 +22,11 @@ def arm_label(arm: Arm) -> str:
         text = arm.stem if arm.alpha is None else text
     elif arm.kind in ("random", "permuted"):
         text = f"{arm.kind} {arm.seed}" if arm.seed is not None else arm.stem
-    elif arm.kind == "sft":
-        text = "SFT vector"
+        text += f" at {arm.stem.partition('@')[2]}" if "@" in arm.stem else ""
+    elif arm.kind in RIVALS:
+        text = rival_in_words(arm).removeprefix("the ")
+    elif arm.kind == "whole":
+        text = "donor − base"
     else:
         text = arm.kind
     notes = [note for note in ("think" if arm.think else None, arm.perturb) if note]

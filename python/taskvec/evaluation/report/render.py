@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from taskvec.evaluation.analysis.compare import Comparison
+from taskvec.evaluation.analysis.flips import Outcome
 from taskvec.evaluation.analysis.mistakes import MISTAKES
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 
 def to_html(report: Report, figures: Mapping[str, Figure]) -> str:
     """``report.html``: one file, its style, script and figures inside."""
-    return _environment(html=True).get_template("report.html.j2").render(_context(report, figures))
+    return environment(html=True).get_template("report.html.j2").render(_context(report, figures))
 
 
 def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
     """``report.md``; its figures are the files in ``figures/``."""
-    return _environment(html=False).get_template("report.md.j2").render(_context(report, figures))
+    return environment(html=False).get_template("report.md.j2").render(_context(report, figures))
 
 
-def _environment(*, html: bool) -> Any:
+def environment(*, html: bool) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -49,7 +50,7 @@ def _environment(*, html: bool) -> Any:
     )
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
-        plural=plural,
+        plural=plural, together=_together,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
     )  # fmt: skip
     return environment
@@ -58,6 +59,11 @@ def _environment(*, html: bool) -> Any:
 def _visible(text: str) -> str:
     """Model output with its control characters made visible."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _together(text: str) -> str:
+    """A text whose figures stay on one line with their units and names."""
+    return text.replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0").replace(" points", "\u00a0points")
 
 
 def _plain(value: Any) -> str:
@@ -82,12 +88,14 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
     names = {record.name: record.arm for record in report.records}
     return {
         "report": report,
+        "families": _families(report),
         "figures": figures,
         "palette": PALETTE,
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
-        "flips": report.flips(),
+        "flips": [*report.flips(), *report.unchanged()],
+        "outcomes": get_args(Outcome),
         "changes": report.changes(),
         "mistakes": MISTAKES,
         "survival": [
@@ -104,6 +112,16 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "several_tasks": len(report.tasks) > 1,
         "first": report.records[0],
     }  # fmt: skip
+
+
+def _families(report: Report) -> str:
+    """What tests are corrected over, in words."""
+    primary, whole = len(report.primary), len(report.comparisons)
+    if not primary:
+        return f" over {plural(whole, 'test')}" if whole > 1 else ""
+    if primary == whole:
+        return f" over {plural(primary, 'primary test')}"
+    return f" over {plural(primary, 'primary test')} and, apart, {plural(whole - primary, 'secondary test')}"
 
 
 def arm_rows(report: Report) -> list[dict[str, Any]]:

@@ -13,14 +13,22 @@ from taskvec.evaluation.analysis.compare import (
     Sameness,
     Split,
     check_comparable,
-    compare,
+    compare_tests,
     zero_checks,
 )
-from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, choose_alpha, conclusion, gates
-from taskvec.evaluation.analysis.flips import Flip, flips
+from taskvec.evaluation.analysis.conclusions import (
+    Choice,
+    Choosing,
+    Conclusion,
+    Gate,
+    choose_alpha,
+    conclusion,
+    gates,
+)
+from taskvec.evaluation.analysis.flips import Flip, flips, unchanged
 from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
-from taskvec.evaluation.analysis.pairs import baselines, planned_pairs, vector_arm
+from taskvec.evaluation.analysis.pairs import baselines, planned_tests, vector_arm
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
 from taskvec.evaluation.report.paper import paper_rows
@@ -43,7 +51,8 @@ class Report:
     choice : Choice, optional
         The alpha of which claims are made.
     comparisons : tuple of Comparison
-        The family of tests that Holm's correction is over.
+        Every test, corrected by Holm's method over its family: the primary one, on which claims rest, or
+        the secondary one.
     merges : dict of str to Merged
         The measurements of merges, by arm.
     commands : tuple of str
@@ -71,9 +80,19 @@ class Report:
         return list(self.records[0].tasks)
 
     @property
-    def chosen(self) -> ArmRecord | None:
-        """The vector arm of which claims are made."""
-        return vector_arm(self.records, self.choice.alpha if self.choice else None, self.think)
+    def chosen(self) -> dict[str, ArmRecord]:
+        """The vector arms of which claims are made, by task."""
+        found = {
+            task: vector_arm(self.records, self.choice.of(task), self.think)
+            for task in self.tasks
+            if self.choice is not None
+        }
+        return {task: record for task, record in found.items() if record is not None}
+
+    @property
+    def primary(self) -> tuple[Comparison, ...]:
+        """The tests on which claims rest, fixed beforehand; the others are secondary."""
+        return tuple(c for c in self.comparisons if c.family == "primary")
 
     def score(self, record: ArmRecord, task: str) -> Score | None:
         """The score of the task's metric on the report part."""
@@ -102,25 +121,48 @@ class Report:
 
     def flips(self) -> list[Flip]:
         """Documents that the chosen vector turned right or wrong; without one, those of every other arm."""
-        base = baselines(self.records)
-        chosen, plain = self.chosen, base.get((self.think, None))
-        pairs = [(plain, chosen)] if plain is not None and chosen is not None else []
-        if not pairs and plain is not None:
-            pairs = [
-                (plain, record) for record in self.records if record.arm.condition == plain.arm.condition
-            ]
-        return [flip for one, other in pairs if one is not other for flip in flips(one, other, self.split)]
+        return [
+            flip
+            for plain, other, tasks in self._sides()
+            for flip in flips(plain, other, self.split)
+            if flip.task in tasks
+        ]
+
+    def unchanged(self) -> list[Flip]:
+        """Some documents of the same arms that stayed right or wrong."""
+        return [
+            flip
+            for plain, other, tasks in self._sides()
+            for flip in unchanged(plain, other, self.split)
+            if flip.task in tasks
+        ]
+
+    def _sides(self) -> list[tuple[ArmRecord, ArmRecord, list[str]]]:
+        """The baseline, what it is looked at next to, and the tasks of which."""
+        plain = baselines(self.records).get((self.think, None))
+        if plain is None:
+            return []
+        return [(plain, record, [task]) for task, record in self.chosen.items()] or [
+            (plain, record, self.tasks)
+            for record in self.records
+            if record.arm.condition == plain.arm.condition and record is not plain
+        ]
 
     def changes(self) -> list[Change]:
         """What was wrong with the answers that the chosen vector turned right or wrong."""
         plain = baselines(self.records).get((self.think, None))
-        if plain is None or self.chosen is None:
+        if plain is None:
             return []
-        return changes(plain, self.chosen, self.split)
+        return [
+            change
+            for task, record in self.chosen.items()
+            for change in changes(plain, record, self.split)
+            if change.task == task
+        ]
 
     def norms(self) -> NormMap | None:
         """The vector's norms by layer and module."""
-        for record in (*filter(None, [self.chosen]), *self.records):
+        for record in (*self.chosen.values(), *self.records):
             merged = self.merges.get(record.name)
             if merged is not None and merged.norms and record.kind == "vector":
                 return norm_map(merged.norms)
@@ -146,6 +188,7 @@ class Report:
             "arms": [self._arm(record) for record in self.records],
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "tests": len(self.comparisons),
+            "primary": len(self.primary),
             "alpha": asdict(self.choice) if self.choice else None,
             "gate": [asdict(gate) for gate in self.gates],
             "changes": [asdict(change) for change in self.changes()],
@@ -169,6 +212,7 @@ class Report:
             "think": record.think,
             "perturb": record.perturb,
             "seed": record.seed,
+            "origin": record.origin,
             "scores": {
                 task: {metric: asdict(score) for metric, score in scores.items()}  # type: ignore[call-overload]
                 for task, scores in self.scores(record).items()
@@ -199,6 +243,7 @@ def build_report(
     merges: Mapping[str, Merged] | None = None,
     commands: Sequence[str] = (),
     recovery: bool = False,
+    choosing: Choosing = "once",
 ) -> Report:
     """Compare finished arms.
 
@@ -216,6 +261,8 @@ def build_report(
         The commands that repeat the experiment.
     recovery : bool
         Whether donor and reference were tuned from the target.
+    choosing : {"once", "task"}
+        Whether one alpha is chosen for all tasks, or one for each.
 
     Raises
     ------
@@ -234,10 +281,11 @@ def build_report(
                     "say what the other one is, such as --as vector",
                 )
     seed = split.seed
-    choice = choose_alpha(records, split, think=think)
-    pairs = planned_pairs(records, choice.alpha if choice else None, think)
-    comparisons = compare(pairs, split, "report", seed=seed)
-    found_gates = gates(records, split, think=think, seed=seed)
+    choice = choose_alpha(records, split, think=think, choosing=choosing)
+    alphas = {task: choice.of(task) for task in records[0].tasks} if choice else {}
+    tests, primary = planned_tests(records, alphas, think)
+    comparisons = compare_tests(tests, split, "report", seed=seed, primary=primary)
+    found_gates = gates(records, think=think, seed=seed)
     vectors = [record for record in records if record.kind == "vector"]
     conclusions = [
         conclusion(g.task, g, choice, records, comparisons, split=split, think=think, recovery=recovery)

@@ -1,4 +1,4 @@
-"""Making the weights of arms: target + alpha * vector, its controls, and the SFT vector.
+"""Making the weights of arms: target + alpha * vector, its controls, and the vectors of its rivals.
 
 The engine does the work; this module names the weights of each arm, in as few reads of the inputs as there
 are vectors: all alphas of one vector come from one pass.
@@ -71,13 +71,15 @@ class Merger:
 
     def _without(self, arm: Arm) -> list[str]:
         """What a control leaves out, as patterns: tensors that shuffling leaves as they are, in the main."""
-        donor, reference = _difference(self.experiment, arm)
-        if arm.kind != "permuted" or donor is None or reference is None:
+        if arm.kind != "permuted":
             return []
         if self._left_out is None:
-            from taskvec.evaluation.sweep.one_sided import one_sided, pattern
+            from taskvec.evaluation.sweep.one_sided import one_sided, pattern, rows
 
-            names = one_sided(self.experiment.target, donor, reference)
+            donor, reference = _difference(self.experiment, arm)
+            target = self.experiment.target
+            saved = donor is None or reference is None
+            names = rows(target) if saved else one_sided(target, donor, reference)
             self._left_out = [pattern(names)] if names else []
         return self._left_out
 
@@ -126,6 +128,15 @@ def _difference(experiment: Experiment, arm: Arm) -> tuple[str | None, str | Non
         if experiment.reference is None or experiment.base is None:
             raise EvaluationError("the SFT vector needs `reference` and `base`")
         return experiment.reference, experiment.base
+    if arm.kind == "whole":
+        if experiment.donor is None or experiment.base is None:
+            raise EvaluationError("the whole difference needs `donor` and `base`")
+        return experiment.donor, experiment.base
+    if arm.kind == "rival":
+        model = experiment.rival_models.get(arm.origin or "")
+        if model is None or experiment.reference is None:
+            raise EvaluationError(f"the vector `{arm.name}` needs `reference`, and its model among `rivals`")
+        return model, experiment.reference
     return (None, None) if experiment.vector is not None else (experiment.donor, experiment.reference)
 
 
@@ -152,7 +163,8 @@ def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) ->
         "merge": experiment.merge.model_dump(mode="json"),
     }
     if arm.kind == "permuted":
-        content["left_out"] = "one-sided"  # permuted vectors from before held them
+        # permuted vectors from before held them
+        content["left_out"] = "one-sided" if donor else "one-dimensional"
     return f"merge:{digest_json(content)}"
 
 

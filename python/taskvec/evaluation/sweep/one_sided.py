@@ -20,7 +20,7 @@ CHANCE = 9.0  # squared standard deviations
 
 
 def one_sided(target: str, donor: str, reference: str) -> list[str]:
-    """The names of one-dimensional tensors whose difference goes in one direction.
+    """The names of one-dimensional tensors whose difference goes in one direction (``[n]``, ``[1, n]``).
 
     Parameters
     ----------
@@ -32,10 +32,19 @@ def one_sided(target: str, donor: str, reference: str) -> list[str]:
     found = []
     for name, info in first.tensors.items():
         alike = all(name in model.tensors and model.tensors[name].shape == info.shape for model in rest)
-        is_row = len(info.shape) == 1 and info.shape[0] > 1
-        if alike and is_row and _is_one_sided(rest[0], rest[1], name, info.shape[0]):
+        if alike and _is_row(info.shape) and _is_one_sided(rest[0], rest[1], name, max(info.shape)):
             found.append(name)
     return found
+
+
+def rows(target: str) -> list[str]:
+    """The names of all one-dimensional tensors, where the values of a vector are not looked at."""
+    return [name for name, info in tv.open(target).tensors.items() if _is_row(info.shape)]
+
+
+def _is_row(shape: Sequence[int]) -> bool:
+    """Whether a tensor has one side above one: norms and biases, whatever their form."""
+    return sum(side > 1 for side in shape) == 1
 
 
 def pattern(names: Sequence[str]) -> str:

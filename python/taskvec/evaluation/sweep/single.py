@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.arms import Arm, Kind, arm_name
-from taskvec.evaluation.backend.evaluate import arm_stem, evaluate_into, finished, require_extra
+from taskvec.evaluation.arms import Arm, Kind, arm_name, arm_stem
+from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
 from taskvec.evaluation.record import ArmRecord, read_record
 from taskvec.evaluation.report.report import Report, build_report

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
-from taskvec.evaluation.analysis.conclusions import choose_alpha
+from taskvec.evaluation.analysis.conclusions import Choice, choose_alpha
 from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
 from taskvec.evaluation.backend.decoding import check_alike
 from taskvec.evaluation.backend.delta import Placement
@@ -30,15 +30,13 @@ from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.place import Places
+from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
-
-
-_ROLES = ("target", "donor", "reference", "base", "vector")
 
 
 def run_sweep(
@@ -164,8 +162,7 @@ def _on_cluster(
         if error.name != "ray":
             raise
         raise EvaluationError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
-    models = [each for each in (getattr(experiment, role) for role in _ROLES) if each]
-    pool = opened.enter_context(ray_pool(address, settings, out, models, threads))
+    pool = opened.enter_context(ray_pool(address, settings, out, experiment.models, threads))
     settings = replace(settings, device="cuda" if has_gpus() else "cpu")
     pool.settings = settings
     return pool, settings
@@ -175,18 +172,9 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
     """Run the arms, choose alpha, run the arms that wait for it, and compare."""
     records = runner.run(planned_arms(experiment))
     think = experiment.think if experiment.think_only else None
-    choice = choose_alpha(records, split(experiment), think=think)
+    choice = choose_alpha(records, split(experiment), think=think, choosing=experiment.choose)
     if choice is not None:
-        records += runner.run(
-            control_arms(
-                alpha=choice.alpha,
-                random=experiment.controls.random,
-                permuted=experiment.controls.permuted,
-                think=experiment.think,
-                think_only=experiment.think_only,
-                perturb=experiment.perturb,
-            )
-        )
+        records += runner.run(waiting_arms(experiment, choice, runner.matched(records, choice)))
     runner.scratch.clear()
     merges = {
         record.name: facts
@@ -198,6 +186,7 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
         records,
         split=split(experiment),
         think=think,
+        choosing=experiment.choose,
         merges=merges,
         commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
         recovery=runner.is_recovery,
@@ -211,10 +200,30 @@ def planned_arms(experiment: Experiment) -> list[Arm]:
         donor=experiment.donor is not None,
         reference=experiment.reference is not None,
         base=experiment.base is not None,
+        rivals=tuple(experiment.rival_models),
+        sft_alphas=experiment.sft_alphas,
         think=experiment.think,
         think_only=experiment.think_only,
         perturb=experiment.perturb,
     )
+
+
+def waiting_arms(experiment: Experiment, choice: Choice, matched: Mapping[float, Sequence[Arm]]) -> list[Arm]:
+    """The arms that wait for the choice of alpha, each alpha that was chosen with its own controls."""
+    return [
+        arm
+        for alpha in choice.alphas
+        for arm in control_arms(
+            alpha=alpha,
+            random=experiment.controls.random,
+            permuted=experiment.controls.permuted,
+            matched=matched.get(alpha, ()),
+            numbered=len(choice.alphas) == 1,
+            think=experiment.think,
+            think_only=experiment.think_only,
+            perturb=experiment.perturb,
+        )
+    ]
 
 
 def split(experiment: Experiment) -> Split:
@@ -240,8 +249,7 @@ class _Runner:
         progress: Progress,
     ) -> None:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
-        named = (getattr(experiment, role) for role in _ROLES)
-        self._models = {model: resolve(model) for model in dict.fromkeys(filter(None, named))}
+        self._models = {model: resolve(model) for model in experiment.models}
         self._digests = {model: weights for model, (_, weights) in self._models.items()}
         self._pool = pool
         # a collection takes most of a second in a process that knows lm-eval's tasks
@@ -256,6 +264,16 @@ class _Runner:
         given = self._experiment
         origins = [self._digests[model] for model in (given.base, given.reference) if model is not None]
         return self._digests[given.target] in origins
+
+    def matched(self, records: Sequence[ArmRecord], choice: Choice) -> dict[float, list[Arm]]:
+        """The rivals' vectors at the norm of each chosen vector; a note of each that has none."""
+        found, several = dict[float, list[Arm]](), len(choice.alphas) > 1
+        for alpha in choice.alphas:
+            facts = self._out / "merges"
+            found[alpha], notes = matched_arms(records, alpha, facts, several=several)
+            for text in notes:
+                self._tell("note", text)
+        return found
 
     def run(self, arms: list[Arm]) -> list[ArmRecord]:
         """The records of `arms`, in their order."""
@@ -338,13 +356,13 @@ class _Runner:
             return
         self._checked = True
         given = self._experiment
+        check_rivals(given, self._digests)
         if self._settings.decoding == "model":
             named = filter(None, (given.target, given.donor, given.reference))
             check_alike({model: self._models[model][0] for model in named})
         if given.development:
             chosen = sum(alpha > 0 for alpha in given.alphas) > 1
-            gated = given.donor is not None and given.reference is not None
-            parts: tuple[Part, ...] = ("development", "report") if chosen or gated else ("report",)
+            parts: tuple[Part, ...] = ("development", "report") if chosen else ("report",)
             for text in check_parts(document_hashes(self._settings), split(given), parts):
                 self._tell("note", text)
 
