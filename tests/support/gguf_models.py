@@ -136,7 +136,9 @@ def write(
     decoded = {}
     for name, array in tensors.items():
         stored_as = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
-        data = array.astype("<f4") if stored_as == gguf.GGMLQuantizationType.F32 else _stored(array, stored_as)
+        data = (
+            array.astype("<f4") if stored_as == gguf.GGMLQuantizationType.F32 else _stored(array, stored_as)
+        )
         writer.add_tensor(name, data, raw_dtype=stored_as)
         decoded[name] = gguf.dequantize(data, stored_as).reshape(array.shape).astype(np.float32)
     writer.write_header_to_file()

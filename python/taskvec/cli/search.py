@@ -11,7 +11,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, setting, settings_given, settings_of
 from taskvec.cli.options import Size, option, split_names, storage_option, talk_options, together, verb
 
-evaluation_options = together(*settings_of("Evaluation", but=("tasks", "include_path", "seed")))
+evaluation_options = together(*settings_of("Evaluation", but=("tasks", "include_path", "data", "seed")))
 
 EXAMPLES = """
 A space: a recipe in which `{search: ...}` stands where a value is free:
@@ -49,6 +49,7 @@ Merge what was found:
         help="Of the optimiser and of random search.  [default: the space's]")  # fmt: skip
 @setting("tasks")
 @setting("include_path")
+@setting("data")
 @evaluation_options
 @option("-o", "--out", required=True, metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder of the report, the best recipe and the records.")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.compat.findings import Finding, finding
+from taskvec.compat.findings import Finding, Level, finding
 from taskvec.compat.tokenizer import is_tokenizer_file
 from taskvec.files.folder import is_second_copy, is_weight
 from taskvec.files.lfs import PULL, is_pointer_file
@@ -107,8 +107,9 @@ def _decoded(models: Sequence[tuple[str, Model]]) -> Iterator[Finding]:
         loud = is_pair and role == "donor"
         if loud:
             what += "; the vector is the difference of two roundings, which may be most of it"
-        yield finding("gguf", f"weights of the {role}", "", what, "take the originals of both" if loud else "",
-                      level="warning" if loud else "note")  # fmt: skip
+        fix = "take the originals of both" if loud else ""
+        level: Level = "warning" if loud else "note"
+        yield finding("gguf", f"weights of the {role}", "", what, fix, level=level)
 
 
 def _states(role: str, model: Model) -> Iterator[Finding]:

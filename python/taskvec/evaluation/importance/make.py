@@ -89,6 +89,7 @@ class Asked:
             "seed": settings.seed,
             "chat_template": settings.chat_template or None,
             "include_path": None if folder is None else str(folder),
+            "data": None if settings.data is None else str(settings.data),
             "model_arg": [f"{key}={value}" for key, value in settings.model_args],
         }
         return {key: value for key, value in found.items() if value not in (None, [])}
@@ -131,8 +132,8 @@ def importance(
     progress : callable, optional
         Called as ``progress(task, done, total)``.
     **settings
-        ``limit``, ``seed``, ``chat_template``, ``include_path``, ``device``, ``model_args``: those of
-        :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
+        ``limit``, ``seed``, ``chat_template``, ``include_path``, ``data``, ``device``, ``model_args``: those
+        of :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
         ``model_args={"dtype": ...}`` says otherwise.
 
     Returns

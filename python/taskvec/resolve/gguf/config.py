@@ -123,9 +123,7 @@ def _scaling(found: Contents, width: int) -> dict[str, Any] | None:
         return {
             "rope_type": "yarn",
             "factor": _number(found, "{arch}.rope.scaling.factor"),
-            "original_max_position_embeddings": _count(
-                found, "{arch}.rope.scaling.original_context_length"
-            ),
+            "original_max_position_embeddings": _count(found, "{arch}.rope.scaling.original_context_length"),
         }
     raise found.refuse(f"stretches its rotation by `{kind}`, which is not known", "take another file")
 
