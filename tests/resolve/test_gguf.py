@@ -153,9 +153,8 @@ def test_a_file_is_laid_out_once_and_again_when_it_changes(tmp_path: Path, scrat
     laid = list((scratch / "gguf").iterdir())
     assert tv.open(path).revision == first.revision
     assert list((scratch / "gguf").iterdir()) == laid
-    gguf_models.write(
-        path, "llama", gguf_models.tensors_of(gguf_models.model("llama", seed=9), "llama"), "Q8_0"
-    )
+    other = gguf_models.tensors_of(gguf_models.model("llama", seed=9), "llama")
+    gguf_models.write(path, "llama", other, "Q8_0")
     assert tv.open(path).revision != first.revision
 
 

@@ -127,7 +127,8 @@ def write(
         members |= {
             "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": TOKENS,
             "tokenizer.ggml.token_type": [1] * (len(TOKENS) - 3) + [3] * 3, "tokenizer.ggml.merges": MERGES,
-            "tokenizer.ggml.eos_token_id": len(TOKENS) - 1, "tokenizer.ggml.padding_token_id": len(TOKENS) - 3,
+            "tokenizer.ggml.eos_token_id": len(TOKENS) - 1,
+            "tokenizer.ggml.padding_token_id": len(TOKENS) - 3,
             "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": TEMPLATE,
         }  # fmt: skip
     for name, value in (members | (extra or {})).items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support import data_hub
+from support import data_hub, paper_tasks
 from support.evaluation_models import tiny
 from support.hub_server import Hub
 from taskvec.cli import run as command_line
@@ -110,27 +110,20 @@ def test_the_paper_s_tasks_run_in_every_arm_from_the_folder_alone(
         assert set(record.scores) == set(PAPER_TASKS), record.name
 
 
-def test_the_folder_gives_the_documents_of_the_hub(hub: Hub, tmp_path: Path, away: None) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.undo()
-    from support import paper_tasks
-
+@pytest.mark.usefixtures("hub")
+def test_the_folder_gives_the_documents_of_the_hub(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    fetch(("gsm8k", "sciq"), tmp_path / "data")
+    request.getfixturevalue("away")
     with pytest.MonkeyPatch.context() as patch:
         paper_tasks.install(patch)
         expected = document_hashes(Settings(tasks=("gsm8k", "sciq"), device="cpu"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", _connect)
-        patch.setattr(socket, "create_connection", _create)
-        fetch(("gsm8k", "sciq"), tmp_path / "data")
     found = document_hashes(Settings(tasks=("gsm8k", "sciq"), device="cpu", data=tmp_path / "data"))
     assert found == expected
 
 
-_connect, _create = socket.socket.connect, socket.create_connection
-
-
+@pytest.mark.usefixtures("hub")
 def test_a_fetched_folder_is_taken_as_hf_datasets_cache(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     fetch(["sciq"], tmp_path / "data")
     request.getfixturevalue("away")
@@ -176,21 +169,23 @@ def test_a_file_that_is_not_as_listed_is_refused_and_not_kept(hub: Hub, tmp_path
     assert not (tmp_path / "data" / data_hub.SCIQ / name).exists()
 
 
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("how", ["changed", "missing"])
-def test_a_folder_that_has_changed_is_not_evaluated_with(how: str, hub: Hub, tmp_path: Path) -> None:
+def test_a_folder_that_has_changed_is_not_evaluated_with(how: str, tmp_path: Path) -> None:
     fetch(["sciq"], tmp_path / "data")
     path = tmp_path / "data" / data_hub.SCIQ / "data/test-00000-of-00001.parquet"
     if how == "changed":
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     else:
         path.unlink()
-    with pytest.raises(EvaluationError, match="changed since it was fetched|is missing") as caught:
+    with pytest.raises(EvaluationError, match=r"changed since it was fetched|is missing") as caught:
         document_hashes(settings(tmp_path / "data", "sciq"))
     assert "tasks fetch" in caught.value.hint
 
 
 # --- refusals
-def test_data_that_are_not_in_the_folder_are_named(hub: Hub, tmp_path: Path, request) -> None:
+@pytest.mark.usefixtures("hub")
+def test_data_that_are_not_in_the_folder_are_named(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     fetch(["sciq"], tmp_path / "data")
     request.getfixturevalue("away")
     with pytest.raises(EvaluationError, match="`datasets/openai/gsm8k` are not in") as caught:
@@ -235,7 +230,8 @@ def test_a_gated_data_set_and_no_network_have_their_way_out(hub: Hub, tmp_path: 
     assert "connection" in caught.value.hint
 
 
-def test_the_command_lists_and_fetches(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("hub")
+def test_the_command_lists_and_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["tasks", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["tasks"]
     assert [row["name"] for row in rows] == list(PAPER)
