@@ -52,7 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "eval": "Run a model on benchmark tasks through lm-eval.",
         "sweep": "Merge, evaluate and compare a vector with its controls.",
         "search": "Search for the best values of a recipe by benchmark scores.",
-        "tasks": "List the data sets of known tasks, or fetch them for a machine without a network.",
+        "tasks": "List the data sets of known tasks, or fetch them.",
         "importance": "Write what each element of a model matters on some tasks.",
     },
     "This machine": {
