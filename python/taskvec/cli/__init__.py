@@ -69,7 +69,7 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 RESUMABLE = frozenset(
     {
         "transfer", "extract", "apply", "merge", "moe", "average", "convert", "tokens", "run", "finish",
-        "sweep", "search", "importance",
+        "sweep", "search", "importance", "tasks",
     }
 )  # fmt: skip
 
