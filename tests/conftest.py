@@ -45,6 +45,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a large package, unless ``-m pretrained`` asks for it."""
+    if "pretrained" in config.option.markexpr:
+        return
+    large = [item for item in items if item.get_closest_marker("pretrained")]
+    if large:
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
+
+
 @pytest.fixture
 def trio(tmp_path: Path) -> Trio:
     """Three compatible bf16 checkpoints of one shard each."""

@@ -21,6 +21,9 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from support.hub_uploads import Uploads
 
+# Of a repository: data sets and spaces have their kind in front.
+_NAME = r"(?:datasets/|spaces/)?[^/]+/[^/]+"
+
 
 @dataclass
 class Repo:
@@ -54,7 +57,7 @@ class Repo:
         return cls(files, **settings)
 
     def is_large(self, name: str) -> bool:
-        return name.endswith((".safetensors", ".bin", ".gguf"))
+        return name.endswith((".safetensors", ".bin", ".gguf", ".parquet"))
 
     def digest(self, name: str, files: dict[str, bytes] | None = None) -> str:
         data = (files or self.files)[name]
@@ -178,12 +181,12 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
     def _route(self) -> None:
         hub, url = self.server_hub, urlsplit(self.path)
         path = unquote(url.path)
-        if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+        if match := re.fullmatch(rf"/cdn/({_NAME})/(.+)", path):
             revision = parse_qs(url.query).get("revision", ["main"])[0]
             self._send_file(hub.repos[match[1]].at(revision)[1], match[2], {})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+        elif match := re.fullmatch(rf"/api/(?:models/)?({_NAME}?)(?:/revision/(.+))?", path):
             self._send_listing(match[1], match[2] or "main", "blobs" in parse_qs(url.query))
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(rf"/({_NAME})/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[2], match[3])
         else:
             self._refuse(404, None)

@@ -56,6 +56,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "sweep": "Merge, evaluate and compare a vector with its controls.",
         "report": "Put finished sweeps side by side, and pool what they found.",
         "search": "Search for the best values of a recipe by benchmark scores.",
+        "tasks": "List the data sets of known tasks, or fetch them.",
         "importance": "Write what each element of a model matters on some tasks.",
     },
     "This machine": {
@@ -73,7 +74,7 @@ MODULES = {"plan": "plan_file", "run": "run_plan"}
 RESUMABLE = frozenset(
     {
         "transfer", "extract", "apply", "merge", "moe", "average", "convert", "tokens", "run", "finish",
-        "sweep", "search", "importance",
+        "sweep", "search", "importance", "tasks",
     }
 )  # fmt: skip
 

@@ -129,13 +129,14 @@ def tasks_given(options: dict[str, Any]) -> tuple[str, ...]:
 
 
 # Help shows these first; a setting that is not named here follows them.
-FIRST = ("tasks", "include_path", "chat_template", "max_gen_toks")
+FIRST = ("tasks", "include_path", "data", "chat_template", "max_gen_toks")
 
 task_options = together(
     setting("tasks"),
     option("--paper", is_flag=True, section="Evaluation",
            help=f"The paper's tasks: {', '.join(PAPER_TASKS)}, with room for reasoning."),
     setting("include_path"),
+    setting("data"),
     option("--think", metavar="[TEXT]", is_flag=False, flag_value=THINK, section="Evaluation",
            help=f"Ask for reasoning in the prompt.  [without TEXT: {THINK}]"),
     option("--perturb", multiple=True, callback=names_of(PERTURBATIONS), metavar="KIND[,KIND...]",

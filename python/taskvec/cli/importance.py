@@ -25,13 +25,14 @@ In half the space, on a GPU:
   taskvec importance math-model --tasks gsm8k --dtype bfloat16 --device cuda -o importance/math
 """
 
-_SETTINGS = ("tasks", "limit", "seed", "chat_template", "include_path", "device", "model_args")
+_SETTINGS = ("tasks", "limit", "seed", "chat_template", "include_path", "data", "device", "model_args")
 
 
 @verb("importance", examples=EXAMPLES)
 @argument("model", metavar="MODEL", help="The model to measure.")
 @setting("tasks")
 @setting("include_path")
+@setting("data")
 @setting("limit")
 @option("--labels", type=click.Choice(["reference", "model"]), default="reference", show_default=True,
         section="Evaluation",

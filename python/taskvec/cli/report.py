@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.options import option, talk_options, verb
+from taskvec.cli.options import argument, option, talk_options, verb
 from taskvec.text import printable
 
 EXAMPLES = """
@@ -20,7 +20,8 @@ With a page and forest plots:
 
 
 @verb("report", examples=EXAMPLES)
-@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path),
+          help="Output folders of finished sweeps.")  # fmt: skip
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder for report.html, report.md, report.json and forest plots.")  # fmt: skip
 @talk_options("report")

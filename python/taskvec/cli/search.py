@@ -20,7 +20,7 @@ from taskvec.cli.options import (
     verb,
 )
 
-evaluation_options = together(*settings_of("Evaluation", but=("tasks", "include_path", "seed")))
+evaluation_options = together(*settings_of("Evaluation", but=("tasks", "include_path", "data", "seed")))
 
 EXAMPLES = """
 A space: a recipe in which `{search: ...}` stands where a value is free:
@@ -62,6 +62,7 @@ Merge what was found:
         help="Of the optimiser and of random search.  [default: the space's]")  # fmt: skip
 @setting("tasks")
 @setting("include_path")
+@setting("data")
 @evaluation_options
 @option("-o", "--out", required=True, metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder of the report, the best recipe and the records.")  # fmt: skip

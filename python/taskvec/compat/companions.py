@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.compat.findings import Finding, finding
+from taskvec.compat.findings import Finding, Level, finding
 from taskvec.compat.tokenizer import is_tokenizer_file
 from taskvec.files.folder import is_second_copy, is_weight
 from taskvec.files.lfs import PULL, is_pointer_file
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Roles of a model whose other files are not copied: there is no output, or it is a vector.
 _NOT_COPIED = frozenset({"left", "reference"})
+_PLAIN = frozenset({"F32", "F16", "BF16"})
 
 
 def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()) -> Iterator[Finding]:
@@ -33,6 +34,7 @@ def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()
     for name, model in [(role, base), *others]:
         yield from _variants(name, model)
         yield from _states(name, model)
+    yield from _decoded([(role, base), *others])
 
 
 def check_copied(role: str, model: Model, *, tokenizer_only: bool = False) -> Iterator[Finding]:
@@ -91,6 +93,23 @@ def _variants(role: str, model: Model) -> Iterator[Finding]:
             what = f"{taken} of the weights in `{folder or '.'}`; there is also {there}"
             fix = "another one by --variant, or by `?variant=TAG` behind the model"
             yield finding("variant", f"variant of the {role}", "", what, fix)
+
+
+def _decoded(models: Sequence[tuple[str, Model]]) -> Iterator[Finding]:
+    """Which types the weights of GGUF files were decoded from."""
+    coarse = [(role, model) for role, model in models if not _PLAIN.issuperset(model.decoded)]
+    is_pair = {"donor", "reference"} <= {role for role, _ in coarse}
+    for role, model in models:
+        if not model.decoded:
+            continue
+        kinds = listed([f"{count:,} {kind}" for kind, count in model.decoded.items()], 6).replace("`", "")
+        what = f"GGUF: {kinds} tensors, computed with as their values"
+        loud = is_pair and role == "donor"
+        if loud:
+            what += "; the vector is the difference of two roundings, which may be most of it"
+        fix = "take the originals of both" if loud else ""
+        level: Level = "warning" if loud else "note"
+        yield finding("gguf", f"weights of the {role}", "", what, fix, level=level)
 
 
 def _states(role: str, model: Model) -> Iterator[Finding]:

@@ -92,6 +92,7 @@ FINDINGS: dict[str, Kind] = {
     "selection-groups": Kind("warning", "a selection leaves weights that share a scale with selected ones"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
     "states-left": Kind("note", "tensors of a distributed checkpoint that are none of the model's"),
+    "gguf": Kind("note", "the weights are decoded from a GGUF file"),
     "variant": Kind("note", "one of several variants of the weights is taken"),
     "lfs-pointer": Kind(
         "error", "a git-lfs pointer lies in the place of a file", "the pointer is copied as it is"

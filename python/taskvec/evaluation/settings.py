@@ -106,6 +106,9 @@ class Settings:
         For lm-eval's few-shot draws, for sampling, and for perturbations.
     include_path : Path, optional
         A folder of YAML tasks.
+    data : Path, optional
+        A folder of fetched data sets, which are then taken from there alone; by default HF_DATASETS_CACHE if
+        it is one.
     model_args : tuple of (str, str)
         Further arguments of the backend, such as ``("dtype", "float32")``.
     metrics : tuple of (str, str)
@@ -155,6 +158,10 @@ class Settings:
     include_path: Path | None = option(
         None, section="Evaluation", metavar="DIR", written=str | None, parse=_folder, compared=False,
         help="Folder of local YAML tasks.",
+    )
+    data: Path | None = option(
+        None, section="Evaluation", metavar="DIR", written=str | None, parse=Path, compared=False,
+        help="Folder of data sets that `taskvec tasks fetch` made; the hub is not asked for any.",
     )
     model_args: Pairs = option(
         (), section="Machine", metavar="KEY=VALUE", flag="--model-arg", parse=_pairs,

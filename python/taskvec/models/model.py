@@ -288,6 +288,8 @@ class Model:
         The ``config.json`` of each of these folders but the top.
     left_states : mapping of str to int
         Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
+    decoded : mapping of str to int
+        Of a GGUF file, how many of its tensors are stored in each type; ``tensors`` are their values.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -317,6 +319,7 @@ class Model:
     sub_models: Mapping[str, Chosen] = field(default_factory=dict, repr=False)
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     left_states: Mapping[str, int] = field(default_factory=dict, repr=False)
+    decoded: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.stored is None:

@@ -51,7 +51,8 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     """
     settings = settings or Settings()
     dtype, form = float_dtype(settings), new_format(model, settings.out_dtype)
-    if form is None and dtype is None and not model.packed and model.unreadable is None:
+    is_plain = not model.packed and not model.decoded and model.unreadable is None
+    if form is None and dtype is None and is_plain:
         raise RecipeError(f"`{model.spec}` is plain already", "name the type or format to write it in")
     if settings.out_dtype in (TARGET, TOUCHED):
         raise RecipeError(f"`{model.spec}` is in its own format already", "name another type or format")

@@ -17,7 +17,7 @@ _SELECTION = options_of(Selection)
 _LORA = ("rank", "energy", "max_rank", "embeddings", "others")
 
 # Members of the recipe of an importance map.
-_IMPORTANCE = ("labels", "limit", "chat_template", "include_path", "model_arg")
+_IMPORTANCE = ("labels", "limit", "chat_template", "include_path", "data", "model_arg")
 
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.

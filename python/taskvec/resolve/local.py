@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import FormatError, NotFoundError
-from taskvec.files import distributed, folder, look
+from taskvec.files import distributed, folder, gguf, look
 from taskvec.files.json import read_bytes, read_object
 from taskvec.files.names import CONFIG
 from taskvec.files.sub_models import SubModels
@@ -35,6 +35,9 @@ def open_path(spec: str, path: Path) -> Model:
     place = distributed.place_of(path)
     if place is not None:
         return _distributed(spec, path.absolute(), place.absolute())
+    file = gguf.file_of(path)
+    if file is not None:
+        return _gguf(spec, file.absolute())
     if look.is_folder(path):
         snapshot = cached_snapshot(path)
         try:
@@ -108,6 +111,15 @@ def _distributed(spec: str, path: Path, place: Path) -> Model:
     folder, identity, left = staged(path, place)
     opened = open_folder(spec, folder)
     return replace(opened, repository=str(path), revision=identity, address=str(path), left_states=left)
+
+
+def _gguf(spec: str, path: Path) -> Model:
+    """A GGUF file, by what is laid out of it; it is known by its own path and bytes."""
+    from taskvec.resolve.gguf.staged import staged
+
+    folder, identity, kinds = staged(path)
+    opened = open_folder(spec, folder)
+    return replace(opened, repository=str(path), revision=identity, address=str(path), decoded=kinds)
 
 
 def cached_snapshot(path: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import Error, FormatError, HubError
-from taskvec.files import distributed, folder, look
+from taskvec.files import distributed, folder, gguf, look
 from taskvec.files.json import parse_object
 from taskvec.files.modules import module_weights
 from taskvec.files.names import CONFIG
@@ -52,6 +52,11 @@ def open_remote(spec: str, remote: Remote) -> Model:
         raise FormatError(
             f"`{spec}` is a distributed checkpoint of torch, which is read from a local folder",
             "download the folder, and give its path",
+        )
+    if not weights and any(map(gguf.is_one, files)):
+        raise FormatError(
+            f"`{spec}` is a model in GGUF, which is read from a local file",
+            "download the file, and give its path",
         )
     unused = [name for name in files if folder.is_weight(name) and name not in weights]
     modules = module_weights(unused, files, lambda name: fetched_bytes(spec, remote, name))

@@ -63,6 +63,7 @@ class Asked:
             "seed": settings.seed,
             "chat_template": settings.chat_template or None,
             "include_path": None if folder is None else str(folder),
+            "data": None if settings.data is None else str(settings.data),
             "model_arg": [f"{key}={value}" for key, value in settings.model_args],
         }
         return {key: value for key, value in found.items() if value not in (None, [])}

@@ -80,8 +80,8 @@ def importance(
     progress : callable, optional
         Called as ``progress(task, done, total)``.
     **settings
-        ``limit``, ``seed``, ``chat_template``, ``include_path``, ``device``, ``model_args``: those of
-        :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
+        ``limit``, ``seed``, ``chat_template``, ``include_path``, ``data``, ``device``, ``model_args``: those
+        of :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
         ``model_args={"dtype": ...}`` says otherwise.
 
     Returns

@@ -173,7 +173,8 @@ def explained(error: Exception, settings: Settings) -> Exception:
     if offline:
         return EvaluationError(
             f"the data of {names} cannot be had: {text}",
-            "load them once with a connection, or give local YAML tasks with --include-path",
+            "load them once with a connection, or fetch them there with `taskvec tasks fetch` and give "
+            "--data; or give local YAML tasks with --include-path",
         )
     if isinstance(error, FileNotFoundError):
         return EvaluationError(f"the data of {names} cannot be had: {text}")

@@ -23,6 +23,7 @@ from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_docu
 from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
 from taskvec.evaluation.tasks.generation import generation
 from taskvec.evaluation.tasks.programs import continues_code, in_form
+from taskvec.evaluation.tasks.served import served
 from taskvec.evaluation.tasks.think import OwnRequests, with_think
 
 
@@ -73,20 +74,21 @@ class PreparedTasks:
         self._settings, self._keep = settings, keep
         self._think, self._perturb, self._max_length = think, perturb, max_length
         self._manager = find_tasks(settings)
-        try:
-            self._loaded = self._manager.load(list(settings.tasks))
-        except Exception as error:
-            raise explained(error, settings) from error
-        self.tasks: dict[str, Task] = dict(self._loaded["tasks"])
+        self.warnings: list[str] = []
+        with served(settings.data):
+            try:
+                self._loaded = self._manager.load(list(settings.tasks))
+            except Exception as error:
+                raise explained(error, settings) from error
+            self.tasks: dict[str, Task] = dict(self._loaded["tasks"])
+            for name in self.tasks:
+                self._in_form(name)
         self.members = members_of(self._manager, self._loaded, settings.tasks)
         groups = self._loaded.get("groups") or {}
         self.group_versions = {name: group.version for name, group in groups.items()}
-        self.warnings: list[str] = []
         self._left_out: dict[str, NotPerturbableError] = {}
         self._asking: list[str] = []
         self.setups: dict[str, TaskSetup] = {}
-        for name in self.tasks:
-            self._in_form(name)
         for name, task in self.tasks.items():
             try:
                 self.setups[name] = self._prepare(name, task)

@@ -1,7 +1,7 @@
 """A distributed checkpoint of torch laid out as safetensors in the folder for fetched files.
 
-One tensor is in memory at a time. What is there stays, as fetched files do, and is used again while the
-checkpoint has the same metadata, and files of the same names, sizes and times.
+What is there is used again while the checkpoint has the same metadata, and files of the same names, sizes and
+times.
 """
 
 from __future__ import annotations
@@ -10,30 +10,27 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from taskvec._core import blake3_hex
 from taskvec.dtypes import TYPES
-from taskvec.errors import Error, FormatError, OutputError
+from taskvec.errors import FormatError
 from taskvec.files import look, reading
 from taskvec.files.distributed import METADATA, SUFFIX
-from taskvec.files.folder import INDEX, SINGLE, is_weight
-from taskvec.files.json import read_bytes, read_object
-from taskvec.files.names import STATE
-from taskvec.host import free_space
+from taskvec.files.folder import is_weight
+from taskvec.files.json import read_bytes
 from taskvec.resolve import storage
 from taskvec.resolve.distributed.metadata import MAXIMUM, Entry, read
 from taskvec.resolve.distributed.names import names_of
-from taskvec.resolve.distributed.part import part_of
-from taskvec.text import size
+from taskvec.resolve.laid_out import Row, laid_out, write
 
 # Bytes of the tensors in one file.
 SHARD = 5_000_000_000
 # The layout that is written: another one is laid out again.
 _FORMAT = 1
-_NOTE = f"{STATE}/staged.json"
 _DTYPES = {kind.numpy: name for name, kind in TYPES.items() if not kind.is_half}
 
 
@@ -58,21 +55,8 @@ def staged(path: Path, place: Path) -> tuple[Path, str, dict[str, int]]:
     """
     identity = _identity(path, place)
     folder = storage.current().folder / "distributed" / identity[:32]
-    if not look.exists(folder / _NOTE):
-        try:
-            with part_of(folder) as part:
-                _lay_out(path, place, part)
-                if not look.exists(folder / _NOTE):
-                    os.replace(part, folder)
-        except OSError as error:
-            if isinstance(error, Error) or look.exists(folder / _NOTE):
-                raise
-            raise OutputError(
-                f"`{path}` cannot be laid out in `{folder}`: {error.strerror or error}",
-                "free space there, or name another folder with --scratch",
-            ) from error
-    left = read_object(folder / _NOTE)["left"]
-    return folder, identity, {str(what): int(count) for what, count in left.items()}
+    note = laid_out(path, folder, lambda part: {"path": str(path), "left": _lay_out(path, place, part)})
+    return folder, identity, {str(what): int(count) for what, count in note["left"].items()}
 
 
 def _identity(path: Path, place: Path) -> str:
@@ -86,31 +70,18 @@ def _identity(path: Path, place: Path) -> str:
     return blake3_hex(json.dumps(rows).encode())
 
 
-def _lay_out(path: Path, place: Path, part: Path) -> None:
+def _lay_out(path: Path, place: Path, part: Path) -> dict[str, int]:
+    """Write the model's tensors and its small files; the numbers of tensors left out."""
     tensors, left = names_of(read(place))
-    rows = {name: (_dtype(name, entry), _bytes(entry)) for name, entry in sorted(tensors.items())}
-    needed = sum(count for _, count in rows.values())
-    (part / STATE).mkdir(parents=True)
-    if needed > free_space(part):
-        raise OutputError(
-            f"`{path}` needs {size(needed)} to be laid out as safetensors in `{part.parent}`, which has "
-            f"{size(free_space(part))}",
-            "free space there, or name another folder with --scratch",
-        )
-    shards = list(_shards({name: count for name, (_, count) in rows.items()}))
-    files = [SINGLE] if len(shards) == 1 else [
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
-    ]  # fmt: skip
-    for file, names in zip(files, shards, strict=True):
-        _write(part / file, place, {name: (tensors[name], *rows[name]) for name in names})
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": needed}, "weight_map": weight_map}
-        (part / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    rows = {
+        name: Row(_dtype(name, entry), entry.shape, _bytes(entry), partial(_assembled, place, name, entry))
+        for name, entry in sorted(tensors.items())
+    }
+    write(path, part, rows, SHARD)
     for name in look.listing(path):
         if look.is_file(path / name) and not is_weight(name) and name != METADATA:
             reading.copy(path / name, part / name)
-    (part / _NOTE).write_text(json.dumps({"path": str(path), "left": left}), encoding="utf-8")
+    return left
 
 
 def _dtype(name: str, entry: Entry) -> str:
@@ -122,36 +93,6 @@ def _dtype(name: str, entry: Entry) -> str:
 
 def _bytes(entry: Entry) -> int:
     return math.prod(entry.shape) * int(entry.dtype.itemsize)
-
-
-def _shards(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in files of at most so many bytes."""
-    here: list[str] = []
-    filled = 0
-    for name, count in sizes.items():
-        if here and filled + count > SHARD:
-            yield here
-            here, filled = [], 0
-        here.append(name)
-        filled += count
-    yield here
-
-
-def _write(file: Path, place: Path, tensors: Mapping[str, tuple[Entry, str, int]]) -> None:
-    """One safetensors file, tensor by tensor."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, (entry, dtype, count) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(entry.shape), "data_offsets": [at, at + count]}
-        at += count
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name, (entry, _, _) in tensors.items():
-            out.write(_assembled(place, name, entry))
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _assembled(place: Path, name: str, entry: Entry) -> memoryview:
