@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from support.evaluation_models import small, tiny
+import taskvec as tv
+from support.evaluation_models import small, tiny, write_neighbour
 from support.evaluation_records import arms_of
 from taskvec.evaluation.sweep.events import Event
 from taskvec.evaluation.sweep.merge import Merger
@@ -45,6 +48,15 @@ def alike(one: Any, other: Any) -> bool:
     return one == (pytest.approx(other, rel=2e-5) if isinstance(one, float) else other)
 
 
+def facts(out: Path) -> dict[str, Any]:
+    """What was measured of each merge, but for where it lay and the words of its findings."""
+    found = {path.stem: json.loads(path.read_text()) for path in (out / "merges").glob("*.json")}
+    for content in found.values():
+        content.pop("folder")
+        content["findings"] = [each["id"] for each in content["findings"]]
+    return found
+
+
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("merged") / "out"
@@ -67,12 +79,41 @@ def test_arms_in_place_have_the_samples_of_merged_ones(
     assert not (tmp_path / "scratch").exists()
     assert arms_of(out) == arms_of(merged)
     assert alike(report(out), report(merged))
-    for path in sorted((merged / "merges").glob("*.json")):
-        there, here = json.loads(path.read_text()), json.loads((out / "merges" / path.name).read_text())
-        there.pop("folder"), here.pop("folder")
-        for content in (there, here):
-            content["findings"] = [each["id"] for each in content["findings"]]
-        assert alike(here, there)
+    assert alike(facts(out), facts(merged))
+
+
+def test_rivals_in_place_have_the_samples_and_norms_of_merged_ones(tmp_path: Path) -> None:
+    rival = write_neighbour(tmp_path / "more", tiny().reference, seed=5, step=0.05)
+    few = {"tasks": ["tiny_choice"], "alphas": [0.5], "perturb": [], "controls": {"random": 0, "permuted": 0}}
+    outs = [tmp_path / arms for arms in ("merged", "place")]
+    for out in outs:
+        events = swept(out, **few, arms=out.name, rivals=[str(rival)], sft_alphas=[-1, 0.25])
+        assert not [event.arm for event in events if event.kind == "note"]
+        assert any(event.kind == "merge" for event in events) is (out.name == "merged")
+    made = {"sft", "sft@-1", "sft@0.25", "sft@norm", "whole", "rival-more", "rival-more@norm", "alpha=0.5"}
+    assert set(arms_of(outs[1])) == made | {"baseline", "donor", "reference"}
+    assert arms_of(outs[1]) == arms_of(outs[0])
+    assert facts(outs[1]).keys() == made
+    assert alike(facts(outs[1]), facts(outs[0]))
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny().reference, rival))
+    for name, norm in facts(outs[1])["rival-more@norm"]["norms"].items():
+        assert norm == pytest.approx(np.linalg.norm(after[name].astype(np.float64) - before[name]), rel=1e-4)
+
+
+def test_a_rival_that_is_not_plain_is_merged_and_a_note_says_so(tmp_path: Path) -> None:
+    rival = write_neighbour(tmp_path / "more", tiny().reference, seed=5, step=0.05)
+    tv.convert(rival, tmp_path / "packed", out_dtype="int8-channel")
+    few = {"tasks": ["tiny_choice"], "alphas": [1], "perturb": [], "base": None}
+    out = tmp_path / "out"
+    events = swept(
+        out, **few, controls={"random": 0, "permuted": 0}, rivals=[str(tmp_path / "packed")],
+        merge={"force": ["quantised-mixed"]},
+    )  # fmt: skip
+    rivals = ["rival-packed", "rival-packed@norm"]
+    assert [event.arm.split("`")[1] for event in events if event.kind == "note"] == rivals
+    assert [event.arm for event in events if event.kind == "merge"] == rivals
+    assert facts(out).keys() == {"alpha=1", *rivals}
+    assert all(each["norms"] for each in facts(out).values())
 
 
 def test_workers_make_arms_in_place(merged: Path, tmp_path: Path) -> None:
@@ -86,7 +127,8 @@ def test_a_sweep_that_was_begun_one_way_goes_on_the_other(
     first: str, then: str, merged: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    swept(out, arms=first, alphas=[0, 1], controls={"random": 0, "permuted": 0})
+    # another alpha is chosen in it, whose perturbed arm would stay
+    swept(out, arms=first, alphas=[0, 1], controls={"random": 0, "permuted": 0}, perturb=[])
     events = swept(out, arms=then)
     assert "alpha=1" in {event.arm for event in events if event.kind == "known"}
     assert arms_of(out) == arms_of(merged)
