@@ -106,7 +106,7 @@ def test_a_target_that_donor_and_reference_come_from_gets_no_transfer(tmp_path):
     assert not report.conclusions[0].transferred
     write_report(report, tmp_path)
     for name in ("report.md", "report.html"):
-        assert "Donor and reference were tuned from the target itself" in (tmp_path / name).read_text()
+        assert "Donor and reference were tuned from the baseline itself" in (tmp_path / name).read_text()
     assert json.loads((tmp_path / "report.json").read_text())["recovery"] is True
 
 
