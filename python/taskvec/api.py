@@ -374,7 +374,8 @@ def convert(
         The fields of :class:`taskvec.Settings`. ``out_dtype`` is a float type for all float tensors
         (``bfloat16``), or a packed format for the linear layers: ``fp8-block``, ``fp8-channel``,
         ``int8-channel``, ``mxfp4`` or ``int4-g32``, by the rule of the tool that reads it. By default packed
-        weights become plain.
+        weights become plain, and what is not in safetensors (GGUF, distributed checkpoints of torch) is
+        written so.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import taskvec as tv
 from support.hub_server import Hub, Repo
-from taskvec.errors import FormatError
+from taskvec.errors import FormatError, RecipeError
 from taskvec.resolve.distributed.metadata import Chunk, Contents, Entry, _hold_whole
 from taskvec.resolve.distributed.names import names_of
 
@@ -110,6 +110,28 @@ def test_every_verb_reads_them(tmp_path: Path) -> None:
         assert tv.plan_transfer(*three).digest == plan.digest
     reports = [plan.part(number, 2).run(tmp_path / "parts") for number in range(2)]
     assert reports[-1].report is not None
+
+
+@pytest.mark.parametrize("with_states", [True, False])
+def test_convert_writes_a_plain_one_as_safetensors(tmp_path: Path, with_states: bool) -> None:
+    weights = state(1)
+    folder = save(tmp_path / "t", trained(1) if with_states else {"model": weights})
+    config(folder)
+    plan = tv.plan_convert(folder)
+    for number in range(2):
+        plan.part(number, 2).run(tmp_path / "parts")
+    tv.convert(folder, tmp_path / "out")
+    for out in (tmp_path / "out", tmp_path / "parts"):
+        made = load_file(out / "model.safetensors")
+        assert made.keys() == weights.keys()
+        for name, tensor in weights.items():
+            assert made[name].dtype == tensor.dtype
+            assert torch.equal(made[name], tensor), name
+        assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+        assert tv.verify(out).ok
+    assert tv.convert(folder, tmp_path / "out").already_done
+    with pytest.raises(RecipeError, match="plain already"):
+        tv.plan_convert(tmp_path / "out")
 
 
 WRITER = """

@@ -250,6 +250,16 @@ def test_the_rotation_of_llama_3_is_known_by_its_factors(tmp_path: Path) -> None
         ({"without": ("llama.feed_forward_length",)}, "says None as its `llama.feed_forward_length`"),
         ({"extra": {"tokenizer.ggml.model": "t5"}}, "kind `t5`"),
         ({"extra": {"tokenizer.ggml.tokens": ["a"]}}, "damaged tokenizer"),
+        ({"extra": {"tokenizer.ggml.tokens": [*gguf_models.TOKENS, "more"]}}, "264 tokens, and 263 rows"),
+        ({"extra": {"tokenizer.ggml.pre": ["smollm"]}}, "splits text as"),
+        ({"extra": {"tokenizer.ggml.add_bos_token": "yes"}}, "says 'yes' as its"),
+        ({"extra": {"tokenizer.chat_template": 1}}, "chat template that is not text"),
+        ({"extra": {"split.count": "x"}}, "one of the x files"),
+        ({"extra": {"llama.block_count": 4_294_967_295}}, "4294967295 layers, and has 21 tensors"),
+        ({"extra": {"llama.rope.freq_base": 0.0}}, "says 0.0 as its"),
+        ({"extra": {"llama.rope.freq_base": True}}, "says True as its"),
+        ({"extra": {"llama.attention.layer_norm_rms_epsilon": -1.0}}, "says -1.0 as its"),
+        ({"extra": {"llama.attention.key_length": 15, "llama.attention.value_length": 15}}, "no halves"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(
@@ -260,6 +270,30 @@ def test_what_is_not_known_is_refused_by_name(
         tv.open(path)
     assert caught.value.hint
     assert not list((scratch / "gguf").iterdir()), "a refused file leaves nothing behind"
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "padding", "eot", "eom", "unknown"])
+@pytest.mark.parametrize("value", ["x", [1, 2], True, 1.5])
+def test_a_token_that_is_not_a_number_is_refused(name: str, value: object, tmp_path: Path) -> None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    with pytest.raises(FormatError, match=rf"as its `{key}`"):
+        tv.open(written(tmp_path / "m.gguf", extra={key: value}))
+
+
+def test_a_token_without_a_row_is_left_out(tmp_path: Path) -> None:
+    extra = {"tokenizer.ggml.bos_token_id": len(gguf_models.TOKENS), "tokenizer.ggml.add_bos_token": True}
+    tv.convert(written(tmp_path / "m.gguf", extra=extra), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["bos_token_id"] is None
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")("x").input_ids) == 1
+
+
+@pytest.mark.parametrize("number", ["00", "\u0660", "1" * 50])
+def test_a_layer_has_one_spelling(number: str, tmp_path: Path) -> None:
+    made = gguf_models.tensors_of(gguf_models.model("llama"), "llama")
+    again = {f"blk.{number}.attn_q.weight": made["blk.0.attn_q.weight"] + 1}
+    gguf_models.write(tmp_path / "m.gguf", "llama", made | again)
+    with pytest.raises(FormatError, match=r"attn_q.weight`, which is not known"):
+        tv.open(tmp_path / "m.gguf")
 
 
 def test_an_unknown_architecture_and_an_unknown_tensor_are_named(tmp_path: Path) -> None:

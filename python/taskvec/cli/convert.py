@@ -46,7 +46,8 @@ def command(console: Console, model: str, out: str, **options: Any) -> int:
 
     --out-dtype is a float type, or one of fp8-block, fp8-channel, int8-channel, mxfp4 and int4-g32: linear
     layers are then packed by the rule of the tool that reads the format, embeddings, head, norms and routers
-    stay plain. Without it, packed weights become plain. The path of the output goes to stdout.
+    stay plain. Without it, packed weights become plain, and GGUF files and distributed checkpoints of torch
+    safetensors. The path of the output goes to stdout.
     """
     from taskvec.api import plan_convert
 

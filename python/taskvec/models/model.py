@@ -290,6 +290,9 @@ class Model:
         Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
     decoded : mapping of str to int
         Of a GGUF file, how many of its tensors are stored in each type; ``tensors`` are their values.
+    is_laid_out : bool
+        Whether the weights are in another form (GGUF, a distributed checkpoint), and the files in ``path``
+        are safetensors made of them.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -320,6 +323,7 @@ class Model:
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     left_states: Mapping[str, int] = field(default_factory=dict, repr=False)
     decoded: Mapping[str, int] = field(default_factory=dict, repr=False)
+    is_laid_out: bool = False
 
     def __post_init__(self) -> None:
         if self.stored is None:

@@ -40,7 +40,8 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
         Regular expressions: weights whose name matches stay as they are where a format is given.
     settings : Settings, optional
         ``out_dtype`` is a float type, or one of ``FORMATS``; by default packed weights become plain, of the
-        type that the config has. ``rounding``, ``seed``, ``max_shard_size`` and ``force`` matter too.
+        type that the config has, and what is not in safetensors is written so. ``rounding``, ``seed``,
+        ``max_shard_size`` and ``force`` matter too.
 
     Raises
     ------
@@ -51,7 +52,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
     """
     settings = settings or Settings()
     dtype, form = float_dtype(settings), new_format(model, settings.out_dtype)
-    is_plain = not model.packed and not model.decoded and model.unreadable is None
+    is_plain = not model.packed and not model.is_laid_out and model.unreadable is None
     if form is None and dtype is None and is_plain:
         raise RecipeError(f"`{model.spec}` is plain already", "name the type or format to write it in")
     if settings.out_dtype in (TARGET, TOUCHED):

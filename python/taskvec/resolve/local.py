@@ -109,8 +109,7 @@ def _distributed(spec: str, path: Path, place: Path) -> Model:
     from taskvec.resolve.distributed.staged import staged  # torch, which takes seconds
 
     folder, identity, left = staged(path, place)
-    opened = open_folder(spec, folder)
-    return replace(opened, repository=str(path), revision=identity, address=str(path), left_states=left)
+    return replace(_laid_out(spec, path, folder, identity), left_states=left)
 
 
 def _gguf(spec: str, path: Path) -> Model:
@@ -118,8 +117,13 @@ def _gguf(spec: str, path: Path) -> Model:
     from taskvec.resolve.gguf.staged import staged
 
     folder, identity, kinds = staged(path)
+    return replace(_laid_out(spec, path, folder, identity), decoded=kinds)
+
+
+def _laid_out(spec: str, path: Path, folder: Path, identity: str) -> Model:
+    """What lies in `folder`, made of the checkpoint at `path`, of which `identity` is the state."""
     opened = open_folder(spec, folder)
-    return replace(opened, repository=str(path), revision=identity, address=str(path), decoded=kinds)
+    return replace(opened, repository=str(path), revision=identity, address=str(path), is_laid_out=True)
 
 
 def cached_snapshot(path: Path) -> Path | None:

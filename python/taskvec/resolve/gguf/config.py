@@ -12,6 +12,7 @@ _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 # The rule of Llama 3.1 and later for longer texts; GGUF keeps its outcome alone, by which it is known again.
 _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
+_LARGEST = 3.4e38  # of float32
 
 
 def config(found: Contents) -> dict[str, Any]:
@@ -60,16 +61,32 @@ def config(found: Contents) -> dict[str, Any]:
 def generation_config(found: Contents) -> dict[str, Any]:
     """What begins and ends a text; the end of a turn too, where it is another token."""
     made = _token_ids(found)
-    ends = [found.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    distinct = list(dict.fromkeys(int(end) for end in ends if end is not None))
+    ends = [token_id(found, name) for name in ("eos", "eot", "eom")]
+    distinct = list(dict.fromkeys(end for end in ends if end is not None))
     if len(distinct) > 1:
         made["eos_token_id"] = distinct
     return made
 
 
 def _token_ids(found: Contents) -> dict[str, Any]:
-    ids = {key: found.get(f"tokenizer.ggml.{name}_token_id") for key, name in _TOKENS.items()}
-    return {key: None if value is None else int(value) for key, value in ids.items()}
+    return {key: token_id(found, name) for key, name in _TOKENS.items()}
+
+
+def token_id(found: Contents, name: str) -> int | None:
+    """The token of a role; ``None`` where there is none, or it has no row, which llama.cpp leaves out too.
+
+    Raises
+    ------
+    FormatError
+        It is not a number.
+    """
+    key = f"tokenizer.ggml.{name}_token_id"
+    value = found.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise found.refuse(f"says {value!r} as its `{key}`", "it is damaged: copy it again")
+    return value if 0 <= value < found.tensors["token_embd.weight"].shape[0] else None
 
 
 def _count(found: Contents, key: str, default: int | None = None) -> int:
@@ -84,7 +101,7 @@ def _count(found: Contents, key: str, default: int | None = None) -> int:
 
 def _number(found: Contents, key: str, default: float | None = None) -> float:
     value = found.get(key, default)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _LARGEST:
         name = key.format(arch=found.architecture)
         raise found.refuse(f"says {value!r} as its `{name}`", "it is damaged: copy it again")
     return float(value)
@@ -107,6 +124,10 @@ def _head_width(found: Contents, hidden: int, heads: int) -> int:
                 f"says {other} as its `{name}` and has heads of {width}",
                 "transformers' class has one width for both: take another file",
             )
+    if width % 2:
+        raise found.refuse(
+            f"has heads of {width}, which have no halves to rotate", "it is damaged: copy it again"
+        )
     return width
 
 

@@ -89,7 +89,7 @@ def _hold_known(found: Contents, is_turned: bool) -> None:
     """Return if the file holds a whole model in types that are known."""
     if is_turned:
         raise found.refuse("is a GGUF file in big-endian order", "convert it on a machine of its order")
-    if int(found.metadata.get("split.count", 0)) > 1:
+    if found.metadata.get("split.count", 0) not in (0, 1):
         raise found.refuse(
             f"is one of the {found.metadata['split.count']} files of a split GGUF model",
             "join them with `llama-gguf-split --merge`",

@@ -30,7 +30,7 @@ _LAYER = {
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 # Computed from the settings of the rotation, and so a part of the config.
 ROTATION = "rope_freqs.weight"
-_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,6})\.(\w+)\.(weight|bias)")
 
 
 class Architecture(NamedTuple):
@@ -85,6 +85,11 @@ def named(found: Contents, layers: int) -> dict[str, tuple[str, Stored]]:
         One is not known, or is missing.
     """
     known = architecture(found)
+    if layers > len(found.tensors):
+        raise found.refuse(
+            f"says that it has {layers} layers, and has {len(found.tensors)} tensors",
+            "it is incomplete or damaged: copy it again",
+        )
     tensors = {_translated(found, known, name): (name, row) for name, row in found.tensors.items()
                if name != ROTATION}  # fmt: skip
     missing = [name for name in _wanted(known, layers) if name not in tensors]

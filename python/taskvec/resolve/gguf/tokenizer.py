@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec.files import look, reading
+from taskvec.resolve.gguf.config import token_id
 from taskvec.resolve.gguf.contents import Contents
 
 FILES = (
@@ -79,10 +80,16 @@ def _unknown(found: Contents, what: str) -> Exception:
 def _write_bytes(found: Contents, folder: Path) -> None:
     """Byte-level BPE."""
     pre = found.get("tokenizer.ggml.pre")
-    if pre not in SPLITTINGS:
+    if not isinstance(pre, str) or pre not in SPLITTINGS:
         raise _unknown(found, f"a tokenizer that splits text as `{pre}` does")
     how = SPLITTINGS[pre]
     tokens, merges = found.get("tokenizer.ggml.tokens"), found.get("tokenizer.ggml.merges")
+    rows = found.tensors["token_embd.weight"].shape[0]
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise found.refuse(
+            f"has a damaged tokenizer: {len(tokens)} tokens, and {rows} rows of embeddings",
+            "it is damaged: copy it again",
+        )
     try:
         built = _built(tokens, merges, found.get("tokenizer.ggml.token_type") or [1] * len(tokens), how)
     except ImportError as error:
@@ -96,10 +103,15 @@ def _write_bytes(found: Contents, folder: Path) -> None:
         ) from error
     content = _settings(found, tokens)
     first = content.get("bos_token")
-    if found.get("tokenizer.ggml.add_bos_token", how.adds_first) and first is not None:
+    adds_first = found.get("tokenizer.ggml.add_bos_token", how.adds_first)
+    if not isinstance(adds_first, bool):
+        raise found.refuse(
+            f"says {adds_first!r} as its `tokenizer.ggml.add_bos_token`", "it is damaged: copy it again"
+        )
+    if adds_first and first is not None:
         from tokenizers.processors import TemplateProcessing
 
-        at = int(found.get("tokenizer.ggml.bos_token_id"))
+        at = token_id(found, "bos")
         built.post_processor = TemplateProcessing(
             single=f"{first} $A", pair=f"{first} $A {first} $B", special_tokens=[(first, at)]
         )
@@ -139,12 +151,15 @@ def _settings(found: Contents, tokens: list[str]) -> dict[str, Any]:
     """``tokenizer_config.json``."""
     content: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for name, role in _ROLES.items():
-        at = found.get(f"tokenizer.ggml.{name}_token_id")
-        if at is not None and 0 <= int(at) < len(tokens):
-            content[role] = tokens[int(at)]
+        at = token_id(found, name)
+        if at is not None and at < len(tokens):
+            content[role] = tokens[at]
     content["clean_up_tokenization_spaces"] = False
     content["model_max_length"] = int(found.get("{arch}.context_length", 1 << 30))
-    if template := found.get("tokenizer.chat_template"):
+    template = found.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise found.refuse("has a chat template that is not text", "it is damaged: copy it again")
+    if template:
         content["chat_template"] = template
     return content
 
