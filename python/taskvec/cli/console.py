@@ -225,7 +225,15 @@ class Console:
             return
         logged = Lines(log)
         with Bar() as bar:
-            yield lambda event: self._notice(event) if event.notice else (bar(event), logged(event))
+
+            def tell(event: Any) -> None:
+                if event.notice:
+                    self._notice(event)
+                    return
+                bar(event)
+                logged(event)
+
+            yield tell
 
     def _notice(self, event: Any) -> None:
         if event.notice:
