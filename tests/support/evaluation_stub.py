@@ -111,7 +111,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw", _draw)
     # what takes most of the time of a report and has nothing to do with files
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
-    monkeypatch.setattr(render, "_environment", functools.cache(render._environment))
+    monkeypatch.setattr(render, "environment", functools.cache(render.environment))
     monkeypatch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
 
 

@@ -17,6 +17,7 @@ import click
 
 from taskvec.cli.log import is_logged, log
 from taskvec.errors import Error
+from taskvec.files import look
 from taskvec.files.json import jsonable
 from taskvec.regex import regex
 from taskvec.text import printable
@@ -225,7 +226,15 @@ class Console:
             return
         logged = Lines(log)
         with Bar() as bar:
-            yield lambda event: self._notice(event) if event.notice else (bar(event), logged(event))
+
+            def tell(event: Any) -> None:
+                if event.notice:
+                    self._notice(event)
+                    return
+                bar(event)
+                logged(event)
+
+            yield tell
 
     def _notice(self, event: Any) -> None:
         if event.notice:
@@ -291,7 +300,7 @@ def _explain(error: BaseException) -> tuple[str, str | None]:
         return str(error), error.hint
     if isinstance(error, OSError) and error.strerror:
         where = f": `{error.filename}`" if error.filename is not None else ""
-        return f"{error.strerror.lower()}{where}", None
+        return f"{error.strerror.lower()}{where}", look.way_out(error)
     if isinstance(error, MemoryError):
         return "out of memory", "limit it with --max-memory, or use fewer --threads"
     if isinstance(error, RuntimeError) and str(error) in _NO_THREAD:

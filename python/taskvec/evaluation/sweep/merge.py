@@ -78,8 +78,10 @@ class Merger:
 
             donor, reference = _difference(self.experiment, arm)
             target = self.experiment.target
-            saved = donor is None or reference is None
-            names = rows(target) if saved else one_sided(target, donor, reference)
+            if donor is None or reference is None:  # a saved vector, whose values are not looked at
+                names = rows(target)
+            else:
+                names = one_sided(target, donor, reference)
             self._left_out = [pattern(names)] if names else []
         return self._left_out
 
