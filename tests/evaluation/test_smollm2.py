@@ -60,7 +60,7 @@ def follow(gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, dtyp
         folder / "results",
     )  # fmt: skip
     assert {record.kind for record in report.records} == {
-        "baseline", "vector", "donor", "reference", "sft", "random", "permuted",
+        "baseline", "vector", "donor", "reference", "sft", "whole", "random", "permuted",
     }  # fmt: skip
     assert all("sums" in record.scores for record in report.records)
 

@@ -133,9 +133,13 @@ def test_a_continued_program_stays_as_it_is_where_it_is_one():
 def test_programs_are_asked_for_in_the_form_of_the_prompt(monkeypatch):
     model = Scripted(turns())
     record = run(monkeypatch, model, "humaneval", chat_template=True)
-    prompt, row = model.prompts["humaneval"][0], paper_tasks.humaneval()[0]
-    assert prompt.startswith("<|user|>Write a solution to the following problem")
-    assert prompt.endswith(f"<|assistant|>Here is the completed function:\n```python\n{row['prompt']}\n")
+    for row in paper_tasks.humaneval():  # prompts are asked by their lengths
+        begun = f"<|assistant|>Here is the completed function:\n```python\n{row['prompt']}\n"
+        prompts = [prompt for prompt in model.prompts["humaneval"] if prompt.endswith(begun)]
+        assert prompts
+        for prompt in prompts:
+            assert prompt.startswith("<|user|>Write a solution to the following problem")
+            assert prompt.count(row["prompt"]) == 2
     assert record.tasks["humaneval"].version == "4.0"
     assert "task `humaneval` was run as `humaneval_instruct`" in record.warnings[0]
     plain = run(monkeypatch, Scripted(completions()), "humaneval")
