@@ -59,7 +59,7 @@ def write_archive(path: Path, trio: Trio) -> Path:
         "reference": trio.reference,
         "donor": trio.donor,
         "target": trio.target,
-        "continued_sft": trio.donor,
+        "continued_sft": trio.target,
     }
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(build.MARK, json.dumps({"format": build.ARCHIVE, "seed": 1, "recipe": "none"}))
