@@ -188,7 +188,6 @@ def measured(world: World, out: Path) -> None:
     bench.bench(
         world.trio.target, donor=world.trio.donor, reference=world.trio.reference, directory=out, runs=1
     )
-    out.mkdir(exist_ok=True)
 
 
 def half(world: World) -> Callable[[Path], object]:
@@ -233,7 +232,7 @@ def writers(world: World) -> dict[str, Verb]:
         "run": Verb(lambda out: command("run", world.inputs / "plan.json", "-o", out)),
         "parts": Verb(lambda out: parts(world, out)),
         "finish": Verb(lambda out: ended(world, out), lambda out: unended(world, out)),
-        "bench": Verb(lambda out: measured(world, out)),
+        "bench": Verb(lambda out: measured(world, out), Path.mkdir),
         "demo": Verb(lambda out: demo.demo(out, overwrite=True)),
         "convert": Verb(lambda out: tv.convert(trio.target, out, out_dtype="float32")),
         "average": Verb(lambda out: tv.average([trio.donor, trio.reference], out)),
