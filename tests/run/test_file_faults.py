@@ -270,7 +270,7 @@ VERBS = (
 # The commands that have no row here, and why.
 ELSEWHERE = {
     **dict.fromkeys(("eval", "sweep", "search", "importance"), "tests/evaluation/test_file_faults.py"),
-    "methods": "reads and writes no file",
+    **dict.fromkeys(("methods", "completion"), "reads and writes no file"),
 }
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")
 
