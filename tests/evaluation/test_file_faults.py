@@ -59,7 +59,7 @@ def write_archive(path: Path, trio: Trio) -> Path:
         "reference": trio.reference,
         "donor": trio.donor,
         "target": trio.target,
-        "continued_sft": trio.donor,
+        "continued_sft": trio.target,
     }
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(build.MARK, json.dumps({"format": build.ARCHIVE, "seed": 1, "recipe": "none"}))
@@ -144,7 +144,7 @@ class Job(NamedTuple):
     every: int = 1  # of so many lines that no job has tried before one is tried
 
 
-SHARE = 5
+SHARE = 5  # a run of searches and of the demo takes long: their lines are sampled
 JOBS = {
     "eval": Job(lambda world, out: evaluate_model(world.trio.target, settings(), out)),
     "eval second": Job(
@@ -166,7 +166,7 @@ JOBS = {
         lambda world, out: importance(world, out, overwrite=True),
         lambda world, out: tv.convert(world.model, out, out_dtype="bfloat16"),
     ),
-    "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive)),
+    "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive), every=SHARE),
 }
 
 

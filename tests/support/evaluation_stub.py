@@ -27,6 +27,7 @@ from taskvec.evaluation.report import figures, render
 from taskvec.evaluation.search import evaluator
 from taskvec.evaluation.search import report as search_report
 from taskvec.evaluation.search.journal import NAME as JOURNAL
+from taskvec.evaluation.sweep import place
 from taskvec.evaluation.tasks import find, prepare
 from taskvec.files.names import MANIFEST
 
@@ -109,6 +110,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "find_tasks", lambda _: None)
     monkeypatch.setattr(prepare, "PreparedTasks", _Prepared)
     monkeypatch.setattr(figures, "draw", _draw)
+    monkeypatch.setattr(place, "_refusal", lambda *_: "its answers depend on a folder's weights")
     # what takes most of the time of a report and has nothing to do with files
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
     monkeypatch.setattr(render, "environment", functools.cache(render.environment))
