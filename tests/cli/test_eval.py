@@ -293,7 +293,8 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     assert found.code == 0
     assert "michaelbzhu/Qwen2.5-Math-1.5B-GSM8K-GRPO" in found.out
     assert "alpha=1+think" in found.out
-    assert "3 random vectors and 1 permuted vector, at the alpha chosen for all tasks" in found.out
+    waiting = "3 random vectors, 1 permuted vector and sft at the norm of +v"
+    assert f"{waiting}, at the alpha chosen for all tasks" in found.out
     assert "not measured" in found.out
     assert "after correction for" in found.out
     (row,) = (line.split() for line in found.out.splitlines() if line.startswith("gsm8k_cot_zeroshot"))
