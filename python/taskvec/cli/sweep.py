@@ -10,6 +10,7 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
+from taskvec.cli.part_options import part_options, parts_given
 from taskvec.cli.eval_output import show, show_forecast, watching
 from taskvec.cli.options import (
     Size,
@@ -36,6 +37,10 @@ A saved vector; four GPUs; at most 100 GB of merged models at a time:
 On a Ray cluster whose nodes see the models and the output folder:
   taskvec sweep qwen2.5-math-1.5b -o /shared/out --ray auto
 
+Which layers carry the vector, and how little of it does:
+  taskvec sweep --target T --donor D --reference R --tasks gsm8k --groups 4 --modules --top 1,5,20 \\
+      --rank 4,16 --sign -o out
+
 A sweep file, with less of it to try it out:
   taskvec sweep my.yaml --limit 50 -o trial
 """
@@ -57,6 +62,7 @@ A sweep file, with less of it to try it out:
         help="Vectors with their own values shuffled within each tensor.  [default: 1]")  # fmt: skip
 @option("--development", type=click.FloatRange(0, 1, max_open=True), metavar="SHARE", section="Evaluation",
         help="Share of documents on which alpha is chosen and the gate tested.  [default: 0.3]")  # fmt: skip
+@part_options
 @selection_options
 @option("--out-dtype", metavar="DTYPE", section="Arithmetic", help="Type of the merged weights.")
 @option("--rounding", type=click.Choice(["nearest", "stochastic"]), section="Arithmetic",
@@ -125,6 +131,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         "tasks": list(tasks_given(options)),
         "perturb": list(options["perturb"]),
         "development": options["development"],
+        "parts": parts_given(options),
         "controls": {"random": options["random"], "permuted": options["permuted"]},
         "evaluation": settings_given(options),
         "merge": {
@@ -161,7 +168,11 @@ def _plan(console: Console, experiment: Any) -> int:
     from taskvec.evaluation.sweep.forecast import forecast
     from taskvec.evaluation.sweep.sweep import planned_arms
 
+    from taskvec.evaluation.sweep.part_arms import part_arms
+    from taskvec.evaluation.sweep.part_vectors import vector_names
+
     arms, found = planned_arms(experiment), forecast(experiment)
+    parts = part_arms(experiment, 1.0, vector_names(experiment)) if experiment.parts else []
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
@@ -170,6 +181,8 @@ def _plan(console: Console, experiment: Any) -> int:
     page.fact(
         "then", f"{controls.random} random and {controls.permuted} permuted vectors at the chosen alpha"
     )
+    if parts:
+        page.fact("and", f"parts of the vector, tested apart: {', '.join(arm.name for arm in parts)}")
     show_forecast(page, found)
     page.fact("dry run", "nothing was merged or evaluated")
     console.show(page)
@@ -178,6 +191,7 @@ def _plan(console: Console, experiment: Any) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
+            "parts": [arm.name for arm in parts],
             "power": asdict(found),
         }
     )

@@ -7,8 +7,11 @@ from typing import Literal
 
 from taskvec.settings import format_alpha
 
-Kind = Literal["baseline", "vector", "random", "permuted", "donor", "reference", "sft", "candidate"]
-MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft"})
+Kind = Literal[
+    "baseline", "vector", "random", "permuted", "donor", "reference", "sft", "candidate", "part", "between"
+]  # fmt: skip
+PARTS: frozenset[str] = frozenset({"part", "between"})  # what a vector is made of: a family of their own
+MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft"}) | PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Arm:
         The perturbation of the questions.
     seed : int, optional
         Of a random or permuted vector.
+    part : str, optional
+        What of the vector is added: ``only-layers-0-1``, ``top-5``.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Arm:
     think: str | None = None
     perturb: str | None = None
     seed: int | None = None
+    part: str | None = None
 
     @property
     def weights(self) -> str:
@@ -45,6 +51,10 @@ class Arm:
             return f"alpha={format_alpha(self.factor)}"
         if self.kind in ("random", "permuted"):
             return f"{self.kind}-{self.seed}@{format_alpha(self.factor)}"
+        if self.kind == "part":
+            return f"{self.part}@{format_alpha(self.factor)}"
+        if self.kind == "between":
+            return f"between={format_alpha(self.factor)}"
         return self.stem if self.kind == "candidate" else self.kind
 
     @property

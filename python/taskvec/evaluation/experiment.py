@@ -40,6 +40,76 @@ class Controls(_Strict):
     permuted: int = Field(1, ge=0, le=100)
 
 
+class Parts(_Strict):
+    """Arms that say what a vector is made of, at the chosen alpha; none by default.
+
+    Attributes
+    ----------
+    groups : int, optional
+        So many groups of layers, of which each is added alone and left out alone; what lies outside of the
+        layers is a group more.
+    modules : bool
+        The same by kind of module: attention, feed-forward, norms, embeddings and head.
+    top : tuple of float
+        Only so many per cent of the elements, the largest of the whole vector.
+    rank : tuple of int
+        Every matrix by its best approximation of this rank.
+    sign : bool
+        Signs alone, with one scale per tensor.
+    without_sft : bool
+        The vector's part at right angles to reference - base.
+    between : tuple of float
+        reference + t (donor - reference) for these t, on the reference itself.
+    also : str, optional
+        A second donor, or a saved vector: it is added alone, and together with the vector.
+    """
+
+    groups: int | None = Field(None, ge=2, le=100)
+    modules: bool = False
+    top: tuple[float, ...] = ()
+    rank: tuple[int, ...] = ()
+    sign: bool = False
+    without_sft: bool = False
+    between: tuple[float, ...] = ()
+    also: str | None = None
+
+    @field_validator("top", "rank", "between", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        single = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (value,) if single else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("top", "rank", "between")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        repeated = next((each for each in value if value.count(each) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated:g} is named twice")
+        return value
+
+    @field_validator("top")
+    @classmethod
+    def _per_cent(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < each <= 100 for each in value):
+            raise ValueError("the largest elements are given in per cent, above 0 and at most 100: [1, 5, 20]")
+        return value
+
+    @field_validator("rank")
+    @classmethod
+    def _ranks(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(each >= 1 for each in value):
+            raise ValueError("a rank is a whole number of at least 1")
+        return value
+
+    @field_validator("between")
+    @classmethod
+    def _finite(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return parse_alphas(list(value)) if value else value
+
+    def __bool__(self) -> bool:
+        return self != Parts()
+
+
 def _entry(name: str) -> Any:
     """Type and default of a setting in a sweep file."""
     declared = OPTIONS[name]
@@ -91,6 +161,8 @@ class Experiment(_Strict):
     development : float
         Share of each task's documents on which alpha is chosen and the gate is tested; the rest is reported
         on.
+    parts : Parts
+        Further arms: what the vector is made of.
     """
 
     target: str
@@ -105,6 +177,7 @@ class Experiment(_Strict):
     perturb: tuple[str, ...] = ()
     development: float = Field(0.3, ge=0, lt=1)
     controls: Controls = Controls(random=3, permuted=1)
+    parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
     merge: Merge = Merge()
 
@@ -139,6 +212,12 @@ class Experiment(_Strict):
             raise ValueError("name `donor` and `reference`, or a saved `vector`")
         if self.think_only and self.think is None:
             raise ValueError("`think_only` needs `think`")
+        if self.parts.without_sft and (self.reference is None or self.base is None):
+            raise ValueError("`parts.without_sft` needs `reference` and `base`: the SFT vector is between them")
+        if self.parts.between and (self.donor is None or self.reference is None):
+            raise ValueError("`parts.between` needs `donor` and `reference`")
+        if self.parts and not any(alpha > 0 for alpha in self.alphas):
+            raise ValueError("`parts` are added at the chosen alpha: name a positive one")
         return self
 
     def settings(self) -> Settings:

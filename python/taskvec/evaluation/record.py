@@ -127,11 +127,12 @@ class ArmRecord:
     batch_size: int | str
     seconds: float
     schema: int = SCHEMA
+    part: str | None = None
 
     @property
     def arm(self) -> Arm:
         """The arm that this records."""
-        return Arm(self.name, self.kind, self.alpha, self.think, self.perturb, self.seed)
+        return Arm(self.name, self.kind, self.alpha, self.think, self.perturb, self.seed, self.part)
 
 
 _ADAPTER = TypeAdapter(ArmRecord)
@@ -308,6 +309,8 @@ class Merged:
         Compatibility findings of the merge.
     command : str
         The command line that makes the same weights.
+    part : dict, optional
+        Figures of a part of the vector: see `taskvec.evaluation.sweep.part_vectors.facts`.
     """
 
     folder: str
@@ -315,6 +318,7 @@ class Merged:
     norms: dict[str, float]
     findings: list[dict[str, Any]]
     command: str
+    part: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from taskvec.evaluation.arms import PARTS
 from taskvec.evaluation.record import ArmRecord
 
 
@@ -46,6 +47,8 @@ def planned_pairs(
     plain = base.get((None, None))
     pairs: list[tuple[ArmRecord, ArmRecord]] = []
     for record in records:
+        if record.kind in PARTS:  # a family of their own
+            continue
         baseline = base.get(record.arm.condition)
         is_zero = record.kind == "vector" and record.alpha == 0  # not tested: checked sample for sample
         if record.kind != "baseline" and baseline is not None and not is_zero:
@@ -72,6 +75,27 @@ def controls(records: Sequence[ArmRecord], think: str | None) -> list[ArmRecord]
     """Random and permuted vectors and the SFT vector."""
     kinds = ("random", "permuted", "sft")
     return [r for r in records if r.kind in kinds and r.arm.condition == (think, None)]
+
+
+def part_pairs(
+    records: Sequence[ArmRecord], alpha: float | None, think: str | None
+) -> list[tuple[ArmRecord, ArmRecord]]:
+    """The pairs of the arms that say what the vector is made of: a family of their own.
+
+    Each part against the baseline, and against the whole vector of the chosen `alpha`; each point between
+    reference and donor against both.
+    """
+    baseline = plain_arm(records, "baseline", think)
+    others = {
+        "part": (baseline, vector_arm(records, alpha, think)),
+        "between": (plain_arm(records, "reference", think), plain_arm(records, "donor", think)),
+    }
+    return [
+        (record, other)
+        for record in records
+        for other in others.get(record.kind, ())
+        if other is not None and record.arm.condition == (think, None)
+    ]
 
 
 def _is_clean_twin(record: ArmRecord, perturbed: ArmRecord) -> bool:

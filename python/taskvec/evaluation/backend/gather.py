@@ -63,6 +63,7 @@ def gather(
         warnings=warnings,
         batch_size=lm.batch_size,
         seconds=round(time.monotonic() - begun, 3),
+        part=arm.part,
     )
 
 

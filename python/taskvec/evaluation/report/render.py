@@ -20,6 +20,7 @@ from taskvec.evaluation.report.labels import (
     task_file,
     with_interval,
 )
+from taskvec.evaluation.report.part_rows import part_rows
 from taskvec.text import plural
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "palette": PALETTE,
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
+        "parts": part_rows(report),
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
         "flips": report.flips(),
         "changes": report.changes(),
@@ -111,7 +113,7 @@ def arm_rows(report: Report) -> list[dict[str, Any]]:
     return [
         _arm_row(report, record, task)
         for task in report.tasks
-        for record in report.records
+        for record in report.whole_records
         if task in record.tasks
     ]
 

@@ -20,8 +20,10 @@ from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, ch
 from taskvec.evaluation.analysis.flips import Flip, flips
 from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
-from taskvec.evaluation.analysis.pairs import baselines, planned_pairs, vector_arm
+from taskvec.evaluation.analysis.pairs import baselines, part_pairs, planned_pairs, vector_arm
+from taskvec.evaluation.analysis.parts import PartFinding, part_findings
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
+from taskvec.evaluation.arms import PARTS
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
 from taskvec.evaluation.report.paper import paper_rows
 
@@ -51,6 +53,8 @@ class Report:
     recovery : bool
         Whether donor and reference were tuned from the target: adding the vector there recovers what they
         learned, and carries nothing to another model.
+    part_tests : tuple of Comparison
+        The tests of the parts of the vector, a family of their own.
     """
 
     records: tuple[ArmRecord, ...]
@@ -64,6 +68,16 @@ class Report:
     merges: dict[str, Merged]
     commands: tuple[str, ...]
     recovery: bool = False
+    part_tests: tuple[Comparison, ...] = ()
+
+    @property
+    def whole_records(self) -> list[ArmRecord]:
+        """The arms of whole models and vectors, without the parts of the vector."""
+        return [record for record in self.records if record.kind not in PARTS]
+
+    def parts(self) -> list[PartFinding]:
+        """What the parts of the vector showed."""
+        return part_findings(self.records, self.part_tests, self.merges, self.chosen)
 
     @property
     def tasks(self) -> list[str]:
@@ -107,7 +121,9 @@ class Report:
         pairs = [(plain, chosen)] if plain is not None and chosen is not None else []
         if not pairs and plain is not None:
             pairs = [
-                (plain, record) for record in self.records if record.arm.condition == plain.arm.condition
+                (plain, record)
+                for record in self.whole_records
+                if record.arm.condition == plain.arm.condition
             ]
         return [flip for one, other in pairs if one is not other for flip in flips(one, other, self.split)]
 
@@ -156,6 +172,7 @@ class Report:
             "norms": asdict(norms) if norms else None,
             "findings": self.findings(),
             "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
+            "parts": {"tests": len(self.part_tests), "found": [asdict(found) for found in self.parts()]},
             "commands": list(self.commands),
         }
         return finite(content)
@@ -169,6 +186,7 @@ class Report:
             "think": record.think,
             "perturb": record.perturb,
             "seed": record.seed,
+            "part": record.part,
             "scores": {
                 task: {metric: asdict(score) for metric, score in scores.items()}  # type: ignore[call-overload]
                 for task, scores in self.scores(record).items()
@@ -237,6 +255,7 @@ def build_report(
     choice = choose_alpha(records, split, think=think)
     pairs = planned_pairs(records, choice.alpha if choice else None, think)
     comparisons = compare(pairs, split, "report", seed=seed)
+    parts = part_pairs(records, choice.alpha if choice else None, think)
     found_gates = gates(records, split, think=think, seed=seed)
     vectors = [record for record in records if record.kind == "vector"]
     conclusions = [
@@ -255,4 +274,5 @@ def build_report(
         merges=dict(merges or {}),
         commands=tuple(commands),
         recovery=recovery,
+        part_tests=tuple(compare(parts, split, "report", seed=seed)),
     )

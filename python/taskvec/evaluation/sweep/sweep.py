@@ -24,6 +24,8 @@ from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
+from taskvec.evaluation.sweep.part_arms import part_arms
+from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
@@ -118,7 +120,7 @@ def run_sweep(
         runner.scratch = Scratch(
             scratch or out / "scratch",
             out / "merges",
-            merge or Merger(experiment),
+            merge or Merger(experiment, runner.digests),
             model_bytes=model_bytes(experiment.target),
             budget=budget,
             keep=keep,
@@ -165,6 +167,7 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
                 think_only=experiment.think_only,
                 perturb=experiment.perturb,
             )
+            + part_arms(experiment, choice.alpha, vector_names(experiment))
         )
     runner.scratch.clear()
     merges = {
@@ -218,9 +221,9 @@ class _Runner:
         progress: Progress,
     ) -> None:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
-        named = (getattr(experiment, role) for role in _ROLES)
+        named = [*(getattr(experiment, role) for role in _ROLES), experiment.parts.also]
         self._models = {model: resolve(model) for model in dict.fromkeys(filter(None, named))}
-        self._digests = {model: weights for model, (_, weights) in self._models.items()}
+        self.digests = self._digests = {model: weights for model, (_, weights) in self._models.items()}
         self._pool = pool
         # a collection takes most of a second in a process that knows lm-eval's tasks
         self._large = model_bytes(experiment.target) > LARGE

@@ -1,0 +1,131 @@
+"""The arms that say what a vector is made of: which groups carry it, and how little of it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from taskvec.errors import EvaluationError
+from taskvec.evaluation.arms import Arm, arm_name
+from taskvec.evaluation.experiment import Experiment
+from taskvec.lazy.derived import Rule
+from taskvec.models.tensor_names import is_vocabulary, layer_of
+from taskvec.settings import format_alpha
+
+OUTSIDE = "outside"
+_NORM = re.compile(r"norm|(?:^|[./])ln_", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention|(?:^|[./])(?:q|k|v|o|qkv)_proj|mixer", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|feed_forward|ffn|expert|moe|(?:^|[./])fc\d", re.IGNORECASE)
+
+
+def layer_groups(names: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Tensors by groups of neighbouring layers, as even as they can be, and those outside of layers.
+
+    Raises
+    ------
+    EvaluationError
+        There are fewer layers than groups.
+    """
+    layers = sorted({layer for name in names if (layer := layer_of(name)) is not None})
+    if len(layers) < count:
+        raise EvaluationError(
+            f"{count} groups are asked for, and the vector has {len(layers)} layers", "name fewer groups"
+        )
+    found: dict[str, list[str]] = {}
+    for number in range(count):
+        own = layers[number * len(layers) // count : (number + 1) * len(layers) // count]
+        label = f"layers-{own[0]}-{own[-1]}" if len(own) > 1 else f"layer-{own[0]}"
+        found[label] = [name for name in names if layer_of(name) in own]
+    rest = [name for name in names if layer_of(name) is None]
+    return {**found, OUTSIDE: rest} if rest else found
+
+
+def module_groups(names: Sequence[str]) -> dict[str, list[str]]:
+    """Tensors by kind of module."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(module_kind(name), []).append(name)
+    return found
+
+
+def module_kind(name: str) -> str:
+    """``attention``, ``feed-forward``, ``norms``, ``vocabulary`` or ``others``."""
+    if is_vocabulary(name):
+        return "vocabulary"
+    for pattern, kind in ((_NORM, "norms"), (_FEED_FORWARD, "feed-forward"), (_ATTENTION, "attention")):
+        if pattern.search(name):
+            return kind
+    return "others"
+
+
+def groups(experiment: Experiment, names: Sequence[str]) -> dict[str, list[str]]:
+    """The tensors of every group that is asked for, by its label.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    names : sequence of str
+        The tensors of the vector.
+    """
+    parts, found = experiment.parts, dict[str, list[str]]()
+    if parts.groups is not None:
+        found.update(layer_groups(names, parts.groups))
+    if parts.modules:
+        found.update(module_groups(names))
+    return found
+
+
+def rules(experiment: Experiment) -> dict[str, Rule]:
+    """The vectors that are made of the vector's values, by the name of the part."""
+    parts = experiment.parts
+    found = {f"top-{amount:g}": Rule("top", amount) for amount in parts.top}
+    found |= {f"rank-{rank}": Rule("rank", rank) for rank in parts.rank}
+    if parts.sign:
+        found["sign"] = Rule("sign")
+    if parts.without_sft:
+        found["without-sft"] = Rule("without")
+    return found
+
+
+def part_arms(experiment: Experiment, alpha: float, names: Sequence[str]) -> list[Arm]:
+    """Every arm of what a vector is made of.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    alpha : float
+        The chosen factor of the vector, and of its parts.
+    names : sequence of str
+        The tensors of the vector.
+    """
+    parts = experiment.parts
+    labels = [f"{which}-{label}" for label in groups(experiment, names) for which in ("only", "all-but")]
+    labels += rules(experiment)
+    if parts.also is not None:
+        labels += ["other", "v-and-other"]
+    think = experiment.think if experiment.think_only else None
+    arms = [_arm(label, "part", alpha, think, label) for label in labels]
+    return arms + [_arm(f"between={format_alpha(t)}", "between", t, think, None) for t in parts.between]
+
+
+def _arm(stem: str, kind: str, alpha: float, think: str | None, part: str | None) -> Arm:
+    return Arm(arm_name(stem, think, None), kind, alpha, think, None, None, part)  # type: ignore[arg-type]
+
+
+def chosen_names(part: str, found: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The tensors that a group arm adds; None for a part of another kind."""
+    for label, names in found.items():
+        if part == f"only-{label}":
+            return list(names)
+        if part == f"all-but-{label}":
+            return [name for other in _family(label, found) for name in found[other] if other != label]
+    return None
+
+
+def _family(label: str, found: Mapping[str, Sequence[str]]) -> list[str]:
+    """The groups that make up the vector together with one of them: groups of layers, or kinds of module."""
+
+    def is_of_layers(name: str) -> bool:
+        return name == OUTSIDE or name.startswith("layer")
+
+    return [name for name in found if is_of_layers(name) == is_of_layers(label)]
