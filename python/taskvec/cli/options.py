@@ -18,7 +18,10 @@ from taskvec.settings import Settings, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SECTIONS = ("Models", "Evaluation", "Arithmetic", "Selection", "Output", "Checks", "Machine", "General")
+SECTIONS = (
+    "Models", "Evaluation", "Parts of the vector", "Arithmetic", "Selection", "Output", "Checks", "Machine",
+    "General",
+)  # fmt: skip
 
 
 class Option(click.Option):
