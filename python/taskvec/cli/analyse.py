@@ -74,7 +74,9 @@ def command(
     page.line()
     page.fact("written", printable(", ".join(map(str, paths))))
     console.show(page)
-    console.emit({**{k: v for k, v in found.to_dict().items() if k != "schema"}, "out": [str(p) for p in paths]})
+    console.emit(
+        {**{k: v for k, v in found.to_dict().items() if k != "schema"}, "out": [str(p) for p in paths]}
+    )
     return 0
 
 

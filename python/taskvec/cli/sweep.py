@@ -10,7 +10,6 @@ import click
 
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
-from taskvec.cli.part_options import part_options, parts_given
 from taskvec.cli.eval_output import show, show_forecast, watching
 from taskvec.cli.options import (
     Size,
@@ -22,6 +21,7 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
+from taskvec.cli.part_options import part_options, parts_given
 
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
@@ -166,10 +166,9 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _plan(console: Console, experiment: Any) -> int:
     from taskvec.evaluation.sweep.forecast import forecast
-    from taskvec.evaluation.sweep.sweep import planned_arms
-
     from taskvec.evaluation.sweep.part_arms import part_arms
     from taskvec.evaluation.sweep.part_vectors import vector_names
+    from taskvec.evaluation.sweep.sweep import planned_arms
 
     arms, found = planned_arms(experiment), forecast(experiment)
     parts = part_arms(experiment, 1.0, vector_names(experiment)) if experiment.parts else []

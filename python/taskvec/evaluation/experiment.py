@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from taskvec.errors import NotFoundError, RecipeError
-from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
+from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, key_of, parse_perturbation
 from taskvec.files import look
 from taskvec.recipe.document import Document
 from taskvec.recipe.parse import read
@@ -91,7 +91,9 @@ class Parts(_Strict):
     @classmethod
     def _per_cent(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < each <= 100 for each in value):
-            raise ValueError("the largest elements are given in per cent, above 0 and at most 100: [1, 5, 20]")
+            raise ValueError(
+                "the largest elements are given in per cent, above 0 and at most 100: [1, 5, 20]"
+            )
         return value
 
     @field_validator("rank")
@@ -157,7 +159,8 @@ class Experiment(_Strict):
     think_only : bool
         Run every arm with it, and none without.
     perturb : tuple of str
-        Perturbations under which the baseline and the chosen vector are run as well.
+        Perturbations under which the baseline and the chosen vector are run as well; some may have a rate,
+        ``typo=0.3``.
     development : float
         Share of each task's documents on which alpha is chosen and the gate is tested; the rest is reported
         on.
@@ -197,8 +200,10 @@ class Experiment(_Strict):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for kind in value:
-            if kind not in PERTURBATIONS:
-                raise ValueError(f"`{kind}` is not a perturbation; they are {', '.join(PERTURBATIONS)}")
+            try:
+                parse_perturbation(kind)
+            except RecipeError as error:
+                raise ValueError(error.message) from None
         return value
 
     @field_validator("think", mode="before")
@@ -213,7 +218,9 @@ class Experiment(_Strict):
         if self.think_only and self.think is None:
             raise ValueError("`think_only` needs `think`")
         if self.parts.without_sft and (self.reference is None or self.base is None):
-            raise ValueError("`parts.without_sft` needs `reference` and `base`: the SFT vector is between them")
+            raise ValueError(
+                "`parts.without_sft` needs `reference` and `base`: the SFT vector is between them"
+            )
         if self.parts.between and (self.donor is None or self.reference is None):
             raise ValueError("`parts.between` needs `donor` and `reference`")
         if self.parts and not any(alpha > 0 for alpha in self.alphas):

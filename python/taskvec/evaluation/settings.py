@@ -18,6 +18,7 @@ from taskvec.option import Declaration, declared, options_of
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
+RATED = ("typo", "distractor")  # perturbations of which there can be more or less
 PAPER_TASKS = ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")
 
 Backend = Literal["hf", "vllm"]
@@ -275,6 +276,32 @@ def key_of(name: str) -> str:
 def flag_of(name: str) -> str:
     """The option of a setting on the command line."""
     return OPTIONS[name].flag or f"--{key_of(name).replace('_', '-')}"
+
+
+def parse_perturbation(text: str) -> tuple[str, float | None]:
+    """The kind of a perturbation and its rate: of ``typo=0.3`` ``typo`` and 0.3.
+
+    Raises
+    ------
+    RecipeError
+        It is not known, or cannot have this rate.
+    """
+    kind, sign, rate = text.partition("=")
+    if kind not in PERTURBATIONS:
+        raise RecipeError(f"`{text}` is not a perturbation; they are {', '.join(PERTURBATIONS)}")
+    if not sign:
+        return kind, None
+    if kind not in RATED:
+        raise RecipeError(
+            f"`{text}`: {kind} has no rate; {' and '.join(RATED)} have one", f"write `{kind}` alone"
+        )
+    try:
+        value = float(rate)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RecipeError(f"`{text}`: a rate is a number above 0 and at most 1", f"write `{kind}=0.3`")
+    return kind, value
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from taskvec.host import cores
 from taskvec.lazy.spill import WEIGHTS, Spill, chunks, dot, hold_finite, keys, square
 from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
-from taskvec.models.saved_vector import COMPARED, SavedVector
+from taskvec.models.saved_vector import COMPARED
 from taskvec.models.selection import Selection
 from taskvec.plan.delta import Step
 from taskvec.resolve.open import open as open_model
@@ -252,9 +252,7 @@ def _threshold(source: _Source, wanted: int) -> tuple[float, int]:
     at = int(np.searchsorted(above, wanted))  # bins from the top that are taken in full
     bin_ = len(above) - 1 - at
     before = int(above[at - 1]) if at else 0
-    found = [
-        np.abs(part[keys(part) == bin_]) for _, array in source.values.items() for part in chunks(array)
-    ]
+    found = [np.abs(part[keys(part) == bin_]) for _, array in source.values.items() for part in chunks(array)]
     inside = np.sort(np.concatenate(found))[::-1]
     threshold = inside[wanted - before - 1]
     return float(threshold), wanted - before - int(np.count_nonzero(inside > threshold))

@@ -157,7 +157,9 @@ class Composition:
             f"norm {total.norm:.4g}",
         ]
         if total.top is not None:
-            words.append(f"the largest 1 % of the elements hold {percent(total.top[1.0])} of the squared norm")
+            words.append(
+                f"the largest 1 % of the elements hold {percent(total.top[1.0])} of the squared norm"
+            )
         if total.spectrum is not None:
             words.append(
                 f"effective rank of a matrix {total.spectrum.rank:.0f} of {total.spectrum.full_rank:.0f}"

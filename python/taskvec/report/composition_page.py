@@ -32,7 +32,9 @@ def write(composition: Composition, out: str | os.PathLike[str]) -> list[Path]:
         for name, content in ((DATA, text), (PAGE, page(composition))):
             write_atomic(out / name, content.encode())
     except OSError as error:
-        raise OutputError(f"cannot write into `{out}`: {error.strerror or error}", look.way_out(error)) from error
+        raise OutputError(
+            f"cannot write into `{out}`: {error.strerror or error}", look.way_out(error)
+        ) from error
     return [out / DATA, out / PAGE]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskvec.evaluation.analysis.parts import PartFinding, family_of
 from taskvec.evaluation.analysis.pairs import plain_arm
+from taskvec.evaluation.analysis.parts import PartFinding, family_of
 from taskvec.evaluation.record import ArmRecord, Score
 from taskvec.evaluation.report.figures import WIDTH, Figure, Paint, drawn
 from taskvec.evaluation.report.labels import group_label, metric_unit, part_label, task_file
@@ -67,11 +67,16 @@ def _groups(report: Report, task: str, paint: Paint) -> Any:
     from matplotlib import pyplot
 
     scale, unit = metric_unit(report, task)
-    records = {r.part: r for r in report.records if r.kind == "part" and r.arm.condition == (report.think, None)}
+    records = {
+        r.part: r for r in report.records if r.kind == "part" and r.arm.condition == (report.think, None)
+    }
     labels = [part.removeprefix("only-") for part in records if part and part.startswith("only-")]
     figure, axes = pyplot.subplots(figsize=(WIDTH, 1.6 + 0.42 * len(labels)))
     _lines(axes, report, task, paint, vertical=True)
-    marks = (("only-", 0.13, "o", paint["part"], "only this group"), ("all-but-", -0.13, "s", "none", "all but it"))
+    marks = (
+        ("only-", 0.13, "o", paint["part"], "only this group"),
+        ("all-but-", -0.13, "s", "none", "all but it"),
+    )
     for prefix, shift, marker, face, words in marks:
         first = True
         for height, label in enumerate(reversed(labels)):
@@ -93,7 +98,11 @@ def _groups(report: Report, task: str, paint: Paint) -> Any:
     return figure
 
 
-_CURVES = (("top-", "largest elements", "-", "o"), ("rank-", "low rank", "--", "s"), ("sign", "signs alone", "", "D"))
+_CURVES = (
+    ("top-", "largest elements", "-", "o"),
+    ("rank-", "low rank", "--", "s"),
+    ("sign", "signs alone", "", "D"),
+)
 
 
 def _sizes(report: Report, task: str, paint: Paint) -> Any:
@@ -106,7 +115,9 @@ def _sizes(report: Report, task: str, paint: Paint) -> Any:
     rows = [row for row in report.parts() if row.task == task and row.family == "amount" and row.bytes]
     named = {record.name: record for record in report.records}
     for prefix, words, line, marker in _CURVES:
-        own = sorted((row for row in rows if (row.part or "").startswith(prefix)), key=lambda row: row.bytes or 0)
+        own = sorted(
+            (row for row in rows if (row.part or "").startswith(prefix)), key=lambda row: row.bytes or 0
+        )
         points = [(row, score) for row in own if (score := report.score(named[row.arm], task)) is not None]
         points = [(row, score) for row, score in points if score.value is not None]
         if points:
@@ -123,7 +134,13 @@ def _sizes(report: Report, task: str, paint: Paint) -> Any:
 
 
 def _curve(
-    axes: Any, points: Sequence[tuple[PartFinding, Score]], scale: float, colour: str, words: str, line: str, marker: str
+    axes: Any,
+    points: Sequence[tuple[PartFinding, Score]],
+    scale: float,
+    colour: str,
+    words: str,
+    line: str,
+    marker: str,
 ) -> None:
     xs = [row.bytes or 0 for row, _ in points]
     ys = [scale * (score.value or 0.0) for _, score in points]
@@ -133,7 +150,9 @@ def _curve(
         markerfacecolor=colour if marker == "o" else "none", label=words,
     )  # fmt: skip
     for (row, _), x, y in zip(points, xs, ys, strict=True):
-        text = part_label(row.part or "").removeprefix("largest ").removeprefix("rank ").removesuffix(" alone")
+        text = (
+            part_label(row.part or "").removeprefix("largest ").removeprefix("rank ").removesuffix(" alone")
+        )
         axes.annotate(text, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=7.5)
 
 

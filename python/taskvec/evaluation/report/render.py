@@ -21,6 +21,7 @@ from taskvec.evaluation.report.labels import (
     with_interval,
 )
 from taskvec.evaluation.report.part_rows import part_rows
+from taskvec.evaluation.report.perturbed_rows import effect_rows
 from taskvec.text import plural
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
         "parts": part_rows(report),
+        "effects": effect_rows(report),
+        "examples": report.examples(),
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
         "flips": report.flips(),
         "changes": report.changes(),

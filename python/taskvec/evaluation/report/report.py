@@ -22,6 +22,7 @@ from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
 from taskvec.evaluation.analysis.pairs import baselines, part_pairs, planned_pairs, vector_arm
 from taskvec.evaluation.analysis.parts import PartFinding, part_findings
+from taskvec.evaluation.analysis.perturbed import Effect, Example, effects, examples
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
 from taskvec.evaluation.arms import PARTS
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
@@ -134,6 +135,15 @@ class Report:
             return []
         return changes(plain, self.chosen, self.split)
 
+    def effects(self) -> list[Effect]:
+        """What each perturbation did to baseline and vector."""
+        alpha = self.choice.alpha if self.choice else None
+        return effects(self.records, self.comparisons, alpha, self.think)
+
+    def examples(self) -> list[Example]:
+        """Questions before and after each perturbation."""
+        return examples(self.records, self.split)
+
     def norms(self) -> NormMap | None:
         """The vector's norms by layer and module."""
         for record in (*filter(None, [self.chosen]), *self.records):
@@ -173,6 +183,10 @@ class Report:
             "findings": self.findings(),
             "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
             "parts": {"tests": len(self.part_tests), "found": [asdict(found) for found in self.parts()]},
+            "perturbed": {
+                "effects": [asdict(effect) for effect in self.effects()],
+                "examples": [asdict(example) for example in self.examples()],
+            },
             "commands": list(self.commands),
         }
         return finite(content)

@@ -10,6 +10,7 @@ from taskvec.lazy.derived import Rule
 from taskvec.models.tensor_groups import OUTSIDE, layer_groups, module_groups
 from taskvec.settings import format_alpha
 
+
 def groups(experiment: Experiment, names: Sequence[str]) -> dict[str, list[str]]:
     """The tensors of every group that is asked for, by its label.
 

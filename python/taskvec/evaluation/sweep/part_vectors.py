@@ -38,9 +38,7 @@ def whole_vector(experiment: Experiment) -> TaskVector:
         assert experiment.donor is not None
         assert experiment.reference is not None
         found = _difference(experiment.donor, experiment.reference, experiment)
-    return found.select_by(
-        Selection(tuple(given.include), tuple(given.exclude), given.preset, given.layers)
-    )
+    return found.select_by(Selection(tuple(given.include), tuple(given.exclude), given.preset, given.layers))
 
 
 def vector_names(experiment: Experiment) -> list[str]:
@@ -166,14 +164,21 @@ def _exactly(names: Sequence[str]) -> Selection:
     return Selection(include=(pattern(names),))
 
 
-def merge_part(experiment: Experiment, vectors: PartVectors, arm: Arm, out: Path) -> tuple[Any, dict[str, Any]]:
+def merge_part(
+    experiment: Experiment, vectors: PartVectors, arm: Arm, out: Path
+) -> tuple[Any, dict[str, Any]]:
     """Write the weights of an arm; the engine's report and the figures of the part."""
     options = _options(experiment)
     if arm.kind == "between":
         assert experiment.donor is not None
         assert experiment.reference is not None
         given = experiment.merge
-        chosen = {"include": given.include, "exclude": given.exclude, "preset": given.preset, "layers": given.layers}
+        chosen = {
+            "include": given.include,
+            "exclude": given.exclude,
+            "preset": given.preset,
+            "layers": given.layers,
+        }
         report = tv.transfer(
             experiment.reference, experiment.donor, experiment.reference, out,
             alpha=[arm.factor], **chosen, **options,
@@ -206,4 +211,6 @@ def parts_digest(experiment: Experiment, digests: Mapping[str, str]) -> str:
     """The digest of what the vectors are made of, from the identities of the models."""
     roles = (experiment.vector, experiment.donor, experiment.reference, experiment.base)
     inputs = [digests.get(model) for model in roles if model is not None]
-    return digest_json({"inputs": inputs, "merge": experiment.merge.model_dump(mode="json"), "version": VERSION})
+    return digest_json(
+        {"inputs": inputs, "merge": experiment.merge.model_dump(mode="json"), "version": VERSION}
+    )

@@ -129,7 +129,7 @@ class PreparedTasks:
             out = [member for member in members if member in self._left_out]
             if not out:
                 continue
-            some = "" if members == [shown] else f"{len(out)} of the {len(members)} tasks of `{shown}`: "
+            some = "" if members == [shown] else _named(shown, out, members)
             self.warnings.append(f"left out of this arm: {some}{self._left_out[out[0]]}")
             self.members[shown] = [member for member in members if member not in self._left_out]
             if not self.members[shown]:
@@ -155,7 +155,10 @@ class PreparedTasks:
         setup.doc_ids = self._asked(name, documents)
         kept: list[Any] = [documents[i] for i in setup.doc_ids]
         if self._perturb is not None:
-            pairs = perturb_documents(name, task, documents, self._perturb, self._settings.seed)
+            pairs = perturb_documents(
+                name, task, documents, self._perturb, self._settings.seed,
+                shipped=is_shipped(self._manager, name),
+            )  # fmt: skip
             asked = setup.doc_ids
             setup.doc_ids = [i for i in asked if pairs[i] is not None]
             setup.left_out = len(asked) - len(setup.doc_ids)
@@ -214,6 +217,14 @@ class PreparedTasks:
             return None
         chat = self._settings.chat_template
         return functools.partial(with_think, text=self._think, chat=chat, code=continues_code(task))
+
+
+def _named(group: str, out: list[str], members: list[str]) -> str:
+    """The tasks of a group that are left out."""
+    begin = f"{len(out)} of the {len(members)} tasks of `{group}`"
+    if len(out) == len(members):
+        return f"{begin}: "
+    return f"{begin} ({', '.join(name.removeprefix(f'{group}_') for name in out)}), of which one: "
 
 
 def document_hash(document: Any) -> str:
