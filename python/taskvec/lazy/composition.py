@@ -62,7 +62,7 @@ def composition(
         if tell is not None:
             tell(done, whole)
     unmatched = {label: [n for n in other.tensors if n not in shapes] for label, other in others.items()}
-    return tally.result(name, list(shapes), list(grouped), {k: v for k, v in unmatched.items() if v})
+    return tally.result(name, list(grouped), {k: v for k, v in unmatched.items() if v})
 
 
 def _hold_alike(label: str, shapes: Mapping[str, tuple[int, ...]], other: TaskVector) -> None:
@@ -156,9 +156,7 @@ class _Tally:
         self._sums["grid", (layer, module)].add(one)
         self._sums["tensor", name].add(one)
 
-    def result(
-        self, name: str, tensors: list[str], groups: list[str], unmatched: dict[str, list[str]]
-    ) -> Composition:
+    def result(self, name: str, groups: list[str], unmatched: dict[str, list[str]]) -> Composition:
         """All figures."""
         total = self._sums["all", None]
         if not total.squares:

@@ -1,4 +1,4 @@
-"""The figures of the parts of a vector: which groups carry it, how small it can be, and the line it lies on."""
+"""The figures of the parts of a vector: which groups carry it, how small it can be, what lies between."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _between(report: Report, task: str, paint: Paint) -> Any:
     axes.plot([x for x, *_ in scored], [scale * (s.value or 0.0) for *_, s in scored], color=paint["between"])
     shown: set[str] = set()
     for x, record, score in scored:
-        words = {"reference": "reference", "donor": "donor"}.get(record.kind, "points between and beyond")
+        words = {"reference": "reference", "donor": "donor"}.get(record.kind, "between and beyond")
         axes.errorbar(
             [x], [scale * (score.value or 0.0)], yerr=_reach(score, scale), color=paint[record.kind], marker="o",
             markersize=5, capsize=3, linestyle="none", label=None if words in shown else words,

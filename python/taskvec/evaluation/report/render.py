@@ -22,6 +22,7 @@ from taskvec.evaluation.report.labels import (
 )
 from taskvec.evaluation.report.part_rows import part_rows
 from taskvec.evaluation.report.perturbed_rows import effect_rows
+from taskvec.evaluation.report.score_rows import VIEWS, draw_rows, form_rows, slice_rows
 from taskvec.text import plural
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "palette": PALETTE,
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
+        "views": VIEWS,
         "parts": part_rows(report),
+        "slices": slice_rows(report),
+        "forms": form_rows(report),
+        "draws": draw_rows(report),
         "effects": effect_rows(report),
         "examples": report.examples(),
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],

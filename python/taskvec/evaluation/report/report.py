@@ -17,6 +17,7 @@ from taskvec.evaluation.analysis.compare import (
     zero_checks,
 )
 from taskvec.evaluation.analysis.conclusions import Choice, Conclusion, Gate, choose_alpha, conclusion, gates
+from taskvec.evaluation.analysis.draws import AtK, at_k
 from taskvec.evaluation.analysis.flips import Flip, flips
 from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
@@ -24,6 +25,7 @@ from taskvec.evaluation.analysis.pairs import baselines, part_pairs, planned_pai
 from taskvec.evaluation.analysis.parts import PartFinding, part_findings
 from taskvec.evaluation.analysis.perturbed import Effect, Example, effects, examples
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
+from taskvec.evaluation.analysis.slices import Form, Slice, forms, slices
 from taskvec.evaluation.arms import PARTS
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
 from taskvec.evaluation.report.paper import paper_rows
@@ -135,6 +137,23 @@ class Report:
             return []
         return changes(plain, self.chosen, self.split)
 
+    def slices(self) -> list[Slice]:
+        """Baseline and chosen vector on the same answers, cut by length, form and kind."""
+        plain = baselines(self.records).get((self.think, None))
+        return slices(plain, self.chosen, self.split) if plain is not None and self.chosen is not None else []
+
+    def forms(self) -> list[Form]:
+        """How well the answers of unperturbed arms keep to the form that is asked for."""
+        return forms([r for r in self.whole_records if not r.perturb], self.split)
+
+    def draws(self) -> list[AtK]:
+        """Pass@k and majority@k of the unperturbed arms under the prompt that claims are made of."""
+        samples = max((len(s.draws) for rows in self.records[0].samples.values() for s in rows), default=0)
+        powers = {1 << power for power in range(samples.bit_length())} | {samples}
+        own = [r for r in self.whole_records if r.arm.condition == (self.think, None)]
+        plain = baselines(self.records).get((self.think, None))
+        return at_k(own, plain, sorted(powers), self.split) if samples else []
+
     def effects(self) -> list[Effect]:
         """What each perturbation did to baseline and vector."""
         alpha = self.choice.alpha if self.choice else None
@@ -183,6 +202,9 @@ class Report:
             "findings": self.findings(),
             "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
             "parts": {"tests": len(self.part_tests), "found": [asdict(found) for found in self.parts()]},
+            "slices": [asdict(row) for row in self.slices()],
+            "forms": [asdict(row) for row in self.forms()],
+            "draws": [asdict(row) for row in self.draws()],
             "perturbed": {
                 "effects": [asdict(effect) for effect in self.effects()],
                 "examples": [asdict(example) for example in self.examples()],

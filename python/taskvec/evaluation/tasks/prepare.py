@@ -69,7 +69,9 @@ class PreparedTasks:
         perturb: str | None,
         max_length: int | None = None,
         keep: Callable[[str], bool] | None = None,
+        drawn: bool = False,
     ) -> None:
+        self._drawn = drawn
         self._settings, self._keep = settings, keep
         self._think, self._perturb, self._max_length = think, perturb, max_length
         self._manager = find_tasks(settings)
@@ -93,6 +95,8 @@ class PreparedTasks:
             except NotPerturbableError as error:
                 self._left_out[name] = error
         self._go_without()
+        if drawn:
+            self._keep_generating()
         if self._asking:
             names = ", ".join(f"`{name}`" for name in self._asking)
             self.warnings.append(f"asks for steps in its own words, with and without --think: {names}")
@@ -132,6 +136,16 @@ class PreparedTasks:
             some = "" if members == [shown] else _named(shown, out, members)
             self.warnings.append(f"left out of this arm: {some}{self._left_out[out[0]]}")
             self.members[shown] = [member for member in members if member not in self._left_out]
+            if not self.members[shown]:
+                del self.members[shown]
+
+    def _keep_generating(self) -> None:
+        """Leave out the tasks whose answers are not generated."""
+        for name, task in list(self.tasks.items()):
+            if task.OUTPUT_TYPE != "generate_until":
+                del self.tasks[name]
+        for shown, members in list(self.members.items()):
+            self.members[shown] = [member for member in members if member in self.tasks]
             if not self.members[shown]:
                 del self.members[shown]
 
@@ -202,7 +216,12 @@ class PreparedTasks:
         )
         setup.max_gen_toks, setup.stop = found.max_gen_toks, found.stop
         setup.dropped_stops = found.dropped_stops
-        task.set_config("generation_kwargs", found.arguments)
+        arguments = found.arguments
+        if self._drawn:
+            settings = self._settings
+            arguments |= {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+            arguments.setdefault("top_k", 0)  # transformers' own default would be the 50 likeliest
+        task.set_config("generation_kwargs", arguments)
 
     def _think_for(self, name: str, task: Task, own: OwnRequests | None) -> Callable[[str], str] | None:
         """How the request to reason is put into a question of `task`; None where it is not."""
