@@ -87,6 +87,7 @@ def record(
         think=arm.think,
         perturb=arm.perturb,
         seed=arm.seed,
+        part=arm.part,
         identity=f"identity of {arm.name}",
         model="models/target" if arm.kind == "baseline" else f"scratch/{arm.weights}",
         weights=f"weights of {arm.weights}",

@@ -97,8 +97,9 @@ def write_result(page: Page, found: Composition, *, every_layer: bool) -> None:
         energy = ", ".join(f"{rank}: {percent(value)}" for rank, value in spectrum.energy.items())
         page.fact("energy", f"at rank {energy}")
     for name, alike in total.alike.items():
-        page.fact(printable(name), f"cosine {_figure(alike.cosine, '.4f')}, signs agree in "
-                  f"{_share(alike.sign_agreement)} of the common elements, norm {alike.norm:.4g}")  # fmt: skip
+        signs = f"signs agree in {_share(alike.sign_agreement)} of the common elements"
+        words = f"cosine {_figure(alike.cosine, '.4f')}, {signs}, norm {alike.norm:.4g}"
+        page.fact(printable(name), words)
     layers = [("outside" if at is None else str(at), row) for at, row in found.layers.items()]
     tables = [("kind of module", list(found.kinds.items())), ("group", list(found.groups.items()))]
     tables += [("layer", layers)]

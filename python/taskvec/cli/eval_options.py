@@ -140,8 +140,8 @@ task_options = together(
            help=f"Ask for reasoning in the prompt.  [without TEXT: {THINK}]"),
     option("--perturb", multiple=True, callback=perturbations, metavar="KIND[=RATE][,...]",
            section="Evaluation",
-           help=f"Perturbed questions as further arms: {', '.join(PERTURBATIONS)}; RATE is the share of words "
-                "mistyped, or of useless sentences for each sentence."),
+           help=f"Perturbed questions as further arms: {', '.join(PERTURBATIONS)}; RATE is the "
+                "share of words mistyped, or of useless sentences for each sentence."),
     setting("chat_template"),
     setting("max_gen_toks"),
     *settings_of("Evaluation", but=FIRST),

@@ -153,7 +153,8 @@ class Composition:
         """The vector in a sentence."""
         total = self.total
         words = [
-            f"{total.tensors:,} tensors, {total.elements:,} elements, {percent(total.changed_share)} of them not zero",
+            f"{total.tensors:,} tensors, {total.elements:,} elements",
+            f"{percent(total.changed_share)} of them not zero",
             f"norm {total.norm:.4g}",
         ]
         if total.top is not None:

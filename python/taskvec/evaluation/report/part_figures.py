@@ -146,8 +146,8 @@ def _curve(
     ys = [scale * (score.value or 0.0) for _, score in points]
     reach = [[_reach(score, scale)[side][0] for _, score in points] for side in (0, 1)]
     axes.errorbar(
-        xs, ys, yerr=reach, color=colour, linestyle=line, marker=marker, markersize=5, linewidth=1.4, capsize=3,
-        markerfacecolor=colour if marker == "o" else "none", label=words,
+        xs, ys, yerr=reach, color=colour, linestyle=line, marker=marker, markersize=5, linewidth=1.4,
+        capsize=3, markerfacecolor=colour if marker == "o" else "none", label=words,
     )  # fmt: skip
     for (row, _), x, y in zip(points, xs, ys, strict=True):
         text = (
@@ -174,8 +174,8 @@ def _between(report: Report, task: str, paint: Paint) -> Any:
     for x, record, score in scored:
         words = {"reference": "reference", "donor": "donor"}.get(record.kind, "between and beyond")
         axes.errorbar(
-            [x], [scale * (score.value or 0.0)], yerr=_reach(score, scale), color=paint[record.kind], marker="o",
-            markersize=5, capsize=3, linestyle="none", label=None if words in shown else words,
+            [x], [scale * (score.value or 0.0)], yerr=_reach(score, scale), color=paint[record.kind],
+            marker="o", markersize=5, capsize=3, linestyle="none", label=None if words in shown else words,
         )  # fmt: skip
         shown.add(words)
     axes.set_xlabel("t of reference + t (donor − reference)")

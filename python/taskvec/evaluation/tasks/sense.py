@@ -1,10 +1,10 @@
 """Which perturbations mean something on which of lm-eval's tasks.
 
 A mistyped word, a useless sentence or another order asks the same question only where the text is prose
-about the matter. In a task about the text itself (sorting words, matching brackets, the order of adjectives), in one
-whose names are all that tells its parts apart, or in code, they ask another question, or none. The list is of
-what is known to keep its question; what is not in it is left alone. A task of the user's own is the user's to
-judge.
+about the matter. In a task about the text itself (sorting words, matching brackets, the order of adjectives),
+in one whose names are all that tells its parts apart, or in code, they ask another question, or none. The list
+is of what is known to keep its question; what is not in it is left alone. A task of the user's own is the
+user's to judge.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ QUESTIONS = (
 # parts of BIG-bench Hard, by the end of their names
 BBH_TYPO = ("causal_judgement", "date_understanding", "navigate", "object_counting")
 BBH_DISTRACTOR = (
-    "causal_judgement", "date_understanding", "navigate", "object_counting", "reasoning_about_colored_objects",
-    "temporal_sequences", "web_of_lies", "logical_deduction_three_objects", "logical_deduction_five_objects",
+    "causal_judgement", "date_understanding", "navigate", "object_counting",
+    "reasoning_about_colored_objects", "temporal_sequences", "web_of_lies",
+    "logical_deduction_three_objects", "logical_deduction_five_objects",
     "logical_deduction_seven_objects", "tracking_shuffled_objects_three_objects",
     "tracking_shuffled_objects_five_objects", "tracking_shuffled_objects_seven_objects",
 )  # fmt: skip
