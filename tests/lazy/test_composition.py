@@ -88,7 +88,7 @@ def test_ranks(models, analysed):
         assert row.rank == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         assert row.stable_rank == pytest.approx((s**2).sum() / s[0] ** 2)
         assert row.energy[4] == pytest.approx((s[:4] ** 2).sum() / (s**2).sum())
-        assert row.full_rank == 12
+        assert row.full_rank == pytest.approx(12)
     rows = [(analysed.tensors[n], analysed.tensors[n].norm ** 2) for n in SHAPES if len(SHAPES[n]) == 2]
     mean = sum(r.spectrum.rank * square for r, square in rows) / sum(square for _, square in rows)
     assert analysed.total.spectrum.rank == pytest.approx(mean)
@@ -121,7 +121,7 @@ def test_a_vector_that_is_zero_has_no_shares(models):
     assert "not zero" in page(found)
 
 
-def test_files_and_page(models, analysed, tmp_path):
+def test_files_and_page(analysed, tmp_path):
     paths = write(analysed, tmp_path / "out")
     content = json.loads(paths[0].read_text())
     assert content["total"]["norm"] == analysed.total.norm

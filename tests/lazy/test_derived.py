@@ -29,7 +29,7 @@ def model(folder: Path, seed: int, dtype: type = np.float32, *, near: dict | Non
     tensors = {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
     if near is not None:  # a step on half of the elements, with many equal magnitudes
         tensors = {
-            name: (value + (rng.integers(-4, 5, value.shape) / 64 * (rng.random(value.shape) < 0.5))).astype(
+            name: (value + rng.integers(-4, 5, value.shape) / 64 * (rng.random(value.shape) < 0.5)).astype(
                 dtype
             )
             for name, value in near.items()
@@ -43,15 +43,18 @@ def made(tmp_path, request):
     base = model(tmp_path / "base", 1, request.param)
     reference = model(tmp_path / "reference", 2, request.param, near=base)
     donor = model(tmp_path / "donor", 3, request.param, near=reference)
-    v = {name: donor[name].astype(np.float64) - reference[name].astype(np.float64) for name in SHAPES}
-    s = {name: reference[name].astype(np.float64) - base[name].astype(np.float64) for name in SHAPES}
+    wide = np.float64 if request.param is np.float64 else np.float32
+    names = list(tv.open(tmp_path / "reference").tensors)  # in the file's order, in which ties are taken
+    v = {name: donor[name].astype(wide) - reference[name].astype(wide) for name in names}
+    s = {name: reference[name].astype(wide) - base[name].astype(wide) for name in names}
+    v, s = ({name: array.astype(np.float64) for name, array in each.items()} for each in (v, s))
     vector = tv.open(tmp_path / "donor") - tv.open(tmp_path / "reference")
     sft = tv.open(tmp_path / "reference") - tv.open(tmp_path / "base")
     return tmp_path, vector, sft, v, s
 
 
 def flat(tensors: dict) -> np.ndarray:
-    return np.concatenate([np.asarray(tensors[name], np.float64).reshape(-1) for name in SHAPES])
+    return np.concatenate([np.asarray(tensors[name], np.float64).reshape(-1) for name in sorted(SHAPES)])
 
 
 def values(folder: str) -> dict:
@@ -62,12 +65,13 @@ def values(folder: str) -> dict:
 def test_the_largest_elements_of_the_whole_vector(made, amount):
     folder, vector, _, v, _ = made
     found = derive(vector, {"top": Rule("top", amount)}, folder / "out")["top"]
-    whole = flat(v)
+    whole = np.concatenate([array.reshape(-1) for array in v.values()])
     count = min(np.count_nonzero(whole), round(amount / 100 * whole.size))
     kept = np.argsort(-np.abs(whole), kind="stable")[:count]
     wanted = np.zeros_like(whole)
     wanted[kept] = whole[kept]
-    assert np.array_equal(flat(values(found.folder)), wanted.astype(np.float32))
+    own = values(found.folder)
+    assert np.array_equal(np.concatenate([own[name].reshape(-1) for name in v]), wanted)
     assert found.norm == pytest.approx(np.linalg.norm(wanted))
     assert found.cosine == pytest.approx(np.linalg.norm(wanted) / np.linalg.norm(whole))
 

@@ -232,7 +232,10 @@ def pooled(spectra: Iterable[tuple[Spectrum, float]]) -> Spectrum | None:
         return None
 
     def mean(values: Iterable[float]) -> float:
-        return math.fsum(v * square for v, (_, square) in zip(values, rows, strict=True)) / total
+        row = list(values)
+        if len(row) == 1:
+            return row[0]
+        return math.fsum(v * square for v, (_, square) in zip(row, rows, strict=True)) / total
 
     ranks = rows[0][0].energy
     return Spectrum(

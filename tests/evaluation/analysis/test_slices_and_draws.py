@@ -69,7 +69,7 @@ def test_arms_are_paired_and_corrected():
     assert at_k([record(BASELINE, {"t": [1.0]})], None, (1,), WHOLE) == []
 
 
-def two(values_before, values_after, change=lambda number, sample: sample):
+def two(values_before, values_after, change=lambda _number, sample: sample):
     before, after = record(BASELINE, {"t": values_before}), record(VECTOR, {"t": values_after})
     rows = [change(i, s) for i, s in enumerate(after.samples["t"])]
     return before, replace(after, samples={"t": rows})
