@@ -1,10 +1,9 @@
 """Which perturbations mean something on which of lm-eval's tasks.
 
 A mistyped word, a useless sentence or another order asks the same question only where the text is prose
-about the matter. In a task about the text itself (sorting words, matching brackets, order of adjectives), in
-one whose names are all that tells its parts apart, or in code, they ask another question, or none. The
-list is of what is known to keep its question; what is not in it is left alone. A task of the user's own is the
-user's to judge.
+about the matter. In a task about the text itself (sorting words, matching brackets), in one whose names are
+all that tells its parts apart, or in code, they ask another question, or none. The list is of what is known
+to keep its question; what is not in it is left alone. A task of the user's own is the user's to judge.
 """
 
 from __future__ import annotations
