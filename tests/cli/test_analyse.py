@@ -23,7 +23,7 @@ def test_figures_of_two_models(trio, capsys):
         run(["analyse", "donor", "reference", "--sft", "target", "--groups", "2", "-o", "out", "--json"]) == 0
     )
     content = json.loads(capsys.readouterr().out)
-    assert content["ok"]
+    assert content["vector"] == "donor - reference"
     assert [row["group"] for row in content["groups"]][:2] == ["layer-0", "layer-1"]
     assert set(content["cosines"]) == {"v", "SFT"}
     written = json.loads((trio / "out" / "analysis.json").read_text())
@@ -57,5 +57,5 @@ def test_what_is_refused_is_named_and_writes_nothing(trio, capsys, words, messag
 
 def test_an_output_at_an_address_is_refused(trio, capsys):
     assert run(["analyse", "donor", "reference", "-o", "s3://bucket/out"]) == 2
-    assert "s3://bucket/out" in capsys.readouterr().err
+    assert "an analysis goes to a folder" in capsys.readouterr().err
     assert not (trio / "s3:").exists()

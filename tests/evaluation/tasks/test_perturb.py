@@ -234,7 +234,7 @@ def test_options_that_follow_a_question_stay():
     for changed in (perturb.typo(question, rng(2), rate=1.0), perturb.distractor(question, rng(2))):
         assert changed.endswith("\nOptions:\n(A) green\n(B) yellow")
         assert changed != question
-    assert "green books" in perturb.typo(question, rng(2), rate=1.0)  # a word of an option is an answer
+    assert " green " in perturb.typo(question, rng(2), rate=1.0)  # a word of an option is an answer
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,17 @@ def merge_part(
         )  # fmt: skip
         return report, {}
     vector, known = vectors(arm)
+    if options["out_dtype"] is None and _is_written_packed(experiment):
+        options["out_dtype"] = "target"  # as the whole vector is: a computed one is plain
     return tv.apply(experiment.target, vector, out=out, alpha=[arm.factor], **options), known
+
+
+def _is_written_packed(experiment: Experiment) -> bool:
+    """Whether the whole vector of quantised models leaves a quantised target in its format."""
+    models = (experiment.target, experiment.donor, experiment.reference)
+    if experiment.vector is not None:
+        return False
+    return all(tv.open(model).packed for model in models if model is not None)
 
 
 def _options(experiment: Experiment) -> dict[str, Any]:
