@@ -186,7 +186,8 @@ def merge_part(
         return report, {}
     vector, known = vectors(arm)
     if options["out_dtype"] is None and _is_written_packed(experiment):
-        options["out_dtype"] = "target"  # as the whole vector is: a computed one is plain
+        # as the whole vector is: a computed one is plain. What rounding leaves of it is in the report
+        options |= {"out_dtype": "target", "force": (*options["force"], "quantised-lost")}
     return tv.apply(experiment.target, vector, out=out, alpha=[arm.factor], **options), known
 
 
