@@ -13,7 +13,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import option, storage_options, talk_options, verb
-from taskvec.evaluation.arms import Kind
+from taskvec.evaluation.arms import PARTS, Kind
 from taskvec.evaluation.settings import Settings
 
 EXAMPLES = """
@@ -35,7 +35,7 @@ Local tasks, offline, on the CPU:
 @verb("eval", examples=EXAMPLES)
 @click.argument("model", metavar="MODEL")
 @task_options
-@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind != "candidate"]),
+@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind not in {"candidate", *PARTS}]),
         default="baseline", show_default=True, section="Evaluation",
         help="What the model is among the arms of OUT.")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
