@@ -32,10 +32,13 @@ Local tasks, offline, on the CPU:
 """
 
 
+HIDDEN = {"candidate", *PARTS}  # kinds that sweeps and searches alone make
+
+
 @verb("eval", examples=EXAMPLES)
 @click.argument("model", metavar="MODEL")
 @task_options
-@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind not in {"candidate", *PARTS}]),
+@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind not in HIDDEN]),
         default="baseline", show_default=True, section="Evaluation",
         help="What the model is among the arms of OUT.")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
