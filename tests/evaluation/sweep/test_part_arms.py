@@ -120,7 +120,7 @@ def test_computed_vectors_are_taken_up_again_and_others_not(tmp_path, monkeypatc
     Merger(given, digests)([all_arms["sign"], all_arms["top-10"]], tmp_path)
     Merger(given, digests)([all_arms["rank-2"]], tmp_path)
     assert calls == [["top-10", "rank-2", "sign", "without-sft"]]
-    Merger(given, {**digests, given.donor: "files:other"})([all_arms["rank-2"]], tmp_path)
+    Merger(given, {**digests, given.donor: "files:other"})([all_arms["without-sft"]], tmp_path)
     assert len(calls) == 2
     assert tv.verify(tmp_path / FOLDER / "sign").ok
 
