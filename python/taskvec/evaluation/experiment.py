@@ -177,7 +177,7 @@ class Experiment(_Strict):
     choose : {"once", "task"}
         Whether one alpha is chosen for all tasks, or one for each.
     parts : Parts
-        Further arms: what the vector is made of.
+        Further arms: what the vector is made of, at each alpha that was chosen.
     """
 
     target: str

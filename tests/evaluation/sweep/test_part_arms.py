@@ -226,3 +226,55 @@ def test_a_record_remembers_its_part(tmp_path):
     one = record(Arm("sign", "part", 1.0, part="sign"), {"t": [1.0, 0.0]})
     write_record(tmp_path / "sign.json", one)
     assert read_record(tmp_path / "sign.json").arm == Arm("sign", "part", 1.0, part="sign")
+
+
+# --- an alpha for each task
+
+
+def test_each_chosen_alpha_has_its_own_parts_and_points_between_are_one():
+    given = small(choose="task")
+    found = part_arms(given, (0.5, 1.0), vector_names(given))
+    assert len({arm.name for arm in found}) == len({arm.weights for arm in found}) == len(found)
+    signs = [arm for arm in found if arm.part == "sign"]
+    assert [(arm.name, arm.alpha, arm_label(arm)) for arm in signs] == [
+        ("sign@0.5", 0.5, "signs alone at 0.5"),
+        ("sign@1", 1.0, "signs alone at 1"),
+    ]
+    assert [arm.name for arm in found if arm.kind == "between"] == ["between=0.5", "between=2"]
+
+
+def test_a_task_is_shown_the_parts_of_its_own_alpha(tmp_path):
+    right, wrong = [1.0] * 90 + [0.0] * 10, [1.0] * 10 + [0.0] * 90
+    given = small(parts={"sign": True, "groups": 2, "top": [5], "between": [0.5]}, choose="task")
+    rows = [
+        record(Arm("baseline", "baseline"), {"one": wrong, "two": wrong}),
+        record(Arm("alpha=0.5", "vector", 0.5), {"one": right, "two": wrong}),
+        record(Arm("alpha=1", "vector", 1.0), {"one": wrong, "two": right}),
+        record(Arm("donor", "donor"), {"one": right, "two": right}),
+        record(Arm("reference", "reference"), {"one": wrong, "two": wrong}),
+        *(record(arm, {"one": right, "two": wrong})
+          for arm in part_arms(given, (0.5, 1.0), vector_names(given))),
+    ]  # fmt: skip
+    merges = {
+        r.name: Merged("x", None, {"a": 2.0 if r.kind == "vector" else 1.0}, [], "",
+                       {"bytes": 1000, "norm": 1.0, "cosine": 0.5} if r.kind == "part" else None)
+        for r in rows if r.kind in ("vector", "part", "between")
+    }  # fmt: skip
+    report = build_report(rows, split=Split(0.5, 1), merges=merges, choosing="task")
+    assert {task: arm.name for task, arm in report.chosen.items()} == {"one": "alpha=0.5", "two": "alpha=1"}
+    against = {(c.arm, c.task, c.against) for c in report.part_tests if "sign" in c.arm}
+    assert against == {
+        ("sign@0.5", "one", "baseline"), ("sign@0.5", "one", "alpha=0.5"),
+        ("sign@1", "two", "baseline"), ("sign@1", "two", "alpha=1"),
+    }  # fmt: skip
+    found = {(row.arm, row.task): row for row in report.parts()}
+    assert {arm for arm, task in found if task == "one"} == {
+        arm.replace("@1", "@0.5") for arm, task in found if task == "two"
+    }
+    assert found["sign@0.5", "one"].share == pytest.approx(0.25)
+    assert {row.task for row in report.slices()} <= {"one", "two"}
+    write_report(report, tmp_path)
+    jsonschema.validate(json.loads((tmp_path / "report.json").read_text()), json_schema())
+    assert {"groups-one.png", "sizes-two.png", "between-two.png"} <= {
+        p.name for p in (tmp_path / "figures").iterdir()
+    }

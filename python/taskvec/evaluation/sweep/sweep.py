@@ -132,7 +132,7 @@ def run_sweep(
             model_bytes=model_bytes(experiment.target),
             budget=budget,
             keep=keep,
-            waits=in_place,
+            waits=in_place and not experiment.parts,
         )
         if in_place:
             runner.merger = merger
