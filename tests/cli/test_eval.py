@@ -119,7 +119,7 @@ def test_eval_names_its_folder_after_the_model(capsys, tmp_path, monkeypatch):
         (["--tasks", "tiny_gen,tiny_gen"], "named twice", None),
         (["--tasks", "tiny_gen", "--limit", "0"], "limit 0", None),
         (["--tasks", "tiny_gen", "--limit", "x"], "`--limit`", None),
-        (["--tasks", "tiny_gen", "--perturb", "typos"], "`typos` is not one of", None),
+        (["--tasks", "tiny_gen", "--perturb", "typos"], "`typos` is not a perturbation", None),
         (["--tasks", "tiny_gen", "--batch-size", "big"], "neither a number nor `auto`", None),
         (["--tasks", "tiny_gen", "--model-arg", "dtype"], "is not KEY=VALUE", None),
         (["--tasks", "tiny_gen", "--backend", "onnx"], "`--backend`", None),
@@ -293,7 +293,10 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     assert found.code == 0
     assert "michaelbzhu/Qwen2.5-Math-1.5B-GSM8K-GRPO" in found.out
     assert "alpha=1+think" in found.out
-    assert "3 random vectors and 1 permuted vector, at the alpha chosen for all tasks" in found.out
+    waiting = (
+        "3 random vectors, 1 permuted vector and sft at the norm of +v, at the alpha chosen for all tasks"
+    )
+    assert waiting in found.out
     assert "not measured" in found.out
     assert "after correction for" in found.out
     (row,) = (line.split() for line in found.out.splitlines() if line.startswith("gsm8k_cot_zeroshot"))

@@ -229,9 +229,9 @@ def test_the_arms_of_a_whole_experiment():
     assert [arm.name for arm in arms] == [
         "baseline", "alpha=-1", "alpha=0", "alpha=0.5",
         "baseline+think", "alpha=-1+think", "alpha=0+think", "alpha=0.5+think",
-        "donor", "reference", "sft", "baseline~typo", "baseline~order",
+        "donor", "reference", "sft", "whole", "baseline~typo", "baseline~order",
     ]  # fmt: skip
-    assert len({arm.weights for arm in arms}) == 7
+    assert len({arm.weights for arm in arms}) == 8
     later = control_arms(alpha=0.5, random=2, permuted=1, think="T", perturb=("typo",))
     assert [arm.name for arm in later] == ["alpha=0.5~typo", "random-1", "random-2", "permuted-1"]
     assert [arm.alpha for arm in later] == [0.5] * 4
@@ -241,7 +241,7 @@ def test_the_arms_of_a_whole_experiment():
 
 def test_every_arm_can_carry_the_request_to_reason():
     arms = plan_arms(alphas=(1.0,), donor=True, reference=False, base=True, think="T", think_only=True)
-    assert [arm.name for arm in arms] == ["baseline+think", "alpha=1+think", "donor+think"]
+    assert [arm.name for arm in arms] == ["baseline+think", "alpha=1+think", "donor+think", "whole+think"]
     assert {arm.think for arm in arms} == {"T"}
     assert {
         arm.think for arm in control_arms(alpha=1.0, random=1, permuted=1, think="T", think_only=True)

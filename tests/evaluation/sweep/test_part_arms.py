@@ -194,6 +194,7 @@ def test_parts_are_a_family_of_their_own(tmp_path):
     parts = {r.name for r in report.records if r.kind in ("part", "between")}
     assert not parts & {name for c in report.comparisons for name in (c.arm, c.against)}
     assert {c.arm for c in report.part_tests} == parts
+    assert {c.family for c in report.part_tests} == {"parts"}
     against = {c.against for c in report.part_tests if c.arm.startswith("between")}
     assert against == {"reference", "donor"}
     assert {c.against for c in report.part_tests if c.arm == "sign"} == {"baseline", "alpha=1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskvec.errors import EvaluationError
@@ -336,7 +336,7 @@ def build_report(
     alphas = {task: choice.of(task) for task in records[0].tasks} if choice else {}
     tests, primary = planned_tests(records, alphas, think)
     comparisons = compare_tests(tests, split, "report", seed=seed, primary=primary)
-    parts = part_tests(records, alphas, think)
+    parts = compare_tests(part_tests(records, alphas, think), split, "report", seed=seed)
     found_gates = gates(records, think=think, seed=seed)
     vectors = [record for record in records if record.kind == "vector"]
     conclusions = [
@@ -355,5 +355,5 @@ def build_report(
         merges=dict(merges or {}),
         commands=tuple(commands),
         recovery=recovery,
-        part_tests=tuple(compare_tests(parts, split, "report", seed=seed)),
+        part_tests=tuple(replace(found, family="parts") for found in parts),
     )
