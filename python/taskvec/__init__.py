@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from taskvec._core import __version__ as __version__
+    from taskvec.api import analyse as analyse
     from taskvec.api import apply as apply
     from taskvec.api import check as check
     from taskvec.api import convert as convert
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo as TensorInfo
     from taskvec.models.selection import Selection as Selection
     from taskvec.progress import Progress as Progress
+    from taskvec.report.composition import Composition as Composition
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
     from taskvec.report.report import Report as Report
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "_core": ("__version__",),
     "api": (
+        "analyse",
         "apply",
         "check",
         "convert",
@@ -102,6 +105,7 @@ _MODULES = {
     "lazy.checkpoint": ("Checkpoint", "from_state_dict", "open"),
     "models.model": ("TensorInfo",),
     "compat.findings": ("Finding",),
+    "report.composition": ("Composition",),
     "report.difference": ("Difference",),
     "errors": (
         "CompatibilityError",

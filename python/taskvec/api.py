@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskvec.plan.token_ways import Method as TokenMethod
     from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
+    from taskvec.report.composition import Composition
     from taskvec.report.difference import Difference
     from taskvec.report.inspect import Inspection
     from taskvec.report.report import Report
@@ -452,6 +453,71 @@ def tokens(
     """
     plan = plan_tokens(target, model, method=method, k=k, **settings)
     return plan.run(out, settings=Settings.of(settings), progress=progress)
+
+
+def analyse(
+    vector: ModelLike | TaskVector,
+    reference: ModelLike | None = None,
+    *,
+    sft: ModelLike | TaskVector | None = None,
+    others: Iterable[ModelLike | TaskVector] = (),
+    groups: int | None = None,
+    spectra: bool = True,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    preset: Preset = "full",
+    layers: str | None = None,
+    force: str | Iterable[str] = (),
+    progress: Callback | None = None,
+) -> Composition:
+    """Say what a vector is made of, from one read of it, in bounded memory.
+
+    Parameters
+    ----------
+    vector : str, path, Checkpoint or TaskVector
+        A vector, or with `reference` the donor.
+    reference : str, path or Checkpoint, optional
+        What the donor is compared with.
+    sft : str, path, Checkpoint or TaskVector, optional
+        The SFT vector, or the model that the reference was tuned from.
+    others : iterable of str, path, Checkpoint or TaskVector
+        Further vectors to compare with; of a model its difference from `reference`.
+    groups : int, optional
+        Figures of so many groups of neighbouring layers as well.
+    spectra : bool
+        Whether singular values are computed, which takes most of the time.
+    include, exclude, preset, layers
+        The tensors of the vector; see :func:`transfer`.
+    force : str or iterable of str
+        Identifiers of findings to go on in spite of.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Returns
+    -------
+    Composition
+        Norms and shares of the squared norm by layer, module and group; how much of it the largest elements
+        hold (magnitudes that differ by less than 0.8 % count alike there); effective ranks; cosines and the
+        agreement of signs with the other vectors. `to_dict` gives plain data.
+
+    Raises
+    ------
+    taskvec.Error
+        One of its subclasses says what does not fit, is missing, damaged or not finite.
+    """
+    from taskvec.lazy import analyse as verb
+
+    return verb.analyse(
+        vector,
+        reference,
+        sft=sft,
+        others=others,
+        groups=groups,
+        spectra=spectra,
+        selection=_selection(include, exclude, preset, layers),
+        force=texts(force, "force"),
+        progress=progress,
+    )
 
 
 def diff(

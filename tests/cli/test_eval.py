@@ -119,7 +119,7 @@ def test_eval_names_its_folder_after_the_model(capsys, tmp_path, monkeypatch):
         (["--tasks", "tiny_gen,tiny_gen"], "named twice", None),
         (["--tasks", "tiny_gen", "--limit", "0"], "limit 0", None),
         (["--tasks", "tiny_gen", "--limit", "x"], "`--limit`", None),
-        (["--tasks", "tiny_gen", "--perturb", "typos"], "`typos` is not one of", None),
+        (["--tasks", "tiny_gen", "--perturb", "typos"], "`typos` is not a perturbation", None),
         (["--tasks", "tiny_gen", "--batch-size", "big"], "neither a number nor `auto`", None),
         (["--tasks", "tiny_gen", "--model-arg", "dtype"], "is not KEY=VALUE", None),
         (["--tasks", "tiny_gen", "--backend", "onnx"], "`--backend`", None),

@@ -241,9 +241,7 @@ def test_the_arms_of_a_whole_experiment():
 
 def test_every_arm_can_carry_the_request_to_reason():
     arms = plan_arms(alphas=(1.0,), donor=True, reference=False, base=True, think="T", think_only=True)
-    assert [arm.name for arm in arms] == [
-        "baseline+think", "alpha=1+think", "donor+think", "whole+think",
-    ]  # fmt: skip
+    assert [arm.name for arm in arms] == ["baseline+think", "alpha=1+think", "donor+think", "whole+think"]
     assert {arm.think for arm in arms} == {"T"}
     assert {
         arm.think for arm in control_arms(alpha=1.0, random=1, permuted=1, think="T", think_only=True)

@@ -88,6 +88,7 @@ def record(
         perturb=arm.perturb,
         seed=arm.seed,
         origin=arm.origin,
+        part=arm.part,
         identity=f"identity of {arm.name}",
         model="models/target" if arm.kind == "baseline" else f"scratch/{arm.weights}",
         weights=f"weights of {arm.weights}",

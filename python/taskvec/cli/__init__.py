@@ -30,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Task vectors": {
         "extract": "Save donor - reference as a task vector.",
         "apply": "Add saved task vectors to a checkpoint.",
+        "analyse": "Say what a task vector is made of, and how it compares with others.",
         "diff": "Measure how far two checkpoints, or two vectors, lie apart.",
     },
     "Merging": {

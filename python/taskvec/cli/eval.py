@@ -13,7 +13,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import argument, option, storage_options, talk_options, verb
-from taskvec.evaluation.arms import Kind, arm_stem
+from taskvec.evaluation.arms import PARTS, Kind, arm_stem
 from taskvec.evaluation.settings import Settings
 
 EXAMPLES = """
@@ -32,10 +32,13 @@ Local tasks, offline, on the CPU:
 """
 
 
+HIDDEN = {"candidate", *PARTS}  # kinds that sweeps and searches alone make
+
+
 @verb("eval", examples=EXAMPLES)
 @argument("model", metavar="MODEL", help="The model to evaluate: a folder or a hub id.")
 @task_options
-@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind != "candidate"]),
+@option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind not in HIDDEN]),
         default="baseline", show_default=True, section="Evaluation",
         help="What the model is among the arms of OUT.")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 
 from taskvec.cli.options import option, split_names, together
+from taskvec.errors import RecipeError
 from taskvec.evaluation.settings import (
     OPTIONS,
     PAPER_TASKS,
@@ -19,6 +20,7 @@ from taskvec.evaluation.settings import (
     Settings,
     flag_of,
     key_of,
+    parse_perturbation,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -61,17 +63,15 @@ def pairs(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return found
 
 
-def names_of(known: Sequence[str]) -> Any:
-    """A callback for comma-separated names out of a few."""
-
-    def check(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-        names = split_names(ctx, param, values)
-        for name in names:
-            if name not in known:
-                raise click.BadParameter(f"`{name}` is not one of {', '.join(known)}", param=param)
-        return names
-
-    return check
+def perturbations(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Kinds of perturbations, some with a rate."""
+    names = split_names(ctx, param, values)
+    for name in names:
+        try:
+            parse_perturbation(name)
+        except RecipeError as error:
+            raise click.BadParameter(error.message, param=param) from None
+    return names
 
 
 # --- the options of settings
@@ -139,8 +139,10 @@ task_options = together(
     setting("data"),
     option("--think", metavar="[TEXT]", is_flag=False, flag_value=THINK, section="Evaluation",
            help=f"Ask for reasoning in the prompt.  [without TEXT: {THINK}]"),
-    option("--perturb", multiple=True, callback=names_of(PERTURBATIONS), metavar="KIND[,KIND...]",
-           section="Evaluation", help=f"Perturbed questions as further arms: {', '.join(PERTURBATIONS)}."),
+    option("--perturb", multiple=True, callback=perturbations, metavar="KIND[=RATE][,...]",
+           section="Evaluation",
+           help=f"Perturbed questions as further arms: {', '.join(PERTURBATIONS)}; RATE is the "
+                "share of words mistyped, or of useless sentences for each sentence."),
     setting("chat_template"),
     setting("max_gen_toks"),
     *settings_of("Evaluation", but=FIRST),

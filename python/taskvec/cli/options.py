@@ -22,7 +22,10 @@ from taskvec.text import printable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-SECTIONS = ("Models", "Evaluation", "Arithmetic", "Selection", "Output", "Checks", "Machine", "General")
+SECTIONS = (
+    "Models", "Evaluation", "Parts of the vector", "Arithmetic", "Selection", "Output", "Checks", "Machine",
+    "General",
+)  # fmt: skip
 
 
 class Option(click.Option):

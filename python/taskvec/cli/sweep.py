@@ -24,6 +24,7 @@ from taskvec.cli.options import (
     talk_options,
     verb,
 )
+from taskvec.cli.part_options import part_options, parts_given
 from taskvec.text import plural, roles
 
 EXAMPLES = """
@@ -42,6 +43,10 @@ A saved vector; four GPUs; at most 100 GB of merged models at a time:
 
 On a Ray cluster whose nodes see the models and the output folder:
   taskvec sweep qwen2.5-math-1.5b -o /shared/out --ray auto
+
+Which layers carry the vector, and how little of it does:
+  taskvec sweep --target T --donor D --reference R --tasks gsm8k --groups 4 --modules --top 1,5,20 \\
+      --rank 4,16 --sign -o out
 
 A sweep file, with less of it to try it out:
   taskvec sweep my.yaml --limit 50 -o trial
@@ -89,6 +94,7 @@ A sweep file, with less of it to try it out:
         help="Share of documents on which alpha is chosen.  [default: 0.3]")  # fmt: skip
 @option("--choose", type=click.Choice(["once", "task"]), section="Evaluation",
         help="Choose one alpha for all tasks, or one for each.  [default: once]")  # fmt: skip
+@part_options
 @selection_options
 @option("--out-dtype", metavar="DTYPE", section="Arithmetic", help="Type of the merged weights.")
 @option("--rounding", type=click.Choice(["nearest", "stochastic"]), section="Arithmetic",
@@ -172,6 +178,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         "perturb": list(options["perturb"]),
         "arms": options["arms"],
         "development": options["development"],
+        "parts": parts_given(options),
         "controls": {"random": options["random"], "permuted": options["permuted"]},
         "evaluation": settings_given(options),
         "merge": {
@@ -207,9 +214,12 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _plan(console: Console, experiment: Any, out: Path) -> int:
     from taskvec.evaluation.arms import RIVALS
     from taskvec.evaluation.sweep.forecast import forecast
+    from taskvec.evaluation.sweep.part_arms import part_arms
+    from taskvec.evaluation.sweep.part_vectors import vector_names
     from taskvec.evaluation.sweep.sweep import planned_arms
 
     arms, found = planned_arms(experiment), forecast(experiment, out)
+    parts = part_arms(experiment, (1.0,), vector_names(experiment))
     page = console.data()
     page.line(experiment.to_yaml().rstrip())
     page.line()
@@ -224,6 +234,8 @@ def _plan(console: Console, experiment: Any, out: Path) -> int:
     waiting = [*drawn, *([f"{roles(rivals)} at the norm of +v"] if rivals else [])]
     each = "each alpha chosen for a task" if experiment.choose == "task" else "the alpha chosen for all tasks"
     page.fact("then", f"{roles(waiting) or 'nothing more'}, at {each}")
+    if parts:
+        page.fact("and", f"parts of the vector, tested apart: {', '.join(arm.name for arm in parts)}")
     show_forecast(page, found)
     show_costs(page, found.costs)
     page.fact("dry run", "nothing was merged or evaluated")
@@ -233,6 +245,7 @@ def _plan(console: Console, experiment: Any, out: Path) -> int:
             "dry_run": True,
             "experiment": experiment.model_dump(mode="json"),
             "arms": [arm.name for arm in arms],
+            "parts": [arm.name for arm in parts],
             "power": {key: value for key, value in asdict(found).items() if key != "costs"},
             "costs": [asdict(cost) for cost in found.costs],
         }

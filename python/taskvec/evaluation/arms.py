@@ -12,9 +12,12 @@ from taskvec.files import look
 from taskvec.settings import format_alpha
 
 Kind = Literal[
-    "baseline", "vector", "random", "permuted", "donor", "reference", "sft", "rival", "whole", "candidate"
-]
-MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft", "rival", "whole"})
+    "baseline", "vector", "random", "permuted", "donor", "reference", "sft", "rival", "whole", "candidate",
+    "part", "between",
+]  # fmt: skip
+PARTS: frozenset[str] = frozenset({"part", "between"})
+"""What a vector is made of: arms that are tested in a family of their own."""
+MERGED: frozenset[str] = frozenset({"vector", "random", "permuted", "sft", "rival", "whole"}) | PARTS
 DRAWN: frozenset[str] = frozenset({"random", "permuted"})
 RIVALS: frozenset[str] = frozenset({"sft", "rival"})
 """Vectors that another way of training gave: what +v has to beat before its gain is credited to the donor."""
@@ -42,6 +45,8 @@ class Arm:
         Of a random or permuted vector.
     origin : str, optional
         The model that a rival vector is of, by its name in the experiment.
+    part : str, optional
+        What of the vector is added: ``only-layers-0-1``, ``top-5``.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Arm:
     perturb: str | None = None
     seed: int | None = None
     origin: str | None = None
+    part: str | None = None
 
     @property
     def weights(self) -> str:
@@ -59,6 +65,10 @@ class Arm:
             return f"alpha={format_alpha(self.factor)}"
         if self.kind in DRAWN:
             return f"{self.kind}-{self.seed}@{format_alpha(self.factor)}"
+        if self.kind == "part":
+            return f"{self.part}@{format_alpha(self.factor)}"
+        if self.kind == "between":
+            return f"between={format_alpha(self.factor)}"
         return self.stem if self.kind in (*RIVALS, "candidate") else self.kind
 
     @property

@@ -21,7 +21,7 @@ from pydantic import (
 
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.evaluation.arms import arm_stem
-from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, PERTURBATIONS, THINK, Settings, key_of
+from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, key_of, parse_perturbation
 from taskvec.files import look
 from taskvec.recipe.document import Document
 from taskvec.recipe.parse import STANDARD_INPUT, read
@@ -40,6 +40,78 @@ class Controls(_Strict):
 
     random: int = Field(3, ge=0, le=100)
     permuted: int = Field(1, ge=0, le=100)
+
+
+class Parts(_Strict):
+    """Arms that say what a vector is made of, at the chosen alpha; none by default.
+
+    Attributes
+    ----------
+    groups : int, optional
+        So many groups of layers, of which each is added alone and left out alone; what lies outside of the
+        layers is a group more.
+    modules : bool
+        The same by kind of module: attention, feed-forward, norms, embeddings and head.
+    top : tuple of float
+        Only so many per cent of the elements, the largest of the whole vector.
+    rank : tuple of int
+        Every matrix by its best approximation of this rank.
+    sign : bool
+        Signs alone, with one scale per tensor.
+    without_sft : bool
+        The vector's part at right angles to reference - base.
+    between : tuple of float
+        reference + t (donor - reference) for these t, on the reference itself.
+    also : str, optional
+        A second donor, or a saved vector: it is added alone, and together with the vector.
+    """
+
+    groups: int | None = Field(None, ge=2, le=100)
+    modules: bool = False
+    top: tuple[float, ...] = ()
+    rank: tuple[int, ...] = ()
+    sign: bool = False
+    without_sft: bool = False
+    between: tuple[float, ...] = ()
+    also: str | None = None
+
+    @field_validator("top", "rank", "between", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        single = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (value,) if single else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("top", "rank", "between")
+    @classmethod
+    def _once(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        repeated = next((each for each in value if value.count(each) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated:g} is named twice")
+        return value
+
+    @field_validator("top")
+    @classmethod
+    def _per_cent(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < each <= 100 for each in value):
+            raise ValueError(
+                "the largest elements are given in per cent, above 0 and at most 100: [1, 5, 20]"
+            )
+        return value
+
+    @field_validator("rank")
+    @classmethod
+    def _ranks(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(each >= 1 for each in value):
+            raise ValueError("a rank is a whole number of at least 1")
+        return value
+
+    @field_validator("between")
+    @classmethod
+    def _finite(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return parse_alphas(list(value)) if value else value
+
+    def __bool__(self) -> bool:
+        return self != Parts()
 
 
 def _entry(name: str) -> Any:
@@ -95,7 +167,8 @@ class Experiment(_Strict):
     think_only : bool
         Run every arm with it, and none without.
     perturb : tuple of str
-        Perturbations under which the baseline and the chosen vector are run as well.
+        Perturbations under which the baseline and the chosen vector are run as well; some may have a rate,
+        ``typo=0.3``.
     arms : {"place", "merged"}
         Whether the weights of arms are made in the target, which is loaded once, where that surely gives the
         bytes of a merge; or each is merged into a folder and loaded. Either goes on where the other stopped.
@@ -103,6 +176,8 @@ class Experiment(_Strict):
         Share of each task's documents on which alpha is chosen; the rest is reported on.
     choose : {"once", "task"}
         Whether one alpha is chosen for all tasks, or one for each.
+    parts : Parts
+        Further arms: what the vector is made of, at each alpha that was chosen.
     """
 
     target: str
@@ -121,6 +196,7 @@ class Experiment(_Strict):
     development: float = Field(0.3, ge=0, lt=1)
     choose: Literal["once", "task"] = "once"
     controls: Controls = Controls(random=3, permuted=1)
+    parts: Parts = Parts()
     evaluation: Evaluation = Evaluation()
     merge: Merge = Merge()
 
@@ -150,8 +226,10 @@ class Experiment(_Strict):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for kind in value:
-            if kind not in PERTURBATIONS:
-                raise ValueError(f"`{kind}` is not a perturbation; they are {', '.join(PERTURBATIONS)}")
+            try:
+                parse_perturbation(kind)
+            except RecipeError as error:
+                raise ValueError(error.message) from None
         return value
 
     @field_validator("think", mode="before")
@@ -169,12 +247,21 @@ class Experiment(_Strict):
             raise ValueError("`rivals` need `reference`: a rival's vector is what it has learned since")
         if self.sft_alphas and (self.reference is None or self.base is None):
             raise ValueError("`sft_alphas` need `reference` and `base`, whose difference is the SFT vector")
+        if self.parts.without_sft and (self.reference is None or self.base is None):
+            raise ValueError(
+                "`parts.without_sft` needs `reference` and `base`: the SFT vector is between them"
+            )
+        if self.parts.between and (self.donor is None or self.reference is None):
+            raise ValueError("`parts.between` needs `donor` and `reference`")
+        if self.parts and not any(alpha > 0 for alpha in self.alphas):
+            raise ValueError("`parts` are added at the chosen alpha: name a positive one")
         return self
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model and vector that is named, once."""
-        named = (self.target, self.donor, self.reference, self.base, self.vector, *self.rivals)
+        single = (self.target, self.donor, self.reference, self.base, self.vector)
+        named = (*single, *self.rivals, self.parts.also)
         return tuple(dict.fromkeys(model for model in named if model is not None))
 
     @property

@@ -40,6 +40,27 @@ class Score:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Draw:
+    """One sampled answer.
+
+    Attributes
+    ----------
+    value : float
+        Of the metric that is compared.
+    answer : str, optional
+        What the metric's filter found in it; None where nothing is extracted.
+    tokens, cut : optional
+        As those of a sample.
+    """
+
+    output: str
+    value: float
+    answer: str | None
+    tokens: float | None = None
+    cut: bool | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Sample:
     """One document: the question, the answer, and what each metric made of it.
 
@@ -55,6 +76,8 @@ class Sample:
         ``{metric: value}`` of the metrics that are means over samples.
     tokens, cut : optional
         New tokens, and whether the length limit ended them; None where nothing was generated.
+    draws : list of Draw
+        Sampled answers to the same question, besides this one.
     """
 
     doc_id: int
@@ -67,6 +90,7 @@ class Sample:
     metrics: dict[str, float]
     tokens: float | None = None
     cut: bool | None = None
+    draws: list[Draw] = field(default_factory=list)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -128,11 +152,14 @@ class ArmRecord:
     seconds: float
     origin: str | None = None
     schema: int = SCHEMA
+    part: str | None = None
 
     @property
     def arm(self) -> Arm:
         """The arm that this records."""
-        return Arm(self.name, self.kind, self.alpha, self.think, self.perturb, self.seed, self.origin)
+        return Arm(
+            self.name, self.kind, self.alpha, self.think, self.perturb, self.seed, self.origin, self.part
+        )
 
 
 _ADAPTER = TypeAdapter(ArmRecord)
@@ -309,6 +336,8 @@ class Merged:
         Compatibility findings of the merge.
     command : str
         The command line that makes the same weights.
+    part : dict, optional
+        Figures of a part of the vector: see `taskvec.evaluation.sweep.part_vectors.facts`.
     """
 
     folder: str
@@ -316,6 +345,7 @@ class Merged:
     norms: dict[str, float]
     findings: list[dict[str, Any]]
     command: str
+    part: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

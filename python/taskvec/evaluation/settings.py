@@ -21,6 +21,7 @@ from taskvec.text import kind_of
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
+RATED = ("typo", "distractor")  # perturbations of which there can be more or less
 PAPER_TASKS = ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")
 
 Backend = Literal["hf", "vllm"]
@@ -102,6 +103,10 @@ class Settings:
     decoding : {"neutral", "model"}
         Whether answers are decoded by what the task asks for alone, or as the model's own
         ``generation_config.json`` adds to it (with ``hf``).
+    samples : int
+        Answers that are drawn for each question of generating tasks, besides the one that is scored.
+    temperature, top_p : float
+        How they are drawn.
     seed : int
         For lm-eval's few-shot draws, for sampling, and for perturbations.
     include_path : Path, optional
@@ -150,6 +155,17 @@ class Settings:
     decoding: Decoding = option(
         "neutral", section="Evaluation", compared=False,
         help="Decode as the task says alone, or follow the model's generation_config.json as well.",
+    )
+    samples: int = option(
+        0, section="Evaluation", metavar="N", unset="none", compared=False,
+        help="Also draw N answers for each question, for pass@k and majority@k.",
+    )
+    temperature: float = option(
+        0.7, section="Evaluation", metavar="T", compared=False, help="Of the answers drawn.",
+    )
+    top_p: float = option(
+        0.95, section="Evaluation", metavar="P", compared=False,
+        help="Draw from the likeliest tokens that hold this share.",
     )
     seed: int = option(
         1234, section="Evaluation", metavar="N",
@@ -214,6 +230,15 @@ class Settings:
             )
         if self.limit is not None and self.limit <= 0:
             raise RecipeError(f"limit {self.limit} leaves no documents")
+        if self.samples < 0:
+            raise RecipeError(f"{self.samples} samples are below 0")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise RecipeError(
+                f"temperature {self.temperature:g} is not above 0",
+                "the answers that are scored are greedy as the task asks; these are drawn besides them",
+            )
+        if not 0 < self.top_p <= 1:
+            raise RecipeError(f"top_p {self.top_p:g} is not above 0 and at most 1")
         if self.max_gen_toks is not None and self.max_gen_toks < 1:
             raise RecipeError(f"max_gen_toks {self.max_gen_toks} is below 1")
 
@@ -254,7 +279,8 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide whether two arms may be compared, as plain data."""
         names = [name for name, own in OPTIONS.items() if own.compared]
-        return {name: _plain(getattr(self, name)) for name in names} | {
+        drawn = ("samples", "temperature", "top_p") if self.samples else ()
+        return {name: _plain(getattr(self, name)) for name in (*names, *drawn)} | {
             "decoding": self.decoding,  # with `model` followed by what each model's own file says
             "batch_size": self.batch,
             "model_args": dict(sorted(self.model_args)),
@@ -296,6 +322,9 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "limit": ((int, float), "a number"),
     "chat_template": ((bool,), "true or false"),
     "max_gen_toks": ((int,), "a whole number"),
+    "samples": ((int,), "a whole number"),
+    "temperature": ((int, float), "a number"),
+    "top_p": ((int, float), "a number"),
     "seed": ((int,), "a whole number"),
     "allow_unsafe_code": ((bool,), "true or false"),
 }
@@ -309,6 +338,32 @@ def key_of(name: str) -> str:
 def flag_of(name: str) -> str:
     """The option of a setting on the command line."""
     return OPTIONS[name].flag or f"--{key_of(name).replace('_', '-')}"
+
+
+def parse_perturbation(text: str) -> tuple[str, float | None]:
+    """The kind of a perturbation and its rate: of ``typo=0.3`` ``typo`` and 0.3.
+
+    Raises
+    ------
+    RecipeError
+        It is not known, or cannot have this rate.
+    """
+    kind, sign, rate = text.partition("=")
+    if kind not in PERTURBATIONS:
+        raise RecipeError(f"`{text}` is not a perturbation; they are {', '.join(PERTURBATIONS)}")
+    if not sign:
+        return kind, None
+    if kind not in RATED:
+        raise RecipeError(
+            f"`{text}`: {kind} has no rate; {' and '.join(RATED)} have one", f"write `{kind}` alone"
+        )
+    try:
+        value = float(rate)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RecipeError(f"`{text}`: a rate is a number above 0 and at most 1", f"write `{kind}=0.3`")
+    return kind, value
 
 
 def _plain(value: Any) -> Any:

@@ -77,6 +77,12 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("overlap of the supports", lambda pair: pair.overlap, _percent, False),
         Measure("common elements whose signs agree", lambda pair: pair.sign_agreement, _percent, False),
     ),
+    "composition": (
+        Measure("share of the squared norm", lambda row: row.share, _percent, False),
+        Measure("norm", lambda row: row.norm, "{:.2e}".format, True),
+        Measure("root mean square of an element", lambda row: row.mean_size, "{:.1e}".format, True),
+        Measure("share of elements that are not zero", lambda row: row.changed_share, _percent, False),
+    ),
     "adapter": (
         Measure("share of the squared norm kept", lambda row: row.energy, _percent, False),
         Measure("rank", lambda row: row.rank, "{:.0f}".format, False),
@@ -154,13 +160,16 @@ def page(figures: Mapped) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    layers, modules = _axes(figures)
     return environment.get_template("heatmap.html.j2").render(
-        title=figures.title,
-        summary=figures.summary,
-        modules=modules,
-        maps=[_map(figures, measure, layers, modules) for measure in MEASURES[figures.kind]],
+        title=figures.title, summary=figures.summary, **maps(figures)
     )
+
+
+def maps(figures: Mapped) -> dict[str, Any]:
+    """The ``modules`` and the ``maps`` of a page."""
+    layers, modules = _axes(figures)
+    shown = [_map(figures, measure, layers, modules) for measure in MEASURES[figures.kind]]
+    return {"modules": modules, "maps": shown}
 
 
 def _axes(figures: Mapped) -> tuple[list[int | None], list[str]]:

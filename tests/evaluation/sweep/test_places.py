@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import taskvec as tv
 from support.evaluation_models import small, tiny, write_neighbour
 from support.evaluation_records import arms_of
+from taskvec.errors import OutputError
 from taskvec.evaluation.sweep.events import Event
 from taskvec.evaluation.sweep.merge import Merger
 from taskvec.evaluation.sweep.sweep import run_sweep
@@ -120,6 +121,32 @@ def test_workers_make_arms_in_place(merged: Path, tmp_path: Path) -> None:
     events = swept(tmp_path / "out", devices=("cpu", "cpu"))
     assert not [event for event in events if event.kind == "merge"]
     assert arms_of(tmp_path / "out") == arms_of(merged)
+
+
+def test_parts_of_the_vector_are_merged_and_all_else_is_made_in_place(tmp_path: Path) -> None:
+    parts = {"sign": True, "groups": 2, "between": [0.5]}
+    few = {"tasks": ["tiny_gen"], "alphas": [1], "perturb": [], "parts": parts}
+    evaluation = {"device": "cpu", "batch_size": 32, "include_path": str(tiny().tasks), "samples": 2}
+    given = {**few, "controls": {"random": 1, "permuted": 0}, "evaluation": evaluation}
+    events = swept(tmp_path / "place", **given)
+    words = "8 parts of the vector: merged into a folder, one by one"
+    assert words in [event.arm for event in events if event.kind == "note"]
+    merges = {name for event in events if event.kind == "merge" for name in event.arm.split(",")}
+    assert merges >= {"sign@1", "only-outside@1", "between=0.5"}
+    assert "alpha=1" not in merges
+    swept(tmp_path / "merged", **given, arms="merged")
+    assert arms_of(tmp_path / "place") == arms_of(tmp_path / "merged")
+    assert alike(report(tmp_path / "place"), report(tmp_path / "merged"))
+    found = report(tmp_path / "place")
+    assert found["parts"]["tests"] == 16  # 7 parts and a point between, against two arms each
+    assert {row["arm"] for row in found["draws"]} >= {"baseline", "alpha=1", "random-1"}
+    assert not (tmp_path / "place" / "scratch").exists()
+
+
+def test_a_budget_below_one_part_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="scratch budget"):
+        swept(tmp_path / "out", parts={"sign": True}, budget=10)
+    assert not arms_of(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("first", "then"), [("place", "merged"), ("merged", "place")])

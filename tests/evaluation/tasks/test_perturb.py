@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.evaluation_models import word_problems
+from taskvec.errors import RecipeError
+from taskvec.evaluation.settings import PERTURBATIONS, parse_perturbation
 from taskvec.evaluation.tasks import numbers, perturb
+from taskvec.evaluation.tasks.sense import makes_sense
 
 NATALIA = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
@@ -203,3 +206,69 @@ def test_perturbations_are_seeded(kind):
     assert once == make(question, perturb.draws(7, kind, "3:x"))
     others = {make(question, perturb.draws(seed, kind, "3:x")) for seed in range(20)}
     assert len(others) > (1 if kind != "order" else 0)
+
+
+# --- rates, and where a perturbation makes sense
+
+
+@given(st.integers(0, 300), st.sampled_from([0.05, 0.3, 0.8, 1.0]))
+def test_a_rate_is_the_share_of_words_that_are_mistyped(seed, rate):
+    question = word_problems(1, seed=seed)[0]["question"]
+    text = perturb.typo(question, rng(seed), rate=rate)
+    words = re.findall(r"[A-Za-z]{4,}", question)
+    changed = sum(a != b for a, b in zip(question.split(), text.split(), strict=True))
+    assert changed == max(1, round(rate * len(words)))
+
+
+def test_a_rate_is_the_number_of_useless_sentences_per_sentence():
+    question = word_problems(1)[0]["question"]  # four sentences
+    assert perturb.distractor(question, rng(1)).count(".") == question.count(".") + 1
+    text = perturb.distractor(question, rng(1), rate=0.75)
+    assert text.count(".") == question.count(".") + 3
+    assert text.endswith("How many apples are there?")
+    assert perturb.distractor(question, rng(1), rate=1.0).count(".") == question.count(".") + 4
+
+
+def test_options_that_follow_a_question_stay():
+    question = "Ann has three green books there. Which colour is it?\nOptions:\n(A) green\n(B) yellow"
+    for changed in (perturb.typo(question, rng(2), rate=1.0), perturb.distractor(question, rng(2))):
+        assert changed.endswith("\nOptions:\n(A) green\n(B) yellow")
+        assert changed != question
+    assert " green " in perturb.typo(question, rng(2), rate=1.0)  # a word of an option is an answer
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("typo", ("typo", None)), ("typo=0.3", ("typo", 0.3)), ("distractor=1", ("distractor", 1.0))],
+)
+def test_perturbations_are_read(text, wanted):
+    assert parse_perturbation(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["typos", "typo=0", "typo=1.1", "typo=x", "typo=", "order=0.5", "typo=nan"])
+def test_perturbations_that_are_none_are_refused(text):
+    with pytest.raises(RecipeError, match=re.escape(text)):
+        parse_perturbation(text)
+
+
+@pytest.mark.parametrize(
+    ("task", "kinds"),
+    [
+        ("gsm8k", {"typo", "distractor", "order", "numbers"}),
+        ("gsm8k_cot_zeroshot", {"typo", "distractor", "order", "numbers"}),
+        ("sciq", {"typo", "distractor", "numbers"}),
+        ("arc_challenge", {"typo", "distractor", "numbers"}),
+        ("bbh_cot_fewshot_navigate", {"typo", "distractor", "numbers"}),
+        ("leaderboard_bbh_object_counting", {"typo", "distractor", "numbers"}),
+        ("bbh_zeroshot_logical_deduction_five_objects", {"distractor", "numbers"}),
+        ("bbh_cot_fewshot_word_sorting", {"numbers"}),
+        ("bbh_cot_fewshot_hyperbaton", {"numbers"}),
+        ("bbh_fewshot_dyck_languages", {"numbers"}),
+        ("bbh_cot_zeroshot_boolean_expressions", {"numbers"}),
+        ("minerva_math_algebra", {"numbers"}),
+        ("gsm8ks", {"numbers"}),
+        ("winogrande", {"numbers"}),
+    ],
+)
+def test_a_perturbation_is_used_where_it_keeps_the_question(task, kinds):
+    assert {kind for kind in PERTURBATIONS if makes_sense(task, kind)} == kinds

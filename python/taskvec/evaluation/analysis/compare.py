@@ -14,7 +14,7 @@ from taskvec.evaluation.analysis.pairs import baselines
 from taskvec.evaluation.record import ArmRecord, Sample, setting_differences
 
 Part = Literal["development", "report", "all"]
-Family = Literal["primary", "secondary"]
+Family = Literal["primary", "secondary", "parts"]
 Keep = Callable[[str], bool]
 
 
@@ -39,7 +39,8 @@ class Comparison:
     part : str
         Which documents: ``report`` or ``development`` where they were divided, else ``all``.
     family : str
-        ``primary``: the tests on which a claim rests, fixed beforehand; all others are ``secondary``.
+        ``primary``: the tests on which a claim rests, fixed beforehand; ``parts``: those of the parts of a
+        vector; all others are ``secondary``.
     """
 
     arm: str

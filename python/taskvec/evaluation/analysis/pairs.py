@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from taskvec.evaluation.arms import DRAWN, RIVALS
+from taskvec.evaluation.arms import DRAWN, PARTS, RIVALS
 from taskvec.evaluation.record import ArmRecord
 
 
@@ -70,6 +70,8 @@ def planned_pairs(
     plain = base.get((None, None))
     pairs: list[tuple[ArmRecord, ArmRecord]] = []
     for record in records:
+        if record.kind in PARTS:  # a family of their own
+            continue
         baseline = base.get(record.arm.condition)
         is_zero = record.kind == "vector" and record.alpha == 0  # not tested: checked sample for sample
         if record.kind != "baseline" and baseline is not None and not is_zero:
@@ -116,6 +118,35 @@ def controls(records: Sequence[ArmRecord], alpha: float | None, think: str | Non
 def wholes(records: Sequence[ArmRecord], think: str | None) -> list[ArmRecord]:
     """The whole difference of donor and base, which holds the vector itself: compared, and no control."""
     return [r for r in records if r.kind == "whole" and r.arm.condition == (think, None)]
+
+
+def part_tests(
+    records: Sequence[ArmRecord], alphas: Mapping[str, float], think: str | None
+) -> list[tuple[ArmRecord, ArmRecord, str]]:
+    """The tests of the arms that say what the vector is made of: a family of their own.
+
+    On each task each part of the vector that was chosen for it against the baseline and against that whole
+    vector; each point between reference and donor against both. Parameters as of `planned_tests`.
+    """
+    ends = [plain_arm(records, kind, think) for kind in ("reference", "donor")]
+    baseline = plain_arm(records, "baseline", think)
+    tests = []
+    for task in records[0].tasks:
+        alpha = alphas.get(task)
+        others = {"part": [baseline, vector_arm(records, alpha, think)], "between": ends}
+        tests += [
+            (record, other, task)
+            for record in parts_of(records, task, alpha)
+            for other in others[record.kind]
+            if other is not None and task in other.tasks and record.arm.condition == (think, None)
+        ]
+    return tests
+
+
+def parts_of(records: Sequence[ArmRecord], task: str, alpha: float | None) -> list[ArmRecord]:
+    """The parts of the vector of one alpha, and the points between, that were evaluated on a task."""
+    own = [record for record in records if record.kind in PARTS and task in record.tasks]
+    return [r for r in own if r.kind == "between" or alpha is None or r.alpha == alpha]
 
 
 def _is_clean_twin(record: ArmRecord, perturbed: ArmRecord) -> bool:

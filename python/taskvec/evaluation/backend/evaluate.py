@@ -10,7 +10,9 @@ import logging
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +132,39 @@ def evaluate(
                 content = {**content, "generation_config": habits(getattr(lm.inner, "model", None))}
             results = _simple_evaluate(lm, tasks, settings)
             record = gather(arm, shown, weights, key, content, found_versions, results, tasks, lm, begun)
+            if settings.samples:
+                record = _drawn(record, lm, settings, arm, begun)
         finally:
             if book is not None:
                 book.close()
     return record
+
+
+def _drawn(record: ArmRecord, lm: Any, settings: Settings, arm: Arm, begun: float) -> ArmRecord:
+    """The record with the answers that are drawn besides those that are scored.
+
+    Every draw asks all questions again. The seeds of its blocks follow from the settings' and its number.
+    """
+    from taskvec.evaluation.backend.gather import with_draws
+    from taskvec.evaluation.tasks.prepare import PreparedTasks
+
+    drawn, tasks = [], None
+    for _ in range(settings.samples):
+        tasks = PreparedTasks(
+            settings,
+            think=arm.think,
+            perturb=arm.perturb,
+            max_length=int(lm.max_length),
+            keep=_keep(settings),
+            drawn=True,
+        )
+        if not tasks.tasks:
+            return record
+        lm.lengths = defaultdict(list)
+        drawn.append((_simple_evaluate(lm, tasks, settings), lm.lengths))
+    assert tasks is not None
+    found = with_draws(record, drawn, tasks)
+    return replace(found, seconds=round(time.monotonic() - begun, 3))
 
 
 def _loaded(model: str | os.PathLike[str], settings: Settings, placement: Placement | None) -> Any:

@@ -6,13 +6,16 @@ import contextlib
 import math
 import platform
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.analysis.scores import mean_length
 from taskvec.evaluation.arms import Arm
-from taskvec.evaluation.record import ArmRecord, Sample, Score, TaskFacts
+from taskvec.evaluation.record import ArmRecord, Draw, Sample, Score, TaskFacts
 from taskvec.evaluation.tasks.defaults import primary_metric
 from taskvec.text import plural
 
@@ -54,6 +57,7 @@ def gather(
         perturb=arm.perturb,
         seed=arm.seed,
         origin=arm.origin,
+        part=arm.part,
         identity=key,
         model=model,
         weights=weights,
@@ -68,6 +72,43 @@ def gather(
         batch_size=lm.batch_size,
         seconds=round(time.monotonic() - begun, 3),
     )
+
+
+def with_draws(
+    record: ArmRecord, drawn: Sequence[tuple[dict[str, Any], dict[Any, Any]]], tasks: Any
+) -> ArmRecord:
+    """An arm's record with the answers that were drawn.
+
+    Parameters
+    ----------
+    record : ArmRecord
+    drawn : sequence of (dict, dict)
+        For each draw of all questions: the results of `simple_evaluate`, and the lengths of the answers.
+    tasks : PreparedTasks
+        Those that generate.
+    """
+    samples = dict(record.samples)
+    for name, members in tasks.members.items():
+        metric = record.tasks[name].metric
+        if metric is None:
+            continue
+        rows: dict[tuple[str | None, int], list[Draw]] = {}
+        for results, lengths in drawn:
+            model = SimpleNamespace(lengths=lengths)
+            for member in members:
+                for sample in _samples(member, members != [name], results, tasks, model):
+                    if metric in sample.metrics:
+                        own = rows.setdefault((sample.subtask, sample.doc_id), [])
+                        own.append(_draw(sample, metric))
+        samples[name] = [
+            replace(sample, draws=rows.get((sample.subtask, sample.doc_id), [])) for sample in samples[name]
+        ]
+    return replace(record, samples=samples)
+
+
+def _draw(sample: Sample, metric: str) -> Draw:
+    answer = sample.extracted.get(metric.partition(",")[2])
+    return Draw(sample.output, sample.metrics[metric], answer, sample.tokens, sample.cut)
 
 
 def _samples(task: str, grouped: bool, results: dict[str, Any], tasks: Any, lm: Any) -> list[Sample]:

@@ -15,7 +15,7 @@ from taskvec.files import look
 
 # Raised whenever the same settings come to give other prompts, stop strings or decoding: arms from before are
 # then neither taken for finished nor compared.
-PREPARATION = 3
+PREPARATION = 4
 
 _VERSIONED = ("lm_eval", "transformers", "torch", "vllm")
 

@@ -44,6 +44,8 @@ PALETTE = {
     "whole": "#0f766e",
     "donor": "#1a7f37",
     "reference": "#a0522d",
+    "part": "#0f7f8c",
+    "between": "#7d7f1a",
 }
 
 # what stands next to the vector in its curve: kind, marker, step to the side from one to the next, name
@@ -74,7 +76,7 @@ def draw(report: Report) -> dict[str, Figure]:
                 f"difference of each arm to the baseline on {task}, with 95 % intervals",
                 lambda paint, task=task: differences(report, task, paint),
             )
-        if any(task in record.output_tokens for record in report.records):
+        if any(task in record.output_tokens for record in report.whole_records):
             figures[f"lengths-{name}"] = drawn(
                 f"Output lengths: {task}",
                 f"mean output tokens of each arm on {task}, and the share that the limit cut",
@@ -268,7 +270,7 @@ def _lengths(report: Report, task: str, paint: Paint) -> Any:
 
     rows = [
         (record, lengths)
-        for record in report.records
+        for record in report.whole_records
         if (lengths := report.output_tokens(record).get(task)) is not None
     ]
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.9 + 0.25 * len(rows)))

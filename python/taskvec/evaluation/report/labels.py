@@ -27,10 +27,42 @@ def arm_label(arm: Arm) -> str:
         text = rival_in_words(arm).removeprefix("the ")
     elif arm.kind == "whole":
         text = "donor − base"
+    elif arm.kind == "part":
+        text = part_label(arm.part or arm.stem)
+        text += f" at {arm.stem.partition('@')[2]}" if "@" in arm.stem else ""
+    elif arm.kind == "between":
+        text = f"reference + {format_alpha(arm.factor)} (donor − reference)".replace("+ -", "− ")
     else:
         text = arm.kind
     notes = [note for note in ("think" if arm.think else None, arm.perturb) if note]
     return ", ".join([text, *notes])
+
+
+_PARTS = {
+    "sign": "signs alone",
+    "without-sft": "v without the SFT direction",
+    "other": "the other vector",
+    "v-and-other": "v and the other vector",
+}
+
+
+def part_label(part: str) -> str:
+    """A part of the vector in words: ``only layers 0-1``, ``largest 5 %``."""
+    kind, _, amount = part.partition("-")
+    if part in _PARTS:
+        return _PARTS[part]
+    if kind == "top":
+        return f"largest {amount} %"
+    if kind == "rank":
+        return f"rank {amount}"
+    which, group = ("all but ", part.removeprefix("all-but-")) if kind == "all" else ("only ", amount)
+    return which + group_label(group)
+
+
+def group_label(group: str) -> str:
+    """A group of tensors in words: ``layers 0–1``, ``feed-forward``."""
+    head, _, rest = group.partition("-")
+    return f"{head} {rest.replace('-', '–')}" if head in ("layer", "layers") else group
 
 
 def is_share(record: ArmRecord, task: str) -> bool:

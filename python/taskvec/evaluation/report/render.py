@@ -21,6 +21,9 @@ from taskvec.evaluation.report.labels import (
     task_file,
     with_interval,
 )
+from taskvec.evaluation.report.part_rows import part_rows
+from taskvec.evaluation.report.perturbed_rows import effect_rows
+from taskvec.evaluation.report.score_rows import VIEWS, draw_rows, form_rows, slice_rows
 from taskvec.text import plural
 
 if TYPE_CHECKING:
@@ -93,6 +96,13 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "palette": PALETTE,
         "arms": arm_rows(report),
         "comparisons": [_comparison_row(report, item, names) for item in report.comparisons],
+        "views": VIEWS,
+        "parts": part_rows(report),
+        "slices": slice_rows(report),
+        "forms": form_rows(report),
+        "draws": draw_rows(report),
+        "effects": effect_rows(report),
+        "examples": report.examples(),
         "gates": [(gate, _scaled(report, gate.comparison)) for gate in report.gates],
         "flips": [*report.flips(), *report.unchanged()],
         "outcomes": get_args(Outcome),
@@ -129,7 +139,7 @@ def arm_rows(report: Report) -> list[dict[str, Any]]:
     return [
         _arm_row(report, record, task)
         for task in report.tasks
-        for record in report.records
+        for record in report.whole_records
         if task in record.tasks
     ]
 

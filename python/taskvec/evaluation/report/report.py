@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskvec.errors import EvaluationError
@@ -25,11 +25,16 @@ from taskvec.evaluation.analysis.conclusions import (
     conclusion,
     gates,
 )
+from taskvec.evaluation.analysis.draws import AtK, at_k
 from taskvec.evaluation.analysis.flips import Flip, flips, unchanged
 from taskvec.evaluation.analysis.mistakes import Change, changes
 from taskvec.evaluation.analysis.norms import NormMap, norm_map
-from taskvec.evaluation.analysis.pairs import baselines, planned_tests, vector_arm
+from taskvec.evaluation.analysis.pairs import baselines, part_tests, planned_tests, vector_arm
+from taskvec.evaluation.analysis.parts import PartFinding, part_findings
+from taskvec.evaluation.analysis.perturbed import Effect, Example, effects, examples
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
+from taskvec.evaluation.analysis.slices import Form, Slice, forms, slices
+from taskvec.evaluation.arms import PARTS
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
 from taskvec.evaluation.report.paper import paper_rows
 
@@ -60,6 +65,8 @@ class Report:
     recovery : bool
         Whether donor and reference were tuned from the target: adding the vector there recovers what they
         learned, and carries nothing to another model.
+    part_tests : tuple of Comparison
+        The tests of the parts of the vector, a family of their own.
     """
 
     records: tuple[ArmRecord, ...]
@@ -73,6 +80,16 @@ class Report:
     merges: dict[str, Merged]
     commands: tuple[str, ...]
     recovery: bool = False
+    part_tests: tuple[Comparison, ...] = ()
+
+    @property
+    def whole_records(self) -> list[ArmRecord]:
+        """The arms of whole models and vectors, without the parts of the vector."""
+        return [record for record in self.records if record.kind not in PARTS]
+
+    def parts(self) -> list[PartFinding]:
+        """What the parts of the vector showed."""
+        return part_findings(self.records, self.part_tests, self.merges, self.chosen)
 
     @property
     def tasks(self) -> list[str]:
@@ -144,7 +161,7 @@ class Report:
             return []
         return [(plain, record, [task]) for task, record in self.chosen.items()] or [
             (plain, record, self.tasks)
-            for record in self.records
+            for record in self.whole_records
             if record.arm.condition == plain.arm.condition and record is not plain
         ]
 
@@ -159,6 +176,31 @@ class Report:
             for change in changes(plain, record, self.split)
             if change.task == task
         ]
+
+    def slices(self) -> list[Slice]:
+        """Baseline and chosen vector on the same answers, cut by length, form and kind."""
+        plain = baselines(self.records).get((self.think, None))
+        return slices(plain, self.chosen, self.split) if plain is not None else []
+
+    def forms(self) -> list[Form]:
+        """How well the answers of unperturbed arms keep to the form that is asked for."""
+        return forms([r for r in self.whole_records if not r.perturb], self.split)
+
+    def draws(self) -> list[AtK]:
+        """Pass@k and majority@k of the unperturbed arms under the prompt that claims are made of."""
+        samples = max((len(s.draws) for rows in self.records[0].samples.values() for s in rows), default=0)
+        powers = {1 << power for power in range(samples.bit_length())} | {samples}
+        own = [r for r in self.whole_records if r.arm.condition == (self.think, None)]
+        plain = baselines(self.records).get((self.think, None))
+        return at_k(own, plain, sorted(powers), self.split) if samples else []
+
+    def effects(self) -> list[Effect]:
+        """What each perturbation did to baseline and vector."""
+        return effects(self.records, self.comparisons, self.chosen, self.think)
+
+    def examples(self) -> list[Example]:
+        """Questions before and after each perturbation."""
+        return examples(self.records, self.split)
 
     def norms(self) -> NormMap | None:
         """The vector's norms by layer and module."""
@@ -199,6 +241,14 @@ class Report:
             "norms": asdict(norms) if norms else None,
             "findings": self.findings(),
             "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
+            "parts": {"tests": len(self.part_tests), "found": [asdict(found) for found in self.parts()]},
+            "slices": [asdict(row) for row in self.slices()],
+            "forms": [asdict(row) for row in self.forms()],
+            "draws": [asdict(row) for row in self.draws()],
+            "perturbed": {
+                "effects": [asdict(effect) for effect in self.effects()],
+                "examples": [asdict(example) for example in self.examples()],
+            },
             "commands": list(self.commands),
         }
         return finite(content)
@@ -213,6 +263,7 @@ class Report:
             "perturb": record.perturb,
             "seed": record.seed,
             "origin": record.origin,
+            "part": record.part,
             "scores": {
                 task: {metric: asdict(score) for metric, score in scores.items()}  # type: ignore[call-overload]
                 for task, scores in self.scores(record).items()
@@ -285,6 +336,7 @@ def build_report(
     alphas = {task: choice.of(task) for task in records[0].tasks} if choice else {}
     tests, primary = planned_tests(records, alphas, think)
     comparisons = compare_tests(tests, split, "report", seed=seed, primary=primary)
+    parts = compare_tests(part_tests(records, alphas, think), split, "report", seed=seed)
     found_gates = gates(records, think=think, seed=seed)
     vectors = [record for record in records if record.kind == "vector"]
     conclusions = [
@@ -303,4 +355,5 @@ def build_report(
         merges=dict(merges or {}),
         commands=tuple(commands),
         recovery=recovery,
+        part_tests=tuple(replace(found, family="parts") for found in parts),
     )

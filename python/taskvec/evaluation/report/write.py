@@ -18,9 +18,11 @@ def write_report(report: Report, out: Path) -> list[Path]:
     An older report goes first and the texts come last: pages and pictures of two reports never lie together.
     """
     from taskvec.evaluation.report.figures import draw
+    from taskvec.evaluation.report.part_figures import draw_parts
     from taskvec.evaluation.report.render import to_html, to_markdown
 
     figures = draw(report)
+    figures |= {name: figure for task in report.tasks for name, figure in draw_parts(report, task).items()}
     pictures = {f"figures/{name}.png": figure.png for name, figure in figures.items()}
     texts = {
         "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",

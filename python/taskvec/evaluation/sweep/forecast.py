@@ -15,6 +15,8 @@ from taskvec.evaluation.arms import RIVALS, Arm, at_norm
 from taskvec.evaluation.backend.evaluate import document_hashes
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.sweep.costs import Cost, costs
+from taskvec.evaluation.sweep.part_arms import part_arms
+from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.sweep import planned_arms, split, waiting_arms
 
 # Documents of the paper's tasks as published: a forecast needs no data set for them. BIG-bench Hard has 27
@@ -96,7 +98,8 @@ def expected_arms(experiment: Experiment) -> list[Arm]:
         return arms
     matched = [at_norm(arm, arm.factor) for arm in arms if arm.kind in RIVALS and arm.alpha == 1]
     choice = Choice(positive[0], "the only one asked for", {})
-    return arms + waiting_arms(experiment, choice, {positive[0]: matched})
+    parts = part_arms(experiment, choice.alphas, vector_names(experiment))
+    return arms + waiting_arms(experiment, choice, {positive[0]: matched}) + parts
 
 
 def _as_record(arm: Arm) -> Any:

@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.arms import MERGED, Arm
+from taskvec.evaluation.arms import MERGED, PARTS, Arm
 from taskvec.evaluation.backend.delta import Delta, vector_norms
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import Merged, digest_json, writing
+from taskvec.evaluation.sweep.part_vectors import (
+    FOLDER,
+    PartVectors,
+    facts,
+    merge_part,
+    part_content,
+    part_inputs,
+    parts_digest,
+)
 from taskvec.files import look
 from taskvec.settings import format_alpha
 
@@ -32,11 +41,15 @@ class Merger:
     Parameters
     ----------
     experiment : Experiment
+    digests : mapping of str to str, optional
+        The identities of the models by name: vectors that an earlier run made of the same ones are taken up.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, digests: Mapping[str, str] | None = None) -> None:
         self.experiment = experiment
         self._left_out: list[str] | None = None
+        self._digests = digests or {}
+        self._parts: PartVectors | None = None
 
     def __call__(self, arms: Sequence[Arm], folder: Path) -> dict[str, Merged]:
         """Merge the weights of `arms` into sub-folders of `folder`."""
@@ -48,21 +61,34 @@ class Merger:
             made.update(self._write([arm], folder))
         return made
 
+    def _vectors(self, folder: Path) -> PartVectors:
+        """The vectors of parts, kept in the folder of merged models."""
+        if self._parts is None:
+            digest = parts_digest(self.experiment, self._digests)
+            self._parts = PartVectors(self.experiment, folder / FOLDER, digest)
+        return self._parts
+
     def _write(self, arms: Sequence[Arm], folder: Path) -> dict[str, Merged]:
         """Merge arms that differ in alpha alone, from one read of the inputs."""
         part = folder / UNFINISHED  # an unfinished merge is never taken for an arm's weights
-        report = self._merge(arms, part)
+        known: dict[str, Any] | None = None
+        if arms[0].kind in PARTS:
+            report, known = merge_part(self.experiment, self._vectors(folder), arms[0], part)
+        else:
+            report = self._merge(arms, part)
         made = {}
         for arm, output in zip(arms, report.outputs, strict=True):
             out = folder / arm.weights
             with writing(out):
                 Path(output.folder).replace(out)
+            norms = vector_norms(output.tensors, arm.factor)
             made[arm.weights] = Merged(
                 folder=str(out),
                 survival=output.survival.to_dict() if output.survival else None,
-                norms=vector_norms(output.tensors, arm.factor),
+                norms=norms,
                 findings=[finding.to_dict() for finding in report.findings],
                 command=self.command(arm),
+                part=facts(norms, known) if known is not None else None,
             )
         if look.is_folder(part):
             with writing(part):
@@ -126,6 +152,8 @@ CONTROLS: dict[str, str] = {"random": "random", "permuted": "permute"}
 
 def _difference(experiment: Experiment, arm: Arm) -> tuple[str | None, str | None]:
     """The two models whose difference an arm's vector is; none of them for a saved vector."""
+    if arm.kind == "between":
+        return experiment.donor, experiment.reference
     if arm.kind == "sft":
         if experiment.reference is None or experiment.base is None:
             raise EvaluationError("the SFT vector needs `reference` and `base`")
@@ -156,7 +184,9 @@ def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) ->
     if arm.kind not in MERGED:
         return digests[model_of(arm, experiment)]
     donor, reference = _difference(experiment, arm)
-    inputs = [experiment.target, *(filter(None, (donor, reference, None if donor else experiment.vector)))]
+    first = experiment.target if arm.kind != "between" else reference
+    given = (first, donor, reference, None if donor else experiment.vector, *part_inputs(experiment, arm))
+    inputs = [model for model in given if model is not None]
     content = {
         "inputs": [digests[model] for model in inputs],
         "kind": arm.kind,
@@ -167,11 +197,18 @@ def arm_weights(arm: Arm, experiment: Experiment, digests: Mapping[str, str]) ->
     if arm.kind == "permuted":
         # permuted vectors from before held them
         content["left_out"] = "one-sided" if donor else "one-dimensional"
+    if arm.kind == "part":
+        content |= part_content(experiment, arm)
     return f"merge:{digest_json(content)}"
 
 
 def transfer_command(experiment: Experiment, arm: Arm, without: Sequence[str] = ()) -> str:
-    """The command line that makes the weights of an arm, `without` the tensors of further patterns."""
+    """The command line that makes the weights of an arm, `without` the tensors of further patterns.
+
+    Empty for a part of the vector: the sweep itself makes it.
+    """
+    if arm.kind == "part":
+        return ""
     donor, reference = _difference(experiment, arm)
     if donor is None or reference is None:
         words = ["taskvec", "apply", experiment.target, str(experiment.vector)]
@@ -180,7 +217,7 @@ def transfer_command(experiment: Experiment, arm: Arm, without: Sequence[str] = 
             "taskvec",
             "transfer",
             "--target",
-            experiment.target,
+            reference if arm.kind == "between" else experiment.target,
             "--donor",
             donor,
             "--reference",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from taskvec.evaluation.arms import MERGED, Arm
+from taskvec.evaluation.arms import MERGED, PARTS, Arm
 from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.held import key_of, places_of
 from taskvec.evaluation.experiment import Experiment
@@ -57,6 +57,8 @@ class Places:
             The models do not fit each other.
         """
         if self.refused is not None:
+            return None
+        if arm.kind in PARTS:
             return None
         if arm.kind not in MERGED:
             return Placement(self._target)

@@ -17,6 +17,7 @@ from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged, write_whole, writing
 from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
+from taskvec.evaluation.sweep.part_vectors import FOLDER as PARTS
 from taskvec.files import look
 
 REMOVED = ".removed-"
@@ -160,7 +161,7 @@ class Scratch:
         for name in look.listing(self.folder):
             if name.startswith(REMOVED):
                 take_away(self.folder / name)
-            elif name == UNFINISHED or look.exists(self._facts / f"{name}.json"):
+            elif name in (UNFINISHED, PARTS) or look.exists(self._facts / f"{name}.json"):
                 self._drop(name)
         if not look.listing(self.folder):
             with contextlib.suppress(OSError):  # an empty folder does no harm

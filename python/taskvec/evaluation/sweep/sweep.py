@@ -15,7 +15,7 @@ from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import Choice, choose_alpha
-from taskvec.evaluation.arms import MERGED, Arm, control_arms, plan_arms
+from taskvec.evaluation.arms import MERGED, PARTS, Arm, control_arms, plan_arms
 from taskvec.evaluation.backend.decoding import check_alike
 from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
@@ -28,12 +28,15 @@ from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
+from taskvec.evaluation.sweep.part_arms import part_arms
+from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.place import Places
 from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
+from taskvec.text import plural
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
@@ -120,7 +123,7 @@ def run_sweep(
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
         runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
-        merger = Merger(experiment)
+        merger = Merger(experiment, runner.digests)
         in_place = merge is None and not keep and experiment.arms == "place"
         runner.scratch = Scratch(
             scratch or out / "scratch",
@@ -129,7 +132,7 @@ def run_sweep(
             model_bytes=model_bytes(experiment.target),
             budget=budget,
             keep=keep,
-            waits=in_place,
+            waits=in_place and not experiment.parts,
         )
         if in_place:
             runner.merger = merger
@@ -174,7 +177,8 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
     think = experiment.think if experiment.think_only else None
     choice = choose_alpha(records, split(experiment), think=think, choosing=experiment.choose)
     if choice is not None:
-        records += runner.run(waiting_arms(experiment, choice, runner.matched(records, choice)))
+        arms = waiting_arms(experiment, choice, runner.matched(records, choice))
+        records += runner.run(arms + part_arms(experiment, choice.alphas, vector_names(experiment)))
     runner.scratch.clear()
     merges = {
         record.name: facts
@@ -250,7 +254,7 @@ class _Runner:
     ) -> None:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
         self._models = {model: resolve(model) for model in experiment.models}
-        self._digests = {model: weights for model, (_, weights) in self._models.items()}
+        self.digests = self._digests = {model: weights for model, (_, weights) in self._models.items()}
         self._pool = pool
         # a collection takes most of a second in a process that knows lm-eval's tasks
         self._large = model_bytes(experiment.target) > LARGE
@@ -342,7 +346,12 @@ class _Runner:
             if self._places.refused is not None:
                 self._tell("note", f"arms are merged, not made in place: {self._places.refused}")
         found: dict[str, Placement] = {}
-        for arm in {arm.weights: arm for arm in arms}.values():
+        parts = {arm.weights for arm in arms if arm.kind in PARTS}
+        if parts and self._places.refused is None:
+            self._tell(
+                "note", f"{plural(len(parts), 'part')} of the vector: merged into a folder, one by one"
+            )
+        for arm in {arm.weights: arm for arm in arms if arm.weights not in parts}.values():
             placement = self._places.placement(arm, identities[arm.weights])
             if placement is not None:
                 found[arm.weights] = placement

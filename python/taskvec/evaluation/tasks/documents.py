@@ -7,7 +7,9 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.settings import parse_perturbation
 from taskvec.evaluation.tasks import perturb
+from taskvec.evaluation.tasks.sense import WHY, is_listed, makes_sense
 
 
 class NotPerturbableError(EvaluationError):
@@ -18,19 +20,43 @@ QUESTION_FIELDS = ("question", "input", "problem", "query", "prompt", "text", "s
 
 
 def perturb_documents(
-    name: str, task: Any, documents: list[dict[str, Any]], kind: str, seed: int
+    name: str,
+    task: Any,
+    documents: list[dict[str, Any]],
+    perturbation: str,
+    seed: int,
+    *,
+    shipped: bool = False,
 ) -> list[dict[str, Any] | None]:
     """One perturbed document for each, or None where it is left out.
+
+    Parameters
+    ----------
+    name : str
+        Of the task.
+    task : lm_eval task
+    documents : list of dict
+    perturbation : str
+        Its kind, with a rate or without: ``typo=0.3``.
+    seed : int
+    shipped : bool
+        Whether it is one of lm-eval's own tasks, of which it is known which perturbations make sense.
 
     Raises
     ------
     NotPerturbableError
-        The task's questions cannot be perturbed at all.
+        The task's questions cannot be perturbed at all, or the perturbation would ask another question.
     """
+    kind, rate = parse_perturbation(perturbation)
     if getattr(task, "UNSAFE_CODE", False):
         raise NotPerturbableError(
             f"task `{name}` asks for program code: perturbed code is another program",
             "leave the task out of a perturbed run",
+        )
+    if (shipped or is_listed(name)) and not makes_sense(name, kind):
+        raise NotPerturbableError(
+            f"`{kind}` makes no sense on task `{name}`: {WHY[kind]}, or nothing is known of it",
+            "leave the task out of a perturbed run, or name another perturbation",
         )
     if not documents:
         return []
@@ -42,7 +68,7 @@ def perturb_documents(
             "`numbers` needs answers that show their steps, as GSM8K's do",
         )
     return [
-        _perturbed(task, doc, kind, asked, answered, perturb.draws(seed, kind, _key(doc, asked, i)))
+        _perturbed(task, doc, kind, rate, asked, answered, perturb.draws(seed, kind, _key(doc, asked, i)))
         for i, doc in enumerate(documents)
     ]
 
@@ -52,7 +78,13 @@ def _key(document: dict[str, Any], asked: str, index: int) -> str:
 
 
 def _perturbed(
-    task: Any, document: dict[str, Any], kind: str, asked: str, answered: str | None, rng: Any
+    task: Any,
+    document: dict[str, Any],
+    kind: str,
+    rate: float | None,
+    asked: str,
+    answered: str | None,
+    rng: Any,
 ) -> dict[str, Any] | None:
     question = document[asked]
     if kind == "numbers":
@@ -71,9 +103,10 @@ def _perturbed(
                     new[field] = type(value)(float(after))
         return new
     if kind == "typo":
-        text = perturb.typo(question, rng, protected=_answers(task, document))
+        share = perturb.TYPO_SHARE if rate is None else rate
+        text = perturb.typo(question, rng, protected=_answers(task, document), rate=share)
     elif kind == "distractor":
-        text = perturb.distractor(question, rng)
+        text = perturb.distractor(question, rng, rate=rate)
     else:
         text = perturb.order(question, rng)
     return None if text is None or text == question else {**document, asked: text}

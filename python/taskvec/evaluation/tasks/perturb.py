@@ -51,6 +51,7 @@ _PLAIN_DISTRACTORS = (
     "The library nearby is closed on Sundays.",
 )
 TYPO_SHARE = 0.15  # of the words that may be touched
+_OPTIONS = re.compile(r"\s*\n\s*(?:Options|Choices|Answer choices)\s*:", re.IGNORECASE)
 
 
 def draws(seed: int, kind: str, key: str) -> random.Random:
@@ -58,7 +59,9 @@ def draws(seed: int, kind: str, key: str) -> random.Random:
     return random.Random(f"{seed}:{kind}:{key}")
 
 
-def typo(question: str, rng: random.Random, *, protected: Collection[str] = ()) -> str | None:
+def typo(
+    question: str, rng: random.Random, *, protected: Collection[str] = (), rate: float = TYPO_SHARE
+) -> str | None:
     """`question` with mistyped words; at least one, or None where no word may be touched.
 
     Parameters
@@ -67,16 +70,26 @@ def typo(question: str, rng: random.Random, *, protected: Collection[str] = ()) 
     rng : random.Random
     protected : collection of str
         Words that stay as they are: those of the answer and of the choices.
+    rate : float
+        Share of the words that may be touched.
     """
+    question, options = _without_options(question)
+    protected = [*protected, options]
     kept = {word.lower() for text in protected for word in _WORD.findall(text)}
     words = [found for found in _WORD.finditer(question) if found.group().lower() not in kept]
     if not words:
         return None
-    count = max(1, round(TYPO_SHARE * len(words)))
+    count = max(1, round(rate * len(words)))
     text = question
     for found in sorted(rng.sample(words, count), key=lambda word: -word.start()):
         text = text[: found.start()] + _mistype(found.group(), rng) + text[found.end() :]
-    return text
+    return text + options
+
+
+def _without_options(question: str) -> tuple[str, str]:
+    """A question, and the list of options that follows it, if one does."""
+    found = _OPTIONS.search(question)
+    return (question[: found.start()], question[found.start() :]) if found is not None else (question, "")
 
 
 def _mistype(word: str, rng: random.Random) -> str:
@@ -97,15 +110,29 @@ def _mistype(word: str, rng: random.Random) -> str:
     return word[:-1]
 
 
-def distractor(question: str, rng: random.Random) -> str | None:
-    """`question` with a useless sentence before its last one; it has a number if the question has any."""
-    sentence = rng.choice(_DISTRACTORS if _DIGIT.search(question) else _PLAIN_DISTRACTORS)
-    sentence = sentence.format(n=rng.randrange(2, 20))
+def distractor(question: str, rng: random.Random, *, rate: float | None = None) -> str | None:
+    """`question` with useless sentences before its last one; they have numbers if the question has any.
+
+    Parameters
+    ----------
+    question : str
+    rng : random.Random
+    rate : float, optional
+        Useless sentences for each sentence of the question, at least one and each at most once; by default
+        one in all.
+    """
+    question, options = _without_options(question)
+    sentences = _DISTRACTORS if _DIGIT.search(question) else _PLAIN_DISTRACTORS
     parts = _SENTENCE.split(question)
+    if rate is None:
+        chosen = [rng.choice(sentences)]
+    else:
+        chosen = rng.sample(sentences, min(len(sentences), max(1, round(rate * len(parts)))))
+    text = " ".join(sentence.format(n=rng.randrange(2, 20)) for sentence in chosen)
     if len(parts) == 1:
-        return f"{sentence} {question}"
+        return f"{text} {question}{options}"
     cut = len(question) - len(parts[-1])
-    return f"{question[:cut]}{sentence} {parts[-1]}"
+    return f"{question[:cut]}{text} {parts[-1]}{options}"
 
 
 def order(question: str, rng: random.Random) -> str | None:

@@ -70,7 +70,9 @@ class PreparedTasks:
         perturb: str | None,
         max_length: int | None = None,
         keep: Callable[[str], bool] | None = None,
+        drawn: bool = False,
     ) -> None:
+        self._drawn = drawn
         self._settings, self._keep = settings, keep
         self._think, self._perturb, self._max_length = think, perturb, max_length
         self._manager = find_tasks(settings)
@@ -95,6 +97,8 @@ class PreparedTasks:
             except NotPerturbableError as error:
                 self._left_out[name] = error
         self._go_without()
+        if drawn:
+            self._keep_generating()
         if self._asking:
             names = ", ".join(f"`{name}`" for name in self._asking)
             self.warnings.append(f"asks for steps in its own words, with and without --think: {names}")
@@ -131,9 +135,19 @@ class PreparedTasks:
             out = [member for member in members if member in self._left_out]
             if not out:
                 continue
-            some = "" if members == [shown] else f"{len(out)} of the {len(members)} tasks of `{shown}`: "
+            some = "" if members == [shown] else _named(shown, out, members)
             self.warnings.append(f"left out of this arm: {some}{self._left_out[out[0]]}")
             self.members[shown] = [member for member in members if member not in self._left_out]
+            if not self.members[shown]:
+                del self.members[shown]
+
+    def _keep_generating(self) -> None:
+        """Leave out the tasks whose answers are not generated."""
+        for name, task in list(self.tasks.items()):
+            if task.OUTPUT_TYPE != "generate_until":
+                del self.tasks[name]
+        for shown, members in list(self.members.items()):
+            self.members[shown] = [member for member in members if member in self.tasks]
             if not self.members[shown]:
                 del self.members[shown]
 
@@ -157,7 +171,10 @@ class PreparedTasks:
         setup.doc_ids = self._asked(name, documents)
         kept: list[Any] = [documents[i] for i in setup.doc_ids]
         if self._perturb is not None:
-            pairs = perturb_documents(name, task, documents, self._perturb, self._settings.seed)
+            pairs = perturb_documents(
+                name, task, documents, self._perturb, self._settings.seed,
+                shipped=is_shipped(self._manager, name),
+            )  # fmt: skip
             asked = setup.doc_ids
             setup.doc_ids = [i for i in asked if pairs[i] is not None]
             setup.left_out = len(asked) - len(setup.doc_ids)
@@ -201,7 +218,12 @@ class PreparedTasks:
         )
         setup.max_gen_toks, setup.stop = found.max_gen_toks, found.stop
         setup.dropped_stops = found.dropped_stops
-        task.set_config("generation_kwargs", found.arguments)
+        arguments = found.arguments
+        if self._drawn:
+            settings = self._settings
+            arguments |= {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+            arguments.setdefault("top_k", 0)  # transformers' own default would be the 50 likeliest
+        task.set_config("generation_kwargs", arguments)
 
     def _think_for(self, name: str, task: Task, own: OwnRequests | None) -> Callable[[str], str] | None:
         """How the request to reason is put into a question of `task`; None where it is not."""
@@ -216,6 +238,14 @@ class PreparedTasks:
             return None
         chat = self._settings.chat_template
         return functools.partial(with_think, text=self._think, chat=chat, code=continues_code(task))
+
+
+def _named(group: str, out: list[str], members: list[str]) -> str:
+    """The tasks of a group that are left out."""
+    begin = f"{len(out)} of the {len(members)} tasks of `{group}`"
+    if len(out) == len(members):
+        return f"{begin}: "
+    return f"{begin} ({', '.join(name.removeprefix(f'{group}_') for name in out)}), of which one: "
 
 
 def document_hash(document: Any) -> str:
