@@ -80,7 +80,8 @@ pub fn run_with(
     place(&mut plan.sources, &options.paths)?;
     let level = Level::chosen()?;
     let layout = plan.layout();
-    let sources = Sources::of(&plan.sources, memories)?;
+    // A run that only ends another one opens no tensor: where the data of its sources is there may be holes.
+    let sources = Sources::of(&plan.sources, memories)?.only_headers(options.ends_only);
     let non_finite = NonFinite::default();
     let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
     let folders = admit(&plan, plan_json, out, &layout, &sources, options, monitor)?;

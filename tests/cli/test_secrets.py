@@ -188,8 +188,8 @@ def commands(place: Place, models: list[str], folder: Path) -> dict[str, list[ob
     }
 
 
-# A part is missing; the others may refuse these models: what they say then counts as well.
-NOT_MET = {"finish": (2,), "apply": (0, 2), "moe": (0, 2)}
+# A part is missing.
+NOT_MET = {"finish": (2,)}
 # They run models, which takes a while, and reach these as any other verb: done at one kind of address.
 EVALUATION = ("eval", "importance", "sweep", "search")
 

@@ -83,3 +83,12 @@ def test_parts_at_an_address(addresses: dict[str, str], s3: S3, world: Path) -> 
         plan.part(number, 2).run("s3://results/out")
     for name, data in weights(world / "local").items():
         assert s3.client.get_object(Bucket="results", Key=f"out/{name}")["Body"].read() == data
+
+
+def test_to_an_address_from_a_folder_that_holds_the_scratch_folder(
+    addresses: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched lies below the current folder, and the gates, which are in memory, nowhere."""
+    monkeypatch.chdir(tmp_path)
+    with tv.storage(scratch=tmp_path / "below"):
+        assert not tv.moe(at(addresses), "s3://results/out", max_shard_size=3000).already_done

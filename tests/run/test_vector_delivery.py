@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,16 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import taskvec as tv
 from support.faulty_proxy import Proxy, running_proxy
-from support.models import Trio, write_trio
+from support.models import (
+    Trio,
+    qwen2_config,
+    qwen2_shapes,
+    random_tensors,
+    read_tensors,
+    write_checkpoint,
+    write_trio,
+)
 from support.oracle import same_files
 from support.packed_models import BY_NAME, packed_trio
 from support.s3_server import S3
 from taskvec.cli import run
-from taskvec.errors import OutputError
+from taskvec.errors import FormatError, OutputError
 from taskvec.run.store_sink import StoreSink
 
 SIZE = 6000
@@ -227,3 +237,73 @@ def test_a_donor_in_memory(s3: S3, local: Trio, far: list[str], tmp_path: Path) 
     (donor - tv.open(local.reference)).save(tmp_path / "one")
     for path in (tmp_path / "one").glob("*.safetensors"):
         assert path.read_bytes() == (fetched(s3, tmp_path / "out") / path.name).read_bytes()
+
+
+@pytest.fixture
+def saved(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Addresses of reference and vector, stored in every way, and the donor's tensors."""
+    # else the first request of a header brings all of so small a file
+    monkeypatch.setattr("taskvec.resolve.headers.FIRST_REQUEST", 64)
+    s3.client.create_bucket(Bucket="results")
+    rng = np.random.default_rng(8)
+    tensors = random_tensors(qwen2_shapes(qwen2_config()), seed=8)
+    donor = {}
+    for number, (name, values) in enumerate(tensors.items()):
+        share = (0.01, 0.15, 1.0, 0.0)[number % 4]
+        moved = np.where(rng.random(values.shape) < share, 2 * values, values)
+        # what a difference does not give back
+        donor[name] = np.where(rng.random(values.shape) < 0.01, -0.0, moved).astype(values.dtype)
+    near = [write_checkpoint(tmp_path / role, each, qwen2_config())
+            for role, each in (("reference", tensors), ("donor", donor))]  # fmt: skip
+    tv.extract(near[1], near[0], tmp_path / "vector", max_shard_size=SIZE)
+    rows = json.loads((tmp_path / "vector" / "taskvec.json").read_text())["vector"]["tensors"].values()
+    assert {row["encoding"] for row in rows} >= {"index", "mask", "dense"}
+    assert sum(row.get("exact", 0) > 1 for row in rows) > 8
+    return [s3.put("models", "reference", near[0]), s3.put("models", "vector", tmp_path / "vector")], donor
+
+
+def test_a_vector_at_an_address_is_streamed(
+    s3: S3, saved: tuple[list[str], dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Masks and indices too, and what the differences do not give back: the reference becomes the donor."""
+    models, donor = saved
+    plan = tv.plan_apply(*models, max_shard_size=SIZE)
+    plan.run(tmp_path / "here", settings=tv.Settings(stream=True))
+    plan.run("s3://results/out")
+    written = read_tensors(tmp_path / "here")
+    assert {name: values.tobytes() for name, values in written.items()} == {
+        name: values.tobytes() for name, values in donor.items()
+    }
+    same_files(tmp_path / "here", fetched(s3, tmp_path / "out"))
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+
+
+def test_a_streamed_vector_in_parts(
+    s3: S3, saved: tuple[list[str], dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    models, _ = saved
+    plan = tv.plan_apply(*models, alpha=0.5, max_shard_size=SIZE)
+    with tv.storage(scratch=tmp_path / "elsewhere"):
+        plan.run(tmp_path / "one")
+    for number in (2, 0, 1):
+        plan.part(number, 3).run("s3://results/out")
+    same_files(tmp_path / "one", fetched(s3, tmp_path / "out"))
+
+
+def test_a_streamed_vector_that_is_damaged_is_refused(
+    s3: S3, saved: tuple[list[str], dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """The places of its elements are looked at once they are fetched, before they are used."""
+    models, _ = saved
+    for path in (tmp_path / "vector").glob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        length = int.from_bytes(data[:8], "little")
+        for name, entry in json.loads(data[8 : 8 + length]).items():
+            if name.endswith("indices"):
+                start, stop = (8 + length + at for at in entry["data_offsets"])
+                data[start:stop] = bytes(stop - start)
+        path.write_bytes(data)
+        s3.client.put_object(Bucket="models", Key=f"vector/{path.name}", Body=bytes(data))
+    with pytest.raises(FormatError, match="does not come after"):
+        tv.apply(*models, out="s3://results/out", max_shard_size=SIZE)
+    assert "taskvec.json" not in names(s3)

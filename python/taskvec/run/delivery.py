@@ -232,7 +232,8 @@ def mark_of(plan: PlanRecord, supply: Supply, rows: Sequence[Mapping[str, Any]])
         if checkpoint.repository is not None:
             states.append([checkpoint.repository, checkpoint.revision])
             continue
-        own = [row for row in rows if Path(row["path"]).is_relative_to(Path(path).resolve())]
+        # a source in memory has an empty path, which as a folder would be the current one
+        own = [row for row in rows if path and Path(row["path"]).is_relative_to(Path(path).resolve())]
         states.append(sorted([Path(row["path"]).name, row["size"], str(row.get("sample"))] for row in own))
     return blake3_hex(json.dumps(states).encode())
 

@@ -19,7 +19,7 @@ pub type Ranges = BTreeMap<PathBuf, Vec<(u64, u64)>>;
 pub fn ranges(plan_json: &[u8], paths: &[PathBuf]) -> Result<Vec<Ranges>> {
     let mut plan = Plan::parse(plan_json)?;
     place(&mut plan.sources, paths)?;
-    let sources = Sources::of(&plan.sources, &[])?;
+    let sources = Sources::of(&plan.sources, &[])?.only_headers(true);
     let mut shards: Vec<BTreeMap<&Path, Vec<(u64, u64)>>> = vec![BTreeMap::new(); plan.shards.len()];
     let mut opened = Vec::new();
     for job in plan.jobs.iter().filter(|job| !job.is_aside()) {

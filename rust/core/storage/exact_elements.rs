@@ -62,7 +62,7 @@ pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Elements<'a>>> 
     let [Some(indices), Some(donor), Some(reference)] = PARTS.map(|part| wanted.part(part)) else { return Ok(None) };
     let with = |part: &str, values| {
         let name = format!("{}.{part}", wanted.name);
-        Sparse::check(&name, wanted.elements, Places::Index, indices, values)
+        Sparse::find(wanted, &name, Places::Index, indices, values)
     };
     let rounded = wanted.metadata(&rounded_key(wanted.name)).is_some();
     Ok(Some(Elements { donor: with(PARTS[1], donor)?, reference: with(PARTS[2], reference)?, rounded }))

@@ -15,6 +15,8 @@ pub(crate) struct Sources<'m> {
     opened: Vec<Opened<'m>>,
     /// Those of the sources that lie in files.
     paths: Vec<PathBuf>,
+    /// Nothing but headers is looked at.
+    only_headers: bool,
 }
 
 impl<'m> Sources<'m> {
@@ -36,7 +38,13 @@ impl<'m> Sources<'m> {
             _ => Opened::files(source),
         });
         let stored = sources.iter().filter(|source| source.kind != SourceKind::Memory);
-        Ok(Sources { opened: opened.collect::<Result<_>>()?, paths: stored.flat_map(Source::paths).collect() })
+        let paths = stored.flat_map(Source::paths).collect();
+        Ok(Sources { opened: opened.collect::<Result<_>>()?, paths, only_headers: false })
+    }
+
+    /// The same, of which only headers have to be there, or not: then tensors tell their parts, and are not to be opened.
+    pub(crate) fn only_headers(self, only_headers: bool) -> Sources<'m> {
+        Sources { only_headers, ..self }
     }
 
     /// One tensor of one source, however that stores it, or as it is `stored` under its own name; `sources` are those
@@ -52,7 +60,8 @@ impl<'m> Sources<'m> {
         stored: bool,
     ) -> Result<Input<'a>> {
         let (source, opened) = (&sources[source], &self.opened[source]);
-        Input::find(&Wanted { name, shape, elements, stored, sources, all: &self.opened, source, opened })
+        let (only_headers, all) = (self.only_headers, &self.opened[..]);
+        Input::find(&Wanted { name, shape, elements, stored, only_headers, sources, all, source, opened })
     }
 
     /// What an output must not touch: the folder of each source, or its file where it is a single one, and its files in

@@ -44,18 +44,31 @@ pub(crate) struct Sparse<'a> {
 }
 
 impl<'a> Sparse<'a> {
+    /// What is stored for a tensor that is wanted, called `name`: checked, or as its headers have it where nothing else
+    /// may be looked at.
+    ///
+    /// # Errors
+    /// As [`Sparse::check`].
+    pub(crate) fn find(
+        wanted: &Wanted<'_, 'a>,
+        name: &str,
+        kind: Places,
+        places: Part<'a>,
+        values: Part<'a>,
+    ) -> Result<Sparse<'a>> {
+        let elements = wanted.elements;
+        match wanted.only_headers {
+            true => Ok(Sparse { values, places, elements, kind, step: STEP, ranks: Vec::new() }),
+            false => Sparse::check(name, elements, kind, places, values),
+        }
+    }
+
     /// Checks what is stored for a tensor of `elements` and builds the directory.
     ///
     /// # Errors
     /// `Kind::Format` naming `name` and what is wrong: a mask of another length or population, indices that are not
     /// sorted, occur twice or lie outside.
-    pub(crate) fn check(
-        name: &str,
-        elements: u64,
-        kind: Places,
-        places: Part<'a>,
-        values: Part<'a>,
-    ) -> Result<Sparse<'a>> {
+    fn check(name: &str, elements: u64, kind: Places, places: Part<'a>, values: Part<'a>) -> Result<Sparse<'a>> {
         let wrong = |what: String| {
             let error = Error::new(Kind::Format, format!("`{}`: {what}", shown(name)));
             error.hint("the vector is damaged: `taskvec verify` names the files that have changed; extract it again")
@@ -224,7 +237,7 @@ pub(crate) fn find<'a>(wanted: &Wanted<'_, 'a>) -> Result<Option<Box<dyn Storage
     let places = wanted.part("mask").map(|mask| (Places::Mask, mask));
     let places = places.or_else(|| wanted.part("indices").map(|indices| (Places::Index, indices)));
     let (Some((kind, places)), Some(values)) = (places, wanted.part("values")) else { return Ok(None) };
-    Ok(Some(Box::new(Sparse::check(wanted.name, wanted.elements, kind, places, values)?)))
+    Ok(Some(Box::new(Sparse::find(wanted, wanted.name, kind, places, values)?)))
 }
 
 impl Storage for Sparse<'_> {

@@ -18,6 +18,8 @@ pub(crate) struct Wanted<'w, 'a> {
     pub elements: u64,
     /// It is a stored tensor by its own name, whatever logical tensor it is a part of.
     pub stored: bool,
+    /// Only headers may be looked at: the files may have holes where the data is. What is found so is not opened.
+    pub only_headers: bool,
     /// All sources of the plan.
     pub sources: &'w [Source],
     /// The same, opened.
