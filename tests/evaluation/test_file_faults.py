@@ -59,9 +59,10 @@ def write_archive(path: Path, trio: Trio) -> Path:
         "reference": trio.reference,
         "donor": trio.donor,
         "target": trio.target,
+        "continued_sft": trio.reference,
     }
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(build.MARK, json.dumps({"format": build.FORMAT, "seed": 1, "recipe": "none"}))
+        archive.writestr(build.MARK, json.dumps({"format": build.ARCHIVE, "seed": 1, "recipe": "none"}))
         for role, folder in folders.items():
             for file in folder.iterdir():
                 archive.write(file, f"{role}/{file.name}")
