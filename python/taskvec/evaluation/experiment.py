@@ -66,7 +66,7 @@ class Parts(_Strict):
         A second donor, or a saved vector: it is added alone, and together with the vector.
     """
 
-    groups: int | None = Field(None, ge=2, le=100)
+    groups: int | None = Field(default=None, ge=2, le=100)
     modules: bool = False
     top: tuple[float, ...] = ()
     rank: tuple[int, ...] = ()

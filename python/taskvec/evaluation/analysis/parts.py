@@ -98,7 +98,7 @@ def _finding(
 ) -> PartFinding:
     """A part on a task, from the figures of its merge and the norm of the whole vector."""
     norm = known.get("norm")
-    is_of_vector = record.kind == "part" and norm is not None and whole
+    share = None if norm is None or not whole or record.kind != "part" else (norm / whole) ** 2
     return PartFinding(
         arm=record.name,
         task=task,
@@ -107,7 +107,7 @@ def _finding(
         alpha=record.alpha,
         bytes=known.get("bytes"),
         norm=norm,
-        share=(norm / whole) ** 2 if is_of_vector else None,
+        share=share,
         cosine=known.get("cosine"),
         against=against,
     )

@@ -102,8 +102,9 @@ def _pairs(before: ArmRecord, after: ArmRecord, task: str, metric: str, split: S
     found = []
     for sample in after.samples[task]:
         twin = twins.get((sample.subtask, sample.doc_id))
-        same = twin is not None and twin.doc_hash == sample.doc_hash
-        if same and keep(sample.doc_hash) and metric in twin.metrics and metric in sample.metrics:
+        if twin is None or twin.doc_hash != sample.doc_hash or not keep(sample.doc_hash):
+            continue
+        if metric in twin.metrics and metric in sample.metrics:
             found.append((twin, sample))
     return found
 
