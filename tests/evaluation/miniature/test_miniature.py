@@ -480,7 +480,8 @@ def test_pretrained_models_are_not_trained(built, hasty, capsys, monkeypatch):
     assert jobs == 2
     assert experiment.evaluation.seed == 7
     for role in build.PARENT:
-        theirs = Path(getattr(experiment, role), "model.safetensors").read_bytes()
+        named = experiment.rivals[0] if role == "continued_sft" else getattr(experiment, role)
+        theirs = Path(named, "model.safetensors").read_bytes()
         assert theirs == (getattr(built, role) / "model.safetensors").read_bytes()
 
 
