@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from taskvec._core import blake3_hex
 from taskvec.errors import CompatibilityError
 from taskvec.resolve.store import write
 from taskvec.run import supply
+from taskvec.run.delivery import mark_of
 
 SIZE = 6000
 ROLES = ("target", "donor", "reference")
@@ -229,3 +231,13 @@ def test_finishing_fetches_headers_alone(
 
 def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_what_is_fetched_below_a_local_input_is_not_of_it(tmp_path: Path) -> None:
+    local, fetched = SimpleNamespace(repository=None), SimpleNamespace(repository="s3://b/d", revision="1")
+    plan: Any = SimpleNamespace(checkpoints=[local, fetched])
+    staged: Any = SimpleNamespace(paths=[str(tmp_path), str(tmp_path / "scratch" / "d")])
+    own = {"path": str(tmp_path / "model.safetensors"), "size": 1}
+    first = {"path": str(tmp_path / "scratch" / "d" / "0.safetensors"), "size": 2}
+    assert mark_of(plan, staged, [own, first]) == mark_of(plan, staged, [own])
+    assert mark_of(plan, staged, [own]) != mark_of(plan, staged, [{**own, "size": 3}])

@@ -228,7 +228,11 @@ def names_of(plan: PlanRecord) -> list[list[str]]:
 def mark_of(plan: PlanRecord, supply: Supply, rows: Sequence[Mapping[str, Any]]) -> str:
     """Digest of the states of the inputs: identities of addresses, samples of files, wherever these lie."""
     states: list[Any] = []
-    for checkpoint, path in zip(plan.checkpoints, supply.paths, strict=True):
+    named = list(zip(plan.checkpoints, supply.paths, strict=True))
+    # what is fetched may lie below the folder of a local input
+    fetched = [Path(path).resolve() for checkpoint, path in named if checkpoint.repository is not None]
+    rows = [row for row in rows if not any(Path(row["path"]).is_relative_to(place) for place in fetched)]
+    for checkpoint, path in named:
         if checkpoint.repository is not None:
             states.append([checkpoint.repository, checkpoint.revision])
             continue
