@@ -262,6 +262,14 @@ def test_a_recipe_comes_from_standard_input(trio: Trio, tmp_path: Path) -> None:
     assert "error: standard input:3: `wieght` is not a parameter of `linear`" in wrong.stderr
 
 
+def test_a_standard_input_that_is_closed_is_an_error(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m taskvec merge - {tmp_path / 'out'} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "error: there is no standard input" in done.stderr
+    assert "defect" not in done.stderr
+
+
 # --- results that can be made again
 def test_the_manifest_is_repeatable(trio: Trio, tmp_path: Path) -> None:
     for name in ("a", "b"):

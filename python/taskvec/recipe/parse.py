@@ -62,7 +62,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     try:
         if name == STANDARD_INPUT:
-            return _text(sys.stdin.buffer.read(MAXIMUM_BYTES + 1), source_of(name))
+            stream = getattr(sys.stdin, "buffer", None)  # closed, or a notebook's
+            if stream is None:
+                raise NotFoundError("there is no standard input", "give the path of a YAML file")
+            return _text(stream.read(MAXIMUM_BYTES + 1), source_of(name))
         if not look.is_file(name):
             missing = not look.exists(name)
             raise NotFoundError(

@@ -13,6 +13,7 @@ from taskvec.errors import OutputError
 from taskvec.files import look
 from taskvec.report.composition import Composition, Figures
 from taskvec.report.heatmap import maps
+from taskvec.report.pages import templates
 
 PAGE, DATA = "analysis.html", "analysis.json"
 
@@ -40,26 +41,20 @@ def write(composition: Composition, out: str | os.PathLike[str]) -> list[Path]:
 
 def page(composition: Composition) -> str:
     """The HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("taskvec.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("analysis.html.j2").render(
-        title=composition.title,
-        summary=composition.summary,
-        composition=composition,
-        tables=tables(composition),
-        held=_held(composition.total),
-        ranks=_ranks(composition.total),
-        cosines=_cosines(composition),
-        layers=[(_layer(layer), row.alike) for layer, row in composition.layers.items()],
-        **maps(composition),
+    return (
+        templates("taskvec.report")
+        .get_template("analysis.html.j2")
+        .render(
+            title=composition.title,
+            summary=composition.summary,
+            composition=composition,
+            tables=tables(composition),
+            held=_held(composition.total),
+            ranks=_ranks(composition.total),
+            cosines=_cosines(composition),
+            layers=[(_layer(layer), row.alike) for layer, row in composition.layers.items()],
+            **maps(composition),
+        )
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
+from taskvec.report.pages import templates
 
 
 class Mapped(Protocol):
@@ -150,18 +151,10 @@ def require_matplotlib() -> None:
 
 def page(figures: Mapped) -> str:
     """The HTML of :func:`write_html`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("taskvec.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("heatmap.html.j2").render(
-        title=figures.title, summary=figures.summary, **maps(figures)
+    return (
+        templates("taskvec.report")
+        .get_template("heatmap.html.j2")
+        .render(title=figures.title, summary=figures.summary, **maps(figures))
     )
 
 

@@ -24,6 +24,7 @@ from taskvec.evaluation.report.labels import (
 from taskvec.evaluation.report.part_rows import part_rows
 from taskvec.evaluation.report.perturbed_rows import effect_rows
 from taskvec.evaluation.report.score_rows import VIEWS, draw_rows, form_rows, slice_rows
+from taskvec.report.pages import templates
 from taskvec.text import plural
 
 if TYPE_CHECKING:
@@ -41,16 +42,7 @@ def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
 
 
 def environment(*, html: bool) -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("taskvec.evaluation.report", "templates"),
-        autoescape=html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("taskvec.evaluation.report", html=html)
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
         plural=plural, together=_together,

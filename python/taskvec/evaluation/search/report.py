@@ -12,6 +12,7 @@ from taskvec.evaluation.report.labels import difference, number, p_value, with_i
 from taskvec.evaluation.search.figures import draw
 from taskvec.evaluation.search.result import HeldOut, SearchResult
 from taskvec.evaluation.search.trial import Trial
+from taskvec.report.pages import templates
 from taskvec.text import plural
 
 ROLES = {
@@ -38,21 +39,7 @@ def write_report(result: SearchResult, out: Path) -> None:
 
 def to_html(result: SearchResult) -> str:
     """The page: one file, its style, script and figures inside."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("taskvec.evaluation.search", "templates"),
-                PackageLoader("taskvec.evaluation.report", "templates"),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates("taskvec.evaluation.search", "taskvec.evaluation.report")
     environment.filters.update(p=p_value, plural=plural, value=_value, plain=_plain)
     return environment.get_template("search.html.j2").render(_context(result))
 
