@@ -1,6 +1,6 @@
 """Options: how a field of a record of settings is given on the command line, declared at the field itself.
 
-The command line, the command that repeats a run, what a manifest records and the table in the README all
+The command line, the command that repeats a run, what a manifest records and the table of the documentation all
 follow from the declaration.
 """
 
