@@ -1,4 +1,4 @@
-"""Where the examples of the pages run: a folder with the models that they name, and a shell that knows taskvec."""
+"""Where the examples of the pages run: a folder with the models that they name, and a shell."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The lines of a shell block that call taskvec, continued lines joined, without what follows a ``#`` or a pipe."""
+    """The lines of a shell block that call taskvec, continued ones joined, up to a ``#`` or a pipe."""
     joined = block.text.replace("\\\n", " ")
     lines = (re.sub(r"(^|\s)[#|].*", "", line).strip() for line in joined.splitlines())
     return [line for line in lines if re.match(r"(?:\w+=\S+ )*taskvec\s", line)]
