@@ -24,18 +24,27 @@ import generate  # noqa: E402
 ROOT = DOCS.parent
 WORK = ROOT / "target" / "docs"
 # Files above docs/ that pages lead to, and what they are called in the site.
-ABOVE = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+ABOVE = {
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 # What is not prose: blocks of code, links, headings, comments.
-_CODE = re.compile(r"^```.*?^```$|\[[^\]]*\]\([^)]*\)|^#.*$|<!--.*?-->", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^```.*?^```$|\[[^\]]*\]\([^)]*\)|^#[^\n]*$|<!--.*?-->", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 
-def main() -> int:
+def main(work: Path = WORK) -> int:
     """Build the site anew; 0 if Zensical has nothing to complain about."""
-    write(WORK)
+    write(work)
+    return zensical(work)
+
+
+def zensical(work: Path) -> int:
+    """Turn what was written into HTML; warnings are errors."""
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", "zensical.toml"]
     environment = {**os.environ, "NO_COLOR": "1"}
-    return subprocess.run(command, cwd=WORK, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=work, env=environment, check=False).returncode
 
 
 def write(work: Path) -> None:
@@ -45,7 +54,9 @@ def write(work: Path) -> None:
     shutil.copytree(DOCS / "assets", pages / "assets")
     written = {page.name: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
     written |= {name: (ROOT / above).read_text(encoding="utf-8") for above, name in ABOVE.items()}
-    written |= {f"notebooks/{path.stem}.md": notebook(path) for path in sorted((DOCS / "notebooks").glob("*.ipynb"))}
+    written |= {
+        f"notebooks/{path.stem}.md": notebook(path) for path in sorted((DOCS / "notebooks").glob("*.ipynb"))
+    }
     generated = generate.pages()
     written = {name: prepared(name, text, pages) for name, text in written.items()} | generated
     for name, text in written.items():
@@ -53,13 +64,18 @@ def write(work: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     configuration = (DOCS / "zensical.toml").read_text(encoding="utf-8")
-    configuration = configuration.replace('"REFERENCE"', menu()).replace('"SOURCES"', json.dumps(str(ROOT / "python")))
+    places = {"SOURCES": str(ROOT / "python"), "ROLES": str(DOCS / "roles.py")}
+    configuration = configuration.replace('"REFERENCE"', menu())
+    for name, place in places.items():
+        configuration = configuration.replace(f'"{name}"', json.dumps(place))
     (work / "zensical.toml").write_text(configuration, encoding="utf-8")
 
 
 def menu() -> str:
     """The generated pages as entries of the menu, in TOML."""
-    entries = [f"{{ {json.dumps(title)} = {json.dumps(names)} }}" for title, names in generate.navigation().items()]
+    entries = [
+        f"{{ {json.dumps(title)} = {json.dumps(names)} }}" for title, names in generate.navigation().items()
+    ]
     return ", ".join(entries)
 
 
@@ -67,7 +83,13 @@ def prepared(name: str, text: str, pages: Path) -> str:
     """A page of the repository as a page of the site."""
     text = re.sub(r"^<!-- [\w ]+: .*? -->\n(?=```)", "", text, flags=re.MULTILINE)  # marks for the tests
     text = _LINK.sub(lambda match: match[1] + target(name, match[2], pages) + match[3], text)
+    text = re.sub(r"^\|.*\\\|.*\|$", lambda match: bars(match[0]), text, flags=re.MULTILINE)
     return outside_code(text, catalogued)
+
+
+def bars(row: str) -> str:
+    """A row of a table whose code has bars in it, which GitHub and Zensical escape in different ways."""
+    return re.sub(r"`([^`]*\\\|[^`]*)`", lambda match: generate.code(match[1].replace(r"\|", "|")), row)
 
 
 def target(page: str, link: str, pages: Path) -> str:

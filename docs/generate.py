@@ -40,7 +40,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     "Evaluation": ("sweep", "search", "importance"),
     "Results": (
-        "Report", "Survival", "Verification", "Inspection", "Difference", "Composition", "Finding", "Progress",
+        "Report", "Survival", "Verification", "Inspection", "Difference", "Composition", "Finding",
+        "Progress",
     ),
     "Errors": (
         "Error", "NotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",
@@ -127,7 +128,7 @@ def _method(method: Method) -> str:
         paper = method.paper or method.url
         facts.append(("source", f"[{paper}]({method.url})" if method.url else paper))
     text = [f"## {method.name}", f"**{method.title}.** {method.summary}", f"```text\n{method.formula}\n```"]
-    text.append(_table(("", ""), facts, code=False))
+    text.append(_table(("", ""), facts, is_code=False))
     rows = [(each.name, _meaning(each)) for each in method.parameters]
     if rows:
         text.append(_table(("parameter", "meaning"), rows))
@@ -147,8 +148,8 @@ def findings() -> Pages:
     """The catalogue of findings, by level."""
     text = [
         "# Findings",
-        "What a check may say, and what to do. An error stops a run before anything is written; where forcing "
-        "is possible, `--force ID` goes on. With `--strict`, warnings are errors.",
+        "What a check may say, and what to do. An error stops a run before anything is written; where "
+        "forcing is possible, `--force ID` goes on. With `--strict`, warnings are errors.",
     ]
     for level, title in _LEVELS.items():
         text.append(f"## {title}")
@@ -172,12 +173,12 @@ def raised() -> Pages:
     """The catalogue of errors."""
     text = [
         "# Errors",
-        "Every error that taskvec raises on purpose is a `taskvec.Error` with the way out in `.hint`, and also "
-        "of the builtin class that fits. The command line prints the hint, and ends with the exit code.",
+        "Every error that taskvec raises on purpose is a `taskvec.Error` with the way out in `.hint`, and "
+        "also of the builtin class that fits. The command line prints the hint, and ends with the exit code.",
     ]
     for name, explained in explanations.ERRORS.items():
         each = getattr(errors, name)
-        builtin = [base.__name__ for base in each.__mro__[1:] if base.__module__ == "builtins"][0]
+        builtin = next(base.__name__ for base in each.__mro__[1:] if base.__module__ == "builtins")
         code = EXIT_FAILED if cli._is_failed_check(each()) else EXIT_USAGE
         text += [
             f"## {name}",
@@ -216,6 +217,11 @@ def slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
+def code(text: str) -> str:
+    """Code as HTML in which Markdown finds nothing to do, in a cell of a table for example."""
+    return "<code>" + re.sub(r"[^\w\s.,=-]|_", lambda match: f"&#{ord(match[0])};", text) + "</code>"
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -230,11 +236,10 @@ def _cell(text: str) -> str:
     return " ".join(_prose(text).replace("|", r"\|").split())
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]], *, code: bool = True) -> str:
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]], *, is_code: bool = True) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     for name, meaning in rows:
-        shown = f"`{name}`".replace("|", r"\|") if code else name
-        lines.append(f"| {shown} | {_cell(meaning) if code else meaning} |")
+        lines.append(f"| {code(name)} | {_cell(meaning)} |" if is_code else f"| {name} | {meaning} |")
     return "\n".join(lines)
 
 
