@@ -8,6 +8,7 @@ into the site there, and the names of findings and methods lead to their catalog
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -93,8 +94,8 @@ def bars(row: str) -> str:
 
 
 def target(page: str, link: str, pages: Path) -> str:
-    """Where a link leads in the site; files that are no pages come along."""
-    if re.match(r"[a-z]+:|#", link):
+    """Where a link leads in the site; files that are not pages come along."""
+    if re.match(r"[a-z]+:|#", link) or page.startswith("notebooks/"):
         return link
     place, _, anchor = link.partition("#")
     base = ROOT if page in ABOVE.values() else DOCS
@@ -104,7 +105,9 @@ def target(page: str, link: str, pages: Path) -> str:
     elif path.name == "README.md":
         found = "index.md"
     elif path.is_relative_to(DOCS):
-        found = path.relative_to(DOCS).as_posix()
+        found = (
+            path.relative_to(DOCS).with_suffix(".md" if path.suffix == ".ipynb" else path.suffix).as_posix()
+        )
     else:
         found = f"files/{path.relative_to(ROOT).as_posix()}"
     if not found.endswith(".md") and not found.startswith("assets/"):
@@ -132,8 +135,9 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
     return "".join([*done, change(text[end:])])
 
 
-def notebook(path: Path) -> str:
-    """A notebook as a page: its text, its code and what it printed; pictures are left out."""
+def notebook(path: Path, folder: Path) -> str:
+    """A notebook as a page: its text, its code, what it printed, and its pictures, which go into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     text = []
     for cell in cells:
@@ -142,9 +146,14 @@ def notebook(path: Path) -> str:
             text.append(source)
             continue
         text.append(f"```python\n{source}\n```")
-        for output in cell["outputs"]:
-            printed = output.get("text") or output.get("data", {}).get("text/plain", "")
-            if printed:
+        for number, output in enumerate(cell["outputs"]):
+            data = output.get("data", {})
+            printed = output.get("text") or data.get("text/plain", "")
+            if "image/png" in data:
+                name = f"{path.stem}-{cell['id']}-{number}.png"
+                (folder / name).write_bytes(base64.b64decode(data["image/png"]))
+                text.append(f"![What the code above draws]({name})")
+            elif printed:
                 text.append("```text\n" + "".join(printed).rstrip() + "\n```")
     return "\n\n".join(text) + "\n"
 
