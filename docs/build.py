@@ -55,9 +55,8 @@ def write(work: Path) -> None:
     shutil.copytree(DOCS / "assets", pages / "assets")
     written = {page.name: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
     written |= {name: (ROOT / above).read_text(encoding="utf-8") for above, name in ABOVE.items()}
-    written |= {
-        f"notebooks/{path.stem}.md": notebook(path) for path in sorted((DOCS / "notebooks").glob("*.ipynb"))
-    }
+    for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
+        written[f"notebooks/{path.stem}.md"] = notebook(path, pages / "notebooks")
     generated = generate.pages()
     written = {name: prepared(name, text, pages) for name, text in written.items()} | generated
     for name, text in written.items():
