@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from support.page_models import WORLDS
 from support.page_world import Reader, make_models, make_world
 from support.pages import PAGES, blocks
 
@@ -19,9 +21,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_example_runs(page: Path, models: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    reader = Reader(make_world(home, models), tmp_path / "tools")
-    for block in blocks(page):
-        reader.follow(block)
+    make_world(home, models)
+    with contextlib.ExitStack() as stack:
+        made = WORLDS[page.name](home, models) if page.name in WORLDS else {}
+        variables = made if isinstance(made, dict) else stack.enter_context(made)
+        reader = Reader(home, tmp_path / "tools", variables)
+        for block in blocks(page):
+            reader.follow(block)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
