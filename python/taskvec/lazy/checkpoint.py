@@ -6,8 +6,9 @@ import html
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
 from taskvec.models.state_dict import state_dict
@@ -18,11 +19,12 @@ from taskvec.text import amount, size
 if TYPE_CHECKING:
     import numpy as np
 
+    from taskvec.lazy.merge import Merge
     from taskvec.progress import Callback
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Checkpoint(Model):
+class Checkpoint(Tensors, Model):
     """A checkpoint's headers, config and file list; made by :func:`open`, never changed.
 
     ``checkpoint[name]`` reads one tensor, ``checkpoint.items()`` streams them all, ``donor - reference`` is a
@@ -46,10 +48,6 @@ class Checkpoint(Model):
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def keys(self) -> Iterator[str]:
-        """The tensor names in file order."""
-        return iter(self.tensors)
-
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Reads the tensors one after the other."""
         return ((name, self[name]) for name in self.tensors)
@@ -65,8 +63,8 @@ class Checkpoint(Model):
 
         Raises
         ------
-        NotFoundError
-            There is no tensor of this name.
+        TensorNotFoundError
+            There is no tensor of this name; a ``KeyError`` too.
         HubError
             The weights have not been downloaded.
         """
@@ -99,10 +97,17 @@ class Checkpoint(Model):
         """
         return Checkpoint.of(materialised(self, progress))
 
-    def __sub__(self, other: object) -> TaskVector:
-        if not isinstance(other, Model):
-            return NotImplemented
-        return TaskVector.difference(self, other)
+    def __add__(self, other: TaskVector) -> Merge:
+        return other.added_to(self) if isinstance(other, TaskVector) else NotImplemented
+
+    @overload
+    def __sub__(self, other: Model) -> TaskVector: ...
+    @overload
+    def __sub__(self, other: TaskVector) -> Merge: ...
+    def __sub__(self, other: Model | TaskVector) -> TaskVector | Merge:
+        if isinstance(other, TaskVector):
+            return (-other).added_to(self)
+        return TaskVector.difference(self, other) if isinstance(other, Model) else NotImplemented
 
     def _facts(self) -> dict[str, str]:
         facts = {

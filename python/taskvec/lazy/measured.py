@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from taskvec.errors import CompatibilityError, NotFoundError
+from taskvec.errors import CompatibilityError
+from taskvec.lazy.mapping import Tensors
+from taskvec.models.model import no_tensor
 from taskvec.plan.delta import Delta
 from taskvec.report.difference import Pair
 from taskvec.run.compare import compare
@@ -38,7 +40,7 @@ class Stats(NamedTuple):
     tensors: dict[str, TensorStats]
 
 
-class Measured(Delta):
+class Measured(Tensors, Delta):
     """The part of a task vector that reads: its norm, its figures, and its tensors as a mapping."""
 
     __slots__ = ()
@@ -92,13 +94,13 @@ class Measured(Delta):
 
         Raises
         ------
-        NotFoundError
-            The vector has no tensor of this name.
+        TensorNotFoundError
+            The vector has no tensor of this name; a ``KeyError`` too.
         """
         from taskvec.run.evaluate import of_terms
 
         if name not in self.tensors:
-            raise NotFoundError(f"the vector has no tensor `{name}`", "`keys()` lists the names")
+            raise no_tensor("the vector", name, self.tensors)
         ((_, array),) = of_terms(self.terms(), {name: self.tensors[name]})
         return array
 
@@ -107,10 +109,6 @@ class Measured(Delta):
         from taskvec.run.evaluate import of_terms
 
         return of_terms(self.terms(), self.tensors)
-
-    def keys(self) -> Iterator[str]:
-        """The names of the tensors."""
-        return iter(self.tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.arguments import texts
 from taskvec.compat.findings import enforce
+from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.plan import transfer as planning
@@ -19,11 +20,12 @@ from taskvec.settings import Options, Settings, parse_alphas
 if TYPE_CHECKING:
     import numpy as np
 
+    from taskvec.lazy.vector import TaskVector
     from taskvec.progress import Callback
     from taskvec.report.report import Report
 
 
-class Merge:
+class Merge(Tensors):
     """A target plus a task vector; immutable, and nothing is computed until it is asked for.
 
     Made by ``target + vector`` or ``target - vector``; more vectors can be added.
@@ -140,8 +142,8 @@ class Merge:
 
         Raises
         ------
-        NotFoundError
-            The target has no tensor of this name.
+        TensorNotFoundError
+            The target has no tensor of this name; a ``KeyError`` too.
         """
         from taskvec.run.evaluate import of_plan
 
@@ -168,10 +170,6 @@ class Merge:
         plan = self._planned(settings, is_plain=True)
         return of_plan(plan, threads=given.threads, allow_non_finite=allowed)
 
-    def keys(self) -> Iterator[str]:
-        """The names of the tensors, in the target's file order."""
-        return iter(self.target.tensors)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.target.tensors)
 
@@ -180,6 +178,17 @@ class Merge:
 
     def __contains__(self, name: object) -> bool:
         return name in self.target.tensors
+
+    if TYPE_CHECKING:  # the vector, which lies above, does both
+
+        def __add__(self, other: TaskVector) -> Merge: ...
+        def __sub__(self, other: TaskVector) -> Merge: ...
+
+    def __reduce__(self) -> Any:
+        return Merge, (self.target, self.vector)
+
+    def __deepcopy__(self, memo: object) -> Merge:
+        return self  # immutable, and so is all that it holds
 
     def __repr__(self) -> str:
         return f"Merge({self.target.spec} + {self.vector}, tensors: {len(self):,})"

@@ -78,6 +78,15 @@ class Plan(PlanRecord):
         roles = ["target", *["source"] * (len(checkpoints) - 1)]
         return cls.make(document, checkpoints, roles, recipe=recipe, data=data)
 
+    def __reduce__(self) -> Any:
+        return Plan.from_bytes, (self.to_bytes(),)
+
+    def __copy__(self) -> Plan:
+        return self  # it is never changed
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self
+
     def run(
         self,
         out: str | os.PathLike[str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
+from typing import TYPE_CHECKING, TypeGuard, Unpack, overload
 
 from taskvec.arguments import texts
 from taskvec.compat.check import check_models, check_vector
@@ -158,7 +158,7 @@ class TaskVector(Measured, InPlace):
     def __neg__(self) -> TaskVector:
         return self * -1.0
 
-    def __mul__(self, factor: object) -> TaskVector:
+    def __mul__(self, factor: float) -> TaskVector:
         if not _is_number(factor):
             return NotImplemented
         if not math.isfinite(factor):
@@ -167,14 +167,14 @@ class TaskVector(Measured, InPlace):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: object) -> TaskVector:
+    def __truediv__(self, divisor: float) -> TaskVector:
         if not _is_number(divisor):
             return NotImplemented
         if not divisor:
             raise RecipeError("a vector cannot be divided by zero")
         return self * (1.0 / divisor)
 
-    def __add__(self, other: object) -> TaskVector:
+    def __add__(self, other: TaskVector) -> TaskVector:
         if not isinstance(other, TaskVector):
             return NotImplemented
         force = tuple(dict.fromkeys((*self.force, *other.force)))
@@ -186,21 +186,30 @@ class TaskVector(Measured, InPlace):
                 enforce(found, force)
         return TaskVector(_collected([*self.steps, *other.steps]), force)
 
-    def __sub__(self, other: object) -> TaskVector:
+    def __sub__(self, other: TaskVector) -> TaskVector:
         return self + -other if isinstance(other, TaskVector) else NotImplemented
 
-    def __radd__(self, other: object) -> Any:
-        return self if isinstance(other, int) and other == 0 else self._added_to(other)
+    @overload
+    def __radd__(self, other: Model | Merge) -> Merge: ...
+    @overload
+    def __radd__(self, other: int) -> TaskVector: ...
+    def __radd__(self, other: Model | Merge | int) -> Merge | TaskVector:
+        return self if isinstance(other, int) and other == 0 else self.added_to(other)
 
-    def __rsub__(self, other: object) -> Merge:
-        return (-self)._added_to(other)
+    def __rsub__(self, other: Model | Merge) -> Merge:
+        return (-self).added_to(other)
 
-    def _added_to(self, other: object) -> Merge:
-        """A model plus this vector, or a merge with one vector more."""
+    def added_to(self, other: object) -> Merge:
+        """``other + self`` of a model, or of a merge, which gets one vector more."""
         if isinstance(other, Merge):
             vector = other.vector if isinstance(other.vector, TaskVector) else TaskVector(other.vector.steps)
             return Merge.of(other.target, vector + self)
         return Merge.of(other, self) if isinstance(other, Model) else NotImplemented
+
+    def __deepcopy__(self, memo: object) -> TaskVector:
+        return TaskVector(self.steps, self.force)  # what it kept of models is not part of a copy
+
+    __copy__ = lambda self: TaskVector(self.steps, self.force)  # noqa: E731
 
     def __repr__(self) -> str:
         elements = sum(math.prod(shape) for shape in self.tensors.values())

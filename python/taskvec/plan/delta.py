@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.layouts.fit import fitted
@@ -164,6 +164,12 @@ class Delta:
             Term(step.weight, tuple(source for _, source in step.sources), step.nonzero())
             for step in (step.limited() for step in self.steps)
         ]
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self  # immutable, and so is all that it holds
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.steps, self.force)
 
     def __str__(self) -> str:
         return " + ".join(f"{format_alpha(step.weight)} * {step}" for step in self.steps)
