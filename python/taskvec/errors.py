@@ -78,12 +78,16 @@ class EvaluationError(Error, RuntimeError):
 
 
 class TaskvecWarning(UserWarning):
-    """Category of every warning: ``warnings.filterwarnings("error", category=taskvec.TaskvecWarning)``.
+    """Category of every warning: ``warnings.filterwarnings("error", category=taskvec.TaskvecWarning)``."""
+
+
+class FindingWarning(TaskvecWarning):
+    """A finding of a run that is a warning.
 
     Attributes
     ----------
-    finding : Finding or None
-        What the warning is about, where it is a finding of a check or of a run.
+    finding : Finding
+        What it is.
     """
 
     finding: Any = None
@@ -94,8 +98,9 @@ def warn(text: str, finding: Any = None) -> None:
     import sys
     import warnings
 
-    warning = TaskvecWarning(text)
-    warning.finding = finding
+    warning = TaskvecWarning(text) if finding is None else FindingWarning(text)
+    if isinstance(warning, FindingWarning):
+        warning.finding = finding
     depth, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "taskvec":
         depth, frame = depth + 1, frame.f_back

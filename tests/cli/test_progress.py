@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.command_line import on_terminal
-from taskvec.cli import progress
+from taskvec import bar as progress
 from taskvec.cli.console import Console
 from taskvec.progress import Progress
 

@@ -18,7 +18,7 @@ from support.method_lists import STUB, stub
 from support.models import DTYPES, write_weights
 from support.recipes import expanded
 from taskvec import _core
-from taskvec.cli.methods import explain, table
+from taskvec.methods.listing import explain, table
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import METHODS, PARAMETERS, get, owners
 from taskvec.methods.operation import COPY, Term, operation

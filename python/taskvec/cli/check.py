@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from taskvec.cli.console import EXIT_FAILED, Console
-from taskvec.cli.job import findings_summary
 from taskvec.cli.options import (
     argument,
     force_option,
@@ -16,6 +15,7 @@ from taskvec.cli.options import (
     variant_option,
     verb,
 )
+from taskvec.compat.findings import findings_summary
 
 EXAMPLES = """
 Target, donor and reference, in this order:

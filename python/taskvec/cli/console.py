@@ -218,7 +218,7 @@ class Console:
         if self.shows == "none" and not is_logged():
             yield self._notice
             return
-        from taskvec.cli.progress import Bar, Lines
+        from taskvec.bar import Bar, Lines
 
         if self.shows != "bar":
             lines = Lines(self.say, **self.patience) if self.shows == "plain" else Lines(log)
@@ -270,19 +270,25 @@ def _dump(payload: Mapping[str, Any]) -> str:
 def fail(error: BaseException, code: int, *, command: str | None, as_json: bool, verbose: bool) -> int:
     """Print `error` with its way out to stderr, and as JSON to stdout if asked; give the exit code back."""
     message, hint = _explain(error)
+    findings: tuple[Any, ...] = tuple(getattr(error, "findings", ()))
+    errors = [finding for finding in findings if finding.level == "error"]
     if verbose and code < EXIT_INTERRUPTED and not isinstance(error, UsageError):
         import traceback
 
         _to_stderr("".join(traceback.format_exception(error)).rstrip())
     page = Page(sys.stderr)
-    findings: tuple[Any, ...] = tuple(getattr(error, "findings", ()))
-    errors = [finding for finding in findings if finding.level == "error"]
     alone = errors[0] if len(errors) == 1 else None  # then the message is the finding's own
     for finding in findings:
         if finding is not alone and (finding.level != "note" or verbose):
             write_finding(page, finding)
-    page.level(f"error[{alone.id}]" if alone is not None else "error", printable(message))
-    for line in (hint or "").splitlines():
+    first, *rest = message.splitlines() or [""]
+    lines = (hint or "").splitlines()
+    if len(errors) > 1:  # each has been printed, with its way out
+        first, rest, lines = first.rstrip(":"), [], [line for line in lines if not line.startswith("[")]
+    page.level(f"error[{alone.id}]" if alone is not None else "error", printable(first))
+    for line in rest:
+        page.line(printable(line))
+    for line in lines:
         page.level("hint", printable(line))
     _to_stderr(page.text())
     if as_json:

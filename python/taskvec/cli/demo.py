@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.console import EXIT_FAILED, Console, Page, UsageError
-from taskvec.cli.job import findings_summary, write_survival
+from taskvec.cli.job import write_survival
 from taskvec.cli.options import argument, option, talk_options, verb
+from taskvec.compat.findings import findings_summary
 from taskvec.text import amount, duration, plural, printable, size
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from taskvec.cli.completers import complete
 from taskvec.cli.console import Console
 from taskvec.cli.log import open_log
 from taskvec.cli.variables import unknown, variable
-from taskvec.errors import Error
+from taskvec.errors import Error, FindingWarning
 from taskvec.models.selection import Selection
 from taskvec.option import Declared, Parse, flag, no_flag, options_of
 from taskvec.resolve.storage import VARIABLE, parse_options, storage
@@ -57,6 +58,10 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, examples: str = "", **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.examples = inspect.cleandoc(examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        warnings.simplefilter("ignore", FindingWarning)  # verbs print the findings of their reports
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         explained = [

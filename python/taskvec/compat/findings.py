@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
-from taskvec.text import alike, listed
+from taskvec.text import alike, plural
 
 Level = Literal["error", "warning", "note"]
 
@@ -194,6 +194,15 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda each: _RANK[each.level])
 
 
+def findings_summary(findings: Iterable[Finding]) -> str:
+    """The number of findings of each level."""
+    counts: dict[str, int] = {"error": 0, "warning": 0, "note": 0}
+    for each in findings:
+        counts[each.level] += 1
+    present = [plural(count, level) for level, count in counts.items() if count]
+    return ", ".join(present) if present else "no findings"
+
+
 def check_names(force: Iterable[str]) -> frozenset[str]:
     """The identifiers to force, as a set.
 
@@ -277,10 +286,31 @@ def _refusal(
     if len(errors) == 1:
         message, hint = errors[0].message, errors[0].fix
     else:
-        message, hint = f"{len(errors)} findings are errors: {listed(names)}", "see each finding for its fix"
+        message, hint = _together(errors), _ways_out(errors)
     if possible:
         options = " ".join(f"--force {name}" for name in possible)
-        hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
+        if len(errors) > 1:
+            hint = "\n".join(filter(None, (hint, f"or go on with `{options}`")))
+        else:
+            hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
     error = CompatibilityError(message, hint)
     error.findings = tuple(result)
     return error
+
+
+# Findings that an error of several tells in full: all of them are in its `findings`.
+_TOLD = 5
+
+
+def _together(errors: Sequence[Finding]) -> str:
+    """What several findings say, a line each."""
+    lines = [f"  [{each.id}] {each.message}" for each in errors[:_TOLD]]
+    if len(errors) > _TOLD:
+        lines.append(f"  and {len(errors) - _TOLD} more")
+    return "\n".join([f"the models are incompatible in {len(errors)} ways:", *lines])
+
+
+def _ways_out(errors: Sequence[Finding]) -> str:
+    """The way out of each of several findings, a line each."""
+    fixes = dict.fromkeys(f"[{each.id}] {each.fix}" for each in errors[:_TOLD] if each.fix)
+    return "\n".join(fixes)

@@ -146,7 +146,7 @@ class ArmRecord:
     tasks: dict[str, TaskFacts]
     scores: dict[str, dict[str, Score]]
     output_tokens: dict[str, dict[str, float]]
-    samples: dict[str, list[Sample]]
+    samples: dict[str, list[Sample]] = field(repr=False)
     warnings: list[str]
     batch_size: int | str
     seconds: float

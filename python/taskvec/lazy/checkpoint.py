@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -12,8 +11,10 @@ from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
 from taskvec.models.state_dict import state_dict
+from taskvec.report.tables import facts_html
 from taskvec.resolve import open as opening
 from taskvec.resolve.remote import materialised
+from taskvec.shown import shown
 from taskvec.text import amount, size
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Checkpoint(Tensors, Model):
         array.flags.writeable = False
         return array_of(array, info.dtype, info.shape)
 
-    def materialise(self, progress: Callback | None = None) -> Checkpoint:
+    def materialise(self, progress: Callback | bool | None = None) -> Checkpoint:
         """Downloads what a run needs and is not here yet: weights in use, config, tokenizer and the like.
 
         Returns
@@ -95,7 +96,8 @@ class Checkpoint(Tensors, Model):
         HubError
             The download failed, or its headers are not those seen before.
         """
-        return Checkpoint.of(materialised(self, progress))
+        with shown(progress) as tell:
+            return Checkpoint.of(materialised(self, tell))
 
     def __add__(self, other: TaskVector) -> Merge:
         return other.added_to(self) if isinstance(other, TaskVector) else NotImplemented
@@ -131,11 +133,7 @@ class Checkpoint(Tensors, Model):
         return f"Checkpoint({self.spec!r}, {', '.join(f'{key}: {value}' for key, value in facts.items())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
-            for key, value in self._facts().items()
-        )
-        return f"<table><caption>Checkpoint <code>{html.escape(self.spec)}</code></caption>{rows}</table>"
+        return facts_html("Checkpoint", self.spec, self._facts())
 
 
 def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Checkpoint:  # noqa: A001

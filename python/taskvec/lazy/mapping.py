@@ -43,7 +43,7 @@ class Tensors:
     def get(self: Named, name: str, default: Default) -> np.ndarray | Default: ...
     def get(self: Named, name: str, default: Any = None) -> Any:
         """One tensor, or `default` where there is none of this name."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401
 
     def _ipython_key_completions_(self: Named) -> list[str]:
         """What a notebook completes between the brackets."""

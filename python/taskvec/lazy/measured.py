@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import CompatibilityError
 from taskvec.lazy.mapping import Tensors
 from taskvec.models.model import no_tensor
 from taskvec.plan.delta import Delta
 from taskvec.report.difference import Pair
+from taskvec.report.tables import Tabled, table_html
 from taskvec.run.compare import compare
+from taskvec.shown import shown
+from taskvec.text import percent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +37,44 @@ class TensorStats(NamedTuple):
         return self.changed / self.elements if self.elements else 0.0
 
 
-class Stats(NamedTuple):
-    """Figures of a whole vector, and of each of its tensors."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Stats(Tabled):
+    """Figures of a whole vector, and of each of its tensors.
+
+    Attributes
+    ----------
+    total : TensorStats
+    tensors : dict of str to TensorStats
+    """
 
     total: TensorStats
     tensors: dict[str, TensorStats]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.total, self.tensors))
+
+    def _facts(self) -> dict[str, str]:
+        total = self.total
+        return {
+            "tensors": f"{len(self.tensors):,}",
+            "elements": f"{total.elements:,}",
+            "not zero": percent(total.changed_share),
+            "norm": f"{total.norm:.4g}",
+            "largest": f"{total.largest:.4g}",
+        }
+
+    def _tables(self) -> Mapping[str, Any]:
+        def tensors() -> list[dict[str, Any]]:
+            return [
+                {"name": name, **row._asdict(), "changed_share": row.changed_share}
+                for name, row in self.tensors.items()
+            ]
+
+        return {"tensors": tensors}
+
+    def _more_html(self) -> str:
+        rows = [{"tensor": name, **row._asdict()} for name, row in self.tensors.items()]
+        return table_html(rows)
 
 
 class Measured(Tensors, Delta):
@@ -49,12 +86,13 @@ class Measured(Tensors, Delta):
         """The L2 norm; reads the weights once, in bounded memory."""
         return self.stats().total.norm
 
-    def stats(self, *, progress: Callback | None = None) -> Stats:
+    def stats(self, *, progress: Callback | bool | None = None) -> Stats:
         """Elements, elements that are not zero, norm and largest magnitude, per tensor and in all.
 
         Reads the weights once, in bounded memory.
         """
-        pairs = compare(self.terms(), (), self.tensors, progress=progress)
+        with shown(progress) as tell:
+            pairs = compare(self.terms(), (), self.tensors, progress=tell)
         tensors = {name: _stats(pair) for name, pair in pairs.items()}
         return Stats(_stats(Pair.total(pairs.values())), tensors)
 
@@ -69,7 +107,7 @@ class Measured(Tensors, Delta):
         cosine = Pair.total(self.compare(other).values()).cosine
         return math.nan if cosine is None else cosine
 
-    def compare(self, other: Delta, *, progress: Callback | None = None) -> dict[str, Pair]:
+    def compare(self, other: Delta, *, progress: Callback | bool | None = None) -> dict[str, Pair]:
         """Norms, dot product, supports and signs of two vectors, per tensor. Reads the weights once.
 
         A tensor that only one of them has is zero in the other.
@@ -87,7 +125,8 @@ class Measured(Tensors, Delta):
                     "compare vectors of one architecture",
                 )
         shapes = {**self.tensors, **other.tensors}
-        return compare(self.terms(), other.terms(), shapes, progress=progress)
+        with shown(progress) as tell:
+            return compare(self.terms(), other.terms(), shapes, progress=tell)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One tensor of the vector, computed now: float32, or float64 where something is stored so.

@@ -104,7 +104,7 @@ class Merge(Tensors):
         out: str | os.PathLike[str],
         *,
         alphas: float | str | Sequence[float] | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
         **settings: Unpack[Options],
     ) -> Report:
         """Compute the merge and write it as a checkpoint, in one streamed pass.
@@ -115,8 +115,8 @@ class Merge(Tensors):
             The output folder; several alphas write ``out/alpha=0.5`` and so on.
         alphas : float or sequence of float, optional
             Factors of the whole vector.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
         **settings
             The fields of :class:`taskvec.Settings`.
 
@@ -191,7 +191,9 @@ class Merge(Tensors):
         return self  # immutable, and so is all that it holds
 
     def __repr__(self) -> str:
-        return f"Merge({self.target.spec} + {self.vector}, tensors: {len(self):,})"
+        words = str(self.vector)
+        words = f"- {words[1:]}" if words.startswith("-") else f"+ {words}"
+        return f"Merge({self.target.spec} {words}, tensors: {len(self):,})"
 
     def _repr_html_(self) -> str:
         target = html.escape(self.target.spec)

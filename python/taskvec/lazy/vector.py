@@ -20,6 +20,7 @@ from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.delta import Step
 from taskvec.settings import Options, Settings
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -108,7 +109,7 @@ class TaskVector(Measured, InPlace):
         out: str | os.PathLike[str],
         *,
         dtype: str | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
         **settings: Unpack[Options],
     ) -> Report:
         """Save the vector, without loss: each tensor in the type and the encoding that are smallest.
@@ -119,8 +120,8 @@ class TaskVector(Measured, InPlace):
             The output folder.
         dtype : str, optional
             A float type for all values, which loses what it cannot hold.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
         **settings
             ``max_shard_size``, ``threads``, ``force``, ``overwrite``, ``resume`` and ``rehash`` matter here.
 
@@ -233,15 +234,15 @@ def _collected(steps: Iterable[Step]) -> list[Step]:
     return list(collected.values())
 
 
-def load_vector(spec: str | os.PathLike[str], *, progress: Callback | None = None) -> TaskVector:
+def load_vector(spec: str | os.PathLike[str], *, progress: Callback | bool | None = None) -> TaskVector:
     """Open a task vector that was saved.
 
     Parameters
     ----------
     spec : str or path
         A folder that ``extract`` or ``save`` wrote, or its name on the hub.
-    progress : callable, optional
-        Told about the download of one on the hub.
+    progress : callable or bool, optional
+        Told about the download of one on the hub; ``True`` draws a bar.
 
     Raises
     ------
@@ -252,4 +253,5 @@ def load_vector(spec: str | os.PathLike[str], *, progress: Callback | None = Non
     """
     from taskvec.resolve.saved_vector import open_vector
 
-    return TaskVector([Step(1.0, open_vector(spec, progress), None, Selection())])
+    with shown(progress) as tell:
+        return TaskVector([Step(1.0, open_vector(spec, tell), None, Selection())])

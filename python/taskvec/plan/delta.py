@@ -172,7 +172,12 @@ class Delta:
         return type(self), (self.steps, self.force)
 
     def __str__(self) -> str:
-        return " + ".join(f"{format_alpha(step.weight)} * {step}" for step in self.steps)
+        words = ""
+        for step in self.steps:
+            is_minus, size = step.weight < 0, abs(step.weight)
+            sign = (" - " if is_minus else " + ") if words else ("-" if is_minus else "")
+            words += sign + (str(step) if size == 1.0 else f"{format_alpha(size)} * {step}")
+        return words
 
     def table(self) -> str:
         """The steps as an HTML table, for notebooks."""

@@ -122,6 +122,17 @@ def status_of(survival: Survival | None) -> Status:
     return NOT_MEASURED if survival is None else survival.status
 
 
+def survival_summary(survival: Survival | None) -> str:
+    """The same in a few words, for a line."""
+    if survival is None:
+        return "not measured"
+    if survival.status != "measured":
+        return {"zero": "the update is zero", "not-finite": "not finite"}[survival.status]
+    if not survival.relative_error:
+        return "complete"
+    return f"error {percent(survival.relative_error)}, {percent(survival.rounded_away_share)} rounded away"
+
+
 def survival_words(survival: Survival | None, unmeasured: int = 0) -> list[str]:
     """The survival of a step in a few lines: what is left of it, how close it is to the step asked for, and
     how many merged tensors it says nothing of."""
