@@ -18,9 +18,9 @@ from support.method_lists import STUB, stub
 from support.models import DTYPES, write_weights
 from support.recipes import expanded
 from taskvec import _core
-from taskvec.methods.listing import explain, table
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import METHODS, PARAMETERS, get, owners
+from taskvec.methods.listing import explain, table
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import SettingError
 from taskvec.recipe.expand import expand, sources

@@ -15,7 +15,7 @@ from taskvec.report.tables import facts_html
 from taskvec.resolve import open as opening
 from taskvec.resolve.remote import materialised
 from taskvec.shown import shown
-from taskvec.text import amount, size
+from taskvec.text import amount, printable, size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +130,8 @@ class Checkpoint(Tensors, Model):
     def __repr__(self) -> str:
         facts = self._facts()
         facts.pop("revision", None)
-        return f"Checkpoint({self.spec!r}, {', '.join(f'{key}: {value}' for key, value in facts.items())})"
+        words = ", ".join(f"{key}: {value}" for key, value in facts.items())
+        return f"Checkpoint({printable(repr(self.spec))}, {words})"
 
     def _repr_html_(self) -> str:
         return facts_html("Checkpoint", self.spec, self._facts())

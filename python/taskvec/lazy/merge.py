@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -15,12 +14,13 @@ from taskvec.models.model import Model
 from taskvec.plan import transfer as planning
 from taskvec.plan.checks import check_step
 from taskvec.plan.delta import Delta
-from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.report.tables import table_html
+from taskvec.settings import Options, Settings, format_alpha, parse_alphas
+from taskvec.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from taskvec.lazy.vector import TaskVector
     from taskvec.progress import Callback
     from taskvec.report.report import Report
 
@@ -181,8 +181,8 @@ class Merge(Tensors):
 
     if TYPE_CHECKING:  # the vector, which lies above, does both
 
-        def __add__(self, other: TaskVector) -> Merge: ...
-        def __sub__(self, other: TaskVector) -> Merge: ...
+        def __add__(self, other: Delta) -> Merge: ...
+        def __sub__(self, other: Delta) -> Merge: ...
 
     def __reduce__(self) -> Any:
         return Merge, (self.target, self.vector)
@@ -193,8 +193,14 @@ class Merge(Tensors):
     def __repr__(self) -> str:
         words = str(self.vector)
         words = f"- {words[1:]}" if words.startswith("-") else f"+ {words}"
-        return f"Merge({self.target.spec} {words}, tensors: {len(self):,})"
+        return f"Merge({printable(self.target.spec)} {printable(words)}, tensors: {len(self):,})"
 
     def _repr_html_(self) -> str:
-        target = html.escape(self.target.spec)
-        return f"<p>Merge: <code>{target}</code> plus</p>{self.vector.table()}"
+        rows = [
+            {"weight": "1", "summand": self.target.spec, "selection": "target"},
+            *(
+                {"weight": format_alpha(step.weight), "summand": str(step), "selection": str(step.selection)}
+                for step in self.vector.steps
+            ),
+        ]
+        return table_html(rows, f"Merge of {len(self):,} tensors", limit=len(rows))

@@ -19,8 +19,10 @@ from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.delta import Step
-from taskvec.settings import Options, Settings
+from taskvec.report.tables import table_html
+from taskvec.settings import Options, Settings, format_alpha
 from taskvec.shown import shown
+from taskvec.text import printable
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -214,10 +216,14 @@ class TaskVector(Measured, InPlace):
 
     def __repr__(self) -> str:
         elements = sum(math.prod(shape) for shape in self.tensors.values())
-        return f"TaskVector({self}, tensors: {len(self.tensors):,}, elements: {elements:,})"
+        return f"TaskVector({printable(self)}, tensors: {len(self.tensors):,}, elements: {elements:,})"
 
     def _repr_html_(self) -> str:
-        return self.table()
+        rows = [
+            {"weight": format_alpha(step.weight), "vector": str(step), "selection": str(step.selection)}
+            for step in self.steps
+        ]
+        return table_html(rows, f"TaskVector of {len(self.tensors):,} tensors", limit=len(rows))
 
 
 def _is_number(value: object) -> TypeGuard[float]:

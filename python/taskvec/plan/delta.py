@@ -178,15 +178,3 @@ class Delta:
             sign = (" - " if is_minus else " + ") if words else ("-" if is_minus else "")
             words += sign + (str(step) if size == 1.0 else f"{format_alpha(size)} * {step}")
         return words
-
-    def table(self) -> str:
-        """The steps as an HTML table, for notebooks."""
-        import html
-
-        rows = "".join(
-            f"<tr><td>{format_alpha(step.weight)}</td><td>{html.escape(str(step))}</td>"
-            f"<td>{html.escape(str(step.selection))}</td></tr>"
-            for step in self.steps
-        )
-        head = "<tr><th>weight</th><th>vector</th><th>selection</th></tr>"
-        return f"<table><caption>TaskVector of {len(self.tensors):,} tensors</caption>{head}{rows}</table>"

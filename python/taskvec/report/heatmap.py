@@ -13,6 +13,7 @@ from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
 from taskvec.report.pages import templates
+from taskvec.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +131,10 @@ def write_png(figures: Mapped, path: str | os.PathLike[str]) -> None:
         raise OutputError(f"`{path}` cannot be written: {error.strerror}", "name another file") from error
 
 
-def figure(figures: Mapped, title: str | None = None) -> Figure:
+def figure(figures: Mapped, title: str | None = None, new: Callable[..., Figure] | None = None) -> Figure:
     """The maps as a figure of matplotlib, or the one of them that has a title.
+
+    ``new`` makes the empty figure: pyplot's, which notebooks know how to show.
 
     Raises
     ------
@@ -146,8 +149,9 @@ def figure(figures: Mapped, title: str | None = None) -> Figure:
     measures = [each for each in MEASURES[figures.kind] if title in (None, each.title)]
     width = max(6.0, 2.0 + 0.55 * len(modules))
     height = (0.8 + 0.24 * len(layers)) * len(measures) + 2.0
-    drawn = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(drawn)
+    drawn = (new or Figure)(figsize=(width, height), layout="constrained")
+    if new is None:
+        FigureCanvasAgg(drawn)
     drawn.suptitle(figures.title, parse_math=False)
     rows = drawn.subplots(len(measures), 1, squeeze=False, sharex=True)[:, 0]
     for axes, measure in zip(rows, measures, strict=True):
@@ -176,7 +180,7 @@ def page(figures: Mapped) -> str:
     return (
         templates("taskvec.report")
         .get_template("heatmap.html.j2")
-        .render(title=figures.title, summary=figures.summary, **maps(figures))
+        .render(title=printable(figures.title), summary=figures.summary, **maps(figures))
     )
 
 
@@ -189,7 +193,7 @@ def maps(figures: Mapped) -> dict[str, Any]:
     """The ``modules`` and the ``maps`` of a page."""
     layers, modules = _axes(figures)
     shown = [_map(figures, measure, layers, modules) for measure in MEASURES[figures.kind]]
-    return {"modules": modules, "maps": shown}
+    return {"modules": [printable(module) for module in modules], "maps": shown}
 
 
 def _axes(figures: Mapped) -> tuple[list[int | None], list[str]]:
