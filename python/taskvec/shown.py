@@ -16,8 +16,8 @@ from taskvec.errors import warn
 from taskvec.progress import Callback, Progress
 
 # What the callback of an evaluation gets is an event of another kind: kind, arm, task, done, total.
-Watcher = Callable[[Any], object]
-Counter = Callable[[str, int, int], object]
+Watcher = Callable[[Any], Any]
+Counter = Callable[[str, int, int], Any]
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class MoeMerge(Planned):
 
     def given(self, options: Options) -> MoeMerge:
         """The same with some settings replaced; raises as :func:`open_moe`."""
-        given = Planned.given(self, options)
+        given: Any = Planned.given(self, options)
         _hold_plain(given.settings)
         return given
 

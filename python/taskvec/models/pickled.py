@@ -75,7 +75,7 @@ def restored(kind: Any, state: Mapping[str, Any]) -> Any:
     }
     if given.get("weights") is not None:
         base, layers = given["weights"]
-        weights = base.reader() if isinstance(base, Files) else base
+        weights: Any = base.reader() if isinstance(base, Files) else base
         for layer in reversed(layers):
             weights = AssembledReader(weights, layer.stored, layer.assembled)
         given["weights"] = weights
