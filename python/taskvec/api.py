@@ -128,7 +128,7 @@ def transfer(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     KeyboardInterrupt
         Stopped; the same call goes on where it was.
     """
@@ -221,7 +221,7 @@ def extract(
         The output folder.
     dtype : str, optional
         A float type for all values, which loses what it cannot hold; by default each tensor has the type
-        that takes the fewest bytes, and what it does not hold is kept exactly beside it.
+        that takes the fewest bytes, and what it does not hold is kept exactly next to it.
     include, exclude, preset, layers
         The tensors that belong to the vector; see :func:`transfer`.
     progress : callable or bool, optional
@@ -237,7 +237,7 @@ def extract(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_extract(
         donor, reference, dtype=dtype, include=include, exclude=exclude, preset=preset, layers=layers,
@@ -331,7 +331,7 @@ def apply(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_apply(
         target, *vectors, alpha=alpha, include=include, exclude=exclude, preset=preset, layers=layers,
@@ -456,7 +456,7 @@ def tokens(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_tokens(target, model, method=method, k=k, **settings)
     return plan.run(out, settings=Settings.of(settings), progress=progress)
@@ -510,7 +510,7 @@ def analyse(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or not finite.
+        One of its subclasses says what is incompatible, missing, damaged or not finite.
     """
     from taskvec.lazy import analyse as verb
 

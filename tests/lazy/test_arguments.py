@@ -119,7 +119,7 @@ def test_the_argument_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
         tv.search(SPACE, "out", jobs="x")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"`space` is a text or a path, found nothing"):
         tv.search(None, "out")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"`foo` is no device"):
+    with pytest.raises(RecipeError, match=r"`foo` is not a device"):
         tv.importance(**MAP, device="foo")
     with pytest.raises(TypeError, match=r"unknown setting `limt`; did you mean `limit`\?"):
         tv.importance(**MAP, limt=3)

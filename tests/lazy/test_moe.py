@@ -558,7 +558,7 @@ def test_an_adapter_of_an_expert_that_changes_no_mlp_is_remarked(world: Path) ->
 
 
 def test_large_seeds_are_not_rounded(world: Path) -> None:
-    """A seed of 64 bits beside a small number is a float to NumPy."""
+    """A seed of 64 bits next to a small number is a float to NumPy."""
     write_models(world, "llama")
     seeds = [2**63, 2**63 + 1, 2**64 - 1]
     for seed in seeds:

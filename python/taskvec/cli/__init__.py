@@ -25,7 +25,7 @@ from taskvec.cli.variables import is_set
 SECTIONS: dict[str, dict[str, str]] = {
     "Transfer": {
         "transfer": "Write target + alpha * (donor - reference), in one streamed pass.",
-        "check": "Say whether three checkpoints fit each other; no weights are merged.",
+        "check": "Check whether three checkpoints are compatible; nothing is merged.",
     },
     "Task vectors": {
         "extract": "Save donor - reference as a task vector.",
@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "run": "Run a plan from a file, or a part of it.",
         "finish": "End a run in parts whose weight files are all there.",
     },
-    "Looking": {
+    "Inspect": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
     },
@@ -191,7 +191,7 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
 
 
 def _is_setting(option: str) -> bool:
-    """Whether other verbs have the option: it is no slip, and what is spelt alike means something else."""
+    """Whether other verbs have the option: it is not a typo, and what is spelt alike means something else."""
     from taskvec.option import flag, options_of
     from taskvec.settings import Settings
 

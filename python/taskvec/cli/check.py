@@ -1,4 +1,4 @@
-"""``taskvec check``: do three checkpoints fit each other?"""
+"""``taskvec check``: are three checkpoints compatible?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = """
 Target, donor and reference, in this order:
   taskvec check qwen-instruct qwen-grpo qwen-sft
 
-In a script: exit code 1 means that they do not fit:
+In a script: exit code 1 means that they are incompatible:
   taskvec check T D R --quiet || exit 1
 """
 
@@ -37,7 +37,7 @@ In a script: exit code 1 means that they do not fit:
 @variant_option
 @talk_options("check")
 def command(console: Console, target: str, donor: str, reference: str, strict: bool, **options: Any) -> int:
-    """Say whether TARGET, DONOR and REFERENCE fit each other.
+    """Check whether TARGET, DONOR and REFERENCE are compatible.
 
     Architecture, configuration, tensor names, shapes and types, tied heads and tokenizers are compared from
     headers and small files alone; a sample of the weights then tells whether the donor comes from the
@@ -51,7 +51,7 @@ def command(console: Console, target: str, donor: str, reference: str, strict: b
     failed = any(each.level in failing and each.id not in options["force"] for each in findings)
     page = console.data()
     console.findings(findings, page)
-    verdict = "they do not fit" if failed else "they fit"
+    verdict = "incompatible" if failed else "compatible"
     page.line(f"{verdict}: {findings_summary(findings)}")
     console.show(page)
     console.emit({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})

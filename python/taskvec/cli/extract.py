@@ -39,7 +39,7 @@ Of every module the smallest rank that keeps 95 % of its change:
 One of four parts, which may run on as many machines that share a folder:
   taskvec extract qwen-grpo qwen-sft -o reasoning.vec --part 0/4
 
-Then add it to any model that fits:
+Then add it to any compatible model:
   taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
 """
 
@@ -79,7 +79,7 @@ def command(
     """Save DONOR - REFERENCE as a task vector.
 
     The vector is stored without loss: each tensor dense, as a bit mask with values, or as indices with
-    values, whichever is smallest, and the elements that its type does not hold exactly beside it.
+    values, whichever is smallest, and the elements that its type does not hold exactly next to it.
     `taskvec apply` gives bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
 
     With --lora it is saved as a LoRA adapter on REFERENCE, with the loss that the report tells; DONOR may

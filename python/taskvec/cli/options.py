@@ -199,7 +199,7 @@ def alpha_option(help_text: str) -> Callable[[Function], Function]:
 
 out_option = option(
     "-o", "--out", required=True, type=click.Path(path_type=str), section="Output", metavar="OUT",
-    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
+    help="Folder to write, created if it does not exist; or hf://org/name, s3://bucket/prefix, gs://, az://.",
 )  # fmt: skip
 
 _PARSED: dict[Parse, dict[str, Any]] = {

@@ -46,8 +46,8 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
     """Compare the files of OUT with the hashes in its manifest, taskvec.json.
 
     OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas, here or at
-    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, and are no failure. Exit
-    code 1 if a file is missing or differs.
+    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, which is not a failure.
+    Exit code 1 if a file is missing or differs.
     """
     from taskvec.api import verify
 

@@ -91,7 +91,7 @@ FINDINGS: dict[str, Kind] = {
     "selection-whole": Kind("warning", "a method looks at all of a tensor of which a part is selected"),
     "selection-groups": Kind("warning", "a selection leaves weights that share a scale with selected ones"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
-    "states-left": Kind("note", "tensors of a distributed checkpoint that are none of the model's"),
+    "states-left": Kind("note", "tensors of a distributed checkpoint that are not the model's"),
     "gguf": Kind("note", "the weights are decoded from a GGUF file"),
     "variant": Kind("note", "one of several variants of the weights is taken"),
     "lfs-pointer": Kind(
@@ -118,7 +118,7 @@ FINDINGS: dict[str, Kind] = {
     # Lineage, from a sample of the weights
     "lineage": Kind("note", "how far the models are from each other"),
     "zero-vector": Kind("warning", "donor and reference are the same: the vector is zero"),
-    "swapped-roles": Kind("warning", "two of the models look exchanged"),
+    "swapped-roles": Kind("warning", "two of the models look swapped"),
     "unrelated-reference": Kind("warning", "the reference is as far from the donor as an unrelated model"),
     "unrelated-target": Kind("warning", "the target shares no ancestor with donor and reference"),
     # The recipe

@@ -95,7 +95,7 @@ _DECLARING = ("quantization_config", "compression_config", "quantization")
 
 
 def declared_format(checkpoint: Model) -> Format | None:
-    """The quantised format that config.json, the headers or a file beside them declare."""
+    """The quantised format that config.json, the headers or a file next to them declare."""
     config = checkpoint.config
     for source in (config, *(inner for inner in config.values() if isinstance(inner, dict))):
         for key in _DECLARING:
@@ -161,7 +161,7 @@ def _unnamed(name: str, companions: Sequence[str], tensors: Mapping[str, TensorI
     dtype = tensors[name].dtype
     if dtype == "U32" and f"{name.rpartition('.')[0]}.scales" in companions:
         return _MLX
-    beside = f" beside `{companions[0]}`" if companions else ""
+    beside = f" next to `{companions[0]}`" if companions else ""
     return Format(f"an unknown quantised format ({dtype}{beside})")
 
 

@@ -243,7 +243,7 @@ def read_record(path: Path) -> ArmRecord:
     Raises
     ------
     EvaluationError
-        The file is not there, cut short, or of another schema.
+        The file is not found, cut short, or of another schema.
     """
     again = "delete the file; the next run evaluates the arm again"
     try:

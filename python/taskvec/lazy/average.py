@@ -128,7 +128,7 @@ def average(
     RecipeError
         Fewer than two checkpoints, or a value that cannot be honoured.
     CompatibilityError
-        The checkpoints do not fit each other.
+        The checkpoints are incompatible.
     taskvec.Error
         Another of its subclasses says what is missing, damaged or could not be written.
     """

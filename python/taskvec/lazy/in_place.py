@@ -60,7 +60,7 @@ class InPlace(Delta):
         Raises
         ------
         CompatibilityError
-            Model and vector do not fit each other.
+            Model and vector are incompatible.
         NonFiniteError
             A value would not be finite.
         RecipeError

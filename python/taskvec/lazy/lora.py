@@ -113,7 +113,7 @@ def extract_lora(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_extract_lora(
         donor, reference, rank=rank, energy=energy, max_rank=max_rank, embeddings=embeddings, others=others,

@@ -52,7 +52,7 @@ class Merge(Tensors):
         Raises
         ------
         CompatibilityError
-            They do not fit each other; ``findings`` says where.
+            They are incompatible; ``findings`` says where.
         """
         for step in vector.steps:
             enforce(check_step(target, step, vector.force), vector.force)
@@ -73,7 +73,7 @@ class Merge(Tensors):
         Raises
         ------
         CompatibilityError
-            The models do not fit each other.
+            The models are incompatible.
         RecipeError
             A setting cannot be honoured.
         """
@@ -123,7 +123,7 @@ class Merge(Tensors):
         Raises
         ------
         taskvec.Error
-            What does not fit, is missing, damaged or could not be written.
+            What is incompatible, missing, damaged or could not be written.
         KeyboardInterrupt
             Stopped; the same call goes on where it was.
         """

@@ -65,7 +65,7 @@ class MoeMerge(Planned):
         RecipeError
             The models fit no layout, or the prompts make no gates.
         CompatibilityError
-            The models do not fit each other.
+            The models are incompatible.
         """
         if settings:
             return self.given(settings).plan()
@@ -232,7 +232,7 @@ def moe(
     RecipeError
         The recipe is not one, the models fit no layout, or the prompts make no gates.
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     taskvec.Error
         Another of its subclasses says what is missing, damaged or could not be written.
     """

@@ -34,8 +34,8 @@ class TaskVector(Measured, InPlace):
     """A weighted sum of differences of checkpoints; immutable, and nothing is computed until it is asked for.
 
     Made by ``donor - reference``. ``-v``, ``0.5 * v``, ``v / 2``, ``v + w``, ``v - w`` and ``sum(vectors)``
-    are vectors, ``target + v`` and ``target - v`` are a :class:`taskvec.Merge`. Models that do not fit each
-    other raise at the operator. Its attributes are those of :class:`taskvec.plan.delta.Delta`.
+    are vectors, ``target + v`` and ``target - v`` are a :class:`taskvec.Merge`. Incompatible models
+    raise at the operator. Its attributes are those of :class:`taskvec.plan.delta.Delta`.
     """
 
     __slots__ = ("_kept",)
@@ -67,7 +67,7 @@ class TaskVector(Measured, InPlace):
         Raises
         ------
         CompatibilityError
-            The models do not fit each other; ``findings`` says where.
+            The models are incompatible; ``findings`` says where.
         """
         selection = selection or Selection()
         force = texts(force, "force")

@@ -113,7 +113,7 @@ class Adapter:
     remote : Remote or None
         Where its files are fetched from, when they are not here.
     parameters : tuple of ParameterFactors
-        Factors of parameters that are no module's weight; none once it is fitted to a model.
+        Factors of parameters that are not a module's weight; none once it is fitted to a model.
     parts : mapping of str to tuple of PartFactors
         Once it is fitted to a model: the factors of weights that are parts of a stored tensor, by its name.
     base : int, optional

@@ -219,7 +219,7 @@ class Place(Protocol):
         ...
 
     def delete(self, names: Collection[str]) -> None:
-        """Remove files; those that are not there are left so."""
+        """Remove files; those that do not exist are left so."""
         ...
 
 
@@ -298,7 +298,7 @@ class Model:
     configs : mapping of str to dict
         The ``config.json`` of each of these folders but the top.
     left_states : mapping of str to int
-        Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
+        Of a distributed checkpoint, how many tensors are not the model's, by what they belong to.
     decoded : mapping of str to int
         Of a GGUF file, how many of its tensors are stored in each type; ``tensors`` are their values.
     is_laid_out : bool

@@ -42,7 +42,7 @@ class Output(Tabled):
 
     ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
     has that of each tensor that takes one, and ``unmeasured`` is the number of merged tensors that take none
-    beside them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
+    next to them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
     values are NaN or infinite, if ``non-finite`` was forced. ``noise`` says how much of the vector is one,
     where donor and reference are quantised. ``unweighted`` counts the elements of each tensor that matter to
     no model and have the mean by the weights alone.

@@ -51,7 +51,7 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     NotFoundError
         Nothing of that name, or it has no manifest.
     FormatError
-        It is no task vector, or damaged.
+        It is not a task vector, or damaged.
     """
     stored = open_model(spec, has_variants=False)
     if stored.remote is not None:

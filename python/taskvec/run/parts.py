@@ -310,7 +310,7 @@ def _ended(plan: PlanRecord, part: Part, report: Report, begin: float) -> PartRe
 
 
 def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
-    """Whether a part was killed when nothing was missing any more but the files beside the weights."""
+    """Whether a part was killed when nothing was missing any more but the files next to the weights."""
     if look.exists(out / STATE / PARTS) or plan.kind == "vector" or not is_assembled(folders):
         return False
     return _is_written(plan, folders)

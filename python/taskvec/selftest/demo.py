@@ -221,7 +221,7 @@ def _run(
     for member in ("instruct", "sft", "grpo"):
         write_checkpoint(home / member, shape, member, max_shard_size=MAX_SHARD_SIZE)
     target, donor, reference = (home / member for member in ROLES.values())
-    say("checking that they fit each other")
+    say("checking that they are compatible")
     findings = check(target, donor, reference)
     say(f"transferring: instruct + {ALPHA} * (grpo - sft)")
     merged = home / "merged"

@@ -284,7 +284,7 @@ def _pass(
 def _publish(
     asked: Asked, opened: Model, plan: bytes, place: Path, weights: Sequence[File], report: ImportanceReport
 ) -> None:
-    """Write the files beside the weights, the manifest last."""
+    """Write the files next to the weights, the manifest last."""
     import torch
 
     told = ("documents", "left_out", "tokens", "tensors", "without_gradient", "unknown")

@@ -96,7 +96,7 @@ def search(
     Raises
     ------
     taskvec.Error
-        The space is none, its models do not fit each other, a candidate could not be evaluated for a reason
+        The space is not valid, its models are incompatible, a candidate could not be evaluated for a reason
         that is not its own. Finished candidates are kept.
     """
     require_extra()
@@ -119,8 +119,8 @@ def search(
     merges = Merges(given.form.force)
     start = given.recipe(given.start())
     reference = merges.model("baseline", baseline_of(start, given.form.baseline))
-    merges.plan(start)  # models that do not fit each other are found before anything is evaluated
-    for recipe in given.choices():  # as are models that are not there
+    merges.plan(start)  # models that are incompatible are found before anything is evaluated
+    for recipe in given.choices():  # as are models that do not exist
         merges.candidate("choice", recipe)
     tell = seen or (lambda _event: None)
     for remark in start.last.remarks:

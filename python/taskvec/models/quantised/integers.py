@@ -113,7 +113,7 @@ def qweight(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
         raise uncovered(codes, declared)
     zeros = parts.get("zeros")
     if zeros is None:
-        raise UnreadableError(f"{shown(codes)} has no zero points (`.qzeros`) beside it")
+        raise UnreadableError(f"{shown(codes)} has no zero points (`.qzeros`) next to it")
     for info, types in ((codes, ("I32",)), (zeros, ("I32",)), (scales, tuple(sorted(SCALES)))):
         if len(info.shape) != 2 or info.dtype not in types:
             raise UnreadableError(

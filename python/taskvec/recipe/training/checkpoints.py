@@ -37,8 +37,8 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[TrainingCheckpoint]
     Parameters
     ----------
     patterns : sequence of str or path
-        ``run/checkpoint-*``, a folder that holds checkpoints and is none, a checkpoint, or an address. Where
-        the step of one is not known, they stay in the order given.
+        ``run/checkpoint-*``, a folder that holds checkpoints and is not one, a checkpoint, or an address.
+        Where the step of one is not known, they stay in the order given.
 
     Raises
     ------
