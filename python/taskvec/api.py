@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
+from taskvec.arguments import path as hold_path
 from taskvec.arguments import texts
 from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
@@ -587,6 +588,7 @@ def verify(
     At an address of an object store sizes and the store's own checksums are compared with those noted when
     the output was written; ``rehash`` has all files read there as well.
     """
+    path = hold_path(path, "path")
     if is_address(path):
         from taskvec.report.verify_store import verify_store  # obstore, which local folders do not need
 

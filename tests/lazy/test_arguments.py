@@ -109,6 +109,7 @@ def test_parts_of_a_plan(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ODD:
         with pytest.raises(RecipeError, match="`out` is a text or a path"):
             plan.part(0, 2).run(value)
+    for value in UNCALLED:
         with pytest.raises(RecipeError, match="`progress` is a function"):
             plan.part(0, 2).run("out", progress=value)
 

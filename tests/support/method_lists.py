@@ -18,7 +18,7 @@ BEGIN, END = "<!-- methods: written from the catalogue -->\n", "<!-- end of meth
 def stub() -> str:
     """``lazy/methods.pyi``: a function for each method, with the types of its parameters."""
     listed = "".join(f'    "{name}",\n' for name in FUNCTIONS)
-    functions = "\n".join(_function(METHODS[name]) for name in FUNCTIONS)
+    functions = "".join(_function(METHODS[name]) for name in FUNCTIONS)
     return f"""import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias

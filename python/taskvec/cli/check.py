@@ -8,12 +8,13 @@ from taskvec.cli.console import EXIT_FAILED, Console
 from taskvec.cli.options import (
     argument,
     force_option,
-    selection_options,
-    storage_options,
+    reading_options,
+    selecting,
     strict_option,
     talk_options,
     variant_option,
     verb,
+    worded,
 )
 from taskvec.compat.findings import findings_summary
 
@@ -30,10 +31,14 @@ In a script: exit code 1 means that they are incompatible:
 @argument("target", metavar="TARGET", help="The model that would receive the vector.")
 @argument("donor", metavar="DONOR", help="The fine-tuned model to take the change from.")
 @argument("reference", metavar="REFERENCE", help="What the donor was before it was fine-tuned.")
-@selection_options
-@force_option
-@strict_option
-@storage_options
+@selecting("Check", "`transfer` keeps the target's bytes of the others")
+@worded(
+    force_option,
+    force="Count the findings named here, errors or with --strict warnings, as warnings: `transfer --force` "
+    "goes on in spite of them.",
+)
+@worded(strict_option, strict="Count warnings as errors, but for those in --force.")
+@reading_options
 @variant_option
 @talk_options("check")
 def command(console: Console, target: str, donor: str, reference: str, strict: bool, **options: Any) -> int:

@@ -13,7 +13,7 @@ from taskvec.cli.options import (
     declared_option,
     option,
     out_option,
-    selection_options,
+    selecting,
     storage_options,
     talk_options,
     variant_option,
@@ -61,7 +61,7 @@ Then add it to any compatible model:
     "adapter float32]",
 )
 @lora_options
-@selection_options
+@selecting("Save", "what is left out counts as zero")
 @out_option
 @vector_options
 @declared_option("seed", options_of(Settings)["seed"])

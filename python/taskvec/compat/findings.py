@@ -53,6 +53,7 @@ FINDINGS: dict[str, Kind] = {
     ),
     "quantised-output": Kind("note", "the form in which the target's quantised weights are written"),
     "convert-plain": Kind("warning", "weights stay plain that the format cannot have"),
+    "saved-vector": Kind("error", "a saved task vector was given where a checkpoint is expected"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"

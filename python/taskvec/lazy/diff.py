@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from taskvec.progress import Callback
 
 # Findings that keep two checkpoints from being compared as numbers; any other difference is to be seen.
-_STOPPING = ("quantised", "lora-adapter")
+_STOPPING = ("saved-vector", "quantised", "lora-adapter")
 
 
 def diff(

@@ -30,7 +30,7 @@ class ParameterFactors(NamedTuple):
     a, b : TensorInfo
         The stored factors.
     settings : mapping of str to (int, float)
-        Rank and scale by the name of the parameter, where they fit the factors.
+        Rank and scale by the name of the parameter, of those that match the factors.
     """
 
     module: str

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.errors import FormatError
-from taskvec.models.assembled_reader import AssembledReader
 
 # A mapping that cannot be changed is sent as a dictionary, and is one that cannot be changed there too.
 _FIXED = "fixed"
@@ -41,8 +40,12 @@ class Files(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """An :class:`AssembledReader` in place of itself: what lies under it is sent on its own."""
+    """A reader of another layout in place of itself: what lies under it is sent on its own.
 
+    ``kind`` is its class, an :class:`taskvec.models.assembled_reader.AssembledReader`.
+    """
+
+    kind: Any
     stored: dict[str, Any]
     assembled: dict[str, Any]
 
@@ -77,7 +80,7 @@ def restored(kind: Any, state: Mapping[str, Any]) -> Any:
         base, layers = given["weights"]
         weights: Any = base.reader() if isinstance(base, Files) else base
         for layer in reversed(layers):
-            weights = AssembledReader(weights, layer.stored, layer.assembled)
+            weights = layer.kind(weights, layer.stored, layer.assembled)
         given["weights"] = weights
     return kind(**given)
 
@@ -85,8 +88,8 @@ def restored(kind: Any, state: Mapping[str, Any]) -> Any:
 def _sent(model: Any) -> tuple[Any, list[Layer]] | None:
     """The weights of a model: its files or its buffers, and the layouts on top of them, the topmost first."""
     weights, layers = model.weights, []
-    while isinstance(weights, AssembledReader):
-        layers.append(Layer(dict(weights.stored), dict(weights.assembled)))
+    while "under" in getattr(weights, "__dict__", ()):
+        layers.append(Layer(type(weights), dict(weights.stored), dict(weights.assembled)))
         weights = weights.under
     if isinstance(weights, Reader):
         weights = Files(str(model.path), tuple(model.file_sizes), weights.fingerprint)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from taskvec.arguments import path as path_of
 from taskvec.errors import Error, NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.files.reading import read_up_to
@@ -59,7 +60,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     RecipeError
         The file is too large, or not UTF-8; the message names the line.
     """
-    name = os.fspath(path)
+    name = os.fspath(path_of(path, "recipe"))
     try:
         if name == STANDARD_INPUT:
             stream = getattr(sys.stdin, "buffer", None)  # closed, or a notebook's

@@ -28,7 +28,8 @@ What every sink has to hold:
   bytes.
 - **Of several that finish one takes precedence.** ``finish`` puts the first manifest only where none is, and
   says so with an ``OutputError`` if another run has ended first. If the answer to that is lost it looks
-  whether the manifest that is there is its own: manifests of one run differ from those of any other in ``run.id``.
+  whether the manifest that is there is its own: manifests of one run differ from those of any other in
+  ``run.id``.
 - **Another plan is refused.** ``begin`` raises ``OutputError`` if the place holds an unfinished run of
   another plan (by ``head.identity``), a finished output, or anything else, unless ``overwrite`` is set:
   then what makes it look complete is removed first, and the rest of it after that. ``overwrite`` keeps an

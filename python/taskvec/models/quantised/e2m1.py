@@ -25,7 +25,7 @@ def mxfp4(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tup
     Raises
     ------
     UnreadableError
-        Codes and scales do not fit each other, or the config.
+        Codes and scales do not match each other, or the config.
     """
     codes, scales = parts["codes"], parts["scales"]
     if declared.method not in ("", "mxfp4"):

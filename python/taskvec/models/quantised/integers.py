@@ -37,7 +37,7 @@ def pack_quantized(
     Raises
     ------
     UnreadableError
-        The parts do not fit each other, or the config.
+        The parts do not match each other, or the config.
     """
     codes, scales = parts["codes"], parts["scales"]
     if declared.method != "compressed-tensors":
