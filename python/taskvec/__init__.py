@@ -11,6 +11,8 @@ from __future__ import annotations
 # As type checkers know it; importing `typing` would be most of what `import taskvec` takes.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
     from typing import Any
 
     from taskvec._core import __version__ as __version__
@@ -34,20 +36,26 @@ if TYPE_CHECKING:
     from taskvec.errors import EngineError as EngineError
     from taskvec.errors import Error as Error
     from taskvec.errors import EvaluationError as EvaluationError
+    from taskvec.errors import FindingWarning as FindingWarning
     from taskvec.errors import FormatError as FormatError
     from taskvec.errors import HubError as HubError
     from taskvec.errors import NonFiniteError as NonFiniteError
     from taskvec.errors import NotFoundError as NotFoundError
     from taskvec.errors import OutputError as OutputError
     from taskvec.errors import RecipeError as RecipeError
+    from taskvec.errors import TaskvecWarning as TaskvecWarning
+    from taskvec.errors import TensorNotFoundError as TensorNotFoundError
     from taskvec.errors import VerificationError as VerificationError
     from taskvec.lazy.average import average as average
     from taskvec.lazy.average import plan_average as plan_average
     from taskvec.lazy.checkpoint import Checkpoint as Checkpoint
     from taskvec.lazy.checkpoint import from_state_dict as from_state_dict
     from taskvec.lazy.checkpoint import open as open
+    from taskvec.lazy.listed import MethodList as MethodList
+    from taskvec.lazy.listed import list_methods as list_methods
     from taskvec.lazy.lora import extract_lora as extract_lora
     from taskvec.lazy.lora import plan_extract_lora as plan_extract_lora
+    from taskvec.lazy.measured import Stats as Stats
     from taskvec.lazy.merge import Merge as Merge
     from taskvec.lazy.methods import *  # noqa: F403  # pyright: ignore[reportWildcardImportFromLibrary]
     from taskvec.lazy.moe import MoeMerge as MoeMerge
@@ -69,15 +77,41 @@ if TYPE_CHECKING:
     from taskvec.report.inspect import Inspection as Inspection
     from taskvec.report.report import Report as Report
     from taskvec.report.survival import Survival as Survival
+    from taskvec.report.tables import Findings as Findings
     from taskvec.report.verify import Verification as Verification
     from taskvec.resolve.storage import storage as storage
     from taskvec.run.in_place import Change as Change
     from taskvec.run.parts import PartReport as PartReport
+    from taskvec.selftest.bench import bench as bench
+    from taskvec.selftest.demo import demo as demo
     from taskvec.settings import Settings as Settings
 
     # Their homes stand above this module, which imports nothing of them.
-    def importance(model: Any, out: Any, *, tasks: Any, progress: Any = None, **settings: Any) -> Any: ...
-    def sweep(file: Any = None, *, out: Any, **content: Any) -> Any: ...
+    def evaluate(
+        model: str | os.PathLike[str],
+        *,
+        tasks: str | Sequence[str],
+        out: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+        kind: str = "baseline",
+        alpha: float | None = None,
+        think: str | None = None,
+        perturb: str | Sequence[str] = (),
+        progress: Any = None,
+        **settings: Any,
+    ) -> Any: ...
+    def importance(
+        model: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        tasks: str | Sequence[str],
+        progress: Any = None,
+        **settings: Any,
+    ) -> Any: ...
+    def search(space: Any, out: str | os.PathLike[str], *, progress: Any = None, **options: Any) -> Any: ...
+    def sweep(
+        file: Any = None, *, out: str | os.PathLike[str], progress: Any = None, **content: Any
+    ) -> Any: ...
 
 
 # Public name -> the module that has it, imported when the name is first used: `import taskvec` costs nothing.
@@ -112,20 +146,25 @@ _MODULES = {
         "EngineError",
         "Error",
         "EvaluationError",
+        "FindingWarning",
         "FormatError",
         "HubError",
         "NonFiniteError",
         "NotFoundError",
         "OutputError",
         "RecipeError",
+        "TaskvecWarning",
+        "TensorNotFoundError",
         "VerificationError",
     ),
     "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),
     "report.inspect": ("Inspection",),
+    "lazy.listed": ("MethodList", "list_methods"),
     "lazy.lora": ("extract_lora", "plan_extract_lora"),
     "lazy.merge": ("Merge",),
+    "lazy.measured": ("Stats",),
     "lazy.moe": ("MoeMerge", "moe", "open_moe"),
     "lazy.part": ("Part", "finish"),
     "lazy.plan": ("Plan",),
@@ -134,11 +173,15 @@ _MODULES = {
     "report.report": ("Report",),
     "report.survival": ("Survival",),
     "models.selection": ("Selection",),
+    "selftest.bench": ("bench",),
+    "selftest.demo": ("demo",),
     "settings": ("Settings",),
     "lazy.vector": ("TaskVector", "load_vector"),
+    "report.tables": ("Findings",),
     "report.verify": ("Verification",),
     # above this module: named here, and imported when it is asked for
     "evaluation.search.run": ("search",),
+    "evaluation.sweep.evaluate": ("evaluate",),
     "evaluation.sweep.call": ("sweep",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
+from taskvec.arguments import path as hold_path
 from taskvec.arguments import texts
 from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
@@ -14,11 +15,12 @@ from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.checks import findings
 from taskvec.plan.delta import Step
 from taskvec.plan.packed_steps import check_output
+from taskvec.report.tables import Findings
 from taskvec.run.sinks import is_address
 from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
-    from taskvec.compat.findings import Finding
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
@@ -85,7 +87,7 @@ def transfer(
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
     tokenizer: TokenizerSource | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     r"""Write target + α·(donor − reference), in one streamed pass (arXiv 2509.01363).
@@ -114,7 +116,7 @@ def transfer(
     tokenizer : {"union", "base", "target", "donor"}, optional
         Where the vocabularies differ: whose the output has, the target's (``base`` too), the donor's or all.
         Rows go by token. A row that a model lacks is the target's, or else the reference's.
-    progress : callable, optional
+    progress : callable or bool, optional
         Called with a :class:`taskvec.Progress` a few times a second.
     **settings
         The fields of :class:`taskvec.Settings`.
@@ -127,7 +129,7 @@ def transfer(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     KeyboardInterrupt
         Stopped; the same call goes on where it was.
     """
@@ -148,8 +150,14 @@ def check(
     preset: Preset = "full",
     layers: str | None = None,
     force: str | Iterable[str] = (),
-) -> list[Finding]:
-    """The findings of a transfer, errors first; nothing is raised for an error among them."""
+) -> Findings:
+    """The findings of a transfer, errors first; nothing is raised for an error among them.
+
+    Returns
+    -------
+    list of Finding
+        With ``ok``, ``to_frame()``, and a table in a notebook.
+    """
     from taskvec.resolve.open import open as open_model
 
     step = Step(
@@ -161,8 +169,8 @@ def check(
     base = open_model(target)
     found = findings(base, [step], force=texts(force, "force"))
     if any(each.level == "error" for each in found):
-        return found
-    return in_order([*found, *check_output(base, [step])])
+        return Findings(found)
+    return Findings(in_order([*found, *check_output(base, [step])]))
 
 
 def plan_extract(
@@ -201,7 +209,7 @@ def extract(
     exclude: str | Iterable[str] = (),
     preset: Preset = "full",
     layers: str | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Save donor − reference as a task vector, without loss.
@@ -214,11 +222,11 @@ def extract(
         The output folder.
     dtype : str, optional
         A float type for all values, which loses what it cannot hold; by default each tensor has the type
-        that takes the fewest bytes, and what it does not hold is kept exactly beside it.
+        that takes the fewest bytes, and what it does not hold is kept exactly next to it.
     include, exclude, preset, layers
         The tensors that belong to the vector; see :func:`transfer`.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         ``max_shard_size``, ``threads``, ``force``, ``overwrite``, ``resume`` and ``rehash`` matter here.
 
@@ -230,7 +238,7 @@ def extract(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_extract(
         donor, reference, dtype=dtype, include=include, exclude=exclude, preset=preset, layers=layers,
@@ -298,7 +306,7 @@ def apply(
     layers: str | None = None,
     layer_scale: Sequence[float] | None = None,
     control: Control | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Write target + Σ α·vector of saved vectors, in one pass; the bytes are those of :func:`transfer`.
@@ -316,15 +324,15 @@ def apply(
         output folder each.
     include, exclude, preset, layers, layer_scale, control
         See :func:`transfer`.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         The fields of :class:`taskvec.Settings`.
 
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_apply(
         target, *vectors, alpha=alpha, include=include, exclude=exclude, preset=preset, layers=layers,
@@ -355,7 +363,7 @@ def convert(
     out: str | os.PathLike[str],
     *,
     keep: str | Iterable[str] = (),
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Write a checkpoint in another form: dequantised, cast to another type, or quantised.
@@ -369,8 +377,8 @@ def convert(
     keep : str or iterable of str
         Regular expressions over tensor names: what matches is not packed. Embeddings, head, norms, routers
         and what has one axis never are.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         The fields of :class:`taskvec.Settings`. ``out_dtype`` is a float type for all float tensors
         (``bfloat16``), or a packed format for the linear layers: ``fp8-block``, ``fp8-channel``,
@@ -413,7 +421,7 @@ def tokens(
     *,
     method: TokenMethod = "omp",
     k: int | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Write a checkpoint with the tokenizer of another model: the rows of its embedding and head go by token.
@@ -436,8 +444,8 @@ def tokens(
         token's text.
     k : int, optional
         64 for ``omp``, 1 for ``nearest``.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         The fields of :class:`taskvec.Settings`.
 
@@ -449,7 +457,7 @@ def tokens(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_tokens(target, model, method=method, k=k, **settings)
     return plan.run(out, settings=Settings.of(settings), progress=progress)
@@ -468,7 +476,7 @@ def analyse(
     preset: Preset = "full",
     layers: str | None = None,
     force: str | Iterable[str] = (),
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Composition:
     """Say what a vector is made of, from one read of it, in bounded memory.
 
@@ -490,8 +498,8 @@ def analyse(
         The tensors of the vector; see :func:`transfer`.
     force : str or iterable of str
         Identifiers of findings to go on in spite of.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
 
     Returns
     -------
@@ -503,7 +511,7 @@ def analyse(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or not finite.
+        One of its subclasses says what is incompatible, missing, damaged or not finite.
     """
     from taskvec.lazy import analyse as verb
 
@@ -529,7 +537,7 @@ def diff(
     preset: Preset = "full",
     layers: str | None = None,
     threads: int | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Difference:
     """Compare two checkpoints, or two task vectors, in one streamed pass.
 
@@ -541,8 +549,8 @@ def diff(
         The tensors to compare; see :func:`transfer`.
     threads : int, optional
         All cores by default.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
 
     Returns
     -------
@@ -573,20 +581,23 @@ def verify(
     *,
     rehash: bool = False,
     threads: int | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Verification:
     """Compare every file of an output with the manifest's digest.
 
     At an address of an object store sizes and the store's own checksums are compared with those noted when
     the output was written; ``rehash`` has all files read there as well.
     """
+    path = hold_path(path, "path")
     if is_address(path):
         from taskvec.report.verify_store import verify_store  # obstore, which local folders do not need
 
-        return verify_store(str(path), rehash=rehash, threads=threads, progress=progress)
+        with shown(progress) as tell:
+            return verify_store(str(path), rehash=rehash, threads=threads, progress=tell)
     from taskvec.report.verify import verify
 
-    return verify(path, threads=threads, progress=progress)
+    with shown(progress) as tell:
+        return verify(path, threads=threads, progress=tell)
 
 
 def _selection(

@@ -9,6 +9,8 @@ from typing import Any
 from taskvec.errors import RecipeError
 from taskvec.text import kind_of
 
+_NAME = {"model": "give a folder, `org/name` of the hub or an address"}
+
 
 def path(value: Any, name: str) -> str | os.PathLike[str]:
     """A text or a path.
@@ -22,6 +24,8 @@ def path(value: Any, name: str) -> str | os.PathLike[str]:
         raise RecipeError(
             f"`{name}` is a text or a path, found {kind_of(value)}", "give the path of a folder"
         )
+    if not os.fspath(value).strip():
+        raise RecipeError(f"`{name}` is an empty text", _NAME.get(name, "give the path of a folder"))
     return value
 
 

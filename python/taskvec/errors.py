@@ -1,4 +1,5 @@
-"""The exceptions that taskvec raises: one base, and subclasses that also inherit the fitting builtin."""
+"""The exceptions that taskvec raises: one base, and subclasses that also inherit the fitting builtin; and the
+category of its warnings."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ class Error(Exception):
     message : str
         Subject, what was found and what was expected.
     hint : str, optional
-        The way out.
+        The way out; a note of the exception, so that tracebacks show it.
     """
 
     def __init__(self, message: str = "", hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        for line in (hint or "").splitlines():
+            self.add_note(f"hint: {line}")
 
     def __str__(self) -> str:
         return self.message
@@ -29,7 +32,11 @@ class Error(Exception):
 
 
 class NotFoundError(Error, FileNotFoundError):
-    """A folder, file, tensor or repository is not there."""
+    """A folder, file, tensor or repository is not found."""
+
+
+class TensorNotFoundError(NotFoundError, KeyError):
+    """A checkpoint, a vector or a merge has no tensor of a name; the nearest name is the way out."""
 
 
 class FormatError(Error, ValueError):
@@ -37,7 +44,7 @@ class FormatError(Error, ValueError):
 
 
 class CompatibilityError(Error, ValueError):
-    """Checkpoints do not fit each other; ``findings`` says where."""
+    """Checkpoints are incompatible; ``findings`` says where."""
 
     findings: tuple[Any, ...] = ()
 
@@ -68,3 +75,33 @@ class HubError(Error, OSError):
 
 class EvaluationError(Error, RuntimeError):
     """An evaluation could not be run or compared."""
+
+
+class TaskvecWarning(UserWarning):
+    """Category of every warning: ``warnings.filterwarnings("error", category=taskvec.TaskvecWarning)``."""
+
+
+class FindingWarning(TaskvecWarning):
+    """A finding of a run that is a warning.
+
+    Attributes
+    ----------
+    finding : Finding
+        What it is.
+    """
+
+    finding: Any = None
+
+
+def warn(text: str, finding: Any = None) -> None:
+    """Warn at the line of the caller that is outside of this package."""
+    import sys
+    import warnings
+
+    warning = TaskvecWarning(text) if finding is None else FindingWarning(text)
+    if isinstance(warning, FindingWarning):
+        warning.finding = finding
+    depth, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "taskvec":
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(warning, stacklevel=depth)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from taskvec.errors import warn
+
 Phase = Literal["download", "prepare", "merge", "publish", "verify", "compare"]
 
 
@@ -53,9 +55,7 @@ def heard(callback: Callback | None) -> Callable[[str], None]:
 
     def tell(words: str) -> None:
         if callback is None:
-            import warnings
-
-            warnings.warn(words, stacklevel=2)
+            warn(words)
         else:
             callback(Progress("prepare", 0, 0, 0.0, words))
 

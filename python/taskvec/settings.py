@@ -1,4 +1,4 @@
-"""Settings of every verb that writes weights: output type, rounding, layout and the means of the machine.
+"""Settings of every verb that writes weights: output type, rounding, layout and resource limits.
 
 A setting is one field of :class:`Settings` and one line of :class:`Options`; all else follows from them.
 """
@@ -46,7 +46,7 @@ def parse_size(value: str | int) -> int:
     else:
         match = _SIZE.fullmatch(str(value))
         if match is None or (match[3] and not match[2]):
-            raise RecipeError(f"`{value}` is not a size", "write it as `5GB`, `512MiB` or a number of bytes")
+            raise RecipeError(f"`{value}` is not a size", "write it as `5GB`, `512MB` or a number of bytes")
         power = " kmgtp".index(match[2].lower() or " ")
         # a number beyond all sizes would be infinite
         count = int(min(float(match[1]), float(_MAX_SIZE)) * (1024 if match[3] else 1000) ** power)
@@ -144,7 +144,7 @@ class Settings:
     threads : int, optional
         Worker threads; all cores by default. The bytes written do not depend on them.
     max_memory : int or str, optional
-        Upper limit of the buffers in bytes, or as ``512MiB``.
+        Upper limit of the buffers in bytes, or as ``512MB``.
     scratch_size : int or str, optional
         Upper limit of what lies in the scratch folder at a time where models are brought range by range or
         the output goes to an address; by default nearly all that is free there.
@@ -194,7 +194,7 @@ class Settings:
     )
     max_memory: int | None = option(
         None, section="Machine", parse="size", metavar="SIZE",
-        help="Upper limit for buffers, such as `512MB` or `2GiB`.",
+        help="Upper limit for buffers, such as `512MB` or `2GB`.",
     )
     scratch_size: int | None = option(
         None, section="Machine", parse="size", metavar="SIZE",

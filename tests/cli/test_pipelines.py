@@ -14,8 +14,8 @@ import pytest
 
 from support.command_line import invoke, spawn
 from support.models import Trio, edit_json
+from taskvec import bar as progress
 from taskvec import cli
-from taskvec.cli import progress
 from taskvec.cli.console import Console
 from taskvec.cli.log import close_log, open_log
 from taskvec.progress import Progress

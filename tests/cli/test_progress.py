@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.command_line import on_terminal
-from taskvec.cli import progress
+from taskvec import bar as progress
 from taskvec.cli.console import Console
 from taskvec.progress import Progress
 
@@ -111,5 +111,5 @@ def test_updates_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_done_says_nothing() -> None:
-    assert progress._words("merge", 0, 100, 1.0) == []
-    assert progress._words("publish", 3, 7, 1.0) == ["3 of 7 files"]
+    assert progress.words_of("merge", 0, 100, 1.0) == []
+    assert progress.words_of("publish", 3, 7, 1.0) == ["3 of 7 files"]

@@ -66,7 +66,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (["absent.yaml", "-o", "out"], "`absent.yaml` is not there", ""),
+        (["absent.yaml", "-o", "out"], "`absent.yaml` is not found", ""),
         (["space.yaml", "-o", "s3://bucket/out"], "a search goes to a folder", "give a folder"),
         (["space.yaml", "-o", "out", "--part", "0/2"], "no such option `--part`", ""),
         (["space.yaml", "-o", "out", "--strict"], "no such option `--strict`", ""),

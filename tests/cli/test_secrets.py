@@ -219,7 +219,7 @@ def test_no_verb_shows_or_writes_a_secret(
 def test_no_failure_shows_or_writes_a_secret(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The donor is not there, or may not be read."""
+    """The donor is not found, or may not be read."""
     caplog.set_level(logging.DEBUG, logger="taskvec")
     made = commands(place, [place.absent, place.absent, place.absent], tmp_path)
     for name, words in made.items():

@@ -601,10 +601,11 @@ def test_enforce(trio: Trio) -> None:
     assert "--force config-function" in str(caught.value.hint)
     assert [finding.level for finding in enforce(findings, ["config-function"])] == ["warning"]
     edit_json(trio.donor / "config.json", model_type="llama")
-    with pytest.raises(
-        CompatibilityError, match="2 findings are errors: `architecture` and `config-function`"
-    ):
+    with pytest.raises(CompatibilityError, match="the models are incompatible in 2 ways") as caught:
         enforce(check(trio))
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  [architecture] model_type of donor: `llama`, expected `qwen2`")
+    assert lines[2].startswith("  [config-function] `rms_norm_eps` of donor: `1.0`, expected `1e-06`")
     with pytest.raises(CompatibilityError) as caught:
         enforce(check(trio), ["architecture"])
     assert [finding.level for finding in caught.value.findings] == ["error", "warning"]

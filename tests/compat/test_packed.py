@@ -1,4 +1,4 @@
-"""Packed weights are told by what lies beside them: tables of what formats store, and of ordinary buffers."""
+"""Packed weights are told by what lies next to them: tables of what formats store, and of plain buffers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ PACKED: list[Stored] = [
     {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "m.layers.0.scale_table": ("F32", (4,))},
     {"m.layers.0.q.weight": ("F8_E4M3", (8, 8)), "fp8_scales": ("F32", (12,))},
     {"lm_head.weight": ("F8_E4M3", (8, 8)), "scale_lm_head": ("F32", ())},
-    # integers that are no known buffer, with tables, signs or nothing beside them
+    # integers that are not a known buffer, with tables, signs or nothing next to them
     {"q.indices": ("U16", (1, 8, 64)), "q.centroids.weight": ("F16", (1, 2048))},
     {"q.ids": ("I32", (8, 8)), "q.lookup_table": ("F16", (8, 16))},
     {"q.trellis": ("I16", (8, 8, 48)), "q.su": ("I16", (4,)), "q.sv": ("I16", (4,))},
@@ -232,7 +232,7 @@ def test_signs_and_a_coefficient_are_refused(trio: Trio, tmp_path: Path) -> None
     with pytest.raises(CompatibilityError, match="quantised") as caught:
         tv.transfer(*trio, tmp_path / "out")
     (found, *_) = [each.found for each in caught.value.findings if each.id == "quantised"]
-    assert "an unknown quantised format (I32 beside `model.layers.0.self_attn.q_proj.coeff`)" in found
+    assert "an unknown quantised format (I32 next to `model.layers.0.self_attn.q_proj.coeff`)" in found
     assert "quantised" in [each.id for each in tv.check(*trio)]
     assert not (tmp_path / "out").exists()
 
@@ -259,7 +259,7 @@ def test_no_model_may_be_packed(trio: Trio, tmp_path: Path, role: str) -> None:
     with pytest.raises(CompatibilityError, match="quantised") as caught:
         tv.transfer(*trio, tmp_path / "out")
     found = {finding.subject: finding.found for finding in caught.value.findings if finding.id == "quantised"}
-    assert "unknown quantised format (I8 beside `model.layers.0.extra.fancy`)" in found[role]
+    assert "unknown quantised format (I8 next to `model.layers.0.extra.fancy`)" in found[role]
     assert not (tmp_path / "out").exists()
 
 

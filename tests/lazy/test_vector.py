@@ -204,10 +204,13 @@ def test_factors_are_finite(models: Models, factor: float) -> None:
 def test_reprs_say_what_it_is(models: Models) -> None:
     target, donor, reference = models
     merged = target + -0.5 * (donor - reference)
-    assert "-0.5 * (" in repr(merged)
+    assert f"{target.spec} - 0.5 * (" in repr(merged)
+    assert str(donor - reference) == f"({donor.spec} - {reference.spec})"
+    assert str(-(donor - reference)) == f"-({donor.spec} - {reference.spec})"
     assert "donor" in repr(donor - reference)
     assert "tensors: 26" in repr(donor - reference)
-    assert "<table>" in merged._repr_html_()
+    assert f"<td style='text-align:left'>{donor.spec}" not in merged._repr_html_()
+    assert f"({donor.spec} - {reference.spec})</td>" in merged._repr_html_()
 
 
 # --- saved vectors ---
@@ -330,9 +333,9 @@ def test_only_a_difference_can_be_saved(models: Models, tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_no_vector(sharded_trio: Trio, tmp_path: Path) -> None:
     tv.transfer(*sharded_trio, tmp_path / "out")
-    with pytest.raises(tv.FormatError, match="expected a task vector"):
+    with pytest.raises(tv.FormatError, match="is a checkpoint, expected a saved task vector"):
         tv.load_vector(tmp_path / "out")
-    with pytest.raises(tv.NotFoundError):
+    with pytest.raises(tv.NotFoundError, match="is a checkpoint, expected a saved task vector"):
         tv.load_vector(sharded_trio.target)
 
 

@@ -18,9 +18,9 @@ from support.method_lists import STUB, stub
 from support.models import DTYPES, write_weights
 from support.recipes import expanded
 from taskvec import _core
-from taskvec.cli.methods import explain, table
 from taskvec.errors import RecipeError
 from taskvec.methods.catalogue import METHODS, PARAMETERS, get, owners
+from taskvec.methods.listing import explain, table
 from taskvec.methods.operation import COPY, Term, operation
 from taskvec.methods.values import SettingError
 from taskvec.recipe.expand import expand, sources
@@ -28,7 +28,7 @@ from taskvec.recipe.expanded import Facts
 from taskvec.recipe.load import load
 
 # mergekit 0.1.5's registry, read from it: per method the parameters of the merge and of each model with their
-# defaults ("!" is required), whether a base is needed, and fewest and most models beside it.
+# defaults ("!" is required), whether a base is needed, and fewest and most models next to it.
 TRIM = {"int8_mask": False, "normalize": False, "rescale": False, "lambda": 1.0}
 DROP = {**TRIM, "rescale": True}
 EACH = {"weight": "!", "density": 1.0}

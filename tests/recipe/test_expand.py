@@ -262,7 +262,7 @@ def test_settings_come_through() -> None:
     assert (merge.alphas, merge.tokenizer_from) == ((0.5, 1.0), 0)
     assert (merge.rounding, merge.seed) == (None, None)
     message, hint = mistake(LINEAR + "tokenizer_source: bb\n")
-    assert message == "recipe:4: `bb` is none of the models of this merge"
+    assert message == "recipe:4: `bb` is not one of the models of this merge"
     assert hint == "did you mean `b`?"
 
 

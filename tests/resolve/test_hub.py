@@ -33,7 +33,7 @@ COMMIT = Repo({}).commit
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A sharded checkpoint with files that must not be downloaded beside it."""
+    """A sharded checkpoint with files that must not be downloaded next to it."""
     config = qwen2_config(hidden=128, intermediate=512, vocabulary=400, layers=3)
     folder = write_checkpoint(tmp_path / "source", random_tensors(qwen2_shapes(config)), config, shards=3)
     for name in (

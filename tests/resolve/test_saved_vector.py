@@ -31,7 +31,7 @@ from taskvec import _core
 from taskvec.resolve import local
 
 FILE = "vector.safetensors"
-# of the donor, one for each encoding: beside these, everything is the reference's
+# of the donor, one for each encoding: next to these, everything is the reference's
 MASK, INDEX, DENSE = "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "model.norm.weight"
 ZERO, EXACT = "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
 

@@ -297,7 +297,7 @@ def test_addresses_that_are_not_there(addresses: list[str]) -> None:
     for spec, text in {
         "s3://no-such-bucket/x": "there is no bucket `no-such-bucket`",
         "s3://models/nothing": "there is nothing at `s3://models/nothing`",
-        f"{addresses[0]}/none.safetensors": "is not there",
+        f"{addresses[0]}/none.safetensors": "is not found",
         "s3://models/some": "safetensors",
     }.items():
         with pytest.raises(NotFoundError, match=text) as caught:

@@ -138,7 +138,7 @@ def test_a_stalled_server_is_asked_again(web: Web, local: Trio) -> None:
     [
         (Fault(status=401), HubError, "needs valid credentials", "login"),
         (Fault(status=403), HubError, "is forbidden", "login"),
-        (Fault(status=404), NotFoundError, "is not there", "check the address"),
+        (Fault(status=404), NotFoundError, "is not found", "check the address"),
         (Fault(status=410), HubError, "answered 410", "run the same command again"),
         (Fault(status=429), HubError, "takes no more requests", "wait some minutes"),
         (Fault(status=500), HubError, "answered 500", "run the same command again"),

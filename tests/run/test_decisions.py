@@ -256,7 +256,7 @@ def test_convert_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_convert_says_what_stays_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sides that are no multiple of the format's blocks; what the user keeps needs no word."""
+    """Sides that are not a multiple of the format's blocks; what the user keeps needs no word."""
     everyone = ("target", "donor", "reference")
     sizes = {"hidden": 256, "intermediate": 192, "heads": 4, "kv_heads": 2}
     trio, _ = packed_trio(tmp_path, BY_NAME[FP8], plain=everyone, **sizes)

@@ -30,7 +30,7 @@ SCALE = f"{UP}_scale_inv"
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda t: t.pop(SCALE), "has no scales beside it"),
+        (lambda t: t.pop(SCALE), "has no scales next to it"),
         (lambda t: t.update({f"{UP}x_scale_inv": t[SCALE]}), "belongs to no packed weight"),
         (lambda t: t.update({SCALE: t[SCALE][:1]}), "another grid than"),
         (lambda t: t.update({SCALE: t[SCALE].astype(np.float64)}), "another type than"),

@@ -247,7 +247,7 @@ def test_an_answer_that_is_lost_is_no_failure(hub: Hub, output: Output) -> None:
     [
         (401, "needs a valid token"),
         (403, "may not write"),
-        (404, "is not there"),
+        (404, "is not found"),
         (409, "changed by another commit"),
         (429, "no more requests"),
         (500, "answered 500"),

@@ -16,7 +16,7 @@ from taskvec import _core
 
 SHARDS = 40
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-# So many descriptors are there beside those that a test leaves.
+# So many descriptors are there next to those that a test leaves.
 ROOM = 48
 
 

@@ -36,7 +36,7 @@ def test_a_vector_of_packed_models(tmp_path: Path) -> None:
     _core.extract(json.dumps(plan).encode(), tmp_path / "vector", memories=held)
     files = sorted((tmp_path / "vector").glob("*.safetensors"))
     stored = {name: array for file in files for name, array in load_file(file).items()}
-    # Lossless: either the difference is held as it is, or donor and reference are stored beside it.
+    # Lossless: either the difference is held as it is, or donor and reference are stored next to it.
     difference = np.zeros(SHAPE).ravel()
     if "x.weight" in stored:
         difference = stored["x.weight"].astype(np.float64).ravel()

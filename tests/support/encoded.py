@@ -48,7 +48,7 @@ def parts_of(form: Format) -> dict[str, str]:
 
 
 def stored(form: Format, tensors: Mapping[str, Parts], *, scales_first: bool = False) -> Stored:
-    """Packed tensors as they lie in a file; beside each a plain one."""
+    """Packed tensors as they lie in a file; next to each a plain one."""
     found: Stored = {}
     for name, parts in tensors.items():
         for role, ending in parts_of(form).items():

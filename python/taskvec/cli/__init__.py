@@ -19,13 +19,14 @@ from typing import Any, NoReturn
 import click
 
 from taskvec.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UsageError, fail
+from taskvec.cli.help_format import Context
 from taskvec.cli.variables import is_set
 
 # verb -> the line that `taskvec --help` shows; kept here so that help imports no verb
 SECTIONS: dict[str, dict[str, str]] = {
     "Transfer": {
         "transfer": "Write target + alpha * (donor - reference), in one streamed pass.",
-        "check": "Say whether three checkpoints fit each other; no weights are merged.",
+        "check": "Check whether three checkpoints are compatible; nothing is merged.",
     },
     "Task vectors": {
         "extract": "Save donor - reference as a task vector.",
@@ -48,7 +49,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "run": "Run a plan from a file, or a part of it.",
         "finish": "End a run in parts whose weight files are all there.",
     },
-    "Looking": {
+    "Inspect": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
     },
@@ -86,8 +87,50 @@ _WATCHERS = frozenset({"cProfile", "profile", "pdb", "trace", "coverage", "debug
 LONG = frozenset({"eval", "sweep", "search", "importance", "demo"})
 
 
+# Commands of other tools, with and without the name of the tool, and what does the same here.
+ELSEWHERE = {
+    "yaml": "merge RECIPE OUT",
+    "run-yaml": "merge RECIPE OUT",
+    "multi": "merge RECIPE OUT",
+    "mega": "merge RECIPE OUT",
+    "extract-lora": "extract DONOR REFERENCE --lora RANK -o OUT",
+    "lora": "extract DONOR REFERENCE --lora RANK -o OUT",
+    "evolve": "search SPACE OUT",
+    "tokensurgeon": "tokens TARGET --from MODEL -o OUT",
+    "moe": "moe RECIPE OUT",
+    "fill-missing-params": "convert MODEL -o OUT",
+    "quantize": "convert MODEL --out-dtype FORMAT -o OUT",
+    "quantise": "convert MODEL --out-dtype FORMAT -o OUT",
+    "dequantize": "convert MODEL -o OUT",
+    "dequantise": "convert MODEL -o OUT",
+    "cast": "convert MODEL --out-dtype DTYPE -o OUT",
+    "compare": "diff A B",
+    "evaluate": "eval MODEL --tasks TASK",
+    "analyze": "analyse VEC -o OUT.html",
+    "info": "inspect MODEL",
+    "show": "inspect MODEL",
+    "add": "apply TARGET VECTOR -o OUT",
+    "help": "--help",
+    "version": "--version",
+}
+
+
+def _instead_of(name: str) -> str:
+    """The way out where there is no such command."""
+    plain = name.lower().replace("_", "-").removeprefix("mergekit-")
+    known = ELSEWHERE.get(plain) or (plain if plain in VERBS else None)
+    if known is not None:
+        return f"`taskvec {known}` does that"
+    from difflib import get_close_matches
+
+    near = get_close_matches(plain, VERBS, n=1)
+    return f"did you mean `taskvec {near[0]}`?" if near else "`taskvec --help` lists the commands"
+
+
 class Group(click.Group):
     """A group whose commands are imported when they are called."""
+
+    context_class = Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(VERBS)
@@ -102,13 +145,7 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, VERBS, n=1)
-            raise UsageError(
-                f"no such command `{name}`",
-                f"did you mean `taskvec {near[0]}`?" if near else "`taskvec --help` lists the commands",
-            )
+            raise UsageError(f"no such command `{name}`", _instead_of(name))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -137,7 +174,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 @click.group(
     cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`taskvec COMMAND --help` explains a command and gives examples.",
 )
 @click.option("--version", is_flag=True, is_eager=True, callback=_version, expose_value=False,
@@ -191,7 +228,7 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
 
 
 def _is_setting(option: str) -> bool:
-    """Whether other verbs have the option: it is no slip, and what is spelt alike means something else."""
+    """Whether other verbs have the option: it is not a typo, and what is spelt alike means something else."""
     from taskvec.option import flag, options_of
     from taskvec.settings import Settings
 

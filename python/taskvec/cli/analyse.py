@@ -10,9 +10,9 @@ from taskvec.cli.console import Console, Page
 from taskvec.cli.options import (
     argument,
     option,
-    selection_options,
+    reading_options,
+    selecting,
     split_names,
-    storage_options,
     talk_options,
     variant_option,
     verb,
@@ -45,12 +45,12 @@ Four groups of layers; no singular values, which take most of the time:
         help="Figures of N groups of neighbouring layers as well.")  # fmt: skip
 @option("--no-ranks", "spectra", is_flag=True, flag_value=False, default=True, section="Output",
         help="Leave out singular values.")  # fmt: skip
-@selection_options
+@selecting("Analyse")
 @option("--force", multiple=True, metavar="ID[,ID...]", callback=split_names, section="Checks",
         help="Go on in spite of these compatibility findings.")  # fmt: skip
 @option("-o", "--out", required=True, metavar="DIR", type=click.Path(file_okay=False), section="Output",
         help="Receives analysis.json and analysis.html.")  # fmt: skip
-@storage_options
+@reading_options
 @variant_option
 @talk_options("analyse")
 def command(

@@ -68,8 +68,9 @@ def command(
 ) -> int:
     """Write TARGET + the sum of alpha * VECTOR, in one streamed pass.
 
-    Each VECTOR is a folder that `taskvec extract` wrote; it is read as it is stored, never as a whole. That
-    it fits the target is checked before a weight is read. The path of the output goes to stdout.
+    Each VECTOR is a folder that `taskvec extract` wrote; it is read as it is stored, never as a whole. It
+    is checked to be compatible with the target before a weight is read. The path of the output goes to
+    stdout.
     """
     from taskvec.api import plan_apply
     from taskvec.settings import format_alpha

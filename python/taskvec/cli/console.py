@@ -36,6 +36,7 @@ _MORE_THREADS = "end other programs, or raise the limit of processes (`ulimit -u
 
 FIGURE = regex(r"(\d) ([kMGTP]?B|[kMGT]|s|min)\b")
 LABEL = 11  # columns of a label before its text
+_FIRST = 16  # columns of a table's first cell below which nothing can be told from it
 WIDEST = 120  # columns: longer lines are hard to read
 
 
@@ -99,7 +100,7 @@ class Page:
         if self.width is not None:
             import textwrap
 
-            room = max(40, min(self.width, WIDEST))
+            room = max(30, min(self.width, WIDEST))
             lines = textwrap.wrap(
                 FIGURE.sub("\\1\u00a0\\2", head + text),  # a figure and its unit stay on one line
                 room,
@@ -114,11 +115,16 @@ class Page:
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()
     ) -> None:
-        """Aligned columns; on a terminal the first is elided in its middle where lines would not fit."""
+        """Aligned columns; on a terminal the first is elided in its middle where lines would be too long, and
+        where that does not suffice each row is a list of its cells."""
         body = [tuple(map(str, row)) for row in rows]
         widths = [max(len(row[i]) for row in [tuple(header), *body]) for i in range(len(header))]
         if self.width is not None:
-            widths[0] = max(12, min(widths[0], self.width - sum(widths[1:]) - 2 * (len(widths) - 1)))
+            room = self.width - sum(widths[1:]) - 2 * (len(widths) - 1)
+            if room < min(_FIRST, widths[0]):
+                self._records(header, body)
+                return
+            widths[0] = min(widths[0], room)
         right = frozenset(right)
         for number, row in enumerate([tuple(header), *body]):
             cells = [elide(row[0], widths[0]), *row[1:]]
@@ -127,6 +133,16 @@ class Page:
                 for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
             ).rstrip()
             self.lines.append(self.paint(text, bold=True) if number == 0 else text)
+
+    def _records(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table on a narrow terminal: the first cell of a row, and below it the others with their names."""
+        assert self.width is not None
+        columns = max(map(len, header[1:]), default=0)
+        for row in rows:
+            self.lines.append(self.paint(elide(row[0], self.width), bold=True))
+            for name, cell in zip(header[1:], row[1:], strict=True):
+                if cell:
+                    self._hang(f"  {name:<{columns}}  ", cell, min(columns + 4, self.width // 2), dim=True)
 
     def text(self) -> str:
         """Everything so far."""
@@ -218,7 +234,7 @@ class Console:
         if self.shows == "none" and not is_logged():
             yield self._notice
             return
-        from taskvec.cli.progress import Bar, Lines
+        from taskvec.bar import Bar, Lines
 
         if self.shows != "bar":
             lines = Lines(self.say, **self.patience) if self.shows == "plain" else Lines(log)
@@ -270,19 +286,25 @@ def _dump(payload: Mapping[str, Any]) -> str:
 def fail(error: BaseException, code: int, *, command: str | None, as_json: bool, verbose: bool) -> int:
     """Print `error` with its way out to stderr, and as JSON to stdout if asked; give the exit code back."""
     message, hint = _explain(error)
+    findings: tuple[Any, ...] = tuple(getattr(error, "findings", ()))
+    errors = [finding for finding in findings if finding.level == "error"]
     if verbose and code < EXIT_INTERRUPTED and not isinstance(error, UsageError):
         import traceback
 
         _to_stderr("".join(traceback.format_exception(error)).rstrip())
     page = Page(sys.stderr)
-    findings: tuple[Any, ...] = tuple(getattr(error, "findings", ()))
-    errors = [finding for finding in findings if finding.level == "error"]
     alone = errors[0] if len(errors) == 1 else None  # then the message is the finding's own
     for finding in findings:
         if finding is not alone and (finding.level != "note" or verbose):
             write_finding(page, finding)
-    page.level(f"error[{alone.id}]" if alone is not None else "error", printable(message))
-    for line in (hint or "").splitlines():
+    first, *rest = message.splitlines() or [""]
+    lines = (hint or "").splitlines()
+    if len(errors) > 1:  # each has been printed, with its way out
+        first, rest, lines = first.rstrip(":"), [], [line for line in lines if not line.startswith("[")]
+    page.level(f"error[{alone.id}]" if alone is not None else "error", printable(first))
+    for line in rest:
+        page.line(printable(line))
+    for line in lines:
         page.level("hint", printable(line))
     _to_stderr(page.text())
     if as_json:

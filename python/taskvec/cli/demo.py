@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskvec.cli.console import EXIT_FAILED, Console, Page, UsageError
-from taskvec.cli.job import findings_summary, write_survival
+from taskvec.cli.job import write_survival
 from taskvec.cli.options import argument, option, talk_options, verb
+from taskvec.compat.findings import findings_summary
 from taskvec.text import amount, duration, plural, printable, size
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def command(console: Console, folder: str | None, paper: bool, **options: Any) -
     nothing, from it an instruct model (target) and an SFT model (reference), from that a donor by GRPO; then
     the sweep with its controls through lm-eval on generated problems, and the report. DIR keeps models and
     report, `taskvec-paper` in the current folder if it is not named. It takes minutes; interrupted, the same
-    command goes on. Whatever comes out, the exit code is 0: the vector may well turn out to carry nothing.
+    command goes on. The exit code does not depend on the outcome: the vector may well turn out to carry
+    nothing.
     """
     idle = JOB_ONLY if paper else PAPER_ONLY
     for name in idle:

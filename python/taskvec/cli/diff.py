@@ -10,8 +10,8 @@ from taskvec.cli.console import Console, Page
 from taskvec.cli.options import (
     argument,
     option,
-    selection_options,
-    storage_options,
+    reading_options,
+    selecting,
     talk_options,
     threads_option,
     variant_option,
@@ -37,7 +37,7 @@ Do two vectors point the same way?
 @verb("diff", examples=EXAMPLES)
 @argument("left", metavar="A", help="A checkpoint or a saved vector.")
 @argument("right", metavar="B", help="Another one of the same kind.")
-@selection_options
+@selecting("Compare")
 @option("--tensors", "every_tensor", is_flag=True, section="Output", help="Also list every tensor.")
 @option(
     "--html",
@@ -54,7 +54,7 @@ Do two vectors point the same way?
     help="Write the heat map as a picture (extra `plot`).",
 )
 @threads_option
-@storage_options
+@reading_options
 @variant_option
 @talk_options("diff")
 def command(

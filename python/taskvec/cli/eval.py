@@ -12,7 +12,7 @@ import click
 from taskvec.cli.console import Console
 from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
 from taskvec.cli.eval_output import show, watching
-from taskvec.cli.options import argument, option, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, reading_options, talk_options, verb
 from taskvec.evaluation.arms import PARTS, Kind, arm_stem
 from taskvec.evaluation.settings import Settings
 
@@ -46,7 +46,7 @@ HIDDEN = {"candidate", *PARTS}  # kinds that sweeps and searches alone make
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",
         help="Folder of the report and the arms.  [default: eval-NAME]")  # fmt: skip
 @backend_options
-@storage_options
+@reading_options
 @talk_options("eval")
 def command(console: Console, model: str, **options: Any) -> int:
     """Run a model on benchmark tasks through lm-eval, and report scores with intervals.

@@ -13,7 +13,7 @@ from taskvec.cli.options import (
     declared_option,
     option,
     out_option,
-    selection_options,
+    selecting,
     storage_options,
     talk_options,
     variant_option,
@@ -39,7 +39,7 @@ Of every module the smallest rank that keeps 95 % of its change:
 One of four parts, which may run on as many machines that share a folder:
   taskvec extract qwen-grpo qwen-sft -o reasoning.vec --part 0/4
 
-Then add it to any model that fits:
+Then add it to any compatible model:
   taskvec apply qwen-instruct reasoning.vec -o out --alpha 0.8
 """
 
@@ -61,7 +61,7 @@ Then add it to any model that fits:
     "adapter float32]",
 )
 @lora_options
-@selection_options
+@selecting("Save", "what is left out counts as zero")
 @out_option
 @vector_options
 @declared_option("seed", options_of(Settings)["seed"])
@@ -79,7 +79,7 @@ def command(
     """Save DONOR - REFERENCE as a task vector.
 
     The vector is stored without loss: each tensor dense, as a bit mask with values, or as indices with
-    values, whichever is smallest, and the elements that its type does not hold exactly beside it.
+    values, whichever is smallest, and the elements that its type does not hold exactly next to it.
     `taskvec apply` gives bit for bit what `taskvec transfer` gives. The path of the vector goes to stdout.
 
     With --lora it is saved as a LoRA adapter on REFERENCE, with the loss that the report tells; DONOR may

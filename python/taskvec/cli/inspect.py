@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.job import write_survival, write_vector
-from taskvec.cli.options import argument, option, storage_options, talk_options, variant_option, verb
+from taskvec.cli.options import argument, option, reading_options, talk_options, variant_option, verb
 from taskvec.text import amount, plural, printable, size
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ SHOWN = 30  # tensors printed without --all
     section="Output",
     help=f"List every tensor, not the first {SHOWN} alone.",
 )
-@storage_options
+@reading_options
 @variant_option
 @talk_options("inspect")
 def command(console: Console, path: str, show_all: bool) -> int:

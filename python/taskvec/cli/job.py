@@ -295,12 +295,3 @@ def _cosine(row: Survival) -> str:
     if row.status == "not-finite":
         return "not finite"
     return "" if row.cosine is None else f"{row.cosine:.4f}"
-
-
-def findings_summary(findings: Iterable[Any]) -> str:
-    """The number of findings of each level."""
-    counts = {"error": 0, "warning": 0, "note": 0}
-    for finding in findings:
-        counts[finding.level] = counts.get(finding.level, 0) + 1
-    present = [plural(count, level) for level, count in counts.items() if count]
-    return ", ".join(present) if present else "no findings"

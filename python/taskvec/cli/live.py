@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from taskvec.bar import Pace
 from taskvec.cli.console import Console
 from taskvec.cli.log import log
-from taskvec.cli.progress import Pace
 
 
 class Live:

@@ -31,7 +31,7 @@ See what a method does, with a recipe to copy:
 @argument(
     "out",
     metavar="OUT",
-    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
+    help="Folder to write, created if it does not exist; or hf://org/name, s3://bucket/prefix, gs://, az://.",
 )
 @option(
     "--set",

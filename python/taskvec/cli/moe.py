@@ -33,7 +33,7 @@ A recipe to copy:
 
 @verb("moe", examples=EXAMPLES)
 @argument("recipe", metavar="RECIPE", help="A YAML file as mergekit-moe takes it; `-` is standard input.")
-@argument("out", metavar="OUT", help="Folder to write, made if it is not there; or an address.")
+@argument("out", metavar="OUT", help="Folder to write, created if it does not exist; or an address.")
 @option(
     "--set",
     "overrides",

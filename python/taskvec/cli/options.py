@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,9 +13,10 @@ import click
 
 from taskvec.cli.completers import complete
 from taskvec.cli.console import Console
+from taskvec.cli.help_format import Context
 from taskvec.cli.log import open_log
 from taskvec.cli.variables import unknown, variable
-from taskvec.errors import Error
+from taskvec.errors import Error, FindingWarning
 from taskvec.models.selection import Selection
 from taskvec.option import Declared, Parse, flag, no_flag, options_of
 from taskvec.resolve.storage import VARIABLE, parse_options, storage
@@ -54,9 +57,15 @@ class Argument(click.Argument):
 class Command(click.Command):
     """A command whose help shows its options in sections and its examples as they are written."""
 
+    context_class = Context
+
     def __init__(self, *arguments: Any, examples: str = "", **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
         self.examples = inspect.cleandoc(examples)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        warnings.simplefilter("ignore", FindingWarning)  # verbs print the findings of their reports
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         explained = [
@@ -79,7 +88,9 @@ class Command(click.Command):
         if self.examples:
             with formatter.section("Examples"):
                 for line in self.examples.splitlines():
-                    formatter.write(f"  {line}".rstrip() + "\n")
+                    is_command = line.startswith(" ")  # which is to be copied, and stays on one line
+                    for part in [line] if is_command else textwrap.wrap(line, formatter.width - 2) or [""]:
+                        formatter.write(f"  {part}".rstrip() + "\n")
 
 
 def verb(name: str, *, examples: str) -> Callable[[Callable[..., Any]], Command]:
@@ -194,7 +205,7 @@ def alpha_option(help_text: str) -> Callable[[Function], Function]:
 
 out_option = option(
     "-o", "--out", required=True, type=click.Path(path_type=str), section="Output", metavar="OUT",
-    help="Folder to write, made if it is not there; or hf://org/name, s3://bucket/prefix, gs://, az://.",
+    help="Folder to write, created if it does not exist; or hf://org/name, s3://bucket/prefix, gs://, az://.",
 )  # fmt: skip
 
 _PARSED: dict[Parse, dict[str, Any]] = {
@@ -225,6 +236,32 @@ def declared_options(
 ) -> Callable[[Function], Function]:
     """The options that the fields of a record declare, or some of them."""
     return together(*(declared_option(name, each) for name, each in options_of(record).items() if only(each)))
+
+
+def worded(options: Callable[[Function], Function], **helps: str) -> Callable[[Function], Function]:
+    """The same options, some with a help of their own, by the names of their parameters."""
+
+    def decorate(function: Function) -> Function:
+        declared = options(function)
+        for parameter in declared.__click_params__:  # type: ignore[attr-defined]
+            if parameter.name in helps:
+                parameter.help = helps[parameter.name]
+        return declared
+
+    return decorate
+
+
+def selecting(verb: str, others: str = "the others are left out") -> Callable[[Function], Function]:
+    """The options of a selection for a command that does not merge: what it does with the tensors."""
+    return worded(
+        selection_options,
+        include=f"{verb} only tensors whose name matches (repeatable); {others}.",
+        exclude=f"Leave out tensors whose name matches (repeatable); {others}."
+        if others != "the others are left out"
+        else "Leave out tensors whose name matches (repeatable).",
+        preset="Leave out embeddings and output head, or those and the norms.",
+        layers=f"{verb} only these layers, counted from 0: `8-20`, `0,2,4-6`.",
+    )
 
 
 selection_options = declared_options(Selection)
@@ -329,6 +366,16 @@ def variant_option(function: Function) -> Function:
 storage_options = together(storage_option, scratch_option)
 """The options of every command that names a model."""
 
+reading_options = worded(
+    storage_options,
+    scratch="Folder that models at s3://, gs://, az:// and https:// are fetched into, and stay in.  "
+    f"[default: ${VARIABLE}, or taskvec in the user's cache]",
+)
+"""Those of a command that writes no model."""
+
+# Commands whose reports have figures of each tensor.
+_MEASURING = frozenset({"transfer", "apply", "merge", "average", "convert", "moe", "tokens", "run", "finish"})
+
 
 def talk_options(verb: str) -> Callable[[Function], Function]:
     """How a command talks: the command receives these options as one `console`."""
@@ -356,13 +403,14 @@ def talk_options(verb: str) -> Callable[[Function], Function]:
                 console.say(page)
             return function(*arguments, console=console, **rest)
 
+        figures = "every tensor's survival, " if verb in _MEASURING else ""
         options = together(
             option("--json", "as_json", is_flag=True, section="General",
                    help="Print the result as JSON to stdout (also errors)."),
             option("-q", "--quiet", is_flag=True, section="General",
                    help="Print nothing to stderr but errors."),
             option("-v", "--verbose", is_flag=True, section="General",
-                   help="Say more: notes, every tensor's survival, tracebacks."),
+                   help=f"Say more: notes, {figures}tracebacks."),
             option("--progress", type=click.Choice(["auto", "bar", "plain", "none"]), default="auto",
                    show_default=True, section="General",
                    help="How progress is shown: auto is a bar on a terminal, and elsewhere a line every 30 "

@@ -61,8 +61,8 @@ A sweep file, with less of it to try it out:
     help="A sweep file in YAML, or the name of one that is shipped; `-` is standard input.",
 )
 @option("--target", metavar="MODEL", section="Models", help="Receives the vector.")
-@option("--donor", metavar="MODEL", section="Models", help="Has learned what is transferred.")
-@option("--reference", metavar="MODEL", section="Models", help="What the donor was before it learned that.")
+@option("--donor", metavar="MODEL", section="Models", help="The fine-tuned model to take the change from.")
+@option("--reference", metavar="MODEL", section="Models", help="What the donor was before it was fine-tuned.")
 @option("--vector", metavar="VEC", section="Models", help="A saved vector, instead of donor - reference.")
 @option("--base", metavar="MODEL", section="Models", help="What the reference was tuned from: SFT control.")
 @option(

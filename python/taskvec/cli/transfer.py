@@ -45,13 +45,19 @@ Leave embeddings, output head and norms alone; keep more of a small step:
     metavar="MODEL",
     help="Receives the vector: a folder, a hub id such as org/name[@revision], or s3://, gs://, az://, https://.",
 )
-@option("--donor", required=True, section="Models", metavar="MODEL", help="Has learned what is transferred.")
+@option(
+    "--donor",
+    required=True,
+    section="Models",
+    metavar="MODEL",
+    help="The fine-tuned model to take the change from.",
+)
 @option(
     "--reference",
     required=True,
     section="Models",
     metavar="MODEL",
-    help="What the donor was before it learned that.",
+    help="What the donor was before it was fine-tuned.",
 )
 @alpha_option("Factor of the vector, negative and above 1 too; several write one output each.  [default: 1]")
 @layer_scale_option
@@ -75,8 +81,8 @@ def command(
     """Write target + alpha * (donor - reference), in one streamed pass.
 
     The three checkpoints are compared first, by their headers, configurations and tokenizers; nothing is
-    written if they do not fit. An interrupted run goes on where it stopped when the same command is given
-    again. The path of the output goes to stdout.
+    written if they are incompatible. An interrupted run goes on where it stopped when the same command is
+    given again. The path of the output goes to stdout.
     """
     from taskvec.api import plan_transfer
 

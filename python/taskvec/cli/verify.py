@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskvec.cli.console import EXIT_FAILED, Console, Page
-from taskvec.cli.options import argument, option, storage_options, talk_options, verb
+from taskvec.cli.options import argument, option, reading_options, talk_options, verb
 from taskvec.text import duration, plural, printable, size
 
 EXAMPLES = """
@@ -40,14 +40,14 @@ STATUS_LABELS = {
     "--rehash", is_flag=True, section="Output",
     help="At an address, read all files, and do not rely on the checksums there.",
 )  # fmt: skip
-@storage_options
+@reading_options
 @talk_options("verify")
 def command(console: Console, path: str, threads: int | None, *, rehash: bool) -> int:
     """Compare the files of OUT with the hashes in its manifest, taskvec.json.
 
     OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas, here or at
-    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, and are no failure. Exit
-    code 1 if a file is missing or differs.
+    hf://, s3://, gs:// or az://. Files that the manifest does not list are named, which is not a failure.
+    Exit code 1 if a file is missing or differs.
     """
     from taskvec.api import verify
 

@@ -27,7 +27,7 @@ _NUMBERS = regex(
     re.IGNORECASE,
 )
 _MASK = regex(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
-# The ends of names of a module's own weights; those of an adapter beside it are none.
+# The ends of names of a module's own weights; those of an adapter next to it are none.
 _OWN = regex(r"(?:weight|weight_(?:orig|[gv])|embed\w*|kernel|\w*table|\w*proj)$", re.IGNORECASE)
 _ADAPTER = regex(r"(?:^|[._])(?:lora|ia3|dora|adapter)", re.IGNORECASE)
 _OF_ROWS = regex(r"(?:scales?|zeros?|zero_?points?|abs_?max|coeff\w*)$", re.IGNORECASE)
@@ -36,9 +36,9 @@ _OF_ROWS = regex(r"(?:scales?|zeros?|zero_?points?|abs_?max|coeff\w*)$", re.IGNO
 def stands_for_weight(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], below: Iterable[str]
 ) -> list[str] | None:
-    """The floats beside integers that lie where a weight should; none where they are an ordinary buffer.
+    """The floats next to integers that lie where a weight should; none where they are an ordinary buffer.
 
-    A linear layer has a weight. One that has integers instead, and numbers beside them, is stored as codes,
+    A linear layer has a weight. One that has integers instead, and numbers next to them, is stored as codes,
     whatever these are called: signs and a coefficient, as BitDelta has them.
 
     Parameters

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from taskvec.compat.companions import check_files
 from taskvec.compat.config import check_configs
 from taskvec.compat.findings import Finding, finding, forced, in_order
-from taskvec.compat.formats import check_formats
+from taskvec.compat.formats import check_formats, check_vectors
 from taskvec.compat.layouts.findings import check_layouts
 from taskvec.compat.layouts.parts import bound
 from taskvec.compat.lineage import same_files
@@ -94,6 +94,8 @@ def check_vector(
 ) -> list[Finding]:
     """The findings of the difference donor − reference, without a model that it is added to."""
     found = check_models([("donor", donor)], reference, role="reference", selection=selection, tie=tie)
+    if any(each.id == "saved-vector" for each in found):
+        return found
     pairs = pairs_of(donor, reference, bound(selection, reference).matches)
     return in_order([*found, *check_difference("donor and reference", pairs)])
 
@@ -120,6 +122,9 @@ def check_models(
     tie : TieDecision, optional
         What :func:`tie_decision` says of these models, where it is known already.
     """
+    vectors = check_vectors([(role, base), *models])
+    if vectors:
+        return vectors
     selection = bound(selection, base)
     selected = selection.select(base.tensors)
     tie = tie or tie_decision(base, models, role)

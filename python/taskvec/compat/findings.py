@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from taskvec.errors import CompatibilityError, RecipeError
-from taskvec.text import alike, listed
+from taskvec.text import alike, plural
 
 Level = Literal["error", "warning", "note"]
 
@@ -53,6 +53,7 @@ FINDINGS: dict[str, Kind] = {
     ),
     "quantised-output": Kind("note", "the form in which the target's quantised weights are written"),
     "convert-plain": Kind("warning", "weights stay plain that the format cannot have"),
+    "saved-vector": Kind("error", "a saved task vector was given where a checkpoint is expected"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"
@@ -91,7 +92,7 @@ FINDINGS: dict[str, Kind] = {
     "selection-whole": Kind("warning", "a method looks at all of a tensor of which a part is selected"),
     "selection-groups": Kind("warning", "a selection leaves weights that share a scale with selected ones"),
     "selection-unused": Kind("warning", "a part of the selection matches no tensor"),
-    "states-left": Kind("note", "tensors of a distributed checkpoint that are none of the model's"),
+    "states-left": Kind("note", "tensors of a distributed checkpoint that are not the model's"),
     "gguf": Kind("note", "the weights are decoded from a GGUF file"),
     "variant": Kind("note", "one of several variants of the weights is taken"),
     "lfs-pointer": Kind(
@@ -118,7 +119,7 @@ FINDINGS: dict[str, Kind] = {
     # Lineage, from a sample of the weights
     "lineage": Kind("note", "how far the models are from each other"),
     "zero-vector": Kind("warning", "donor and reference are the same: the vector is zero"),
-    "swapped-roles": Kind("warning", "two of the models look exchanged"),
+    "swapped-roles": Kind("warning", "two of the models look swapped"),
     "unrelated-reference": Kind("warning", "the reference is as far from the donor as an unrelated model"),
     "unrelated-target": Kind("warning", "the target shares no ancestor with donor and reference"),
     # The recipe
@@ -192,6 +193,15 @@ def finding(
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes; otherwise as they came."""
     return sorted(findings, key=lambda each: _RANK[each.level])
+
+
+def findings_summary(findings: Iterable[Finding]) -> str:
+    """The number of findings of each level."""
+    counts: dict[str, int] = {"error": 0, "warning": 0, "note": 0}
+    for each in findings:
+        counts[each.level] += 1
+    present = [plural(count, level) for level, count in counts.items() if count]
+    return ", ".join(present) if present else "no findings"
 
 
 def check_names(force: Iterable[str]) -> frozenset[str]:
@@ -277,10 +287,31 @@ def _refusal(
     if len(errors) == 1:
         message, hint = errors[0].message, errors[0].fix
     else:
-        message, hint = f"{len(errors)} findings are errors: {listed(names)}", "see each finding for its fix"
+        message, hint = _together(errors), _ways_out(errors)
     if possible:
         options = " ".join(f"--force {name}" for name in possible)
-        hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
+        if len(errors) > 1:
+            hint = "\n".join(filter(None, (hint, f"or go on with `{options}`")))
+        else:
+            hint = f"{hint}; or go on with `{options}`" if hint else f"go on with `{options}`"
     error = CompatibilityError(message, hint)
     error.findings = tuple(result)
     return error
+
+
+# Findings that an error of several tells in full: all of them are in its `findings`.
+_TOLD = 5
+
+
+def _together(errors: Sequence[Finding]) -> str:
+    """What several findings say, a line each."""
+    lines = [f"  [{each.id}] {each.message}" for each in errors[:_TOLD]]
+    if len(errors) > _TOLD:
+        lines.append(f"  and {len(errors) - _TOLD} more")
+    return "\n".join([f"the models are incompatible in {len(errors)} ways:", *lines])
+
+
+def _ways_out(errors: Sequence[Finding]) -> str:
+    """The way out of each of several findings, a line each."""
+    fixes = dict.fromkeys(f"[{each.id}] {each.fix}" for each in errors[:_TOLD] if each.fix)
+    return "\n".join(fixes)

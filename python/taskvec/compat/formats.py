@@ -10,7 +10,9 @@ from taskvec.compat.findings import Finding, finding
 from taskvec.compat.packed import packed_weights
 from taskvec.errors import FormatError
 from taskvec.files.json import parse_object
+from taskvec.files.names import MANIFEST
 from taskvec.models.quantised.rules import PARTS_ALONE
+from taskvec.models.saved_vector import REFERENCE
 from taskvec.text import listed
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ _DECLARING = ("quantization_config", "compression_config", "quantization")
 
 
 def declared_format(checkpoint: Model) -> Format | None:
-    """The quantised format that config.json, the headers or a file beside them declare."""
+    """The quantised format that config.json, the headers or a file next to them declare."""
     config = checkpoint.config
     for source in (config, *(inner for inner in config.values() if isinstance(inner, dict))):
         for key in _DECLARING:
@@ -161,7 +163,7 @@ def _unnamed(name: str, companions: Sequence[str], tensors: Mapping[str, TensorI
     dtype = tensors[name].dtype
     if dtype == "U32" and f"{name.rpartition('.')[0]}.scales" in companions:
         return _MLX
-    beside = f" beside `{companions[0]}`" if companions else ""
+    beside = f" next to `{companions[0]}`" if companions else ""
     return Format(f"an unknown quantised format ({dtype}{beside})")
 
 
@@ -188,6 +190,33 @@ def check_formats(models: Sequence[tuple[str, Model]], selected: Sequence[str]) 
                 "a LoRA adapter",
                 "merge it into its base (`merge_and_unload` of peft), or write `base+adapter` in a recipe",
             )
+
+
+def check_vectors(models: Sequence[tuple[str, Model]]) -> list[Finding]:
+    """Saved task vectors in places of checkpoints: whatever else is compared with one says nothing."""
+    return [
+        finding(
+            "saved-vector",
+            role,
+            "a checkpoint",
+            f"`{model.spec}` is a saved task vector",
+            "add it to a checkpoint with `taskvec apply TARGET VECTOR`, or give the model itself",
+        )
+        for role, model in models
+        if is_saved_vector(model)
+    ]
+
+
+def is_saved_vector(model: Model) -> bool:
+    """Whether a folder that was opened as a checkpoint is a saved vector, as far as its manifest says."""
+    if MANIFEST not in model.other_files:
+        return False
+    if not any(name.startswith(f"{REFERENCE}/") for name in model.other_files):
+        return False  # and the manifest of a large model need not be read to know it
+    try:
+        return parse_object(model.read_file(MANIFEST), MANIFEST).get("kind") == "vector"
+    except FormatError:
+        return False
 
 
 def _check_quantised(

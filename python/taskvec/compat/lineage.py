@@ -213,12 +213,12 @@ def _judge(distances: Distances) -> list[Finding]:
         fix = "give the model that the donor was trained from as reference"
         findings.append(finding("unrelated-reference", "reference", expected, numbers, fix))
     elif dt * SWAPPED < dr:
-        fix = "the donor is nearest to the target: were target and reference exchanged?"
+        fix = "the donor is nearest to the target: did you swap target and reference?"
         findings.append(
             finding("swapped-roles", "target and reference", "donor and reference nearest", numbers, fix)
         )
     elif 0 < tr * SWAPPED < dr:
-        fix = "the reference is nearest to the target: were target and donor exchanged?"
+        fix = "the reference is nearest to the target: did you swap target and donor?"
         findings.append(
             finding("swapped-roles", "target and donor", "donor and reference nearest", numbers, fix)
         )

@@ -1,4 +1,4 @@
-"""Packed weights: integers or float8 numbers that mean something only together with scales beside them.
+"""Packed weights: integers or float8 numbers that mean something only together with scales next to them.
 
 Names of formats come and go, so this looks at what is stored: whatever is not known to be an ordinary buffer,
 and has float companions, is taken for packed.
@@ -25,7 +25,7 @@ _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
 _NEVER_PLAIN = frozenset({"F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4"})
 # Token ids and counts are I64; nobody packs weights into it.
 _PACKING = _INTEGERS - {"I64", "U64"}
-# Too short to number tokens or positions with: a matrix of these that is no known buffer is packed.
+# Too short to number tokens or positions with: a matrix of these that is not a known buffer is packed.
 _SHORT = frozenset({"I8", "U8", "I16", "U16"})
 
 _LONG = frozenset({"I64", "U64", "BOOL"})
@@ -64,7 +64,7 @@ _ORDINARY = regex(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|al
 
 
 def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """Packed weights by name, and the names of what lies beside each: scales, zero points, code books.
+    """Packed weights by name, and the names of what lies next to each: scales, zero points, code books.
 
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
@@ -98,7 +98,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
 
 
 def _on_a_grid(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """Weights of a wide float type whose codes have scales or zero points, and what lies beside each."""
+    """Weights of a wide float type whose codes have scales or zero points, and what lies next to each."""
     found: dict[str, list[str]] = {}
     for name in tensors:
         if name.endswith(_GRIDS):
@@ -117,8 +117,8 @@ def _is_grid(weight: Sequence[int], scales: Sequence[int]) -> bool:
 
 
 def _is_packed_alone(info: TensorInfo, leaf: str) -> bool:
-    """Whether a tensor is packed whatever lies beside it: integers or bits that are called a weight, and
-    matrices of integers too short to number tokens with that are no known buffer."""
+    """Whether a tensor is packed whatever lies next to it: integers or bits that are called a weight, and
+    matrices of integers too short to number tokens with that are not a known buffer."""
     if info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf):
         return True
     is_matrix = len(info.shape) > 1 and not _BUFFER.search(leaf)
@@ -186,7 +186,7 @@ _OUTSIDE = (
 
 
 def _beside(stem: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Scales that are named like the layer and not like its weight: `q_proj_scale` beside `q_proj.weight`."""
+    """Scales that are named like the layer and not like its weight: `q_proj_scale` of `q_proj.weight`."""
     return [stem + end for end in _OUTSIDE if stem and stem + end in tensors]
 
 

@@ -64,11 +64,19 @@ def check_tensors(
 def unused_selection(selection: Selection, *names: Iterable[str]) -> list[Finding]:
     """The parts of a selection that match no tensor of any of these models."""
     unused: list[str] = []
+    span = None
     for number, each in enumerate(names):
+        span = span or selection.layer_span(each)
         parts = selection.unused(each) if unused or number == 0 else []
         unused = [part for part in parts if number == 0 or part in unused]
     return [
-        finding("selection-unused", part, "", "matches no tensor", "look for a typing error in it")
+        finding(
+            "selection-unused",
+            part,
+            "",
+            "matches no tensor",
+            span if span and part.startswith("layer") else "look for a typing error in it",
+        )
         for part in unused
     ]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What has to be equal for the pieces of two tokenizers to be cut from the same form of a text.
 _PIPELINE = ("normalizer", "pre_tokenizer", "decoder")
-# Nobody has as many; an id beyond is a slip, and rows up to it would fill the memory.
+# Nobody has as many; an id beyond is a typo, and rows up to it would fill the memory.
 MAXIMUM_TOKENS = 1 << 24
 # In lists of pieces with scores, the place of a token that is found before the pieces are.
 _NEVER = -1e9

@@ -293,7 +293,7 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     Raises
     ------
     NotFoundError, RecipeError
-        The file is not there, is not strict YAML, or has a key or value that cannot be honoured (named with
+        The file is not found, is not strict YAML, or has a key or value that cannot be honoured (named with
         its line).
     """
     name = os.fspath(path)

@@ -22,7 +22,7 @@ def hold_device(device: Any) -> None:
     """
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
         raise RecipeError(
-            f"`{shown(device)}` is no device" if isinstance(device, str) else
+            f"`{shown(device)}` is not a device" if isinstance(device, str) else
             f"a device is a text, found {kind_of(device)}",
             "give cpu, cuda, cuda:1, mps, xpu, or the number of a GPU",
         )  # fmt: skip

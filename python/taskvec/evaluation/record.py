@@ -146,7 +146,7 @@ class ArmRecord:
     tasks: dict[str, TaskFacts]
     scores: dict[str, dict[str, Score]]
     output_tokens: dict[str, dict[str, float]]
-    samples: dict[str, list[Sample]]
+    samples: dict[str, list[Sample]] = field(repr=False)
     warnings: list[str]
     batch_size: int | str
     seconds: float
@@ -243,7 +243,7 @@ def read_record(path: Path) -> ArmRecord:
     Raises
     ------
     EvaluationError
-        The file is not there, cut short, or of another schema.
+        The file is not found, cut short, or of another schema.
     """
     again = "delete the file; the next run evaluates the arm again"
     try:

@@ -14,7 +14,7 @@ _WITHIN = ("pytorch_model_fsdp_0", "model")
 
 
 def place_of(path: str | os.PathLike[str]) -> Path | None:
-    """The folder of the distributed checkpoint at a path; ``None`` where there is none, or weights beside it.
+    """The folder of the distributed checkpoint at a path; ``None`` where there is none, or weights by it.
 
     Raises
     ------

@@ -73,7 +73,7 @@ def index_of(names: Iterable[str]) -> str | None:
 
 
 def is_variant_index(name: str) -> bool:
-    """Whether a file is the index of a variant: weights in another type beside those without a tag."""
+    """Whether a file is the index of a variant: weights in another type next to those without a tag."""
     return _VARIANT.search(name) is not None
 
 

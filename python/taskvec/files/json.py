@@ -93,7 +93,7 @@ def _read(descriptor: int, path: Path, maximum: int) -> bytes:
     if status.st_size > maximum:
         raise FormatError(
             f"`{path}` has {status.st_size} bytes, expected at most {maximum}",
-            "this is no file of its kind; look at what it holds",
+            "this is not a file of its kind; look at what it holds",
         )
     return fill(descriptor, maximum + 1)
 

@@ -47,7 +47,7 @@ def members(text: str, at: int = 0) -> Iterator[Member]:
 def replace(text: str, path: tuple[str, ...], value: Any) -> str:
     """Give the member at `path` another value; the text is unchanged where it has that value already.
 
-    A key that is not there is added after the last member of its object, indented as that one is.
+    A key that does not exist is added after the last member of its object, indented as that one is.
     """
     start = 0
     for key in path[:-1]:

@@ -19,7 +19,7 @@ def is_pointer(data: bytes) -> bool:
 
 
 def is_pointer_file(path: Path) -> bool:
-    """Whether a file is a pointer; one that is not there is none.
+    """Whether a file is a pointer; one that does not exist is none.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Paths that a pattern matches, where a folder that cannot be listed is none that is empty."""
+"""Paths that a pattern matches, where a folder that cannot be listed is not one that is empty."""
 
 from __future__ import annotations
 

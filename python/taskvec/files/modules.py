@@ -68,7 +68,7 @@ def naming(weights: Collection[str], files: Collection[str], read: Callable[[str
 
 
 def strings(data: bytes) -> Iterator[str]:
-    """Every key and every text of a JSON document, as a relative path; none of what is no JSON."""
+    """Every key and every text of a JSON document, as a relative path; none of what is not JSON."""
     if len(data) > MAXIMUM_BYTES:
         return
     try:

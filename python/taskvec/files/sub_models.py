@@ -44,7 +44,7 @@ def find(names: Collection[str], read: Read, parsed: Parsed, variant: str | None
     Raises
     ------
     FormatError, NotFoundError
-        A sub-folder's weights cannot be told, are not there, or are pickles; no folder has the variant.
+        A sub-folder's weights cannot be told, are not found, or are pickles; no folder has the variant.
     """
     if PIPELINE in names:
         folders, is_pipeline = _of_pipeline(names, parsed(PIPELINE)), True
@@ -72,7 +72,7 @@ def find(names: Collection[str], read: Read, parsed: Parsed, variant: str | None
 
 
 def _is_model(names: Collection[str]) -> bool:
-    """Whether the top is a model too: weights of the usual names beside a config.json."""
+    """Whether the top is a model too: weights of the usual names next to a config.json."""
     return CONFIG in names and any(name in names for name in (SINGLE, INDEX))
 
 

@@ -1,4 +1,4 @@
-"""The weights in one folder, and their variants: ``model.fp16.safetensors`` beside ``model.safetensors``."""
+"""The weights in one folder, and their variants: ``model.fp16.safetensors`` next to ``model.safetensors``."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def choose(
     FormatError
         It cannot be told which files are the weights.
     NotFoundError
-        Files that the index lists are not there.
+        Files that the index lists are not found.
     """
     groups = _groups(names)
     if not groups:
@@ -116,7 +116,7 @@ def choose(
         whole = [name for name in group.files if "-of-" not in name]
         if len(whole) != 1:
             raise FormatError(
-                f"`{folder}{group.files[0]}` is one of several files, and their index is not there",
+                f"`{folder}{group.files[0]}` is one of several files, and their index is not found",
                 "the checkpoint is incomplete: download or save it again",
             )
         return Chosen((folder + whole[0],), None, {}, taken or None, others)
@@ -182,7 +182,7 @@ def _indexed(
     missing = [name for name in files if name not in names]
     if missing:
         raise NotFoundError(
-            f"{len(missing)} of {len(files)} files of `{folder}{index}` are not there: {listed(missing)}",
+            f"{len(missing)} of {len(files)} files of `{folder}{index}` are not found: {listed(missing)}",
             "the checkpoint is incomplete: download or copy it again",
         )
     return files, weight_map

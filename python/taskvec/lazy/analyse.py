@@ -14,6 +14,7 @@ from taskvec.models.selection import Selection
 from taskvec.report.composition import Composition
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import is_stored_vector, is_vector
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -31,7 +32,7 @@ def analyse(
     spectra: bool = True,
     selection: Selection | None = None,
     force: Iterable[str] = (),
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Composition:
     """Measure a vector; see :func:`taskvec.analyse`."""
     if groups is not None and groups < 1:
@@ -60,7 +61,8 @@ def analyse(
             name = label or _label(given, compared)
             compared[name] = _other(given, label, base, force).select_by(selection)
     name = f"{_shown(vector)} - {_shown(reference)}" if reference is not None else _shown(vector)
-    return composition(whole, compared, name=name, groups=groups, spectra=spectra, progress=progress)
+    with shown(progress) as tell:
+        return composition(whole, compared, name=name, groups=groups, spectra=spectra, progress=tell)
 
 
 def _other(given: Named, label: str | None, reference: Model | None, force: tuple[str, ...]) -> TaskVector:

@@ -87,7 +87,7 @@ def average(
     metrics: str | os.PathLike[str] | None = None,
     metric: str | None = None,
     better: Better | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Write the weighted mean of checkpoints of one training run.
@@ -118,8 +118,8 @@ def average(
         By default ``eval_loss``, or the only one in the file.
     better : {"lower", "higher"}, optional
         By default as the metric's name says.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         The fields of :class:`taskvec.Settings`.
 
@@ -128,7 +128,7 @@ def average(
     RecipeError
         Fewer than two checkpoints, or a value that cannot be honoured.
     CompatibilityError
-        The checkpoints do not fit each other.
+        The checkpoints are incompatible.
     taskvec.Error
         Another of its subclasses says what is missing, damaged or could not be written.
     """

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
 from taskvec.models.state_dict import state_dict
+from taskvec.report.tables import facts_html
 from taskvec.resolve import open as opening
 from taskvec.resolve.remote import materialised
-from taskvec.text import amount, size
+from taskvec.shown import shown
+from taskvec.text import amount, printable, size
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from taskvec.lazy.merge import Merge
     from taskvec.progress import Callback
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Checkpoint(Model):
+class Checkpoint(Tensors, Model):
     """A checkpoint's headers, config and file list; made by :func:`open`, never changed.
 
     ``checkpoint[name]`` reads one tensor, ``checkpoint.items()`` streams them all, ``donor - reference`` is a
@@ -46,10 +49,6 @@ class Checkpoint(Model):
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
 
-    def keys(self) -> Iterator[str]:
-        """The tensor names in file order."""
-        return iter(self.tensors)
-
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Reads the tensors one after the other."""
         return ((name, self[name]) for name in self.tensors)
@@ -65,8 +64,8 @@ class Checkpoint(Model):
 
         Raises
         ------
-        NotFoundError
-            There is no tensor of this name.
+        TensorNotFoundError
+            There is no tensor of this name; a ``KeyError`` too.
         HubError
             The weights have not been downloaded.
         """
@@ -84,7 +83,7 @@ class Checkpoint(Model):
         array.flags.writeable = False
         return array_of(array, info.dtype, info.shape)
 
-    def materialise(self, progress: Callback | None = None) -> Checkpoint:
+    def materialise(self, progress: Callback | bool | None = None) -> Checkpoint:
         """Downloads what a run needs and is not here yet: weights in use, config, tokenizer and the like.
 
         Returns
@@ -97,12 +96,20 @@ class Checkpoint(Model):
         HubError
             The download failed, or its headers are not those seen before.
         """
-        return Checkpoint.of(materialised(self, progress))
+        with shown(progress) as tell:
+            return Checkpoint.of(materialised(self, tell))
 
-    def __sub__(self, other: object) -> TaskVector:
-        if not isinstance(other, Model):
-            return NotImplemented
-        return TaskVector.difference(self, other)
+    def __add__(self, other: TaskVector) -> Merge:
+        return other.added_to(self) if isinstance(other, TaskVector) else NotImplemented
+
+    @overload
+    def __sub__(self, other: Model) -> TaskVector: ...
+    @overload
+    def __sub__(self, other: TaskVector) -> Merge: ...
+    def __sub__(self, other: Model | TaskVector) -> TaskVector | Merge:
+        if isinstance(other, TaskVector):
+            return (-other).added_to(self)
+        return TaskVector.difference(self, other) if isinstance(other, Model) else NotImplemented
 
     def _facts(self) -> dict[str, str]:
         facts = {
@@ -123,14 +130,11 @@ class Checkpoint(Model):
     def __repr__(self) -> str:
         facts = self._facts()
         facts.pop("revision", None)
-        return f"Checkpoint({self.spec!r}, {', '.join(f'{key}: {value}' for key, value in facts.items())})"
+        words = ", ".join(f"{key}: {value}" for key, value in facts.items())
+        return f"Checkpoint({printable(repr(self.spec))}, {words})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
-            for key, value in self._facts().items()
-        )
-        return f"<table><caption>Checkpoint <code>{html.escape(self.spec)}</code></caption>{rows}</table>"
+        return facts_html("Checkpoint", self.spec, self._facts())
 
 
 def open(spec: str | os.PathLike[str] | Model, *, revision: str | None = None) -> Checkpoint:  # noqa: A001

@@ -42,7 +42,7 @@ class Rule:
     ----------
     way : {"top", "rank", "sign", "without"}
         ``top``: the largest elements of all tensors together, ties in their order. ``rank``: every matrix by
-        its best approximation of a rank; what is no matrix stays whole. ``sign``: the signs, times the mean
+        its best approximation of a rank; what is not one stays whole. ``sign``: the signs, times the mean
         magnitude of the elements of the tensor that are not zero: of all scales the nearest. ``without``:
         v - (v·s / s·s) s, its part at right angles to the other vector, taken as one vector each.
     amount : float

@@ -20,12 +20,13 @@ from taskvec.resolve.open import open as open_model
 from taskvec.resolve.remote import materialised
 from taskvec.resolve.saved_vector import is_stored_vector, is_vector
 from taskvec.run.compare import compare
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
 
 # Findings that keep two checkpoints from being compared as numbers; any other difference is to be seen.
-_STOPPING = ("quantised", "lora-adapter")
+_STOPPING = ("saved-vector", "quantised", "lora-adapter")
 
 
 def diff(
@@ -34,7 +35,7 @@ def diff(
     *,
     selection: Selection | None = None,
     threads: int | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Difference:
     """Compare two checkpoints, or two vectors, in one streamed pass; see :func:`taskvec.diff`."""
     selection = selection or Selection()
@@ -43,12 +44,14 @@ def diff(
     if isinstance(one, TaskVector) and isinstance(other, TaskVector):
         one, other = (vector.select_by(selection) for vector in (one, other))
         shapes = {name: shape for name, shape in one.tensors.items() if other.tensors.get(name) == shape}
-        pairs = compare(one.terms(), other.terms(), shapes, threads=threads, progress=progress)
+        with shown(progress) as tell:
+            pairs = compare(one.terms(), other.terms(), shapes, threads=threads, progress=tell)
         unmatched = _unmatched(one.tensors, other.tensors, shapes)
         return Difference(_named(left, one), _named(right, other), "vectors", pairs, unmatched, ())
     if isinstance(one, TaskVector) or isinstance(other, TaskVector):
         raise RecipeError("a checkpoint and a task vector cannot be compared", "name two of one kind")
-    return _checkpoints(one, other, selection, threads, progress)
+    with shown(progress) as tell:
+        return _checkpoints(one, other, selection, threads, tell)
 
 
 def _named(side: object, opened: object) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.arguments import texts
 from taskvec.plan.delta import Delta
 from taskvec.settings import Rounding, Settings
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -31,7 +32,7 @@ class InPlace(Delta):
         seed: int = 0,
         threads: int | None = None,
         force: str | Iterable[str] = (),
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
     ) -> Change:
         """Add α·v to a model in memory, in place; on the CPU the bytes are those of a run over files.
 
@@ -59,7 +60,7 @@ class InPlace(Delta):
         Raises
         ------
         CompatibilityError
-            Model and vector do not fit each other.
+            Model and vector are incompatible.
         NonFiniteError
             A value would not be finite.
         RecipeError
@@ -74,7 +75,8 @@ class InPlace(Delta):
             force=(*self.force, *texts(force, "force")),
         )
         kept = self._kept if keep else None
-        return change(self.steps, model, alpha=alpha, settings=settings, kept=kept, progress=progress)
+        with shown(progress) as tell:
+            return change(self.steps, model, alpha=alpha, settings=settings, kept=kept, progress=tell)
 
     def remove_(
         self,
@@ -86,7 +88,7 @@ class InPlace(Delta):
         seed: int = 0,
         threads: int | None = None,
         force: str | Iterable[str] = (),
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
     ) -> Change:
         """Take back what :meth:`apply_` added to a model in memory.
 

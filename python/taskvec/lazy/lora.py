@@ -67,7 +67,7 @@ def extract_lora(
     exclude: str | Iterable[str] = (),
     preset: Preset = "full",
     layers: str | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Save donor − reference as a LoRA adapter on the reference, which PEFT loads.
@@ -100,8 +100,8 @@ def extract_lora(
         Float type of the factors; float32 by default.
     include, exclude, preset, layers
         The tensors that belong to the adapter; see :func:`taskvec.transfer`.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         ``seed``, ``threads``, ``force``, ``overwrite``, ``resume`` and ``rehash`` matter here.
 
@@ -113,7 +113,7 @@ def extract_lora(
     Raises
     ------
     taskvec.Error
-        One of its subclasses says what does not fit, is missing, damaged or could not be written.
+        One of its subclasses says what is incompatible, missing, damaged or could not be written.
     """
     plan = plan_extract_lora(
         donor, reference, rank=rank, energy=energy, max_rank=max_rank, embeddings=embeddings, others=others,

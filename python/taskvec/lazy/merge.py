@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.arguments import texts
 from taskvec.compat.findings import enforce
+from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.plan import transfer as planning
 from taskvec.plan.checks import check_step
 from taskvec.plan.delta import Delta
-from taskvec.settings import Options, Settings, parse_alphas
+from taskvec.report.tables import table_html
+from taskvec.settings import Options, Settings, format_alpha, parse_alphas
+from taskvec.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from taskvec.report.report import Report
 
 
-class Merge:
+class Merge(Tensors):
     """A target plus a task vector; immutable, and nothing is computed until it is asked for.
 
     Made by ``target + vector`` or ``target - vector``; more vectors can be added.
@@ -50,7 +52,7 @@ class Merge:
         Raises
         ------
         CompatibilityError
-            They do not fit each other; ``findings`` says where.
+            They are incompatible; ``findings`` says where.
         """
         for step in vector.steps:
             enforce(check_step(target, step, vector.force), vector.force)
@@ -71,7 +73,7 @@ class Merge:
         Raises
         ------
         CompatibilityError
-            The models do not fit each other.
+            The models are incompatible.
         RecipeError
             A setting cannot be honoured.
         """
@@ -102,7 +104,7 @@ class Merge:
         out: str | os.PathLike[str],
         *,
         alphas: float | str | Sequence[float] | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
         **settings: Unpack[Options],
     ) -> Report:
         """Compute the merge and write it as a checkpoint, in one streamed pass.
@@ -113,15 +115,15 @@ class Merge:
             The output folder; several alphas write ``out/alpha=0.5`` and so on.
         alphas : float or sequence of float, optional
             Factors of the whole vector.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
         **settings
             The fields of :class:`taskvec.Settings`.
 
         Raises
         ------
         taskvec.Error
-            What does not fit, is missing, damaged or could not be written.
+            What is incompatible, missing, damaged or could not be written.
         KeyboardInterrupt
             Stopped; the same call goes on where it was.
         """
@@ -140,8 +142,8 @@ class Merge:
 
         Raises
         ------
-        NotFoundError
-            The target has no tensor of this name.
+        TensorNotFoundError
+            The target has no tensor of this name; a ``KeyError`` too.
         """
         from taskvec.run.evaluate import of_plan
 
@@ -168,10 +170,6 @@ class Merge:
         plan = self._planned(settings, is_plain=True)
         return of_plan(plan, threads=given.threads, allow_non_finite=allowed)
 
-    def keys(self) -> Iterator[str]:
-        """The names of the tensors, in the target's file order."""
-        return iter(self.target.tensors)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.target.tensors)
 
@@ -181,9 +179,28 @@ class Merge:
     def __contains__(self, name: object) -> bool:
         return name in self.target.tensors
 
+    if TYPE_CHECKING:  # the vector, which lies above, does both
+
+        def __add__(self, other: Delta) -> Merge: ...
+        def __sub__(self, other: Delta) -> Merge: ...
+
+    def __reduce__(self) -> Any:
+        return Merge, (self.target, self.vector)
+
+    def __deepcopy__(self, memo: object) -> Merge:
+        return self  # immutable, and so is all that it holds
+
     def __repr__(self) -> str:
-        return f"Merge({self.target.spec} + {self.vector}, tensors: {len(self):,})"
+        words = str(self.vector)
+        words = f"- {words[1:]}" if words.startswith("-") else f"+ {words}"
+        return f"Merge({printable(self.target.spec)} {printable(words)}, tensors: {len(self):,})"
 
     def _repr_html_(self) -> str:
-        target = html.escape(self.target.spec)
-        return f"<p>Merge: <code>{target}</code> plus</p>{self.vector.table()}"
+        rows = [
+            {"weight": "1", "summand": self.target.spec, "selection": "target"},
+            *(
+                {"weight": format_alpha(step.weight), "summand": str(step), "selection": str(step.selection)}
+                for step in self.vector.steps
+            ),
+        ]
+        return table_html(rows, f"Merge of {len(self):,} tensors", limit=len(rows))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.compat.findings import enforce_strictly
 from taskvec.errors import RecipeError
 from taskvec.lazy.plan import Plan
+from taskvec.lazy.planned import Planned
 from taskvec.models.model import Model
 from taskvec.plan.merge_models import adapted, checkpoint, checkpoint_of, opened_models
 from taskvec.plan.moe import gates
@@ -18,21 +19,25 @@ from taskvec.plan.moe.choice import hold_experts, layout_of, matrices
 from taskvec.plan.moe.gates import Gates
 from taskvec.plan.moe.plan import MLPS, Experts, plan_moe
 from taskvec.recipe.moe import MoeFile, load
+from taskvec.report.tables import facts_html, findings_html
 from taskvec.resolve import storage
 from taskvec.resolve.remote import materialised
 from taskvec.resolve.stage import let_go, scratch_folder, stage
 from taskvec.settings import Options, Settings
 
 if TYPE_CHECKING:
+    from taskvec.compat.findings import Finding
     from taskvec.progress import Callback
     from taskvec.report.report import Report
 
 EMBEDDING = "model.embed_tokens.weight"
 
 
-@dataclass(frozen=True, slots=True)
-class MoeMerge:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class MoeMerge(Planned):
     """A mixture of experts, lazy: nothing is read but the recipe itself until it is planned or saved.
+
+    It is a mapping of the tensors of its result too, which are computed when they are read.
 
     Attributes
     ----------
@@ -42,20 +47,28 @@ class MoeMerge:
 
     file: MoeFile
     settings: Settings
+    cache: list[Plan] = field(default_factory=list, init=False)
 
-    def plan(self) -> Plan:
+    def plan(self, **settings: Unpack[Options]) -> Plan:
         """What would happen, from headers and the gates, which are made here.
 
         ``cheap_embed`` reads the embeddings of the prompts' tokens, ``hidden`` runs the base model on them,
         one layer in memory at a time.
+
+        Parameters
+        ----------
+        **settings
+            The fields of :class:`taskvec.Settings`, in place of those that the recipe was opened with.
 
         Raises
         ------
         RecipeError
             The models fit no layout, or the prompts make no gates.
         CompatibilityError
-            The models do not fit each other.
+            The models are incompatible.
         """
+        if settings:
+            return self.given(settings).plan()
         recipe = self.file.recipe
         opened = opened_models(recipe.models(), checkpoint, MLPS)
         base = checkpoint_of(opened, recipe.base_model)
@@ -65,9 +78,26 @@ class MoeMerge:
         made = gates.as_model(list(self._gates(experts, base)))
         return Plan.of(plan_moe(self.file, experts, made, self.settings))
 
-    def save(self, out: str | os.PathLike[str], *, progress: Callback | None = None) -> Report:
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        progress: Callback | bool | None = None,
+        **settings: Unpack[Options],
+    ) -> Report:
         """Write the mixture into a folder, or to an address; raises as :func:`taskvec.moe`."""
-        return self.plan().run(out, settings=self.settings, progress=progress)
+        given = self.given(settings)
+        return given.plan().run(out, settings=given.settings, progress=progress)
+
+    def notes(self) -> list[Finding]:
+        """What is known of the recipe without its models."""
+        return list(self.file.remarks)
+
+    def given(self, options: Options) -> MoeMerge:
+        """The same with some settings replaced; raises as :func:`open_moe`."""
+        given: Any = Planned.given(self, options)
+        _hold_plain(given.settings)
+        return given
 
     def _gates(self, experts: Experts, base: Model) -> Iterator[Gates]:
         """Those of each layer, or one for all."""
@@ -112,6 +142,11 @@ class MoeMerge:
         recipe = self.file.recipe
         return f"MoeMerge({self.file.source!r}, {len(recipe.experts)} experts, gates: {recipe.gate_mode})"
 
+    def _repr_html_(self) -> str:
+        recipe = self.file.recipe
+        facts = {"experts": str(len(recipe.experts)), "gates": str(recipe.gate_mode)}
+        return facts_html("MoeMerge", self.file.source, facts) + findings_html(self.notes())
+
 
 @contextmanager
 def _sampled(model: Model) -> Iterator[Model]:
@@ -152,14 +187,18 @@ def open_moe(
         A word of it has no effect, and the settings are strict.
     """
     given, file = Settings.of(settings), load(recipe, overrides)
-    if given.out_dtype == "target":
+    _hold_plain(given)
+    if given.strict:
+        enforce_strictly(file.remarks, given.force)
+    return MoeMerge(file, given)
+
+
+def _hold_plain(settings: Settings) -> None:
+    if settings.out_dtype == "target":
         raise RecipeError(
             "`target` is a packed format, which experts are not written in",
             "write bfloat16 here and convert the result (`taskvec convert`)",
         )
-    if given.strict:
-        enforce_strictly(file.remarks, given.force)
-    return MoeMerge(file, given)
 
 
 def moe(
@@ -167,7 +206,7 @@ def moe(
     out: str | os.PathLike[str],
     *,
     overrides: Iterable[str] = (),
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Write dense models as one mixture of experts, by a recipe in mergekit-moe's format.
@@ -183,8 +222,8 @@ def moe(
         The output folder.
     overrides : iterable of str
         ``experts_per_token=1``: values to replace.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         The fields of :class:`taskvec.Settings`.
 
@@ -193,7 +232,7 @@ def moe(
     RecipeError
         The recipe is not one, the models fit no layout, or the prompts make no gates.
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     taskvec.Error
         Another of its subclasses says what is missing, damaged or could not be written.
     """

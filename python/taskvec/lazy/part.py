@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.arguments import function, path
+from taskvec.arguments import path
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.files.names import MANIFEST, PARTS, PLAN, STATE
@@ -20,6 +20,7 @@ from taskvec.run.dispatch import run_part
 from taskvec.run.parts import PartReport, hold_divisible
 from taskvec.run.sinks import absolute, is_address, open_sink
 from taskvec.settings import Settings
+from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.plan.plan import PlanRecord
@@ -45,7 +46,7 @@ class Part:
 
     number: int
     count: int
-    plan: bytes
+    plan: bytes = field(repr=False)
     out: str | None = None
 
     @classmethod
@@ -61,7 +62,7 @@ class Part:
         out: str | os.PathLike[str] | None = None,
         *,
         settings: Settings | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
     ) -> PartReport:
         """Write the weight files of this part, and end the run where no other part is missing.
 
@@ -73,19 +74,19 @@ class Part:
             As :meth:`taskvec.Plan.run`.
         """
         place = self.out if out is None else os.fspath(path(out, "out"))
-        function(progress, "progress")
         if place is None:
             raise RecipeError("the part has no output folder", 'write `part.run("out")`')
         saved = from_file(self.plan, "the plan of this part")
         part = Number.of(self.number, self.count)
-        return run_part(saved.plan, place, part, settings=saved.settings(settings), progress=progress)
+        with shown(progress) as tell:
+            return run_part(saved.plan, place, part, settings=saved.settings(settings), progress=tell)
 
 
 def finish(
     out: str | os.PathLike[str],
     *,
     threads: int | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> Report:
     """End a run in parts: write index, card and manifest, once all weight files are there.
 
@@ -97,8 +98,8 @@ def finish(
         The output folder of the parts.
     threads : int, optional
         All cores by default.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
 
     Raises
     ------
@@ -107,9 +108,14 @@ def finish(
     OutputError
         Weight files are missing; the message says which, and which parts write them.
     """
-    if is_address(out):
-        return _finish_at(str(out), threads, progress)
-    out = Path(out)
+    with shown(progress) as tell:
+        if is_address(out):
+            return _finish_at(str(out), threads, tell)
+        return _finish_in(Path(out), threads, tell)
+
+
+def _finish_in(out: Path, threads: int | None, progress: Callback | None) -> Report:
+    """The same in a folder."""
     if not look.exists(out / STATE / PARTS):
         raise _nothing_to_end(out)
     saved = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS))

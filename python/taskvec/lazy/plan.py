@@ -8,12 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from taskvec.arguments import function, path
-from taskvec.errors import FormatError, RecipeError
+from taskvec.arguments import path
+from taskvec.compat.findings import findings_summary
+from taskvec.errors import FormatError, RecipeError, warn
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
+from taskvec.report.tables import Tabled, findings_html
 from taskvec.resolve.open import open as open_model
 from taskvec.run.dispatch import run_plan
 from taskvec.run.sinks import absolute
+from taskvec.settings import format_alpha
+from taskvec.shown import shown
+from taskvec.text import plural, size
 
 if TYPE_CHECKING:
     from taskvec.lazy.part import Part
@@ -22,8 +27,8 @@ if TYPE_CHECKING:
     from taskvec.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Plan(PlanRecord):
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Tabled, PlanRecord):
     """A run before it is run; its attributes are those of :class:`taskvec.plan.plan.PlanRecord`."""
 
     @classmethod
@@ -78,18 +83,64 @@ class Plan(PlanRecord):
         roles = ["target", *["source"] * (len(checkpoints) - 1)]
         return cls.make(document, checkpoints, roles, recipe=recipe, data=data)
 
+    def __reduce__(self) -> Any:
+        return Plan.from_bytes, (self.to_bytes(),)
+
+    def __copy__(self) -> Plan:
+        return self  # it is never changed
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self
+
+    def _subject(self) -> str:
+        return self.digest[:16]
+
+    def _facts(self) -> dict[str, str]:
+        facts = {source.role: f"{source.spec} ({size(source.bytes_in)})" for source in self.sources}
+        facts["alpha"] = ", ".join(format_alpha(output.alpha) for output in self.outputs)
+        facts["tensors"] = f"{self.merged:,} merged, {self.copied:,} copied"
+        facts["written"] = f"{plural(len(self.shards), 'weight file')}, {size(self.bytes_out)}"
+        if self.download:
+            facts["to download"] = size(self.download)
+        found = findings_summary(self.findings)
+        return {**facts, "findings": found} if self.findings else facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        def tensors() -> list[dict[str, Any]]:
+            return [
+                {"name": row[0], "type": row[1], "shape": list(row[2]), "file": self.weight_map[row[0]]}
+                for row in self.document["tensors"]
+                if row[0] in self.weight_map
+            ]
+
+        return {
+            "tensors": tensors,
+            "sources": lambda: [source._asdict() for source in self.sources],
+            "shards": lambda: [shard._asdict() for shard in self.shards],
+            "findings": lambda: [each.to_dict() for each in self.findings],
+        }
+
+    def _more_html(self) -> str:
+        return findings_html(self.findings, notes=False)
+
     def run(
         self,
         out: str | os.PathLike[str],
         *,
         settings: Settings | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
     ) -> Report:
         """Execute the plan into a folder, or to an address; see :func:`taskvec.run.execute.execute`.
 
-        A folder or an address at which parts of the same plan have been at work is completed.
+        A folder or an address at which parts of the same plan have been at work is completed. Findings that
+        are warnings are warnings of Python too, of the category :class:`taskvec.TaskvecWarning`.
         """
-        return run_plan(self, out, settings, progress)
+        with shown(progress) as tell:
+            report = run_plan(self, out, settings, tell)
+        for finding in report.findings:
+            if finding.level == "warning":
+                warn(f"{finding.message} [{finding.id}]", finding)
+        return report
 
     def run_on_ray(
         self,
@@ -97,7 +148,7 @@ class Plan(PlanRecord):
         *,
         address: str = "local",
         settings: Settings | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
     ) -> Report:
         """Execute the plan on a Ray cluster; see :func:`taskvec.run.cluster.execute_on_ray`.
 
@@ -109,8 +160,8 @@ class Plan(PlanRecord):
             Of the cluster, as ``ray.init`` takes it; ``"local"`` starts one on this machine.
         settings : Settings, optional
             ``threads`` are those of one task.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
 
         Raises
         ------
@@ -127,8 +178,8 @@ class Plan(PlanRecord):
             raise RecipeError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
         path(out, "out")
         path(address, "address")
-        function(progress, "progress")
-        return execute_on_ray(self, out, address=address, settings=settings, progress=progress)
+        with shown(progress) as tell:
+            return execute_on_ray(self, out, address=address, settings=settings, progress=tell)
 
     def part(self, number: int, count: int, *, out: str | os.PathLike[str] | None = None) -> Part:
         """One part of the plan, to be run anywhere that has the models and the output folder.

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -17,12 +17,14 @@ from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import MANIFEST, PLAN, STATE
 from taskvec.lazy.plan import Plan
+from taskvec.lazy.planned import Planned
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import SavedVector
 from taskvec.plan.merge import plan_recipe
 from taskvec.plan.plan import Request
 from taskvec.recipe.expand import sources
 from taskvec.recipe.load import RecipeFile, load
+from taskvec.report.tables import escaped, facts_html, findings_html
 from taskvec.resolve.adapter import open_adapter
 from taskvec.resolve.open import open as open_model
 from taskvec.resolve.saved_vector import open_vector
@@ -34,6 +36,7 @@ from taskvec.settings import Options, Settings, format_alpha, written
 from taskvec.text import kind_of
 
 if TYPE_CHECKING:
+    from taskvec.compat.findings import Finding
     from taskvec.progress import Callback
     from taskvec.recipe.model_ref import ModelRef
     from taskvec.recipe.validate import Checked
@@ -42,9 +45,11 @@ if TYPE_CHECKING:
     Recipes = str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class RecipeMerge:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class RecipeMerge(Planned):
     """A recipe, lazy: nothing is read but the recipe itself until it is planned or saved.
+
+    It is a mapping of the tensors of its result too, which are computed when they are read.
 
     Attributes
     ----------
@@ -55,38 +60,56 @@ class RecipeMerge:
 
     file: RecipeFile
     settings: Settings
+    cache: list[Plan] = field(default_factory=list, init=False)
 
-    def plan(self) -> Plan:
+    def plan(self, **settings: Unpack[Options]) -> Plan:
         """What would happen, from headers alone.
+
+        Parameters
+        ----------
+        **settings
+            The fields of :class:`taskvec.Settings`, in place of those that the recipe was opened with.
 
         Raises
         ------
         RecipeError
-            The recipe has several documents: what a later one reads is not there yet.
+            The recipe has several documents: what a later one reads does not exist yet.
         """
+        if settings:
+            return self.given(settings).plan()
         if len(self.file.steps) > 1:
             raise RecipeError(
                 f"`{self.file.source}` has {len(self.file.steps)} documents that build on each other: the "
-                "models of a later one are not there yet",
+                "models of a later one do not exist yet",
                 "plan the first document alone, or run the recipe",
             )
         return self._plan(self.file.last, Path())
 
-    def save(self, out: str | os.PathLike[str], *, progress: Callback | None = None) -> Report:
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        progress: Callback | bool | None = None,
+        **settings: Unpack[Options],
+    ) -> Report:
         """Run every document; results of all but the last are removed when the last is done.
 
         Parameters
         ----------
         out : str or path
             The output folder.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
+        **settings
+            As those of :meth:`plan`.
 
         Raises
         ------
         RecipeError, CompatibilityError, OutputError, FormatError, NonFiniteError
             As :func:`taskvec.transfer`; the same call goes on where it was.
         """
+        if settings:
+            return self.given(settings).save(out, progress=progress)
         report = self.finished(out)
         for plan, place in () if report is not None else self.plans(out):
             report = self.run_document(plan, place, out, progress)
@@ -122,7 +145,11 @@ class RecipeMerge:
         return finished_report(folders, manifests, rows, self.settings, alphas)
 
     def run_document(
-        self, plan: Plan, place: Path | str, out: str | os.PathLike[str], progress: Callback | None = None
+        self,
+        plan: Plan,
+        place: Path | str,
+        out: str | os.PathLike[str],
+        progress: Callback | bool | None = None,
     ) -> Report:
         """Run one of :meth:`plans`; a result of an earlier document that is no longer right is made again."""
         settings = self.settings_of(plan, place, out)
@@ -177,6 +204,10 @@ class RecipeMerge:
                 "the output is complete; remove that folder, or run the same command again",
             ) from error
 
+    def notes(self) -> list[Finding]:
+        """What is known of the recipe without its models."""
+        return [*self.file.remarks, *(remark for step in self.file.steps for remark in step.remarks)]
+
     def _digest(self) -> str:
         """What is asked for, apart from the state of the models."""
         asked = [list(self.file.documents), written(self.settings), list(self.settings.force)]
@@ -218,7 +249,16 @@ class RecipeMerge:
 
     def __repr__(self) -> str:
         final = self.file.final
-        return f"RecipeMerge({self.file.source!r}, method: {final.merge_method})"
+        models = [str(ref.spec) for ref in sources(self.file.last)]
+        return f"RecipeMerge({self.file.source!r}, method: {final.merge_method}, models: {', '.join(models)})"
+
+    def _repr_html_(self) -> str:
+        facts = {"method": str(self.file.final.merge_method)}
+        if len(self.file.steps) > 1:
+            facts["documents"] = str(len(self.file.steps))
+        notes = self.notes()
+        recipe = f"<pre>{escaped(self.file.text.strip())}</pre>" if self.file.text else ""
+        return facts_html("RecipeMerge", self.file.source, facts) + recipe + findings_html(notes)
 
 
 def out_of(out: str | os.PathLike[str]) -> Path | str:
@@ -257,11 +297,11 @@ def open_recipe(
     CompatibilityError
         A word of it has no effect, and the settings are strict.
     """
-    given, file = Settings.of(settings), load(recipe, overrides)
+    given, made = Settings.of(settings), load(recipe, overrides)
+    merge = RecipeMerge(made, given)
     if given.strict:
-        remarks = [remark for step in file.steps for remark in step.remarks]
-        enforce_strictly([*file.remarks, *remarks], given.force)
-    return RecipeMerge(file, given)
+        enforce_strictly(merge.notes(), given.force)
+    return merge
 
 
 def merge(
@@ -269,7 +309,7 @@ def merge(
     out: str | os.PathLike[str],
     *,
     overrides: Iterable[str] = (),
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Run a recipe into a folder; see :func:`open_recipe` and :meth:`RecipeMerge.save`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
+from typing import TYPE_CHECKING, TypeGuard, Unpack, overload
 
 from taskvec.arguments import texts
 from taskvec.compat.check import check_models, check_vector
@@ -19,7 +19,10 @@ from taskvec.lazy.plan import Plan
 from taskvec.models.model import Model
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.delta import Step
-from taskvec.settings import Options, Settings
+from taskvec.report.tables import table_html
+from taskvec.settings import Options, Settings, format_alpha
+from taskvec.shown import shown
+from taskvec.text import printable
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -31,8 +34,8 @@ class TaskVector(Measured, InPlace):
     """A weighted sum of differences of checkpoints; immutable, and nothing is computed until it is asked for.
 
     Made by ``donor - reference``. ``-v``, ``0.5 * v``, ``v / 2``, ``v + w``, ``v - w`` and ``sum(vectors)``
-    are vectors, ``target + v`` and ``target - v`` are a :class:`taskvec.Merge`. Models that do not fit each
-    other raise at the operator. Its attributes are those of :class:`taskvec.plan.delta.Delta`.
+    are vectors, ``target + v`` and ``target - v`` are a :class:`taskvec.Merge`. Incompatible models
+    raise at the operator. Its attributes are those of :class:`taskvec.plan.delta.Delta`.
     """
 
     __slots__ = ("_kept",)
@@ -64,7 +67,7 @@ class TaskVector(Measured, InPlace):
         Raises
         ------
         CompatibilityError
-            The models do not fit each other; ``findings`` says where.
+            The models are incompatible; ``findings`` says where.
         """
         selection = selection or Selection()
         force = texts(force, "force")
@@ -108,7 +111,7 @@ class TaskVector(Measured, InPlace):
         out: str | os.PathLike[str],
         *,
         dtype: str | None = None,
-        progress: Callback | None = None,
+        progress: Callback | bool | None = None,
         **settings: Unpack[Options],
     ) -> Report:
         """Save the vector, without loss: each tensor in the type and the encoding that are smallest.
@@ -119,8 +122,8 @@ class TaskVector(Measured, InPlace):
             The output folder.
         dtype : str, optional
             A float type for all values, which loses what it cannot hold.
-        progress : callable, optional
-            Called with a :class:`taskvec.Progress`.
+        progress : callable or bool, optional
+            Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
         **settings
             ``max_shard_size``, ``threads``, ``force``, ``overwrite``, ``resume`` and ``rehash`` matter here.
 
@@ -158,7 +161,7 @@ class TaskVector(Measured, InPlace):
     def __neg__(self) -> TaskVector:
         return self * -1.0
 
-    def __mul__(self, factor: object) -> TaskVector:
+    def __mul__(self, factor: float) -> TaskVector:
         if not _is_number(factor):
             return NotImplemented
         if not math.isfinite(factor):
@@ -167,14 +170,14 @@ class TaskVector(Measured, InPlace):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: object) -> TaskVector:
+    def __truediv__(self, divisor: float) -> TaskVector:
         if not _is_number(divisor):
             return NotImplemented
         if not divisor:
             raise RecipeError("a vector cannot be divided by zero")
         return self * (1.0 / divisor)
 
-    def __add__(self, other: object) -> TaskVector:
+    def __add__(self, other: TaskVector) -> TaskVector:
         if not isinstance(other, TaskVector):
             return NotImplemented
         force = tuple(dict.fromkeys((*self.force, *other.force)))
@@ -186,28 +189,41 @@ class TaskVector(Measured, InPlace):
                 enforce(found, force)
         return TaskVector(_collected([*self.steps, *other.steps]), force)
 
-    def __sub__(self, other: object) -> TaskVector:
+    def __sub__(self, other: TaskVector) -> TaskVector:
         return self + -other if isinstance(other, TaskVector) else NotImplemented
 
-    def __radd__(self, other: object) -> Any:
-        return self if isinstance(other, int) and other == 0 else self._added_to(other)
+    @overload
+    def __radd__(self, other: Model | Merge) -> Merge: ...
+    @overload
+    def __radd__(self, other: int) -> TaskVector: ...
+    def __radd__(self, other: Model | Merge | int) -> Merge | TaskVector:
+        return self if isinstance(other, int) and other == 0 else self.added_to(other)
 
-    def __rsub__(self, other: object) -> Merge:
-        return (-self)._added_to(other)
+    def __rsub__(self, other: Model | Merge) -> Merge:
+        return (-self).added_to(other)
 
-    def _added_to(self, other: object) -> Merge:
-        """A model plus this vector, or a merge with one vector more."""
+    def added_to(self, other: object) -> Merge:
+        """``other + self`` of a model, or of a merge, which gets one vector more."""
         if isinstance(other, Merge):
             vector = other.vector if isinstance(other.vector, TaskVector) else TaskVector(other.vector.steps)
             return Merge.of(other.target, vector + self)
         return Merge.of(other, self) if isinstance(other, Model) else NotImplemented
 
+    def __deepcopy__(self, memo: object) -> TaskVector:
+        return TaskVector(self.steps, self.force)  # what it kept of models is not part of a copy
+
+    __copy__ = lambda self: TaskVector(self.steps, self.force)  # noqa: E731
+
     def __repr__(self) -> str:
         elements = sum(math.prod(shape) for shape in self.tensors.values())
-        return f"TaskVector({self}, tensors: {len(self.tensors):,}, elements: {elements:,})"
+        return f"TaskVector({printable(self)}, tensors: {len(self.tensors):,}, elements: {elements:,})"
 
     def _repr_html_(self) -> str:
-        return self.table()
+        rows = [
+            {"weight": format_alpha(step.weight), "vector": str(step), "selection": str(step.selection)}
+            for step in self.steps
+        ]
+        return table_html(rows, f"TaskVector of {len(self.tensors):,} tensors", limit=len(rows))
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -224,15 +240,15 @@ def _collected(steps: Iterable[Step]) -> list[Step]:
     return list(collected.values())
 
 
-def load_vector(spec: str | os.PathLike[str], *, progress: Callback | None = None) -> TaskVector:
+def load_vector(spec: str | os.PathLike[str], *, progress: Callback | bool | None = None) -> TaskVector:
     """Open a task vector that was saved.
 
     Parameters
     ----------
     spec : str or path
         A folder that ``extract`` or ``save`` wrote, or its name on the hub.
-    progress : callable, optional
-        Told about the download of one on the hub.
+    progress : callable or bool, optional
+        Told about the download of one on the hub; ``True`` draws a bar.
 
     Raises
     ------
@@ -243,4 +259,5 @@ def load_vector(spec: str | os.PathLike[str], *, progress: Callback | None = Non
     """
     from taskvec.resolve.saved_vector import open_vector
 
-    return TaskVector([Step(1.0, open_vector(spec, progress), None, Selection())])
+    with shown(progress) as tell:
+        return TaskVector([Step(1.0, open_vector(spec, tell), None, Selection())])

@@ -177,7 +177,7 @@ _ROWS = (
         "required", 1, None,
         (_WEIGHT, _NORMALIZE, _LAMBDA, _ignored(_DENSITY), _ignored(_RESCALE), _INT8_MASK),
         _example("task_arithmetic", 2, "weight: 0.5"),
-        ("mergekit accepts density and rescale here and ignores them; here each gets a remark.",),
+        ("mergekit accepts density and rescale here and ignores them; here each gets a note.",),
         divides_weights=True,
     ),
     Method(
@@ -390,7 +390,7 @@ _ROWS = (
         _example("sar", 2, "density: 0.5", maps=True),
         (
             "The steps and their order are those of the paper's abstract. What that leaves open is our "
-            "choice: of equal importance the larger change wins, then the earlier model; trimming keeps "
+            "choice: of equal importance the larger change is taken, then the earlier model; trimming keeps "
             "exactly ⌊density · changed⌋ elements of each tensor, equal magnitudes by the lower index; "
             "rescaling restores the L1 norm; and the defaults.",
         ),
@@ -500,7 +500,7 @@ PUBLISHED = frozenset(
     {"embed_slerp"} | {p.name for method in _ROWS if method.mergekit for p in method.parameters}
 )
 """Words of mergekit's recipes: it passes over those that the method does not have, and so do we, with a
-remark. ``embed_slerp`` is of its first versions, for vocabularies that differ."""
+note. ``embed_slerp`` is of its first versions, for vocabularies that differ."""
 
 
 def get(name: str) -> Method:

@@ -29,7 +29,7 @@ class Parameter:
         The lower bound itself is not allowed.
     choices : tuple of str
     ignored : bool
-        mergekit accepts it with this method and does nothing with it; so do we, with a remark.
+        mergekit accepts it with this method and does nothing with it; so do we, with a note.
     engine : str, optional
         Its name in the operation, where that is another one.
     settled : bool

@@ -23,6 +23,7 @@ from taskvec.models.adapter_parameters import (
 )
 from taskvec.models.adapter_whole import PREFIX, check_whole, saved_modules, whole_name
 from taskvec.models.model import Remote, TensorInfo
+from taskvec.models.pickled import restored, state_of
 from taskvec.regex import regex
 from taskvec.text import shown
 
@@ -112,7 +113,7 @@ class Adapter:
     remote : Remote or None
         Where its files are fetched from, when they are not here.
     parameters : tuple of ParameterFactors
-        Factors of parameters that are no module's weight; none once it is fitted to a model.
+        Factors of parameters that are not a module's weight; none once it is fitted to a model.
     parts : mapping of str to tuple of PartFactors
         Once it is fitted to a model: the factors of weights that are parts of a stored tensor, by its name.
     base : int, optional
@@ -148,6 +149,12 @@ class Adapter:
     def location(self) -> Path:
         """Its folder."""
         return self.path
+
+    def __reduce__(self) -> Any:
+        return restored, (type(self), state_of(self))
+
+    def __deepcopy__(self, memo: object) -> Adapter:
+        return self  # it is never changed
 
     def __repr__(self) -> str:
         return f"Adapter({self.spec!r}, weights: {len(self.changed) + len(self.parameters):,})"

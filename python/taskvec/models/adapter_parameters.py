@@ -1,4 +1,4 @@
-"""Factors of parameters that are no module's weight (``target_parameters`` of PEFT): experts in one tensor.
+"""Factors of parameters that are not a module's weight (PEFT's ``target_parameters``): experts in one tensor.
 
 A and B hold the factors of all experts: A as [experts · rank, inputs], expert by expert, and B as [outputs,
 rank · experts], rank by rank. Where a module has two such parameters, PEFT puts one wrapper into the other:
@@ -30,7 +30,7 @@ class ParameterFactors(NamedTuple):
     a, b : TensorInfo
         The stored factors.
     settings : mapping of str to (int, float)
-        Rank and scale by the name of the parameter, where they fit the factors.
+        Rank and scale by the name of the parameter, of those that match the factors.
     """
 
     module: str
@@ -46,7 +46,7 @@ def target_parameters(config: Mapping[str, Any], spec: str) -> list[str]:
     Raises
     ------
     FormatError
-        ``target_parameters`` is no list of names.
+        ``target_parameters`` is not a list of names.
     """
     names = config.get("target_parameters") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and "." in name for name in names):
@@ -78,7 +78,7 @@ def parameter_factors(
     Raises
     ------
     FormatError
-        Their shapes are no multiple of the rank.
+        Their shapes are not a multiple of the rank.
     """
     a, b = factors
     rows = a.shape[0]

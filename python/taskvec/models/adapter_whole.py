@@ -28,7 +28,7 @@ def saved_modules(config: Mapping[str, Any], spec: str) -> Sequence[str]:
     Raises
     ------
     FormatError
-        ``modules_to_save`` is no list of names.
+        ``modules_to_save`` is not a list of names.
     """
     names = config.get("modules_to_save")
     if names is None:
@@ -42,7 +42,7 @@ def saved_modules(config: Mapping[str, Any], spec: str) -> Sequence[str]:
 
 
 def whole_name(stored: str, modules: Iterable[str]) -> str | None:
-    """The weight that a stored tensor takes the place of, without PEFT's prefix; ``None`` if it is no such.
+    """The weight that a stored tensor takes the place of, without PEFT's prefix; ``None`` if it is not one.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def check_whole(whole: Mapping[str, TensorInfo], modules: Sequence[str], spec: s
     others = [info.name for info in whole.values() if info.dtype not in FLOAT_DTYPES]
     if others:
         raise FormatError(
-            f"the adapter `{spec}` holds {listed(others)}, which are no floats, in the place of the model's",
+            f"the adapter `{spec}` holds {listed(others)}, which are not floats, in the place of the model's",
             "merge it into its model with `peft` (merge_and_unload) first, and use the result",
         )
 

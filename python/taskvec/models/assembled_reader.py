@@ -28,14 +28,14 @@ class AssembledReader:
     def __init__(
         self, weights: Weights, stored: Mapping[str, TensorInfo], assembled: Mapping[str, Assembled]
     ) -> None:
-        self.under, self.stored, self._assembled = weights, stored, assembled
+        self.under, self.stored, self.assembled = weights, stored, assembled
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.under, name)
 
     def read(self, name: str) -> Any:
         """The bytes of a tensor, in row-major order, little-endian."""
-        made = self._assembled.get(name)
+        made = self.assembled.get(name)
         if made is None:
             return self.under.read(name)
         (only,) = {piece.name for piece in made.pieces if piece.name}
@@ -49,7 +49,7 @@ class AssembledReader:
 
     def sample(self, name: str, start: int, count: int) -> bytes:
         """Elements ``start`` to ``start + count`` of a tensor as little-endian float32."""
-        made = self._assembled.get(name)
+        made = self.assembled.get(name)
         if made is None:
             return self.under.sample(name, start, count)
         out = bytearray(4 * count)

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
-from taskvec.errors import FormatError, HubError, NotFoundError
+from taskvec.errors import FormatError, HubError, NotFoundError, TensorNotFoundError
 from taskvec.files.json import MAXIMUM_BYTES, read_bytes
 from taskvec.files.look import Stamp
 from taskvec.files.variants import Chosen
+from taskvec.models.pickled import restored, state_of
+from taskvec.text import nearest, shown
 
 if TYPE_CHECKING:
     from taskvec.models.assembled import Assembled
@@ -217,7 +219,7 @@ class Place(Protocol):
         ...
 
     def delete(self, names: Collection[str]) -> None:
-        """Remove files; those that are not there are left so."""
+        """Remove files; those that do not exist are left so."""
         ...
 
 
@@ -233,6 +235,15 @@ def fetched_bytes(spec: str, remote: Remote, name: str) -> bytes:
     if size > MAXIMUM_BYTES:
         raise FormatError(f"`{name}` of `{spec}` has {size} bytes, expected at most {MAXIMUM_BYTES}")
     return read_bytes(remote.fetch((name,)) / name)
+
+
+def no_tensor(owner: str, name: object, names: Iterable[str]) -> TensorNotFoundError:
+    """The error that `owner` has no tensor of a name, with the nearest of those that it has."""
+    near = nearest(str(name), names)
+    return TensorNotFoundError(
+        f"{owner} has no tensor `{shown(name)}`",
+        f"did you mean `{near}`?" if near else "`keys()` lists the names",
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -287,7 +298,7 @@ class Model:
     configs : mapping of str to dict
         The ``config.json`` of each of these folders but the top.
     left_states : mapping of str to int
-        Of a distributed checkpoint, how many tensors are none of the model's, by what they belong to.
+        Of a distributed checkpoint, how many tensors are not the model's, by what they belong to.
     decoded : mapping of str to int
         Of a GGUF file, how many of its tensors are stored in each type; ``tensors`` are their values.
     is_laid_out : bool
@@ -329,21 +340,23 @@ class Model:
         if self.stored is None:
             object.__setattr__(self, "stored", self.tensors)
 
+    def __reduce__(self) -> Any:
+        return restored, (type(self), state_of(self))
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # it is never changed
+
     def info(self, name: str) -> TensorInfo:
         """One tensor as the headers describe it.
 
         Raises
         ------
-        NotFoundError
+        TensorNotFoundError
             There is no tensor of this name; the nearest one is named.
         """
         info = self.tensors.get(name)
         if info is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, self.tensors, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else "`keys()` lists the names"
-            raise NotFoundError(f"`{self.spec}` has no tensor `{name}`", hint)
+            raise no_tensor(f"`{self.spec}`", name, self.tensors)
         return info
 
     @property

@@ -13,6 +13,7 @@ from taskvec.files.manifest import File
 from taskvec.files.names import CONFIG
 from taskvec.models.assembled import Assembled
 from taskvec.models.model import Model, Remote, TensorInfo
+from taskvec.models.pickled import restored, state_of
 from taskvec.models.selection import Selection
 
 # A vector of format 2 has tensors whose exact elements stand in for values that are rounded.
@@ -131,6 +132,12 @@ class SavedVector:
         tensors = {name: self.tensors.get(name, info) for name, info in model.tensors.items()}
         tensors |= {name: model.tensors[name] for name in assembled}
         return replace(self, model=model, tensors=tensors, zero=frozenset(zero))
+
+    def __reduce__(self) -> Any:
+        return restored, (type(self), state_of(self))
+
+    def __deepcopy__(self, memo: object) -> SavedVector:
+        return self  # it is never changed
 
     def __repr__(self) -> str:
         return (

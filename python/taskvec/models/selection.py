@@ -135,10 +135,8 @@ class Selection:
                 return False
             if self.preset == "no-embed-norm" and _NORM.search(name):
                 return False
-        if self._layers:
-            layer = layer_of(name)
-            if layer is None or not any(first <= layer <= last for first, last in self._layers):
-                return False
+        if self._layers and not self._in_layers(name):
+            return False
         if not (self._include or self._exclude):
             return True
         return any(self._mask(name))
@@ -186,6 +184,12 @@ class Selection:
             return names
         selected = [name for name in names if self.matches(name)]
         if not selected:
+            span = self.layer_span(names)
+            if self._layers and span is not None and not any(map(self._in_layers, names)):
+                raise RecipeError(
+                    f"layers `{self.layers}` do not exist: {span}",
+                    "name some of these layers, counted from 0",
+                )
             examples = ", ".join(f"`{name}`" for name in names[len(names) // 2 :][:3])
             raise RecipeError(
                 f"the selection {self} matches none of {len(names)} tensors",
@@ -203,11 +207,26 @@ class Selection:
             if not any(any(_found(pattern, name, self._names(name))) for name in names)
         ]
         if self._layers:
-            present = {layer_of(name) for name in names} - {None}
+            present = {layer for name in names if (layer := layer_of(name)) is not None}
+            end = max(present, default=-1) + 1
             for first, last in self._layers:
-                if not any(first <= layer <= last for layer in present if layer is not None):
+                if any(first <= layer <= last for layer in present):
+                    first = max(first, end)  # what lies behind the last layer
+                if first <= last:
                     parts.append(f"layers `{first}-{last}`" if last > first else f"layer `{first}`")
         return parts
+
+    def layer_span(self, names: Iterable[str]) -> str | None:
+        """Which layers there are, in words; ``None`` without any."""
+        present = {layer for name in names if (layer := layer_of(name)) is not None}
+        if not present:
+            return None
+        first, last = min(present), max(present)
+        return f"the layers are {first} to {last}" if last > first else f"the only layer is {first}"
+
+    def _in_layers(self, name: str) -> bool:
+        layer = layer_of(name)
+        return layer is not None and any(first <= layer <= last for first, last in self._layers)
 
     def _names(self, name: str) -> list[str]:
         """The names of the weights in a tensor."""

@@ -44,6 +44,10 @@ class Buffers:
     arrays: Mapping[str, np.ndarray]
     number: int
 
+    def __reduce__(self) -> Any:
+        kept = self.number if self.number in (COMPUTED, FIXED) else None
+        return _received, (dict(self.arrays), kept)
+
     @property
     def is_fixed(self) -> bool:
         """Whether a plan knows the bytes, and is the same wherever they are made."""
@@ -52,6 +56,11 @@ class Buffers:
     def read(self, name: str) -> np.ndarray:
         """The bytes of one tensor; shared, not copied."""
         return self.arrays[name]
+
+
+def _received(arrays: dict[str, np.ndarray], number: int | None) -> Buffers:
+    """Buffers that another process has sent: other tensors than any that this one holds."""
+    return Buffers(MappingProxyType(arrays), next(_NUMBER) if number is None else number)
 
 
 def state_dict(

@@ -177,7 +177,7 @@ def _outside_towers(name: str) -> Place | None:
 
 
 # The input embedding and the output head by every name that published decoders give them. `output` counts
-# only at the top (Llama's own layout): `attention.output.dense` is no head.
+# only at the top (Llama's own layout): `attention.output.dense` is not a head.
 _VOCABULARY_WORDS = (
     "embed_tokens", "embed_tokens_per_layer", "word_embeddings", "tok_embeddings", "wte", "embed_in",
     "shared", "lm_head", "embed_out", "output_layer", "unembed",

@@ -99,7 +99,7 @@ def divide(
     embeddings : {"lora", "whole", "leave"}
         What becomes of input embedding and output head.
     others : {"leave", "whole"}
-        What becomes of all that is no linear layer: norms, biases, routers.
+        What becomes of all that is not a linear layer: norms, biases, routers.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def divide(
     for name in names:
         info = model.tensors[name]
         if info.dtype not in FLOAT_DTYPES:
-            left[name] = f"{info.dtype} is no float type"
+            left[name] = f"{info.dtype} is not a float type"
         elif head.state == "double" and name == head.head:
             left[name] = "tied to the embedding, whose factors are for both"
         elif is_vocabulary(name) and _is_renamed(name):

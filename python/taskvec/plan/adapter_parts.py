@@ -88,7 +88,7 @@ class Matrix(NamedTuple):
 
     def views(self, config: Mapping[str, Any]) -> list[View]:
         """The weights that it changes, of a model with this config."""
-        # by itself: beside others, experts would be told to have inputs first
+        # by itself: next to others, experts would be told to have inputs first
         ((_, parts),) = views_of({self.name: self.shape}, config)
         return parts
 

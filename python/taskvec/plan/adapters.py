@@ -37,7 +37,7 @@ def fitted(adapter: Adapter, model: Model, like: Model | None = None) -> Adapter
     Raises
     ------
     FormatError
-        A weight is not there, may be one of several, is changed twice, or has another shape.
+        A weight is not found, may be one of several, is changed twice, or has another shape.
     """
     if model.sub_models and "" not in model.sub_models:
         folder = next(iter(model.sub_models)).rstrip("/")

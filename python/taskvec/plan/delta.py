@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.layouts.fit import fitted
@@ -165,17 +165,16 @@ class Delta:
             for step in (step.limited() for step in self.steps)
         ]
 
+    def __deepcopy__(self, memo: object) -> Any:
+        return self  # immutable, and so is all that it holds
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.steps, self.force)
+
     def __str__(self) -> str:
-        return " + ".join(f"{format_alpha(step.weight)} * {step}" for step in self.steps)
-
-    def table(self) -> str:
-        """The steps as an HTML table, for notebooks."""
-        import html
-
-        rows = "".join(
-            f"<tr><td>{format_alpha(step.weight)}</td><td>{html.escape(str(step))}</td>"
-            f"<td>{html.escape(str(step.selection))}</td></tr>"
-            for step in self.steps
-        )
-        head = "<tr><th>weight</th><th>vector</th><th>selection</th></tr>"
-        return f"<table><caption>TaskVector of {len(self.tensors):,} tensors</caption>{head}{rows}</table>"
+        words = ""
+        for step in self.steps:
+            is_minus, size = step.weight < 0, abs(step.weight)
+            sign = (" - " if is_minus else " + ") if words else ("-" if is_minus else "")
+            words += sign + (str(step) if size == 1.0 else f"{format_alpha(size)} * {step}")
+        return words

@@ -199,7 +199,7 @@ class Draft:
         return self._numbers[key]
 
     def _complete(self) -> None:
-        """Add what goes with packed weights and is none, and put all into the order of the base's files."""
+        """Add what goes with packed weights and is not one; put all into the order of the base's files."""
         written = {name for name, *_ in self._rows.stored()}
         if not self.base.stored.keys() & written:
             return
@@ -265,7 +265,7 @@ class Draft:
             "operations": self._operations.all,
             "tensors": self._rows,
             "rounding": settings.rounding,
-            # without random draws the seed changes nothing, and is no reason to begin again
+            # without random draws the seed changes nothing, and is not a reason to begin again
             "seed": settings.seed if is_random or settings.rounding == "stochastic" else 0,
         }
         for source, rows in self._permuted.items():

@@ -46,14 +46,14 @@ def plan_extract(
         ``max_shard_size`` and ``force`` matter here.
     dtype : str, optional
         A float type for all values, which loses what it cannot hold; by default each tensor has the type
-        that takes the fewest bytes, and what it does not hold is kept exactly beside it.
+        that takes the fewest bytes, and what it does not hold is kept exactly next to it.
     force : iterable of str
         More findings to go on in spite of.
 
     Raises
     ------
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     RecipeError
         The selection matches nothing, or a setting cannot be honoured.
     """

@@ -48,7 +48,7 @@ class Lora:
     embeddings : {"lora", "whole", "leave"}
         Whether embedding and head have factors, are held as they are in the donor, or are left out.
     others : {"leave", "whole"}
-        Whether what is no linear layer, such as norms and biases, is left out or held as it is in the donor.
+        Whether what is not a linear layer, such as norms and biases, is left out or held as in the donor.
     dtype : str, optional
         Float type of the factors; float32 by default.
 
@@ -148,7 +148,7 @@ def plan_lora(
     Raises
     ------
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     RecipeError
         The selection matches nothing that has factors, or a setting cannot be honoured.
     """

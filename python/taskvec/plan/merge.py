@@ -65,9 +65,9 @@ def plan_recipe(
     Raises
     ------
     RecipeError
-        The recipe does not fit its models' tensors.
+        The recipe is incompatible with its models' tensors.
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     """
     settings, recipe = settings or Settings(), step.recipe
     step = _kept_on_models(step)

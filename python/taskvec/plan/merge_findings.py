@@ -27,7 +27,7 @@ def _computed(merge: ExpandedMerge) -> list[str]:
 
 
 def _copied(merge: ExpandedMerge, opened: Opened) -> set[str]:
-    """Output tensors that are no floats: one model's bytes, whether or not the others have them."""
+    """Output tensors that are not floats: one model's bytes, whether or not the others have them."""
     dtypes = (
         {
             tensor.name: checkpoint_of(opened, merge.models[tensor.template[0]])

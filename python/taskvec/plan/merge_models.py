@@ -75,7 +75,7 @@ def plain_layout(
     if any(isinstance(model, SavedVector) for model in opened.values()):
         raise RecipeError(
             f"experts of `{base.spec}` have rows and columns exchanged in plain checkpoints of this model, "
-            "which vectors of the packed one do not fit",
+            "with which vectors of the packed one are incompatible",
             "convert it first: `taskvec convert`",
         )
     made: dict[ModelRef, Readable | Adapter] = {}

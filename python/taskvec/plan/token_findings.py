@@ -65,7 +65,7 @@ def _named(tokens: list[str]) -> str:
 def _disagreements(
     made: Approximation, target: Model, model: Model, files: Mapping[str, bytes], config: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Ids of special tokens that are not the tokenizer's, and marks of the template that are no tokens."""
+    """Ids of special tokens that are not the tokenizer's, and marks of the template that are not tokens."""
     ids, roles = made.origins.ids, roles_of(model, made.origins.ids)
     stated = {**target.config, **config}
     for role in ROLES:

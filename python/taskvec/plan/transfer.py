@@ -78,7 +78,7 @@ def plan_steps(
     Raises
     ------
     CompatibilityError
-        The checkpoints do not fit each other; ``findings`` says where.
+        The checkpoints are incompatible; ``findings`` says where.
     RecipeError
         The selection matches nothing, an alpha is not finite or given twice, ``force`` names no finding, or a
         control is asked for of several steps.
@@ -156,7 +156,7 @@ def _hold_all(
     if lost:
         raise RecipeError(
             f"{listed(lost)} of `{plain.spec}` have rows and columns exchanged in plain checkpoints of this "
-            "model, which the other models do not fit",
+            "model, with which the other models are incompatible",
             "write its own format: `--out-dtype target`",
         )
 

@@ -245,7 +245,7 @@ def _check_single(
         if of is None:
             raise recipe.error(
                 path,
-                f"`{shown(str(rule.model))}` is none of the models of this merge",
+                f"`{shown(str(rule.model))}` is not one of the models of this merge",
                 f"choose one of them: {', '.join(f'`{shown(str(ref))}`' for ref in known)}",
             )
         wanted = token if rule.token is None else rule.token

@@ -115,7 +115,7 @@ class TokenRows:
         Raises
         ------
         RecipeError
-            An input whose rows are no stored tensor's: of a vector, an adapter, or packed.
+            An input whose rows are not a stored tensor's: of a vector, an adapter, or packed.
         """
         if not has_rows(info):
             return info.shape

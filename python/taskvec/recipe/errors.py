@@ -28,7 +28,7 @@ _INSTEAD = {
     "residual_weight": "remove it: mergekit reads it and does nothing with it",
 }
 
-# How alike an unknown key has to be to a known one to be taken for a slip of it: `gate_mode` is none of
+# How alike an unknown key has to be to a known one to be taken for a typo of it: `gate_mode` is none of
 # `base_model`, at 0.74.
 _ALIKE = 0.75
 

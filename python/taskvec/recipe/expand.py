@@ -134,7 +134,7 @@ class _Expander:
         near = nearest(str(chosen), [ref.spec for ref in self.models])
         raise self.recipe.error(
             path,
-            f"`{shown(str(chosen))}` is none of the models of this merge",
+            f"`{shown(str(chosen))}` is not one of the models of this merge",
             f"did you mean `{near}`?" if near else "choose one of them, or `base`",
         )
 

@@ -1,7 +1,7 @@
 """Words of published recipes that have no effect here, and those that are written otherwise.
 
 mergekit passes over keys that it does not know. A word that is known to mean nothing for the result becomes a
-remark with its line; every other key stays for the checks of the format, which know none but their own.
+note with its line; every other key stays for the checks of the format, which know none but their own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WHOLE = {"layer_range": "remove it, or write the models as `slices`, whose `sou
 
 
 def in_our_words(document: Document) -> tuple[Document, tuple[Finding, ...]]:
-    """The document without words that have no effect, and a remark on each of them.
+    """The document without words that have no effect, and a note on each of them.
 
     Raises
     ------

@@ -57,7 +57,7 @@ class RecipeFile:
         return self.last.recipe
 
     def step_of(self, ref: ModelRef) -> Checked | None:
-        """The document that makes a model, if it is none on disk."""
+        """The document that makes a model, if it is not on disk."""
         if ref.kind not in ("checkpoint", "importance"):
             return None
         names = (step.recipe.name for step in self.steps)
@@ -95,7 +95,7 @@ def load_document(document: Document) -> RecipeFile:
     Raises
     ------
     RecipeError
-        It is none; the message names the line of the document.
+        It is not one; the message names the line of the document.
     """
     return _loaded([document], "", document.source)
 

@@ -87,7 +87,7 @@ def parse_model(value: Any) -> ModelRef:
 
     Forms: ``path``, ``org/name@revision``, ``path+adapter``, ``{path, revision}``, and mergekit's
     ``{model: {path, revision}, lora: {path, revision}}``. A local folder that has a ``+`` or ``@`` in its
-    own name wins.
+    own name takes precedence.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def native(text: str) -> str:
     own = text.replace("\\", "/")
     if exists(own):
         return own
-    raise ValueError(f"`{shown(text)}` is not there", hint)
+    raise ValueError(f"`{shown(text)}` is not found", hint)
 
 
 def _text_hint(text: str) -> str:

@@ -63,7 +63,7 @@ def _layout(value: Any) -> Any:
         return LAYOUTS[word]
     near = nearest(word, LAYOUTS)
     raise SettingError(
-        f"{kind_of(value)} is no layout of a mixture of experts that is known here",
+        f"{kind_of(value)} is not a layout of a mixture of experts that is known here",
         f"did you mean `{near}`?" if near else "`mixtral`, `qwen`, `qwen3` and `deepseek` are",
     )
 
@@ -190,7 +190,7 @@ def _refuse_others(document: Document) -> None:
 
 
 def _without_merges(document: Document) -> tuple[Document, list[Finding]]:
-    """The document without words of merges, which mean nothing here, and a remark on each."""
+    """The document without words of merges, which mean nothing here, and a note on each."""
     found = [key for key in document.root.value if key in _OF_MERGES]
     rest = {key: node for key, node in document.root.value.items() if key not in _OF_MERGES}
     remarks = [_remark(document, (key,), f"`{key}` has no effect: {_OF_MERGES[key]}") for key in found]

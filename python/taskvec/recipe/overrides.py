@@ -21,7 +21,7 @@ def apply_overrides(documents: Sequence[Document], overrides: Iterable[str]) -> 
     Raises
     ------
     RecipeError
-        A path that is not there, or a value that is not YAML.
+        A path that does not exist, or a value that is not YAML.
     """
     result = list(documents)
     for override in texts(overrides, "overrides"):
@@ -81,7 +81,7 @@ def _replaced(node: Node, steps: Sequence[str], value: Node, origin: str) -> Nod
     if not steps:
         return value
     if isinstance(node.value, dict):
-        # A key may itself contain dots (a module, a model): the longest that fits wins.
+        # A key may itself contain dots (a module, a model): the longest that matches is taken.
         for length in range(len(steps), 0, -1):
             key = ".".join(steps[:length])
             if key in node.value:

@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
+from taskvec.arguments import path as path_of
 from taskvec.errors import Error, NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.files.reading import read_up_to
 from taskvec.recipe.document import Document, Node
 from taskvec.recipe.scan import CORE, Scan, error_at
-from taskvec.text import kind_of, shown
+from taskvec.text import kind_of, shown, size
 
 MAXIMUM_BYTES = 1 << 20
 MAXIMUM_DOCUMENTS = 256
@@ -59,7 +60,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     RecipeError
         The file is too large, or not UTF-8; the message names the line.
     """
-    name = os.fspath(path)
+    name = os.fspath(path_of(path, "recipe"))
     try:
         if name == STANDARD_INPUT:
             stream = getattr(sys.stdin, "buffer", None)  # closed, or a notebook's
@@ -69,7 +70,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
         if not look.is_file(name):
             missing = not look.exists(name)
             raise NotFoundError(
-                f"recipe `{name}` {'is not there' if missing else 'is not a file'}",
+                f"recipe `{name}` {'is not found' if missing else 'is not a file'}",
                 "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
             )
         data = read_up_to(name, MAXIMUM_BYTES + 1)
@@ -90,7 +91,7 @@ def source_of(path: str | os.PathLike[str]) -> str:
 def _text(data: bytes, name: str) -> str:
     if len(data) > MAXIMUM_BYTES:
         raise RecipeError(
-            f"recipe `{name}` is larger than {MAXIMUM_BYTES >> 20} MiB", "a recipe is a few kilobytes of YAML"
+            f"recipe `{name}` is larger than {size(MAXIMUM_BYTES)}", "a recipe is a few kilobytes of YAML"
         )
     try:
         return data.decode("utf-8-sig")
@@ -108,7 +109,7 @@ def parse(text: str, source: str) -> list[Document]:
         Not strict YAML, too much of it, no document, or one that is not a mapping.
     """
     if len(text) > MAXIMUM_BYTES:
-        raise RecipeError(f"{source}: larger than {MAXIMUM_BYTES >> 20} MiB")
+        raise RecipeError(f"{source}: larger than {size(MAXIMUM_BYTES)}")
     documents = []
     for root in parse_nodes(text, source):
         if root.value is None:

@@ -1,4 +1,4 @@
-"""Filters of a recipe without effect: a slip of the pen, or a recipe for models of another family."""
+"""Filters of a recipe without effect: a typo, or a recipe for models of another family."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = tuple[tuple[Key, ...], str]
 
 
 def unmatched(recipe: Recipe, mergers: Iterable[Merger], names: Iterable[str]) -> list[Finding]:
-    """A remark on each filter that matches no tensor that is merged, with its line.
+    """A note on each filter that matches no tensor that is merged, with its line.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from taskvec.text import Key, nearest, shown
 
 MAXIMUM_FILTERS = 256
 
-# How alike an unknown parameter has to be to one of another method to be taken for a slip of it.
+# How alike an unknown parameter has to be to one of another method to be taken for a typo of it.
 _ALIKE = 0.75
 
 
@@ -42,7 +42,7 @@ class Checked:
 
 
 def check(recipe: Recipe) -> Checked:
-    """A recipe with its method, and remarks on what has no effect in it.
+    """A recipe with its method, and notes on what has no effect in it.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def _ignored(recipe: Recipe, path: Sequence[Key], found: str) -> Finding:
 
 
 def _of_merge(recipe: Recipe, name: str, path: Sequence[Key], is_slice: bool) -> Finding:
-    """The remark on a parameter of the whole merge that one model has; mergekit passes over it too."""
+    """The note on a parameter of the whole merge that one model has; mergekit passes over it too."""
     return finding(
         "recipe-ignored",
         recipe.document.place(path, key=True),
@@ -262,7 +262,7 @@ def _of_merge(recipe: Recipe, name: str, path: Sequence[Key], is_slice: bool) ->
 
 
 def _foreign(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Finding:
-    """The remark on a parameter of other methods that this one does not have."""
+    """The note on a parameter of other methods that this one does not have."""
     near = nearest(name, [p.name for p in method.parameters])
     by = owners(name)
     of = f": it belongs to {', '.join(f'`{each}`' for each in by[:4])}" if 0 < len(by) <= 4 else ""

@@ -108,7 +108,7 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
     return text(
         _front_matter(facts, ["task-vector", "taskvec"]),
         f"# Task vector {escape(name_of(donor))} - {escape(name_of(reference))}",
-        f"What the donor has learned since it was the reference, saved with taskvec "
+        f"The change from the reference to the donor, saved with taskvec "
         f"{facts['engine']['version']}. It is not a model: it is added to one that has the same tensors and "
         "the same tokenizer as the reference.",
         model_table(facts["sources"]),
@@ -311,8 +311,8 @@ def _survival_figures(row: Survival) -> dict[str, str]:
     return {
         "elements in which the vector is not zero": f"{row.changed_share:.2%}",
         "of these, rounded away": f"{row.rounded_away_share:.2%}",
-        "length of the step asked for": _figure(row.step_norm),
-        "length of the step taken": _figure(row.moved_norm),
+        "length of the requested update": _figure(row.step_norm),
+        "length of the realised update": _figure(row.moved_norm),
         "cosine of the two": _figure(row.cosine),
         "relative error of the step": _figure(row.relative_error),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.models.tensor_names import layer_of, module_of
+from taskvec.report.drawn import Drawn
 from taskvec.text import percent
 
 SCHEMA = 1
@@ -104,8 +105,8 @@ class Figures:
         return self.norm / math.sqrt(self.elements) if self.elements else None
 
 
-@dataclass(frozen=True, slots=True)
-class Composition:
+@dataclass(frozen=True, slots=True, repr=False)
+class Composition(Drawn):
     """The outcome of :func:`taskvec.analyse`.
 
     Attributes
@@ -171,6 +172,30 @@ class Composition:
     def others(self) -> list[str]:
         """The names of the other vectors."""
         return list(self.total.alike)
+
+    def _subject(self) -> str:
+        return self.vector
+
+    def _facts(self) -> dict[str, str]:
+        total = self.total
+        facts = {
+            "tensors": f"{total.tensors:,}",
+            "elements": f"{total.elements:,}",
+            "not zero": percent(total.changed_share),
+            "norm": f"{total.norm:.4g}",
+        }
+        if total.top is not None:
+            facts["largest 1 %"] = f"{percent(total.top[1.0])} of the squared norm"
+        if total.spectrum is not None:
+            facts["effective rank"] = f"{total.spectrum.rank:.0f} of {total.spectrum.full_rank:.0f}"
+        for name, alike in total.alike.items():
+            if alike.cosine is not None:
+                facts[f"cosine with {name}"] = f"{alike.cosine:.4f}"
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        data, names = self.to_dict, ("tensors", "layers", "modules", "kinds", "groups")
+        return {name: lambda name=name: data()[name] for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

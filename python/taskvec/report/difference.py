@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from taskvec.models.tensor_names import layer_of, module_of
+from taskvec.report.drawn import Drawn
+from taskvec.text import percent
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -97,8 +99,8 @@ SCHEMA = 1
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Drawn):
     """The outcome of :func:`taskvec.diff`.
 
     Attributes
@@ -162,6 +164,26 @@ class Difference:
             groups[key(name)].append(pair)
         return {group: Pair.total(pairs) for group, pairs in groups.items()}
 
+    def _subject(self) -> str:
+        return self.title
+
+    def _facts(self) -> dict[str, str]:
+        total = self.total
+        facts = {"kind": self.kind, "tensors": f"{len(self.tensors):,}", "elements": f"{total.elements:,}"}
+        if self.kind == "checkpoints":
+            facts["relative norm"] = _figure(total.relative_norm)
+            facts["differ"] = percent(total.changed_share)
+        facts["cosine"] = "undefined" if total.cosine is None else f"{total.cosine:.6f}"
+        if self.kind == "vectors":
+            facts["overlap"] = "undefined" if total.overlap is None else percent(total.overlap)
+        if self.unmatched:
+            facts["not compared"] = f"{len(self.unmatched):,} tensors"
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        data = self.to_dict
+        return {name: lambda name=name: data()[name] for name in ("tensors", "layers", "modules")}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -184,6 +206,10 @@ class Difference:
             f"{self.left} and {self.right}: relative norm {relative}, "
             f"{total.changed_share:.2%} of {total.elements:,} elements differ"
         )
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"
 
 
 def _row(pair: Pair) -> dict[str, Any]:

@@ -7,12 +7,19 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
 from taskvec.report.pages import templates
+from taskvec.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+_FULL = 0.6  # opacity of the colour of the greatest figure: text on it stays readable, light and dark
 
 
 class Mapped(Protocol):
@@ -84,6 +91,11 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
         Measure("root mean square of an element", lambda row: row.mean_size, "{:.1e}".format, True),
         Measure("share of elements that are not zero", lambda row: row.changed_share, _percent, False),
     ),
+    "survival": (
+        Measure("error of the realised update", lambda row: row.relative_error, _percent, False),
+        Measure("share rounded away", lambda row: row.rounded_away_share, _percent, False),
+        Measure("norm of the requested update", lambda row: row.step_norm, "{:.1e}".format, True),
+    ),
     "adapter": (
         Measure("share of the squared norm kept", lambda row: row.energy, _percent, False),
         Measure("rank", lambda row: row.rank, "{:.0f}".format, False),
@@ -113,18 +125,35 @@ def write_png(figures: Mapped, path: str | os.PathLike[str]) -> None:
     OutputError
         The file cannot be written.
     """
+    try:
+        figure(figures).savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise OutputError(f"`{path}` cannot be written: {error.strerror}", "name another file") from error
+
+
+def figure(figures: Mapped, title: str | None = None, new: Callable[..., Figure] | None = None) -> Figure:
+    """The maps as a figure of matplotlib, or the one of them that has a title.
+
+    ``new`` makes the empty figure: pyplot's, which notebooks know how to show.
+
+    Raises
+    ------
+    Error
+        matplotlib is not installed.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     layers, modules = _axes(figures)
-    measures = MEASURES[figures.kind]
+    measures = [each for each in MEASURES[figures.kind] if title in (None, each.title)]
     width = max(6.0, 2.0 + 0.55 * len(modules))
     height = (0.8 + 0.24 * len(layers)) * len(measures) + 2.0
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(figures.title, parse_math=False)
-    rows = figure.subplots(len(measures), 1, squeeze=False, sharex=True)[:, 0]
+    drawn = (new or Figure)(figsize=(width, height), layout="constrained")
+    if new is None:
+        FigureCanvasAgg(drawn)
+    drawn.suptitle(figures.title, parse_math=False)
+    rows = drawn.subplots(len(measures), 1, squeeze=False, sharex=True)[:, 0]
     for axes, measure in zip(rows, measures, strict=True):
         values = _values(figures, measure, layers, modules)
         shown = [[_scaled(value, measure) for value in row] for row in values]
@@ -132,11 +161,8 @@ def write_png(figures: Mapped, path: str | os.PathLike[str]) -> None:
         axes.set_title(measure.title + (" (log10)" if measure.logarithmic else ""))
         axes.set_xticks(range(len(modules)), modules, rotation=60, ha="right", parse_math=False)
         axes.set_yticks(range(len(layers)), [_layer(layer) for layer in layers])
-        figure.colorbar(image, ax=axes)
-    try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise OutputError(f"`{path}` cannot be written: {error.strerror}", "name another file") from error
+        drawn.colorbar(image, ax=axes)
+    return drawn
 
 
 def require_matplotlib() -> None:
@@ -154,15 +180,20 @@ def page(figures: Mapped) -> str:
     return (
         templates("taskvec.report")
         .get_template("heatmap.html.j2")
-        .render(title=figures.title, summary=figures.summary, **maps(figures))
+        .render(title=printable(figures.title), summary=figures.summary, **maps(figures))
     )
+
+
+def inline(figures: Mapped) -> str:
+    """The maps for a notebook, in whose page styles cannot be declared: the first open, the others folded."""
+    return templates("taskvec.report").get_template("heatmap_inline.html.j2").render(**maps(figures))
 
 
 def maps(figures: Mapped) -> dict[str, Any]:
     """The ``modules`` and the ``maps`` of a page."""
     layers, modules = _axes(figures)
     shown = [_map(figures, measure, layers, modules) for measure in MEASURES[figures.kind]]
-    return {"modules": modules, "maps": shown}
+    return {"modules": [printable(module) for module in modules], "maps": shown}
 
 
 def _axes(figures: Mapped) -> tuple[list[int | None], list[str]]:
@@ -192,7 +223,18 @@ def _map(
         (_layer(layer), [_cell(value, measure, low, high) for value in row])
         for layer, row in zip(layers, values, strict=True)
     ]
-    return {"title": measure.title, "rows": rows}
+    return {"title": measure.title, "rows": rows, "legend": _legend(measure, low, high) if scaled else None}
+
+
+def _legend(measure: Measure, low: float, high: float) -> dict[str, str]:
+    """What the colours stand for: the least and the greatest figure, and how it goes between them."""
+    ends = [measure.text(10**end if measure.logarithmic else end) for end in (low, high)]
+    return {
+        "low": ends[0],
+        "high": ends[1],
+        "full": f"{_FULL:.3f}" if high > low else "0.000",
+        "scale": "logarithmic" if measure.logarithmic else "linear",
+    }
 
 
 def _cell(value: float | None, measure: Measure, low: float, high: float) -> dict[str, str] | None:
@@ -201,7 +243,7 @@ def _cell(value: float | None, measure: Measure, low: float, high: float) -> dic
         return None
     scaled = _scaled(value, measure)
     share = 0.0 if scaled is None or high <= low else (scaled - low) / (high - low)
-    return {"share": f"{0.6 * share:.3f}", "text": measure.text(value)}
+    return {"share": f"{_FULL * share:.3f}", "text": measure.text(value)}
 
 
 def _scaled(value: float | None, measure: Measure) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +16,10 @@ from taskvec.files.manifest import MAXIMUM_BYTES, parse
 from taskvec.files.names import MANIFEST
 from taskvec.models.model import Model, TensorInfo
 from taskvec.report.survival import Status, Survival, status_of
+from taskvec.report.tables import Tabled, table_html
 from taskvec.resolve import storage
 from taskvec.resolve.open import open as open_model
+from taskvec.text import amount, size
 
 SCHEMA = 1
 
@@ -31,8 +33,8 @@ class WeightFile(NamedTuple):
     parameters: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Tabled):
     """The outcome of :func:`taskvec.inspect`.
 
     Attributes
@@ -93,6 +95,37 @@ class Inspection:
     def survival_status(self) -> Status | None:
         """What ``survival`` is worth; ``None`` if taskvec did not make this folder."""
         return status_of(self.survival) if self.manifest else None
+
+    def _subject(self) -> str:
+        return self.spec
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"kind": self.kind}
+        if self.config.get("architectures"):
+            facts["architecture"] = ", ".join(map(str, self.config["architectures"]))
+        facts["tensors"] = f"{len(self.tensors):,}"
+        facts["parameters"] = amount(self.parameters)
+        facts["types"] = ", ".join(self.dtypes) or "none"
+        facts["size"] = size(self.bytes)
+        facts["weight files"] = str(len(self.files))
+        if self.download:
+            facts["to download"] = size(self.download)
+        if self.manifest is not None:
+            facts["made by"] = f"taskvec {self.manifest['recipe'].get('verb', '')}".rstrip()
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {
+            "tensors": lambda: [info._asdict() for info in self.tensors],
+            "files": lambda: [file._asdict() for file in self.files],
+        }
+
+    def _more_html(self) -> str:
+        rows = [
+            {**info._asdict(), "shape": list(info.shape), "nbytes": size(info.nbytes)}
+            for info in self.tensors
+        ]
+        return table_html(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; of the manifest only how the folder was made."""

@@ -8,15 +8,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from taskvec.report.drawn import Drawn
 from taskvec.report.energy_words import energy_words
 from taskvec.report.noise import FOREIGN, FOREIGN_WORDS, Noise, Sums, noise_of, noise_words
-from taskvec.report.survival import Status, Survival, status_of, survival_words
+from taskvec.report.survival import Status, Survival, status_of, survival_summary, survival_words
+from taskvec.report.survival_map import SurvivalMap
+from taskvec.report.tables import Tabled, escaped, findings_html
 from taskvec.report.token_words import token_words
+from taskvec.settings import format_alpha
+from taskvec.text import duration, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from taskvec.compat.findings import Finding
+    from taskvec.report.heatmap import Mapped
 
 SCHEMA = 1
 ROUNDED_AWAY_LIMIT = 0.05
@@ -30,13 +36,13 @@ class Shard(NamedTuple):
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+@dataclass(frozen=True, slots=True, repr=False)
+class Output(Tabled):
     """One folder that was written.
 
     ``survival`` is that of the whole output, ``None`` where the method adds no step to a base; ``tensors``
     has that of each tensor that takes one, and ``unmeasured`` is the number of merged tensors that take none
-    beside them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
+    next to them: means, and other values of their own. ``non_finite`` says in which tensor and where how many
     values are NaN or infinite, if ``non-finite`` was forced. ``noise`` says how much of the vector is one,
     where donor and reference are quantised. ``unweighted`` counts the elements of each tensor that matter to
     no model and have the mean by the weights alone.
@@ -56,6 +62,21 @@ class Output:
     def survival_status(self) -> Status:
         """Whether the survival was measured, is that of a zero step, or has no length."""
         return status_of(self.survival)
+
+    def _subject(self) -> str:
+        return self.folder
+
+    def _facts(self) -> dict[str, str]:
+        facts = {} if self.alpha is None else {"alpha": format_alpha(self.alpha)}
+        facts["weight files"] = str(len(self.shards))
+        facts["survival"] = survival_summary(self.survival)
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {
+            "tensors": lambda: [{"name": name, **_figures_of(row)} for name, row in self.tensors.items()],
+            "shards": lambda: [shard._asdict() for shard in self.shards],
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -79,8 +100,8 @@ def _figures_of(row: Survival) -> dict[str, Any]:
     return row.to_dict() if error is None else {**row.to_dict(), "format_error": error}
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Drawn):
     """The outcome of a run.
 
     Attributes
@@ -139,6 +160,67 @@ class Report:
     def bytes_per_second(self) -> float:
         """Bytes read and written over the time taken."""
         return (self.bytes_read + self.bytes_written) / self.seconds if self.seconds > 0 else 0.0
+
+    def _subject(self) -> str:
+        return ", ".join(output.folder for output in self.outputs)
+
+    def _facts(self) -> dict[str, str]:
+        facts = {}
+        alphas = [format_alpha(output.alpha) for output in self.outputs if output.alpha is not None]
+        if alphas:
+            facts["alpha"] = ", ".join(alphas)
+        if self.adapter is None and self.tokens is None and self.vector is None:
+            survivals = [survival_summary(output.survival) for output in self.outputs]
+            facts["survival"] = "; ".join(dict.fromkeys(survivals))
+        facts["read and written"] = size(self.bytes_read + self.bytes_written)
+        facts["time"] = duration(self.seconds)
+        warnings = sum(each.level == "warning" for each in self.findings)
+        if warnings:
+            facts["warnings"] = str(warnings)
+        if self.already_done:
+            facts["already done"] = "yes"
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        def tensors() -> list[dict[str, Any]]:
+            if self.vector is not None:
+                return [{"name": name, **row} for name, row in self.vector["tensors"].items()]
+            return [
+                {"output": output.folder, "alpha": output.alpha, "name": name, **_figures_of(row)}
+                for output in self.outputs
+                for name, row in output.tensors.items()
+            ]
+
+        def outputs() -> list[dict[str, Any]]:
+            return [
+                {
+                    "folder": output.folder,
+                    "alpha": output.alpha,
+                    "bytes": sum(shard.size for shard in output.shards),
+                    **(output.survival.to_dict() if output.survival is not None else {}),
+                }
+                for output in self.outputs
+            ]
+
+        def modules() -> list[dict[str, Any]]:
+            return [{"name": name, **row} for name, row in (self.adapter or {})["modules"].items()]
+
+        made = {"modules": modules} if self.adapter is not None else {"tensors": tensors}
+        return {**made, "outputs": outputs, "findings": lambda: [each.to_dict() for each in self.findings]}
+
+    def _map(self, output: int = 0) -> Mapped | None:
+        chosen = self.outputs[output] if self.outputs else None
+        return SurvivalMap(chosen.folder, chosen.tensors) if chosen and chosen.tensors else None
+
+    def _more_html(self) -> str:
+        words = [
+            f"<p><code>{escaped(output.folder)}</code>: "
+            f"{escaped('; '.join(survival_words(output.survival, output.unmeasured)))}</p>"
+            for output in self.outputs
+            if self.vector is None and self.adapter is None and self.tokens is None
+        ]
+        found = findings_html(self.findings, notes=False)
+        return "".join(words) + found + Drawn._more_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, the JSON of ``--json``."""

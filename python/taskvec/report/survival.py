@@ -20,8 +20,8 @@ _COUNTS = ("changed", "lost", "elements")
 class Survival(NamedTuple):
     """The part of α·v that is left after rounding to the output type; norms are L2 over float64 sums.
 
-    ``cosine`` is that of the step asked for and the step taken, ``relative_error`` the length of their
-    difference over the length of the step asked for. A figure that does not exist (a zero length, NaN) is
+    ``cosine`` is that of the requested and the realised update, ``relative_error`` the length of their
+    difference over the length of the requested update. A figure that does not exist (a zero length, NaN) is
     ``None``.
     """
 
@@ -122,8 +122,19 @@ def status_of(survival: Survival | None) -> Status:
     return NOT_MEASURED if survival is None else survival.status
 
 
+def survival_summary(survival: Survival | None) -> str:
+    """The same in a few words, for a line."""
+    if survival is None:
+        return "not measured"
+    if survival.status != "measured":
+        return {"zero": "the update is zero", "not-finite": "not finite"}[survival.status]
+    if not survival.relative_error:
+        return "complete"
+    return f"error {percent(survival.relative_error)}, {percent(survival.rounded_away_share)} rounded away"
+
+
 def survival_words(survival: Survival | None, unmeasured: int = 0) -> list[str]:
-    """The survival of a step in a few lines: what is left of it, how close it is to the step asked for, and
+    """The survival of a step in a few lines: what is left of it, how close it is to the requested update, and
     how many merged tensors it says nothing of."""
     words = _words(survival, unmeasured)
     if survival is not None and unmeasured:
@@ -150,7 +161,7 @@ def _words(survival: Survival | None, unmeasured: int) -> list[str]:
     if survival.status == "not-finite":
         return [rounded, "the step as a whole has no length: values of it are NaN or infinite"]
     if not survival.relative_error:
-        return [f"complete: {changed}, each exactly as asked"]
+        return [f"complete: {changed}, each exactly as requested"]
     error, cosine = percent(survival.relative_error), survival.cosine
     figure = "undefined" if cosine is None else f"{cosine:.4f}"
-    return [rounded, f"step taken against step asked for: error {error}, cosine {figure}"]
+    return [rounded, f"requested and realised update: error {error}, cosine {figure}"]

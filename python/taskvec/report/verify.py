@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,8 @@ from taskvec.files import look
 from taskvec.files.manifest import File, files, read
 from taskvec.files.names import MANIFEST, STATE
 from taskvec.progress import Callback, Progress
+from taskvec.report.tables import Tabled, table_html
+from taskvec.text import listed
 
 Status = Literal["ok", "missing", "truncated", "differs", "extra"]
 
@@ -29,8 +32,8 @@ class FileCheck(NamedTuple):
     found_blake3: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification(Tabled):
     """The outcome of :func:`taskvec.verify`.
 
     Attributes
@@ -72,6 +75,24 @@ class Verification:
         lines = [f"{file.status:<9}  {file.name}" for file in self.files]
         verdict = "all files are as the manifest says" if self.ok else f"{len(self.problems)} files are not"
         return "\n".join([*lines, verdict])
+
+    def _subject(self) -> str:
+        return self.folder
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"ok": "yes" if self.ok else "no", "files": str(len(self.files) - len(self.extra))}
+        if self.problems:
+            facts["problems"] = listed([file.name for file in self.problems])
+        if self.extra:
+            facts["not in the manifest"] = listed(self.extra)
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {"files": lambda: [file._asdict() for file in self.files]}
+
+    def _more_html(self) -> str:
+        rows = [{"file": file.name, "status": file.status} for file in self.problems]
+        return table_html(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

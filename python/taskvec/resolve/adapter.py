@@ -82,4 +82,4 @@ def _check_files(spec: str, names: Collection[str], is_folder: bool = True) -> N
         raise NotFoundError(f"`{spec}` is a file, and no LoRA adapter", hint)
     if missing == [WEIGHTS] and "adapter_model.bin" in names:
         hint = "`adapter_model.bin` is a pickle, which is not read: load it with `peft` and save it again"
-    raise NotFoundError(f"`{spec}` holds no LoRA adapter: `{missing[0]}` is not there", hint)
+    raise NotFoundError(f"`{spec}` holds no LoRA adapter: `{missing[0]}` is not found", hint)

@@ -32,7 +32,7 @@ _REPOSITORY = regex(rf"{_NAME}/{_NAME}")
 
 
 def find(spec: str, revision: str | None = None) -> Repository | None:
-    """The repository that a text names; ``None`` if it is no name of one.
+    """The repository that a text names; ``None`` if it is not the name of one.
 
     Parameters
     ----------

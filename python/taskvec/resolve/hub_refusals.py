@@ -75,7 +75,7 @@ def _of_status(status: int, address: str, cause: BaseException) -> HubError:
             )
         case 404:
             return HubError(
-                f"`{address}` is not there, or not for this token to see (404)",
+                f"`{address}` is not found, or not for this token to see (404)",
                 f"check the name; for a private repository {_LOGIN}",
             )
         case 409 | 412:

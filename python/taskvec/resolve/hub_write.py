@@ -101,7 +101,7 @@ class HubPlace:
         }
 
     def make(self, *, public: bool) -> None:
-        """Make the repository, private unless `public`, and the branch, where they are not there."""
+        """Make the repository, private unless `public`, and the branch, where they do not exist."""
         from huggingface_hub import HfApi
 
         with refused(self.address):
@@ -119,7 +119,7 @@ class HubPlace:
             url = hf_hub_url(self.repository, name, revision=self.branch)
             answer = get_session().get(url, headers=build_hf_headers(), follow_redirects=True)
             if answer.status_code in (401, 404):
-                return None  # 401: the public hub's answer to those without a token for what is not there
+                return None  # 401: the public hub's answer to those without a token for what is not found
             hf_raise_for_status(answer)
             return bytes(answer.content)
 

@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def laid_out(path: Path, folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    """The note of `folder`, which `fill` makes where it is not there.
+    """The note of `folder`, which `fill` makes where it does not exist.
 
     Parameters
     ----------

@@ -34,8 +34,8 @@ def _store(address: str, revision: str | None) -> Remote | None:
 
 
 # How an address begins, and the function that finds its files: called with the address and the revision given
-# apart from it, it returns `None` for a text that is no address of its kind. The longest beginning decides.
-# The empty one is that of every other text, which is a local path if there is one.
+# apart from it, it returns `None` for a text that is not an address of its kind. The longest beginning
+# decides. The empty one is that of every other text, which is a local path if there is one.
 SCHEMES: dict[str, Callable[[str, str | None], Remote | None]] = {
     "": _hub,
     "hf://": _hub,
@@ -126,7 +126,7 @@ def _not_found(spec: str, path: Path) -> NotFoundError:
     hint = way_out(spec) or (
         f"did you mean `{near}`?" if near else "give a folder, or `org/name` or `hf://org/name` for the hub"
     )
-    return NotFoundError(f"`{spec}` is not there: searched for a folder or file at `{path.absolute()}`", hint)
+    return NotFoundError(f"`{spec}` is not found: searched for a folder or file at `{path.absolute()}`", hint)
 
 
 def _near(path: Path) -> Path | None:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import digest_file
-from taskvec.errors import FormatError
+from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
 from taskvec.files.folder import list_folder
 from taskvec.files.json import parse_object, read_bytes, read_object
@@ -33,6 +33,12 @@ from taskvec.resolve.open import open as open_model
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
+
+
+_EXTRACT = (
+    "`taskvec extract DONOR REFERENCE -o VECTOR` saves one; `taskvec transfer` adds the difference of two "
+    "checkpoints without it"
+)
 
 
 def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) -> SavedVector:
@@ -51,18 +57,17 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
     NotFoundError
         Nothing of that name, or it has no manifest.
     FormatError
-        It is no task vector, or damaged.
+        It is not a task vector, or damaged.
     """
     stored = open_model(spec, has_variants=False)
     if stored.remote is not None:
         small = [name for name in stored.other_files if name == MANIFEST or name.startswith(f"{REFERENCE}/")]
         stored.remote.fetch(small, progress=progress)
+    if stored.kind != "memory" and MANIFEST not in stored.other_files and stored.file_sizes:
+        raise NotFoundError(f"`{spec}` is a checkpoint, expected a saved task vector", _EXTRACT)
     data = read(stored.location)
     if data.get("kind") != "vector":
-        raise FormatError(
-            f"`{spec}` is a {data.get('kind')}, expected a task vector",
-            "`taskvec extract` makes one of two models",
-        )
+        raise FormatError(f"`{spec}` is a {data.get('kind')}, expected a saved task vector", _EXTRACT)
     _hold_files(data, stored)
     rows = vector_manifest.rows(data, stored)
     model = _reference(os.fspath(spec), stored, rows)

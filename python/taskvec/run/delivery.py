@@ -180,7 +180,7 @@ class Delivery:
             shutil.rmtree(place, ignore_errors=True)
 
     def end(self, shadow: Shadow, rows: Sequence[InputRow] | None, *, is_whole: bool) -> Report | None:
-        """End the run if no weight file is missing; of several processes that do so at once one wins."""
+        """End the run if no weight file is missing; of several processes that do so at once one does it."""
         done = self.sink.sent()
         if not all(self.has((number,), done) for number in range(len(self.files))):
             return None

@@ -182,7 +182,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
 
 
 def _is_of(plan: PlanRecord, alpha: float, data: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether a manifest is of this plan, with the same files beside the weights."""
+    """Whether a manifest is of this plan, with the same files next to the weights."""
     if data["run"].get("plan") != plan.digest or data["recipe"] != _plain(recipe_of(plan, alpha)):
         return False
     if data["non_finite"] and "non-finite" not in settings.force:

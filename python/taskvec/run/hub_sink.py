@@ -227,7 +227,7 @@ class HubSink:
         told(sent.size)
 
     def _keep(self, path: Path, sent: Sent) -> None:
-        """Keep a piece beside its record: the hub takes no file that no commit is to have."""
+        """Keep a piece next to its record: the hub takes no file that no commit is to have."""
         place = self._kept(sent.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         new = place.with_name(f".{secrets.token_hex(8)}.part")

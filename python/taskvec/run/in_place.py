@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import in_place
-from taskvec.errors import FormatError, NonFiniteError, RecipeError
+from taskvec.errors import FormatError, NonFiniteError, RecipeError, warn
 from taskvec.models.source import here
 from taskvec.models.state_dict import buffers_of, in_memory
 from taskvec.plan.delta import Step
@@ -192,10 +191,9 @@ def restored(kept: list[Kept], model: Any, alpha: float | None, settings: Settin
 
 def say_inexact() -> None:
     """A warning that what was taken away was rounded."""
-    warnings.warn(
+    warn(
         "the originals were not kept, so target − α·v is rounded and can differ from them in the last bit; "
-        "`apply_(…, keep=True)` keeps them",
-        stacklevel=3,
+        "`apply_(…, keep=True)` keeps them"
     )
 
 

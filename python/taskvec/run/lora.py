@@ -217,7 +217,7 @@ def _hold_whole(job: Job, files: FactorFiles, number: int, adapted: set[str]) ->
 
 
 def _publish(job: Job, place: Path, weights: File, written: Written, adapter: Mapping[str, Any]) -> None:
-    """Write the files beside the weights, the manifest last."""
+    """Write the files next to the weights, the manifest last."""
     plan = job.plan
     facts = manifest.provenance(plan, written, adapter=adapter)
     small = {

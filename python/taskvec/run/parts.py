@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from taskvec.plan.part import Part, dealt, files_of
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.progress import Callback
 from taskvec.report.report import Report
+from taskvec.report.tables import Tabled
 from taskvec.run import shared_state
 from taskvec.run.execute import looked_through
 from taskvec.run.finish import end_assembled, finish_if_complete, folders_of, is_assembled
@@ -37,13 +38,14 @@ from taskvec.run.scratch import scratch
 from taskvec.run.shared_state import Records
 from taskvec.run.supply import Supply, is_to_be_staged, supply_of
 from taskvec.settings import Settings
+from taskvec.text import duration
 
 # How long the end of a run by another process is waited for, in steps of seconds.
 _END_STEPS, _END_STEP = 600, 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class PartReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class PartReport(Tabled):
     """The outcome of one part of a run.
 
     Attributes
@@ -74,6 +76,20 @@ class PartReport:
     bytes_written: int
     seconds: float
     report: Report | None
+
+    def _subject(self) -> str:
+        return f"{self.part.number}/{self.part.total}"
+
+    def _facts(self) -> dict[str, str]:
+        facts = {
+            "weight files": f"{len(self.shards)} written, {self.kept} kept",
+            "whole run": f"{self.done} of {self.total} files in place",
+            "time": duration(self.seconds),
+        }
+        return facts if self.report is None else {**facts, "run": "complete"}
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {"shards": lambda: [shard._asdict() for shard in self.shards]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -294,7 +310,7 @@ def _ended(plan: PlanRecord, part: Part, report: Report, begin: float) -> PartRe
 
 
 def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
-    """Whether a part was killed when nothing was missing any more but the files beside the weights."""
+    """Whether a part was killed when nothing was missing any more but the files next to the weights."""
     if look.exists(out / STATE / PARTS) or plan.kind == "vector" or not is_assembled(folders):
         return False
     return _is_written(plan, folders)

@@ -194,7 +194,7 @@ def run(
 
 
 def _settle(work: Background, seconds: float) -> None:
-    """Wait a while for calls that were told to stop; what they raise then is no news."""
+    """Wait a while for calls that were told to stop; what they raise then is not news."""
     for _ in range(1000):
         try:
             work.wait(seconds)

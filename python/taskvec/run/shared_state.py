@@ -36,7 +36,7 @@ FINISHER = "finisher.json"
 
 
 def place(out: Path) -> Path:
-    """A folder for this process to compute in, which is not there yet; its name says whose it is."""
+    """A folder for this process to compute in, which does not exist yet; its name says whose it is."""
     return out / STATE / WORK / process_name()
 
 
@@ -343,7 +343,7 @@ def _host() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine began, in a unit of the system's; empty where it is not there."""
+    """When a process of this machine began, in a unit of the system's; empty where it does not exist."""
     try:
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):

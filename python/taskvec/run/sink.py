@@ -1,4 +1,4 @@
-"""Outputs that are no local folder: how finished files get to an address, and when they count as an output.
+"""Outputs that are not local folders: how finished files get to an address, and when they count as an output.
 
 A run computes one weight file after another in a scratch folder and gives each, once whole, to a *sink*: a
 bucket of an object store, a repository on the hub. The run knows the protocol below alone; the sink knows how
@@ -26,9 +26,10 @@ What every sink has to hold:
   no file of the output, and goes when the run has ended.
 - **Several processes may send at once,** also the same file: parts of one plan do. They write the same
   bytes.
-- **Of several that finish one wins.** ``finish`` puts the first manifest only where none is, and says so
-  with an ``OutputError`` if another run has ended first. If the answer to that is lost it looks whether the
-  manifest that is there is its own: manifests of one run differ from those of any other in ``run.id``.
+- **Of several that finish one takes precedence.** ``finish`` puts the first manifest only where none is, and
+  says so with an ``OutputError`` if another run has ended first. If the answer to that is lost it looks
+  whether the manifest that is there is its own: manifests of one run differ from those of any other in
+  ``run.id``.
 - **Another plan is refused.** ``begin`` raises ``OutputError`` if the place holds an unfinished run of
   another plan (by ``head.identity``), a finished output, or anything else, unless ``overwrite`` is set:
   then what makes it look complete is removed first, and the rest of it after that. ``overwrite`` keeps an

@@ -52,7 +52,7 @@ def absolute(out: str | os.PathLike[str]) -> str:
 
 
 def hold_local(out: str | os.PathLike[str]) -> None:
-    """Return if an output that is no known address is a folder.
+    """Return if an output that is not a known address is a folder.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def hold_output(out: str | os.PathLike[str], settings: Settings) -> None:
 
 
 def hold_folder(out: object, what: str) -> None:
-    """Return if an output is no address: `what` goes to a folder alone.
+    """Return if an output is not an address: `what` goes to a folder alone.
 
     Raises
     ------

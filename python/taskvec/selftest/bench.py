@@ -15,7 +15,7 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,9 @@ from taskvec import host
 from taskvec._core import write_atomic
 from taskvec.errors import NotFoundError, OutputError, RecipeError
 from taskvec.files import look
+from taskvec.report.tables import Tabled
 from taskvec.selftest.scratch import HEADROOM, workspace
+from taskvec.shown import said
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -65,8 +67,8 @@ class Measure:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class BenchResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class BenchResult(Tabled):
     """The outcome of a benchmark.
 
     Attributes
@@ -99,6 +101,26 @@ class BenchResult:
     def ratio(self) -> float:
         """Time of the transfer over the time in which the floor moves as many bytes."""
         return self.floor.bytes_per_second / self.transfer.bytes_per_second
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "transfer": f"{self.transfer.bytes_per_second / 1e9:.2f} GB/s",
+            "floor": f"{self.floor.bytes_per_second / 1e9:.2f} GB/s",
+            "time over the floor's": f"{self.ratio:.2f}",
+            "memcpy": f"{self.memcpy / 1e9:.2f} GB/s",
+            "processor": str(self.machine["cpu"]),
+        }
+
+    def _tables(self) -> Mapping[str, Any]:
+        def runs() -> list[dict[str, Any]]:
+            measures = {"transfer": self.transfer, "engine": self.engine, "floor": self.floor}
+            return [
+                {"job": job, "run": number, "seconds": seconds, "bytes": measure.bytes_moved}
+                for job, measure in measures.items()
+                for number, seconds in enumerate(measure.runs)
+            ]
+
+        return {"runs": runs}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``--json`` prints it and ``--record`` writes it."""
@@ -140,7 +162,7 @@ def bench(
     directory: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     runs: int = 5,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[str], object] | bool | None = None,
 ) -> BenchResult:
     """Measure a transfer next to the floor of the same machine.
 
@@ -157,8 +179,8 @@ def bench(
         Worker threads of the transfer, the floor and memcpy; all cores by default.
     runs : int
         Measured rounds, after one that is discarded.
-    progress : callable, optional
-        Called with a line of text at each step.
+    progress : callable or bool, optional
+        Called with a line of text at each step; ``True`` writes them to the standard error.
 
     Raises
     ------
@@ -175,7 +197,7 @@ def bench(
         )
     if runs < 1:
         raise RecipeError(f"runs is {runs}", "measure at least one run")
-    say = progress or (lambda _: None)
+    say = said(progress)
     with workspace(directory, _room(given, size)) as folder:
         if not given:
             given = _make(folder, size, say)

@@ -11,13 +11,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
+from taskvec.report.survival import survival_summary
+from taskvec.report.tables import Tabled
+from taskvec.shown import said
+from taskvec.text import duration
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -30,8 +34,8 @@ MARK = "taskvec-demo"  # names the folder's content as ours, so that --overwrite
 ROLES = {"target": "instruct", "donor": "grpo", "reference": "sft"}
 
 
-@dataclass(frozen=True, slots=True)
-class DemoResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class DemoResult(Tabled):
     """The outcome of the demo.
 
     Attributes
@@ -71,6 +75,21 @@ class DemoResult:
         """Whether the files match their manifest and the result is NumPy's."""
         return self.verification.ok and self.equal == self.tensors
 
+    def _subject(self) -> str:
+        return str(self.folder) if self.kept else ""
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "passed": "yes" if self.ok else "no",
+            "survival": survival_summary(self.report.survival),
+            "files as in the manifest": "yes" if self.verification.ok else "no",
+            "equal to NumPy's": f"{self.equal} of {self.tensors} tensors",
+            "time": duration(self.seconds),
+        }
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {"tensors": lambda: self.report._tables()["tensors"]()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``--json`` prints it."""
         return {
@@ -96,7 +115,7 @@ def demo(
     *,
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[str], object] | bool | None = None,
 ) -> DemoResult:
     """Make three checkpoints, check them, transfer, verify, and compare with NumPy.
 
@@ -109,15 +128,15 @@ def demo(
         Replace what an earlier demo left in `folder`.
     threads : int, optional
         Worker threads; all cores by default.
-    progress : callable, optional
-        Called with a line of text at each step.
+    progress : callable or bool, optional
+        Called with a line of text at each step; ``True`` writes them to the standard error.
 
     Raises
     ------
     OutputError
         `folder` holds something, and is not an earlier demo that may be replaced.
     """
-    say = progress or (lambda _: None)
+    say = said(progress)
     begun = time.perf_counter()
     if folder is not None:
         with _home(Path(folder), overwrite) as home:
@@ -202,7 +221,7 @@ def _run(
     for member in ("instruct", "sft", "grpo"):
         write_checkpoint(home / member, shape, member, max_shard_size=MAX_SHARD_SIZE)
     target, donor, reference = (home / member for member in ROLES.values())
-    say("checking that they fit each other")
+    say("checking that they are compatible")
     findings = check(target, donor, reference)
     say(f"transferring: instruct + {ALPHA} * (grpo - sft)")
     merged = home / "merged"

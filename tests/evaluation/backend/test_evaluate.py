@@ -367,7 +367,7 @@ def test_models_that_are_none_are_named(tmp_path):
     with pytest.raises(EvaluationError, match="has no tokenizer"):
         evaluate(tmp_path / "empty", settings(limit=1))
     shutil.copy(tiny().target / "tokenizer.json", tmp_path / "empty")
-    with pytest.raises(EvaluationError, match=r"config\.json is not there"):
+    with pytest.raises(EvaluationError, match=r"config\.json is not found"):
         evaluate(tmp_path / "empty", settings(limit=1))
     broken = shutil.copytree(tiny().target, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"\0" * 20)

@@ -379,7 +379,7 @@ def test_archive_round_trip(built, tmp_path):
 
 
 def test_damaged_archives_are_named(tmp_path):
-    with pytest.raises(taskvec.NotFoundError, match="is not there"):
+    with pytest.raises(taskvec.NotFoundError, match="is not found"):
         build.unpack(tmp_path / "none.zip", tmp_path / "models")
     bad = tmp_path / "bad.zip"
     bad.write_bytes(b"PK no archive")
@@ -498,7 +498,7 @@ def test_a_bad_archive_is_an_error_and_a_way_out(built, hasty, capsys):
         assert len(done.err.splitlines()) == 2  # and the way out
     done = invoke(capsys, "demo", "--paper", hasty, "--pretrained", hasty / "none.zip")
     assert done.code == 2
-    assert "is not there" in done.err
+    assert "is not found" in done.err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 A row says how the rows of a stored tensor are divided among weights; the common names and the orders are
 those of transformers' conversions between checkpoints and modules (``conversion_mapping.py``), where every
 family below is found. Which of two orders a fused tensor of experts has is told from the shapes of the pair
-(gate and up, down): they fit one order only.
+(gate and up, down): one order alone is possible.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Delta:
         Raises
         ------
         taskvec.CompatibilityError, taskvec.RecipeError
-            The models do not fit each other, or an option cannot be honoured.
+            The models are incompatible, or an option cannot be honoured.
         """
         if self.vector is not None:
             return tv.plan_apply(target, self.vector, **self.options())

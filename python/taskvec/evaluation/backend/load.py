@@ -24,7 +24,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
     Raises
     ------
     EvaluationError
-        The folder lacks a file, the backend or the device is not there, or memory does not suffice.
+        The folder lacks a file, the backend or the device is not found, or memory does not suffice.
     """
     from lm_eval.api.registry import get_model
 
@@ -45,7 +45,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
                 "copy the target's tokenizer files into it, or name one with --model-arg tokenizer=FOLDER",
             )
         if not look.exists(Path(name) / "config.json"):
-            raise EvaluationError(f"`{name}` is not a model folder: config.json is not there")
+            raise EvaluationError(f"`{name}` is not a model folder: config.json is not found")
     values: dict[str, Any] = {key: _typed(value) for key, value in arguments.items()}
     values.update(pretrained=name, batch_size=first_batch(settings))
     if settings.backend == "vllm":

@@ -30,6 +30,7 @@ from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
 from taskvec.run.finished import tidy
 from taskvec.run.sinks import hold_folder
+from taskvec.shown import counted
 
 if TYPE_CHECKING:
     from taskvec.evaluation.importance.answers import Example
@@ -52,7 +53,7 @@ def importance(
     dtype: Dtype = "float32",
     overwrite: bool = False,
     resume: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **settings: Any,
 ) -> ImportanceReport:
     """Write what each element of a model matters on some tasks: the diagonal of its Fisher information.
@@ -77,8 +78,8 @@ def importance(
         Replace an output that is there.
     resume : bool
         Go on with an unfinished run.
-    progress : callable, optional
-        Called as ``progress(task, done, total)``.
+    progress : callable or bool, optional
+        Called as ``progress(task, done, total)``; ``True`` draws a bar.
     **settings
         ``limit``, ``seed``, ``chat_template``, ``include_path``, ``data``, ``device``, ``model_args``: those
         of :class:`taskvec.evaluation.Settings`. Models are computed in float32 unless
@@ -101,7 +102,7 @@ def importance(
     """
     require_extra()
     hold_folder(path(out, "out"), "an importance map")
-    function(progress, "progress")
+    function(None if isinstance(progress, bool) else progress, "progress")
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
@@ -109,8 +110,11 @@ def importance(
     done = None if overwrite or not resume else _finished(folder, plan, asked)
     if done is not None:
         return done
-    with FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite):
-        return _make(asked, source, opened, plan, folder, resume, progress)
+    with (
+        counted(progress) as tell,
+        FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite),
+    ):
+        return _make(asked, source, opened, plan, folder, resume, tell)
 
 
 def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **settings: Any) -> dict[str, int]:
@@ -280,7 +284,7 @@ def _pass(
 def _publish(
     asked: Asked, opened: Model, plan: bytes, place: Path, weights: Sequence[File], report: ImportanceReport
 ) -> None:
-    """Write the files beside the weights, the manifest last."""
+    """Write the files next to the weights, the manifest last."""
     import torch
 
     told = ("documents", "left_out", "tokens", "tensors", "without_gradient", "unknown")

@@ -28,7 +28,7 @@ class ImportanceReport:
     without_gradient : tuple of str
         Those that had no part in the likelihood: zero.
     unknown : tuple of str
-        Those of the model's files that are none of the model's parameters: not in the map.
+        Those of the model's files that are not the model's parameters: not in the map.
     device : str
     seconds : float
     resumed : int

@@ -138,7 +138,7 @@ def unpack(
     """
     file, directory = Path(file), Path(directory)
     if not look.is_file(file):
-        raise NotFoundError(f"`{file}` is not there", "name an archive that `--pack` wrote")
+        raise NotFoundError(f"`{file}` is not found", "name an archive that `--pack` wrote")
     try:
         data = io.BytesIO(file.read_bytes())
     except OSError as error:

@@ -89,6 +89,10 @@ class SweepReport(Report):
         pyplot.close(figure)  # a notebook shows what is returned, once
         return figure
 
+    def __repr__(self) -> str:
+        claims = "".join(f"\n  {item.text}" for item in self.conclusions)
+        return f"SweepReport({len(self.records)} arms, tasks: {', '.join(self.tasks)}){claims}"
+
     def _repr_html_(self) -> str:
         claims = "".join(f"<li>{html.escape(item.text)}</li>" for item in self.conclusions)
         rows = "".join(

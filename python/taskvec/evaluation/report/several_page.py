@@ -42,7 +42,7 @@ def hold_apart(out: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is not there, or was written by `write_several`."""
+    """Whether a file is missing, or was written by `write_several`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -70,7 +70,7 @@ def forecast(space: Space, out: Path) -> Forecast:
     Raises
     ------
     taskvec.Error
-        The models are not there, or do not fit each other.
+        The models are not found, or are incompatible.
     """
     start = space.recipe(space.start())
     Merges(space.form.force).plan(start)

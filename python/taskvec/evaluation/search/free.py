@@ -178,7 +178,8 @@ def _choice(path: tuple[Key, ...], nodes: Sequence[Node], init: Node | None, wro
     if init is not None:
         found = [at for at, value in enumerate(values) if _same(value, init.plain())]
         if not found:
-            raise wrong(f"`init` is none of the choices: {kind_of(init.plain())}", "name one of them", "init")
+            found_words = f"`init` is not one of the choices: {kind_of(init.plain())}"
+            raise wrong(found_words, "name one of them", "init")
         start = found[0]
     return Free(dotted(path), path, "choice", 0.0, 0.0, False, tuple(nodes), start)
 

@@ -33,7 +33,7 @@ class Proposer(Protocol):
 def losses(scores: Sequence[float | None]) -> list[float]:
     """What is told of scores in the order in which they were found: less is better.
 
-    One that is not there is worse than every other up to then, by as much as scores are large.
+    A missing one is worse than every other up to then, by as much as scores are large.
     """
     known = [-score for score in scores if score is not None]
     worst = max(known, default=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from taskvec.evaluation.record import ArmRecord, Score, finite
 from taskvec.evaluation.search.space import Space
 from taskvec.evaluation.search.trial import Trial
 from taskvec.evaluation.search.verdict import Verdict
+from taskvec.report.tables import Tabled
 
 SCHEMA = 1
 
@@ -39,8 +41,8 @@ class HeldOut:
     score: float
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Tabled):
     """The outcome of a search.
 
     Attributes
@@ -91,6 +93,20 @@ class SearchResult:
     def is_share(self) -> bool:
         """Whether scores are shares of right answers."""
         return all(verdict.is_share for verdict in self.verdicts)
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"candidates": str(len(self.trace))}
+        if self.failed:
+            facts["failed"] = str(self.failed)
+        facts["best"] = self.best.name
+        facts |= {f"held out: {each.role}": f"{each.score:.4g}" for each in self.held_out}
+        return {**facts, "recipe": str(self.recipe), "report": str(self.report)}
+
+    def _tables(self) -> Mapping[str, Any]:
+        def trace() -> list[dict[str, Any]]:
+            return [trial.to_json() for trial in self.trace]
+
+        return {"trace": trace, "held_out": lambda: self.to_json()["held_out"]}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``report.json`` has it."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.arguments import function, path
+from taskvec.arguments import path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.scores import part_scores
@@ -35,6 +35,7 @@ from taskvec.evaluation.sweep.sweep import model_bytes
 from taskvec.evaluation.sweep.workers import Pool
 from taskvec.files import look
 from taskvec.run.sinks import hold_folder
+from taskvec.shown import watched
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
@@ -54,7 +55,7 @@ def search(
     jobs: int = 1,
     threads: int | None = None,
     ray: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SearchResult:
     """Search for the best values of a recipe by scores of lm-eval tasks, and test what was found.
 
@@ -89,13 +90,13 @@ def search(
         Torch threads of a worker on the CPU.
     ray : str, optional
         The address of a Ray cluster on which candidates are evaluated; ``"local"`` starts one.
-    progress : callable, optional
-        Called with an `Event`.
+    progress : callable or bool, optional
+        Called with an `Event`; ``True`` draws a bar.
 
     Raises
     ------
     taskvec.Error
-        The space is none, its models do not fit each other, a candidate could not be evaluated for a reason
+        The space is not valid, its models are incompatible, a candidate could not be evaluated for a reason
         that is not its own. Finished candidates are kept.
     """
     require_extra()
@@ -104,7 +105,8 @@ def search(
 
     hold_folder(path(out, "out"), "a search")
     hold_machines(devices, jobs, threads, scratch, scratch_budget, ray)
-    function(progress, "progress")
+    watching = contextlib.ExitStack()
+    seen = watching.enter_context(watched(progress))
     given = space if isinstance(space, Space) else load_space(space)
     given = given.with_options(budget=budget, seed=seed)
     out, settings = Path(out), given.settings()
@@ -117,13 +119,13 @@ def search(
     merges = Merges(given.form.force)
     start = given.recipe(given.start())
     reference = merges.model("baseline", baseline_of(start, given.form.baseline))
-    merges.plan(start)  # models that do not fit each other are found before anything is evaluated
-    for recipe in given.choices():  # as are models that are not there
+    merges.plan(start)  # models that are incompatible are found before anything is evaluated
+    for recipe in given.choices():  # as are models that do not exist
         merges.candidate("choice", recipe)
-    tell = progress or (lambda _event: None)
+    tell = seen or (lambda _event: None)
     for remark in start.last.remarks:
         tell(Event("note", remark.message))
-    with contextlib.ExitStack() as opened:
+    with watching, contextlib.ExitStack() as opened:
         opened.enter_context(loaded_once())
         check_documents(given, settings)
         opened.enter_context(locked(out))

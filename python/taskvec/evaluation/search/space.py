@@ -96,7 +96,7 @@ class Space:
         Raises
         ------
         RecipeError
-            It is none there; the message names the line.
+            It is not one there; the message names the line.
         """
         root = placed(self.document.root, self.free, point)
         if alpha is not None:
@@ -171,7 +171,7 @@ def load_space(space: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
     Raises
     ------
     NotFoundError, RecipeError
-        The file is not there, is not strict YAML, or has a key or value that cannot be honoured; the message
+        The file is not found, is not strict YAML, or has a key or value that cannot be honoured; the message
         names the line, the hint the way out.
     """
     if isinstance(space, Mapping):

@@ -12,6 +12,7 @@ from taskvec.evaluation.report.held import SweepReport
 from taskvec.evaluation.sweep.events import Progress
 from taskvec.evaluation.sweep.sweep import run_sweep
 from taskvec.run.sinks import hold_folder
+from taskvec.shown import watched
 
 
 def sweep(
@@ -24,7 +25,7 @@ def sweep(
     devices: Sequence[str] = (),
     jobs: int = 1,
     ray: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **content: Any,
 ) -> SweepReport:
     """Merge, evaluate and compare a vector with its controls and rivals.
@@ -39,8 +40,10 @@ def sweep(
         A sweep file, the name of one that ships with taskvec, or an experiment.
     out : path
         Output folder. The same call goes on there after an interruption.
-    scratch, budget, keep, devices, jobs, ray, progress
+    scratch, budget, keep, devices, jobs, ray
         See `taskvec.evaluation.run_sweep`.
+    progress : callable or bool, optional
+        Called with an `Event`; ``True`` draws a bar.
     **content
         Keys of a sweep file, such as ``target``, ``donor``, ``reference``, ``rivals``, ``alphas``, ``tasks``,
         ``controls``, ``evaluation`` and ``merge``; they go before those of `file`.
@@ -64,17 +67,18 @@ def sweep(
     whole = experiment(
         {**below, **{key: _plain(value) for key, value in content.items()}}, source="the sweep"
     )
-    report = run_sweep(
-        whole,
-        Path(out),
-        scratch=Path(scratch) if scratch is not None else None,
-        budget=budget,
-        keep=keep,
-        devices=devices,
-        jobs=jobs,
-        ray=ray,
-        progress=progress,
-    )
+    with watched(progress) as tell:
+        report = run_sweep(
+            whole,
+            Path(out),
+            scratch=Path(scratch) if scratch is not None else None,
+            budget=budget,
+            keep=keep,
+            devices=devices,
+            jobs=jobs,
+            ray=ray,
+            progress=tell,
+        )
     return SweepReport.of(report)
 
 

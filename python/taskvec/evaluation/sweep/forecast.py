@@ -103,7 +103,7 @@ def expected_arms(experiment: Experiment) -> list[Arm]:
 
 
 def _as_record(arm: Arm) -> Any:
-    """An arm in the place of its record, which is not there yet."""
+    """An arm in the place of its record, which does not exist yet."""
     return SimpleNamespace(
         arm=arm, name=arm.name, kind=arm.kind, alpha=arm.alpha, think=arm.think, perturb=arm.perturb
     )

@@ -127,7 +127,7 @@ class PartVectors:
         )
 
     def _made(self) -> dict[str, dict[str, Any]]:
-        """The facts of every vector that is computed, each made if it is not there."""
+        """The facts of every vector that is computed, each created if it does not exist."""
         wanted = rules(self.experiment)
         known = {name: facts for name in wanted if (facts := self._known(name)) is not None}
         missing = {name: rule for name, rule in wanted.items() if name not in known}

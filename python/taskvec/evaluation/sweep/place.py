@@ -54,7 +54,7 @@ class Places:
         Raises
         ------
         taskvec.Error
-            The models do not fit each other.
+            The models are incompatible.
         """
         if self.refused is not None:
             return None
@@ -91,7 +91,7 @@ def _refusal(experiment: Experiment, settings: Settings, target: str) -> str | N
     if experiment.merge.rounding != "nearest":
         return f"rounding is {experiment.merge.rounding}"
     if key_of(target, settings) is None:
-        return f"`{experiment.target}` is quantised, has code of its own, or is no folder of safetensors"
+        return f"`{experiment.target}` is quantised, has code of its own, or is not a folder of safetensors"
     if not _is_one_module(Path(target)):
         return f"`{experiment.target}` is loaded into other tensors than its files hold"
     return None

@@ -200,7 +200,7 @@ def read_facts(path: Path) -> Merged | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a file of facts, none of one that is not there."""
+    """The text of a file of facts, none of one that does not exist."""
     try:
         return path.read_text()
     except OSError as error:

@@ -315,7 +315,7 @@ class _Runner:
         batches = list(_batches(merged, self.scratch.capacity)) if merged else []
         for batch in batches or [[]]:
             models: dict[str, Path] = {}
-            if batch:  # merged before the first job begins: models that do not fit are found early
+            if batch:  # merged before the first job begins: incompatible models are found early
                 self._tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
                 models = self.scratch.models(batch, identities)
             jobs += [

@@ -55,5 +55,5 @@ def _key(path: str, name: str | None, arguments: dict[str, Any]) -> str | None:
         return None
     try:
         return json.dumps([path, name, arguments], sort_keys=True)
-    except TypeError:  # an argument that is no plain value
+    except TypeError:  # an argument that is not a plain value
         return None

@@ -123,7 +123,7 @@ def opened(folder: Path) -> Fetched:
     Raises
     ------
     NotFoundError, EvaluationError
-        It is not there, or holds no list.
+        It is not found, or holds no list.
     """
     if not look.is_folder(folder):
         raise NotFoundError(f"`{folder}` is not a folder", "make it with `taskvec tasks fetch NAME -o DIR`")

@@ -2,8 +2,8 @@
 
 Answers of the GSM8K kind hold their steps as equations (``<<48/2=24>>`` or ``18+7=25``) and end in ``####
 N``. A number of the question may change if it can be followed without doubt: it stands once in the question,
-is no result of an equation and no share, and enters the equations once, or is no constant that an answer
-brings in itself. Anything less certain, and the document is left out.
+is neither a result of an equation nor a share, and enters the equations once, or is not a constant that an
+answer brings in itself. Anything less certain, and the document is left out.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def evaluate(expression: str) -> Fraction:
     if len(expression) > 200:
         raise ValueError("too long")
     try:
-        # zeros in front (`007`) are no Python
+        # zeros in front (`007`) are not Python
         tree = ast.parse(re.sub(r"\b0+(?=\d)", "", expression.strip()), mode="eval")
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(expression) from error

@@ -56,7 +56,7 @@ def _programs(find: Callable[[str, str, str], str], answers: Any, documents: Any
 def continued(prompt: str, _entry_point: str, answer: str) -> str:
     """The program that an answer continues, without the prose that may follow it.
 
-    What is no program as it stands ends before the first line of the answer that is not indented, if that
+    What is not a program as it stands ends before the first line of the answer that is not indented, if that
     makes it one.
     """
     lines = answer.split("\n")

@@ -29,9 +29,9 @@ BBH_DISTRACTOR = (
 _BBH = re.compile(r"(?:leaderboard_)?bbh_(?:(?:cot_)?(?:few|zero)shot_)?")
 
 WHY = {
-    "typo": "its words, names or symbols are what it asks about, or a slip could change the right answer",
-    "distractor": "one sentence more would be a part of the matter, or of text that is no prose",
-    "order": "its text is no story whose sentences can change places",
+    "typo": "its words, names or symbols are what it asks about, or a typo could change the right answer",
+    "distractor": "one sentence more would be a part of the matter, or of text that is not prose",
+    "order": "its text is not a story whose sentences can change places",
 }
 
 

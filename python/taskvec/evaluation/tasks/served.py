@@ -30,7 +30,7 @@ def served(given: Path | None) -> Iterator[None]:
     Raises
     ------
     NotFoundError, EvaluationError
-        The folder is not there or holds no data; inside, a data set is not in it, or has changed.
+        The folder is not found or holds no data; inside, a data set is not in it, or has changed.
     """
     folder = data_folder(given)
     if folder is None:

@@ -23,7 +23,7 @@ _STORED_IN = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 def four_bit(
     parts: Mapping[str, TensorInfo], declared: Declaration, state: bytes | None
 ) -> tuple[Format, Shape]:
-    """The format of nf4 or fp4; `state` is the JSON that is stored beside the codes.
+    """The format of nf4 or fp4; `state` is the JSON that is stored next to the codes.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def _parsed(codes: TensorInfo, state: bytes | None) -> Mapping[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise UnreadableError(f"{shown(codes)} has no readable state (`{STATE[1:]}nf4` or `fp4`) beside it")
+        raise UnreadableError(f"{shown(codes)} has no readable state (`{STATE[1:]}nf4` or `fp4`) next to it")
     return facts
 
 
@@ -83,7 +83,7 @@ def _part(codes: TensorInfo, parts: Mapping[str, TensorInfo], part: str) -> Tens
         suffix = {"absmax": "absmax", "table": "quant_map", "nested_table": "nested_quant_map"}.get(
             part, part
         )
-        raise UnreadableError(f"{shown(codes)} has no `{codes.name}.{suffix}` beside it")
+        raise UnreadableError(f"{shown(codes)} has no `{codes.name}.{suffix}` next to it")
     return parts[part]
 
 

@@ -1,11 +1,11 @@
-"""What config.json and the files beside it say of a checkpoint's packed weights."""
+"""What config.json and the files next to it say of a checkpoint's packed weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-# Files beside config.json that declare a format, by tools that do not write it into config.json.
+# Files next to config.json that declare a format, by tools that do not write it into config.json.
 SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 _KEYS = ("quantization_config", "compression_config", "quantization")
 _PLAIN = {
@@ -26,7 +26,7 @@ NOTHING = Declaration("", {}, "")
 
 
 def declaration(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> Declaration:
-    """The format that config.json declares, or else one of the files beside it."""
+    """The format that config.json declares, or else one of the files next to it."""
     unnamed: Declaration | None = None
     for key, value in declaring(config):
         found = _of_config(f"`{key}` of config.json", value)

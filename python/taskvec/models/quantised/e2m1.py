@@ -25,7 +25,7 @@ def mxfp4(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tup
     Raises
     ------
     UnreadableError
-        Codes and scales do not fit each other, or the config.
+        Codes and scales do not match each other, or the config.
     """
     codes, scales = parts["codes"], parts["scales"]
     if declared.method not in ("", "mxfp4"):
@@ -43,7 +43,7 @@ def packed(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) ->
     """The format of codes of the shape of the weight, half as wide; raises as :func:`mxfp4`."""
     codes, scales = parts["codes"], parts["scales"]
     if len(codes.shape) not in (2, 3):
-        raise UnreadableError(f"{shown(codes)} has scales beside it, and is not a matrix")
+        raise UnreadableError(f"{shown(codes)} has scales next to it, and is not a matrix")
     group = MX if scales.dtype in POWERS_OF_TWO else NV
     _hold_method(name, codes, scales, group, declared)
     shape = (*codes.shape[:-1], CODES.get(codes.dtype, 2) * codes.shape[-1])

@@ -37,7 +37,7 @@ def pack_quantized(
     Raises
     ------
     UnreadableError
-        The parts do not fit each other, or the config.
+        The parts do not match each other, or the config.
     """
     codes, scales = parts["codes"], parts["scales"]
     if declared.method != "compressed-tensors":
@@ -113,7 +113,7 @@ def qweight(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
         raise uncovered(codes, declared)
     zeros = parts.get("zeros")
     if zeros is None:
-        raise UnreadableError(f"{shown(codes)} has no zero points (`.qzeros`) beside it")
+        raise UnreadableError(f"{shown(codes)} has no zero points (`.qzeros`) next to it")
     for info, types in ((codes, ("I32",)), (zeros, ("I32",)), (scales, tuple(sorted(SCALES)))):
         if len(info.shape) != 2 or info.dtype not in types:
             raise UnreadableError(

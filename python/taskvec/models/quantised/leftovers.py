@@ -1,7 +1,7 @@
 """Stored tensors that no packed weight takes: each is a weight of its own, or nobody can say what it is for.
 
-A packed weight means what all of its parts together say. A tensor beside it that is none of them may change
-what it means (a scale of the columns, a second code book), so that only known ones may lie there.
+A packed weight means what all of its parts together say. A tensor next to it that is not one of them may
+change what it means (a scale of the columns, a second code book), so that only known ones may lie there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARTS = regex(rf"{_WORDS.pattern}|weight|g_?idx|shape|biases|blocks|packed|stat
 
 
 class Leftovers:
-    """The tensors of a checkpoint with packed weights that are no part of one.
+    """The tensors of a checkpoint with packed weights that are not part of one.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Leftovers:
         Raises
         ------
         UnreadableError
-            It is a part of a packed weight whose other half is missing, or lies beside one and is no known
+            It is a part of a packed weight whose other half is missing, or lies beside one and is not a known
             part of it.
         """
         if info.name.endswith(PARTS_ALONE):
@@ -56,14 +56,14 @@ class Leftovers:
         is_codes = is_matrix(info, _INTEGER_CODES) and info.name.endswith(("weight", "_packed", "_blocks"))
         if is_codes or is_matrix(info, NARROW_FLOATS):
             raise UnreadableError(
-                f"{shown(info)} has no scales beside it, as other weights of the checkpoint have"
+                f"{shown(info)} has no scales next to it, as other weights of the checkpoint have"
             )
         if info.dtype in _NEVER_PLAIN:
-            raise UnreadableError(f"{shown(info)} is no weight by itself, and belongs to no packed one")
+            raise UnreadableError(f"{shown(info)} is not a weight by itself, and belongs to no packed one")
         weight = self._beside(info)
         if weight is not None:
             raise UnreadableError(
-                f"{shown(info)} says something of `{weight}`, and is no known part of such a weight"
+                f"{shown(info)} says something of `{weight}`, and is not a known part of such a weight"
             )
 
     def _beside(self, info: TensorInfo) -> str | None:

@@ -23,7 +23,7 @@ def mlx(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tu
     Raises
     ------
     UnreadableError
-        The parts do not fit each other, or the config.
+        The parts do not match each other, or the config.
     """
     codes, scales, biases = parts["codes"], parts["scales"], parts.get("biases")
     if declared.method not in ("", "mlx"):

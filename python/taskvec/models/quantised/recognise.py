@@ -71,7 +71,7 @@ def recognise(
     config : mapping
         config.json.
     files : mapping
-        The files beside it that declare a format, parsed, by name.
+        The files next to it that declare a format, parsed, by name.
     read : callable
         Gives the bytes of some tensors by name, the first `SAMPLE` of each; called once, for what headers and
         config leave open.
@@ -142,7 +142,7 @@ class _Table:
             used.update(names)
             if packed.parts[0] in by_codes:
                 scales = by_codes[packed.parts[0]][1].parts[1:] + packed.parts[1:]
-                raise UnreadableError(f"`{name}` has scales of two formats beside it: {listed(scales)}")
+                raise UnreadableError(f"`{name}` has scales of two formats next to it: {listed(scales)}")
             by_codes[packed.parts[0]] = name, packed, info
         tensors: dict[str, TensorInfo] = {}
         marks: list[str] = []
@@ -177,7 +177,7 @@ class _Table:
         stored, name = self.stored, stem + rule.strip
         codes = stored.get(stem + rule.codes)
         if codes is None:
-            raise UnreadableError(f"`{stem + rule.codes}` is missing beside its scales")
+            raise UnreadableError(f"`{stem + rule.codes}` is missing next to its scales")
         ends, infos, names = [("codes", rule.codes)], {"codes": codes}, [codes.name]
         facts: list[Any] = [rule, codes.dtype, codes.shape]
         for part, end in rule.parts:
@@ -220,7 +220,7 @@ class _Table:
         elif rule.way == "pack":
             form, shape = integers.pack_quantized(name, infos, self.declared, _shape_of(infos, content))
         elif "scales" not in infos:
-            raise UnreadableError(f"{shown(infos['codes'])} has no scales beside it")
+            raise UnreadableError(f"{shown(infos['codes'])} has no scales next to it")
         else:
             form, shape = _decide(rule, name, infos, self.declared)
         kept = tuple(end for end in ends if end[0] not in NOT_READ)

@@ -1,7 +1,7 @@
 """Names of the stored tensors that make up a packed weight, in every spelling that is read.
 
 A rule is told by an anchor, a name that only it has; the other parts are found by their ends. What has
-another spelling is no packed weight here, and is looked at by :mod:`taskvec.compat.packed`.
+another spelling is not a packed weight here, and is looked at by :mod:`taskvec.compat.packed`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ _ASIDE_PLACES = tuple(f"{part}_proj.output_scale" for part in "kvq")
 
 
 def is_aside(info: TensorInfo) -> bool:
-    """Whether a stored tensor goes with a packed format and is no weight."""
+    """Whether a stored tensor goes with a packed format and is not a weight."""
     leaf = info.name.rpartition(".")[2]
     return leaf in _ASIDE or info.name.endswith((*_ASIDE_ENDS, *_ASIDE_PLACES))
 

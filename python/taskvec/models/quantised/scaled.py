@@ -40,7 +40,7 @@ def block_of(codes: TensorInfo, scales: TensorInfo) -> Block:
     Raises
     ------
     UnreadableError
-        It is none of the usual ones.
+        It is not one of the usual ones.
     """
     usual = [GROUP] if scales.dtype in POWERS_OF_TWO else []
     for block in (*usual, TENSOR, CHANNEL, BLOCK):
@@ -88,7 +88,7 @@ def int8(name: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> t
         raise uncovered(codes, declared)
     else:  # of four bits two to a byte, of three values four, of rotated weights: the shapes are the same
         raise UnreadableError(
-            f"{shown(codes)} has {shown(scales)} beside it, and no config says how its integers are packed"
+            f"{shown(codes)} has {shown(scales)} next to it, and no config says how its integers are packed"
         )
     return _format(codes, scales, block), codes.shape
 
@@ -109,7 +109,7 @@ def scb(_: str, parts: Mapping[str, TensorInfo], declared: Declaration) -> tuple
 def uncovered(codes: TensorInfo, declared: Declaration) -> UnreadableError:
     """The error of a packed weight that is of another format than the declared one."""
     return UnreadableError(
-        f"{shown(codes)} has scales beside it that {declared.where} (`{declared.method}`) does not cover"
+        f"{shown(codes)} has scales next to it that {declared.where} (`{declared.method}`) does not cover"
     )
 
 
@@ -127,7 +127,7 @@ def _check(codes: TensorInfo, scales: TensorInfo, types: frozenset[str]) -> None
         known = ", ".join(sorted(types))
         raise UnreadableError(f"the scales {shown(scales)} of {shown(codes)} have another type than {known}")
     if len(codes.shape) not in (2, 3):
-        raise UnreadableError(f"{shown(codes)} has scales beside it, and is not a matrix")
+        raise UnreadableError(f"{shown(codes)} has scales next to it, and is not a matrix")
 
 
 def _declared_block(codes: TensorInfo, scales: TensorInfo, declared: Declaration) -> Block:

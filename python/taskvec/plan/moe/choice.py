@@ -1,4 +1,4 @@
-"""Which layout a recipe's models are written in, and whether they fit it."""
+"""Which layout a recipe's models are written in, and whether they suit it."""
 
 from __future__ import annotations
 

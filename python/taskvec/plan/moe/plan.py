@@ -58,7 +58,7 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
     Raises
     ------
     CompatibilityError
-        The models do not fit each other.
+        The models are incompatible.
     """
     recipe = file.recipe
     settings = replace(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from taskvec.arguments import path as path_of
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import distributed, look
 from taskvec.files.folder import is_weight
@@ -37,8 +38,8 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[TrainingCheckpoint]
     Parameters
     ----------
     patterns : sequence of str or path
-        ``run/checkpoint-*``, a folder that holds checkpoints and is none, a checkpoint, or an address. Where
-        the step of one is not known, they stay in the order given.
+        ``run/checkpoint-*``, a folder that holds checkpoints and is not one, a checkpoint, or an address.
+        Where the step of one is not known, they stay in the order given.
 
     Raises
     ------
@@ -47,7 +48,7 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[TrainingCheckpoint]
     """
     specs: dict[str, str] = {}
     for pattern in patterns:
-        for spec in _expanded(os.fspath(pattern)):
+        for spec in _expanded(os.fspath(path_of(pattern, "checkpoints"))):
             specs.setdefault(os.path.realpath(spec) if look.exists(spec) else spec, spec)
     found = [TrainingCheckpoint(spec, step_of(spec)) for spec in specs.values()]
     if any(each.step is None for each in found):

@@ -97,7 +97,7 @@ def best(
 
 
 def read(path: str | os.PathLike[str]) -> Figures:
-    """The figures of a file; of several values at one step the last. Values that are not finite are none.
+    """The figures of a file; of several values at one step the last. Values that are not finite do not count.
 
     Raises
     ------

@@ -72,7 +72,7 @@ class _Unpickler(pickle.Unpickler):
         Raises
         ------
         FormatError
-            It is none of the records that torch writes.
+            It is not one of the records that torch writes.
         """
         import torch
 
@@ -87,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("torch.serialization", "_get_layout"):
             return lambda text: {"torch.strided": torch.strided}[text]
         raise FormatError(
-            f"`{METADATA}` names `{module}.{name}`, which is none of torch's records of a checkpoint",
+            f"`{METADATA}` names `{module}.{name}`, which is not one of torch's records of a checkpoint",
             "it is a pickle, which can run code when it is loaded: convert it where you trust it",
         )
 
@@ -155,7 +155,7 @@ def _chunk(name: str, chunk: Any, storage: Any, known: Any) -> Chunk:
         )
     file = str(place.relative_path)
     if "/" in file or "\\" in file or "\0" in file or not file.endswith(SUFFIX):
-        raise FormatError(f"`{name}` lies in `{file}`, which is not the name of a `{SUFFIX}` file beside it")
+        raise FormatError(f"`{name}` lies in `{file}`, which is not the name of a `{SUFFIX}` file next to it")
     return Chunk(
         tuple(map(int, chunk.offsets)),
         tuple(map(int, chunk.sizes)),

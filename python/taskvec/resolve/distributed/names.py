@@ -96,7 +96,7 @@ def _container(
     """The key that holds the model's state dict; ``None`` where the tensors' own names begin at the top.
 
     `model.` begins the names of many models too: it is known to be a container where the checkpoint keeps
-    its nesting, where the name comes twice, or where an optimiser lies beside it.
+    its nesting, where the name comes twice, or where an optimiser lies next to it.
     """
     holders = [
         key for key in sorted(models) if {n for n, path in kept.items() if path[0] == key} <= set(nested)

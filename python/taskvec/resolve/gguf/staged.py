@@ -50,7 +50,7 @@ def staged(path: Path) -> tuple[Path, str, dict[str, int]]:
     """
     stamp = look.stamp(path)
     if stamp is None:
-        raise NotFoundError(f"`{path}` is not there", "check the path")
+        raise NotFoundError(f"`{path}` is not found", "check the path")
     key = blake3_hex(json.dumps([_FORMAT, str(path.resolve()), list(stamp)]).encode())
     folder = storage.current().folder / "gguf" / key[:32]
     note = laid_out(path, folder, partial(_lay_out, path))

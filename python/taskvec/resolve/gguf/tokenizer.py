@@ -2,7 +2,7 @@
 
 Byte-level BPE (``gpt2``) is written from the metadata, since how text is split before BPE is a part of the
 metadata's ``pre`` alone. SentencePiece (``llama``) is written by transformers. Files of a tokenizer that lie
-beside the GGUF file are taken in place of both.
+next to the GGUF file are taken in place of both.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def write_tokenizer(found: Contents, folder: Path) -> None:
 def _unknown(found: Contents, what: str) -> Exception:
     return found.refuse(
         f"has {what}, which is not known",
-        "put the model's own `tokenizer.json` and `tokenizer_config.json` beside it",
+        "put the model's own `tokenizer.json` and `tokenizer_config.json` next to it",
     )
 
 
@@ -171,13 +171,13 @@ def _write_pieces(found: Contents, folder: Path) -> None:
     except ImportError as error:
         raise found.refuse(
             "has a SentencePiece tokenizer, and transformers, which writes it, is not installed",
-            "install it: `pip install 'taskvec[eval]'`, or put the model's own `tokenizer.json` beside it",
+            "install it: `pip install 'taskvec[eval]'`, or put the model's own `tokenizer.json` next to it",
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(found.path.parent), gguf_file=found.path.name)
     except Exception as error:  # transformers raises several sorts
         raise found.refuse(
             f"has a tokenizer that transformers cannot write: {error!r:.200}",
-            "put the model's own `tokenizer.json` and `tokenizer_config.json` beside it",
+            "put the model's own `tokenizer.json` and `tokenizer_config.json` next to it",
         ) from error
     tokenizer.save_pretrained(str(folder))

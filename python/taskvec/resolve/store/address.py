@@ -66,7 +66,7 @@ def parse(text: str) -> Address:
     if not place:
         raise RecipeError(f"`{text}` names no place", f"write `{scheme}://{_example(scheme)}`")
     if {".", ".."} & set(parts) or any(ord(letter) < 32 for letter in rest):
-        raise RecipeError(f"`{text}` has parts that are no names", f"write `{scheme}://{_example(scheme)}`")
+        raise RecipeError(f"`{text}` has parts that are not names", f"write `{scheme}://{_example(scheme)}`")
     return Address(scheme, place, "/".join(parts))
 
 

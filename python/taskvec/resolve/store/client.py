@@ -75,7 +75,7 @@ def connect(address: Address, options: Mapping[str, str]) -> Any:
             common["credential_provider"] = provider
         make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[address.scheme]
         return make(address.place, config=_config(address.scheme, options), **common)
-    except (TypeError, ValueError):  # a certificate that is none, for example; the text may be a secret
+    except (TypeError, ValueError):  # a certificate that is not one, for example; the text may be a secret
         raise not_set_up(f"`{address}`") from None
 
 

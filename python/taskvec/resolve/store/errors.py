@@ -123,7 +123,7 @@ def _of_answer(status: int, code: str | None, address: Address, file: str | None
     if code == "NoSuchUpload":
         return HubError(f"the upload of {subject} was ended or given up elsewhere ({told})", _AGAIN)
     if status == 404:
-        return NotFoundError(f"{subject} is not there ({told})", "check the address")
+        return NotFoundError(f"{subject} is not found ({told})", "check the address")
     if status == 401:
         return HubError(f"{subject} needs valid credentials ({told})", login)
     if status == 403:

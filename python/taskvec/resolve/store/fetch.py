@@ -59,7 +59,7 @@ def fetch_files(
     sizes : mapping
         The bytes of each file.
     folder : path
-        Made if it is not there.
+        Made if it does not exist.
     progress : callable, optional
         Told the bytes of phase ``"download"``.
     hold : callable, optional

@@ -54,6 +54,9 @@ class Store:
     cache: Path = field(repr=False)
     foreign_tags: list[str] = field(default_factory=list, repr=False)
 
+    def __reduce__(self) -> Any:
+        return _found_again, (str(self.address), self.identity.revision)  # a client holds secrets
+
     @property
     def identity(self) -> Identity:
         """The address, and a digest of the files' names, sizes and ETags."""
@@ -175,6 +178,14 @@ def find(text: str, revision: str | None = None) -> Store:
             f"there is nothing at `{address}`", "check the address: it is the folder that has config.json"
         )
     return Store(address, client, states, given.folder)
+
+
+def _found_again(text: str, revision: str) -> Store:
+    """The files of a pickled store, by the settings for addresses that hold where it is unpickled."""
+    store = find(text)
+    if store.identity.revision != revision:
+        raise HubError(f"files at `{text}` have changed since the model was pickled", "open the model again")
+    return store
 
 
 def _part(file: Any, start: int, stop: int) -> bytes:

@@ -30,7 +30,7 @@ def of_profile(options: Mapping[str, str]) -> Any:
     Raises
     ------
     HubError
-        A profile is asked for that gives no credentials, or boto3 is not there.
+        A profile is asked for that gives no credentials, or boto3 is not found.
     """
     given = {*options, *(f"aws_{key}" for key in options)}
     if any(name in given or os.environ.get(name.upper()) for name in _ELSEWHERE):

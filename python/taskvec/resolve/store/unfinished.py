@@ -40,7 +40,7 @@ def abort_uploads(place: StorePlace, names: Collection[str] | None = None) -> in
                     Bucket=place.where.place, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
                 count += 1
-    except Exception as error:  # boto3 is not there, or these credentials may not: nothing depends on it
+    except Exception as error:  # boto3 is not found, or these credentials may not: nothing depends on it
         log.info("unfinished uploads are left to the rules of the bucket: %s", type(error).__name__)
         return 0
     return count

@@ -53,7 +53,7 @@ class StorePlace:
     client : object
         obstore's.
     foreign_tags : list of str
-        ETags that are no digest of their file, though they look so: then none here is.
+        ETags that are not a digest of their file, though they look so: then none here is.
     reading : Lock
         Of the thread that reads a file to find that out.
     """
@@ -164,7 +164,7 @@ class StorePlace:
         return self._held(name, Stored(len(data), _quoted(answer["e_tag"])), _tag_of_bytes(data), len(data))
 
     def delete(self, names: Collection[str]) -> None:
-        """Remove files; those that are not there are left so."""
+        """Remove files; those that do not exist are left so."""
         for _ in each(self._delete, list(names)):
             pass
 
@@ -180,7 +180,7 @@ class StorePlace:
         return path_of(self.where, name)
 
     def _arrived_after_all(self, name: str, reading: _Reading, error: Exception) -> Stored:
-        """The file, where the last answer alone was lost; raises `error` where it is not there as sent."""
+        """The file, where the last answer alone was lost; raises `error` where it is not as it was sent."""
         if reading.is_read:
             with contextlib.suppress(Error):  # the first failure is the one to tell
                 stored = self.head(name)

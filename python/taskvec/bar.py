@@ -63,9 +63,9 @@ class Bar:
         self._last = now
         progress = self._progress or self._start()
         if self._task is None:
-            self._task = progress.add_task(PHASE_LABELS.get(self._phase, self._phase), total=None, detail="")
+            self._task = progress.add_task(label_of(self._phase), total=None, detail="")
         done, total = event.done_bytes, event.total_bytes
-        detail = "  ".join(_words(self._phase, done, total, now - self._phase_begun))
+        detail = "  ".join(words_of(self._phase, done, total, now - self._phase_begun))
         progress.update(self._task, completed=done, total=total or None, detail=detail, refresh=True)
 
     def _start(self) -> Progress:
@@ -135,13 +135,18 @@ class Lines:
             self._pace.begin()
         done, total = event.done_bytes, event.total_bytes
         if self._pace.is_due(done, total):
-            words = _words(event.phase, done, total, time.monotonic() - self._pace.begun)
+            words = words_of(event.phase, done, total, time.monotonic() - self._pace.begun)
             share = f"{100 * done // total} %" if total > 0 else ""
-            label = PHASE_LABELS.get(event.phase, event.phase)
+            label = label_of(event.phase)
             self._say(f"{label}: " + ", ".join(filter(None, (share, *words))))
 
 
-def _words(phase: str, done: int, total: int, elapsed: float) -> list[str]:
+def label_of(phase: str) -> str:
+    """What is being done, in a word."""
+    return PHASE_LABELS.get(phase, phase)
+
+
+def words_of(phase: str, done: int, total: int, elapsed: float) -> list[str]:
     """Amount, rate and time left; nothing where nothing has been done yet."""
     if done <= 0 or elapsed <= 0:
         return []
