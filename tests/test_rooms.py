@@ -16,8 +16,8 @@ EVALUATION = [
 ]  # fmt: skip
 # From the ground up: a room knows those before it.
 ROOMS = [
-    "_core", "host", "progress", "errors", "regex", "text", "arguments", "files", "dtypes", "option",
-    "methods", "models", "settings", "resolve", "compat", "recipe",
+    "_core", "host", "progress", "errors", "regex", "text", "extras", "arguments", "files", "dtypes",
+    "option", "methods", "models", "settings", "resolve", "compat", "recipe",
     "plan", "report", "run", "lazy", "api", "selftest", "__init__",
     *(f"evaluation.{room}" for room in EVALUATION),
     "cli", "__main__",

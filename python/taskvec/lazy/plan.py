@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.arguments import function, path
 from taskvec.errors import FormatError, RecipeError
+from taskvec.extras import install
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.resolve.open import open as open_model
 from taskvec.run.dispatch import run_plan
@@ -124,7 +125,7 @@ class Plan(PlanRecord):
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            raise RecipeError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+            raise RecipeError("Ray is not installed", f"install it: {install('ray')}") from None
         path(out, "out")
         path(address, "address")
         function(progress, "progress")
