@@ -14,7 +14,7 @@ import pytest
 import taskvec
 
 PACKAGE = Path(taskvec.__file__).parent
-ROOT = PACKAGE.parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 def said(path: Path) -> str:
