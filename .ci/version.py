@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The version is one in all places: `python .ci/version`, and before a release `--released v1.2.3`."""
+"""The version is one in all places: `python .ci/version.py`, and before a release `--released v1.2.3`."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> list[str]:
     sections = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     wrong = []
     if sections[0] != "Unreleased" and sections[0].split()[0] != version:
-        wrong.append(f"CHANGELOG.md begins with `{sections[0]}`; it is `Unreleased`, or the version {version}")
+        wrong.append(f"CHANGELOG.md begins with `{sections[0]}`; it is `Unreleased` or {version}")
     locked = tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]
     for package in ("taskvec-core", "taskvec-python"):
         found = next(each["version"] for each in locked if each["name"] == package)
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> list[str]:
         if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", sections[0]):
             wrong.append(f"CHANGELOG.md begins with `{sections[0]}`; a release is `{version} (YYYY-MM-DD)`")
         if "Source" not in project["urls"]:
-            wrong.append("pyproject.toml names no `Source` under [project.urls]: the address of the repository")
+            wrong.append("pyproject.toml names no `Source`, the address of the repository, in [project.urls]")
     return wrong
 
 
