@@ -1,4 +1,6 @@
 //! Files that shrink, change or are no files at all, under a reader that must not die of it.
+//! Mapped files are those of Linux: elsewhere files are read.
+#![cfg(target_os = "linux")]
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -5,10 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use rustix::io::Errno;
-
 use crate::error::{Error, Result};
 use crate::file::mapped::Mapped;
+use crate::file::platform::{Here, Platform};
 use crate::monitor::Monitor;
 use crate::output::digest::BLOCK;
 use crate::threads::lock;
@@ -24,11 +23,8 @@ pub fn floor(inputs: &[PathBuf], output: &Path, threads: usize, monitor: &Monito
     let length = maps.iter().map(Mapped::len).min().unwrap_or(0);
     let failed = |e: &std::io::Error| Error::io("writing", output, e);
     let file = std::fs::File::create(output).map_err(|e| failed(&e))?;
-    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length.max(1)) {
-        // A file system that cannot reserve: the writes below find their space themselves.
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-        Err(error) => return Err(failed(&error.into())),
-    }
+    // Where it cannot be reserved, the writes below find their space themselves.
+    Here::reserve(&file, 0..length).map_err(|e| failed(&e))?;
     let (next, sink) = (AtomicU64::new(0), AtomicU64::new(0));
     let error = Mutex::new(None);
     workers::side_by_side(workers::count(threads), || {

@@ -18,6 +18,7 @@ from support.evaluation_models import tiny
 from taskvec.cli.eval_options import settings_given
 from taskvec.evaluation import settings
 from taskvec.evaluation.experiment import Evaluation
+from taskvec.extras import install
 
 
 def local(*tasks: str) -> list[object]:
@@ -162,7 +163,7 @@ def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monke
         ["sweep", "--target", "t", "--vector", "v", "-o", tmp_path],
     ):
         found = invoke(capsys, *verb)
-        assert_plain_error(found, "evaluation needs the extra `eval`", "pip install 'taskvec[eval]'")
+        assert_plain_error(found, "evaluation needs the extra `eval`", install("eval"))
 
 
 def test_a_terminal_sees_how_far_an_arm_has_come(tmp_path):

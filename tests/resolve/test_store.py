@@ -16,6 +16,7 @@ from support.oracle import same_files
 from support.s3_server import KEY, S3, SECRET, TOKEN
 from taskvec.cli import run
 from taskvec.errors import HubError, NotFoundError, RecipeError
+from taskvec.extras import install
 from taskvec.resolve.store import fetch
 
 ROLES = ("target", "donor", "reference")
@@ -350,7 +351,7 @@ def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(HubError, match="need the package obstore") as caught:
         tv.open("s3://models/x")
-    assert "taskvec[cloud]" in str(caught.value.hint)
+    assert install("cloud") in str(caught.value.hint)
 
 
 @pytest.mark.usefixtures("addresses")

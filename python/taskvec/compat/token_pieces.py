@@ -9,6 +9,7 @@ from taskvec.compat.token_text import Lookup, Meaning, Spelling, spelling_of, sp
 from taskvec.compat.tokenizer import TOKENIZER
 from taskvec.compat.vocabulary import Vocabulary
 from taskvec.errors import FormatError, RecipeError
+from taskvec.extras import install
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -37,7 +38,7 @@ def tokenizer_of(model: Model) -> Any:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
         raise RecipeError(
-            "the package `tokenizers` is not installed", "install it: pip install 'taskvec[tokens]'"
+            "the package `tokenizers` is not installed", f"install it: {install('tokens')}"
         ) from None
     try:
         return Tokenizer.from_str(model.read_file(TOKENIZER).decode("utf-8"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.arguments import path
 from taskvec.compat.findings import findings_summary
 from taskvec.errors import FormatError, RecipeError, warn
+from taskvec.extras import install
 from taskvec.plan.plan import ARITHMETIC, FORMAT, PlanRecord
 from taskvec.report.tables import Tabled, findings_html
 from taskvec.resolve.open import open as open_model
@@ -175,7 +176,7 @@ class Plan(Tabled, PlanRecord):
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            raise RecipeError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+            raise RecipeError("Ray is not installed", f"install it: {install('ray')}") from None
         path(out, "out")
         path(address, "address")
         with shown(progress) as tell:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from taskvec._core import write_atomic
 from taskvec.errors import Error, OutputError
+from taskvec.extras import install
 from taskvec.files import look
 from taskvec.report.pages import templates
 from taskvec.text import printable
@@ -171,7 +172,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise Error(
-            "matplotlib is not installed", "install the extra: pip install 'taskvec[plot]'; --html needs none"
+            "matplotlib is not installed", f"install the extra: {install('plot')}; --html needs none"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from taskvec.errors import RecipeError
+from taskvec.extras import install
 from taskvec.host import memory_available
 from taskvec.models.model import Model
 from taskvec.run.evaluate import stored
@@ -61,7 +62,7 @@ def _packages() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"`gate_mode: hidden` runs the base model, for which `{error.name}` is not installed",
-            "install it (pip install 'taskvec[eval]'), or set `gate_mode: cheap_embed`",
+            f"install it ({install('eval')}), or set `gate_mode: cheap_embed`",
         ) from None
     return torch, transformers
 

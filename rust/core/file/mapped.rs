@@ -17,7 +17,7 @@
 //! used. Whoever publishes something computed from them calls it first.
 //!
 //! Where mapping is a bad idea (network file systems, on which a lost server means a signal or an endless wait) or is
-//! not possible (kernels before 5.14, file systems without mmap, more files than a process may map), the same calls
+//! not possible (kernels before 5.14, macOS, file systems without mmap, more files than a process may map), the same calls
 //! read into the caller's buffer.
 #![allow(unsafe_code)]
 
@@ -26,9 +26,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
-use rustix::fs::Advice as FileAdvice;
-use rustix::io::Errno;
 
+use super::platform::{FileSystem, Here, Platform, Unpopulated};
 use super::regular::{self, Patience, Stamp};
 use crate::error::{shown_path, Error, Kind, Result};
 
@@ -72,7 +71,10 @@ impl Mapped {
     pub fn open(path: &Path) -> Result<Mapped> {
         let (file, stamp) = regular::open(path)?;
         let source = match map(&file, &stamp) {
-            Some((map, watch, share)) => Source::Memory { map, watch, resident: is_resident(&file), _share: share },
+            Some((map, watch, share)) => {
+                let resident = Here::file_system(&file) == Some(FileSystem::Memory);
+                Source::Memory { map, watch, resident, _share: share }
+            }
             None => Source::File(Share::file().map(|share| (file, share))),
         };
         Ok(Mapped { path: path.to_owned(), stamp, source })
@@ -175,12 +177,12 @@ impl Mapped {
         watch.renew();
         let mut patience = Patience::default();
         loop {
-            let Err(error) = map.advise_range(Advice::PopulateRead, at.start, at.len()) else { return Ok(()) };
-            return match Errno::from_io_error(&error) {
-                Some(Errno::INTR | Errno::AGAIN) if patience.wait() => continue,
-                Some(Errno::FAULT | Errno::HWPOISON) => Err(regular::truncated(&self.path, range.end)),
+            let Err(error) = Here::populate(map, at.clone()) else { return Ok(()) };
+            return match error {
+                Unpopulated::Again(_) if patience.wait() => continue,
+                Unpopulated::Gone => Err(regular::truncated(&self.path, range.end)),
                 // The probe in `map` succeeded, so the kernel knows the call; only a page-table shortage is left.
-                _ => Err(Error::io("reading", &self.path, &error)),
+                Unpopulated::Again(error) | Unpopulated::Failed(error) => Err(Error::io("reading", &self.path, &error)),
             };
         }
     }
@@ -189,17 +191,13 @@ impl Mapped {
     pub fn advise_ahead(&self, range: Range<u64>) {
         let Ok(at) = self.within(&range) else { return };
         // Advice that is not taken changes nothing but the time.
-        let _ = match &self.source {
+        match &self.source {
             Source::Memory { map, resident: false, .. } if !at.is_empty() => {
-                map.advise_range(Advice::WillNeed, at.start, at.len()).ok()
+                let _ = map.advise_range(Advice::WillNeed, at.start, at.len());
             }
-            Source::Memory { .. } | Source::File(None) => None,
-            Source::File(Some((file, _))) => {
-                let length = std::num::NonZeroU64::new(at.len() as u64);
-                length
-                    .and_then(|length| rustix::fs::fadvise(file, range.start, Some(length), FileAdvice::WillNeed).ok())
-            }
-        };
+            Source::Memory { .. } | Source::File(None) => {}
+            Source::File(Some((file, _))) => Here::will_read(file, range),
+        }
     }
 
     /// Says that `range` will not be read again: its whole pages leave this process, not the page cache, whose owner is
@@ -252,7 +250,11 @@ impl Mapped {
 /// A mapping of the whole file, unless it is better read.
 fn map(file: &File, stamp: &Stamp) -> Option<(Mmap, guard::Watch, Share)> {
     // Miri, an interpreter of programs, maps no files.
-    if cfg!(miri) || stamp.size == 0 || usize::try_from(stamp.size).is_err() || is_remote(file) {
+    if cfg!(miri) || stamp.size == 0 || usize::try_from(stamp.size).is_err() {
+        return None;
+    }
+    // On a file system that cannot be told, a page fault may be as bad as on a remote one.
+    if matches!(Here::file_system(file), None | Some(FileSystem::Remote)) {
         return None;
     }
     let share = Share::mapping()?;
@@ -263,40 +265,7 @@ fn map(file: &File, stamp: &Stamp) -> Option<(Mmap, guard::Watch, Share)> {
     // dropped before the mapping.
     let map = unsafe { Mmap::map(file) }.ok()?;
     // Kernels before 5.14 say EINVAL. A file already cut short says EFAULT, and reading will report it.
-    map.advise_range(Advice::PopulateRead, 0, 1).ok()?;
+    Here::populate(&map, 0..1).ok()?;
     let watch = guard::Watch::new(&map)?;
     Some((map, watch, share))
-}
-
-/// Whether the file system has no disk behind it: tmpfs and ramfs.
-fn is_resident(file: &File) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|system| [0x0102_1994, 0x8584_58f6].contains(&(system.f_type as u32)))
-}
-
-/// Whether the file lies on a network or user-space file system, where a page fault can fail or hang for reasons of its
-/// own. Numbers from linux/magic.h and the file systems' sources.
-fn is_remote(file: &File) -> bool {
-    const REMOTE: [(u32, &str); 17] = [
-        (0x6969, "nfs"),
-        (0x517b, "smb"),
-        (0xff53_4d42, "cifs"),
-        (0xfe53_4d42, "smb2"),
-        (0x6573_5546, "fuse"),
-        (0x0102_1997, "9p"),
-        (0x5346_414f, "afs"),
-        (0x6b41_4653, "kafs"),
-        (0x7375_7245, "coda"),
-        (0x00c3_6400, "ceph"),
-        (0x0bd0_0bd0, "lustre"),
-        (0x4750_4653, "gpfs"),
-        (0x1983_0326, "beegfs"),
-        (0x0116_1970, "gfs2"),
-        (0x7461_636f, "ocfs2"),
-        (0x2003_0528, "orangefs"),
-        (0x786f_4256, "vboxsf"),
-    ];
-    match rustix::fs::fstatfs(file) {
-        Ok(system) => REMOTE.iter().any(|(magic, _)| *magic == system.f_type as u32),
-        Err(_) => true,
-    }
 }

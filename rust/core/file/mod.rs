@@ -3,4 +3,5 @@
 pub(crate) mod folder;
 pub mod heap;
 pub mod mapped;
+pub(crate) mod platform;
 pub(crate) mod regular;

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Stat};
 use super::system::Directory;
 use super::{MANIFEST, STATE};
 use crate::error::{Error, Result};
+use crate::file::platform::{Here, Platform};
 
 /// Files other than weights that change how a checkpoint works: left from another model they would spoil the new one
 /// (a `chat_template.jinja` wins over the template in `tokenizer_config.json`, for example).
@@ -214,7 +215,7 @@ fn stat_below(directory: &Directory, path: &Path) -> Result<Option<Stat>> {
 
 /// Device and inode of a file by its relative path; `None` where it is not there.
 pub(super) fn identity_below(directory: &Directory, path: &Path) -> Result<Option<(u64, u64)>> {
-    Ok(stat_below(directory, path)?.map(|stat| (stat.st_dev, stat.st_ino)))
+    Ok(stat_below(directory, path)?.map(|stat| (Here::device(&stat), stat.st_ino)))
 }
 
 /// Whether a regular file is at a relative path, with so many bytes where a number is given.

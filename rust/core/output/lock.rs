@@ -14,6 +14,7 @@ use super::system::Directory;
 use super::{LOCK, STATE};
 use crate::error::{Error, Result};
 use crate::file::folder::metadata;
+use crate::file::platform::{Here, Platform};
 
 /// A folder that is ours until this is dropped. Unless [`Claim::keep`] was called, whatever had to be created for the
 /// claim is removed again.
@@ -87,7 +88,7 @@ impl Lock {
 /// Lets what this process does next use a lock that it has, until [`withdraw`] is called.
 pub(super) fn lend(claim: &Claim, is_of_run: bool) -> Result<Identity> {
     let stat = claim.state.stat(OsStr::new(LOCK))?.ok_or_else(|| Error::vanished(claim.directory.path()))?;
-    let identity = (stat.st_dev, stat.st_ino);
+    let identity = (Here::device(&stat), stat.st_ino);
     let held = Held { process: std::process::id(), identity, is_of_run, is_lent: false };
     HELD.lock().unwrap_or_else(PoisonError::into_inner).push(held);
     Ok(identity)
@@ -213,7 +214,7 @@ fn try_lock(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<
     }
     let ours = rustix::fs::fstat(&file).map_err(|error| Error::io("examining", state.path(), &error.into()))?;
     let there = state.stat(OsStr::new(LOCK))?;
-    if there.is_none_or(|there| (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)) {
+    if there.is_none_or(|there| (Here::device(&there), there.st_ino) != (Here::device(&ours), ours.st_ino)) {
         return Ok(None);
     }
     // Only for the message of whoever comes second: a failure to note it changes nothing.
@@ -225,7 +226,7 @@ fn try_lock(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<
 /// The lock that this process holds, if it does: for one at a time.
 fn held(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<Option<Lock>> {
     let Some(stat) = state.stat(OsStr::new(LOCK))? else { return Ok(None) };
-    let identity = (stat.st_dev, stat.st_ino);
+    let identity = (Here::device(&stat), stat.st_ino);
     let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(at) = innermost(&held, identity) else { return Ok(None) };
     let may_have = match borrow {

@@ -3,15 +3,13 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{Advice, AtFlags, FallocateFlags, CWD};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD};
 use serde::Serialize;
 
 use super::contents;
@@ -22,6 +20,7 @@ use super::journal::JournalRecord;
 use super::shared::Shared;
 use super::system::{part_name, Directory};
 use crate::error::{Error, Result};
+use crate::file::platform::{FileSystem, Here, Platform};
 use crate::file::regular;
 
 /// Bytes written to a file between two waits for the disk. Large enough that a wait costs little (one flush per
@@ -81,9 +80,7 @@ impl ShardFile {
         size: u64,
     ) -> Result<ShardFile> {
         let path = directory.path().join(&base);
-        // The number is all that tells a file system held in memory: there is no disk to wait for.
-        let kind = rustix::fs::fstatfs(directory.descriptor()).map(|status| status.f_type as u64);
-        let in_memory = matches!(kind, Ok(TMPFS | RAMFS));
+        let in_memory = Here::file_system(directory.descriptor()) == Some(FileSystem::Memory);
         Ok(ShardFile {
             name: name.to_string(),
             part: part_name(&base),
@@ -120,18 +117,8 @@ impl ShardFile {
         if range.is_empty() || self.in_memory {
             return Ok(());
         }
-        let length = range.end - range.start;
-        let reserve = || loop {
-            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), range.start, length) {
-                Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-                other => return Ok(other?),
-            }
-        };
-        self.checked(
-            "reserving space for",
-            self.shared.claim.directory.fault(Operation::Allocate).and_then(|()| reserve()),
-        )
+        let fault = self.shared.claim.directory.fault(Operation::Allocate);
+        self.checked("reserving space for", fault.and_then(|()| Here::reserve(&self.file, range))).map(drop)
     }
 
     /// Writes bytes at their final place. May be called by several threads.
@@ -146,14 +133,13 @@ impl ShardFile {
     /// Says that a range is complete: its way to the disk begins now, what arrived there leaves the page cache, and
     /// once in a while the caller waits for the disk. On a file system in memory nothing happens.
     pub fn write_behind(&self, range: Range<u64>) -> Result<()> {
-        let Some(length) = NonZeroU64::new(range.end.saturating_sub(range.start)) else { return Ok(()) };
-        if self.in_memory {
+        let length = range.end.saturating_sub(range.start);
+        if self.in_memory || length == 0 {
             return Ok(());
         }
-        // On Linux this starts the write-out of dirty pages and drops clean ones. It is advice: failing is harmless.
-        let _ = rustix::fs::fadvise(&self.file, range.start, Some(length), Advice::DontNeed);
-        let before = self.behind.fetch_add(length.get(), Ordering::Relaxed);
-        if before / WINDOW == (before + length.get()) / WINDOW {
+        Here::write_out(&self.file, Some(range));
+        let before = self.behind.fetch_add(length, Ordering::Relaxed);
+        if before / WINDOW == (before + length) / WINDOW {
             return Ok(());
         }
         // Whoever fills a window waits for what is under way; whoever fills the next waits for that, so at most two
@@ -161,7 +147,7 @@ impl ShardFile {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         self.flush()?;
         drop(waiting);
-        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+        Here::write_out(&self.file, None);
         Ok(())
     }
 
@@ -221,9 +207,6 @@ impl Drop for ShardFile {
     }
 }
 
-const TMPFS: u64 = 0x0102_1994;
-const RAMFS: u64 = 0x8584_58f6;
-
 fn expected_size(shared: &Shared, name: &str) -> Result<u64> {
     shared.sizes.get(name).copied().ok_or_else(|| Error::bad_shard_name(name))
 }
@@ -251,7 +234,7 @@ pub fn copy_whole(
         Some(shard) => (shard, true),
         None => {
             let shard = ShardFile::create(folder, name, size)?;
-            let shared = rustix::fs::ioctl_ficlone(&shard.file, &input).is_ok();
+            let shared = Here::share_blocks(&input, &shard.file);
             (shard, shared)
         }
     };

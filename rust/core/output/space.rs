@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::file::platform::{Here, Platform};
 
 /// What is about to be written to one folder.
 pub(crate) struct Need<'a> {
@@ -25,8 +26,8 @@ fn slack(bytes: u64) -> u64 {
 pub(crate) fn lacking(needs: &[Need<'_>]) -> Result<Option<Error>> {
     let mut volumes: Vec<(u64, &Path, u64, u64)> = Vec::new();
     for need in needs {
-        let volume =
-            rustix::fs::stat(need.folder).map_err(|error| Error::io("examining", need.folder, &error.into()))?.st_dev;
+        let stat = rustix::fs::stat(need.folder).map_err(|error| Error::io("examining", need.folder, &error.into()))?;
+        let volume = Here::device(&stat);
         match volumes.iter_mut().find(|known| known.0 == volume) {
             Some(known) => {
                 known.2 += need.bytes;

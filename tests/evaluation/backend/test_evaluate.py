@@ -23,6 +23,7 @@ from taskvec.evaluation.settings import PAPER_TASKS, Settings, paper_settings
 from taskvec.evaluation.tasks.defaults import primary_metric, task_defaults
 from taskvec.evaluation.tasks.find import find_tasks
 from taskvec.evaluation.tasks.prepare import PreparedTasks, with_think
+from taskvec.extras import install
 
 BASE = Arm("baseline", "baseline")
 
@@ -413,7 +414,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(EvaluationError, match="`lm_eval` is not installed") as error:
         evaluate("model", settings())
-    assert error.value.hint == "pip install 'taskvec[eval]'"
+    assert error.value.hint == install("eval")
 
 
 def test_an_old_lm_eval_is_refused(monkeypatch):

@@ -34,6 +34,7 @@ from taskvec.evaluation.miniature import (
     tokenizer,
     training,
 )
+from taskvec.extras import install
 
 HASTY = build.Recipe(
     base=replace(build.RECIPE.base, steps=2, decay=1),
@@ -528,7 +529,7 @@ def test_without_the_extra_one_line_says_what_to_install(capsys, tmp_path, monke
     assert done.code == 2
     assert done.err.splitlines() == [
         "error: evaluation needs the extra `eval`: `lm_eval` is not installed",
-        "  hint: pip install 'taskvec[eval]'",
+        f"  hint: {install('eval')}",
     ]
     assert not (tmp_path / "paper").exists()
 

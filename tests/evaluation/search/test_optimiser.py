@@ -12,6 +12,7 @@ from taskvec.evaluation.search.form import Optimiser
 from taskvec.evaluation.search.free import Free
 from taskvec.evaluation.search.optimiser import losses, proposer
 from taskvec.evaluation.search.space import Point
+from taskvec.extras import install
 from taskvec.recipe.document import Node
 
 
@@ -108,7 +109,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    for name, package in (("cma", "taskvec[eval]"), ("tpe", "pip install optuna")):
+    for name, package in (("cma", install("eval")), ("tpe", "pip install optuna")):
         with pytest.raises(EvaluationError) as caught:
             optimiser.proposer(NUMBERS, Optimiser.model_validate({"name": name}), 4, (0.5, 0.5, 0.5))
         assert package in str(caught.value.hint)

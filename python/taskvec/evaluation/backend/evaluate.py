@@ -32,9 +32,9 @@ from taskvec.evaluation.record import (
     writing,
 )
 from taskvec.evaluation.settings import PartSettings, Settings
+from taskvec.extras import install
 from taskvec.files import look
 
-INSTALL = "pip install 'taskvec[eval]'"
 OLDEST_LM_EVAL = (0, 4, 13)
 SIZES = ".batch-sizes"
 
@@ -49,11 +49,13 @@ def require_extra() -> None:
     """
     for package in ("lm_eval", "torch", "transformers", "scipy", "statsmodels", "matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
-            raise EvaluationError(f"evaluation needs the extra `eval`: `{package}` is not installed", INSTALL)
+            raise EvaluationError(
+                f"evaluation needs the extra `eval`: `{package}` is not installed", install("eval")
+            )
     version = importlib.metadata.version("lm_eval")
     if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < OLDEST_LM_EVAL:
         oldest = ".".join(map(str, OLDEST_LM_EVAL))
-        raise EvaluationError(f"lm-eval {version} is too old: {oldest} or newer is needed", INSTALL)
+        raise EvaluationError(f"lm-eval {version} is too old: {oldest} or newer is needed", install("eval"))
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.search.form import Optimiser
 from taskvec.evaluation.search.free import Free
 from taskvec.evaluation.search.space import Point
+from taskvec.extras import install
 
 
 class Proposer(Protocol):
@@ -195,8 +196,8 @@ def _package(name: str, optimiser: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        package = "'taskvec[eval]'" if name == "cmaes" else name
+        command = install("eval") if name == "cmaes" else f"pip install {name}"
         raise EvaluationError(
             f"the optimiser `{optimiser}` needs the package `{name}`, which is not installed",
-            f"pip install {package}, or `optimiser: {{name: random}}`",
+            f"{command}, or `optimiser: {{name: random}}`",
         ) from None

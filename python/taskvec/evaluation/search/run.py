@@ -33,6 +33,7 @@ from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch, locked
 from taskvec.evaluation.sweep.sweep import model_bytes
 from taskvec.evaluation.sweep.workers import Pool
+from taskvec.extras import install
 from taskvec.files import look
 from taskvec.run.sinks import hold_folder
 from taskvec.shown import watched
@@ -280,7 +281,7 @@ def _connect(
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise EvaluationError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+        raise EvaluationError("Ray is not installed", f"install it: {install('ray')}") from None
     opened.enter_context(ray_pool(address, settings, out, models, None))
     return replace(settings, device="cuda" if has_gpus() else "cpu")
 

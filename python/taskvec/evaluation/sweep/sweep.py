@@ -35,6 +35,7 @@ from taskvec.evaluation.sweep.place import Places
 from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
+from taskvec.extras import install
 from taskvec.files import look
 from taskvec.text import plural
 
@@ -164,7 +165,7 @@ def _on_cluster(
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise EvaluationError("Ray is not installed", "install it: pip install 'taskvec[ray]'") from None
+        raise EvaluationError("Ray is not installed", f"install it: {install('ray')}") from None
     pool = opened.enter_context(ray_pool(address, settings, out, experiment.models, threads))
     settings = replace(settings, device="cuda" if has_gpus() else "cpu")
     pool.settings = settings

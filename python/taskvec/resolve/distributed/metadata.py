@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError
+from taskvec.extras import install
 from taskvec.files.distributed import METADATA, SUFFIX
 from taskvec.files.json import read_bytes
 
@@ -106,7 +107,7 @@ def read(folder: Path) -> Contents:
     except ImportError as error:
         raise FormatError(
             f"`{folder}` is a distributed checkpoint of torch, and torch, which reads it, is not installed",
-            "install it: `pip install 'taskvec[eval]'`",
+            f"install it: `{install('eval')}`",
         ) from error
     data = read_bytes(folder / METADATA, maximum=MAXIMUM)
     try:

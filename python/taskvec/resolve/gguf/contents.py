@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError
+from taskvec.extras import install
 
 # Stored types, and those of safetensors that hold their values exactly.
 PLAIN = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -63,7 +64,7 @@ def read(path: Path) -> Contents:
     except ImportError as error:
         raise FormatError(
             f"`{path}` is a GGUF file, and gguf, which reads it, is not installed",
-            "install it: `pip install 'taskvec[gguf]'`",
+            f"install it: `{install('gguf')}`",
         ) from error
     try:
         reader = gguf.GGUFReader(str(path))

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from taskvec.extras import install
 from taskvec.files import look, reading
 from taskvec.resolve.gguf.config import token_id
 from taskvec.resolve.gguf.contents import Contents
@@ -95,7 +96,7 @@ def _write_bytes(found: Contents, folder: Path) -> None:
     except ImportError as error:
         raise found.refuse(
             "has a tokenizer, and tokenizers, which writes it, is not installed",
-            "install it: `pip install 'taskvec[gguf]'`",
+            f"install it: `{install('gguf')}`",
         ) from error
     except Exception as error:  # of a damaged vocabulary
         raise found.refuse(
@@ -171,7 +172,7 @@ def _write_pieces(found: Contents, folder: Path) -> None:
     except ImportError as error:
         raise found.refuse(
             "has a SentencePiece tokenizer, and transformers, which writes it, is not installed",
-            "install it: `pip install 'taskvec[eval]'`, or put the model's own `tokenizer.json` next to it",
+            f"install it: `{install('eval')}`, or put the model's own `tokenizer.json` next to it",
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(found.path.parent), gguf_file=found.path.name)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from taskvec.errors import HubError
+from taskvec.extras import install
 from taskvec.resolve.store.address import WEB, Address
 from taskvec.resolve.store.errors import not_set_up
 from taskvec.resolve.store.profile import of_profile
@@ -63,7 +64,7 @@ def connect(address: Address, options: Mapping[str, str]) -> Any:
     except ImportError:
         raise HubError(
             f"`{address}` cannot be reached: addresses of {address.scheme}:// need the package obstore",
-            "install it with `pip install 'taskvec[cloud]'`",
+            f"install it with `{install('cloud')}`",
         ) from None
     client: dict[str, Any] = {**LIMITS, "user_agent": "taskvec", **_connection(address.scheme, options)}
     common: dict[str, Any] = {"client_options": client, "retry_config": REPEAT}

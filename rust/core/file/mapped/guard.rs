@@ -20,6 +20,8 @@ use std::sync::Mutex;
 use memmap2::Mmap;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::file::platform::{Here, Platform};
+
 /// The watch over one mapping, for as long as it lives. It must not outlive the mapping: drop it first.
 #[derive(Debug)]
 pub(super) struct Watch(&'static Slot);
@@ -173,9 +175,7 @@ extern "C" fn on_bus_error(signal: c_int, info: *mut libc::siginfo_t, context: *
 /// Gives the signal to whoever had it before.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let here = 0u8;
-    // SAFETY: takes nothing and cannot fail.
-    let thread = unsafe { libc::gettid() } as usize;
-    let passing = [thread, info as usize, std::hint::black_box(&raw const here) as usize];
+    let passing = [Here::thread(), info as usize, std::hint::black_box(&raw const here) as usize];
     // SAFETY: null, or a box that was leaked.
     let previous = unsafe { PREVIOUS.load(Ordering::SeqCst).as_ref() };
     let handler = previous.map_or(libc::SIG_DFL, |action| action.sa_sigaction);
