@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -58,6 +58,9 @@ class Command(click.Command):
         super().__init__(*arguments, **attributes)
         self.examples = inspect.cleandoc(examples)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_with_own_words(args, self.params)))
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         explained = [
             (each.make_metavar(ctx), each.explanation) for each in self.params if isinstance(each, Argument)
@@ -80,6 +83,29 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.examples.splitlines():
                     formatter.write(f"  {line}".rstrip() + "\n")
+
+
+def _with_own_words(words: Sequence[str], parameters: Sequence[click.Parameter]) -> Iterator[str]:
+    """A command line in which an option that may stand alone takes none but its own words as its value.
+
+    Click gives ``--paper MODEL`` the model as the value of ``--paper``, which may have one of a few words or
+    none.
+    """
+    alone = {
+        name: each
+        for each in parameters
+        if isinstance(each, click.Option) and isinstance(each.type, click.Choice) and not each.is_flag
+        and isinstance(each.flag_value, str)
+        for name in each.opts
+    }  # fmt: skip
+    following = [*words[1:], ""]
+    for at, (word, after) in enumerate(zip(words, following, strict=True)):
+        if word == "--":
+            yield from words[at:]
+            return
+        found = alone.get(word)
+        is_alone = found is not None and after not in found.type.choices  # type: ignore[attr-defined]
+        yield f"{word}={found.flag_value}" if found is not None and is_alone else word
 
 
 def verb(name: str, *, examples: str) -> Callable[[Callable[..., Any]], Command]:

@@ -10,6 +10,7 @@ from taskvec.evaluation.analysis.compare import Comparison
 from taskvec.evaluation.analysis.flips import Outcome
 from taskvec.evaluation.analysis.mistakes import MISTAKES
 from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.paper import NOT_STATED
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.report.figures import PALETTE, Figure
 from taskvec.evaluation.report.labels import (
@@ -105,15 +106,29 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
             if merged.survival and names[name].alpha and names[name].condition == (report.think, None)
         ],
         "norms": report.norms(),
-        "paper": [
-            {**row, "difference": difference(row["here"], metric_unit(report, row["task"])[0])}
-            for row in report.paper()
-        ],
+        "paper": report.paper(),
+        "paper_rows": _paper_rows(report),
+        "not_stated": NOT_STATED,
         "findings": report.findings(),
         "warnings": [(record.arm, text) for record in report.records for text in record.warnings],
         "several_tasks": len(report.tasks) > 1,
         "first": report.records[0],
     }  # fmt: skip
+
+
+def _paper_rows(report: Report) -> list[dict[str, Any]]:
+    """The paper's table, its figures and those here as text."""
+    page = report.paper()
+    return [
+        {
+            "row": row,
+            "paper": f"{row.paper.points:+.1f}".replace("-", "−") if row.paper else "not stated",
+            "here": difference(row.here, metric_unit(report, row.task)[0])
+            if row.here and row.task
+            else "not measured",
+        }
+        for row in (page.rows if page is not None else ())
+    ]
 
 
 def _families(report: Report) -> str:

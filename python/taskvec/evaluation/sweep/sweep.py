@@ -194,6 +194,7 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
         merges=merges,
         commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
         recovery=runner.is_recovery,
+        size=experiment.paper,
     )
 
 
