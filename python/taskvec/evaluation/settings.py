@@ -270,7 +270,8 @@ class Settings:
         """Requests per recorded block, where lm-eval or vLLM batches them itself.
 
         Blocks follow from the requests alone, so a resumed run forms the same batches as an undisturbed one
-        and ends in the same samples. vLLM fills its batch from one block until that is empty: there are few.
+        and ends in the same samples. vLLM generates from all requests at once; of others, which it answers in
+        one pass, a block takes seconds.
         """
         if isinstance(self.batch, int):
             return max(64, 8 * self.batch)

@@ -38,6 +38,7 @@ class TokenCounter:
         self._found.clear()
         hook = getattr(model, "cache_hook", None)
         generate = getattr(model, "_model_generate", None)
+        own = getattr(model, "__dict__", {}).get("_model_generate")
         if hook is None or generate is None:
             yield
             return
@@ -53,7 +54,10 @@ class TokenCounter:
         try:
             yield
         finally:
-            del model._model_generate
+            if own is None:
+                del model._model_generate
+            else:
+                model._model_generate = own
             model.cache_hook = hook
 
     def add_partial(self, attribute: str, arguments: Sequence[Any], text: Any) -> None:
