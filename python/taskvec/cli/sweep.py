@@ -155,7 +155,9 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
         hold_device(device)
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
-    whole = experiment(_merged(_merged(content, preset_given(options)), _given(options)), source=file or "the command line")
+    whole = experiment(
+        _merged(_merged(content, preset_given(options)), _given(options)), source=file or "the command line"
+    )
     if options["dry_run"]:
         return _plan(console, whole, Path(out))
     with watching(console) as progress:

@@ -1,4 +1,4 @@
-"""The experiment of arXiv 2509.01363 by model size: settings and figures, each with the source that states it.
+"""The experiment of arXiv 2509.01363 by model size: settings and figures, each with what states it.
 
 What could be read is the abstract, a summary of the whole paper, and what the first author publishes of it. A
 setting or a figure that none of them states is None here: it is not known, which does not say that the paper
@@ -97,6 +97,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bbh": ("BigBenchHard", ("bbh", "leaderboard_bbh")),
 }
 
+TASKS = ", ".join(PAPER_TASKS)
+
 COMPARISONS: dict[Figures, str] = {
     "vector": "+ v",
     "vector+think": "+ v, think",
@@ -116,7 +118,9 @@ def _settings(target: str) -> tuple[Setting, ...]:
         Setting("alpha", "1; subtracted: −1", f"{SUMMARY}; subtracted: {ABSTRACT}", "the paper's: −1, 1"),
         Setting("parameters", "all", SUMMARY, "the paper's: all"),
         Setting("request to reason", f"“{THINK}”", SUMMARY, "the paper's, in arms of their own"),
-        Setting("tasks", "GSM8K, HumanEval, SciQ, BigBenchHard", ABSTRACT, f"lm-eval's {', '.join(PAPER_TASKS)}"),
+        Setting(
+            "tasks", "GSM8K, HumanEval, SciQ, BigBenchHard", ABSTRACT, f"lm-eval's {', '.join(PAPER_TASKS)}"
+        ),
         Setting("metric", "accuracy", SUMMARY, "lm-eval's own, one per task"),
         Setting("worked examples", None, None, "lm-eval's own"),
         Setting("chat template", None, None, "ours: yes, the target is tuned for chats"),

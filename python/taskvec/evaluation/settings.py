@@ -231,7 +231,7 @@ class Settings:
         if self.limit is not None and self.limit <= 0:
             raise RecipeError(f"limit {self.limit} leaves no documents")
         if self.samples < 0:
-            raise RecipeError(f"{self.samples} samples are below 0")
+            raise RecipeError(f"the number of samples is below 0: {self.samples}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise RecipeError(
                 f"temperature {self.temperature:g} is not above 0",

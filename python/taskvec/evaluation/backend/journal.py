@@ -4,8 +4,8 @@ lm-eval has a response cache of its own, which is not used: its keys do not name
 finds half of its requests cached batches the other half afresh, which changes results in the last digits and
 now and then a sample. Here a block is one batch of generated answers, or a fixed slice of other requests. It
 is in the journal whole, with each of its samples, or it is evaluated again in the same batches, so a resumed
-run ends in the samples of an undisturbed one. vLLM, whose batches follow from time in any run, has a block for
-each answer.
+run ends in the samples of an undisturbed one. With vLLM, whose batches follow from time in any run, each
+answer is a block.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Everything that an arm has to answer, given to vLLM at once; each answer is kept as the engine ends it.
 
 vLLM batches by itself, and takes a new request as soon as one has ended. Blocks would empty its batch again
-and again, so all requests go to it in one call. Two of its public methods are watched meanwhile: `add_request`
-for the order in which lm-eval asks, and `step`, which returns the requests that have ended.
+and again, so all requests go to it in one call. Two of its methods are watched meanwhile: `add_request` for
+the order in which lm-eval asks, and `step`, which returns the requests that have ended.
 """
 
 from __future__ import annotations
@@ -55,14 +55,11 @@ class Streamed:
         own = self._inner.__dict__.get("_model_generate")
         generate = self._inner._model_generate
 
-        def watched(
-            requests: Sequence[Sequence[int]], generate_: bool = False, sampling_params: Any = None, **named: Any
-        ) -> list[Any]:
-            asked = bool(named.pop("generate", generate_))
-            if not asked or sampling_params is None:
-                return generate(requests, generate=asked, sampling_params=sampling_params, **named)
-            each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(requests)
-            return self._answers(generate, list(requests), each, told)
+        def watched(*arguments: Any, **named: Any) -> Any:
+            prompts, parameters = named.get("requests"), named.get("sampling_params")
+            if arguments or prompts is None or not named.get("generate") or not isinstance(parameters, list):
+                return generate(*arguments, **named)  # nothing is generated
+            return self._answers(generate, list(prompts), parameters, told)
 
         self._inner._model_generate = watched
         try:
@@ -88,20 +85,19 @@ class Streamed:
         if missing:
             asked = [self._seeded(parameters[index], keys[index]) for index in missing]
             with self._ending([keys[index] for index in missing], told):
-                made = generate([prompts[index] for index in missing], generate=True, sampling_params=asked)
+                wanted = [prompts[index] for index in missing]
+                made = generate(requests=wanted, generate=True, sampling_params=asked)
             for index, answer in zip(missing, made, strict=True):
                 found[index] = answer
         return found
 
     def _known(self, key: str) -> Any:
-        """The answer that the journal has, as lm-eval and `TokenCounter` read one of vLLM; None without it."""
+        """The answer that the journal has, in the form that vLLM gives it; None where it has none."""
         kept = self._journal.get(key) if self._journal is not None else None
         if kept is None:
             return None
         text, tokens, reason = kept
-        return SimpleNamespace(
-            outputs=[SimpleNamespace(text=text, token_ids=range(tokens), finish_reason=reason)]
-        )
+        return SimpleNamespace(outputs=[SimpleNamespace(text=text, token_ids=tokens, finish_reason=reason)])
 
     def _seeded(self, parameters: Any, key: str) -> Any:
         """The parameters of a drawn answer, with its own seed; those of a greedy one as they are."""
@@ -146,7 +142,7 @@ class Streamed:
 
 
 def _kept(completion: Any) -> list[Any]:
-    return [completion.text, len(completion.token_ids), completion.finish_reason]
+    return [completion.text, list(completion.token_ids), completion.finish_reason]
 
 
 def _key(prompt: Sequence[int], parameters: Any) -> str:
@@ -158,5 +154,6 @@ def _key(prompt: Sequence[int], parameters: Any) -> str:
 def _stated(parameters: Any) -> Any:
     """The fields of sampling parameters, which are a struct of msgspec in vLLM."""
     fields = getattr(parameters, "__struct_fields__", None) or sorted(vars(parameters))
-    # what the engine sets by itself as it takes a request says nothing of the answer
-    return {name: getattr(parameters, name) for name in fields if not name.startswith("_") and name != "output_kind"}
+    # what begins with a line, and this one, the engine sets by itself as it takes a request
+    names = [name for name in fields if not name.startswith("_") and name != "output_kind"]
+    return {name: getattr(parameters, name) for name in names}

@@ -1,4 +1,4 @@
-"""The paper's table (arXiv 2509.01363) and settings, next to what was measured here and under which settings."""
+"""The paper's table (arXiv 2509.01363) and settings, next to the figures and settings of this run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from taskvec.evaluation.paper import (
     size_of,
 )
 from taskvec.evaluation.record import ArmRecord
+from taskvec.text import minus
 
 Find = Callable[[str, str, str], Comparison | None]
 
@@ -121,10 +122,10 @@ def _here(name: str, records: Sequence[ArmRecord]) -> str:
     if name == "target":
         return next((r.model for r in records if r.kind == "baseline"), "")
     if name == "donor, reference":
-        return ", ".join(r.model for r in records if r.kind in ("donor", "reference") and r.arm.condition[1] is None and not r.think)
+        return ", ".join(dict.fromkeys(r.model for r in records if r.kind in ("donor", "reference")))
     if name == "alpha":
         alphas = dict.fromkeys(r.alpha for r in records if r.kind == "vector" and r.alpha is not None)
-        return ", ".join(f"{alpha:g}".replace("-", "−") for alpha in alphas)
+        return ", ".join(minus(f"{alpha:g}") for alpha in alphas)
     if name == "request to reason":
         return ", ".join(f"“{text}”" for text in dict.fromkeys(r.think for r in records) if text) or "none"
     if name == "tasks":

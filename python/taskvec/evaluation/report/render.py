@@ -26,7 +26,7 @@ from taskvec.evaluation.report.part_rows import part_rows
 from taskvec.evaluation.report.perturbed_rows import effect_rows
 from taskvec.evaluation.report.score_rows import VIEWS, draw_rows, form_rows, slice_rows
 from taskvec.report.pages import templates
-from taskvec.text import plural
+from taskvec.text import minus, plural
 
 if TYPE_CHECKING:
     from taskvec.evaluation.report.report import Report
@@ -46,7 +46,7 @@ def environment(*, html: bool) -> Any:
     environment = templates("taskvec.evaluation.report", html=html)
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
-        plural=plural, together=_together,
+        plural=plural, together=_together, thousands=_thousands,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
     )  # fmt: skip
     return environment
@@ -73,6 +73,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_plain, value)) or "none"
     return str(value)
+
+
+def _thousands(value: Any) -> str:
+    """A count with its thousands apart; what is not one as it is."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _cell(text: Any) -> str:
@@ -122,7 +127,7 @@ def _paper_rows(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "row": row,
-            "paper": f"{row.paper.points:+.1f}".replace("-", "−") if row.paper else "not stated",
+            "paper": minus(f"{row.paper.points:+.1f}") if row.paper else "not stated",
             "here": difference(row.here, metric_unit(report, row.task)[0])
             if row.here and row.task
             else "not measured",

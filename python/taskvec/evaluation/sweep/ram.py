@@ -1,4 +1,4 @@
-"""A scratch folder in memory: an engine that reads the weights of every arm from a folder waits for no disk."""
+"""A scratch folder in memory: an engine that takes the weights of arms from a folder waits for no disk."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from taskvec.evaluation.sweep.part_arms import part_arms
 from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.place import Places
-from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.ram import is_in_memory, ram_folder
+from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
 from taskvec.files import look
@@ -310,6 +310,8 @@ class _Runner:
             for model in (model_of(arm, self._experiment),)
         ]
         target = self._models[self._experiment.target][0]
+        # the target last: what comes next is made in it, or is of its kind
+        jobs.sort(key=lambda job: job.model == target)
         placed = [arm for arm in pending if arm.kind in MERGED and arm.weights in placements]
         jobs += [
             Job(arm, target, identities[name], f"merged: {name}", placements[name])
@@ -354,9 +356,7 @@ class _Runner:
         found: dict[str, Placement] = {}
         parts = {arm.weights for arm in arms if arm.kind in PARTS}
         if parts and self._places.refused is None:
-            self.tell(
-                "note", f"{plural(len(parts), 'part')} of the vector: merged into a folder, one by one"
-            )
+            self.tell("note", f"{plural(len(parts), 'part')} of the vector: merged into a folder, one by one")
         for arm in {arm.weights: arm for arm in arms if arm.weights not in parts}.values():
             placement = self._places.placement(arm, identities[arm.weights])
             if placement is not None:
