@@ -98,7 +98,7 @@ def _with_own_words(words: Sequence[str], parameters: Sequence[click.Parameter])
         and isinstance(each.flag_value, str)
         for name in each.opts
     }  # fmt: skip
-    following = [*words[1:], ""]
+    following = [*words[1:], ""][: len(words)]
     for at, (word, after) in enumerate(zip(words, following, strict=True)):
         if word == "--":
             yield from words[at:]

@@ -60,10 +60,11 @@ def let_go() -> None:
     from taskvec.evaluation.backend.blocks import free_memory
 
     engine = _engines.pop()
-    core = getattr(getattr(getattr(engine.loaded, "model", None), "llm_engine", None), "engine_core", None)
+    llm: Any = getattr(engine.loaded, "model", None)
+    core: Any = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
     with contextlib.suppress(Exception):  # it ends with the object that holds it too, only later
         core.shutdown()
-    del engine, core
+    del engine, llm, core
     free_memory()
 
 
