@@ -130,7 +130,7 @@ def test_without_a_weight_update_each_arm_has_an_engine_of_its_own(vllm, monkeyp
         raise TypeError("reload_weights() got an unexpected keyword argument 'weights_path'")
 
     monkeypatch.setattr(vllm.LLM, "collective_rpc", lacks)
-    for model in (tiny().target, tiny().donor, tiny().target):
+    for model in (tiny().reference, tiny().donor, tiny().reference):
         evaluate(model, settings(limit=2), arm=Arm("t", "baseline"))
     assert len(vllm.made) == 3
     assert "weights_path" in str(engines.refusal())

@@ -26,6 +26,7 @@ from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.sweep.adapters import with_adapters
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.part_arms import part_arms
@@ -123,7 +124,9 @@ def run_sweep(
         find_tasks(settings)  # an unknown task is found before anything is merged
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
-        runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
+        tell = progress or (lambda _event: None)
+        experiment = with_adapters(experiment, out, lambda text: tell(Event("note", text, "", 0, 0)))
+        runner = _Runner(experiment, settings, out, pool, tell)
         merger = Merger(experiment, runner.digests)
         in_place = merge is None and not keep and experiment.arms == "place"
         if scratch is None and settings.backend == "vllm" and pool is None and not keep and budget is None:
