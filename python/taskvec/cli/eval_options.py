@@ -64,6 +64,15 @@ def pairs(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return found
 
 
+def counts(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[int, ...] | None:
+    """Whole numbers, several separated by commas; None where none is given."""
+    words = [word.strip() for value in values for word in value.split(",")]
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None:
+        raise click.BadParameter(f"`{wrong}` is not a whole number: write 1,5,10", param=param)
+    return tuple(map(int, words)) or None
+
+
 def perturbations(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """Kinds of perturbations, some with a rate."""
     names = split_names(ctx, param, values)
@@ -102,6 +111,8 @@ def _reading(kind: Any, least: int | None) -> dict[str, Any]:
     """How the command line reads a setting of this type; None stands for one that is not given."""
     if kind == tuple[str, ...]:
         return {"multiple": True, "callback": split_names}
+    if kind == tuple[int, ...]:
+        return {"multiple": True, "callback": counts}
     if kind == Pairs:
         return {"multiple": True, "callback": pairs}
     if kind is bool:

@@ -118,7 +118,8 @@ class Parts(_Strict):
 def _entry(name: str) -> Any:
     """Type and default of a setting in a sweep file."""
     declared = OPTIONS[name]
-    default = Field(default_factory=dict) if declared.default == () else Field(declared.default)
+    empty = list if declared.written == list[int] else dict
+    default = Field(default_factory=empty) if declared.default == () else Field(declared.default)
     return declared.written or get_type_hints(Settings)[name], default
 
 

@@ -70,6 +70,8 @@ class Report:
         The tests of the parts of the vector, a family of their own.
     size : {"1.5b", "7b"}, optional
         The preset of the paper that was asked for.
+    pass_at : tuple of int
+        The k of pass@k and majority@k; empty for powers of two.
     """
 
     records: tuple[ArmRecord, ...]
@@ -85,6 +87,7 @@ class Report:
     recovery: bool = False
     part_tests: tuple[Comparison, ...] = ()
     size: Size | None = None
+    pass_at: tuple[int, ...] = ()
 
     @property
     def whole_records(self) -> list[ArmRecord]:
@@ -193,7 +196,9 @@ class Report:
     def draws(self) -> list[AtK]:
         """Pass@k and majority@k of the unperturbed arms under the prompt that claims are made of."""
         samples = max((len(s.draws) for rows in self.records[0].samples.values() for s in rows), default=0)
-        powers = {1 << power for power in range(samples.bit_length())} | {samples}
+        powers = {k for k in self.pass_at if k <= samples}
+        if not powers:
+            powers = {1 << power for power in range(samples.bit_length())} | {samples}
         own = [r for r in self.whole_records if r.arm.condition == (self.think, None)]
         plain = baselines(self.records).get((self.think, None))
         return at_k(own, plain, sorted(powers), self.split) if samples else []
@@ -311,6 +316,7 @@ def build_report(
     recovery: bool = False,
     choosing: Choosing = "once",
     size: Size | None = None,
+    pass_at: Sequence[int] = (),
 ) -> Report:
     """Compare finished arms.
 
@@ -332,6 +338,8 @@ def build_report(
         Whether one alpha is chosen for all tasks, or one for each.
     size : {"1.5b", "7b"}, optional
         The preset of the paper that was asked for.
+    pass_at : sequence of int
+        The k of pass@k and majority@k; by default powers of two.
 
     Raises
     ------
@@ -375,4 +383,5 @@ def build_report(
         recovery=recovery,
         part_tests=tuple(replace(found, family="parts") for found in parts),
         size=size,
+        pass_at=tuple(pass_at),
     )

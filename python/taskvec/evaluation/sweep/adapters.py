@@ -1,4 +1,4 @@
-"""Models that are named with a LoRA adapter, ``base+adapter``: each is merged once, and is a model like any."""
+"""Models that are named with a LoRA adapter, ``base+adapter``: each is merged once, for all of its arms."""
 
 from __future__ import annotations
 

@@ -100,6 +100,7 @@ def evaluate_model(
             think=think if None not in conditions else None,
             commands=[command] if command else [],
             size=size,
+            pass_at=settings.pass_at,
         )
         write_report(report, out)
         return report

@@ -203,6 +203,7 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
         commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
         recovery=runner.is_recovery,
         size=experiment.paper,
+        pass_at=experiment.settings().pass_at,
     )
 
 
