@@ -109,8 +109,12 @@ class LLM:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.weights = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def generate(self, prompts: list[Any], sampling_params: Any, **_: Any) -> list[Any]:
+    def generate(self, prompts: list[Any], sampling_params: Any, *, use_tqdm: bool, **_: Any) -> list[Any]:
         outputs = []
+        if use_tqdm:
+            from tqdm import tqdm
+
+            1 / tqdm(total=1).format_dict["elapsed"]  # as vLLM writes its speed into the bar
         for prompt, params in zip(prompts, sampling_params, strict=True):
             self.llm_engine.add_request(str(self._number), prompt, params)
             self._number += 1
