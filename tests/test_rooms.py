@@ -10,7 +10,7 @@ import taskvec
 
 ROOT = Path(taskvec.__file__).parent
 EVALUATION = [
-    "machines", "settings", "arms", "record", "experiment", "tasks", "analysis", "backend", "report",
+    "machines", "settings", "paper", "arms", "record", "experiment", "tasks", "analysis", "backend", "report",
     "sweep", "search", "importance", "__init__",
     "miniature",
 ]  # fmt: skip

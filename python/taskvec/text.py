@@ -56,6 +56,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def minus(text: str) -> str:
+    """A number's text with a minus sign where it has a hyphen."""
+    return text.replace("-", "−")
+
+
 def printable(text: object) -> str:
     """A name from a file, safe to show: control characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -244,7 +245,7 @@ def test_the_rotation_of_llama_3_is_known_by_its_factors(tmp_path: Path) -> None
         ({"extra": {"split.count": 3}}, "one of the 3 files of a split"),
         ({"extra": {"general.type": "adapter"}}, "type `adapter`"),
         ({"extra": {"llama.block_count": 3}}, "lacks 9 tensors of its 3 layers"),
-        ({"extra": {"llama.block_count": 1}}, "says that it has 1 layers"),
+        ({"extra": {"llama.block_count": 1}}, "says that it has 1 layer$"),
         ({"extra": {"llama.embedding_length": 128}}, "its metadata say"),
         ({"extra": {"llama.rope.scaling.type": "longrope"}}, "by `longrope`"),
         ({"extra": {"llama.attention.head_count_kv": [2, 1]}}, "by layer"),
@@ -256,11 +257,15 @@ def test_the_rotation_of_llama_3_is_known_by_its_factors(tmp_path: Path) -> None
         ({"extra": {"tokenizer.ggml.add_bos_token": "yes"}}, "says 'yes' as its"),
         ({"extra": {"tokenizer.chat_template": 1}}, "chat template that is not text"),
         ({"extra": {"split.count": "x"}}, "one of the x files"),
-        ({"extra": {"llama.block_count": 4_294_967_295}}, "4294967295 layers, and has 21 tensors"),
+        ({"extra": {"llama.block_count": 4_294_967_295}}, "4,294,967,295 layers, and has 21 tensors"),
         ({"extra": {"llama.rope.freq_base": 0.0}}, "says 0.0 as its"),
         ({"extra": {"llama.rope.freq_base": True}}, "says True as its"),
         ({"extra": {"llama.attention.layer_norm_rms_epsilon": -1.0}}, "says -1.0 as its"),
         ({"extra": {"llama.attention.key_length": 15, "llama.attention.value_length": 15}}, "no halves"),
+        ({"extra": {"llama.attention.sliding_window": 4096}}, "4096 as its `llama.attention.sliding_window`"),
+        ({"extra": {"llama.attention.scale": 0.5}}, "0.5 as its `llama.attention.scale`"),
+        ({"extra": {"llama.expert_count": 8}}, "`llama.expert_count`, which is not read"),
+        ({"extra": {"llama.of_a_later_version": "x"}}, "`llama.of_a_later_version`, which is not read"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(
@@ -271,6 +276,27 @@ def test_what_is_not_known_is_refused_by_name(
         tv.open(path)
     assert caught.value.hint
     assert not list((scratch / "gguf").iterdir()), "a refused file leaves nothing behind"
+
+
+def test_settings_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    plain = loaded_config(written(tmp_path / "m.gguf"), tmp_path / "plain")
+    width = plain["head_dim"]
+    extra = {
+        "llama.attention.sliding_window": 0,
+        "llama.attention.causal": True,
+        "llama.attention.scale": float(width**-0.5),
+        "llama.expert_count": 0,
+        "llama.vocab_size": len(gguf_models.TOKENS),
+        "llama.rope.scaling.finetuned": True,
+        "qwen2.attention.sliding_window": 7,  # of another architecture
+        "general.source.url": "x",
+    }
+    assert loaded_config(written(tmp_path / "n.gguf", extra=extra), tmp_path / "with") == plain
+
+
+def loaded_config(path: Path, out: Path) -> dict[str, Any]:
+    tv.convert(path, out)
+    return json.loads((out / "config.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["bos", "eos", "padding", "eot", "eom", "unknown"])

@@ -10,7 +10,13 @@ from typing import Any, get_args
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
+from taskvec.cli.eval_options import (
+    backend_options,
+    preset_given,
+    settings_given,
+    task_options,
+    tasks_given,
+)
 from taskvec.cli.eval_output import show, watching
 from taskvec.cli.options import argument, option, reading_options, talk_options, verb
 from taskvec.evaluation.arms import PARTS, Kind, arm_stem
@@ -60,7 +66,9 @@ def command(console: Console, model: str, **options: Any) -> int:
 
     require_extra()
     out = Path(options["out"] or f"eval-{options['name'] or arm_stem(model)}")
-    settings = Settings.of({"tasks": tasks_given(options), **settings_given(options)})
+    preset = preset_given(options)
+    given = {key: value for key, value in settings_given(options).items() if value is not None}
+    settings = Settings.of({"tasks": tasks_given(options), **preset.get("evaluation", {}), **given})
     with watching(console) as progress:
         report = evaluate_model(
             model,
@@ -71,6 +79,7 @@ def command(console: Console, model: str, **options: Any) -> int:
             alpha=options["alpha"],
             think=options["think"],
             perturb=options["perturb"],
+            size=preset.get("paper"),
             progress=progress,
             command=shlex.join(["taskvec", *sys.argv[1:]]),
         )

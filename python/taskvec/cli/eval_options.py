@@ -10,6 +10,7 @@ import click
 
 from taskvec.cli.options import option, split_names, together
 from taskvec.errors import RecipeError
+from taskvec.evaluation.paper import NOT_STATED, PRESETS
 from taskvec.evaluation.settings import (
     OPTIONS,
     PAPER_TASKS,
@@ -63,6 +64,15 @@ def pairs(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return found
 
 
+def counts(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[int, ...] | None:
+    """Whole numbers, several separated by commas; None where none is given."""
+    words = [word.strip() for value in values for word in value.split(",")]
+    wrong = next((word for word in words if not word.isdecimal()), None)
+    if wrong is not None:
+        raise click.BadParameter(f"`{wrong}` is not a whole number: write 1,5,10", param=param)
+    return tuple(map(int, words)) or None
+
+
 def perturbations(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     """Kinds of perturbations, some with a rate."""
     names = split_names(ctx, param, values)
@@ -101,6 +111,8 @@ def _reading(kind: Any, least: int | None) -> dict[str, Any]:
     """How the command line reads a setting of this type; None stands for one that is not given."""
     if kind == tuple[str, ...]:
         return {"multiple": True, "callback": split_names}
+    if kind == tuple[int, ...]:
+        return {"multiple": True, "callback": counts}
     if kind == Pairs:
         return {"multiple": True, "callback": pairs}
     if kind is bool:
@@ -128,13 +140,35 @@ def tasks_given(options: dict[str, Any]) -> tuple[str, ...]:
     return options["tasks"] + (PAPER_TASKS if options["paper"] else ())
 
 
+def preset_given(options: dict[str, Any]) -> dict[str, Any]:
+    """What the size of ``--paper`` sets, in the layout of a sweep file, but for the tasks."""
+    size = options["paper"]
+    if size not in PRESETS:
+        return {}
+    return {key: value for key, value in PRESETS[size].content().items() if key != "tasks"} | {"paper": size}
+
+
+def _not_stated() -> str:
+    """Every setting that no source states, with whose value a preset has, for the help."""
+    found: dict[str, list[str]] = {}
+    for setting in PRESETS["1.5b"].settings:
+        if setting.stated is None:
+            whose = "ours" if setting.ours.startswith("ours") else "lm-eval's own"
+            found.setdefault(whose, []).append(setting.name)
+    return ", ".join(f"{', '.join(names)} ({whose})" for whose, names in found.items())
+
+
+TASKS_ALONE = "tasks"  # of `--paper` without a size
+
 # Help shows these first; a setting that is not named here follows them.
 FIRST = ("tasks", "include_path", "data", "chat_template", "max_gen_toks")
 
 task_options = together(
     setting("tasks"),
-    option("--paper", is_flag=True, section="Evaluation",
-           help=f"The paper's tasks: {', '.join(PAPER_TASKS)}, with room for reasoning."),
+    option("--paper", metavar="[SIZE]", is_flag=False, flag_value=TASKS_ALONE,
+           type=click.Choice((TASKS_ALONE, *PRESETS)), section="Evaluation",
+           help=f"The paper's tasks: {', '.join(PAPER_TASKS)}, with room for reasoning. With "
+                f"{' or '.join(PRESETS)} its settings too. {NOT_STATED.capitalize()}: {_not_stated()}."),
     setting("include_path"),
     setting("data"),
     option("--think", metavar="[TEXT]", is_flag=False, flag_value=THINK, section="Evaluation",

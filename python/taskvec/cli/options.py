@@ -6,7 +6,7 @@ import functools
 import inspect
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -67,6 +67,9 @@ class Command(click.Command):
         warnings.simplefilter("ignore", FindingWarning)  # verbs print the findings of their reports
         return super().invoke(ctx)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_with_own_words(args, self.params)))
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         explained = [
             (each.make_metavar(ctx), each.explanation) for each in self.params if isinstance(each, Argument)
@@ -91,6 +94,29 @@ class Command(click.Command):
                     is_command = line.startswith(" ")  # which is to be copied, and stays on one line
                     for part in [line] if is_command else textwrap.wrap(line, formatter.width - 2) or [""]:
                         formatter.write(f"  {part}".rstrip() + "\n")
+
+
+def _with_own_words(words: Sequence[str], parameters: Sequence[click.Parameter]) -> Iterator[str]:
+    """A command line in which an option that may stand alone takes none but its own words as its value.
+
+    Click gives ``--paper MODEL`` the model as the value of ``--paper``, which may have one of a few words or
+    none.
+    """
+    alone = {
+        name: each
+        for each in parameters
+        if isinstance(each, click.Option) and isinstance(each.type, click.Choice) and not each.is_flag
+        and isinstance(each.flag_value, str)
+        for name in each.opts
+    }  # fmt: skip
+    following = [*words[1:], ""][: len(words)]
+    for at, (word, after) in enumerate(zip(words, following, strict=True)):
+        if word == "--":
+            yield from words[at:]
+            return
+        found = alone.get(word)
+        is_alone = found is not None and after not in found.type.choices  # type: ignore[attr-defined]
+        yield f"{word}={found.flag_value}" if found is not None and is_alone else word
 
 
 def verb(name: str, *, examples: str) -> Callable[[Callable[..., Any]], Command]:

@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from taskvec.cli.console import Console
-from taskvec.cli.eval_options import backend_options, settings_given, task_options, tasks_given
+from taskvec.cli.eval_options import (
+    backend_options,
+    preset_given,
+    settings_given,
+    task_options,
+    tasks_given,
+)
 from taskvec.cli.eval_output import show, show_costs, show_forecast, watching
 from taskvec.cli.options import (
     Alphas,
@@ -30,6 +36,9 @@ from taskvec.text import plural, roles
 EXAMPLES = """
 The paper's experiment with its controls, on a published donor:
   taskvec sweep qwen2.5-math-1.5b -o out
+
+The paper's settings, as far as they are known, for models of 7B:
+  taskvec sweep --target T --donor D --reference R --paper 7b --confirm-run-unsafe-code -o out
 
 From the command line:
   taskvec sweep --target T --donor D --reference R --alpha -1,0,0.5,1 --tasks gsm8k --think -o out
@@ -146,7 +155,9 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
         hold_device(device)
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
-    whole = experiment(_merged(content, _given(options)), source=file or "the command line")
+    whole = experiment(
+        _merged(_merged(content, preset_given(options)), _given(options)), source=file or "the command line"
+    )
     if options["dry_run"]:
         return _plan(console, whole, Path(out))
     with watching(console) as progress:

@@ -9,7 +9,7 @@ import click
 
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.options import argument, option, talk_options, verb
-from taskvec.text import printable, size
+from taskvec.text import plural, printable, size
 
 EXAMPLES = """
 What is known:
@@ -73,7 +73,10 @@ def _fetch(console: Console, names: list[str], out: Path) -> int:
     page = console.talk()
     for each in arrived:
         what = f"{each.came} fetched, {each.files - each.came} there already" if each.came else "all there"
-        page.fact(each.repository, f"{each.files} files, {size(each.nbytes)}, at {each.commit[:12]}; {what}")
+        page.fact(
+            each.repository,
+            f"{plural(each.files, 'file')}, {size(each.nbytes)}, at {each.commit[:12]}; {what}",
+        )
     console.say(page)
     console.show(printable(out))
     rows: list[dict[str, Any]] = [

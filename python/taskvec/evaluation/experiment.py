@@ -21,6 +21,7 @@ from pydantic import (
 
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.evaluation.arms import arm_stem
+from taskvec.evaluation.paper import PRESETS, Size
 from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, key_of, parse_perturbation
 from taskvec.files import look
 from taskvec.recipe.document import Document
@@ -117,7 +118,8 @@ class Parts(_Strict):
 def _entry(name: str) -> Any:
     """Type and default of a setting in a sweep file."""
     declared = OPTIONS[name]
-    default = Field(default_factory=dict) if declared.default == () else Field(declared.default)
+    empty = list if declared.written == list[int] else dict
+    default = Field(default_factory=empty) if declared.default == () else Field(declared.default)
     return declared.written or get_type_hints(Settings)[name], default
 
 
@@ -178,6 +180,9 @@ class Experiment(_Strict):
         Whether one alpha is chosen for all tasks, or one for each.
     parts : Parts
         Further arms: what the vector is made of, at each alpha that was chosen.
+    paper : {"1.5b", "7b"}, optional
+        The paper's experiment with models of this size: its tasks, alphas, request to reason and settings go
+        before the defaults, and what is named beside it goes before them; the report has its table.
     """
 
     target: str
@@ -197,8 +202,15 @@ class Experiment(_Strict):
     choose: Literal["once", "task"] = "once"
     controls: Controls = Controls(random=3, permuted=1)
     parts: Parts = Parts()
+    paper: Size | None = None
     evaluation: Evaluation = Evaluation()
     merge: Merge = Merge()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_paper(cls, content: Any) -> Any:
+        size = content.get("paper") if isinstance(content, dict) else None
+        return _above(PRESETS[size].content(), content) if size in PRESETS else content
 
     @field_validator("alphas", "sft_alphas", mode="before")
     @classmethod
@@ -285,6 +297,15 @@ class Experiment(_Strict):
         """The experiment as a sweep file, without values that are left at their defaults."""
         content = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _above(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings: what the upper one names goes before the lower one's."""
+    found = dict(below)
+    for key, value in above.items():
+        under = found.get(key)
+        found[key] = _above(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+    return found
 
 
 def load_experiment(path: str | os.PathLike[str]) -> Experiment:

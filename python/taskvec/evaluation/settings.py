@@ -17,7 +17,7 @@ from taskvec.arguments import path
 from taskvec.errors import RecipeError
 from taskvec.evaluation.machines import hold_device
 from taskvec.option import Declaration, declared, options_of
-from taskvec.text import kind_of
+from taskvec.text import kind_of, plural
 
 THINK = "Think step by step."
 PERTURBATIONS = ("typo", "distractor", "order", "numbers")
@@ -75,6 +75,15 @@ def _pairs(content: Mapping[str, str | int | float | bool]) -> Pairs:
     return tuple(sorted(words.items()))
 
 
+def _counts(given: Any) -> tuple[int, ...]:
+    """Whole numbers in rising order, each once."""
+    if not isinstance(given, (list, tuple)) or any(
+        not isinstance(each, int) or isinstance(each, bool) for each in given
+    ):
+        raise RecipeError(f"`pass_at` is a list of whole numbers, found {kind_of(given)}", "write [1, 5, 10]")
+    return tuple(sorted(set(given)))
+
+
 def _folder(given: Any) -> Path:
     return Path(path(given, "include_path"))
 
@@ -107,6 +116,8 @@ class Settings:
         Answers that are drawn for each question of generating tasks, besides the one that is scored.
     temperature, top_p : float
         How they are drawn.
+    pass_at : tuple of int
+        The k of pass@k and majority@k; by default the powers of two up to `samples`, and `samples`.
     seed : int
         For lm-eval's few-shot draws, for sampling, and for perturbations.
     include_path : Path, optional
@@ -166,6 +177,10 @@ class Settings:
     top_p: float = option(
         0.95, section="Evaluation", metavar="P", compared=False,
         help="Draw from the likeliest tokens that hold this share.",
+    )
+    pass_at: tuple[int, ...] = option(
+        (), section="Evaluation", metavar="K[,K...]", compared=False, parse=_counts, written=list[int],
+        unset="1, 2, 4 ... N", help="The k of pass@k and majority@k.",
     )
     seed: int = option(
         1234, section="Evaluation", metavar="N",
@@ -231,7 +246,15 @@ class Settings:
         if self.limit is not None and self.limit <= 0:
             raise RecipeError(f"limit {self.limit} leaves no documents")
         if self.samples < 0:
-            raise RecipeError(f"{self.samples} samples are below 0")
+            raise RecipeError(f"the number of samples is below 0: {self.samples}")
+        beyond = next((k for k in self.pass_at if not 1 <= k <= self.samples), None)
+        if beyond is not None:
+            raise RecipeError(
+                f"pass@{beyond} of {plural(self.samples, 'drawn answer')} for each question",
+                f"name k from 1 to {self.samples}"
+                if self.samples
+                else f"draw answers: --samples {max(self.pass_at)}",
+            )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise RecipeError(
                 f"temperature {self.temperature:g} is not above 0",
@@ -270,7 +293,8 @@ class Settings:
         """Requests per recorded block, where lm-eval or vLLM batches them itself.
 
         Blocks follow from the requests alone, so a resumed run forms the same batches as an undisturbed one
-        and ends in the same samples. vLLM fills its batch from one block until that is empty: there are few.
+        and ends in the same samples. vLLM generates from all requests at once; of others, which it answers in
+        one pass, a block takes seconds.
         """
         if isinstance(self.batch, int):
             return max(64, 8 * self.batch)

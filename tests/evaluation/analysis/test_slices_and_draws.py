@@ -9,11 +9,14 @@ import pytest
 from scipy import stats
 
 from support.evaluation_records import METRIC, record
+from taskvec.errors import RecipeError
 from taskvec.evaluation.analysis.compare import Split
 from taskvec.evaluation.analysis.draws import at_k, majority_at, pass_at
 from taskvec.evaluation.analysis.slices import forms, slices, task_kind
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Draw
+from taskvec.evaluation.report.report import build_report
+from taskvec.evaluation.settings import Settings
 
 WHOLE = Split(0.0, 0)
 BASELINE, VECTOR = Arm("baseline", "baseline"), Arm("alpha=1", "vector", 1.0)
@@ -127,3 +130,18 @@ def test_flips_are_counted_by_kind_of_task():
     sample = before.samples["t"][0]
     assert task_kind(replace(sample, subtask="bbh_navigate")) == "bbh_navigate"
     assert task_kind(replace(sample, target="7", question="A has 3 and 4. How many?")) == "2 numbers"
+
+
+def test_the_k_of_pass_at_k_may_be_named():
+    before, after = (with_draws(arm, [[1, 0, 0, 1, 0]] * 40) for arm in (BASELINE, VECTOR))
+    powers = build_report([before, after]).draws()
+    assert {row.k for row in powers} == {1, 2, 4, 5}
+    named = build_report([before, after], pass_at=(3, 5)).draws()
+    assert {row.k for row in named} == {3, 5}
+    assert [row.value for row in named if row.k == 5] == [row.value for row in powers if row.k == 5]
+
+
+@pytest.mark.parametrize(("at", "drawn"), [(6, 5), (0, 5), (1, 0)])
+def test_a_k_beyond_the_answers_drawn_is_refused(at, drawn):
+    with pytest.raises(RecipeError, match="pass@"):
+        Settings(tasks=("t",), pass_at=(at,), samples=drawn)

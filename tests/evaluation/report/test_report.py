@@ -112,12 +112,14 @@ def test_scores_are_of_the_report_part(written):
 
 
 def test_the_papers_figures_stand_next_to_the_same_comparison(written):
-    rows = {(row["task"], row["what"]): row for row in written[0].paper()}
-    gain = rows[("gsm8k", "+vector+think over baseline")]
-    assert gain["paper"] == 4.9
-    assert (gain["here"].arm, gain["here"].against) == ("alpha=1+think", "baseline")
-    assert rows[("gsm8k", "-vector over baseline")]["here"].arm == "alpha=-1"
-    assert ("sciq", "-vector over baseline") not in rows
+    page = written[0].paper()
+    rows = {(row.task, row.what): row for row in page.rows}
+    gain = rows[("gsm8k", "+ v, think")]
+    assert gain.paper.points == 4.9
+    assert (gain.here.arm, gain.here.against) == ("alpha=1+think", "baseline")
+    assert rows[("gsm8k", "− v")].here.arm == "alpha=-1"
+    assert rows[("sciq", "− v")].paper is None
+    assert rows[(None, "− v")].here is None
 
 
 # --- figures, text

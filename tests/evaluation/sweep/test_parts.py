@@ -34,7 +34,7 @@ def test_what_a_division_leaves_without_a_claim():
     (said,) = check_parts({"a": INSIDE[:2], "b": INSIDE + OUTSIDE}, SPLIT, BOTH)
     assert "task `a`: none of its 2 documents is in the report part" in said
     with pytest.raises(
-        EvaluationError, match="none of the 3 documents of task `b` is in the development part"
+        EvaluationError, match="of the 3 documents of task `b` none is in the development part"
     ):
         check_parts({"b": OUTSIDE[:3]}, SPLIT, BOTH)
     assert check_parts({"b": OUTSIDE[:3]}, SPLIT, ("report",)) == []

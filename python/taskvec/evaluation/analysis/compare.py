@@ -12,6 +12,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.analysis.pairs import baselines
 from taskvec.evaluation.record import ArmRecord, Sample, setting_differences
+from taskvec.text import minus
 
 Part = Literal["development", "report", "all"]
 Family = Literal["primary", "secondary", "parts"]
@@ -279,7 +280,9 @@ def _in_words(
 def in_figures(found: Comparison | statistics.PairedTest) -> str:
     """``+3.1 points, 95 % interval +1.2 to +5.0, n = 923``."""
     scale, unit, form = (100, " points", "+.1f") if found.test == "mcnemar" else (1, "", "+.3g")
-    size, low, high = (f"{scale * value:{form}}" for value in (found.difference, found.low, found.high))
+    size, low, high = (
+        minus(f"{scale * value:{form}}") for value in (found.difference, found.low, found.high)
+    )
     return f"{size}{unit}, 95 % interval {low} to {high}, n = {found.n:,}"
 
 

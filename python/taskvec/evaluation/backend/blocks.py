@@ -1,9 +1,9 @@
 """The model as lm-eval sees it: requests in fixed batches, each recorded, every new token counted.
 
 `BlockedLM` is between lm-eval and its own model class. It adds what lm-eval does not do: requests of all
-tasks are batched together by length, finished batches are kept in a journal, a batch that does not fit on the
-GPU is halved, and each answer's length is known in tokens as the model made them, with whether the length
-limit ended it.
+tasks are batched together by length, finished batches are kept in a journal (an engine of vLLM gets all that
+it generates at once, and every answer is kept), a batch that does not fit on the GPU is halved, and each
+answer's length is known in tokens as the model made them, with whether the length limit ended it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from taskvec.evaluation.backend.journal import Journal, block_key
 from taskvec.evaluation.backend.lengths import Length, TokenCounter
 from taskvec.evaluation.backend.order import batches, length_of
 from taskvec.evaluation.backend.sizes import Sizes, grown, trial
+from taskvec.evaluation.backend.streamed import Streamed, streams
+from taskvec.text import plural
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,6 +63,7 @@ class BlockedLM(LM):
         self._block, self._batch, self._sizes, self._seed = block, batch or block, sizes, seed
         self._journal, self._progress = journal, progress
         self._counter = TokenCounter(inner)
+        self._streamed = Streamed(inner, journal, seed) if streams(inner) else None
         self._repeats: Counter[str] = Counter()
         self.lengths: dict[tuple[str, int], list[Length]] = defaultdict(list)
         self.truncated_prompts = 0
@@ -73,7 +76,7 @@ class BlockedLM(LM):
     # --- the interface of an lm-eval model
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        answers = self._run("generate_until", requests)
+        answers = self._stream(requests) if self._streamed else self._run("generate_until", requests)
         for request, (_, tokens, cut) in zip(requests, answers, strict=True):
             self.lengths[(str(request.task_name), int(request.doc_id))].append(Length(tokens, cut))
         return [text for text, _, _ in answers]
@@ -140,6 +143,24 @@ class BlockedLM(LM):
             answered = Counter(str(requests[index].task_name) for index in chunk)
             done += answered
             self._tell(answered, done, total)
+        return answers
+
+    def _stream(self, requests: list[Any]) -> list[Any]:
+        """Answers of an engine that batches by itself, in the order of `requests`."""
+        assert self._streamed is not None
+        total = Counter(str(request.task_name) for request in requests)
+        self._tell(total, Counter(), total)
+        names, done = ", ".join(total) if len(total) <= 3 else plural(len(total), "task"), 0
+
+        def told(more: int) -> None:
+            nonlocal done
+            done += more
+            if self._progress is not None and more:
+                self._progress(names, done, len(requests))
+
+        with self._streamed.watching(told):
+            answers = self._ask("generate_until", requests)
+        self._tell(total, total, total)
         return answers
 
     def _tell(self, tasks: Iterable[str], done: Counter[str], total: Counter[str]) -> None:

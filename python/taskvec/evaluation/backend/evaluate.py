@@ -175,6 +175,10 @@ def _loaded(model: str | os.PathLike[str], settings: Settings, placement: Placem
         from taskvec.evaluation.backend.place import load_placed
 
         return load_placed(os.fspath(model), settings, placement)
+    if settings.backend == "vllm":
+        from taskvec.evaluation.backend.engine import load_engine
+
+        return load_engine(os.fspath(model), settings)
     if isinstance(settings, PartSettings) and settings.holds:
         from taskvec.evaluation.backend.held import load_held
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import digest_files, digest_json
-from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.settings import Backend, Settings
 from taskvec.files import look
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -61,10 +61,10 @@ def let_go() -> None:
         free_memory()
 
 
-def key_of(model: str, settings: Settings) -> tuple[Any, ...] | None:
+def key_of(model: str, settings: Settings, *, backend: Backend = "hf") -> tuple[Any, ...] | None:
     """What two folders have in common whose weights can be exchanged; None where they cannot."""
     folder = Path(model)
-    if settings.backend != "hf" or not look.is_folder(folder):
+    if settings.backend != backend or not look.is_folder(folder):
         return None
     names = look.listing(folder)
     if not any(name.endswith(".safetensors") for name in names):

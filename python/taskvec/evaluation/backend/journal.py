@@ -2,8 +2,10 @@
 
 lm-eval has a response cache of its own, which is not used: its keys do not name the model, and a run that
 finds half of its requests cached batches the other half afresh, which changes results in the last digits and
-now and then a sample. Here a block is a fixed slice of the request list. It is in the journal whole, or it is
-evaluated again in the same batches, so a resumed run ends in the samples of an undisturbed one.
+now and then a sample. Here a block is one batch of generated answers, or a fixed slice of other requests. It
+is in the journal whole, with each of its samples, or it is evaluated again in the same batches, so a resumed
+run ends in the samples of an undisturbed one. With vLLM, whose batches follow from time in any run, each
+answer is a block.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,13 @@ class Journal:
 
     def put(self, key: str, responses: list[Any]) -> None:
         """Record a block; it is on the disk when this returns."""
+        self.put_all([(key, responses)])
+
+    def put_all(self, blocks: Sequence[tuple[str, list[Any]]]) -> None:
+        """Record blocks, each on a line of its own; they are on the disk when this returns."""
         file = self._file or self._begin()
         with writing(self.path):
-            file.write(_line(key, responses))
+            file.write(b"".join(_line(key, responses) for key, responses in blocks))
             file.flush()
             os.fsync(file.fileno())
 

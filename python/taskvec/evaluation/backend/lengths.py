@@ -38,6 +38,7 @@ class TokenCounter:
         self._found.clear()
         hook = getattr(model, "cache_hook", None)
         generate = getattr(model, "_model_generate", None)
+        own = getattr(model, "__dict__", {}).get("_model_generate")
         if hook is None or generate is None:
             yield
             return
@@ -53,7 +54,10 @@ class TokenCounter:
         try:
             yield
         finally:
-            del model._model_generate
+            if own is None:
+                del model._model_generate
+            else:
+                model._model_generate = own
             model.cache_hook = hook
 
     def add_partial(self, attribute: str, arguments: Sequence[Any], text: Any) -> None:
@@ -72,10 +76,13 @@ class TokenCounter:
 
     def _measure(self, row: Any, arguments: Any, text: str) -> Length:
         limit = int(arguments.get("max_gen_toks", 0))
+        is_cut: bool | None = None
         if not isinstance(row, list):  # vLLM says itself why it stopped
-            return Length(len(row.token_ids), row.finish_reason == "length")
+            row, is_cut = list(row.token_ids), row.finish_reason == "length"
         tokens, ended = _until_end(row, self._ends())
-        decode = self._model.tok_decode
+        if is_cut:
+            return Length(len(tokens), True)
+        decode = self._decode
         if len(decode(tokens)) > len(text):  # a stop string ended it: the tokens up to that string
             low, high = 0, len(tokens)
             while low < high:
@@ -85,7 +92,15 @@ class TokenCounter:
                 else:
                     low = middle + 1
             return Length(low, False)
-        return Length(len(tokens), not ended and len(tokens) >= limit)
+        return Length(len(tokens), is_cut is None and not ended and len(tokens) >= limit)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        model = self._model
+        return (
+            model.tok_decode(tokens)
+            if hasattr(model, "tok_decode")
+            else model.tokenizer.decode(tokens, skip_special_tokens=True)
+        )
 
     def _ends(self) -> set[int]:
         model = getattr(self._model, "model", None)

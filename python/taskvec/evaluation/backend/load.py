@@ -77,10 +77,25 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         raise EvaluationError(
             f"cannot load `{name}` with backend `{settings.backend}`: {text}", _way_out(error)
         ) from error
+    backend: Any = found  # the model is this backend's own
     if settings.backend == "hf" and settings.decoding == "neutral":
-        backend: Any = found  # the model is this backend's own
         make_neutral(backend.model)
+    if settings.backend == "vllm":
+        _without_bars(backend)
     return found
+
+
+def _without_bars(backend: Any) -> None:
+    """Let vLLM draw no bar: it divides by the time that a bar shows, which one that is switched off lacks."""
+    engine = getattr(backend, "model", None)
+    generate = getattr(engine, "generate", None)
+    if generate is None:  # lm-eval makes engines of its own where data are divided over several
+        return
+
+    def quiet(*arguments: Any, **named: Any) -> Any:
+        return generate(*arguments, **{**named, "use_tqdm": False})
+
+    engine.generate = quiet
 
 
 def grows(settings: Settings) -> bool:

@@ -8,6 +8,7 @@ from taskvec.evaluation.analysis.statistics import is_binary
 from taskvec.evaluation.arms import RIVALS, Arm, rival_in_words
 from taskvec.evaluation.record import ArmRecord, Score, TaskFacts
 from taskvec.settings import format_alpha
+from taskvec.text import minus
 
 if TYPE_CHECKING:
     from taskvec.evaluation.analysis.compare import Comparison
@@ -90,7 +91,7 @@ def number(value: float | None, scale: float, *, signed: bool = False) -> str:
         if scale == 100
         else f"{value:{'+' if signed else ''}.4g}"
     )
-    return text.replace("-", "−")
+    return minus(text)
 
 
 def with_interval(score: Score | None, scale: float) -> str:

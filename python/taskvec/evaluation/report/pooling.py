@@ -12,6 +12,7 @@ from taskvec.evaluation.analysis.pooled import Effect, Pooled, interval_error, p
 from taskvec.evaluation.arms import MATCHED
 from taskvec.evaluation.record import finite
 from taskvec.evaluation.report.several import Result
+from taskvec.text import minus
 
 SCHEMA = 1
 GATE = "reference"  # what the donor is held against
@@ -67,7 +68,7 @@ class Verdict:
     def in_words(self) -> str:
         """``is better than baseline: +7.1 points, 95 % interval +5.0 to +9.2, 8 of 8 by themselves``."""
         low, size, high = (
-            f"{self.scale * value:{'+.1f' if self.scale == 100 else '+.3g'}}"
+            minus(f"{self.scale * value:{'+.1f' if self.scale == 100 else '+.3g'}}")
             for value in (self.pooled.low, self.pooled.difference, self.pooled.high)
         )
         unit = " points" if self.scale == 100 else f" {self.unit}"

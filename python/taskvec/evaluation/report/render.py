@@ -10,6 +10,7 @@ from taskvec.evaluation.analysis.compare import Comparison
 from taskvec.evaluation.analysis.flips import Outcome
 from taskvec.evaluation.analysis.mistakes import MISTAKES
 from taskvec.evaluation.arms import Arm
+from taskvec.evaluation.paper import NOT_STATED
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.report.figures import PALETTE, Figure
 from taskvec.evaluation.report.labels import (
@@ -25,7 +26,7 @@ from taskvec.evaluation.report.part_rows import part_rows
 from taskvec.evaluation.report.perturbed_rows import effect_rows
 from taskvec.evaluation.report.score_rows import VIEWS, draw_rows, form_rows, slice_rows
 from taskvec.report.pages import templates
-from taskvec.text import plural
+from taskvec.text import minus, plural
 
 if TYPE_CHECKING:
     from taskvec.evaluation.report.report import Report
@@ -45,7 +46,7 @@ def environment(*, html: bool) -> Any:
     environment = templates("taskvec.evaluation.report", html=html)
     environment.filters.update(
         label=arm_label, plain=_plain, p=p_value, number=number, file=task_file, visible=_visible, cell=_cell,
-        plural=plural, together=_together,
+        plural=plural, together=_together, thousands=_thousands,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),
     )  # fmt: skip
     return environment
@@ -72,6 +73,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_plain, value)) or "none"
     return str(value)
+
+
+def _thousands(value: Any) -> str:
+    """A count with its thousands apart; what is not one as it is."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _cell(text: Any) -> str:
@@ -105,15 +111,29 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
             if merged.survival and names[name].alpha and names[name].condition == (report.think, None)
         ],
         "norms": report.norms(),
-        "paper": [
-            {**row, "difference": difference(row["here"], metric_unit(report, row["task"])[0])}
-            for row in report.paper()
-        ],
+        "paper": report.paper(),
+        "paper_rows": _paper_rows(report),
+        "not_stated": NOT_STATED,
         "findings": report.findings(),
         "warnings": [(record.arm, text) for record in report.records for text in record.warnings],
         "several_tasks": len(report.tasks) > 1,
         "first": report.records[0],
     }  # fmt: skip
+
+
+def _paper_rows(report: Report) -> list[dict[str, Any]]:
+    """The paper's table, its figures and those here as text."""
+    page = report.paper()
+    return [
+        {
+            "row": row,
+            "paper": minus(f"{row.paper.points:+.1f}") if row.paper else "not stated",
+            "here": difference(row.here, metric_unit(report, row.task)[0])
+            if row.here and row.task
+            else "not measured",
+        }
+        for row in (page.rows if page is not None else ())
+    ]
 
 
 def _families(report: Report) -> str:

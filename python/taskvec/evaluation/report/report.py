@@ -35,8 +35,9 @@ from taskvec.evaluation.analysis.perturbed import Effect, Example, effects, exam
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
 from taskvec.evaluation.analysis.slices import Form, Slice, forms, slices
 from taskvec.evaluation.arms import PARTS
+from taskvec.evaluation.paper import Size
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
-from taskvec.evaluation.report.paper import paper_rows
+from taskvec.evaluation.report.paper import PaperPage, paper_page
 
 SCHEMA = 1
 
@@ -67,6 +68,10 @@ class Report:
         learned, and carries nothing to another model.
     part_tests : tuple of Comparison
         The tests of the parts of the vector, a family of their own.
+    size : {"1.5b", "7b"}, optional
+        The preset of the paper that was asked for.
+    pass_at : tuple of int
+        The k of pass@k and majority@k; empty for powers of two.
     """
 
     records: tuple[ArmRecord, ...]
@@ -81,6 +86,8 @@ class Report:
     commands: tuple[str, ...]
     recovery: bool = False
     part_tests: tuple[Comparison, ...] = ()
+    size: Size | None = None
+    pass_at: tuple[int, ...] = ()
 
     @property
     def whole_records(self) -> list[ArmRecord]:
@@ -189,7 +196,9 @@ class Report:
     def draws(self) -> list[AtK]:
         """Pass@k and majority@k of the unperturbed arms under the prompt that claims are made of."""
         samples = max((len(s.draws) for rows in self.records[0].samples.values() for s in rows), default=0)
-        powers = {1 << power for power in range(samples.bit_length())} | {samples}
+        powers = {k for k in self.pass_at if k <= samples}
+        if not powers:
+            powers = {1 << power for power in range(samples.bit_length())} | {samples}
         own = [r for r in self.whole_records if r.arm.condition == (self.think, None)]
         plain = baselines(self.records).get((self.think, None))
         return at_k(own, plain, sorted(powers), self.split) if samples else []
@@ -210,9 +219,9 @@ class Report:
                 return norm_map(merged.norms)
         return None
 
-    def paper(self) -> list[dict[str, Any]]:
-        """The paper's figures and the same comparisons here, for the tasks that it has."""
-        return paper_rows(self.records, self.comparison)
+    def paper(self) -> PaperPage | None:
+        """The paper's table and settings next to those here; None where nothing of the paper was run."""
+        return paper_page(self.records, self.comparison, self.size)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json``; `taskvec.evaluation.report.json_schema` documents it."""
@@ -240,7 +249,7 @@ class Report:
             "survival": {name: merged.survival for name, merged in self.merges.items() if merged.survival},
             "norms": asdict(norms) if norms else None,
             "findings": self.findings(),
-            "paper": [{**row, "here": asdict(row["here"])} for row in self.paper()],
+            "paper": self._paper(),
             "parts": {"tests": len(self.part_tests), "found": [asdict(found) for found in self.parts()]},
             "slices": [asdict(row) for row in self.slices()],
             "forms": [asdict(row) for row in self.forms()],
@@ -252,6 +261,17 @@ class Report:
             "commands": list(self.commands),
         }
         return finite(content)
+
+    def _paper(self) -> dict[str, Any] | None:
+        page = self.paper()
+        if page is None:
+            return None
+        return {
+            "size": page.size,
+            "asked": page.asked,
+            "rows": [asdict(row) for row in page.rows],
+            "settings": [{**asdict(setting), "here": here} for setting, here in page.settings],
+        }
 
     def _arm(self, record: ArmRecord) -> dict[str, Any]:
         merged = self.merges.get(record.name)
@@ -295,6 +315,8 @@ def build_report(
     commands: Sequence[str] = (),
     recovery: bool = False,
     choosing: Choosing = "once",
+    size: Size | None = None,
+    pass_at: Sequence[int] = (),
 ) -> Report:
     """Compare finished arms.
 
@@ -314,6 +336,10 @@ def build_report(
         Whether donor and reference were tuned from the target.
     choosing : {"once", "task"}
         Whether one alpha is chosen for all tasks, or one for each.
+    size : {"1.5b", "7b"}, optional
+        The preset of the paper that was asked for.
+    pass_at : sequence of int
+        The k of pass@k and majority@k; by default powers of two.
 
     Raises
     ------
@@ -356,4 +382,6 @@ def build_report(
         commands=tuple(commands),
         recovery=recovery,
         part_tests=tuple(replace(found, family="parts") for found in parts),
+        size=size,
+        pass_at=tuple(pass_at),
     )

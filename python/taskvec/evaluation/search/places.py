@@ -14,6 +14,7 @@ from taskvec.evaluation.backend.evaluate import document_hashes
 from taskvec.evaluation.search.space import Space
 from taskvec.evaluation.settings import Settings
 from taskvec.files import look
+from taskvec.text import plural
 
 MEMORY = Path("/dev/shm")
 
@@ -33,7 +34,7 @@ def check_documents(space: Space, settings: Settings) -> dict[str, tuple[int, in
         if inside in (0, len(hashes)):
             part = "development" if inside == 0 else "held-out"
             raise EvaluationError(
-                f"none of the {len(hashes)} documents of task `{task}` is in the {part} part",
+                f"of the {plural(len(hashes), 'document')} of task `{task}` none is in the {part} part",
                 "raise `limit`, or change the `development` share",
             )
         found[task] = inside, len(hashes) - inside

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
+from taskvec.text import plural
 
 
 def check_parts(hashes: Mapping[str, Sequence[str]], split: Split, parts: Sequence[Part]) -> list[str]:
@@ -39,11 +40,12 @@ def check_parts(hashes: Mapping[str, Sequence[str]], split: Split, parts: Sequen
     for task, part in lacking.items():
         if len(lacking) == len(hashes):
             raise EvaluationError(
-                f"none of the {len(hashes[task])} documents of task `{task}` is in the {part} part", hint
+                f"of the {plural(len(hashes[task]), 'document')} of task `{task}` none is in the {part} part",
+                hint,
             )
     return [
-        f"nothing will be claimed of task `{task}`: none of its {len(hashes[task])} documents is in the "
-        f"{part} part; {hint}"
+        f"nothing will be claimed of task `{task}`: of its {plural(len(hashes[task]), 'document')} none is "
+        f"in the {part} part; {hint}"
         for task, part in lacking.items()
     ]
 

@@ -82,7 +82,7 @@ def _refusal(experiment: Experiment, settings: Settings, target: str) -> str | N
     if experiment.arms == "merged":
         return "the experiment asks for merged models"
     if settings.backend != "hf":
-        return f"backend `{settings.backend}` loads models from folders"
+        return f"backend `{settings.backend}` takes weights from folders"
     unknown = sorted(set(dict(settings.model_args)) - _ARGUMENTS)
     if unknown:
         return f"--model-arg {unknown[0]} may divide or change the model as it is loaded"

@@ -10,6 +10,7 @@ from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind, arm_name, arm_stem
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
 from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
+from taskvec.evaluation.paper import Size
 from taskvec.evaluation.record import ArmRecord, read_record
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
@@ -29,6 +30,7 @@ def evaluate_model(
     alpha: float | None = None,
     think: str | None = None,
     perturb: Sequence[str] = (),
+    size: Size | None = None,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Report:
@@ -54,6 +56,8 @@ def evaluate_model(
         A request to reason, in every prompt.
     perturb : sequence of str
         Perturbations, each an arm of its own besides the clean one.
+    size : {"1.5b", "7b"}, optional
+        Of the paper's models, whose table the report then has.
     progress : callable, optional
         Called with an `Event`.
     command : str, optional
@@ -95,6 +99,8 @@ def evaluate_model(
             everything,
             think=think if None not in conditions else None,
             commands=[command] if command else [],
+            size=size,
+            pass_at=settings.pass_at,
         )
         write_report(report, out)
         return report

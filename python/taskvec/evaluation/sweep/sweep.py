@@ -26,12 +26,14 @@ from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
+from taskvec.evaluation.sweep.adapters import with_adapters
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.part_arms import part_arms
 from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
 from taskvec.evaluation.sweep.place import Places
+from taskvec.evaluation.sweep.ram import is_in_memory, ram_folder
 from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
@@ -70,7 +72,7 @@ def run_sweep(
     merge : callable, optional
         Makes the weights of arms; by default taskvec's engine.
     scratch : Path, optional
-        Where merged models lie meanwhile; by default ``OUT/scratch``.
+        Where merged models lie meanwhile; by default ``OUT/scratch``, or in memory for one engine of vLLM.
     budget : int, optional
         Bytes that they may take together.
     keep : bool
@@ -123,9 +125,15 @@ def run_sweep(
         find_tasks(settings)  # an unknown task is found before anything is merged
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
-        runner = _Runner(experiment, settings, out, pool, progress or (lambda _event: None))
+        tell = progress or (lambda _event: None)
+        experiment = with_adapters(experiment, out, lambda text: tell(Event("note", text, "", 0, 0)))
+        runner = _Runner(experiment, settings, out, pool, tell)
         merger = Merger(experiment, runner.digests)
         in_place = merge is None and not keep and experiment.arms == "place"
+        if scratch is None and settings.backend == "vllm" and pool is None and not keep and budget is None:
+            scratch = opened.enter_context(ram_folder(out, model_bytes(experiment.target)))
+        if scratch is not None and is_in_memory(scratch):
+            runner.tell("note", f"merged arms lie in memory while they are evaluated, under `{scratch}`")
         runner.scratch = Scratch(
             scratch or out / "scratch",
             out / "merges",
@@ -137,18 +145,18 @@ def run_sweep(
         )
         if in_place:
             runner.merger = merger
-            opened.callback(_let_go)
+        opened.callback(_let_go)
         report = _every_arm(experiment, out, runner)
         write_report(report, out)
         return report
 
 
 def _let_go() -> None:
-    """Give the memory of the target back, if it was held in this process."""
-    if "taskvec.evaluation.backend.place" in sys.modules:
-        from taskvec.evaluation.backend.place import let_go
-
-        let_go()
+    """Give the memory of a model back that was held in this process."""
+    for name in ("place", "engine"):
+        module = sys.modules.get(f"taskvec.evaluation.backend.{name}")
+        if module is not None:
+            module.let_go()
 
 
 def _on_cluster(
@@ -195,6 +203,8 @@ def _every_arm(experiment: Experiment, out: Path, runner: _Runner) -> Report:
         merges=merges,
         commands=[f"taskvec sweep {out / 'experiment.yaml'} -o {out}"],
         recovery=runner.is_recovery,
+        size=experiment.paper,
+        pass_at=experiment.settings().pass_at,
     )
 
 
@@ -277,13 +287,13 @@ class _Runner:
             facts = self._out / "merges"
             found[alpha], notes = matched_arms(records, alpha, facts, several=several)
             for text in notes:
-                self._tell("note", text)
+                self.tell("note", text)
         return found
 
     def run(self, arms: list[Arm]) -> list[ArmRecord]:
         """The records of `arms`, in their order."""
         self._known_of += len(arms)
-        self._tell("plan", ",".join(arm.name for arm in arms))
+        self.tell("plan", ",".join(arm.name for arm in arms))
         identities = {arm.weights: arm_weights(arm, self._experiment, self._digests) for arm in arms}
         records: dict[str, ArmRecord] = {}
         pending: list[Arm] = []
@@ -294,7 +304,7 @@ class _Runner:
             else:
                 records[arm.name] = known
                 self._done += 1
-                self._tell("known", arm.name)
+                self.tell("known", arm.name)
         if pending:
             self._check_before_the_first()
         placements = self._placements(pending, identities)
@@ -305,6 +315,8 @@ class _Runner:
             for model in (model_of(arm, self._experiment),)
         ]
         target = self._models[self._experiment.target][0]
+        # the target last: what comes next is made in it, or is of its kind
+        jobs.sort(key=lambda job: job.model == target)
         placed = [arm for arm in pending if arm.kind in MERGED and arm.weights in placements]
         jobs += [
             Job(arm, target, identities[name], f"merged: {name}", placements[name])
@@ -317,7 +329,7 @@ class _Runner:
         for batch in batches or [[]]:
             models: dict[str, Path] = {}
             if batch:  # merged before the first job begins: incompatible models are found early
-                self._tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
+                self.tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
                 models = self.scratch.models(batch, identities)
             jobs += [
                 Job(arm, str(models[arm.weights]), identities[arm.weights], f"merged: {arm.weights}")
@@ -345,19 +357,17 @@ class _Runner:
             target, facts = self._models[self._experiment.target][0], self._out / "merges"
             self._places = Places(self._experiment, self._settings, target, self.merger, facts)
             if self._places.refused is not None:
-                self._tell("note", f"arms are merged, not made in place: {self._places.refused}")
+                self.tell("note", f"arms are merged, not made in place: {self._places.refused}")
         found: dict[str, Placement] = {}
         parts = {arm.weights for arm in arms if arm.kind in PARTS}
         if parts and self._places.refused is None:
-            self._tell(
-                "note", f"{plural(len(parts), 'part')} of the vector: merged into a folder, one by one"
-            )
+            self.tell("note", f"{plural(len(parts), 'part')} of the vector: merged into a folder, one by one")
         for arm in {arm.weights: arm for arm in arms if arm.weights not in parts}.values():
             placement = self._places.placement(arm, identities[arm.weights])
             if placement is not None:
                 found[arm.weights] = placement
             elif self._places.refused is None:
-                self._tell("note", f"`{arm.weights}` is merged: it changes more than values of plain tensors")
+                self.tell("note", f"`{arm.weights}` is merged: it changes more than values of plain tensors")
         return found
 
     def _check_before_the_first(self) -> None:
@@ -374,7 +384,7 @@ class _Runner:
             chosen = sum(alpha > 0 for alpha in given.alphas) > 1
             parts: tuple[Part, ...] = ("development", "report") if chosen else ("report",)
             for text in check_parts(document_hashes(self._settings), split(given), parts):
-                self._tell("note", text)
+                self.tell("note", text)
 
     def _evaluate(self, jobs: list[Job]) -> None:
         """Evaluate arms, on the workers or in this process; merged weights go when no arm needs them."""
@@ -385,7 +395,7 @@ class _Runner:
 
         def done(job: Job) -> None:
             self._done += 1
-            self._tell("done", job.arm.name)
+            self.tell("done", job.arm.name)
             waiting[job.arm.weights] -= 1
             if job.placement is None and job.arm.kind in MERGED and not waiting[job.arm.weights]:
                 self.scratch.release(job.arm.weights)
@@ -398,7 +408,7 @@ class _Runner:
         from taskvec.evaluation.backend.blocks import free_memory
 
         for job in jobs:
-            self._tell("start", job.arm.name)
+            self.tell("start", job.arm.name)
             tell = functools.partial(say, job.arm)
             evaluate_into(
                 self._out,
@@ -414,7 +424,7 @@ class _Runner:
                 free_memory()
             done(job)
 
-    def _tell(self, kind: str, arm: str) -> None:
+    def tell(self, kind: str, arm: str) -> None:
         self._progress(Event(kind, arm, "", self._done, self._known_of))
 
 

@@ -25,6 +25,7 @@ from taskvec.evaluation.tasks.generation import generation
 from taskvec.evaluation.tasks.programs import continues_code, in_form
 from taskvec.evaluation.tasks.served import served
 from taskvec.evaluation.tasks.think import OwnRequests, with_think
+from taskvec.text import plural
 
 
 @dataclass(slots=True)
@@ -182,7 +183,8 @@ class PreparedTasks:
             kept = [pairs[i] for i in setup.doc_ids]
         if not kept:
             raise NotPerturbableError(
-                f"perturbation `{self._perturb}` fits none of the {len(documents)} documents of `{name}`",
+                f"perturbation `{self._perturb}` fits none of what `{name}` asks "
+                f"({plural(len(documents), 'document')})",
                 "name another perturbation, or raise --limit",
             )
         own = OwnRequests(task) if isinstance(task, ConfigurableTask) else None
@@ -201,7 +203,7 @@ class PreparedTasks:
         asked = [i for i, document in enumerate(documents) if keep is None or keep(document_hash(document))]
         if not asked:
             raise EvaluationError(
-                f"none of the {len(documents)} documents of task `{name}` is in the part that is asked",
+                f"of the {plural(len(documents), 'document')} of task `{name}` none is in the part asked for",
                 "raise --limit, or change the development share",
             )
         return asked

@@ -13,6 +13,30 @@ _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "paddin
 # The rule of Llama 3.1 and later for longer texts; GGUF keeps its outcome alone, by which it is known again.
 _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
 _LARGEST = 3.4e38  # of float32
+# Settings of the architecture that the config is made of.
+_READ = frozenset(
+    {
+        "attention.head_count", "attention.head_count_kv", "attention.key_length",
+        "attention.layer_norm_rms_epsilon", "attention.value_length", "block_count", "context_length",
+        "embedding_length", "feed_forward_length", "rope.dimension_count", "rope.freq_base",
+        "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.type",
+    }
+)  # fmt: skip
+# Those that say of the tensors what is read off them, or how a file came about.
+_TOLD_OTHERWISE = frozenset({"rope.scaling.finetuned", "tensor_data_layout", "vocab_size"})
+# Those that transformers' class lacks, with the values under which they change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.attn_factor": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+}
 
 
 def config(found: Contents) -> dict[str, Any]:
@@ -24,6 +48,7 @@ def config(found: Contents) -> dict[str, Any]:
         A member is missing or of the wrong sort, or says what transformers' class cannot compute.
     """
     known = architecture(found)
+    _hold_settings(found)
     hidden, heads = _count(found, "{arch}.embedding_length"), _count(found, "{arch}.attention.head_count")
     key_heads = _count(found, "{arch}.attention.head_count_kv", heads)
     width = _head_width(found, hidden, heads)
@@ -56,6 +81,30 @@ def config(found: Contents) -> dict[str, Any]:
     if scaling:
         made["rope_scaling"] = scaling
     return made
+
+
+def _hold_settings(found: Contents) -> None:
+    """Return if every setting of the architecture is read, or changes nothing."""
+    prefix = f"{found.architecture}."
+    for key, value in found.metadata.items():
+        name = key.removeprefix(prefix)
+        if name == key or name in _READ or name in _TOLD_OTHERWISE or value in _NEUTRAL.get(name, ()):
+            continue
+        if name == "attention.scale" and _is_usual_scale(found, value):
+            continue
+        shown = f"{value!r:.60}"
+        raise found.refuse(
+            f"says {shown} as its `{key}`, which is not read and may change what the model computes",
+            "take the model in safetensors, or a file without it",
+        )
+
+
+def _is_usual_scale(found: Contents, value: Any) -> bool:
+    """Whether scores are scaled by one over the root of a head's width, as transformers does."""
+    hidden, heads = _count(found, "{arch}.embedding_length"), _count(found, "{arch}.attention.head_count")
+    usual = 1 / math.sqrt(_head_width(found, hidden, heads))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and (value == 0 or math.isclose(value, usual, rel_tol=1e-6))
 
 
 def generation_config(found: Contents) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from taskvec.resolve.gguf.contents import Contents, Stored
+from taskvec.text import plural
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -87,7 +88,7 @@ def named(found: Contents, layers: int) -> dict[str, tuple[str, Stored]]:
     known = architecture(found)
     if layers > len(found.tensors):
         raise found.refuse(
-            f"says that it has {layers} layers, and has {len(found.tensors)} tensors",
+            f"says that it has {plural(layers, 'layer')}, and has {plural(len(found.tensors), 'tensor')}",
             "it is incomplete or damaged: copy it again",
         )
     tensors = {_translated(found, known, name): (name, row) for name, row in found.tensors.items()
@@ -95,13 +96,13 @@ def named(found: Contents, layers: int) -> dict[str, tuple[str, Stored]]:
     missing = [name for name in _wanted(known, layers) if name not in tensors]
     if missing:
         raise found.refuse(
-            f"lacks {len(missing)} tensors of its {layers} layers, `{missing[0]}` first",
+            f"lacks {plural(len(missing), 'tensor')} of its {plural(layers, 'layer')}, `{missing[0]}` first",
             "it is incomplete: copy it again",
         )
     beyond = next((name for name in tensors if _layer_of(name) >= layers), None)
     if beyond is not None:
         raise found.refuse(
-            f"has `{beyond}`, and says that it has {layers} layers", "it is damaged: copy it again"
+            f"has `{beyond}`, and says that it has {plural(layers, 'layer')}", "it is damaged: copy it again"
         )
     return dict(sorted(tensors.items(), key=lambda item: (_place(item[0]), item[0])))
 
