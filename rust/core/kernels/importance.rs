@@ -80,6 +80,21 @@ kernel! {
     }
 }
 
+kernel! {
+    /// The same of two terms at once, of which each element keeps the change that matters more.
+    pub fn duel<R>(maps: (&[R], &[R]), epsilon: R, first: &mut [R], second: &mut [R]) {
+        let none = R::from_f64(-1.0);
+        for (((x, y), f), g) in first.iter_mut().zip(second).zip(maps.0).zip(maps.1) {
+            let (own, other) = (x.abs(), y.abs());
+            let has = (own > epsilon) & (*f > none);
+            let (most, size) = (if has { *f } else { none }, if has { own } else { R::ZERO });
+            let wins = (other > epsilon) & ((*g > most) | ((*g == most) & (other > size)));
+            *x = if has & !wins { *x } else { R::ZERO };
+            *y = if wins { *y } else { R::ZERO };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -127,6 +142,14 @@ mod tests {
                         prop_assert_eq!(kept[i], if term[i] == k as f64 { delta[i] } else { 0.0 });
                     }
                     prop_assert_eq!(any_negative(level, delta), delta.iter().any(|x| *x < 0.0));
+                }
+                if count == 2 {
+                    let (mut one, mut other) = (deltas[0].clone(), deltas[1].clone());
+                    duel(level, (&maps[0], &maps[1]), epsilon, &mut one, &mut other);
+                    for i in 0..n {
+                        prop_assert_eq!(one[i], if term[i] == 0.0 { deltas[0][i] } else { 0.0 });
+                        prop_assert_eq!(other[i], if term[i] == 1.0 { deltas[1][i] } else { 0.0 });
+                    }
                 }
                 prop_assert!(!any_negative(level, &[-0.0f64, f64::NAN, 0.0]));
             }

@@ -63,9 +63,10 @@ impl<R: Real> Method<R> for Fisher {
         let weighs = |term: &&Weighed| term.weight != 0.0 && term.default_importance != Some(0.0);
         let mut maps = Vec::with_capacity(self.terms.len());
         for term in self.terms.iter().filter(weighs) {
-            match term.importance {
-                Some(index) => maps.push(tile.input(index)),
-                None => return 0,
+            match term.importance.map(|index| tile.input(index)) {
+                // one map without zeros weighs everything
+                Some(map) if count_zero(tile.level, map) > 0 => maps.push(map),
+                _ => return 0,
             }
         }
         let total = Loan::one(n, |out| {
