@@ -242,8 +242,8 @@ def test_a_map_goes_to_a_bucket_that_a_recipe_names(s3: S3, tmp_path: Path) -> N
     with pytest.raises(errors.OutputError, match="s3://maps/of/target"):
         importance("s3://maps/of/target", seed=7)
     models = [tiny().target, tiny().donor]
-    tv.fisher(models, importance=["s3://maps/of/target", 1.0]).save(tmp_path / "far")
-    tv.fisher(models, importance=[tmp_path / "near", 1.0]).save(tmp_path / "here")
+    tv.fisher(models, importance=["s3://maps/of/target", tmp_path / "near"]).save(tmp_path / "far")
+    tv.fisher(models, importance=[tmp_path / "near"] * 2).save(tmp_path / "here")
     far, here = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("far", "here"))
     assert far == here
     importance("s3://maps/of/target", limit=2, overwrite=True)
