@@ -235,8 +235,7 @@ struct Gathered<R> {
 }
 
 impl<R: Real> Gathered<R> {
-    const NOTHING: Self =
-        Gathered { tiles: Vec::new(), inside: Vec::new(), nonzero: 0, norms: Norms::NONE };
+    const NOTHING: Self = Gathered { tiles: Vec::new(), inside: Vec::new(), nonzero: 0, norms: Norms::NONE };
 }
 
 /// One pass: the cuts of the queries whose threshold is where it was thought to be; returns the others.
@@ -412,6 +411,11 @@ mod tests {
 
     /// The cuts of |x|, found in a file of f32.
     fn cuts(values: &[f32], counts: &[u64]) -> Vec<Cut> {
+        in_a_file(values, |tensor, scores| largest(tensor, Threads::Alone, &[counts.to_vec()], scores)).swap_remove(0)
+    }
+
+    /// What `ask` finds of |x|, which lie in a file of f32.
+    fn in_a_file<T>(values: &[f32], ask: impl Fn(&Tensor<'_>, &Scores<'_, f32>) -> Result<T>) -> T {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
         let mapped = Mapped::open(file.path()).unwrap();
@@ -430,7 +434,47 @@ mod tests {
             passes: std::sync::atomic::AtomicUsize::new(0),
         };
         let scores = |tile: &Tile<'_, f32>, each: &mut Each<'_, f32>| each(0, tile.input(0), None);
-        largest(&tensor, Threads::Alone, &[counts.to_vec()], &scores).unwrap().swap_remove(0)
+        ask(&tensor, &scores).unwrap()
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "millions of elements; smaller tensors: tests/golden.rs")]
+    fn a_share_of_what_is_not_zero_is_kept_and_its_norms_are_told() {
+        let n = 2 * crate::tensor::CHUNK as usize + 333;
+        let mixed = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) % 1_000_003;
+        let sparse = |i: usize| if mixed(i) % 7 == 0 { mixed(i * 3) as f32 / 7.0 - 70_000.0 } else { 0.0 };
+        let few = |i: usize| [0.0, 0.0, 1.0, -2.0, 0.0, 0.5, 2.0][i * i % 7];
+        let misleading = |i: usize| if i % 64 < 16 { mixed(i) as f32 } else { 0.0 };
+        let one = |i: usize| if i == n / 2 { -3.0 } else { 0.0 };
+        let none = |_: usize| 0.0;
+        for value in [&sparse as &dyn Fn(usize) -> f32, &few, &misleading, &one, &none] {
+            for length in [n, 3000] {
+                let values: Vec<f32> = (0..length).map(value).collect();
+                let nonzero = values.iter().filter(|x| **x != 0.0).count();
+                let mut order: Vec<usize> = (0..length).collect();
+                order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()).then(a.cmp(b)));
+                for share in [1e-9, 0.03, 0.5, 0.99] {
+                    let ask = |tensor: &Tensor<'_>, scores: &Scores<'_, f32>| {
+                        largest_shares(tensor, Threads::Alone, &[share], true, scores)
+                    };
+                    let found = in_a_file(&values, ask)[0];
+                    let k = (share * nonzero as f64) as usize;
+                    let kept = order.iter().take(k);
+                    let sum = |indices: &mut dyn Iterator<Item = &usize>| -> f64 {
+                        indices.map(|i| f64::from(values[*i].abs())).sum()
+                    };
+                    for (rank, i) in order.iter().enumerate() {
+                        assert_eq!(found.cut.keeps(*i as u64, values[*i].abs()), rank < k, "{share} {i} {found:?}");
+                    }
+                    let expected = sum(&mut kept.into_iter());
+                    assert!((found.norms.1 - expected).abs() <= 1e-6 * expected, "{share} {found:?} {expected}");
+                    if k > 0 {
+                        let all = sum(&mut order.iter());
+                        assert!((found.norms.0 - all).abs() <= 1e-6 * all, "{share} {found:?} {all}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
