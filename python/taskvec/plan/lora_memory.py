@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Up to here the whole decomposition takes less than finding the range of a rank of 16 would; and of larger
-# matrices where so many times the directions that are looked for are all of them. Measured on one core: 8960 x 1536
-# at rank 16 takes 1.1 s whole, 0.8 s by its range, at rank 64 1.1 and 1.4 s; 4864 x 896 0.2 and 0.3 s.
+# Up to here the whole decomposition takes about as long as finding the range of a rank of 16, and is exact; and
+# of larger matrices where so many times the directions that are looked for are all of them. Seconds of one core:
+# 8960 x 1536 takes 1.1 whole, 0.8 by its range at rank 16 and 1.4 at 64; 4864 x 896 0.2, and 0.3 and 0.7.
 EXACT = 1536
 _TIMES = 8
 _BEYOND = 48

@@ -71,8 +71,10 @@ impl Sar {
         let epsilon = R::from_f64(self.epsilon);
         if let ([first, second], [one, other]) = (&self.terms[..], &mut all[..]) {
             let (mut own, mut others) = (None, None);
-            let maps = (first.importance(tensor, tile, &mut own)?, second.importance(tensor, tile, &mut others)?);
-            duel(tile.level, maps, epsilon, one, other);
+            let maps = (first.map(tile, &mut own), second.map(tile, &mut others));
+            let negative = duel(tile.level, maps, epsilon, one, other);
+            first.hold(tensor, tile, negative.0)?;
+            second.hold(tensor, tile, negative.1)?;
             return Ok(all);
         }
         let (n, none) = (all[0].len(), R::from_f64(-1.0));
