@@ -19,6 +19,7 @@ from support.command_line import invoke
 from support.families import config_of, shapes_of
 from support.models import DTYPES, random_tensors, read_tensors, tuned, write_checkpoint
 from taskvec.errors import CompatibilityError, FormatError, NotFoundError, RecipeError
+from taskvec.report import reproduce
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find, step_of
 from taskvec.recipe.training.metrics import best, read
 from taskvec.recipe.training.schedule import weights
@@ -87,6 +88,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
     "every": ({"every": 200, "last": 500}, shares_of((100, 300, 500), [1, 1, 1])),
     "every, from a step": ({"first": 200, "every": 200}, shares_of((200, 400, 1000), [1, 1, 1])),
     "best": ({"best": 3}, shares_of((200, 300, 400), [1, 1, 1])),
+    "weights": (
+        {"first": 200, "last": 400, "weights": [0.5, -1.25, 1.5]},
+        dict(zip((200, 300, 400), (0.5, -1.25, 1.5), strict=True)),
+    ),
     "best, linear": ({"best": 2, "schedule": "linear"}, shares_of((300, 400), [1, 2])),
 }
 
@@ -177,6 +182,26 @@ def test_the_command(
     assert "0.666667 * run/checkpoint-400" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_command_that_repeats_given_weights(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    words = ["average", "run/checkpoint-[12]00", "-o", str(tmp_path / "out")]
+    assert "`x` is not a number" in invoke(capsys, *words, "--weights", "1,x").err
+    assert invoke(capsys, *words, "--weights=-0.5,1.5").code == 0
+    manifest = json.loads((tmp_path / "out" / "taskvec.json").read_text())
+    again = shlex.split(manifest["command"].replace("OUT", str(tmp_path / "again")))
+    assert "--weights=-0.5,1.5" in again
+    assert invoke(capsys, *again[1:]).code == 0
+    lines = reproduce.python(manifest["recipe"])
+    assert lines is not None
+    exec(lines.replace("'OUT'", repr(str(tmp_path / "python"))), {})
+    for name in ("again", "python"):
+        assert (tmp_path / name / "model.safetensors").read_bytes() == (
+            tmp_path / "out" / "model.safetensors"
+        ).read_bytes()
+
+
 def test_checkpoints_that_do_not_fit(run: Path, tmp_path: Path) -> None:
     other = write_checkpoint(
         tmp_path / "checkpoint-9", random_tensors(shapes_of("llama", 3)), config_of("llama", 3)
@@ -263,11 +288,16 @@ def test_a_range_needs_steps() -> None:
     [
         (["run/checkpoint-1*"], {"last": 100}, "an average of 1 checkpoint: run/checkpoint-100"),
         (["run/nothing-*"], {}, "no folder matches `run/nothing-*`"),
+        (["run"], {"schedule": 7}, "schedule `7` is not known"),
         (["run"], {"schedule": "ema"}, "`ema` needs a half-life"),
         (["run"], {"half_life": 5}, "`uniform` has no half-life"),
         (["run"], {"schedule": "ema", "half_life": 0}, "is not a number above zero"),
         (["run"], {"schedule": "ema", "half_life": float("nan")}, "is not a number above zero"),
         (["run"], {"schedule": "lineer"}, "schedule `lineer` is not known"),
+        (["run"], {"weights": [1, 2]}, "2 weights for 6 checkpoints (steps 100, 200, 300, 400, 500, 1000)"),
+        (["run"], {"weights": [1] * 5 + [float("nan")]}, "are not all finite numbers"),
+        (["run"], {"weights": "111111"}, "are not all finite numbers"),
+        (["run"], {"weights": [1] * 6, "schedule": "linear"}, "weights and a schedule"),
         (["run"], {"best": 9}, "the best 9 of 6 checkpoints"),
         (["run"], {"metric": "eval_loss"}, "a metric chooses nothing by itself"),
         (["run"], {"best": 2, "metric": "eval_los"}, "has no metric `eval_los`"),

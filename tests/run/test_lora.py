@@ -55,7 +55,7 @@ def models(
     return root / "donor", root / "reference"
 
 
-@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 9), (600, 520), (520, 600)])
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 9), (600, 520), (520, 600), (1650, 1600)])
 @pytest.mark.parametrize("rank", [1, 7, 300])
 def test_factors_of_small_matrices_are_the_best_there_are(
     shape: tuple[int, int], rank: int, tmp_path: Path
@@ -66,7 +66,7 @@ def test_factors_of_small_matrices_are_the_best_there_are(
     want, energy = best(d - r, rank)
     assert report.adapter is not None
     row = report.adapter["modules"][NAME.format(0)]
-    assert row["exact"] == (min(shape) <= 512 or rank == 300)
+    assert row["exact"] == (min(shape) <= 1536 or rank == 300)
     assert row["rank"] == min(rank, *shape)
     if row["exact"]:
         np.testing.assert_allclose(product(tmp_path / "lora", NAME.format(0)[:-7]), want, atol=1e-5)
@@ -81,7 +81,7 @@ def test_factors_of_small_matrices_are_the_best_there_are(
         assert 0.97 * energy <= kept <= energy + 1e-6
 
 
-@pytest.mark.parametrize("shape", [(1500, 700), (700, 1500)])
+@pytest.mark.parametrize("shape", [(1700, 1600), (1600, 1700)])
 def test_large_matrices_of_a_low_rank_are_found_whole(shape: tuple[int, int], tmp_path: Path) -> None:
     donor, reference = models(tmp_path, shape, rank=5)
     report = tv.extract_lora(
@@ -108,7 +108,7 @@ def test_the_smallest_rank_that_keeps_the_energy(tmp_path: Path) -> None:
     assert report.adapter["factors_energy"] >= 0.8
 
 
-@pytest.mark.parametrize("shape", [(900, 300), (1700, 800)])
+@pytest.mark.parametrize("shape", [(900, 300), (3000, 800), (1700, 1600)])
 def test_the_bytes_do_not_depend_on_threads_and_depend_on_the_seed(
     shape: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -120,7 +120,7 @@ def test_the_bytes_do_not_depend_on_threads_and_depend_on_the_seed(
     one, other = (
         (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("lora1", "seeded")
     )
-    assert (one == other) == (min(shape) <= 512)
+    assert (one == other) == (min(shape) <= 1536)
 
 
 def test_a_decomposition_of_a_transposed_matrix_is_the_transposed_one() -> None:

@@ -16,6 +16,7 @@ import pytest
 import taskvec as tv
 from support.command_line import invoke
 from support.models import Trio, write_trio
+from support.moe import recipe, write_models
 from support.oracle import same_files
 from support.ray_cluster import started, two_nodes
 from support.s3_server import KEY, S3, SECRET
@@ -236,3 +237,21 @@ def test_the_command_line(
     assert (both.code, "exclude each other" in both.err) == (2, True)
     away = invoke(capsys, *words[:-1], tmp_path / "other", "--ray", "127.0.0.1:1")
     assert (away.code, "cannot be reached" in away.err) == (2, True)
+
+
+@pytest.mark.parametrize("mode", ["random", "cheap_embed"])
+def test_a_mixture_of_experts_is_made_by_two_nodes(
+    mode: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Gates, which are made before the run, go to the workers with the plan; the recipe's paths are relative."""
+    monkeypatch.chdir(tmp_path)
+    write_models(tmp_path, "llama")
+    tv.moe(recipe(mode), tmp_path / "one" / "out", max_shard_size=3000)
+    Path("r.yaml").write_text(json.dumps(recipe(mode)))
+    words = ["moe", "r.yaml", "out", "--max-shard-size", 3000, "--ray", cluster.address, "--json"]
+    outcome = invoke(capsys, *words)
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert len(report["outputs"][0]["shards"]) > 3
+    same_files(tmp_path / "one" / "out", tmp_path / "out")
+    assert json.loads(invoke(capsys, *words).out)["already_done"]

@@ -10,6 +10,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import plan_options
 from taskvec.cli.options import (
+    Alphas,
     argument,
     option,
     out_option,
@@ -28,6 +29,9 @@ All checkpoints of a run, each counting the same:
 
 Those from step 8000 on, every 500 steps, newer ones counting more:
   taskvec average 'run/checkpoint-*' -o out --from 8000 --every 500 --schedule ema --half-life 1000
+
+The difference of two added to the newest, with weights of your own:
+  taskvec average run/checkpoint-1000 run/checkpoint-2000 -o out --weights=-0.5,1.5
 
 The five with the lowest eval_loss:
   taskvec average 'run/checkpoint-*' -o out --best 5
@@ -49,12 +53,14 @@ def _choice(*declarations: str, **attributes: Any) -> Any:
     required=True,
     help="Checkpoints of one run, or patterns such as 'run/checkpoint-*', in any order.",
 )
-@option("--schedule", type=click.Choice(SCHEDULES), default="uniform", show_default=True,
-        section="Arithmetic",
+@option("--schedule", type=click.Choice(SCHEDULES), section="Arithmetic",
         help="How much each checkpoint counts: the same; 1, 2, 3 ... n; as if the learning rate had "
-        "decayed by 1 - sqrt; or halved with every --half-life of age.")  # fmt: skip
+        "decayed by 1 - sqrt; or halved with every --half-life of age.  [default: uniform]")  # fmt: skip
 @option("--half-life", type=float, metavar="STEPS", section="Arithmetic",
         help="Age in training steps at which a checkpoint counts half, for `--schedule ema`.")  # fmt: skip
+@option("--weights", type=Alphas(), metavar="W[,W...]", section="Arithmetic",
+        help="Instead of a schedule: what each checkpoint is multiplied by, in the order of the steps, taken "
+        "as it is.")  # fmt: skip
 @_choice("--from", "first", type=int, metavar="STEP", help="First training step.")
 @_choice("--to", "last", type=int, metavar="STEP", help="Last training step.")
 @_choice(
@@ -84,5 +90,6 @@ def command(console: Console, checkpoints: tuple[str, ...], out: str, **options:
 
     plan = plan_average(checkpoints, **plan_options(options))
     count = plural(len(plan.recipe["checkpoints"]), "checkpoint")
-    execute(console, plan, out, f"average of {count}, {plan.recipe['schedule']}", options)
+    kind = plan.recipe.get("schedule", "with weights that are given")
+    execute(console, plan, out, f"average of {count}, {kind}", options)
     return 0

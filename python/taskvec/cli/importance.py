@@ -21,6 +21,9 @@ What 200 problems of gsm8k say about a model:
 The answers drawn from the model instead of the task's own:
   taskvec importance math-model --tasks gsm8k --labels model -o importance/math
 
+Into a bucket, from which recipes name it too:
+  taskvec importance math-model --tasks gsm8k -o s3://maps/math
+
 In half the space, on a GPU:
   taskvec importance math-model --tasks gsm8k --dtype bfloat16 --device cuda -o importance/math
 """
@@ -40,7 +43,7 @@ _SETTINGS = ("tasks", "limit", "seed", "chat_template", "include_path", "data", 
 @setting("chat_template")
 @setting("seed")
 @option("-o", "--out", metavar="OUT", required=True, type=click.Path(file_okay=False), section="Output",
-        help="Folder of the map.")  # fmt: skip
+        help="Folder of the map; or hf://org/name, s3://bucket/prefix, gs://, az://.")  # fmt: skip
 @option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
         section="Output", help="Type of the map.")  # fmt: skip
 @option("--overwrite", is_flag=True, section="Output", help="Replace an output that is there.")
@@ -60,9 +63,9 @@ def command(console: Console, model: str, out: str, dry_run: bool, **options: An
     stdout.
     """
     from taskvec.evaluation.importance.make import forecast, importance
-    from taskvec.run.sinks import hold_folder
+    from taskvec.run.sinks import hold_local, is_address
 
-    hold_folder(out, "an importance map")
+    hold_local(out)
     given = {key_of(name): options.pop(key_of(name)) for name in _SETTINGS}
     given = {key: value for key, value in given.items() if value is not None}
     facts = forecast(model, **given)
@@ -80,7 +83,7 @@ def command(console: Console, model: str, out: str, dry_run: bool, **options: An
         if report.already_done:
             break
     page = console.data()
-    page.line(printable(Path(out)))
+    page.line(printable(report.out if is_address(out) else Path(out)))
     console.show(page)
     console.emit({"out": out, "report": report.to_dict()})
     return 0

@@ -17,7 +17,8 @@ from taskvec.recipe.load import load
 from taskvec.recipe.training import metrics as figures
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find
 from taskvec.recipe.training.metrics import Best, Better, state_of
-from taskvec.recipe.training.schedule import Schedule, weights
+from taskvec.recipe.training.schedule import Schedule, own_weights
+from taskvec.recipe.training.schedule import weights as scheduled
 from taskvec.resolve.open import open as open_model
 from taskvec.settings import Options, Settings
 from taskvec.text import kind_of, plural
@@ -38,8 +39,9 @@ def plan_average(
     first: int | None = None,
     last: int | None = None,
     every: int | None = None,
-    schedule: Schedule = "uniform",
+    schedule: Schedule | None = None,
     half_life: float | None = None,
+    weights: Sequence[float] | None = None,
     best: int | None = None,
     metrics: str | os.PathLike[str] | None = None,
     metric: str | None = None,
@@ -60,7 +62,16 @@ def plan_average(
             f"an average of {plural(len(run), 'checkpoint')}: {', '.join(each.spec for each in run)}",
             "give two or more, or a wider range",
         )
-    shares = weights([each.step for each in run], schedule, half_life)
+    steps = [each.step for each in run]
+    if weights is None:
+        schedule = schedule or "uniform"
+        shares = scheduled(steps, schedule, half_life)
+    elif schedule is not None or half_life is not None:
+        raise RecipeError(
+            "weights and a schedule: both say how much each checkpoint counts", "give one of them"
+        )
+    else:
+        shares = own_weights(weights, steps)
     models = [open_model(each.spec) for each in run]
     record = _record(run, models, shares, schedule, half_life, ranked)
     return _planned(models, shares, record, Settings.of(settings))
@@ -81,8 +92,9 @@ def average(
     first: int | None = None,
     last: int | None = None,
     every: int | None = None,
-    schedule: Schedule = "uniform",
+    schedule: Schedule | None = None,
     half_life: float | None = None,
+    weights: Sequence[float] | None = None,
     best: int | None = None,
     metrics: str | os.PathLike[str] | None = None,
     metric: str | None = None,
@@ -105,10 +117,13 @@ def average(
         The range of training steps, both included.
     every : int, optional
         Distance in training steps, counted from the first of the range.
-    schedule : {"uniform", "linear", "1-sqrt", "ema"}
-        How much each counts; see :func:`taskvec.recipe.training.schedule.weights`.
+    schedule : {"uniform", "linear", "1-sqrt", "ema"}, optional
+        How much each counts; see :func:`taskvec.recipe.training.schedule.weights`. ``uniform`` by default.
     half_life : float, optional
         Of ``ema``, in training steps.
+    weights : sequence of float, optional
+        In place of a schedule: what each checkpoint is multiplied by, in the order of their steps. They are
+        taken as they are, may be below zero, and need not sum to one.
     best : int, optional
         Only so many checkpoints: those with the best values of a metric.
     metrics : path, optional
@@ -133,8 +148,8 @@ def average(
         Another of its subclasses says what is missing, damaged or could not be written.
     """
     plan = plan_average(
-        checkpoints, first=first, last=last, every=every, schedule=schedule, half_life=half_life, best=best,
-        metrics=metrics, metric=metric, better=better, **settings,
+        checkpoints, first=first, last=last, every=every, schedule=schedule, half_life=half_life,
+        weights=weights, best=best, metrics=metrics, metric=metric, better=better, **settings,
     )  # fmt: skip
     return plan.run(out, settings=Settings.of(settings), progress=progress)
 
@@ -163,7 +178,7 @@ def _record(
     run: Sequence[TrainingCheckpoint],
     models: Sequence[Model],
     shares: Sequence[float],
-    schedule: str,
+    schedule: str | None,
     half_life: float | None,
     ranked: Best | None,
 ) -> dict[str, Any]:
@@ -173,8 +188,9 @@ def _record(
         "checkpoints": [pinned(model) for model in models],
         "steps": [each.step for each in run],
         "weights": list(shares),
-        "schedule": schedule,
     }
+    if schedule is not None:
+        record["schedule"] = schedule
     if half_life is not None:
         record["half_life"] = half_life
     if ranked is not None:

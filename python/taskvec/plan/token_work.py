@@ -10,17 +10,17 @@ from taskvec.models.model import Model
 if TYPE_CHECKING:
     from taskvec.plan.token_rows import Approximation
 
-# Bytes of the products of a chunk of tokens with all shared ones, and of what spans what was chosen for them.
-PRODUCTS = 128 << 20
-SPANS = 256 << 20
-PAIRS = 128 << 20
+# Bytes of what spans the atoms that were chosen for a chunk of tokens, and of pairs that are compared.
+SPANS = 512 << 20
+PAIRS = 256 << 20
+# Of the products of a chunk with some atoms: a tile for each thread, up to so many threads.
+PRODUCTS = 4 * 1024
+THREADS = 64
 
 
-def chunk_of(shared: int, columns: int, k: int) -> int:
+def chunk_of(columns: int, k: int) -> int:
     """Tokens that are approximated at a time: fixed by the sizes, so that a run goes on where it was."""
-    by_products = PRODUCTS // max(1, 4 * shared)
-    by_spans = SPANS // max(1, 8 * k * columns)
-    return max(1, min(512, by_products, by_spans))
+    return max(1, min(512, SPANS // max(1, 8 * k * (columns + k))))
 
 
 def working_bytes(made: Approximation, target: Model, model: Model) -> int:
@@ -29,17 +29,18 @@ def working_bytes(made: Approximation, target: Model, model: Model) -> int:
         return 0
     rows, wanted = len(made.shared), len(made.tokens)
     columns = max(model.tensors[name].shape[1] for name in made.spaces.values())
-    tall = max(model.tensors[name].shape[0] for name in made.spaces.values())
+    is_packed = any(name in model.packed for name in made.spaces.values())
+    tall = max(model.tensors[name].shape[0] for name in made.spaces.values()) if is_packed else 0
     each = 8 if any(model.tensors[name].dtype == "F64" for name in made.spaces.values()) else 4
-    finding = each * (tall + rows + wanted) * columns
+    # what is read, and the same in range and finite
+    finding = each * (tall + 2 * (rows + wanted)) * columns
     computed = sum(_size(target.tensors[name].dtype) * _columns(target, name) for name in made.spaces)
     widest = max(_size(target.tensors[name].dtype) * _columns(target, name) for name in made.spaces)
-    own = (max(target.tensors[name].shape[0] for name in made.spaces) + rows) * widest
     kept = wanted * (computed + 12 * made.k) + (64 << 20)
-    step = chunk_of(rows, columns, made.k)
-    # of a chunk: products, and which of them are near the best; what spans the chosen ones, and pairs
-    at_once = step * (6 * rows + 16 * made.k * (columns + made.k)) + PAIRS
-    return max(finding + at_once, own) + kept
+    step = chunk_of(columns, made.k)
+    # of a chunk: products, what spans the chosen atoms, before and after some rows are done, and pairs
+    at_once = step * (PRODUCTS * THREADS + 16 * made.k * (columns + made.k)) + PAIRS
+    return max(finding + at_once, 2 * rows * widest + PAIRS) + kept
 
 
 def _size(dtype: str) -> int:

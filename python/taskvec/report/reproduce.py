@@ -65,6 +65,8 @@ def command(recipe: Mapping[str, Any]) -> str | None:
         words += [recipe["target"], "--from", recipe["model"]]
     elif recipe["verb"] == "average":
         words += recipe["checkpoints"]
+        if "schedule" not in recipe:
+            words.append(f"--weights={','.join(map(format_alpha, recipe['weights']))}")
     elif recipe["verb"] == "importance":
         words += [recipe["model"], "--tasks", ",".join(recipe["tasks"])]
     else:
@@ -123,6 +125,8 @@ def python(recipe: Mapping[str, Any]) -> str | None:
         arguments = [repr(recipe["target"]), repr(recipe["model"]), "'OUT'"]
     elif recipe["verb"] == "average":
         arguments = [repr(recipe["checkpoints"]), "'OUT'"]
+        if "schedule" not in recipe:
+            keywords.insert(0, f"weights={_value(recipe['weights'])}")
     elif recipe["verb"] == "importance":
         arguments = [repr(recipe["model"]), "'OUT'", f"tasks={recipe['tasks']!r}"]
         keywords = [word for word in keywords if not word.startswith("model_arg")]

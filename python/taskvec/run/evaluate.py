@@ -11,6 +11,7 @@ import numpy as np
 from taskvec._core import evaluate, evaluate_measured
 from taskvec.dtypes import array_of
 from taskvec.models.model import Model
+from taskvec.models.rows import Place, Table, rows_of
 from taskvec.models.saved_vector import SavedVector
 from taskvec.models.source import here, local_path, source_document
 from taskvec.models.state_dict import buffers_of
@@ -113,15 +114,28 @@ def decoded(model: Model, name: str) -> np.ndarray:
     return stored(model, name, "F32")
 
 
-def stored(model: Model, name: str, dtype: str | None = None) -> np.ndarray:
-    """One tensor of a model as a run would copy it, in its own type or another one; raises as above."""
+def stored(
+    model: Model, name: str, dtype: str | None = None, *, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """One tensor of a model as a run would copy it, in its own type or another one; raises as above.
+
+    With ``rows`` these alone, in their order; of a tensor that is not packed nothing else is read.
+    """
     _ = model.reader
     info = model.tensors[name]
-    row: Row = (name, dtype or info.dtype, info.shape, 0, 0, [(0, name)])
+    if rows is not None and name in model.packed:
+        return stored(model, name, dtype)[list(rows)]
+    source = {**source_document(model), "path": local_path(model)}
+    shape = info.shape
+    if rows is not None:
+        shape = len(rows), *info.shape[1:]
+        places = [(Place(0, row),) for row in rows]
+        source["rows"] = {name: rows_of(shape, [Table(0, name, info.shape)], places)}
+    row: Row = (name, dtype or info.dtype, shape, 0, 0, [(0, name)])
     document = {
         "format": FORMAT,
         "arithmetic": ARITHMETIC,
-        "sources": [{**source_document(model), "path": local_path(model)}],
+        "sources": [source],
         "outputs": [{"folder": "", "alpha": 1.0}],
         "operations": [{"kind": "copy"}],
         "rounding": "nearest",

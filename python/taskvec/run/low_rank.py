@@ -1,22 +1,25 @@
-"""The best factors of a matrix at a rank: singular value decompositions by LAPACK, through NumPy.
+"""The best factors of a matrix at a rank: decompositions by LAPACK, through NumPy.
 
-A small matrix is decomposed as it is. Of a large one the range is found first, by products with a random
-matrix and power iterations (Halko, Martinsson and Tropp, 0909.4061), and what lies in it is decomposed. The
-products are cut into blocks of fixed sizes, each computed by one thread, so that the same bits come of any
-number of threads.
+Where its smaller side is not too large, the matrix of products of its columns is made in float64, and that
+one's eigenvectors are the directions: all of them, and exact. It takes one pass over a matrix in blocks, and
+no copy of it. Of larger ones the range is found first, by products with a random matrix and power iterations
+(Halko, Martinsson and Tropp, 0909.4061), and what lies in it is decomposed. The products are cut into blocks
+of fixed sizes, each computed by one thread, so that the same bits come of any number of threads.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from taskvec._core import blake3_hex
-from taskvec.plan.lora_memory import EXACT, directions, is_whole
+from taskvec.plan.lora_memory import AT_ONCE, directions, is_whole
 
 # Rounds of multiplication at most, and the gain below which there are no more: so the energy kept of a flat
 # spectrum, the hardest case, comes within about a hundredth of the best, and a low rank takes two rounds.
@@ -78,11 +81,23 @@ class LowRank:
         return min(1.0, float(self.squares[:rank].sum()) / self.total) if self.total else 1.0
 
 
+class _Found(NamedTuple):
+    """Singular values, largest first, and the left and right vectors of as many of them as are asked for.
+
+    The left ones are [outputs, rank] times the square roots of the values, the right ones [rank, inputs]
+    times the same.
+    """
+
+    squares: np.ndarray
+    factors: Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
 class Decomposer:
     """Decomposes matrices with the threads of one pool; used in :func:`decomposer`."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool = pool
+        self._at_once = min(threads, AT_ONCE)
 
     def __call__(self, matrix: np.ndarray, wanted: Wanted, name: str) -> LowRank:
         """The best factors of a matrix, and how good they are.
@@ -100,29 +115,68 @@ class Decomposer:
             return _zero(matrix, min(wanted.rank, *matrix.shape) if wanted.energy is None else 1)
         seed = f"{wanted.seed}:{name}"
         *sizes, last = _sizes(wanted, min(matrix.shape))
-        for size in sizes:
-            u, s, v = self._decomposed(matrix, size, seed)
-            rank = _rank(s * s, total, wanted)
+        for size in (*sizes, last):
+            found = self._decomposed(matrix, size, seed)
+            rank = _rank(found.squares, total, wanted)
+            if rank is None and size == last:
+                rank = min(wanted.rank, *matrix.shape)
             if rank is not None:
-                return _factors(u, s, v, rank, total)
-        u, s, v = self._decomposed(matrix, last, seed)
-        rank = _rank(s * s, total, wanted)
-        return _factors(u, s, v, rank or min(wanted.rank, *matrix.shape), total)
+                b, a = found.factors(rank)
+                return LowRank(b, a, found.squares, total, len(found.squares) == min(matrix.shape))
+        raise AssertionError("the last size has a rank")
 
-    def _decomposed(
-        self, matrix: np.ndarray, size: int, seed: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """U, singular values and Vᵀ of the largest `size` directions, or of all of them."""
-        small = min(matrix.shape)
-        if is_whole(small, size):
-            return np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    def _decomposed(self, matrix: np.ndarray, size: int, seed: str) -> _Found:
+        """The largest `size` directions, or all of them."""
         if matrix.shape[0] < matrix.shape[1]:
-            u, s, v = self._decomposed(matrix.T, size, seed)
-            return v.T, s, u.T
+            found = self._decomposed(matrix.T, size, seed)
+            return _Found(found.squares, lambda rank: tuple(each.T for each in reversed(found.factors(rank))))
+        if is_whole(matrix.shape[1], size):
+            return self._whole(matrix)
         basis = self._range(matrix, size, seed)
         inner = self._transposed_product(matrix, basis).T.astype(np.float64)
         u, s, v = np.linalg.svd(inner, full_matrices=False)
-        return self._product(basis, u.astype(basis.dtype)).astype(np.float64), s, v
+
+        def factors(rank: int) -> tuple[np.ndarray, np.ndarray]:
+            root = np.sqrt(s[:rank])
+            b = self._product(basis, (u[:, :rank] * root).astype(basis.dtype))
+            return b, root[:, None] * v[:rank]
+
+        return _Found(s * s, factors)
+
+    def _whole(self, matrix: np.ndarray) -> _Found:
+        """All directions, by the eigenvectors V of MᵀM: M V Vᵀ is the nearest matrix of V's rank."""
+        values, vectors = np.linalg.eigh(self._gram(matrix))
+        squares, v = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+        def factors(rank: int) -> tuple[np.ndarray, np.ndarray]:
+            # what is below the rounding of the products has no direction
+            is_found = squares[:rank] > squares[0] * len(squares) * np.finfo(np.float64).eps
+            root = np.sqrt(np.sqrt(squares[:rank]))
+            right = v[:, :rank] * np.where(is_found, 1 / np.where(is_found, root, 1.0), 0.0)
+            parts = self._pool.map(
+                lambda rows: (matrix[rows].astype(np.float64) @ right).astype(matrix.dtype),
+                _blocks(matrix.shape[0]),
+            )
+            return np.concatenate(list(parts)), np.where(is_found, root, 0.0)[:, None] * v[:, :rank].T
+
+        return _Found(squares, factors)
+
+    def _gram(self, matrix: np.ndarray) -> np.ndarray:
+        """MᵀM in float64, of a few blocks of rows at a time, summed in their order."""
+        total = np.zeros((matrix.shape[1], matrix.shape[1]))
+        waiting: deque[Future[np.ndarray]] = deque()
+
+        def product(rows: slice) -> np.ndarray:
+            block = matrix[rows].astype(np.float64)
+            return block.T @ block
+
+        for rows in _blocks(matrix.shape[0]):
+            if len(waiting) == self._at_once:
+                total += waiting.popleft().result()
+            waiting.append(self._pool.submit(product, rows))
+        for future in waiting:
+            total += future.result()
+        return total
 
     def _range(self, matrix: np.ndarray, size: int, seed: str) -> np.ndarray:
         """An orthonormal basis [rows, size] of what the matrix maps to, as far as it is large."""
@@ -164,13 +218,13 @@ def decomposer(threads: int) -> Iterator[Decomposer]:
     import threadpoolctl
 
     with threadpoolctl.threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield Decomposer(pool)
+        yield Decomposer(pool, threads)
 
 
 def _sizes(wanted: Wanted, small: int) -> Sequence[int]:
     """How many directions are looked for, one attempt after the other."""
     last = directions(wanted.rank)
-    if wanted.energy is None or small <= EXACT:
+    if wanted.energy is None or is_whole(small, 0):
         return [last]
     return [*(size for size in (32, 128, 512, 2048) if 2 * size < last), last]
 
@@ -181,13 +235,6 @@ def _rank(squares: np.ndarray, total: float, wanted: Wanted) -> int | None:
         return min(wanted.rank, len(squares))
     enough = int(np.searchsorted(np.cumsum(squares), wanted.energy * total)) + 1
     return enough if enough <= min(wanted.rank, len(squares)) else None
-
-
-def _factors(u: np.ndarray, s: np.ndarray, v: np.ndarray, rank: int, total: float) -> LowRank:
-    """The factors of a rank, each with the square roots of the singular values."""
-    root = np.sqrt(s[:rank])
-    is_exact = len(s) == min(u.shape[0], v.shape[1])
-    return LowRank(u[:, :rank] * root, root[:, None] * v[:rank], s * s, total, is_exact)
 
 
 def _zero(matrix: np.ndarray, rank: int) -> LowRank:

@@ -30,9 +30,10 @@ from taskvec.plan.token_rows import Approximation
 from taskvec.plan.token_work import chunk_of
 from taskvec.progress import meter
 from taskvec.report.tokens import figures
+from taskvec.run.atoms import Atoms, Crew, crew
 from taskvec.run.evaluate import stored
 from taskvec.run.job import Job
-from taskvec.run.pursuit import Atoms, Combination, combined, nearest, pursue
+from taskvec.run.pursuit import Combination, combined, nearest, pursue
 from taskvec.run.scratch import kept_folder
 
 _MAXIMUM = 1 << 32
@@ -118,7 +119,7 @@ def _arrays(
 def _own(target: Model, name: str, made: Approximation) -> np.ndarray:
     """The rows of a matrix of the target that others are made of."""
     dtype = "F64" if target.tensors[name].dtype == "F64" else "F32"
-    return stored(target, name, dtype)[[row for _, row in made.shared]]
+    return stored(target, name, dtype, rows=[row for _, row in made.shared])
 
 
 def _rounded(found: Combination, own: np.ndarray) -> np.ndarray:
@@ -145,18 +146,16 @@ def _found(
 
     Shared tokens are taken where their rows are ``usable``, finite in the target.
     """
-    whole = stored(model, space, "F64" if model.tensors[space].dtype == "F64" else "F32")
-    shared, wanted = whole[[row for row, _ in made.shared]], whole[list(made.wanted)]
-    del whole
+    dtype = "F64" if model.tensors[space].dtype == "F64" else "F32"
+    shared = stored(model, space, dtype, rows=[row for row, _ in made.shared]).copy()
+    wanted = stored(model, space, dtype, rows=made.wanted).copy()
     wanted[~np.isfinite(wanted).all(axis=1)] = 0.0
     shared[~usable] = 0.0
-    atoms, wanted = _in_range(shared, wanted)
-    step = chunk_of(len(atoms.rows), wanted.shape[1], made.k)
+    step = chunk_of(wanted.shape[1], made.k)
     find = pursue if made.method == "omp" else nearest
     parts: list[Combination] = []
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads, user_api="blas"):
+    with crew(threads) as workers:
+        atoms, wanted = _in_range(shared, wanted, workers)
         for at in range(0, len(wanted), step):
             path = None if keep is None else keep / f"{number}-{at:08}.npz"
             done = None if path is None else _kept(path, len(wanted[at : at + step]), made.k)
@@ -169,14 +168,14 @@ def _found(
     return _joined(parts)
 
 
-def _in_range(shared: np.ndarray, wanted: np.ndarray) -> tuple[Atoms, np.ndarray]:
+def _in_range(shared: np.ndarray, wanted: np.ndarray, workers: Crew) -> tuple[Atoms, np.ndarray]:
     """Both by one power of two, where products of their elements would leave the type."""
-    atoms = Atoms(shared)
+    atoms = Atoms(shared, workers)
     largest = max(float(np.abs(each).max(initial=0.0)) for each in (atoms.rows, wanted))
     exponent = math.frexp(largest)[1]
     if abs(exponent) <= _EXPONENT:
         return atoms, wanted
-    return Atoms(np.ldexp(atoms.rows, -exponent)), np.ldexp(wanted, -exponent)
+    return Atoms(np.ldexp(atoms.rows, -exponent), workers), np.ldexp(wanted, -exponent)
 
 
 def _joined(parts: Sequence[Combination]) -> Combination:

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file
 
 import taskvec as tv
 from support.evaluation_models import tiny, word_problems, write_tokenizer
+from support.s3_server import S3
 from taskvec import errors
 from taskvec.evaluation.importance import kept, make, squares
 
 
-def importance(out: Path, tasks: str = "tiny_gen,tiny_choice", **more: Any) -> Any:
+def importance(out: Path | str, tasks: str = "tiny_gen,tiny_choice", **more: Any) -> Any:
     given = {"include_path": tiny().tasks, "limit": 3, "device": "cpu", **more}
     return tv.importance(given.pop("model", tiny().target), out, tasks=tasks, **given)
 
@@ -217,9 +218,59 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "map").exists()
 
 
-def test_an_address_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.RecipeError, match="an importance map goes to a folder, and not to `s3://`"):
-        importance("s3://bucket/map")  # type: ignore[arg-type]
+def test_a_map_goes_to_a_bucket_that_a_recipe_names(s3: S3, tmp_path: Path) -> None:
+    s3.client.create_bucket(Bucket="maps")
+    importance(tmp_path / "near")
+    report = importance("s3://maps/of/target")
+    assert (report.out, report.already_done) == ("s3://maps/of/target", False)
+
+    def there(name: str) -> bytes:
+        return s3.client.get_object(Bucket="maps", Key=f"of/target/{name}")["Body"].read()
+
+    listed = s3.client.list_objects_v2(Bucket="maps", Prefix="of/target/")["Contents"]
+    own = sorted(path.name for path in (tmp_path / "near").iterdir())
+    keys = {each["Key"].removeprefix("of/target/") for each in listed}
+    assert keys == {*own, ".taskvec/written.json"}
+    for name in own:
+        if name != "taskvec.json":
+            assert there(name) == (tmp_path / "near" / name).read_bytes(), name
+    again = importance("s3://maps/of/target")
+    assert again.already_done
+    assert again.documents == report.documents
+    assert tv.verify("s3://maps/of/target").ok
+    assert not list((tmp_path / "scratch" / "outputs").glob("*"))
+    with pytest.raises(errors.OutputError, match="s3://maps/of/target"):
+        importance("s3://maps/of/target", seed=7)
+    models = [tiny().target, tiny().donor]
+    tv.fisher(models, importance=["s3://maps/of/target", tmp_path / "near"]).save(tmp_path / "far")
+    tv.fisher(models, importance=[tmp_path / "near"] * 2).save(tmp_path / "here")
+    far, here = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("far", "here"))
+    assert far == here
+    importance("s3://maps/of/target", limit=2, overwrite=True)
+    assert there("model.safetensors") != (tmp_path / "near" / "model.safetensors").read_bytes()
+
+
+def test_a_map_that_was_made_and_not_sent_is_sent_by_the_next_call(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taskvec.evaluation.importance import delivered
+
+    s3.client.create_bucket(Bucket="maps")
+    with monkeypatch.context() as patch:
+        patch.setattr(delivered, "_send", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            importance("s3://maps/map")
+    asked: list[Any] = []
+    monkeypatch.setattr(make, "_make", lambda *given: asked.append(given))
+    report = importance("s3://maps/map")
+    assert not asked
+    assert not report.already_done
+    assert tv.verify("s3://maps/map").ok
+
+
+def test_other_addresses_and_a_folder_of_something_else_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.RecipeError, match="addresses of ftp:// cannot be written to"):
+        importance("ftp://bucket/map")
     importance(tmp_path / "map")
     with pytest.raises(errors.OutputError):
         importance(tmp_path / "map", seed=7)

@@ -16,6 +16,7 @@ from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
 from taskvec.evaluation.backend.identity import resolve
 from taskvec.evaluation.importance.asked import Asked, Dtype, Labels, asked_for
+from taskvec.evaluation.importance.delivered import delivered
 from taskvec.evaluation.importance.kept import Counts, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
@@ -29,7 +30,7 @@ from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
 from taskvec.run.finished import tidy
-from taskvec.run.sinks import hold_folder
+from taskvec.run.sinks import hold_local, is_address
 from taskvec.shown import counted
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def importance(
     model : str or path
         A folder, hub id or address.
     out : str or path
-        The output folder: files and tensors are called as the model's.
+        The output: files and tensors are called as the model's. A folder, or an address of an object store
+        or the hub, to which the map is sent from the scratch folder.
     tasks : str or sequence of str
         Of lm-eval, or of YAML tasks in ``include_path``.
     labels : {"reference", "model"}
@@ -96,25 +98,34 @@ def importance(
     EvaluationError
         A task or model that cannot be loaded, memory that does not suffice, no document with an answer.
     OutputError
-        The folder holds something else.
+        The output holds something else.
+    HubError
+        An address refuses, or cannot be reached.
     NonFiniteError
         A gradient that is not finite.
     """
     require_extra()
-    hold_folder(path(out, "out"), "an importance map")
+    hold_local(path(out, "out"))
     function(None if isinstance(progress, bool) else progress, "progress")
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
-    plan, folder = asked.plan(weights), Path(out)
-    done = None if overwrite or not resume else _finished(folder, plan, asked)
-    if done is not None:
-        return done
-    with (
-        counted(progress) as tell,
-        FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite),
-    ):
-        return _make(asked, source, opened, plan, folder, resume, tell)
+    plan = asked.plan(weights)
+
+    def make(folder: Path, overwrite: bool) -> ImportanceReport:
+        with (
+            counted(progress) as tell,
+            FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite),
+        ):
+            return _make(asked, source, opened, plan, folder, resume, tell)
+
+    if is_address(out):
+        return delivered(
+            str(out), blake3_hex(plan), overwrite=overwrite, resume=resume,
+            finished=lambda folder: _finished(folder, plan, asked), make=lambda folder: make(folder, not resume),
+        )  # fmt: skip
+    done = None if overwrite or not resume else _finished(Path(out), plan, asked)
+    return done or make(Path(out), overwrite)
 
 
 def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **settings: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ class ImportanceReport:
     Attributes
     ----------
     out : str
-        The folder.
+        The folder, or the address.
     documents : mapping of str to int
         By task, the documents that count.
     left_out : int

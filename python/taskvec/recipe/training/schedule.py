@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from taskvec.errors import RecipeError
-from taskvec.text import nearest, shown
+from taskvec.text import nearest, plural, shown
 
 Schedule = Literal["uniform", "linear", "1-sqrt", "ema"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -57,6 +57,29 @@ def weights(
     if half_life is not None:
         return _divided(_halving(steps, half_life))
     return [1.0 / count] * count
+
+
+def own_weights(values: Sequence[float], steps: Sequence[int | None]) -> list[float]:
+    """Weights as they are given, one for each checkpoint in the order of their steps; any finite numbers.
+
+    Raises
+    ------
+    RecipeError
+        Another number of them, or one that is not finite.
+    """
+    if isinstance(values, str) or not all(
+        isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
+        for each in values
+    ):
+        raise RecipeError(f"weights `{shown(values)}` are not all finite numbers", "give numbers: 0.25,0.75")
+    if len(values) != len(steps):
+        raise RecipeError(
+            f"{plural(len(values), 'weight')} for {plural(len(steps), 'checkpoint')} (steps "
+            f"{', '.join('unknown' if each is None else str(each) for each in steps[:8])}"
+            f"{' ...' if len(steps) > 8 else ''})",
+            "give one for each, in the order of the steps",
+        )
+    return [float(each) for each in values]
 
 
 def _halving(steps: Sequence[int | None], half_life: float) -> list[float]:
