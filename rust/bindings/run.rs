@@ -18,7 +18,8 @@ use crate::watch::watch;
 /// Runs a plan into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, notice=None, resume=true,
-                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), ends_only=false))]
+                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), ends_only=false,
+                    contents=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn run<'py>(
     py: Python<'py>,
@@ -35,11 +36,12 @@ pub(crate) fn run<'py>(
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
     ends_only: bool,
+    contents: Vec<PathBuf>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, max_memory, allow_non_finite, folder, paths, ends_only };
+    let options = Options { threads, max_memory, allow_non_finite, folder, paths, ends_only, contents };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
     let report =
@@ -57,7 +59,7 @@ pub(crate) fn ranges(py: Python<'_>, plan: &[u8], paths: Vec<PathBuf>) -> PyResu
 /// Extracts donor − reference into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, notice=None, resume=true, overwrite=false,
-                    rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new()))]
+                    rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), contents=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn extract<'py>(
     py: Python<'py>,
@@ -72,11 +74,12 @@ pub(crate) fn extract<'py>(
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
+    contents: Vec<PathBuf>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, allow_non_finite, folder, paths, ..Options::default() };
+    let options = Options { threads, allow_non_finite, folder, paths, contents, ..Options::default() };
     py.detach(|| give_back(plan));
     let report = watch(py, progress, notice, |monitor| {
         taskvec_core::extract::extract(plan, &memories, &out, &options, monitor)
