@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
+use taskvec_core::run::contents::Asked;
 use taskvec_core::run::ranges::Ranges;
 use taskvec_core::run::Options;
 
@@ -36,18 +37,23 @@ pub(crate) fn run<'py>(
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
     ends_only: bool,
-    contents: Vec<PathBuf>,
+    contents: Vec<(PathBuf, bool)>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, max_memory, allow_non_finite, folder, paths, ends_only, contents };
+    let options =
+        Options { threads, max_memory, allow_non_finite, folder, paths, ends_only, contents: asked(contents) };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
     let report =
         watch(py, progress, notice, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
+}
+
+fn asked(files: Vec<(PathBuf, bool)>) -> Vec<Asked> {
+    files.into_iter().map(|(path, digest)| Asked { path, digest }).collect()
 }
 
 /// The byte ranges of files that each shard of a plan reads, by the path of the file; `paths` says where its sources lie.
@@ -74,12 +80,12 @@ pub(crate) fn extract<'py>(
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
-    contents: Vec<PathBuf>,
+    contents: Vec<(PathBuf, bool)>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, allow_non_finite, folder, paths, contents, ..Options::default() };
+    let options = Options { threads, allow_non_finite, folder, paths, contents: asked(contents), ..Options::default() };
     py.detach(|| give_back(plan));
     let report = watch(py, progress, notice, |monitor| {
         taskvec_core::extract::extract(plan, &memories, &out, &options, monitor)

@@ -21,7 +21,7 @@ use crate::threads::pool;
 use crate::workers;
 
 pub(crate) mod block;
-pub(crate) mod contents;
+pub mod contents;
 pub(crate) mod encode;
 pub(crate) mod noise;
 mod order;
@@ -33,7 +33,7 @@ mod shards;
 pub(crate) mod taken;
 pub(crate) mod tile;
 
-use contents::Contents;
+use contents::{Asked, Contents};
 use encode::tensors::Encodings;
 use program::Program;
 use rounds::Run;
@@ -55,7 +55,7 @@ pub struct Options {
     /// Compute nothing: the sources may have holes in place of their data, and every shard has to be in place.
     pub ends_only: bool,
     /// Input files whose BLAKE3 digests the report is to have.
-    pub contents: Vec<PathBuf>,
+    pub contents: Vec<Asked>,
 }
 
 /// Runs `plan` into `out` and returns the report as JSON.

@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Looking": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
+        "check-merge": "Say whether a step was really added to a model.",
     },
     "Evaluation": {
         "eval": "Run a model on benchmark tasks through lm-eval.",
@@ -68,8 +69,8 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
-# verbs whose module has another name: this one has a function `run`
-MODULES = {"plan": "plan_file", "run": "run_plan"}
+# verbs whose module has another name: this one has a function `run`, and a hyphen is not one of Python's
+MODULES = {"plan": "plan_file", "run": "run_plan", "check-merge": "check_merge"}
 
 # verbs whose unfinished output the next run of the same command goes on with
 RESUMABLE = frozenset(

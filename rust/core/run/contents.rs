@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde::Serialize;
@@ -27,7 +27,8 @@ pub(crate) struct Contents<'a> {
     files: Vec<InputFile<'a>>,
     /// Position in `files` by the address of the map: two sources that are one folder have two maps of a file.
     places: HashMap<usize, usize>,
-    partly: Vec<PathBuf>,
+    /// Those that are not digested, and whether they are read whole.
+    others: Vec<(PathBuf, bool)>,
 }
 
 struct InputFile<'a> {
@@ -37,17 +38,29 @@ struct InputFile<'a> {
     taken: Vec<AtomicBool>,
 }
 
-/// A file and its digest; none where too little of it is read.
+/// A file that is asked about.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether its digest is wanted, or only whether it is read whole.
+    pub digest: bool,
+}
+
+/// What is answered.
 #[derive(Serialize)]
 pub(crate) struct Content {
     path: String,
+    /// Whether it is read, for the most part.
+    whole: bool,
+    /// Only where it is wanted, and the file is read whole.
     blake3: Option<String>,
 }
 
 impl<'a> Contents<'a> {
     /// Those of the `wanted` files that are read by the plan of these `inputs` for the most part.
     pub(crate) fn of<'i>(
-        wanted: &[PathBuf],
+        wanted: &[Asked],
         sources: &'a Sources<'_>,
         inputs: impl Iterator<Item = &'i Input<'a>>,
     ) -> Self
@@ -62,13 +75,16 @@ impl<'a> Contents<'a> {
         for part in inputs.flat_map(|input| input.storage().parts()) {
             read.entry(part.file.path().to_path_buf()).or_default().push((part.offset, part.offset + part.bytes()));
         }
+        let wanted: HashMap<&Path, bool> = wanted.iter().map(|each| (&*each.path, each.digest)).collect();
         let mut known: HashMap<PathBuf, Option<usize>> = HashMap::new();
-        for mapped in sources.files().filter(|mapped| wanted.iter().any(|path| path == mapped.path())) {
+        for mapped in sources.files() {
+            let Some(digest) = wanted.get(mapped.path()) else { continue };
             let place = *known.entry(mapped.path().to_path_buf()).or_insert_with(|| {
                 let ranges = joined(read.remove(mapped.path()).unwrap_or_default());
                 let share: u64 = ranges.iter().map(|(start, end)| end - start).sum();
-                if share.saturating_mul(LEAST_SHARE) < mapped.len() {
-                    found.partly.push(mapped.path().to_path_buf());
+                let whole = share.saturating_mul(LEAST_SHARE) >= mapped.len();
+                if !(whole && *digest) {
+                    found.others.push((mapped.path().to_path_buf(), whole));
                     return None;
                 }
                 let digest = FileDigest::new(mapped.len());
@@ -131,12 +147,16 @@ impl<'a> Contents<'a> {
             Ok(())
         })?;
         let whole = self.files.iter().map(|file| {
-            Ok(Content { path: file.mapped.path().to_string_lossy().into_owned(), blake3: Some(file.digest.finish()?) })
+            Ok(Content { path: text(file.mapped.path()), whole: true, blake3: Some(file.digest.finish()?) })
         });
-        let partly =
-            self.partly.iter().map(|path| Ok(Content { path: path.to_string_lossy().into_owned(), blake3: None }));
-        whole.chain(partly).collect()
+        let others = self.others.iter();
+        let others = others.map(|(path, whole)| Ok(Content { path: text(path), whole: *whole, blake3: None }));
+        whole.chain(others).collect()
     }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 impl InputFile<'_> {
