@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
+    from taskvec.models.model import Model
     from taskvec.plan.token_ways import Method as TokenMethod
     from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
     from taskvec.report.composition import Composition
     from taskvec.report.difference import Difference
     from taskvec.report.inspect import Inspection
+    from taskvec.report.merge_check import MergeCheck
     from taskvec.report.report import Report
     from taskvec.report.verify import Verification
 

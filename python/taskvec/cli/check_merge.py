@@ -38,7 +38,9 @@ _MOST = 12
 
 @verb("check-merge", examples=EXAMPLES)
 @argument("base", metavar="BASE", help="The model that was merged into.")
-@argument("step", metavar="DONOR|ADAPTER", help="What was to be added: a model tuned from BASE, or a LoRA adapter.")
+@argument(
+    "step", metavar="DONOR|ADAPTER", help="What was to be added: a model tuned from BASE, or a LoRA adapter."
+)
 @argument("merged", metavar="MERGED", help="The outcome, of whatever tool.")
 @option(
     "--alpha", type=float, metavar="A", section="Checks",
@@ -70,14 +72,20 @@ def write_result(page: Page, found: MergeCheck, *, every_tensor: bool) -> None:
     """The verdict, how many tensors are what, and those that are not as they should be."""
     factor = "" if found.alpha is None else f", alpha = {found.alpha:.6g}"
     asked = "" if found.expected is None else f" (asked for: {found.expected:g})"
-    page.line(page.paint(f"{WORDS[found.verdict]}{factor}{asked}", fg="green" if found.ok else "red", bold=True))
+    page.line(
+        page.paint(f"{WORDS[found.verdict]}{factor}{asked}", fg="green" if found.ok else "red", bold=True)
+    )
     for status, count in found.counts.items():
         page.fact(status, f"{plural(count, 'tensor')}: {STATUS[status]}")
     if found.extra:
         page.fact("extra", f"{plural(len(found.extra), 'tensor')} that the base does not have")
     for guess in found.guesses:
         page.level("hint", printable(guess))
-    bad = [name for name, each in found.tensors.items() if each.status not in ("added", "no-step", "rounded-away")]
+    bad = [
+        name
+        for name, each in found.tensors.items()
+        if each.status not in ("added", "no-step", "rounded-away")
+    ]
     shown = list(found.tensors) if every_tensor else bad[:_MOST]
     if not shown:
         return

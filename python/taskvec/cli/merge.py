@@ -37,8 +37,8 @@ See what a method does, with a recipe to copy:
 @argument(
     "recipe",
     metavar="RECIPE",
-    help="A YAML file as mergekit takes it, or the taskvec.json or taskvec_recipe.yaml of an output, which is "
-    "made again; `-` is standard input.",
+    help="A YAML file as mergekit takes it, or the taskvec.json or taskvec_recipe.yaml of an output, which "
+    "is made again; `-` is standard input.",
 )
 @argument(
     "out",
@@ -78,8 +78,10 @@ def command(
 
     Unknown keys, parameters that the method does not have and values out of range are errors that name the
     line. RECIPE may also be the taskvec.json or the taskvec_recipe.yaml of an output of any command, which is
-    made again with the options that were recorded and those given here. Several documents with `name:` build on each other and are run in order; their results are removed
-    at the end. What the recipe says of output type, rounding and seed goes before the options here.
+    made again with the options that were recorded and those given here.
+
+    Several documents with `name:` build on each other and are run in order; their results are removed at the
+    end. What the recipe says of output type, rounding and seed goes before the options here.
     """
     from taskvec.lazy.recipe import open_recipe
     from taskvec.repeat import recorded

@@ -6,16 +6,15 @@ What is needless here is named in a note; what cannot be done is an error with t
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any, NoReturn
 
 import click
 
-from taskvec.cli.console import EXIT_USAGE, Console, UsageError, fail
+from taskvec.cli.console import Console, UsageError
 
 # Options of mergekit-yaml that have no counterpart because nothing has to be asked for here.
 NEEDLESS: dict[str, str] = {
-    "allow_crimes": "tensors go by their names; findings that stand in the way are named, and `--force ID` goes on",
+    "allow_crimes": "tensors go by their names; `--force ID` goes on in spite of a finding",
     "trust_remote_code": "no code of a model is run",
     "lora_merge_cache": "an adapter is added as it is read, and takes no room on the disk",
     "lora_merge_dtype": "an adapter is added before the one rounding at the end",
@@ -40,12 +39,12 @@ def _switch(name: str, default: bool = False) -> Any:
 
 
 _OPTIONS = [
-    click.option("--transformers-cache", metavar="DIR", help="Where models of the hub are kept (HF_HUB_CACHE)."),
+    click.option("--transformers-cache", metavar="DIR", help="Where models of the hub are kept."),
     click.option("--random-seed", type=int, metavar="N", help="Seed of methods that draw random numbers."),
     click.option("-v", "verbose", count=True, help="Say more."),
     click.option("--quiet/--no-quiet", default=False, help="Print nothing to stderr but errors."),
     click.option("-j", "--num-threads", type=int, metavar="N", help="Worker threads."),
-    click.option("--out-shard-size", metavar="SIZE", help="Parameters of a weight file: `5B`."),
+    click.option("--out-shard-size", metavar="SIZE", help="Largest weight file, in bytes: `5B`."),
     click.option("--overwrite", is_flag=True, help="Replace what OUT_PATH holds."),
     click.option("--force", multiple=True, metavar="ID", help="Go on in spite of a finding."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop; nothing is written."),
@@ -69,7 +68,25 @@ _OPTIONS = [
 ]  # fmt: skip
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """A command whose unknown options are errors that say where the known ones are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            near = sorted(error.possibilities or ())
+            raise UsageError(
+                f"`{error.option_name}` is not an option of mergekit-yaml",
+                f"did you mean `{near[0]}`?"
+                if near
+                else "`taskvec-yaml --help` lists the options, `taskvec merge --help` those of taskvec",
+            ) from None
+
+
+@click.command(
+    cls=_Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.argument("config_file")
 @click.argument("out_path")
 @click.pass_context
@@ -92,6 +109,7 @@ def command(context: click.Context, config_file: str, out_path: str, **options: 
     console.say(page)
     from taskvec.cli import cli
 
+    # what is said there is said of `taskvec merge`
     result = cli.main(words, prog_name="taskvec", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
@@ -127,7 +145,7 @@ def _words(config: str, out: str, options: dict[str, Any]) -> list[str]:
     if options["num_threads"] is not None:
         words += ["--threads", str(options["num_threads"])]
     if options["out_shard_size"] is not None:
-        words += ["--max-shard-size", str(_bytes_of(options["out_shard_size"], config))]
+        words += ["--max-shard-size", str(_bytes_of(options["out_shard_size"]))]
     force = [*options["force"], *(["vocabulary-rows"] if options["unsafe_truncate_embeddings"] else [])]
     words += [word for finding in force for word in ("--force", finding)]
     names = {"overwrite": "--overwrite", "dry_run": "--dry-run", "as_json": "--json", "quiet": "--quiet"}
@@ -135,60 +153,27 @@ def _words(config: str, out: str, options: dict[str, Any]) -> list[str]:
     return words + (["--verbose"] if options["verbose"] else [])
 
 
-def _bytes_of(size: str, config: str) -> int:
-    """Bytes of so many parameters, of the type that the recipe writes; bfloat16 where it says none.
+def _bytes_of(size: str) -> int:
+    """The bytes of a weight file: mergekit says parameters, and counts bytes.
 
     Raises
     ------
     UsageError
-        The text is not a number of parameters.
+        The text is not a number with one of its units.
     """
     text = size.strip().upper()
-    unit = text[-1:] if text[-1:] in _UNITS and not text[-1:].isdigit() else ""
+    unit = text[-1:] if text[-1:] in _UNITS else ""
     try:
         count = int(float(text.removesuffix(unit)) * _UNITS[unit])
     except (ValueError, OverflowError):
         count = 0
     if not 0 < count < _LARGEST:
-        raise UsageError(
-            f"`--out-shard-size {size}` is not a number of parameters", "write it as `5B`, `500M` or a number"
-        )
-    from taskvec.recipe.load import read
-
-    _, _, documents = read(config)
-    plain = documents[-1].plain()
-    word = str(plain.get("out_dtype") or plain.get("dtype") or "bfloat16")
-    width = {"float32": 4, "float64": 8}.get(word.removeprefix("torch."), 2)
-    return count * width
-
-
-def run(arguments: list[str]) -> int:
-    """Run the command line and give its exit code; every error has been printed."""
-    from taskvec.cli import _usage
-    from taskvec.cli import run as run_taskvec
-
-    as_json, verbose = "--json" in arguments, "-v" in arguments
-    try:
-        result = command.main(arguments, prog_name="taskvec-yaml", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return EXIT_USAGE
-    except click.NoSuchOption as error:
-        near = sorted(error.possibilities or ())
-        hint = f"did you mean `{near[0]}`?" if near else (
-            "`taskvec-yaml --help` lists the options; `taskvec merge --help` those of taskvec"
-        )
-        problem = UsageError(f"no such option `{error.option_name}` of mergekit-yaml", hint)
-        return fail(problem, EXIT_USAGE, command="merge", as_json=as_json, verbose=verbose)
-    except click.ClickException as error:
-        return fail(_usage(error, "merge"), EXIT_USAGE, command="merge", as_json=as_json, verbose=verbose)
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 0
-    except BaseException as error:
-        return run_taskvec.failed(error, "merge", as_json=as_json, verbose=verbose)  # type: ignore[attr-defined]
+        raise UsageError(f"`--out-shard-size {size}` is not a size", "write it as `5B`, `500M` or a number")
+    return count
 
 
 def main() -> NoReturn:
     """The console entry point."""
-    sys.exit(run(sys.argv[1:]))
+    from taskvec.cli import main as start
+
+    start(command, "merge")

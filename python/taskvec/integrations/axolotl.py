@@ -28,7 +28,7 @@ except ImportError:  # its methods are called by name, and axolotl is not needed
 
 
 class TaskVectorArgs(BaseModel):
-    """What a configuration may say: the arguments of :class:`taskvec.integrations.trainer.TaskVectorCallback`."""
+    """What a configuration may say: arguments of ``taskvec.integrations.trainer.TaskVectorCallback``."""
 
     model_config = ConfigDict(extra="ignore")
 

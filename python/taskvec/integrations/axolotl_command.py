@@ -22,11 +22,17 @@ class _Failure(click.ClickException):
         super().__init__(f"{error.message}\nhint: {error.hint}" if error.hint else error.message)
 
 
-@click.command("task-vector", short_help="save what a training has learned as a task vector, or add it to a model")
+@click.command(
+    "task-vector", short_help="save what a training has learned as a task vector, or add it to a model"
+)
 @click.argument("config", type=click.Path(dir_okay=False))
-@click.option("-o", "--out", metavar="DIR", help="Where the result goes.  [default: task-vector in output_dir]")
+@click.option(
+    "-o", "--out", metavar="DIR", help="Where the result goes.  [default: task-vector in output_dir]"
+)
 @click.option("--target", metavar="MODEL", help="Add the step to this model, and write that.")
-@click.option("--alpha", type=float, default=1.0, show_default=True, help="Factor of the step, with --target.")
+@click.option(
+    "--alpha", type=float, default=1.0, show_default=True, help="Factor of the step, with --target."
+)
 @click.option("--dtype", metavar="DTYPE", help="A smaller type for the vector, with loss.")
 @click.option("--overwrite", is_flag=True, help="Replace what the folder holds.")
 def command(
@@ -57,7 +63,9 @@ def run(
     base, trained = settings.get("base_model"), settings.get("output_dir")
     if not isinstance(base, str) or not isinstance(trained, str):
         missing = "base_model" if not isinstance(base, str) else "output_dir"
-        raise RecipeError(f"`{config}` has no `{missing}`", "give the configuration that the model was trained with")
+        raise RecipeError(
+            f"`{config}` has no `{missing}`", "give the configuration that the model was trained with"
+        )
     place = out or os.path.join(trained, "task-vector")
     if look.exists(os.path.join(trained, ADAPTER_CONFIG)):
         if target is None:

@@ -1,4 +1,4 @@
-"""A callback of transformers' ``Trainer`` that saves task vectors and merges checkpoints while a model is trained."""
+"""A callback of transformers' ``Trainer`` that saves task vectors and merges checkpoints during training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LOG = logging.getLogger("taskvec")
 
 
 class TaskVectorCallback(TrainerCallback):
-    """Save what was learned as a task vector, and merge, each time that the trainer has saved a checkpoint.
+    """Save what was learned as a task vector, and merge, each time that a checkpoint has been saved.
 
-    Everything is read from the checkpoint's own folder, tensor by tensor: no second copy of the model is held.
+    Everything is read from the checkpoint's own folder, tensor by tensor: no second copy of the model is made.
     Of a trainer that runs in several processes the first one does the work.
 
     Parameters
@@ -112,7 +112,7 @@ class TaskVectorCallback(TrainerCallback):
         Raises
         ------
         taskvec.Error
-            The checkpoint was not found, is not compatible with the reference, or the results cannot be written.
+            The checkpoint was not found, is not compatible with the reference, or nothing can be written.
         """
         import taskvec as tv
 

@@ -28,8 +28,6 @@ _FEW = 1e-3
 _TWICE = 2.0**-8
 
 
-
-
 @dataclass(slots=True)
 class _Sums:
     step: float = 0.0
@@ -58,7 +56,7 @@ def check_merge(
     merged_as = fitted(merged, base, None)
     donor = fitted(step, base, None) if isinstance(step, Model) else None
     names = [name for name, info in base.tensors.items() if info.dtype in FLOAT_DTYPES]
-    changed = set(step.changed) if isinstance(step, Adapter) else {n for n in names if n in donor.tensors}  # type: ignore[union-attr]
+    changed = set(step.changed) if donor is None else set(donor.tensors)  # type: ignore[union-attr]
     if not changed & set(names):
         raise RecipeError(
             f"`{step.spec}` has no tensor of `{base.spec}`", "name the model that it was trained from as BASE"
@@ -96,7 +94,8 @@ def _factor(found: Mapping[str, TensorCheck]) -> float | None:
     """The factor over all tensors, each with the weight of its step."""
     rows = [each for each in found.values() if each.status == "added" and each.alpha is not None]
     squares = sum(each.step_norm**2 for each in rows)
-    return sum(each.alpha * each.step_norm**2 for each in rows) / squares if squares else None  # type: ignore[operator]
+    product = sum((each.alpha or 0.0) * each.step_norm**2 for each in rows)
+    return product / squares if squares else None
 
 
 def _chunks(base: Model, other: Any, merged: Model, name: str) -> Iterator[tuple[np.ndarray, ...]]:
@@ -148,7 +147,9 @@ def _tensor(base: Model, other: Any, merged: Model, name: str) -> TensorCheck:
         sums.scale += float(ulp @ ulp) / 12
         is_lost = is_lost and bool((np.abs(s) <= ulp / 2).all())
     if not math.isfinite(sums.step + sums.moved):
-        return TensorCheck("other", None, 1.0, math.sqrt(abs(sums.step)), math.sqrt(abs(sums.moved)), math.nan)
+        return TensorCheck(
+            "other", None, 1.0, math.sqrt(abs(sums.step)), math.sqrt(abs(sums.moved)), math.nan
+        )
     step, moved = math.sqrt(sums.step), math.sqrt(sums.moved)
     if not sums.changes:
         # the type of the merged model may be narrower than the base's
@@ -244,7 +245,7 @@ def _of_other(check: MergeCheck) -> Iterator[str]:
     if far and len(far) > len(rows) / 2:
         yield "most of merged - base does not point along the step: is BASE the model that was merged into?"
     elif rows and not still:
-        yield "merged - base points along the step, and more than rounding is left: another step was added too"
+        yield "merged - base points along the step, and more than rounding is left: was more added?"
 
 
 def of_adapter(base: Model, spec: str) -> Callable[[list[str]], Iterator[tuple[str, np.ndarray]]]:
@@ -252,7 +253,11 @@ def of_adapter(base: Model, spec: str) -> Callable[[list[str]], Iterator[tuple[s
     from taskvec.lazy.recipe import open_recipe
 
     def values(names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        document = {"merge_method": "passthrough", "models": [{"model": f"{base.spec}+{spec}"}], "dtype": "float64"}
+        document = {
+            "merge_method": "passthrough",
+            "models": [{"model": f"{base.spec}+{spec}"}],
+            "dtype": "float64",
+        }
         plan = open_recipe(document).plan()
         yield from of_plan(plan, names)
 

@@ -57,7 +57,7 @@ def content_of(source: Source, rows: Sequence[Mapping[str, Any]], contents: Mapp
     -------
     str
         ``blake3:`` or ``sha256:`` and a digest: of a single file its own, as ``b3sum`` or ``sha256sum``
-        prints it; of several that of the lines that these print for all of them, in the order of their names. Of a
+        prints it; of several that of the lines that these print for all of them, by name. Of a
         GGUF file its BLAKE3. Or one word: ``not-read-whole`` where a run has read less than half of a file,
         ``not-computed`` where no digests were made, ``in-memory``.
     """

@@ -2,11 +2,11 @@
 
 Three forms are known, all of them safetensors with positions counted in row-major order:
 
-- ``NAME.indices`` (int32, or int64) and ``NAME.values``, with whole tensors as ``NAME`` where all of one changed: TRL's
-  delta weight sync as it was published (https://huggingface.co/blog/delta-weight-sync).
+- ``NAME.indices`` (int32, or int64) and ``NAME.values``, and whole tensors as ``NAME``: TRL's delta
+  weight sync as it was published (https://huggingface.co/blog/delta-weight-sync).
 - ``NAME.idx`` and ``NAME.val``, the positions raw or as gaps (``encoding`` in the metadata: ``raw``,
   ``gap_delta``): TRL's asynchronous GRPO (trl/experimental/async_grpo).
-- A folder with ``sparse_update_manifest.json``, which names the tensors of the file beside it: prime-rl's sparse
+- A folder with ``sparse_update_manifest.json``, which names the tensors of another file: prime-rl's sparse
   updates (prime_rl/utils/sparse_update.py).
 """
 
@@ -93,8 +93,12 @@ def read(path: Path) -> Patch:
             name = key.removesuffix(positions)
             if name == key or name + values not in infos:
                 continue
-            indices = _positions(path, name, infos[key][0], reader.read(key), encoding if positions == ".idx" else "raw")
-            changes[name] = _change(path, name, indices, infos[name + values][0], reader.read(name + values), None)
+            indices = _positions(
+                path, name, infos[key][0], reader.read(key), encoding if positions == ".idx" else "raw"
+            )
+            changes[name] = _change(
+                path, name, indices, infos[name + values][0], reader.read(name + values), None
+            )
     used = {name + ending for name in changes for pair in _ENDINGS for ending in pair}
     for name, (dtype, shape) in infos.items():
         if name not in used:
@@ -112,12 +116,14 @@ def _of_prime(folder: Path) -> Patch:
     manifest = read_object(folder / PRIME, maximum=_MAXIMUM_MANIFEST)
     if manifest.get("format") != _PRIME_FORMAT or manifest.get("version") != 1:
         raise FormatError(
-            f"`{folder / PRIME}` has format {manifest.get('format')!r}, version {manifest.get('version')!r}; known "
-            f"is {_PRIME_FORMAT!r}, version 1",
+            f"`{folder / PRIME}` has format {manifest.get('format')!r}, version "
+            f"{manifest.get('version')!r}; known is {_PRIME_FORMAT!r}, version 1",
             "apply it with the release of prime-rl that wrote it",
         )
     if manifest.get("compressed"):
-        raise FormatError(f"the patch in `{folder}` is compressed by zstd", "decompress it, or write it uncompressed")
+        raise FormatError(
+            f"the patch in `{folder}` is compressed by zstd", "decompress it, or write it uncompressed"
+        )
     try:
         return _from_manifest(folder, manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -130,7 +136,9 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Patch:
         return Patch(folder, {}, **steps)
     file = str(manifest["patch_file"])
     if file != Path(file).name:
-        raise FormatError(f"`{folder / PRIME}` names a file outside its folder: `{file}`", "do not trust this patch")
+        raise FormatError(
+            f"`{folder / PRIME}` names a file outside its folder: `{file}`", "do not trust this patch"
+        )
     path = folder / file
     reader = Reader(str(path))
     infos = {name: dtype for name, dtype, *_ in reader.tensors()}
@@ -140,7 +148,9 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Patch:
         shape = tuple(int(size) for size in entry["shape"])
         missing = next((key for key in (indices, values) if key not in infos), None)
         if missing is not None:
-            raise FormatError(f"`{path}` has no tensor `{missing}`, which holds `{name}`", "write the patch again")
+            raise FormatError(
+                f"`{path}` has no tensor `{missing}`, which holds `{name}`", "write the patch again"
+            )
         places = _positions(path, name, infos[indices], reader.read(indices), "raw")
         changes[name] = _change(path, name, places, infos[values], reader.read(values), shape)
     return Patch(folder, changes, **steps)
@@ -170,7 +180,8 @@ def _change(
     values = np.frombuffer(data, numpy_dtype(dtype))
     if len(values) != len(indices):
         raise FormatError(
-            f"`{path}`: `{name}` has {len(indices)} positions and {len(values)} values", "write the patch again"
+            f"`{path}`: `{name}` has {len(indices)} positions and {len(values)} values",
+            "write the patch again",
         )
     order = np.argsort(indices, kind="stable")
     indices = indices[order]

@@ -49,7 +49,8 @@ def open_patched(spec: str, opened: Callable[[str], Model]) -> Model:
     Raises
     ------
     NotFoundError, FormatError
-        The base or the patch was not found, is damaged, or they are not compatible; the message names the tensor.
+        The base or the patch was not found, is damaged, or they are not compatible; the tensor is
+        named.
     OutputError
         The folder for fetched files has no room.
     """
@@ -57,17 +58,26 @@ def open_patched(spec: str, opened: Callable[[str], Model]) -> Model:
     path = Path(place).expanduser().absolute()
     base = materialised(opened(named), None)
     if not isinstance(base, Model) or base.path is None:
-        raise FormatError(f"`{named}` is {kind_of(base)}, which takes no patch", "give a model that lies in files")
+        raise FormatError(
+            f"`{named}` is {kind_of(base)}, which takes no patch", "give a model that lies in files"
+        )
     weights = [_state(base.location / name) for name in base.file_sizes]
     files = sorted(path.iterdir()) if look.is_folder(path) else [path]
     key = blake3_hex(
-        json.dumps([_FORMAT, base.fingerprint, base.revision, weights, [_state(file) for file in files]]).encode()
+        json.dumps(
+            [_FORMAT, base.fingerprint, base.revision, weights, [_state(file) for file in files]]
+        ).encode()
     )
     folder = storage.current().folder / "patched" / key[:32]
     note = laid_out(path, folder, partial(_lay_out, base, path))
     model = open_folder(spec, folder)
     return replace(
-        model, repository=spec, revision=note["identity"], address=spec, is_laid_out=True, patched=note["changed"]
+        model,
+        repository=spec,
+        revision=note["identity"],
+        address=spec,
+        is_laid_out=True,
+        patched=note["changed"],
     )
 
 
@@ -80,7 +90,8 @@ def _lay_out(base: Model, path: Path, part: Path) -> dict[str, Any]:
     before = _step_of(base)
     if None not in (before, patch.base_step) and before != patch.base_step:
         raise FormatError(
-            f"`{path}` leads from step {patch.base_step} to {patch.step}, and the patch before it to {before}",
+            f"`{path}` leads from step {patch.base_step} to {patch.step}, and the patch before it to "
+            f"{before}",
             "put in every patch, in their order",
         )
     reader = Reader(local_path(base), [*base.file_sizes] if base.sub_models else None)
@@ -132,7 +143,9 @@ def _hold(patch: Patch, name: str, change: Change, info: tuple[str, tuple[int, .
     """
     where = f"`{patch.path}` changes `{name}`"
     if info is None:
-        raise FormatError(f"{where}, which the base does not have", "give the model that the patch was made on")
+        raise FormatError(
+            f"{where}, which the base does not have", "give the model that the patch was made on"
+        )
     dtype, shape, _ = info
     count = int(np.prod(shape, dtype=np.int64))
     if change.shape is not None and change.shape != shape:
@@ -163,4 +176,3 @@ def _bytes(reader: Reader, name: str, dtype: str, change: Change | None) -> byte
     tensor = np.frombuffer(data, kind).copy()
     tensor[change.indices] = values
     return tensor.tobytes()
-
