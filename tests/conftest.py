@@ -16,6 +16,8 @@ from support.models import Trio, write_trio
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HOME"] = os.path.join(tempfile.gettempdir(), f"taskvec-tests-{os.getpid()}", "huggingface")
+# Digests of input files are kept there.
+os.environ["XDG_CACHE_HOME"] = os.path.join(tempfile.gettempdir(), f"taskvec-tests-{os.getpid()}", "cache")
 for _name in (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",

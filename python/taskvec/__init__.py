@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskvec.api import analyse as analyse
     from taskvec.api import apply as apply
     from taskvec.api import check as check
+    from taskvec.api import check_merge as check_merge
     from taskvec.api import convert as convert
     from taskvec.api import diff as diff
     from taskvec.api import extract as extract
@@ -72,9 +73,11 @@ if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo as TensorInfo
     from taskvec.models.selection import Selection as Selection
     from taskvec.progress import Progress as Progress
+    from taskvec.repeat import repeat as repeat
     from taskvec.report.composition import Composition as Composition
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
+    from taskvec.report.merge_check import MergeCheck as MergeCheck
     from taskvec.report.report import Report as Report
     from taskvec.report.survival import Survival as Survival
     from taskvec.report.tables import Findings as Findings
@@ -121,6 +124,7 @@ _MODULES = {
         "analyse",
         "apply",
         "check",
+        "check_merge",
         "convert",
         "diff",
         "extract",
@@ -157,6 +161,7 @@ _MODULES = {
         "TensorNotFoundError",
         "VerificationError",
     ),
+    "repeat": ("repeat",),
     "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),
@@ -170,6 +175,7 @@ _MODULES = {
     "lazy.plan": ("Plan",),
     "progress": ("Progress",),
     "lazy.recipe": ("RecipeMerge", "merge", "open_recipe"),
+    "report.merge_check": ("MergeCheck",),
     "report.report": ("Report",),
     "report.survival": ("Survival",),
     "models.selection": ("Selection",),

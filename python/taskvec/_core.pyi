@@ -122,6 +122,7 @@ def run(
     memories: _Memories = ...,
     paths: Sequence[_Path] = ...,
     ends_only: bool = False,
+    contents: Sequence[tuple[_Path, bool]] = ...,
 ) -> str:
     """Run a plan into a folder; the report as JSON."""
 
@@ -141,6 +142,7 @@ def extract(
     allow_non_finite: bool = False,
     memories: _Memories = ...,
     paths: Sequence[_Path] = ...,
+    contents: Sequence[tuple[_Path, bool]] = ...,
 ) -> str:
     """Extract donor - reference into a folder; the report as JSON."""
 

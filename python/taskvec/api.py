@@ -11,6 +11,8 @@ from taskvec.arguments import path as hold_path
 from taskvec.arguments import texts
 from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
+from taskvec.files import look
+from taskvec.models.adapter import Adapter
 from taskvec.models.selection import Preset, Selection, both
 from taskvec.plan.checks import findings
 from taskvec.plan.delta import Step
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from taskvec.lazy.checkpoint import Checkpoint
     from taskvec.lazy.plan import Plan
     from taskvec.lazy.vector import TaskVector
+    from taskvec.models.model import Model
     from taskvec.plan.token_ways import Method as TokenMethod
     from taskvec.plan.transfer import Control, TokenizerSource
     from taskvec.progress import Callback
     from taskvec.report.composition import Composition
     from taskvec.report.difference import Difference
     from taskvec.report.inspect import Inspection
+    from taskvec.report.merge_check import MergeCheck
     from taskvec.report.report import Report
     from taskvec.report.verify import Verification
 
@@ -574,6 +578,61 @@ def inspect(path: ModelLike) -> Inspection:
     from taskvec.report.inspect import inspect
 
     return inspect(path)
+
+
+def check_merge(
+    base: ModelLike,
+    step: ModelLike,
+    merged: ModelLike,
+    *,
+    alpha: float | None = None,
+    progress: Callback | None = None,
+) -> MergeCheck:
+    """Say, tensor by tensor, whether a step was really added to a model, by whatever tool.
+
+    Parameters
+    ----------
+    base : str, path or Checkpoint
+        The model that was merged into.
+    step : str, path or Checkpoint
+        What was to be added: a model that was tuned from `base`, or a LoRA adapter.
+    merged : str, path or Checkpoint
+        The outcome.
+    alpha : float, optional
+        The factor that was asked for; any one factor by default.
+    progress : callable, optional
+        Called with a :class:`taskvec.Progress`.
+
+    Returns
+    -------
+    MergeCheck
+        True if `merged` is base + alpha * step in every tensor, up to rounding; ``verdict``, ``alpha`` by
+        least squares, and each tensor's own.
+
+    Raises
+    ------
+    RecipeError
+        The step has no tensor of the base.
+    taskvec.Error
+        A model is missing or damaged.
+    """
+    from taskvec.lazy import merge_check
+    from taskvec.models.adapter_config import CONFIG
+    from taskvec.resolve.adapter import open_adapter
+    from taskvec.resolve.open import open as open_model
+    from taskvec.resolve.remote import materialised
+
+    def opened(model: ModelLike) -> Model:
+        found = materialised(open_model(model), progress)
+        assert not isinstance(found, Adapter)
+        return found  # type: ignore[return-value]
+
+    before, after = opened(base), opened(merged)
+    if isinstance(step, str | os.PathLike) and look.exists(os.path.join(os.fspath(step), CONFIG)):
+        adapter = open_adapter(step)
+        values = merge_check.of_adapter(before, os.fspath(step))
+        return merge_check.check_merge(before, adapter, after, alpha=alpha, values=values, progress=progress)
+    return merge_check.check_merge(before, opened(step), after, alpha=alpha, progress=progress)
 
 
 def verify(

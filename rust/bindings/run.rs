@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
+use taskvec_core::run::contents::Asked;
 use taskvec_core::run::ranges::Ranges;
 use taskvec_core::run::Options;
 
@@ -18,7 +19,8 @@ use crate::watch::watch;
 /// Runs a plan into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, max_memory=None, progress=None, notice=None, resume=true,
-                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), ends_only=false))]
+                    overwrite=false, rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), ends_only=false,
+                    contents=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn run<'py>(
     py: Python<'py>,
@@ -35,17 +37,23 @@ pub(crate) fn run<'py>(
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
     ends_only: bool,
+    contents: Vec<(PathBuf, bool)>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, max_memory, allow_non_finite, folder, paths, ends_only };
+    let options =
+        Options { threads, max_memory, allow_non_finite, folder, paths, ends_only, contents: asked(contents) };
     // What planning has left behind, and then what the run has: each would stay while the other goes on.
     py.detach(|| give_back(plan));
     let report =
         watch(py, progress, notice, |monitor| taskvec_core::run::run_with(plan, &memories, &out, &options, monitor))?;
     py.detach(|| give_back(plan));
     Ok(report)
+}
+
+fn asked(files: Vec<(PathBuf, bool)>) -> Vec<Asked> {
+    files.into_iter().map(|(path, digest)| Asked { path, digest }).collect()
 }
 
 /// The byte ranges of files that each shard of a plan reads, by the path of the file; `paths` says where its sources lie.
@@ -57,7 +65,7 @@ pub(crate) fn ranges(py: Python<'_>, plan: &[u8], paths: Vec<PathBuf>) -> PyResu
 /// Extracts donor − reference into a folder and returns the report as JSON text.
 #[pyfunction]
 #[pyo3(signature = (plan, out, *, threads=0, progress=None, notice=None, resume=true, overwrite=false,
-                    rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new()))]
+                    rehash=false, allow_non_finite=false, memories=Vec::new(), paths=Vec::new(), contents=Vec::new()))]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn extract<'py>(
     py: Python<'py>,
@@ -72,11 +80,12 @@ pub(crate) fn extract<'py>(
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
     paths: Vec<PathBuf>,
+    contents: Vec<(PathBuf, bool)>,
 ) -> PyResult<String> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let folder = FolderOptions { overwrite, resume, rehash };
-    let options = Options { threads, allow_non_finite, folder, paths, ..Options::default() };
+    let options = Options { threads, allow_non_finite, folder, paths, contents: asked(contents), ..Options::default() };
     py.detach(|| give_back(plan));
     let report = watch(py, progress, notice, |monitor| {
         taskvec_core::extract::extract(plan, &memories, &out, &options, monitor)

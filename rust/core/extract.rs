@@ -16,6 +16,7 @@ use crate::measure::{NonFinite, Place};
 use crate::monitor::Monitor;
 use crate::output::folder::{OutputFolder, Request};
 use crate::plan::FORMAT;
+use crate::run::contents::Contents;
 use crate::run::program::Pair;
 use crate::run::report::text;
 use crate::run::Options;
@@ -106,7 +107,9 @@ pub fn extract(
 
     let packed = plan.sources.iter().any(|source| !source.packed.is_empty());
     let pairs: &[Pair] = if packed { &[Pair { donor: 0, reference: 1, weight: 1.0 }] } else { &[] };
-    let work = Work { level, monitor, pool: &pool, lossy, pairs };
+    let read = items.iter().flat_map(|item| &item.inputs);
+    let contents = Contents::of(&options.contents, &sources, read);
+    let work = Work { contents: &contents, level, monitor, pool: &pool, lossy, pairs };
     work.measure(&mut items, &non_finite)?;
     let counted = |job: usize, place| {
         let name = shown(items[job].name);
@@ -139,10 +142,12 @@ pub fn extract(
             work.write(file, &items, &folder)?;
         }
     }
+    let contents = contents.finish(&pool, monitor)?;
     sources.unchanged()?;
     let report = Report {
         seconds: started.elapsed().as_secs_f64(),
         bytes_read: items.iter().map(Item::cost).sum(),
+        contents,
         bytes_written: files.iter().map(|file| file.size).sum(),
         threads: pool.current_num_threads(),
         cpu_level: level.name(),

@@ -21,6 +21,7 @@ use crate::threads::pool;
 use crate::workers;
 
 pub(crate) mod block;
+pub mod contents;
 pub(crate) mod encode;
 pub(crate) mod noise;
 mod order;
@@ -32,6 +33,7 @@ mod shards;
 pub(crate) mod taken;
 pub(crate) mod tile;
 
+use contents::{Asked, Contents};
 use encode::tensors::Encodings;
 use program::Program;
 use rounds::Run;
@@ -52,6 +54,8 @@ pub struct Options {
     pub paths: Vec<PathBuf>,
     /// Compute nothing: the sources may have holes in place of their data, and every shard has to be in place.
     pub ends_only: bool,
+    /// Input files whose BLAKE3 digests the report is to have.
+    pub contents: Vec<Asked>,
 }
 
 /// Runs `plan` into `out` and returns the report as JSON.
@@ -91,6 +95,8 @@ pub fn run_with(
     let threads = threads(&plan, &programs, &encodings, options)?;
     let pool = pool(threads)?;
 
+    let read = programs.iter().flat_map(|program| &program.inputs);
+    let contents = Contents::of(&options.contents, &sources, read);
     let run = Run {
         plan: &plan,
         layout: &layout,
@@ -103,6 +109,7 @@ pub fn run_with(
         pool: &pool,
         shards,
         encodings,
+        contents: &contents,
     };
     let resumed = run.shards.kept();
     if options.ends_only && !(0..plan.shards.len()).all(|shard| run.shards.is_done(shard)) {
@@ -110,12 +117,11 @@ pub fn run_with(
     }
     monitor.expect(run.expected_bytes());
     // What an input has become meanwhile says more than what was found in it.
-    let done = run.execute();
+    let done = run.execute().and_then(|()| contents.finish(&pool, monitor));
     if !matches!(&done, Err(error) if error.kind != Kind::NonFinite) {
         sources.unchanged()?;
     }
-    done?;
-    let report = run.report(started, threads, resumed)?;
+    let report = run.report(started, threads, resumed, done?)?;
     for folder in folders {
         folder.close()?;
     }

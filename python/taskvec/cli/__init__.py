@@ -52,6 +52,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Inspect": {
         "inspect": "Show what a checkpoint or vector holds, from its headers.",
         "verify": "Compare an output folder with the hashes in its manifest.",
+        "check-merge": "Say whether a step was really added to a model.",
     },
     "Evaluation": {
         "eval": "Run a model on benchmark tasks through lm-eval.",
@@ -69,8 +70,8 @@ SECTIONS: dict[str, dict[str, str]] = {
 }
 VERBS: dict[str, str] = {verb: line for section in SECTIONS.values() for verb, line in section.items()}
 
-# verbs whose module has another name: this one has a function `run`
-MODULES = {"plan": "plan_file", "run": "run_plan"}
+# verbs whose module has another name: this one has a function `run`, and a hyphen is not one of Python's
+MODULES = {"plan": "plan_file", "run": "run_plan", "check-merge": "check_merge"}
 
 # verbs whose unfinished output the next run of the same command goes on with
 RESUMABLE = frozenset(
@@ -261,13 +262,16 @@ def _detach(stream: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line and give its exit code; every error has been printed."""
+def run(arguments: list[str], program: click.Command | None = None, verb: str | None = None) -> int:
+    """Run the command line and give its exit code; every error has been printed.
+
+    Another program than `taskvec` does the work of the `verb`.
+    """
     as_json = "--json" in arguments or is_set("--json")
     verbose = not {"--verbose", "-v"}.isdisjoint(arguments) or is_set("--verbose")
-    verb = next((word for word in arguments if word in VERBS), None)
+    verb = verb or next((word for word in arguments if word in VERBS), None)
     try:
-        result = cli.main(arguments, prog_name="taskvec", standalone_mode=False)
+        result = (program or cli).main(arguments, prog_name="taskvec", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -322,8 +326,8 @@ def _tells_of_leaks() -> bool:
     return "triton._C.libtriton" in sys.modules
 
 
-def main() -> NoReturn:
-    """The console entry point."""
+def main(program: click.Command | None = None, verb: str | None = None) -> NoReturn:
+    """The console entry point; of another program than `taskvec`, as :func:`run` says."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -337,7 +341,7 @@ def main() -> NoReturn:
     if is_short:
         # Nearly all that a start makes is modules, which stay: the collector found nothing in 0.01 s.
         gc.set_threshold(50_000)
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], program, verb)
     if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         _forget_interrupt()
     _detach(sys.stdout)

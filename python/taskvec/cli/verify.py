@@ -47,7 +47,7 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
 
     OUT is a checkpoint or a task vector that taskvec wrote, or a folder of several alphas, here or at
     hf://, s3://, gs:// or az://. Files that the manifest does not list are named, which is not a failure.
-    Exit code 1 if a file is missing or differs.
+    Exit code 1 if a file is missing or differs, or the manifest itself has been changed since it was written.
     """
     from taskvec.api import verify
 
@@ -59,12 +59,17 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
             _write(page, file.status, file.name, file.expected_bytes, file.found_bytes)
     listed = [file for file in result.files if file.status != "extra"]
     total = sum(file.found_bytes or 0 for file in listed)
+    if result.seal == "broken":
+        word = page.paint(STATUS_LABELS["differs"].ljust(19), fg="red")
+        page.line(f"{word}  taskvec.json  (its bytes are not those of its own seal)")
     if result.ok:
         read = f"{size(total)}, {duration(result.seconds)}"
         page.line(f"ok: {plural(len(listed), 'file')} as the manifest says ({read})")
+        if result.seal == "not-sealed":
+            page.line("the manifest is not sealed: a change of its own bytes would not be seen")
     else:
-        problems = len(result.problems)
-        page.line(f"failed: {problems} of {plural(len(listed), 'file')} are not what was written")
+        problems = len(result.problems) + (result.seal == "broken")
+        page.line(f"failed: {problems} of {plural(len(listed) + 1, 'file')} are not what was written")
     console.show(page)
     console.emit({key: value for key, value in result.to_dict().items() if key != "schema"})
     return 0 if result.ok else EXIT_FAILED

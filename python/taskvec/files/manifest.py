@@ -38,12 +38,23 @@ def read(folder: Path) -> dict[str, Any]:
     FormatError
         It is not a manifest of this version, or names files outside the folder.
     """
+    return parse(read_text(folder), folder / MANIFEST)
+
+
+def read_text(folder: Path) -> bytes:
+    """The bytes of the manifest of a folder.
+
+    Raises
+    ------
+    NotFoundError
+        The folder has none.
+    """
     path = folder / MANIFEST
     if not look.exists(path):
         raise NotFoundError(
             f"`{folder}` has no `{MANIFEST}`", "only folders that taskvec wrote have one; name such a folder"
         )
-    return parse(read_bytes(path, maximum=MAXIMUM_BYTES), path)
+    return read_bytes(path, maximum=MAXIMUM_BYTES)
 
 
 def parse(data: bytes, path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def schema() -> dict[str, Any]:
 
     Every member but ``run`` is the same wherever and however often the same merge is made.
     """
-    weight_file = _object({"name": _TEXT, "bytes": _COUNT}, {"sha256": _DIGEST})
+    weight_file = _object({"name": _TEXT, "bytes": _COUNT}, {"sha256": _DIGEST, "blake3": _DIGEST})
     source = _object(
         {
             "role": {**_TEXT, "description": "target, donor, reference …"},
@@ -34,7 +34,21 @@ def schema() -> dict[str, Any]:
             "fingerprint": {**_DIGEST, "description": "BLAKE3 over the headers of the weight files"},
             "files": {"type": "array", "items": weight_file},
         },
-        {"repository": _TEXT, "revision": {**_TEXT, "description": "the commit on the hub"}},
+        {
+            "repository": _TEXT,
+            "revision": {**_TEXT, "description": "the commit on the hub"},
+            "content": {
+                "type": "string",
+                "pattern": "^((blake3|sha256):[0-9a-f]{64}|not-read-whole|not-computed|in-memory)$",
+                "description": "of all weight bytes: the digest of the only file, or of the lines that b3sum "
+                "(sha256sum) prints for all files in the order of their names; or why there is none",
+            },
+            "license": {
+                "type": "object",
+                "additionalProperties": _TEXT,
+                "description": "what the model's card says: license, license_name, license_link",
+            },
+        },
     )
     finding = _object(
         {
@@ -209,6 +223,10 @@ def schema() -> dict[str, Any]:
                 ),
             },
             {
+                "seal": {
+                    **_DIGEST,
+                    "description": "the last member: BLAKE3 over the bytes before its line's comma",
+                },
                 "vector": vector,
                 "adapter": adapter,
                 "tokens": {

@@ -5,7 +5,11 @@ from __future__ import annotations
 CONFIG = "config.json"
 CARD = "README.md"
 MANIFEST = "taskvec.json"
+# What was asked for, as a recipe that makes the output again.
+RECIPE = "taskvec_recipe.yaml"
 STATE = ".taskvec"
+# In the name of a model, between a base and a patch that is put into it.
+PATCH = "?patch="
 # In the state folder: the plan of an unfinished run, byte for byte.
 PLAN = "plan.json"
 # There too: the engine's journal of the weight files that are in place, and the states of its inputs.
@@ -22,4 +26,4 @@ SWAP = "swap.json"
 def is_own(name: str) -> bool:
     """Whether an output has a file of its own by this name, so that the target's is not copied."""
     first = name.split("/", 1)[0]
-    return name.lower() == CARD.lower() or name == MANIFEST or first == STATE
+    return name.lower() == CARD.lower() or name in (MANIFEST, RECIPE) or first == STATE

@@ -304,6 +304,8 @@ class Model:
     is_laid_out : bool
         Whether the weights are in another form (GGUF, a distributed checkpoint), and the files in ``path``
         are safetensors made of them.
+    patched : mapping of str to int
+        Of a base with a patch put in, how many elements of which tensors the patch sets.
     unreadable : str or None
         Why packed weights that are there cannot be decoded: then ``tensors`` are the stored ones.
     """
@@ -335,6 +337,7 @@ class Model:
     left_states: Mapping[str, int] = field(default_factory=dict, repr=False)
     decoded: Mapping[str, int] = field(default_factory=dict, repr=False)
     is_laid_out: bool = False
+    patched: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.stored is None:

@@ -13,11 +13,14 @@ from taskvec.report.card import (
     is_on_hub,
     model_table,
     name_of,
+    recipe_section,
     table,
     text,
     ways,
 )
 from taskvec.report.energy_words import energy_words
+from taskvec.report.licence import licence_lines
+from taskvec.report.places import placeless
 from taskvec.text import percent
 
 # Tensors that are named one by one.
@@ -26,6 +29,7 @@ _NAMED = 40
 
 def adapter_card(facts: Mapping[str, Any]) -> bytes:
     """The card of an adapter; takes what :func:`taskvec.report.manifest.provenance` says of it."""
+    facts = placeless(facts)
     adapter, sources = facts["adapter"], facts["sources"]
     title = " - ".join(escape(name_of(source)) for source in sources)
     return text(
@@ -39,6 +43,7 @@ def adapter_card(facts: Mapping[str, Any]) -> bytes:
         table({f"at rank {rank}": percent(share) for rank, share in adapter["curve"]}),
         _left(adapter),
         findings_section(facts["findings"]),
+        recipe_section(facts["recipe"]),
         *ways(facts["recipe"]),
         "`taskvec.json` has rank and energy of every module.",
     )
@@ -48,6 +53,7 @@ def _front_matter(base: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: peft"]
     if is_on_hub(base):
         lines += [f"base_model: {json.dumps(base['repository'])}", "base_model_relation: adapter"]
+    lines += licence_lines([base])
     return "\n".join([*lines, "tags:", "- lora", "- task-vector", "- taskvec", "---"])
 
 

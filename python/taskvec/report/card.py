@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
+from taskvec.files.names import RECIPE
 from taskvec.regex import regex
 from taskvec.report import reproduce
+from taskvec.report.licence import licence_lines, words
 from taskvec.report.noise import Noise, noise_words
+from taskvec.report.places import placeless
+from taskvec.report.recipe_file import merge_documents, recipe_text, yaml_of
 from taskvec.report.report import ROUNDED_AWAY_LIMIT
 from taskvec.report.survival import Survival, unmeasured_words
 from taskvec.report.token_words import token_words
@@ -29,6 +33,11 @@ _CITATION = """\
   archivePrefix = {arXiv}
 }"""
 
+_CONTENT = (
+    "The content of a model of one weight file is the digest that `b3sum` (`sha256sum`) prints for it; of "
+    "several files it is the digest of the lines that this prints for all of them, in the order of their "
+    "names: `b3sum *.safetensors | b3sum`."
+)
 _CONTROLS = {
     "random": "This is a control: instead of the vector, a random one of the same norm in each tensor.",
     "permute": "This is a control: the values of the vector are shuffled within each tensor.",
@@ -70,6 +79,7 @@ def card(facts: Mapping[str, Any], library: str = "transformers") -> bytes:
     bytes
         Markdown with YAML front matter, UTF-8. Names from files and from the user are escaped.
     """
+    facts = placeless(facts)
     recipe = facts["recipe"]
     is_vector = recipe["verb"] in ("transfer", "apply", "combine")
     is_text = is_vector or recipe["verb"] in ("average", "convert", "tokens")
@@ -80,6 +90,7 @@ def card(facts: Mapping[str, Any], library: str = "transformers") -> bytes:
         f"# {_title(facts)}",
         f"Made by {_means(recipe)}, without training, with taskvec {facts['engine']['version']}:",
         fenced(formula(recipe), "text" if is_text else "yaml"),
+        recipe_section(recipe) if is_text else "",
         _CONTROLS.get(recipe.get("control", ""), ""),
         model_table(facts["sources"]),
         _tokens(facts["tokens"]) if "tokens" in facts else _survival(facts["survival"]),
@@ -94,6 +105,7 @@ def card(facts: Mapping[str, Any], library: str = "transformers") -> bytes:
 
 def vector_card(facts: Mapping[str, Any]) -> bytes:
     """The README.md of a saved vector; takes and gives what :func:`card` does."""
+    facts = placeless(facts)
     vector, (donor, reference) = facts["vector"], facts["sources"]
     changed = vector["changed"] / vector["elements"] if vector["elements"] else 0.0
     figures = {
@@ -124,6 +136,7 @@ def vector_card(facts: Mapping[str, Any]) -> bytes:
         "the elements whose difference was rounded, lost the sign of a zero, or is beyond the type of the "
         "values; only for the last, of a tensor that is `rounded`, does the vector need them.",
         findings_section(facts["findings"]),
+        recipe_section(facts["recipe"]),
         *ways(facts["recipe"]),
         *_citation(),
     )
@@ -155,13 +168,24 @@ def formula(recipe: Mapping[str, Any]) -> str:
             for n, term in enumerate(recipe["terms"], 1)
         ]
     else:
-        return "\n---\n".join(json.dumps(part, indent=2) for part in recipe.get("recipe", [recipe]))
+        return _yaml(recipe).rstrip("\n")
     if len(terms) == 1:
         return f"target + {_factor(terms[0][0] * recipe['alpha'])} * {terms[0][1]}"
     total = " + ".join(f"{_factor(weight)} * {name}" for weight, name in terms)
     return (
         f"target + {total}" if recipe["alpha"] == 1.0 else f"target + {_factor(recipe['alpha'])} * ({total})"
     )
+
+
+def recipe_section(recipe: Mapping[str, Any]) -> str:
+    """What was asked for, as YAML; ``taskvec_recipe.yaml`` has it with the paths that were given."""
+    return f"## Recipe\n\n{fenced(recipe_text(recipe).rstrip(chr(10)), 'yaml')}"
+
+
+def _yaml(recipe: Mapping[str, Any]) -> str:
+    """The documents of a recipe, which can be run from the card."""
+    documents = merge_documents(recipe) if "recipe" in recipe else [dict(recipe)]
+    return yaml_of(documents)
 
 
 def text(*sections: str) -> bytes:
@@ -177,7 +201,7 @@ def ways(recipe: Mapping[str, Any]) -> list[str]:
     blocks = [fenced(way, language) for way, language in ways if way is not None]
     if not blocks:
         return []
-    saved = ["With the recipe above saved as `recipe.yaml`:"] if recipe["verb"] in ("merge", "moe") else []
+    saved = [f"With `{RECIPE}` of this folder:"] if recipe["verb"] in ("merge", "moe") else []
     return ["## How to make it again", *saved, *blocks]
 
 
@@ -255,6 +279,7 @@ def _front_matter(facts: Mapping[str, Any], tags: Sequence[str], library: str = 
             *(f"- {json.dumps(name)}" for name in repositories),
             "base_model_relation: merge",
         ]
+    lines += licence_lines(merged)
     if facts["kind"] == "checkpoint":
         lines.append(f"library_name: {library}")
     lines += ["tags:", *(f"- {tag}" for tag in tags), "---"]
@@ -262,14 +287,18 @@ def _front_matter(facts: Mapping[str, Any], tags: Sequence[str], library: str = 
 
 
 def model_table(sources: Sequence[Mapping[str, Any]]) -> str:
-    rows = ["| role | model | revision | headers (BLAKE3) |", "|---|---|---|---|"]
+    rows = ["| role | model | revision | licence | content |", "|---|---|---|---|---|"]
     for source in sources:
         name = escape(name_of(source))
         if is_on_hub(source):
             name = f"[{name}](https://huggingface.co/{source['repository']})"
         revision = f"`{source['revision']}`" if source.get("revision") else "local"
-        rows.append(f"| {escape(source['role'])} | {name} | {revision} | `{source['fingerprint'][:16]}` |")
-    return "\n".join(rows)
+        licence = escape(words(source.get("license")))
+        content = source.get("content", "not-computed")
+        shown = f"`{content}`" if ":" in content else content.replace("-", " ")
+        rows.append(f"| {escape(source['role'])} | {name} | {revision} | {licence} | {shown} |")
+    is_known = any(":" in source.get("content", "") for source in sources)
+    return "\n".join(rows) + (f"\n\n{_CONTENT}" if is_known else "")
 
 
 def _survival(survival: Mapping[str, Any]) -> str:

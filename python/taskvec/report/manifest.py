@@ -10,16 +10,18 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from taskvec._core import __version__
-from taskvec.files import look
-from taskvec.files.manifest import DIGEST
 from taskvec.files.manifest_schema import VERSION
+from taskvec.files.seal import sealed
 from taskvec.host import is_repeatable, now
+from taskvec.models.source_contents import content_of, file_rows
 from taskvec.models.state_dict import is_computed
 from taskvec.plan.plan import ARITHMETIC
 from taskvec.report import reproduce
+from taskvec.report.licence import licence_of
 from taskvec.report.survival import Survival
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from taskvec.models.adapter import Adapter
     from taskvec.models.model import Model
     from taskvec.models.saved_vector import SavedVector
+    from taskvec.models.source_contents import Contents
     from taskvec.plan.plan import PlanRecord
     from taskvec.report.report import Output
 
@@ -37,17 +40,19 @@ def provenance(
     vector: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
     tokens: Mapping[str, Any] | None = None,
+    contents: Contents = (),
 ) -> dict[str, Any]:
     """How an output came about, as its manifest has it; the model card is written from it too.
 
     ``vector`` describes a saved vector, ``adapter`` one that a vector was made into; neither has a survival.
-    ``tokens`` are the figures of a model that was moved to another tokenizer.
+    ``tokens`` are the figures of a model that was moved to another tokenizer. ``contents`` has the digests
+    of the weight files of each source.
     """
     return {
         **heading(plan.kind, recipe_of(plan, output.alpha)),
         "sources": [
-            source_row(source.role, checkpoint)
-            for source, checkpoint in zip(plan.sources, plan.checkpoints, strict=True)
+            source_row(source.role, checkpoint, contents[number] if contents else {})
+            for number, (source, checkpoint) in enumerate(zip(plan.sources, plan.checkpoints, strict=True))
             if not is_computed(checkpoint)
         ],
         "findings": [finding.to_dict() for finding in plan.findings],
@@ -129,14 +134,14 @@ def text(facts: Mapping[str, Any], *, files: Sequence[File], run: Mapping[str, A
     out = io.BytesIO()
     _dump(out, ordered, 3)
     out.write(b"\n")
-    return out.getvalue()
+    return sealed(out.getvalue())
 
 
 def with_id(data: bytes, identifier: str) -> bytes:
     """The bytes of a manifest with what tells its run from others that write to the same address."""
     head, found, tail = data.rpartition(b'"run": {\n')
     assert found
-    return head + found + b'    "id": ' + json.dumps(identifier).encode() + b",\n" + tail
+    return sealed(head + found + b'    "id": ' + json.dumps(identifier).encode() + b",\n" + tail)
 
 
 def rounded(value: float) -> float:
@@ -144,33 +149,21 @@ def rounded(value: float) -> float:
     return float(f"{value:.5e}")
 
 
-def source_row(role: str, checkpoint: Model | SavedVector | Adapter) -> dict[str, Any]:
-    """What a manifest says of a model that was read."""
+def source_row(
+    role: str, checkpoint: Model | SavedVector | Adapter, contents: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What a manifest says of a model that was read; ``contents`` are the digests of its weight files."""
+    files, licence = file_rows(checkpoint, contents), licence_of(checkpoint)
     hub = {"repository": checkpoint.repository, "revision": checkpoint.revision}
     return {
         "role": role,
         "model": checkpoint.spec,
         **{key: value for key, value in hub.items() if value},
         "fingerprint": checkpoint.fingerprint,
-        "files": [_weight_file(checkpoint, name, size) for name, size in checkpoint.file_sizes.items()],
+        "content": content_of(checkpoint, files, contents),
+        **({"license": licence} if licence else {}),
+        "files": files,
     }
-
-
-def _weight_file(checkpoint: Model | SavedVector | Adapter, name: str, size: int) -> dict[str, Any]:
-    """A weight file, with its SHA-256 where the hub lists it."""
-    entry: dict[str, Any] = {"name": name, "bytes": size}
-    digest = _listed_digest(checkpoint, name) if checkpoint.revision else None
-    if digest is not None and DIGEST.fullmatch(digest):
-        entry["sha256"] = digest
-    return entry
-
-
-def _listed_digest(checkpoint: Model | SavedVector | Adapter, name: str) -> str | None:
-    """What the hub lists; a file in its cache is a link to a blob that is named by it."""
-    path = checkpoint.location / name
-    if checkpoint.remote is not None and not look.exists(path):
-        return checkpoint.remote.list()[name].digest
-    return look.resolved(path).name
 
 
 def _dump(out: io.BytesIO, value: Any, depth: int, indent: bytes = b"") -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskvec.dtypes import TORCH_NAMES
+from taskvec.files.names import RECIPE
 from taskvec.models.selection import Selection
 from taskvec.option import flag, no_flag, options_of
 from taskvec.settings import Settings, format_alpha
 
-_SELECTION = options_of(Selection)
+SELECTION = options_of(Selection)
 
 # Members of the recipe of an adapter that is made of a vector.
 _LORA = ("rank", "energy", "max_rank", "embeddings", "others")
@@ -24,7 +25,7 @@ _IMPORTANCE = ("labels", "limit", "chat_template", "include_path", "data", "mode
 _OPTIONS = {
     name: "--lora" if name == "rank" else flag(name)
     for name in (
-        *_SELECTION,
+        *SELECTION,
         "layer_scale",
         "control",
         "tokenizer",
@@ -41,17 +42,17 @@ _OPTIONS = {
 }
 _MODELS = ("target", "donor", "reference")
 
-# The recipe of a merge stands in the card itself, with its alphas; this is the name to save it under.
-_RECIPE = "recipe.yaml"
+# The recipe of a merge lies with the weights, and stands in the card.
+_RECIPE = RECIPE
 
 
 def command(recipe: Mapping[str, Any]) -> str | None:
     """The command line that writes the same to a folder OUT; ``None`` where no command can."""
-    if _is_in_memory(recipe):
+    if is_in_memory(recipe):
         return None
     words = ["taskvec", recipe["verb"]]
     if recipe["verb"] in ("merge", "moe"):
-        return None if "recipe" not in recipe else shlex.join([*words, _RECIPE, "OUT", *_options(recipe)])
+        return None if "recipe" not in recipe else shlex.join(["taskvec", "merge", _RECIPE, "-o", "OUT"])
     if recipe["verb"] == "transfer":
         for model in _MODELS:
             words += [f"--{model}", recipe[model]]
@@ -97,14 +98,20 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def keywords(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by keyword of the call that writes the same, alpha and settings among them."""
+    found = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
+    alphas = _alphas(recipe)
+    return found if alphas is None else {"alpha": alphas[0] if len(alphas) == 1 else alphas, **found}
+
+
 def python(recipe: Mapping[str, Any]) -> str | None:
     """The Python lines that write the same to a folder OUT; ``None`` where none can."""
-    if _is_in_memory(recipe):
+    if is_in_memory(recipe):
         return None
     settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
     if recipe["verb"] in ("merge", "moe") and "recipe" in recipe:
-        arguments = [repr(_RECIPE), "'OUT'", *(f"{name}={_value(value)}" for name, value in settings.items())]
-        return f"import taskvec as tv\n\ntv.{recipe['verb']}({', '.join(arguments)})"
+        return f"import taskvec as tv\n\ntv.repeat({_RECIPE!r}, 'OUT')"
     alphas = _alphas(recipe)
     keywords = [f"{member}={_value(value)}" for member, value in settings.items()]
     if alphas is not None:
@@ -146,7 +153,7 @@ def _of_extract(recipe: Mapping[str, Any]) -> list[str]:
     return [recipe["vector"]] if "vector" in recipe else [recipe["donor"], recipe["reference"]]
 
 
-def _is_in_memory(recipe: Mapping[str, Any]) -> bool:
+def is_in_memory(recipe: Mapping[str, Any]) -> bool:
     """Whether a model was in memory, under a name like ``<state dict>``, and cannot be named again."""
     models = [part.get(role) for part in (recipe, *recipe.get("terms", ())) for role in _MODELS]
     return any(isinstance(model, str) and model.startswith("<") for model in models)
@@ -170,7 +177,7 @@ def _term(term: Mapping[str, Any]) -> str:
         if "vector" in term
         else f"(tv.open({term['donor']!r}) - tv.open({term['reference']!r}))"
     )
-    selection = {key: value for key, value in term.items() if key in _SELECTION}
+    selection = {key: value for key, value in term.items() if key in SELECTION}
     if selection:
         vector += f".select({', '.join(f'{key}={_value(value)}' for key, value in selection.items())})"
     return f"{format_alpha(term['weight'])} * {vector}"

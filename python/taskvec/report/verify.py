@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
 from taskvec.files import look
-from taskvec.files.manifest import File, files, read
+from taskvec.files.manifest import File, files, parse, read_text
 from taskvec.files.names import MANIFEST, STATE
+from taskvec.files.seal import Sealed, seal_of, worst
 from taskvec.progress import Callback, Progress
 from taskvec.report.tables import Tabled, table_html
 from taskvec.text import listed
@@ -46,17 +47,21 @@ class Verification(Tabled):
         Every file of the manifest, then those that it does not list (``extra``, no failure).
     seconds : float
         Time taken.
+    seal : {"sealed", "not-sealed", "broken"}
+        Whether the manifest is as it was written, by the digest at its own end; older ones have
+        none.
     """
 
     folder: str
     kind: str
     files: tuple[FileCheck, ...]
     seconds: float
+    seal: Sealed = "not-sealed"
 
     @property
     def ok(self) -> bool:
-        """Whether every file of the manifest is there and has its digest."""
-        return not self.problems
+        """Whether the manifest is as written, and every file of it is there and has its digest."""
+        return not self.problems and self.seal != "broken"
 
     @property
     def problems(self) -> tuple[FileCheck, ...]:
@@ -73,7 +78,10 @@ class Verification(Tabled):
 
     def __str__(self) -> str:
         lines = [f"{file.status:<9}  {file.name}" for file in self.files]
-        verdict = "all files are as the manifest says" if self.ok else f"{len(self.problems)} files are not"
+        if self.seal == "broken":
+            lines.append(f"{'differs':<9}  {MANIFEST}")
+        bad = len(self.problems) + (self.seal == "broken")
+        verdict = f"{bad} files are not as written" if bad else "all files are as the manifest says"
         return "\n".join([*lines, verdict])
 
     def _subject(self) -> str:
@@ -101,6 +109,7 @@ class Verification(Tabled):
             "folder": self.folder,
             "kind": self.kind,
             "ok": self.ok,
+            "seal": self.seal,
             "seconds": self.seconds,
             "files": [file._asdict() for file in self.files],
         }
@@ -137,7 +146,8 @@ def verify(
     folder = Path(path)
     if not look.is_folder(folder):
         raise NotFoundError(f"`{path}` is not a folder", "name the folder that taskvec wrote")
-    parts = _parts(folder)
+    found = _parts(folder)
+    parts = [(prefix, part) for prefix, part, _ in found]
     listed = [(prefix, file) for prefix, part in parts for file in files(part, folder / prefix)]
     total, done = sum(file.bytes for _, file in listed), 0
     checks = []
@@ -149,11 +159,12 @@ def verify(
     known = {f"{prefix}{file.name}" for prefix, file in listed}
     known |= {f"{prefix}{MANIFEST}" for prefix, _ in parts}
     checks += [FileCheck(name, "extra", None, None, None, None) for name in _others(folder, known)]
-    return Verification(str(path), str(parts[0][1].get("kind")), tuple(checks), time.monotonic() - begin)
+    kind, seal = str(parts[0][1].get("kind")), worst(state for _, _, state in found)
+    return Verification(str(path), kind, tuple(checks), time.monotonic() - begin, seal)
 
 
-def _parts(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The manifests of a folder, with the prefixes of their names: one, or one for each alpha."""
+def _parts(folder: Path) -> list[tuple[str, dict[str, Any], Sealed]]:
+    """The manifests of a folder, with the prefixes of their names and their seals: one, or one per alpha."""
     if not look.exists(folder / MANIFEST):
         if look.is_folder(folder / STATE):
             raise _unfinished(folder)
@@ -163,8 +174,14 @@ def _parts(folder: Path) -> list[tuple[str, dict[str, Any]]]:
             if not look.exists(entry / MANIFEST) and look.is_folder(entry / STATE):
                 raise _unfinished(entry)
         if several:
-            return [(f"{entry.name}/", read(entry)) for entry in several]
-    return [("", read(folder))]
+            return [(f"{entry.name}/", *_read(entry)) for entry in several]
+    return [("", *_read(folder))]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Sealed]:
+    data = read_text(folder)
+    manifest = parse(data, folder / MANIFEST)
+    return manifest, seal_of(data, manifest)
 
 
 def _unfinished(folder: Path) -> VerificationError:

@@ -12,6 +12,7 @@ from taskvec._core import digest_file
 from taskvec.errors import NotFoundError, VerificationError
 from taskvec.files.manifest import File, files, parse
 from taskvec.files.names import MANIFEST
+from taskvec.files.seal import Sealed, seal_of, worst
 from taskvec.models.model import Remote, Stored
 from taskvec.progress import Callback, Progress
 from taskvec.report.verify import FileCheck, Verification
@@ -81,7 +82,8 @@ def verify_store(
     begin = time.monotonic()
     place, opened = _opened(address)
     there = dict(interruptible(place.list))
-    parts = _parts(place, there)
+    found = _parts(place, there)
+    parts = {below: data for below, (data, _) in found.items()}
     rows = [(below, file) for below, data in parts.items() for file in files(data, Path(below) / MANIFEST)]
     tags = {below: interruptible(lambda below=below: read_tags(place.get, below)) for below in parts}
     total, done, checks = sum(file.bytes for _, file in rows), 0, []
@@ -96,7 +98,8 @@ def verify_store(
     others = [name for name in sorted(there) if name not in listed and not is_state(name)]
     checks += [FileCheck(name, "extra", None, None, None, None) for name in others]
     kind = str(next(iter(parts.values())).get("kind"))
-    return Verification(place.address, kind, tuple(checks), time.monotonic() - begin)
+    seal = worst(state for _, state in found.values())
+    return Verification(place.address, kind, tuple(checks), time.monotonic() - begin, seal)
 
 
 def _scratch() -> Path:
@@ -105,8 +108,8 @@ def _scratch() -> Path:
     return folder
 
 
-def _parts(place: Listed, there: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
-    """The manifests, by the folders of their outputs: the address itself, or one for each alpha."""
+def _parts(place: Listed, there: Mapping[str, Stored]) -> dict[str, tuple[dict[str, Any], Sealed]]:
+    """The manifests and their seals, by the folders of their outputs: the address, or one per alpha."""
     ends = [MANIFEST] if MANIFEST in there else list(_of_alphas(there))
     begun = run_outputs(interruptible(lambda: place.get(RUN))) if RUN in there else []
     if not ends or not {f"{folder}/{MANIFEST}" if folder else MANIFEST for folder in begun} <= {*there}:
@@ -121,7 +124,8 @@ def _parts(place: Listed, there: Mapping[str, Stored]) -> dict[str, dict[str, An
     found = {}
     for end in ends:
         data = interruptible(lambda end=end: place.get(end)) or b""
-        found[end.removesuffix(MANIFEST)] = parse(data, Path(f"{place.address}/{end}"))
+        manifest = parse(data, Path(f"{place.address}/{end}"))
+        found[end.removesuffix(MANIFEST)] = manifest, seal_of(data, manifest)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from taskvec.arguments import path as path_of
 from taskvec.errors import HubError, NotFoundError, OutputError, RecipeError
 from taskvec.files import look, variants
+from taskvec.files.names import PATCH
 from taskvec.files.windows import way_out
 from taskvec.host import collector_paused
 from taskvec.models.model import Model, Remote
@@ -59,7 +60,7 @@ def open(  # noqa: A001
     if isinstance(spec, Model):
         return spec
     variant = storage.current().variant if has_variants else None
-    if variant is not None and variants.split(os.fspath(spec))[1] is None:
+    if variant is not None and PATCH not in os.fspath(spec) and variants.split(os.fspath(spec))[1] is None:
         named = f"{os.fspath(spec)}{variants.MARK}{variant}"
         spec = named if isinstance(spec, str) else Path(named)
     with collector_paused():
@@ -67,6 +68,11 @@ def open(  # noqa: A001
 
 
 def _open(spec: str | os.PathLike[str], revision: str | None) -> Model:
+    text = os.fspath(path_of(spec, "model"))
+    if PATCH in text and not look.exists(text):
+        from taskvec.resolve.patch.staged import open_patched  # NumPy, which headers do without
+
+        return open_patched(text, lambda base: _open(base, revision))
     return reach(spec, revision, lambda text, path: _open_local(text, path, revision), open_remote)
 
 

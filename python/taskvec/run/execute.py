@@ -31,6 +31,7 @@ from taskvec.report.report import (
     unweighted_findings,
 )
 from taskvec.resolve.remote import materialised
+from taskvec.run.contents import InputDigests
 from taskvec.run.finished import finished_run
 from taskvec.run.inputs import Inputs, Source, input_rows
 from taskvec.run.job import Job, Piece, format_of
@@ -91,13 +92,27 @@ def execute(
         checkpoints = [materialised(checkpoint, progress) for checkpoint in plan.checkpoints]
         plan = looked_through(plan, checkpoints, settings)
     inputs = Inputs(checkpoints)
+    digests = InputDigests(checkpoints, settings, is_apart=ends_only or pieces is not None)
     publish = None if plan.kind != "checkpoint" else _publisher(plan, checkpoints, settings, inputs, progress)
     with locked(plan, folders, checkpoints, settings):
         # another run may have ended it meanwhile
         finished = finished_run(plan, folders, rows, settings, is_locked=True)
         if finished is not None:
             return finished
-        job = Job(plan, out, folders, checkpoints, inputs, rows, settings, progress, begin, ends_only, pieces)
+        job = Job(
+            plan,
+            out,
+            folders,
+            checkpoints,
+            inputs,
+            rows,
+            settings,
+            progress,
+            begin,
+            ends_only,
+            pieces,
+            digests,
+        )
         if publish is not None and plan.tokens is not None:
             from taskvec.run.tokens import with_rows  # which most runs do without
 
@@ -165,6 +180,7 @@ def _execute(job: Job, publish: Publisher) -> Report:
             memories=buffers,
             paths=engine_paths(job.checkpoints),
             ends_only=job.ends_only,
+            contents=job.digests.asked if job.digests else (),
         ),
         out,
         _merged_tensors(plan.document),
@@ -172,6 +188,8 @@ def _execute(job: Job, publish: Publisher) -> Report:
         lambda name: len(base.tensors[name].shape) > 1 if name in base.tensors else False,
         _logical(plan.document),
     )
+    contents = engine.pop("contents", ())
+    publish.contents = job.digests.take(contents) if job.digests else ()
     places = [
         place_of(folder, replaces) for folder, replaces in zip(job.folders, engine["replaces"], strict=True)
     ]

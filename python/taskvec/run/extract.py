@@ -18,7 +18,7 @@ from taskvec._core import (
     write_atomic,
 )
 from taskvec.files.manifest import File
-from taskvec.files.names import CARD, MANIFEST
+from taskvec.files.names import CARD, MANIFEST, RECIPE
 from taskvec.files.place import sync_folders
 from taskvec.models.model import Model
 from taskvec.models.saved_vector import COMPARED, FORMATS, INDEX, REFERENCE, fits
@@ -28,6 +28,7 @@ from taskvec.progress import heard, meter
 from taskvec.report import manifest
 from taskvec.report.card import vector_card
 from taskvec.report.noise import Noise, Sums, noise_of
+from taskvec.report.recipe_file import recipe_file
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard, noise_findings
 from taskvec.run.job import Job, Piece, format_of
@@ -52,8 +53,9 @@ def execute_extract(job: Job) -> Report:
             files.append(File(f"{REFERENCE}/{name}", *digest_file(out / REFERENCE / name)))
     job.inputs.hold()
     vector = _vector(engine.pop("tensors"), plan.recipe, reference.config, files)
-    facts = manifest.provenance(plan, written, vector)
-    small = {CARD: vector_card(facts)}
+    contents = job.digests.take(engine.pop("contents", ())) if job.digests else ()
+    facts = manifest.provenance(plan, written, vector, contents=contents)
+    small = {CARD: vector_card(facts), RECIPE: recipe_file(facts["recipe"])}
     if len(shards) > 1:
         total = sum(row["bytes"] for row in vector["tensors"].values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(engine["weight_map"].items()))}
@@ -113,6 +115,7 @@ def _extracted(job: Job, folder: Path) -> dict[str, Any]:
             allow_non_finite="non-finite" in settings.force,
             memories=buffers,
             paths=engine_paths(job.checkpoints),
+            contents=job.digests.asked if job.digests else (),
         )
     )
     return report

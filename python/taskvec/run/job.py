@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
 from taskvec.progress import Callback
+from taskvec.run.contents import InputDigests
 from taskvec.run.inputs import InputRow, Inputs, Source
 from taskvec.settings import Settings
 
@@ -47,6 +48,8 @@ class Job:
         Nothing is to be computed: all weight files are in place.
     pieces : sequence of Piece or None
         Those of a vector that parts have extracted, in the order of its tensors.
+    digests : InputDigests or None
+        Those of the input files.
     """
 
     plan: PlanRecord
@@ -60,6 +63,7 @@ class Job:
     begin: float
     ends_only: bool = False
     pieces: Sequence[Piece] | None = None
+    digests: InputDigests | None = None
 
 
 def format_of(plan: PlanRecord) -> str:

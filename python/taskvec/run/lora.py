@@ -15,7 +15,7 @@ from taskvec._core import blake3_hex, cpu_level, digest_file, finish_folder, rep
 from taskvec.dtypes import numpy_dtype
 from taskvec.errors import NonFiniteError, RecipeError
 from taskvec.files.manifest import File
-from taskvec.files.names import CARD, MANIFEST
+from taskvec.files.names import CARD, MANIFEST, RECIPE
 from taskvec.files.place import sync_folders
 from taskvec.host import cores
 from taskvec.models.adapter import WEIGHTS, Adapter
@@ -35,6 +35,7 @@ from taskvec.progress import meter
 from taskvec.report import manifest
 from taskvec.report.adapter_card import adapter_card
 from taskvec.report.energy import figures, findings
+from taskvec.report.recipe_file import recipe_file
 from taskvec.report.report import Output as Written
 from taskvec.report.report import Report, Shard
 from taskvec.run.begun import begin, hold_space
@@ -219,10 +220,12 @@ def _hold_whole(job: Job, files: FactorFiles, number: int, adapted: set[str]) ->
 def _publish(job: Job, place: Path, weights: File, written: Written, adapter: Mapping[str, Any]) -> None:
     """Write the files next to the weights, the manifest last."""
     plan = job.plan
-    facts = manifest.provenance(plan, written, adapter=adapter)
+    contents = job.digests.read(job.settings.threads or 0) if job.digests else ()
+    facts = manifest.provenance(plan, written, adapter=adapter, contents=contents)
     small = {
         CONFIG: (json.dumps(_settings(job, adapter), indent=2) + "\n").encode(),
         CARD: adapter_card(facts),
+        RECIPE: recipe_file(facts["recipe"]),
     }
     files = [weights]
     hold_complete(place, files)

@@ -15,14 +15,16 @@ from taskvec.files import json_edit, look, reading
 from taskvec.files.folder import INDEX, INDEX_SUFFIX, SINGLE, index_of
 from taskvec.files.json import read_bytes
 from taskvec.files.manifest import File
-from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, STATE
+from taskvec.files.names import CARD, CONFIG, MANIFEST, PLAN, RECIPE, STATE
 from taskvec.files.place import placing, sync_folders
 from taskvec.files.sub_models import PIPELINE
 from taskvec.files.variants import renamed
 from taskvec.models.model import Model
+from taskvec.models.source_contents import Contents
 from taskvec.plan.plan import PlanRecord, Shard
 from taskvec.report import manifest
 from taskvec.report.card import card
+from taskvec.report.recipe_file import recipe_file
 from taskvec.report.report import Output
 from taskvec.run.inputs import Inputs, companions
 from taskvec.settings import Settings
@@ -143,6 +145,7 @@ class Publisher:
         self.copied: dict[str, tuple[Path, File]] = {}
         self.published: dict[Path, list[File]] = {}
         self.done = 0
+        self.contents: Contents = ()
         self.tokens: dict[str, Any] | None = None
         """The figures of a model that is moved to another tokenizer."""
 
@@ -170,8 +173,9 @@ class Publisher:
         config = self._config() if CONFIG in self.base.other_files else None
         self.inputs.hold()
         files += [self._write(folder, name, data) for name, data in self.plan.files.items()]
-        facts = manifest.provenance(self.plan, output, tokens=self.tokens)
+        facts = manifest.provenance(self.plan, output, tokens=self.tokens, contents=self.contents)
         files.append(self._write(folder, CARD, card(facts, _library(self.base))))
+        files.append(self._write(folder, RECIPE, recipe_file(facts["recipe"])))
         hold_complete(folder, files)
         if config is not None:
             files.append(self._write(folder, CONFIG, config))
@@ -210,7 +214,7 @@ class Publisher:
     def _tell(self) -> None:
         self.done += 1
         if self.progress is not None:
-            self.progress(self.done, (len(self.names) + len(self.plan.files) + 4) * len(self.plan.outputs))
+            self.progress(self.done, (len(self.names) + len(self.plan.files) + 5) * len(self.plan.outputs))
 
 
 def _library(base: Model) -> str:

@@ -18,6 +18,7 @@ use crate::measure::{Noise, NonFinite};
 use crate::monitor::Monitor;
 use crate::output::folder::OutputFolder;
 use crate::output::shard::ShardFile;
+use crate::run::contents::Contents;
 use crate::run::noise::of_pairs;
 use crate::run::program::Pair;
 use crate::storage::chunk::Scratch;
@@ -41,6 +42,7 @@ thread_local! {
 
 /// What both passes share.
 pub(super) struct Work<'a> {
+    pub(super) contents: &'a Contents<'a>,
     pub(super) level: Level,
     pub(super) monitor: &'a Monitor,
     pub(super) pool: &'a rayon::ThreadPool,
@@ -184,7 +186,9 @@ impl Work<'_> {
         shard.write_at(place.values + at, bytes)?;
         shard.write_behind(place.values + at..place.values + at + bytes.len() as u64)?;
         let elements = range.end - range.start;
+        let mut file = Vec::new();
         for input in &item.inputs {
+            self.contents.touch(input, &range, &mut file)?;
             input.storage().behind(range.clone());
         }
         self.monitor.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());

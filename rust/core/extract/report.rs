@@ -8,12 +8,15 @@ use super::item::Item;
 use crate::dtype::Dtype;
 use crate::measure::{number, NoiseFigures};
 use crate::output::folder::OutputFolder;
+use crate::run::contents::Content;
 
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
     pub seconds: f64,
     pub bytes_read: u64,
     pub bytes_written: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contents: Vec<Content>,
     pub threads: usize,
     pub cpu_level: &'a str,
     pub resumed_shards: usize,

@@ -7,6 +7,7 @@ use crate::kernels::{Level, TILE};
 use crate::measure::Survival;
 use crate::output::digest::BLOCK;
 use crate::plan::layout::Layout;
+use crate::run::contents::Contents;
 use crate::run::encode::bands::{Context, Wanted};
 use crate::run::encode::patch::Bench;
 use crate::run::encode::tensors::Encodings;
@@ -89,12 +90,33 @@ impl Block {
         self.each_input(layout, programs, encodings, |input, elements| input.storage().behind(elements));
     }
 
+    /// Digests what this block has read of its input files.
+    ///
+    /// # Errors
+    /// A file that was truncated or cannot be read.
+    pub(crate) fn digest_inputs(
+        &self,
+        layout: &Layout,
+        programs: &[Program<'_>],
+        encodings: &Encodings,
+        contents: &Contents<'_>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
+        let mut done = Ok(());
+        self.each_input(layout, programs, encodings, |input, elements| {
+            if done.is_ok() {
+                done = contents.touch(input, &elements, scratch);
+            }
+        });
+        done
+    }
+
     fn each_input(
         &self,
         layout: &Layout,
         programs: &[Program<'_>],
         encodings: &Encodings,
-        each: impl Fn(&Input<'_>, Range<u64>),
+        mut each: impl FnMut(&Input<'_>, Range<u64>),
     ) {
         for job in self.jobs.clone() {
             let elements = match encodings.tensor(job) {
@@ -118,6 +140,7 @@ pub(crate) struct Worker {
     measured: Vec<Vec<(usize, Survival)>>,
     tiler: Tiler,
     bench: Bench,
+    file: Vec<u8>,
 }
 
 /// The part of one job that a block holds.
@@ -140,12 +163,18 @@ impl Worker {
             measured: vec![Vec::new(); outputs],
             tiler: Tiler::new(level),
             bench: Bench::new(level),
+            file: Vec::new(),
         }
     }
 
     /// The block's bytes for output `slot`.
     pub(crate) fn bytes(&self, slot: usize) -> &[u8] {
         &self.buffers[slot][SLACK..SLACK + self.length]
+    }
+
+    /// Room for the bytes of a file that is not mapped.
+    pub(crate) fn scratch(&mut self) -> &mut Vec<u8> {
+        &mut self.file
     }
 
     /// What was measured in the block for output `slot`.

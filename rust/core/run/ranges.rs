@@ -42,7 +42,7 @@ pub fn ranges(plan_json: &[u8], paths: &[PathBuf]) -> Result<Vec<Ranges>> {
 }
 
 /// The same bytes in ranges that do not touch.
-fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+pub(super) fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     ranges.sort_unstable();
     let mut joined: Vec<(u64, u64)> = Vec::new();
     for (start, stop) in ranges.into_iter().filter(|(start, stop)| start < stop) {

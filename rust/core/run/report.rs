@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::measure::{Figures, Noise, NoiseFigures, Survival};
 use crate::output::folder::OutputFolder;
 use crate::plan::{Output, Plan};
+use crate::run::contents::Content;
 
 /// What a run finds out about a shard.
 pub(crate) struct Found {
@@ -74,6 +75,8 @@ impl Serialize for Journaled<'_> {
 pub(crate) struct Report<'a> {
     pub bytes_read: u64,
     pub bytes_written: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contents: Vec<Content>,
     pub cpu_level: &'a str,
     pub outputs: Vec<Written<'a>>,
     pub plan: &'a str,

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::block::{Block, Worker};
+use super::contents::{Content, Contents};
 use super::encode::bands::{Banded, Context};
 use super::encode::tensors::Encodings;
 use super::order::{in_order, jobs, Last};
@@ -52,6 +53,7 @@ pub(super) struct Run<'a> {
     pub(super) pool: &'a rayon::ThreadPool,
     pub(super) shards: Shards,
     pub(super) encodings: Encodings,
+    pub(super) contents: &'a Contents<'a>,
 }
 
 impl Run<'_> {
@@ -177,6 +179,9 @@ impl Run<'_> {
                 self.publish(block.shard, state)?;
             }
         }
+        if !self.contents.is_empty() {
+            block.digest_inputs(self.layout, self.programs, &self.encodings, self.contents, worker.scratch())?;
+        }
         self.monitor.advance(read + (block.end - block.start) * states.len() as u64);
         Ok(())
     }
@@ -249,7 +254,13 @@ impl Run<'_> {
         bytes
     }
 
-    pub(super) fn report(&self, started: Instant, threads: usize, resumed: usize) -> Result<String> {
+    pub(super) fn report(
+        &self,
+        started: Instant,
+        threads: usize,
+        resumed: usize,
+        contents: Vec<Content>,
+    ) -> Result<String> {
         let (done, _) = self.monitor.progress();
         let written: u64 = self
             .layout
@@ -266,6 +277,7 @@ impl Run<'_> {
         report::text(&Report {
             bytes_read: done.saturating_sub(written),
             bytes_written: written,
+            contents,
             cpu_level: self.level.name(),
             outputs: outputs.map(written_to).collect(),
             plan: &self.plan.digest,

@@ -75,7 +75,12 @@ impl<'m> Sources<'m> {
     /// # Errors
     /// `Kind::Format` naming the file that did.
     pub(crate) fn unchanged(&self) -> Result<()> {
-        self.stored().flat_map(|(_, mapped)| mapped).try_for_each(Mapped::unchanged)
+        self.files().try_for_each(Mapped::unchanged)
+    }
+
+    /// Every file of the sources that lie in files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Mapped> {
+        self.stored().flat_map(|(_, mapped)| mapped)
     }
 
     fn stored(&self) -> impl Iterator<Item = (&Checkpoint, &[Mapped])> {

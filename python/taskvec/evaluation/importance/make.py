@@ -29,8 +29,10 @@ from taskvec.report import manifest
 from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
+from taskvec.run.contents import InputDigests
 from taskvec.run.finished import tidy
 from taskvec.run.sinks import hold_local, is_address
+from taskvec.settings import Settings
 from taskvec.shown import counted
 
 if TYPE_CHECKING:
@@ -306,7 +308,7 @@ def _publish(
     ]
     provenance = {
         **manifest.heading("checkpoint", asked.recipe()),
-        "sources": [manifest.source_row("model", opened)],
+        "sources": [manifest.source_row("model", opened, InputDigests([opened], Settings()).read()[0])],
         "findings": [],
         "survival": {
             "status": "not-measured", "fields": list(Survival._fields), "total": None, "tensors": {},
