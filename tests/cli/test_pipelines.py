@@ -178,6 +178,17 @@ def test_a_variable_of_no_option_is_a_warning(
     assert done.err.count("in the environment") == 1
 
 
+def test_a_variable_of_no_option_is_an_error_under_strict(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKVEC_THREAD", "1")
+    done = invoke(capsys, *transfer(trio, tmp_path / "out"), "--strict")
+    assert done.code == 2
+    assert "`TASKVEC_THREAD` in the environment belongs to no option" in done.err
+    assert "did you mean `TASKVEC_THREADS`?" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_option_has_one_variable_and_no_two_options_share_it() -> None:
     meanings: dict[str, set[str]] = {}
     context = cli.cli.make_context("taskvec", ["--help"], resilient_parsing=True)

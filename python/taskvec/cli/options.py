@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from taskvec.cli.completers import complete
-from taskvec.cli.console import Console
+from taskvec.cli.console import Console, UsageError
 from taskvec.cli.help_format import Context
 from taskvec.cli.log import open_log
 from taskvec.cli.variables import unknown, variable
@@ -422,10 +422,14 @@ def talk_options(verb: str) -> Callable[[Function], Function]:
             console = Console(verb, as_json=as_json, quiet=quiet, verbose=verbose, progress=progress)
             context = click.get_current_context(silent=True)
             for name, near in unknown(context.parent, context.command) if context else ():
+                words = f"`{printable(name)}` in the environment belongs to no option"
+                hint = f"did you mean `{near}`?" if near else None
+                if rest.get("strict"):
+                    raise UsageError(words, hint or "unset it: --strict makes a warning an error")
                 page = console.talk()
-                page.level("warning", f"`{printable(name)}` in the environment belongs to no option")
-                if near:
-                    page.level("hint", f"did you mean `{near}`?")
+                page.level("warning", words)
+                if hint:
+                    page.level("hint", hint)
                 console.say(page)
             return function(*arguments, console=console, **rest)
 
