@@ -1,9 +1,11 @@
-"""The further models and files that single pages name: a training run, a pipeline, experts, maps, a bucket."""
+"""The further models and files that single pages name: a run, a pipeline, experts, maps, tasks, a bucket."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from support.families import config_of, shapes_of, write_model
 from support.models import edit_json, random_tensors, tuned, write_checkpoint
+from support.pages import DOCS, blocks
 from support.pipelines import pipeline
 from support.s3_server import running_s3
 
@@ -91,6 +94,14 @@ def importance_maps(home: Path, models: Path) -> Variables:
     return {}
 
 
+def tasks(home: Path, _models: Path) -> Variables:
+    """The task `sums` of the page on evaluation, as that page makes it."""
+    source, task = blocks(DOCS / "evaluate.md", "python", "yaml")[:2]
+    subprocess.run([sys.executable, "-c", source.text], cwd=home, check=True)
+    (home / task.value).write_text(task.text, encoding="utf-8")
+    return {}
+
+
 @contextlib.contextmanager
 def buckets(_home: Path, models: Path) -> Iterator[Variables]:
     """`s3://bucket/models/...` on a server of our own."""
@@ -106,4 +117,5 @@ WORLDS: dict[str, Callable[[Path, Path], Any]] = {
     "moe.md": experts,
     "recipes.md": importance_maps,
     "object-stores.md": buckets,
+    "search.md": tasks,
 }
