@@ -9,10 +9,10 @@ from taskvec.files.manifest_schema import schema
 
 _ABOUT = """# The manifest
 
-`taskvec.json` says what made a folder and what is in it. It is written last, so that a folder that has one is whole.
-Its schema is that of JSON Schema, draft 2020-12, and every manifest is held against it when it is read; members that
-the schema does not name are refused. All members but `run` are the same wherever and however often the same merge is
-made. `[]` stands for each element of a list, `{}` for each value of a mapping."""
+`taskvec.json` says what made a folder and what is in it. It is written last, so that a folder that has one
+is whole. The table follows from its JSON schema (draft 2020-12). All members but `run` are the same wherever
+and however often the same merge is made. `[]` stands for each element of a list, `{}` for each value of a
+mapping."""
 
 
 def manifest() -> str:

@@ -1,4 +1,4 @@
-"""The further models and files that single pages name: a run, a pipeline, experts, maps, tasks, a bucket."""
+"""The further models and files that single pages name: runs, pipelines, experts, maps, tasks, a bucket."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def training_run(home: Path, _models: Path) -> Variables:
 
 
 def folders(home: Path, _models: Path) -> Variables:
-    """Three pipelines with a variant of their text encoder, and distributed checkpoints of torch."""
+    """Three pipelines with a variant, distributed checkpoints of torch, and `model.gguf`."""
     import torch
     import torch.distributed.checkpoint as dcp
+
+    from support import gguf_models
 
     for number, name in enumerate(("sdxl", "sdxl-tuned", "sdxl-base")):
         root = pipeline(home / name, number)
@@ -56,15 +58,9 @@ def folders(home: Path, _models: Path) -> Variables:
         folder.mkdir(parents=True)
         dcp.save({"model": weights}, checkpoint_id=str(folder), no_dist=True)
         (folder / "config.json").write_text('{"model_type": "llama"}')
-    return {}
-
-
-def gguf_file(home: Path) -> None:
-    """`model.gguf`."""
-    from support import gguf_models
-
     made = gguf_models.model("llama")
     gguf_models.write(home / "model.gguf", "llama", gguf_models.tensors_of(made, "llama"), "Q8_0")
+    return {}
 
 
 def experts(home: Path, _models: Path) -> Variables:
