@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from support.pages import DOCS, text_of
+from support.pages import DOCS, ROOT, text_of
 
 PAGE = text_of(DOCS / "small-machines.md")
 ROWS = re.findall(r"^\| (\d+) B, (\w+) \| (.+) \|$", PAGE, re.MULTILINE)
@@ -32,3 +33,12 @@ def test_a_row_follows_from_the_formula(billions: str, form: str, rest: str) -> 
 
 def test_there_are_both() -> None:
     assert [row[0] for row in ROWS] == ["70", "671"]
+
+
+def test_what_planning_takes_is_what_was_recorded() -> None:
+    record = sorted((ROOT / "benches" / "record").rglob("*-large.json"))[-1]
+    for name, found in json.loads(record.read_text())["models"].items():
+        row = f"| {name} | {found['tensors']} "
+        row += "".join(f"| {found[key] / 1e9:.0f} GB " for key in ("bytes_in", "bytes_out"))
+        row += f"| {found['memory_of_a_run'] / 1e6:.0f} MB | {found['cpu_seconds']:.1f} s "
+        assert f"{row}| {found['peak_bytes'] / 1e6:.0f} MB |" in PAGE
