@@ -23,8 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from network.record import record
 from support.large import deepseek_v3
@@ -57,7 +56,8 @@ DEEPSEEK = (
     (r"kv_b_proj", 32768, 512), (r"o_proj", 7168, 16384),
     (r"experts.*(gate|up)_proj", 2048, 7168), (r"experts.*down_proj", 7168, 2048),
     (r"mlp\.(gate|up)_proj", 18432, 7168), (r"mlp\.down_proj", 7168, 18432),
-    (r"eh_proj", 7168, 14336), (r"mlp\.gate\.weight", 256, 7168), (r"embed_tokens|head\.weight", 129280, 7168),
+    (r"eh_proj", 7168, 14336), (r"mlp\.gate\.weight", 256, 7168),
+    (r"embed_tokens|head\.weight", 129280, 7168),
 )  # fmt: skip
 VECTORS = {"q_a_layernorm": 1536, "kv_a_layernorm": 512, "correction_bias": 256}
 
