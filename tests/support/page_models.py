@@ -14,6 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from support.families import config_of, shapes_of, write_model
+from support.hub_fixtures import TOKEN
+from support.hub_server import Hub
 from support.models import edit_json, random_tensors, tuned, write_checkpoint
 from support.pages import DOCS, blocks
 from support.pipelines import pipeline
@@ -107,8 +109,27 @@ def buckets(_home: Path, models: Path) -> Iterator[Variables]:
         yield server.variables
 
 
+@contextlib.contextmanager
+def stores(home: Path, models: Path) -> Iterator[Variables]:
+    """The bucket, another one for results, and a hub that takes what is sent to it."""
+    with running_s3() as server, Hub() as hub:
+        for name in ("instruct", "grpo", "sft"):
+            server.put("bucket", f"models/{name}", models / name)
+        server.client.create_bucket(Bucket="results")
+        hub.write_token = TOKEN
+        yield {
+            **server.variables,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(home / "hub"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+
+
 WORLDS: dict[str, Callable[[Path, Path], Any]] = {
     "averages.md": training_run,
+    "many-machines.md": stores,
     "models.md": folders,
     "moe.md": experts,
     "recipes.md": importance_maps,
