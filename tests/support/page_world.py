@@ -117,7 +117,7 @@ class Reader:
             env=self.variables,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
             stdin=subprocess.DEVNULL,
         )
