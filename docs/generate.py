@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 import click
+import schemas
 import yaml
 
 import taskvec as tv
@@ -53,7 +54,8 @@ _LEVELS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 
 def pages() -> Pages:
     """All generated pages."""
-    return {**commands(), **methods(), **findings(), **raised(), **functions()}
+    written = {**commands(), **methods(), **findings(), **raised(), **functions()}
+    return {**written, "reference/manifest.md": schemas.manifest()}
 
 
 # --- the command line -------------------------------------------------------------------------------------
@@ -260,4 +262,5 @@ def navigation() -> Mapping[str, list[str]]:
         "Commands": ["reference/commands.md", *(f"reference/commands/{verb}.md" for verb in cli.VERBS)],
         "Python": [f"reference/python/{slug(subject)}.md" for subject in SUBJECTS],
         "Catalogues": ["reference/methods.md", "reference/findings.md", "reference/errors.md"],
+        "Manifest": ["reference/manifest.md"],
     }

@@ -17,6 +17,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_models(tmp_path_factory.mktemp("demo") / "models")
 
 
+@pytest.mark.timeout(1800)  # some pages start a hundred processes
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_runs(page: Path, models: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"

@@ -1,9 +1,11 @@
-"""The further models and files that single pages name: a training run, a pipeline, experts, maps, a bucket."""
+"""The further models and files that single pages name: runs, pipelines, experts, maps, tasks, a bucket."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from support.families import config_of, shapes_of, write_model
+from support.hub_fixtures import TOKEN
+from support.hub_server import Hub
 from support.models import edit_json, random_tensors, tuned, write_checkpoint
+from support.pages import DOCS, blocks
 from support.pipelines import pipeline
 from support.s3_server import running_s3
 
@@ -35,9 +40,11 @@ def training_run(home: Path, _models: Path) -> Variables:
 
 
 def folders(home: Path, _models: Path) -> Variables:
-    """Three pipelines with a variant of their text encoder, and distributed checkpoints of torch."""
+    """Three pipelines with a variant, distributed checkpoints of torch, and `model.gguf`."""
     import torch
     import torch.distributed.checkpoint as dcp
+
+    from support import gguf_models
 
     for number, name in enumerate(("sdxl", "sdxl-tuned", "sdxl-base")):
         root = pipeline(home / name, number)
@@ -53,15 +60,9 @@ def folders(home: Path, _models: Path) -> Variables:
         folder.mkdir(parents=True)
         dcp.save({"model": weights}, checkpoint_id=str(folder), no_dist=True)
         (folder / "config.json").write_text('{"model_type": "llama"}')
-    return {}
-
-
-def gguf_file(home: Path) -> None:
-    """`model.gguf`."""
-    from support import gguf_models
-
     made = gguf_models.model("llama")
     gguf_models.write(home / "model.gguf", "llama", gguf_models.tensors_of(made, "llama"), "Q8_0")
+    return {}
 
 
 def experts(home: Path, _models: Path) -> Variables:
@@ -91,6 +92,14 @@ def importance_maps(home: Path, models: Path) -> Variables:
     return {}
 
 
+def tasks(home: Path, _models: Path) -> Variables:
+    """The task `sums` of the page on evaluation, as that page makes it."""
+    source, task = blocks(DOCS / "evaluate.md", "python", "yaml")[:2]
+    subprocess.run([sys.executable, "-c", source.text], cwd=home, check=True)
+    (home / task.value).write_text(task.text, encoding="utf-8")
+    return {}
+
+
 @contextlib.contextmanager
 def buckets(_home: Path, models: Path) -> Iterator[Variables]:
     """`s3://bucket/models/...` on a server of our own."""
@@ -100,10 +109,30 @@ def buckets(_home: Path, models: Path) -> Iterator[Variables]:
         yield server.variables
 
 
+@contextlib.contextmanager
+def stores(home: Path, models: Path) -> Iterator[Variables]:
+    """The bucket, another one for results, and a hub that takes what is sent to it."""
+    with running_s3() as server, Hub() as hub:
+        for name in ("instruct", "grpo", "sft"):
+            server.put("bucket", f"models/{name}", models / name)
+        server.client.create_bucket(Bucket="results")
+        hub.write_token = TOKEN
+        yield {
+            **server.variables,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(home / "hub"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+
+
 WORLDS: dict[str, Callable[[Path, Path], Any]] = {
     "averages.md": training_run,
+    "many-machines.md": stores,
     "models.md": folders,
     "moe.md": experts,
     "recipes.md": importance_maps,
     "object-stores.md": buckets,
+    "search.md": tasks,
 }

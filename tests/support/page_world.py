@@ -10,7 +10,29 @@ from pathlib import Path
 
 from support.pages import Block
 
-ROLES = {"instruct": ("T", "org/code-model"), "grpo": ("D", "org/math-model"), "sft": ("R", "org/base-model")}
+ROLES = {
+    "instruct": ("T", "org/code-model", "org/instruct"),
+    "grpo": ("D", "org/math-model", "org/grpo"),
+    "sft": ("R", "org/base-model", "org/sft"),
+}
+# SLURM for one machine: a task of an array after the other.
+SBATCH = """#!/bin/bash
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --wrap) shift; bash -c "$1"; exit ;;
+    --*) ;;
+    *) script=$1 ;;
+  esac
+  shift
+done
+range=$(sed -n 's/^#SBATCH --array=\\([0-9]*-[0-9]*\\).*/\\1/p' "$script")
+export SLURM_CPUS_PER_TASK=2 SLURM_TMPDIR="$PWD/node"
+for SLURM_ARRAY_TASK_ID in $(seq "${range%-*}" "${range#*-}"); do
+  export SLURM_ARRAY_TASK_ID
+  bash -euo pipefail "$script" >&2 || exit
+done
+echo 17
+"""
 
 
 def make_models(folder: Path) -> Path:
@@ -50,6 +72,9 @@ class Reader:
             program = tools / name
             program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
             program.chmod(0o755)
+        for name, text in (("srun", '#!/bin/sh\nexec "$@"\n'), ("sbatch", SBATCH)):
+            (tools / name).write_text(text)
+            (tools / name).chmod(0o755)
         self.tools = tools
         self.variables = {
             **os.environ,
@@ -92,7 +117,7 @@ class Reader:
             env=self.variables,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
             stdin=subprocess.DEVNULL,
         )
