@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The weights that every merge method writes, as digests: `python .ci/arm_bytes.py DEMO`, a line for each.
 
-DEMO is a folder that `taskvec demo` made. The recipes are the examples of the catalogue, with the models of the
-demo in the place of theirs. Two machines, or two instruction sets of one, agree where the lines are the same.
+DEMO is a folder that `taskvec demo` made. The recipes are the examples of the catalogue, with its models in
+the place of theirs. Two machines, or two instruction sets of one, agree where the lines are the same.
 """
 
 import hashlib
