@@ -28,7 +28,7 @@ Pages = dict[str, str]
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "Models and vectors": (
         "open", "from_state_dict", "load_vector", "storage", "Checkpoint", "TaskVector", "TensorInfo",
-        "Selection", "Change",
+        "Selection", "Change", "Stats",
     ),
     "Merges and plans": (
         "merge", "open_recipe", "average", "plan_average", "moe", "open_moe", "Merge", "RecipeMerge",
@@ -39,15 +39,17 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "apply", "plan_apply", "convert", "plan_convert", "tokens", "plan_tokens", "diff", "analyse",
         "inspect", "verify",
     ),
-    "Evaluation": ("sweep", "search", "importance"),
+    "Evaluation": ("evaluate", "sweep", "search", "importance"),
+    "This machine and the catalogue": ("demo", "bench", "list_methods", "MethodList"),
     "Results": (
         "Report", "Survival", "Verification", "Inspection", "Difference", "Composition", "Finding",
-        "Progress",
+        "Findings", "Progress",
     ),
     "Errors": (
-        "Error", "NotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",
+        "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",
         "NonFiniteError", "VerificationError", "EngineError", "HubError", "EvaluationError",
     ),
+    "Warnings": ("TaskvecWarning", "FindingWarning"),
 }  # fmt: skip
 _LEVELS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 

@@ -241,12 +241,12 @@ const CASES: &[Case] = &[
     ("a missing shard", |f| {
         sharded(f);
         fs::remove_file(f.join(TWO)).unwrap();
-    }, Err((Kind::NotFound, "1 of 2 files are not there: `model-00002-of-00002.safetensors`"))),
+    }, Err((Kind::NotFound, "1 of 2 files are not found: `model-00002-of-00002.safetensors`"))),
     ("a shard that is a dangling link", |f| {
         sharded(f);
         fs::remove_file(f.join(TWO)).unwrap();
         symlink("nowhere", f.join(TWO)).unwrap();
-    }, Err((Kind::NotFound, "1 of 2 files are not there"))),
+    }, Err((Kind::NotFound, "1 of 2 files are not found"))),
     ("a listed tensor that is nowhere", |f| {
         sharded(f);
         put(f, INDEX, index(&[("a", ONE), ("b", TWO), ("c", ONE)]));

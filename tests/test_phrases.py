@@ -1,4 +1,4 @@
-"""Phrases that readers of English stumble over, and what to write instead, held against the package's texts."""
+"""Phrases that readers of English stumble over, and what to write instead, held against every text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PHRASES = {
     r"(of that name|own name) wins|\bfits wins": "takes precedence",
     r"means of the machine": "resource limits",
     r"[Hh]as learned what|before it learned that": "the fine-tuned model to take the change from",
-    r"\bthey (do not )?fit\b(?! (on|in|into) )|\bfits? each other|[Ww]hat does not fit\b": "compatible, incompatible",
+    r"\bthey (do not )?fit\b(?! (on|in|into) )|\bfits? each other|[Ww]hat does not fit\b": "compatible",
     r"cannot be made yet": "is not supported for models with different vocabularies",
     r"(?<![Tt]here )\b(is|are) no (address|architecture|array|checkpoint|device|directory|file|float|floats|"
     r"folder|layout|list|matrix|model|name|number|path|prose|recipe|target|tensor|token|tokens|vector|weight)"
@@ -64,7 +64,9 @@ def test_no_text_has_the_phrase(phrase: str) -> None:
         plain = re.sub(r"\s+", " ", text)
         if name in ALLOWED:
             plain = re.sub(ALLOWED[name], "", plain)
-        found += [f"{name}: …{plain[max(0, m.start() - 40) : m.end() + 40]}…" for m in re.finditer(phrase, plain)]
+        found += [
+            f"{name}: …{plain[max(0, m.start() - 40) : m.end() + 40]}…" for m in re.finditer(phrase, plain)
+        ]
     assert not found, f"write {PHRASES[phrase]}:\n" + "\n".join(dict.fromkeys(found))
 
 

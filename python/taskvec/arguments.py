@@ -9,7 +9,13 @@ from typing import Any
 from taskvec.errors import RecipeError
 from taskvec.text import kind_of
 
-_NAME = {"model": "give a folder, `org/name` of the hub or an address"}
+_NAME = {
+    "model": "give a folder, `org/name` of the hub or an address",
+    "recipe": "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
+    "checkpoints": "give folders of checkpoints, or a pattern in quotes",
+    "path": "give the folder that taskvec wrote",
+    "plan": "give the file that `taskvec plan` wrote",
+}
 
 
 def path(value: Any, name: str) -> str | os.PathLike[str]:

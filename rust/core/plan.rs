@@ -153,7 +153,7 @@ impl Plan {
                 && inputs.iter().all(|(source, _)| *source < document.sources.len())
                 && packed.as_ref().is_none_or(|part| part.encoding < document.encodings.len());
             if !known {
-                return Err(bad(format!("`{}` refers to something that is not there", shown(name))));
+                return Err(bad(format!("`{}` refers to something that does not exist", shown(name))));
             }
             document.operations[*operation].check(inputs.len()).map_err(|e| bad(format!("`{}`: {e}", shown(name))))?;
         }

@@ -44,6 +44,11 @@ class Option(click.Option):
         self.section = section
         self.envvar = variable(self.opts[-1])
 
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        if self.metavar in _PLACES:
+            _hold_named(value, ctx, self)
+        return super().process_value(ctx, value)
+
 
 class Argument(click.Argument):
     """An argument that help explains."""
@@ -52,6 +57,25 @@ class Argument(click.Argument):
         attributes.setdefault("shell_complete", complete(attributes.get("metavar")))
         super().__init__(declarations, **attributes)
         self.explanation = help  # `help` is of newer releases of click, which show it themselves
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        _hold_named(value, ctx, self)
+        return super().process_value(ctx, value)
+
+
+# Metavars of options that name a model, a folder or a file: an empty text is none, and not this folder.
+_PLACES = frozenset({"MODEL", "MODEL|VEC", "VEC", "OUT", "DIR", "FILE", "PLAN", "ARCHIVE"})
+
+
+def _hold_named(value: Any, ctx: click.Context, parameter: click.Parameter) -> None:
+    """Return if no text of a value is empty, as that of a variable of a script may be."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str) and not each.strip():
+            raise BadValue(
+                Error("the text is empty", "is a variable of the script not set?"),
+                ctx,
+                parameter,
+            )
 
 
 class Command(click.Command):

@@ -78,6 +78,10 @@ FINDINGS: dict[str, Explanation] = {
         "Nothing has to be done; readers take the rest as packed and these as they are. Another format may "
         "have a form for them.",
     ),
+    "saved-vector": Explanation(
+        "A folder that `taskvec extract` wrote holds a difference, not the weights of a model.",
+        "Add it to a checkpoint with `taskvec apply TARGET VECTOR`, or give the model that it was made of.",
+    ),
     "lora-adapter": Explanation(
         "The folder holds the factors of an adapter, not the weights of a model.",
         "Write `BASE+ADAPTER` where a model is named, or merge it into its base first.",
@@ -325,6 +329,11 @@ ERRORS: dict[str, Explanation] = {
     "Error": Explanation(
         "The base of all others: catch it to catch whatever taskvec raises on purpose.",
         "Its `hint` is the way out of the case at hand.",
+    ),
+    "TensorNotFoundError": Explanation(
+        "A checkpoint, a vector or a merge was asked for a tensor that it does not have; it is a `KeyError` "
+        "too.",
+        "Take the name that the hint says, or one of `keys()`.",
     ),
     "NotFoundError": Explanation(
         "A path, a file of a model, a tensor or a repository does not exist.",

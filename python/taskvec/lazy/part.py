@@ -108,6 +108,7 @@ def finish(
     OutputError
         Weight files are missing; the message says which, and which parts write them.
     """
+    path(out, "out")
     with shown(progress) as tell:
         if is_address(out):
             return _finish_at(str(out), threads, tell)

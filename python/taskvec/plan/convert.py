@@ -9,7 +9,7 @@ from typing import Any
 
 from taskvec.compat.companions import check_files
 from taskvec.compat.findings import Finding, enforce, finding
-from taskvec.compat.formats import check_formats
+from taskvec.compat.formats import check_formats, check_vectors
 from taskvec.compat.layouts.rewritten import in_packed_layout, in_plain_layout, one_by_one
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
@@ -51,6 +51,7 @@ def plan_convert(model: Model, *, keep: Sequence[str] = (), settings: Settings |
         The checkpoint is stored in a format that is not read.
     """
     settings = settings or Settings()
+    enforce(check_vectors([("model", model)]))
     dtype, form = float_dtype(settings), new_format(model, settings.out_dtype)
     is_plain = not model.packed and not model.is_laid_out and model.unreadable is None
     if form is None and dtype is None and is_plain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskvec.compat.check import check_models
 from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, finding
-from taskvec.compat.formats import check_formats
+from taskvec.compat.formats import check_formats, check_vectors
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tensors import unused_selection
 from taskvec.dtypes import FLOAT_DTYPES
@@ -56,6 +56,9 @@ def merge_findings(
         for ref, model in opened.items()
         if isinstance(model, Model) and model is not config_from and ref.kind != "importance"
     ]
+    vectors = check_vectors([(role_of(merge.config_from, merge), config_from), *others])
+    if vectors:
+        return vectors
     has_slices = recipe.slices is not None or recipe.modules is not None
     if has_slices:
         found += unused_selection(recipe.selection, [tensor.name for tensor in merge.tensors])

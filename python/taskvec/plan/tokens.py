@@ -16,7 +16,7 @@ from typing import get_args
 from taskvec._core import blake3_hex
 from taskvec.compat.companions import check_files
 from taskvec.compat.findings import enforce, in_order
-from taskvec.compat.formats import check_formats
+from taskvec.compat.formats import check_formats, check_vectors
 from taskvec.compat.layouts.rewritten import in_plain_layout
 from taskvec.compat.tied_heads import head_of
 from taskvec.compat.token_pieces import not_given_back
@@ -86,6 +86,7 @@ def plan_tokens(
         raise RecipeError(
             "the rows for another tokenizer are computed from whole matrices", "leave out `--stream`"
         )
+    enforce(check_vectors([("target", target), ("model", model)]))
     own, other = _vocabulary(target), _vocabulary(model)
     if own.document == other.document:
         raise RecipeError(

@@ -145,7 +145,7 @@ fn indexed(folder: &Path, name: &str, listing: &Listing) -> Result<Found> {
         }
     }
     if !missing.is_empty() {
-        let message = format!("{} of {} files are not there: {}", missing.len(), files.len(), list(&missing));
+        let message = format!("{} of {} files are not found: {}", missing.len(), files.len(), list(&missing));
         return Err(Error::new(Kind::NotFound, message)
             .at(&folder.join(name))
             .hint("the checkpoint is incomplete: download or copy it again"));

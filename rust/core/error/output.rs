@@ -116,7 +116,7 @@ impl Error {
 
     /// A shard that a part has written is not what it left.
     pub(crate) fn missing_shard(shard: &Path, size: u64) -> Self {
-        let message = format!("`{}` is not there with the {size} bytes that a part has written", shown_path(shard));
+        let message = format!("`{}` is not found with the {size} bytes that a part has written", shown_path(shard));
         refused(message, "run the same parts again: those that are complete are kept")
     }
 

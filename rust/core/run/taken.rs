@@ -26,7 +26,7 @@ impl Taken {
             Error::new(Kind::Plan, format!("unusable plan: a part that is taken of `{}` {what}", shown(name)))
         };
         if *input >= job.inputs.len() {
-            return Err(bad("leaves an input that is not there"));
+            return Err(bad("leaves an input that does not exist"));
         }
         let lines = |(to, axes): &(u64, Vec<(u64, u64)>)| {
             let axes = axes.iter().map(|(n, to)| Axis { n: *n, to: *to, from: [0; 2] }).collect();
