@@ -78,7 +78,9 @@ class _Watch:
 
     def documents(self, name: str, task: str, done: int, total: int) -> None:
         """A document that is done."""
-        self._live.draw(f"{name}: {task}, {done:,} of {plural(total, 'document')}", f"{name} {task}", done, total)
+        self._live.draw(
+            f"{name}: {task}, {done:,} of {plural(total, 'document')}", f"{name} {task}", done, total
+        )
 
     def training(self, name: str, done: int, most: int) -> None:
         """A step of the training of a model."""
