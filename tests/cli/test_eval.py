@@ -289,6 +289,18 @@ def test_the_command_line_goes_before_the_file(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_preset_of_the_paper_is_a_layer_below_what_is_named(capsys, tmp_path):
+    models = ("--target", "T", "--donor", "D", "--reference", "R")
+    found = invoke(
+        capsys, "sweep", *models, "--paper", "7b", "--alpha", "0.5", "--samples", 4, "--pass-at", "1,4",
+        "--dry-run", "--json", "--confirm-run-unsafe-code", "--limit", 30, "-o", tmp_path / "out",
+    )  # fmt: skip
+    plan = json.loads(found.out)["experiment"]
+    assert (plan["paper"], plan["alphas"], plan["think"]) == ("7b", [0.5], "Think step by step.")
+    assert (plan["evaluation"]["pass_at"], plan["evaluation"]["chat_template"]) == ([1, 4], True)
+    assert "bbh_cot_fewshot" in plan["tasks"]
+
+
 def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     found = invoke(capsys, "sweep", "qwen2.5-math-1.5b", "--dry-run", "-o", tmp_path / "out")
     assert found.code == 0

@@ -63,6 +63,7 @@ def test_a_preset_goes_before_the_defaults_and_what_is_named_before_it():
     whole = experiment({**MODELS, "paper": "1.5b"})
     assert (whole.tasks, whole.alphas, whole.think) == (PAPER_TASKS, (-1.0, 1.0), THINK)
     assert whole.settings().chat_template is True
+    assert whole.development == 0  # the alpha is the paper's: every document is reported on
     own = experiment({**MODELS, "paper": "7b", "alphas": [0.5], "evaluation": {"limit": 3}})
     assert own.alphas == (0.5,)
     assert (own.settings().limit, own.settings().chat_template) == (3, True)

@@ -64,13 +64,13 @@ def pairs(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return found
 
 
-def counts(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[int, ...] | None:
+def counts(_ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[int] | None:
     """Whole numbers, several separated by commas; None where none is given."""
     words = [word.strip() for value in values for word in value.split(",")]
     wrong = next((word for word in words if not word.isdecimal()), None)
     if wrong is not None:
         raise click.BadParameter(f"`{wrong}` is not a whole number: write 1,5,10", param=param)
-    return tuple(map(int, words)) or None
+    return list(map(int, words)) or None
 
 
 def perturbations(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:

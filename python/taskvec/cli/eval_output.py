@@ -55,7 +55,7 @@ class _Watch:
         elif event.kind == "progress":
             self._begun.setdefault(event.arm, time.monotonic())
             self._live.draw(
-                f"{event.arm}: {event.task} {event.done:,} of {event.total:,} requests",
+                f"{event.arm}: {event.task} {event.done:,} of {plural(event.total, 'request')}",
                 f"{event.arm} {event.task}", event.done, event.total,
             )  # fmt: skip
             return
@@ -78,15 +78,17 @@ class _Watch:
 
     def documents(self, name: str, task: str, done: int, total: int) -> None:
         """A document that is done."""
-        self._live.draw(f"{name}: {task}, {done:,} of {total:,} documents", f"{name} {task}", done, total)
+        self._live.draw(
+            f"{name}: {task}, {done:,} of {plural(total, 'document')}", f"{name} {task}", done, total
+        )
 
     def training(self, name: str, done: int, most: int) -> None:
         """A step of the training of a model."""
         if name not in self._trained:
             self._trained.add(name)
             self._live.clear()
-            self._console.step(f"training {name}: at most {most} steps")
-        self._live.draw(f"{name}: {done} of at most {most} steps", name, done, most)
+            self._console.step(f"training {name}: at most {plural(most, 'step')}")
+        self._live.draw(f"{name}: {done} of at most {plural(most, 'step')}", name, done, most)
 
     def close(self) -> None:
         """Take the line that is drawn over away."""

@@ -85,6 +85,7 @@ class Preset:
             "tasks": list(PAPER_TASKS),
             "alphas": [-1, 1],
             "think": THINK,
+            "development": 0.0,  # alpha is the paper's: nothing is chosen
             "evaluation": {"chat_template": True},
         }
 
@@ -127,7 +128,7 @@ def _settings(target: str) -> tuple[Setting, ...]:
         Setting("new tokens", None, None, "ours: long enough to reason"),
         Setting("stop strings", None, None, "lm-eval's own, without those that cut a chain of thought"),
         Setting("decoding", None, None, "lm-eval's own: greedy"),
-        Setting("documents", None, None, "ours: all of the test part, alpha chosen on a share of them"),
+        Setting("documents", None, None, "ours: all of the test part"),
         Setting("runs", "one of each", AUTHOR, "ours: one of each, with intervals over documents"),
     )
 

@@ -136,6 +136,15 @@ def test_without_a_weight_update_each_arm_has_an_engine_of_its_own(vllm, monkeyp
     assert "weights_path" in str(engines.refusal())
 
 
+def test_an_argument_that_may_change_weights_gets_an_engine_for_each_model(vllm):
+    for arguments, engines_made in (((("enforce_eager", "true"),), 1), ((("quantization", "fp8"),), 2)):
+        engines.let_go()
+        vllm.made.clear()
+        for model in (tiny().reference, tiny().donor):
+            evaluate(model, settings(limit=1, model_args=arguments), arm=Arm("t", "baseline"))
+        assert len(vllm.made) == engines_made
+
+
 def test_merged_arms_of_an_engine_lie_in_memory_and_go(vllm, tmp_path, monkeypatch):
     memory = tmp_path / "memory"
     memory.mkdir()

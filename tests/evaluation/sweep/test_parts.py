@@ -30,9 +30,9 @@ BOTH = ("development", "report")
 def test_what_a_division_leaves_without_a_claim():
     assert check_parts({"a": INSIDE + OUTSIDE}, SPLIT, BOTH) == []
     (said,) = check_parts({"a": INSIDE + OUTSIDE, "b": OUTSIDE[:3]}, SPLIT, BOTH)
-    assert "task `b`: none of its 3 documents is in the development part" in said
+    assert "task `b`: of its 3 documents none is in the development part" in said
     (said,) = check_parts({"a": INSIDE[:2], "b": INSIDE + OUTSIDE}, SPLIT, BOTH)
-    assert "task `a`: none of its 2 documents is in the report part" in said
+    assert "task `a`: of its 2 documents none is in the report part" in said
     with pytest.raises(
         EvaluationError, match="of the 3 documents of task `b` none is in the development part"
     ):
@@ -55,7 +55,7 @@ def test_a_sweep_that_could_not_report_is_refused_before_its_first_arm(tmp_path)
     def merge(*_: Any) -> Any:
         raise AssertionError("nothing is to be merged")
 
-    with pytest.raises(EvaluationError, match="of task `tiny_choice` is in the development part") as error:
+    with pytest.raises(EvaluationError, match="of task `tiny_choice` none is in the development part") as error:
         run_sweep(experiment, tmp_path, merge=merge, progress=seen.append)
     assert "--limit" in (error.value.hint or "")
     assert not list((tmp_path / "arms").glob("*"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from support.command_line import invoke
-from support.evaluation_models import merge_with_torch, small
+from support.evaluation_models import merge_with_torch, small, tiny
 from support.evaluation_records import arms_of
 from support.ray_cluster import two_nodes
 from taskvec.errors import EvaluationError, OutputError
@@ -123,3 +123,18 @@ def test_what_cannot_be_is_said(cluster: Any, tmp_path: Path, capsys: pytest.Cap
     file.write_text(small(**FEW).to_yaml())
     outcome = invoke(capsys, "sweep", file, "-o", tmp_path / "out", "--ray", "127.0.0.1:1")
     assert (outcome.code, "cannot be reached" in outcome.err) == (2, True)
+
+
+def test_arms_in_place_and_parts_of_the_vector_are_those_of_one_machine(cluster: Any, tmp_path: Path) -> None:
+    """Each node makes the arms in its own target; parts are merged by the driver into the shared folder."""
+    evaluation = {"device": "cpu", "batch_size": 32, "include_path": str(tiny().tasks), "limit": 6}
+    whole = small(**{**FEW, "parts": {"groups": 2, "sign": True}, "evaluation": evaluation, "development": 0})
+    events: list[Event] = []
+    run_sweep(whole, tmp_path / "here")
+    run_sweep(whole, tmp_path / "there", ray=cluster.address, progress=events.append)
+    assert arms_of(tmp_path / "there") == arms_of(tmp_path / "here")
+    assert report_of(tmp_path / "there") == report_of(tmp_path / "here")
+    assert {"alpha=1", "random-1", "sign@1"} <= set(arms_of(tmp_path / "there"))
+    merged = ",".join(event.arm for event in events if event.kind == "merge")
+    assert "sign" in merged
+    assert "alpha=1" not in merged.split(",")  # it was made in place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -132,11 +133,14 @@ def _read(model: Any, name: str, device: torch.device) -> torch.Tensor:
 
 
 def _tensor(data: np.ndarray, dtype: str, shape: Sequence[int]) -> torch.Tensor:
-    """Bytes as a tensor; it is read from, never written to."""
+    """Bytes as a tensor over the same memory: it is read from, never written to, which torch cannot know."""
     if not data.size:
         return torch.empty(tuple(shape), dtype=TYPES[dtype])
-    owned = data if data.flags.writeable else data.copy()
-    return torch.from_numpy(owned).view(TYPES[dtype]).reshape(tuple(shape))
+    if data.__array_interface__["data"][0] % TYPES[dtype].itemsize:
+        data = data.copy()  # after a tensor of a narrower type, where its values would lie across words
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(data).view(TYPES[dtype]).reshape(tuple(shape))
 
 
 def facts_of(plan: Any, delta: Delta, sums: Sums, name: str, command: str) -> Merged:

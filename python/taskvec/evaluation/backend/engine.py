@@ -18,6 +18,17 @@ from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.settings import Settings
 from taskvec.files import look
 
+# Arguments of lm-eval's `vllm` class that leave the weights as their files have them, in one type.
+_ARGUMENTS = frozenset(
+    {
+        "add_bos_token", "block_size", "chat_template_args", "disable_log_stats", "dtype",
+        "enable_chunked_prefill", "enable_prefix_caching", "enable_thinking", "enforce_eager",
+        "gpu_memory_utilization", "max_length", "max_model_len", "max_num_batched_tokens", "max_num_seqs",
+        "prefix_token_id", "seed", "tensor_parallel_size", "think_end_token", "tokenizer", "tokenizer_mode",
+        "truncation_side",
+    }
+)  # fmt: skip
+
 
 @dataclass(slots=True)
 class _Engine:
@@ -44,7 +55,8 @@ def load_engine(model: str, settings: Settings) -> Any:
         engine = _engines[0]
         if engine.holds == holds:
             return engine.loaded
-        if not _refused and _reloaded(engine.loaded, model):
+        are_plain = set(dict(settings.model_args)) <= _ARGUMENTS
+        if are_plain and not _refused and _reloaded(engine.loaded, model):
             engine.holds = holds
             return engine.loaded
     let_go()

@@ -87,7 +87,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
 
 def _without_bars(backend: Any) -> None:
     """Let vLLM draw no bar: it divides by the time that a bar shows, which one that is switched off lacks."""
-    engine = getattr(backend, "model", None)
+    engine: Any = getattr(backend, "model", None)
     generate = getattr(engine, "generate", None)
     if generate is None:  # lm-eval makes engines of its own where data are divided over several
         return
