@@ -117,6 +117,8 @@ impl<R: Real> Method<R> for Sar {
             Ok(all) => all.iter().enumerate().for_each(|(kind, delta)| each(kind, delta, None)),
             Err(error) => {
                 lock(&failed).get_or_insert(error);
+                // what is found is thrown away, and something has to be
+                self.terms.iter().enumerate().for_each(|(kind, term)| each(kind, tile.input(term.model), None));
             }
         };
         let shares: Vec<f64> = self.terms.iter().map(|term| term.density).collect();
