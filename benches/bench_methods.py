@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     return rows
 
 
-def record(folder: Path, rows: dict[str, dict[str, float]]) -> Path:
+def record(folder: Path, rows: dict[str, Any], name: str = "methods") -> Path:
     """Write the table beside those of ``taskvec bench``."""
     facts = {
         "cpu": host.cpu_name(),
@@ -209,8 +209,8 @@ def record(folder: Path, rows: dict[str, dict[str, float]]) -> Path:
     home = folder / re.sub(r"[^a-z0-9]+", "-", str(facts["cpu"]).lower()).strip("-")
     home.mkdir(parents=True, exist_ok=True)
     date = datetime.datetime.now(datetime.UTC)
-    file = home / f"{date:%Y-%m-%d}-methods.json"
-    content = {"schema": 1, "date": date.isoformat(timespec="seconds"), "machine": facts, "methods": rows}
+    file = home / f"{date:%Y-%m-%d}-{name}.json"
+    content = {"schema": 1, "date": date.isoformat(timespec="seconds"), "machine": facts, name: rows}
     file.write_text(json.dumps(content, indent=2) + "\n")
     return file
 

@@ -19,10 +19,10 @@ from support.command_line import invoke
 from support.families import config_of, shapes_of
 from support.models import DTYPES, random_tensors, read_tensors, tuned, write_checkpoint
 from taskvec.errors import CompatibilityError, FormatError, NotFoundError, RecipeError
-from taskvec.report import reproduce
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find, step_of
 from taskvec.recipe.training.metrics import best, read
 from taskvec.recipe.training.schedule import weights
+from taskvec.report import reproduce
 
 STEPS = (100, 200, 300, 400, 500, 1000)
 

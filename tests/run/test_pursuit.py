@@ -54,8 +54,10 @@ def test_chosen_atoms_and_weights(
         found = pursue(wanted, Atoms(rows, workers), k, steps.append)
     assert steps == list(range(1, k + 1))
     exact = rows.astype(np.float64)
-    assert (found.atoms[3] == -1).all() and found.residual[3] == 0
-    assert found.residual[5] < 1e-6 and (made is alike or found.atoms[5, 0] == 100)
+    assert (found.atoms[3] == -1).all()
+    assert found.residual[3] == 0
+    assert found.residual[5] < 1e-6
+    assert made is alike or found.atoms[5, 0] == 100
     for number, row in enumerate(wanted.astype(np.float64)):
         if number in (3, 5, 7):
             continue
@@ -67,7 +69,7 @@ def test_chosen_atoms_and_weights(
 
 
 def test_few_atoms_that_span_little() -> None:
-    """What is left is orthogonal to all atoms: none is taken twice, and weights are those of least squares."""
+    """What is left is orthogonal to all atoms: none is taken twice, weights are those of least squares."""
     rng = np.random.default_rng(1)
     rows = (rng.standard_normal((3000, 4)) @ rng.standard_normal((4, 32))).astype(np.float32)
     wanted = rng.standard_normal((20, 32)).astype(np.float32)
@@ -96,7 +98,9 @@ def test_nearest_by_angle(k: int) -> None:
     cosines = np.where(norms > 0, wanted @ exact.T / np.where(norms > 0, norms, 1), -np.inf)
     cosines[:, norms == 0] = -np.inf
     order = np.argsort(-np.round(cosines, 12), axis=1, kind="stable")[:, :k]
-    assert (found.atoms == order).mean() > 0.999  # but for angles that float64 tells apart, rounded ones do not
+    assert (
+        found.atoms == order
+    ).mean() > 0.999  # but for angles that float64 tells apart, rounded ones do not
     assert (found.atoms[:, 0] == order[:, 0]).all()
     assert found.atoms[2, 0] == 17
     mean = exact[order].mean(axis=1)

@@ -241,9 +241,13 @@ def test_the_command_line(
 
 @pytest.mark.parametrize("mode", ["random", "cheap_embed"])
 def test_a_mixture_of_experts_is_made_by_two_nodes(
-    mode: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mode: str,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Gates, which are made before the run, go to the workers with the plan; the recipe's paths are relative."""
+    """Gates, which are made before the run, go to the workers with the plan; the paths are relative."""
     monkeypatch.chdir(tmp_path)
     write_models(tmp_path, "llama")
     tv.moe(recipe(mode), tmp_path / "one" / "out", max_shard_size=3000)

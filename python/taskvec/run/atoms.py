@@ -1,10 +1,10 @@
 """Rows that others are made of, and which of them are nearest to given ones.
 
-Products with all of them are by BLAS, in float32 where the rows are, tile by tile of atoms: of each strip
-of a tile the largest product of each row is kept, and nothing else leaves the cache. Strips that come within
+Products with all of them are by BLAS, in float32 where the rows are, tile by tile of atoms: of each strip of
+a tile the largest product of each row is kept, and nothing else leaves the cache. Strips that come within
 float32's error of a row's best are multiplied again, their atoms compared in float64, and of equal ones the
-first is taken. So what is chosen depends neither on the number of threads nor on the library, as far as float64 tells
-atoms apart.
+first is taken. So what is chosen depends neither on the number of threads nor on the library, as far as
+float64 tells atoms apart.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Atoms:
         is_lost = near <= 0
         few = max(1, _PAIRS // 4 // max(1, len(self.rows)))
         if few < is_lost.sum() and few < len(wanted):
-            parts = [self.best(wanted[at : at + few], taken[at : at + few]) for at in range(0, len(wanted), few)]
+            parts = [
+                self.best(wanted[at : at + few], taken[at : at + few]) for at in range(0, len(wanted), few)
+            ]
             return np.concatenate(parts)
 
         def those(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +151,9 @@ class Atoms:
         def largest(tile: slice) -> np.ndarray:
             found = products(narrow, tile)
             few = min(count, found.shape[1])
-            return found.max(axis=1, keepdims=True) if few == 1 else np.partition(found, -few, axis=1)[:, -few:]
+            return (
+                found.max(axis=1, keepdims=True) if few == 1 else np.partition(found, -few, axis=1)[:, -few:]
+            )
 
         parts = list(self.crew.map(largest, self._tiles))
         tops = np.stack([part.max(axis=1) for part in parts])

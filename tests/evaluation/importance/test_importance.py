@@ -251,7 +251,7 @@ def test_a_map_goes_to_a_bucket_that_a_recipe_names(s3: S3, tmp_path: Path) -> N
 
 
 def test_a_map_that_was_made_and_not_sent_is_sent_by_the_next_call(
-    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from taskvec.evaluation.importance import delivered
 

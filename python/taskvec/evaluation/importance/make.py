@@ -124,7 +124,8 @@ def importance(
     if is_address(out):
         return delivered(
             str(out), blake3_hex(plan), overwrite=overwrite, resume=resume,
-            finished=lambda folder: _finished(folder, plan, asked), make=lambda folder: make(folder, not resume),
+            finished=lambda folder: _finished(folder, plan, asked),
+            make=lambda folder: make(folder, not resume),
         )  # fmt: skip
     done = None if overwrite or not resume else _finished(Path(out), plan, asked)
     return done or make(Path(out), overwrite)
