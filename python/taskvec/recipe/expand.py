@@ -131,7 +131,10 @@ class _Expander:
             if ref.kind == "checkpoint" and ref.spec == chosen.spec:
                 return number
         path = ("tokenizer", "source") if self.recipe.tokenizer is not None else ("tokenizer_source",)
-        near = nearest(str(chosen), [ref.spec for ref in self.models])
+        # Versions of mergekit before 0.1 had `model:` in front of a model's name.
+        near = nearest(
+            str(chosen).removeprefix("model:"), ["base", "union", *(ref.spec for ref in self.models)]
+        )
         raise self.recipe.error(
             path,
             f"`{shown(str(chosen))}` is none of the models of this merge",
