@@ -186,7 +186,7 @@ def test_words_without_effect_are_named_with_their_lines(name: str) -> None:
         (TIES.replace("ties", "ties_merging") + "models: [{model: a}]\n", "unknown merge", "mean `ties`"),
         (TIES.replace("ties", "della_ties") + "models: [{model: a}]\n", "unknown merge", "mean `della`"),
         (TIES.replace("ties", "model_stock") + "models: [{model: b}]\n", "found 1", "list more models"),
-        (TIES.replace("ties", "arcee_fusion") + "models: [{model: b}, {model: c}]\n", "found 2", "takes more"),
+        (TIES.replace("ties", "arcee_fusion") + "models: [{model: b}, {model: c}]\n", "found 2", "leave"),
     ],
 )  # fmt: skip
 def test_words_that_get_a_hint(text: str, message: str, hint: str) -> None:

@@ -131,10 +131,8 @@ class _Expander:
             if ref.kind == "checkpoint" and ref.spec == chosen.spec:
                 return number
         path = ("tokenizer", "source") if self.recipe.tokenizer is not None else ("tokenizer_source",)
-        # Versions of mergekit before 0.1 had `model:` in front of a model's name.
-        near = nearest(
-            str(chosen).removeprefix("model:"), ["base", "union", *(ref.spec for ref in self.models)]
-        )
+        known = ["base", "union", *(ref.spec for ref in self.models)]
+        near = nearest(str(chosen).removeprefix("model:"), known)  # so written in old recipes
         raise self.recipe.error(
             path,
             f"`{shown(str(chosen))}` is none of the models of this merge",
