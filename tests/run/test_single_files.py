@@ -134,7 +134,7 @@ def test_files_that_are_several_models_are_told_apart(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     write_parts(folder, 1)
     (folder / "again.safetensors").write_bytes((folder / "encoder.safetensors").read_bytes())
-    with pytest.raises(FormatError, match="is in both `again.safetensors` and `encoder.safetensors`") as caught:
+    with pytest.raises(FormatError, match=r"is in both `again\.saf\S+ and `encoder\.saf") as caught:
         tv.open(folder)
     assert str(caught.value.hint) == "of several models, give the path of one file"
     # Parts of one file are not enough of it.

@@ -137,7 +137,7 @@ def beside(names: Collection[str]) -> Chosen | None:
     Returns
     -------
     Chosen or None
-        ``None`` of fewer than two such files; of an index, shards or a usual name, which say what the model is.
+        ``None`` of fewer than two, and where an index, shards or usual names say what the model is.
     """
     found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
     is_told = any(name.endswith(".index.json") for name in names) or any(
