@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import taskvec as tv
 from support.command_line import invoke
-from support.families import config_of, shapes_of
+from support.families import config_of, shapes_of, write_adapter
 from support.models import DTYPES, random_tensors, read_tensors, tuned, write_checkpoint
 from taskvec.errors import CompatibilityError, FormatError, NotFoundError, RecipeError
 from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find, step_of
@@ -375,3 +377,71 @@ def test_files_that_say_nothing(name: str, text: str, message: str, tmp_path: Pa
         best(SOME, 1, tmp_path / name)
     assert message in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["tmp-checkpoint-600", "checkpoint-600.tmp", "checkpoint-600.partial"])
+def test_what_a_trainer_still_writes_is_left_out(run: Path, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    plain = tv.plan_average(place)
+    shutil.copytree(run / "checkpoint-500", place / name)
+    for given in (place, f"{place}/*checkpoint-*"):
+        plan = tv.plan_average(given)
+        assert plan.recipe["checkpoints"] == plain.recipe["checkpoints"]
+        notes = [each for each in plan.findings if each.id == "checkpoints-left"]
+        assert name in notes[0].found
+        assert notes[0].level == "note"
+    # By its own name it is asked for.
+    named = tv.plan_average([place / "checkpoint-500", place / name])
+    assert len(named.recipe["checkpoints"]) == 2
+    assert not [each for each in named.findings if each.id == "checkpoints-left"]
+
+
+def test_a_newest_checkpoint_without_weights(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    (place / "checkpoint-2000").mkdir()
+    (place / "checkpoint-2000" / "config.json").write_text("{}")
+    plan = tv.plan_average(place)
+    assert plan.recipe["steps"] == list(STEPS)
+    assert any(each.id == "checkpoints-left" and "checkpoint-2000" in each.found for each in plan.findings)
+    # A pattern asks for it.
+    with pytest.raises(NotFoundError, match="step 2000 is damaged or still being written") as caught:
+        tv.plan_average(f"{place}/checkpoint-*")
+    assert str(caught.value.hint) == "wait until it is saved, or `--to 1000` leaves it out"
+    whole = (run / "checkpoint-1000" / "model.safetensors").read_bytes()
+    (place / "checkpoint-2000" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError, match="truncated; the checkpoint of step 2000") as damaged:
+        tv.plan_average(f"{place}/checkpoint-*")
+    assert "`--to 1000`" in str(damaged.value.hint)
+    assert tv.plan_average(f"{place}/checkpoint-*", last=1000).recipe["steps"] == list(STEPS)
+
+
+def test_adapters_of_a_run_are_averaged_on_their_model(tmp_path: Path) -> None:
+    base = random_tensors(shapes_of("llama", 2), seed=7, dtype="F32")
+    write_checkpoint(tmp_path / "base", base, config_of("llama", 2))
+    steps = (10, 20, 30)
+    for step in steps:
+        folder = write_adapter(tmp_path / f"checkpoint-{step}", "llama", 2, rank=2)
+        stored = load_file(folder / "adapter_model.safetensors")
+        save_file({name: each * step for name, each in stored.items()}, folder / "adapter_model.safetensors")
+        (folder / "optimizer.pt").write_bytes(b"not weights")
+    with pytest.raises(FormatError, match="is a LoRA adapter: a mean of its factors is not") as caught:
+        tv.plan_average(f"{tmp_path}/checkpoint-*")
+    assert "BASE+" in str(caught.value.hint)
+    # As the hint says.
+    models = [{"model": f"{tmp_path / 'base'}+{tmp_path}/checkpoint-{step}"} for step in steps]
+    recipe = {"merge_method": "linear", "models": models, "parameters": {"weight": 1}, "dtype": "float32"}
+    tv.merge(recipe, tmp_path / "out")
+    out = read_tensors(tmp_path / "out")
+    for name, value in base.items():
+        expected = value.astype(np.float64)
+        if "q_proj" in name:
+            key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+            deltas = []
+            for step in steps:
+                factors = load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+                a, b = (factors[f"{key}{part}.weight"].astype(np.float64) for part in "AB")
+                deltas.append(2.0 * b @ a)  # alpha 4, rank 2
+            expected = expected + np.mean(deltas, axis=0)
+        np.testing.assert_allclose(out[name], expected, rtol=1e-6, atol=1e-4)

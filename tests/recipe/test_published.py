@@ -43,7 +43,7 @@ def lines_with(text: str, comment: str) -> set[int]:
 
 
 def test_the_corpus_is_large_and_has_every_method_of_mergekit() -> None:
-    assert len(CORPUS) >= 40
+    assert len(CORPUS) >= 70
     text = "\n".join(path.read_text(encoding="utf-8") for path in CORPUS)
     named = set(re.findall(r"^merge_method: (\w+)", text, re.MULTILINE))
     assert named >= {
@@ -62,8 +62,9 @@ def test_a_published_recipe_is_planned(path: Path, tmp_path: Path, monkeypatch: 
     text = re.sub(r"^ +revision: main\n|@v2\b|(?<=7B), revision: main", "", text, flags=re.MULTILINE)
     Path(path.name).write_text(text, encoding="utf-8")
     family, layers = path.name.split("-")[:2]
-    if "\\" in text:
-        write_model(Path("quartz/Prism-8B"), family, int(layers), seed=5)
+    # Relative paths of Windows are read where their folders are there.
+    for number, name in enumerate(dict.fromkeys(re.findall(r"model: (\S*\\\S*)", text))):
+        write_model(Path(name.replace("\\", "/")), family, int(layers), seed=5 + number)
     merge = tv.open_recipe(path.name)
     write_models(merge.file, family, int(layers))
     found = set()
@@ -177,6 +178,15 @@ def test_words_without_effect_are_named_with_their_lines(name: str) -> None:
         (LINEAR.replace("model: a", 'model: "C:\\models"'), "unknown escape character", "without quotes"),
         (LINEAR.replace("model: a", 'model: "C:\\new"'), "where a model belongs", "without quotes"),
         (LINEAR + "\u00a0\u00a0dtype: float32\n", "unknown key", "indent with plain spaces"),
+        (LINEAR.replace("model: a", "model: “a”"), "a typographic quote", "straight quotes"),
+        (LINEAR.replace("model: a", "model: a, density: 0.5"), "unknown key `density`", "does not have it"),
+        (LINEAR + "tokenizer: union\n", "`tokenizer` is a mapping", "write `tokenizer_source: union`"),
+        (TIES + "models: [a, b]\n", "`models.0` is a mapping", "write `- model: a`"),
+        (TIES + "models: {a: {weight: 1}}\n", "`models` is a list", "an entry of a list"),
+        (TIES.replace("ties", "ties_merging") + "models: [{model: a}]\n", "unknown merge", "mean `ties`"),
+        (TIES.replace("ties", "della_ties") + "models: [{model: a}]\n", "unknown merge", "mean `della`"),
+        (TIES.replace("ties", "model_stock") + "models: [{model: b}]\n", "found 1", "list more models"),
+        (TIES.replace("ties", "arcee_fusion") + "models: [{model: b}, {model: c}]\n", "found 2", "leave"),
     ],
 )  # fmt: skip
 def test_words_that_get_a_hint(text: str, message: str, hint: str) -> None:
@@ -200,6 +210,71 @@ def test_revisions(tmp_path: Path) -> None:
     assert ref_of(LINEAR.replace("model: a", "model: {path: o/a, revision: v1}")) == ModelRef("o/a@v1")
     found = load(LINEAR.replace("model: a", f"model: {tmp_path}, revision: v1"))
     assert "is local" in found.last.remarks[0].found
+
+
+LOCAL = [
+    ("model: {model: a}", "model: {model: a@v1}"),
+    ("model: {model: a}", "model: {model: {path: a, revision: v1}}"),
+    ("model: {model: a}", "model: {path: a, revision: v1}"),
+    ("model: {model: a}", "model: {model: {path: a, revision: v1}, lora: {path: d, revision: v2}}"),
+    ("model: {model: a}", "model: a@v1+d@v2"),
+    ("base_model: b", "base_model: b@v1"),
+    ("tokenizer_source: a", "tokenizer_source: a@v1"),
+    ("tokenizer_source: a", "tokenizer: {source: {path: a, revision: v1}}"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), LOCAL)
+def test_a_revision_of_a_local_model_is_told_and_passed_over(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mergekit passes over it as well: a folder has one state."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "d"):
+        (tmp_path / name).mkdir()
+    text = TIES + "models: [{model: {model: a}, parameters: {weight: 1}}]\ntokenizer_source: a\n"
+    text = text.replace("base_model: a", "base_model: b")
+    assert old in text
+    found = load(text.replace(old, new)).last
+    assert {each.id for each in found.remarks} == {"recipe-ignored"}
+    assert all("is local" in each.found for each in found.remarks)
+    assert all(each.subject.rpartition(":")[2].isdigit() for each in found.remarks)
+    named = {ref.spec for ref, _ in found.recipe.models_named()}
+    assert named == {"a", "b"}
+    # Where there is no such folder, the revision is the hub's.
+    (tmp_path / "a").rmdir()
+    (tmp_path / "b").rmdir()
+    refs = {ref.spec for ref, _ in load(text.replace(old, new)).final.models_named()}
+    assert refs & {"a@v1", "b@v1"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        LINEAR.replace("\n", "\r\n"),
+        LINEAR.replace("\n", "\r"),
+        "\ufeff" + LINEAR,
+        LINEAR.replace(": ", ":\t").replace("\n", " \t\n"),
+        "%YAML 1.1\n---\n" + LINEAR + "...\n",
+        "# Zusammenführung 合并\n\n" + LINEAR + "---\n",
+    ],
+    ids=["crlf", "cr", "bom", "tabs", "directive", "trailing document"],
+)
+def test_texts_of_other_editors_are_the_same_recipe(written: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(written.encode("utf-8"))
+    found = load(tmp_path / "recipe.yaml")
+    assert found.documents == load(LINEAR).documents
+    assert not found.last.remarks
+
+
+def test_keys_that_hold_anchors_alone() -> None:
+    text = "x-half: &half {weight: 0.5}\n" + LINEAR.replace("{weight: 1}", "*half")
+    found = load(text)
+    assert not found.last.remarks
+    assert dict(found.final.parameters or {}).keys() == {"weight"}
+    # Only at the top, and only with that name.
+    assert "unknown key `half`" in mistake(text.replace("x-half", "half"))[0]
+    assert "unknown key `x-y`" in mistake(LINEAR.replace("model: a", "model: a, x-y: 1"))[0]
 
 
 def test_a_relative_path_of_windows_works_where_its_folder_is_there(

@@ -243,6 +243,9 @@ def test_config_that_is_no_file(trio: Trio) -> None:
         open_checkpoint(trio.target)
 
 
+ONE_TENSOR = safetensors_bytes({"x": np.ones(2, np.float32)})
+
+
 @pytest.mark.parametrize(
     ("files", "kind", "text"),
     [
@@ -254,9 +257,14 @@ def test_config_that_is_no_file(trio: Trio) -> None:
             "LoRA",
         ),
         (
-            {"a.safetensors": safetensors_bytes({}), "b.safetensors": safetensors_bytes({})},
+            {"model-00001-of-00002.safetensors": ONE_TENSOR, "model-00002-of-00002.safetensors": ONE_TENSOR},
             FormatError,
             "no index",
+        ),
+        (
+            {"a.safetensors": ONE_TENSOR, "b.safetensors": ONE_TENSOR},
+            FormatError,
+            "`x` is in both `a.safetensors` and `b.safetensors`",
         ),
         ({"model.safetensors": b"\x00" * 8}, FormatError, "model.safetensors"),
         ({"model.safetensors": b""}, FormatError, "model.safetensors"),

@@ -469,6 +469,23 @@ def test_pipelines_on_the_hub(three: list[Path], tmp_path: Path, hub: Hub, tag: 
     assert not any(path.endswith((other, "sd_single_file.safetensors")) for path in asked)
 
 
+def test_files_beside_each_other_on_the_hub(tmp_path: Path, hub: Hub) -> None:
+    draws = np.random.default_rng(0)
+    folders = [tmp_path / name for name in ("t", "d", "r")]
+    for folder in folders:
+        for part in ("encoder", "decoder"):
+            save(folder / f"{part}.safetensors", {f"{part}.w": draws.normal(size=(4, 3)).astype(np.float32)})
+        hub.repos[f"org/{folder.name}"] = Repo.from_folder(folder)
+    tv.transfer(*folders, tmp_path / "local")
+    tv.transfer(*(f"org/{folder.name}" for folder in folders), tmp_path / "out")
+    assert tv.open("org/t").fingerprint == tv.open(folders[0]).fingerprint
+    assert names(tmp_path / "out") == names(tmp_path / "local")
+    assert "encoder.safetensors" in names(tmp_path / "out")
+    for part in ("encoder", "decoder"):
+        local, fetched = (load_file(tmp_path / out / f"{part}.safetensors") for out in ("local", "out"))
+        assert np.array_equal(local[f"{part}.w"], fetched[f"{part}.w"])
+
+
 def test_adapters_are_of_one_model(three: list[Path], tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match="weights in `text_encoder`, `unet` and `vae`, and an adapter is of one"

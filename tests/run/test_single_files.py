@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,74 @@ def test_a_variant(trio: Trio, tmp_path: Path, name: str) -> None:
     assert "`model.safetensors.index.json`" in str(caught.value.hint)
     (trio.target / name).rename(trio.target / "model.safetensors.index.json")
     assert list(tv.open(trio.target).keys()) == ["a.weight"]
+
+
+def write_parts(folder: Path, seed: int) -> dict[str, np.ndarray]:
+    """A model as two files of other names beside each other, without config.json and index."""
+    draws = np.random.default_rng(seed)
+    folder.mkdir()
+    tensors: dict[str, np.ndarray] = {}
+    for part in ("encoder", "decoder"):
+        own = {f"{part}.{n}.weight": draws.normal(size=(6, 5)).astype(np.float32) for n in range(3)}
+        own[f"{part}.steps"] = np.array([seed], np.int64)
+        (folder / f"{part}.safetensors").write_bytes(safetensors_bytes(own))
+        tensors |= own
+    return tensors
+
+
+@pytest.mark.parametrize("limit", [None, 200])
+def test_files_beside_each_other_are_one_model(tmp_path: Path, limit: int | None) -> None:
+    made = {name: write_parts(tmp_path / name, seed) for seed, name in enumerate("abc")}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(tmp_path / "a"),
+        "models": [
+            {"model": str(tmp_path / name), "parameters": {"weight": weight}}
+            for name, weight in (("b", 0.5), ("c", -0.25))
+        ],
+    }
+    out = tmp_path / "out"
+    tv.merge(recipe, out, max_shard_size=limit)
+    names = {path.name for path in out.glob("*.safetensors")}
+    if limit is None:
+        assert names == {"encoder.safetensors", "decoder.safetensors"}
+    else:
+        assert len(names) > 2
+        assert all(name.startswith("model-") for name in names)
+    assert [path.name for path in out.rglob("taskvec.json")] == ["taskvec.json"]
+    # The index makes the output a model for every tool.
+    listed = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    found: dict[str, np.ndarray] = {}
+    for name in sorted(names):
+        inside = read_safetensors(out / name)
+        assert {tensor for tensor, file in listed.items() if file == name} == set(inside)
+        found |= inside
+    assert found.keys() == made["a"].keys()
+    a, b, c = made.values()
+    for name, array in found.items():
+        if name.endswith("steps"):
+            assert np.array_equal(array, a[name])
+        else:
+            exact = a[name] + 0.5 * (b[name] - a[name].astype(np.float64)) - 0.25 * (c[name] - a[name])
+            np.testing.assert_allclose(array, exact, atol=1e-6)
+    assert set(tv.open(out).keys()) == set(found)
+    assert tv.verify(out).ok
+    # As a transfer, and into a vector and back.
+    tv.extract(tmp_path / "b", tmp_path / "c", tmp_path / "vector")
+    tv.apply(tmp_path / "a", tmp_path / "vector", out=tmp_path / "applied")
+    assert {path.name for path in (tmp_path / "applied").glob("*.safetensors")} == {
+        "encoder.safetensors", "decoder.safetensors"
+    }  # fmt: skip
+
+
+def test_files_that_are_several_models_are_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_parts(folder, 1)
+    (folder / "again.safetensors").write_bytes((folder / "encoder.safetensors").read_bytes())
+    with pytest.raises(FormatError, match=r"is in both `again\.saf\S+ and `encoder\.saf") as caught:
+        tv.open(folder)
+    assert str(caught.value.hint) == "of several models, give the path of one file"
+    # Parts of one file are not enough of it.
+    (folder / "again.safetensors").rename(folder / "weights-00001-of-00003.safetensors")
+    with pytest.raises(FormatError, match="no index"):
+        tv.open(folder)

@@ -302,6 +302,10 @@ FINDINGS: dict[str, Explanation] = {
         "A document of the recipe has a name that no other one uses.",
         "Remove it, or name it where its result belongs.",
     ),
+    "checkpoints-left": Explanation(
+        "A trainer was still writing a checkpoint of the run, or its weights were deleted.",
+        "Wait until it is saved and run the same command again, or leave it at that.",
+    ),
     "moe-code": Explanation(
         "transformers has no class of its own for this layout of experts.",
         "Load the result with `trust_remote_code=True` and the authors' code, or choose another "

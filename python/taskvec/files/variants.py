@@ -126,6 +126,26 @@ def choose(
     )
 
 
+def beside(names: Collection[str]) -> Chosen | None:
+    """Weights of other names that lie beside each other and are one model: ``encoder.safetensors`` and so on.
+
+    Parameters
+    ----------
+    names : collection of str
+        The files in a folder itself.
+
+    Returns
+    -------
+    Chosen or None
+        ``None`` of fewer than two, and where an index, shards or usual names say what the model is.
+    """
+    found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+    is_told = any(name.endswith(".index.json") for name in names) or any(
+        _FILE.fullmatch(name) or "-of-" in name or name.startswith("adapter_") for name in found
+    )
+    return None if is_told or len(found) < 2 else Chosen(tuple(found))
+
+
 def _groups(names: Collection[str]) -> dict[tuple[str, str], _Group]:
     """Files and indices by stem and variant."""
     groups: dict[tuple[str, str], _Group] = {}
@@ -197,7 +217,9 @@ def renamed(chosen: Chosen, folder: str, count: int) -> tuple[list[str], str]:
     """Names for so many files in place of these, and for their index, of the same stem and variant."""
     name = chosen.files[0].removeprefix(folder)
     match = _FILE.fullmatch(name)
-    stem = match["stem"] if match else name.removesuffix(".safetensors")
+    # Of several files that lie beside each other, none lends its name to the others.
+    alone = "model" if len(chosen.files) > 1 else name.removesuffix(".safetensors")
+    stem = match["stem"] if match else alone
     tag = f".{chosen.variant}" if chosen.variant else ""
     numbers = [f"-{number:05d}-of-{count:05d}" for number in range(1, count + 1)] if count > 1 else [""]
     index = f"{stem}.safetensors.index{tag}.json"

@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.arguments import number, path
-from taskvec.errors import RecipeError
+from taskvec.compat.findings import finding
+from taskvec.errors import FormatError, NotFoundError, RecipeError
+from taskvec.files import look
 from taskvec.lazy.plan import Plan
+from taskvec.models.adapter_config import CONFIG as ADAPTER_CONFIG
 from taskvec.models.model import Model
 from taskvec.models.source import pinned
 from taskvec.plan.merge import plan_recipe
 from taskvec.recipe.load import load
 from taskvec.recipe.training import metrics as figures
-from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find
+from taskvec.recipe.training.checkpoints import TrainingCheckpoint, chosen, find, unfinished
 from taskvec.recipe.training.metrics import Best, Better, state_of
 from taskvec.recipe.training.schedule import Schedule, own_weights
 from taskvec.recipe.training.schedule import weights as scheduled
 from taskvec.resolve.open import open as open_model
 from taskvec.settings import Options, Settings
-from taskvec.text import kind_of, plural
+from taskvec.text import kind_of, listed, plural
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
@@ -72,9 +76,29 @@ def plan_average(
         )
     else:
         shares = own_weights(weights, steps)
-    models = [open_model(each.spec) for each in run]
+    models = [_opened(each, run) for each in run]
     record = _record(run, models, shares, schedule, half_life, ranked)
-    return _planned(models, shares, record, Settings.of(settings))
+    return _planned(models, shares, record, unfinished(given), Settings.of(settings))
+
+
+def _opened(each: TrainingCheckpoint, run: Sequence[TrainingCheckpoint]) -> Model:
+    """A checkpoint of a run; what keeps it from being opened is told in the run's words."""
+    try:
+        return open_model(each.spec)
+    except (FormatError, NotFoundError) as error:
+        folder = Path(each.spec)
+        if look.exists(folder / ADAPTER_CONFIG):
+            raise FormatError(
+                f"`{each.spec}` is a LoRA adapter: a mean of its factors is not the factors of a mean",
+                "average what the adapters make of their model: a recipe of `merge_method: linear` with "
+                f"`model: BASE+{each.spec}` for each",
+            ) from error
+        if not look.is_folder(folder) or each.step is None:
+            raise
+        before = [other.step for other in run if other.step is not None and other.step < each.step]
+        out = f"`--to {max(before)}` leaves it out" if before and each is run[-1] else "name the others"
+        message = f"{error.message}; the checkpoint of step {each.step} is damaged or still being written"
+        raise type(error)(message, f"wait until it is saved, or {out}") from error
 
 
 def _listed(checkpoints: Paths) -> list[str | os.PathLike[str]]:
@@ -199,7 +223,11 @@ def _record(
 
 
 def _planned(
-    models: Sequence[Model], shares: Sequence[float], record: dict[str, Any], settings: Settings
+    models: Sequence[Model],
+    shares: Sequence[float],
+    record: dict[str, Any],
+    left: Sequence[str],
+    settings: Settings,
 ) -> Plan:
     """The plan of a weighted mean; the newest model comes first: the output has its files."""
     inputs = [
@@ -213,4 +241,8 @@ def _planned(
     }
     plan = plan_recipe(load(document).last, settings=settings, record=record)
     files = [name for name in models[-1].other_files if name.rpartition("/")[2] in _TRAINERS]
-    return Plan.of(replace(plan, left=(*plan.left, *files)))
+    findings = list(plan.findings)
+    if left:
+        what = f"{listed(left)}: without weights, or called as a folder that is still being written to"
+        findings.append(finding("checkpoints-left", plural(len(left), "checkpoint"), "", what))
+    return Plan.of(replace(plan, left=(*plan.left, *files), findings=tuple(findings)))

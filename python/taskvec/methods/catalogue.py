@@ -503,6 +503,13 @@ PUBLISHED = frozenset(
 note. ``embed_slerp`` is of its first versions, for vocabularies that differ."""
 
 
+def nearest_method(name: str) -> str | None:
+    """The method that an unknown name was meant for: ``TIES``, ``ties-merging``, ``della_ties``."""
+    word = name.lower().replace("-", "_")
+    begun = [each for each in METHODS if word.startswith(f"{each}_")]
+    return max(begun, key=len) if begun else nearest(word, METHODS)
+
+
 def get(name: str) -> Method:
     """The method of that name.
 
@@ -513,7 +520,7 @@ def get(name: str) -> Method:
     """
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    near = nearest(str(name), METHODS)
+    near = nearest_method(str(name))
     raise RecipeError(
         f"unknown merge method `{shown(name)}`",
         f"did you mean `{near}`?" if near else "`taskvec methods` lists them",

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskvec.methods.method import Parameter
+from taskvec.regex import regex
 from taskvec.text import Key, kind_of, nearest, shown
 
 Scalar = bool | int | float | str
 Scope = Mapping[str, "Setting"]
 
+_DECIMAL = regex(r"[-+]?[0-9]{1,9}([.,][0-9]{1,9})?")
 _TRUE = frozenset({"true", "yes", "on", "1", "y", "t"})
 _FALSE = frozenset({"false", "no", "off", "0", "n", "f"})
 
@@ -168,9 +170,10 @@ def coerce(parameter: Parameter, value: Scalar) -> Scalar:
 
 
 def _bound_hint(parameter: Parameter, number: float) -> str | None:
-    if parameter.high == 1.0 and 1.0 < number <= 100.0:
+    # Between 1 and 2 a share of everything is meant more often than one of 1.5 %.
+    if parameter.high == 1.0 and 2.0 <= number <= 100.0:
         return f"a share of {_plain(number)} % is written {_plain(number / 100)}"
-    return None
+    return "1 is the whole" if parameter.high == 1.0 and number > 1.0 else None
 
 
 def _plain(number: float) -> str:
@@ -184,7 +187,9 @@ def _truth(parameter: Parameter, value: Scalar) -> bool:
         return bool(value)
     if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
         return value.lower() in _TRUE
-    raise SettingError(f"`{parameter.name}` is true or false, found {kind_of(value)}")
+    raise SettingError(
+        f"`{parameter.name}` is true or false, found {kind_of(value)}", "write `true` or `false`"
+    )
 
 
 def _number(parameter: Parameter, value: Scalar) -> int | float:
@@ -195,16 +200,30 @@ def _number(parameter: Parameter, value: Scalar) -> int | float:
         except ValueError:
             number = None
     if number is None or isinstance(number, bool):
-        raise SettingError(f"`{parameter.name}` is a number, found {kind_of(value)}")
+        raise SettingError(f"`{parameter.name}` is a number, found {kind_of(value)}", _number_hint(value))
     if isinstance(number, int) and abs(number) > 2**63:
         number = math.inf
     if not math.isfinite(number):
-        raise SettingError(f"`{parameter.name}` is not finite: {shown(value)}")
+        raise SettingError(f"`{parameter.name}` is not finite: {shown(value)}", "write a finite number")
     if parameter.kind == "int":
         if number != int(number):
-            raise SettingError(f"`{parameter.name}` is a whole number, found {_plain(number)}")
+            raise SettingError(
+                f"`{parameter.name}` is a whole number, found {_plain(number)}", f"write {number:.0f}"
+            )
         return int(number)
     return float(number)
+
+
+def _number_hint(value: Scalar) -> str:
+    """What to write instead of a value that is not a number: a percentage, a decimal comma, a quoted list."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("["):
+        return "a gradient is a list: remove the quotes around it"
+    share = text.removesuffix("%").rstrip()
+    if _DECIMAL.fullmatch(share):
+        number = float(share.replace(",", "."))
+        return f"write {_plain(number / 100 if text.endswith('%') else number)}"
+    return "write a number such as 0.5, or a list of them as a gradient"
 
 
 def evaluate(parameter: Parameter, setting: Setting, name: str, position: float) -> Scalar | None:

@@ -68,7 +68,7 @@ def first_error(document: Document, form: type[BaseModel], error: ValidationErro
     if kind in ("too_short", "string_too_short"):
         return document.error(path, f"`{dotted(path)}` is empty", "name at least one, or remove the key")
     expected = _EXPECTED.get(kind, "another kind of value")
-    return document.error(path, f"`{dotted(path)}` is {expected}, found {found}")
+    return document.error(path, f"`{dotted(path)}` is {expected}, found {found}", _form_hint(path, details))
 
 
 def _path(document: Document, location: tuple[Key, ...]) -> tuple[Key, ...]:
@@ -83,6 +83,29 @@ def _path(document: Document, location: tuple[Key, ...]) -> tuple[Key, ...]:
         elif number == len(location) - 1 and isinstance(step, str) and isinstance(node.value, dict):
             path.append(step)
     return tuple(path)
+
+
+def _form_hint(path: Sequence[Key], details: Any) -> str | None:
+    """What a value of another kind would be written as."""
+    value = details["input"]
+    key = next((step for step in reversed(path) if isinstance(step, str)), "")
+    if key in ("models", "sources") and details["type"] == "model_type" and isinstance(value, str):
+        return f"write `- model: {shown(value)}`"
+    if key == "tokenizer" and value in ("base", "union"):
+        return f"write `tokenizer_source: {value}`"
+    return _FORMS.get(key)
+
+
+_LAYERS = "{model: org/a, layer_range: [0, 24]}"
+_FORMS = {
+    "models": "each model is an entry of a list: `- model: org/name`",
+    "sources": f"each source is an entry of a list: `- {_LAYERS}`",
+    "slices": f"each slice is an entry of a list: `- sources: [{_LAYERS}]`",
+    "modules": "each module has a name: `modules: {text_decoder: {models: [...]}}`",
+    "parameters": "write them by name: `parameters: {weight: 0.5}`",
+    "tokenizer": "write `tokenizer: {source: union}`",
+    "merge_method": "`taskvec methods` lists the methods",
+}
 
 
 def _missing_hint(key: str) -> str | None:
@@ -105,7 +128,7 @@ def _unknown_key(document: Document, form: type[BaseModel], path: tuple[Key, ...
     known = _keys_at(form, parent)
     near = nearest(key, known, _ALIKE)
     parameter = nearest(key, PARAMETERS, _ALIKE)
-    if near is None and parameter is not None and not parent:
+    if near is None and parameter is not None and (not parent or "parameters" in known):
         return document.error(path, message, _parameter_hint(document, key, parameter), key=True)
     hint = f"did you mean `{near}`?" if near else "known here: " + ", ".join(f"`{each}`" for each in known)
     return document.error(path, message, hint, key=True)

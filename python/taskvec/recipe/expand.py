@@ -131,7 +131,8 @@ class _Expander:
             if ref.kind == "checkpoint" and ref.spec == chosen.spec:
                 return number
         path = ("tokenizer", "source") if self.recipe.tokenizer is not None else ("tokenizer_source",)
-        near = nearest(str(chosen), [ref.spec for ref in self.models])
+        known = ["base", "union", *(ref.spec for ref in self.models)]
+        near = nearest(str(chosen).removeprefix("model:"), known)  # so written in old recipes
         raise self.recipe.error(
             path,
             f"`{shown(str(chosen))}` is not one of the models of this merge",

@@ -71,10 +71,7 @@ def _range(value: Any) -> tuple[int, int]:
     hint = "write `[0, 24]`: the first layer, and the one after the last"
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise SettingError(f"a layer range is two whole numbers, found {kind_of(value)}", hint)
-    for item in value:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise SettingError(f"a layer is a whole number, found {kind_of(item)}", hint)
-    first, end = value
+    first, end = (_layer(item, hint) for item in value)
     if not 0 <= first <= end:
         raise SettingError(f"layer range [{shown(first)}, {shown(end)}] runs backwards or below zero", hint)
     if end > MAXIMUM_LAYERS:
@@ -82,6 +79,17 @@ def _range(value: Any) -> tuple[int, int]:
             f"layer range [{shown(first)}, {shown(end)}] ends above {MAXIMUM_LAYERS} layers", hint
         )
     return first, end
+
+
+def _layer(value: Any, hint: str) -> int:
+    """A layer's number, which may be text or a whole float, as mergekit takes it."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) < 10:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingError(f"a layer is a whole number, found {kind_of(value)}", hint)
+    return value
 
 
 def _tokenizer_source(value: Any) -> Any:

@@ -44,6 +44,8 @@ _NOTHING = {
 }
 _TOP = {**_OPTIONS, **_NOTHING, **dict.fromkeys(CARD, "remove it: it belongs into the model's card")}
 _SLICE = {"residual_weight": "remove it: mergekit reads it and does nothing with it"}
+# Keys under which a model stands.
+_MODELS = frozenset({"base_model", "importance", "model", "relative_to", "source", "tokenizer_source"})
 _WHOLE = {"layer_range": "remove it, or write the models as `slices`, whose `sources` have layers"}
 
 
@@ -60,7 +62,8 @@ def in_our_words(document: Document) -> tuple[Document, tuple[Finding, ...]]:
     def remark(path: Path, what: str, fix: str) -> None:
         found.append(finding("recipe-ignored", document.place(path, key=True), "", what, fix))
 
-    root = _part(_without(document.root, (), _TOP, remark), (), document, remark)
+    root = _without(document.root, (), _TOP, remark)
+    root = _part(_locals(_without_anchors(root), (), remark), (), document, remark)
     modules = root.below("modules")
     if modules is not None and isinstance(modules.value, dict):
         parts = {
@@ -77,10 +80,10 @@ def _part(node: Node, path: Path, document: Document, remark: Remark) -> Node:
         return _revised(_without(each, at, _WHOLE, remark), at, document, remark)
 
     def source(each: Node, at: Path) -> Node:
-        return _revised(each, at, document, remark)
+        return _revised(_without(each, at, _SLICE, remark), at, document, remark)
 
     def piece(each: Node, at: Path) -> Node:
-        return _each(_without(each, at, _SLICE, remark), at, "sources", source)
+        return _each(_locals(_without(each, at, _SLICE, remark), at, remark), at, "sources", source)
 
     return _each(_each(node, path, "models", whole), path, "slices", piece)
 
@@ -112,8 +115,61 @@ def _without(node: Node, path: Path, words: Mapping[str, str], remark: Remark) -
     return replace(node, value={k: v for k, v in node.value.items() if k not in there}) if there else node
 
 
+def _without_anchors(node: Node) -> Node:
+    """A document without the keys that hold nothing but anchors for other places, ``x-…`` by convention."""
+    there = [key for key in node.value if key.startswith("x-")]
+    return replace(node, value={k: v for k, v in node.value.items() if k not in there}) if there else node
+
+
+def _locals(node: Node, path: Path, remark: Remark) -> Node:
+    """A mapping whose models are named without a revision where they are local."""
+    if not isinstance(node.value, dict):
+        return node
+    changed = {
+        key: _local(each, (*path, key), remark) if key in _MODELS else each
+        for key, each in node.value.items()
+    }
+    tokenizer = changed.get("tokenizer")
+    if not path and tokenizer is not None and isinstance(tokenizer.value, dict):
+        changed["tokenizer"] = _locals(tokenizer, ("tokenizer",), remark)
+    same = all(changed[key] is each for key, each in node.value.items())
+    return node if same else replace(node, value=changed)
+
+
+def _local(node: Node, path: Path, remark: Remark) -> Node:
+    """A model without its revision where it is local: there is only one of it, as for mergekit."""
+    value = node.value
+    if isinstance(value, str):
+        parts = [value] if exists(value) else value.split("+")
+        plain = [_unrevised(part) for part in parts]
+        if plain != parts:
+            local = next(new for new, old in zip(plain, parts, strict=True) if new != old)
+            remark(path, f"the revision has no effect: `{shown(local)}` is local", "remove it")
+        return node if plain == parts else replace(node, value="+".join(plain))
+    if not isinstance(value, dict):
+        return node
+    place = value.get("path")
+    if place is not None and "revision" in value and isinstance(place.value, str) and exists(place.value):
+        if value["revision"].value is not None:
+            remark(
+                (*path, "revision"), f"`revision` has no effect: `{shown(place.value)}` is local", "remove it"
+            )
+        return replace(node, value={key: each for key, each in value.items() if key != "revision"})
+    inner = {
+        key: _local(each, (*path, key), remark) if key in ("model", "lora") else each
+        for key, each in value.items()
+    }
+    return node if all(inner[key] is each for key, each in value.items()) else replace(node, value=inner)
+
+
+def _unrevised(text: str) -> str:
+    name, at, _ = text.partition("@")
+    return name if at and name and not exists(text) and exists(name) else text
+
+
 def _revised(node: Node, path: Path, document: Document, remark: Remark) -> Node:
     """An input with its `revision` as part of the model's name."""
+    node = _locals(node, path, remark)
     revision = node.below("revision") if isinstance(node.value, dict) else None
     model = node.below("model")
     if revision is None or model is None or not isinstance(model.value, str):

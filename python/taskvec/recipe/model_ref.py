@@ -13,6 +13,7 @@ from taskvec.text import kind_of, nearest, shown
 # Linux: bytes of a path, and of one of its parts.
 MAXIMUM_PATH = 4096
 MAXIMUM_NAME = 255
+_QUOTES = frozenset("\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,11 @@ def parse_model(value: Any) -> ModelRef:
     if isinstance(value, str):
         if not value.strip() or not value.isprintable():
             raise ValueError(f"`{shown(value)}` where a model belongs", _text_hint(value))
+        if value[0] in _QUOTES and not exists(value):
+            raise ValueError(
+                f"`{shown(value)}` begins with a typographic quote",
+                "use straight quotes, or none: texts copied from a web page have others",
+            )
         if "+" not in value or exists(value):
             value = native(value)
             _check_revision(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taskvec.compat.findings import Finding, finding
 from taskvec.errors import RecipeError
-from taskvec.methods.catalogue import METHODS, PARAMETERS, PUBLISHED, owners
+from taskvec.methods.catalogue import METHODS, PARAMETERS, PUBLISHED, nearest_method, owners
 from taskvec.methods.method import Method, Parameter
 from taskvec.methods.operation import DEFAULT
 from taskvec.methods.values import Setting, SettingError, coerce
@@ -83,7 +83,7 @@ def _method(recipe: Recipe) -> Method:
     name = recipe.merge_method
     if name in METHODS:
         return METHODS[name]
-    near = nearest(name.lower().replace("-", "_"), METHODS)
+    near = nearest_method(name)
     raise recipe.error(
         ("merge_method",),
         f"unknown merge method `{shown(name)}`",
@@ -128,12 +128,15 @@ def _counted(method: Method) -> str:
 
 
 def _count_hint(method: Method, count: int, group: Group) -> str | None:
-    if count <= 1:
-        return None
+    if count < method.least:
+        return "list more models" if count else "list the models to merge: `- model: org/name`"
     if method.base == "input" and method.most == 1:
         implied = any(not source.path for source in group.sources)
         return "remove `base_model`" if implied else "give each model a slice of its own"
-    return method.hint
+    return method.hint or _MORE
+
+
+_MORE = "leave some out, or choose a method that takes more: `linear`, `karcher`, `ties`"
 
 
 def _check_layers(recipe: Recipe, group: Group) -> None:
@@ -216,8 +219,12 @@ def _check_source(
         recipe, method, source.parameters, path, filters, is_of_model=True, is_slice=group.is_slice
     )
     if method.base != "input" and group.is_base(source):
-        names = " and ".join(f"`{name}`" for name in source.parameters)
-        yield _ignored(recipe, path, f"no effect of {names}: the difference of the base from itself is zero")
+        # A word that the method does not have is told already.
+        own = [name for name in source.parameters if method.parameter(name) is not None]
+        names = " and ".join(f"`{name}`" for name in own)
+        if own:
+            why = "the difference of the base from itself is zero"
+            yield _ignored(recipe, path, f"no effect of {names}: {why}")
 
 
 def _check_importance(recipe: Recipe, method: Method, group: Group, source: Source) -> Iterator[Finding]:

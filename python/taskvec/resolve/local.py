@@ -74,7 +74,12 @@ def open_folder(spec: str, path: Path) -> Model:
 def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:
     """A folder with weights in several sub-folders, or of a variant."""
     files = [name for chosen in made.values() for name in chosen.files]
-    reader = Reader(str(path), files)
+    try:
+        reader = Reader(str(path), files)
+    except FormatError as error:
+        if error.hint is not None or set(made) != {""}:
+            raise
+        raise FormatError(error.message, "of several models, give the path of one file") from error
     listing = folder.list_folder(path, {*files, *indices_of(made)})
     config, configs = configs_of(
         made, listing.other, lambda name: read_object(path / name, maximum=MAXIMUM_CONFIG)

@@ -34,7 +34,7 @@ def sub_models_in(spec: str, path: Path) -> SubModels:
     """
     variant = variants.split(spec)[1]
     if variant is None and not any(look.is_file(path / name) for name in _MARKS):
-        return {}
+        return _beside(next((level.files for level in look.walk(path, without=SKIPPED_FOLDERS)), ()))
     names = [
         str(PurePosixPath(level.path) / name)
         for level in look.walk(path, without=SKIPPED_FOLDERS)
@@ -60,7 +60,7 @@ def sub_models_at(spec: str, remote: Remote, files: Collection[str]) -> SubModel
     """The same of an address."""
     variant = variants.split(spec)[1]
     if variant is None and not any(name in files for name in _MARKS):
-        return {}
+        return _beside([name for name in files if "/" not in name])
     with _named(spec):
         return find(
             files,
@@ -68,6 +68,12 @@ def sub_models_at(spec: str, remote: Remote, files: Collection[str]) -> SubModel
             lambda name: parse_object(fetched_bytes(spec, remote, name), f"{spec}/{name}"),
             variant,
         )
+
+
+def _beside(names: Collection[str]) -> SubModels:
+    """Files at the top that are one model together."""
+    chosen = variants.beside(names)
+    return {} if chosen is None else {"": chosen}
 
 
 @contextmanager

@@ -218,10 +218,16 @@ fn is_adapter(name: &str) -> bool {
 
 fn pickle(name: &str) -> Error {
     let message = format!("the weights are in pickle form (`{}`), which can run code when it is loaded", shown(name));
-    Error::new(Kind::Format, message).hint(
-        "convert them where you trust them: \
-         `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)`",
-    )
+    // What transformers saves under these names it also loads; of any other file only its maker knows the class.
+    let by = if name.starts_with("pytorch_model") || name.starts_with("model") {
+        "`AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)`, of the class that config.json names, or "
+    } else {
+        ""
+    };
+    Error::new(Kind::Format, message).hint(format!(
+        "convert them where you trust them: {by}\
+         `safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)`, of a nested file its `state_dict`"
+    ))
 }
 
 /// Only the index of a variant is there.

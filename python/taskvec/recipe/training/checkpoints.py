@@ -21,6 +21,8 @@ from taskvec.text import listed
 
 STATE = "trainer_state.json"
 _STEP = regex(r"(?:global_?step|step|checkpoint|ckpt|iteration|iter|epoch)s?[-_=]?(\d{1,18})", re.IGNORECASE)
+# Folders that a trainer writes to before it gives them their names: `tmp-checkpoint-500`.
+_UNFINISHED = regex(r"\.|tmp[-_.]|.*[-._](?:tmp|temp|part|partial|incomplete)(?:[-._]?\d+)?$", re.IGNORECASE)
 _NUMBER = regex(r"\d{1,18}")
 
 
@@ -40,6 +42,8 @@ def find(patterns: Sequence[str | os.PathLike[str]]) -> list[TrainingCheckpoint]
     patterns : sequence of str or path
         ``run/checkpoint-*``, a folder that holds checkpoints and is not one, a checkpoint, or an address.
         Where the step of one is not known, they stay in the order given.
+
+    Folders that patterns match and that are not saved to their end are left out: :func:`unfinished`.
 
     Raises
     ------
@@ -61,13 +65,40 @@ def _expanded(pattern: str) -> list[str]:
         return _inside(pattern) or [pattern]
     if not glob.has_magic(pattern) or "://" in pattern:
         return [pattern]
-    found = [path for path in matching(pattern) if look.is_folder(path) or _is_safe(path)]
+    found = [path for path in _matched(pattern) if not _is_unfinished(path)]
     if not found:
         raise NotFoundError(
             f"no folder matches `{pattern}`: searched from `{Path.cwd()}`",
             "give the checkpoints of the run, such as 'run/checkpoint-*', or its folder",
         )
     return found
+
+
+def _matched(pattern: str) -> list[str]:
+    return [path for path in matching(pattern) if look.is_folder(path) or _is_safe(path)]
+
+
+def _is_unfinished(path: str) -> bool:
+    """Whether a folder is called as those are that a trainer still writes to."""
+    return _UNFINISHED.match(os.path.basename(path.rstrip("/"))) is not None
+
+
+def unfinished(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The checkpoints that :func:`find` leaves out: still being written by their names, or without weights.
+
+    Of a run's folder these are all folders called by a step. A folder without weights that a pattern matches
+    is not among them: it was asked for, and cannot be opened.
+    """
+    left: list[str] = []
+    for pattern in map(os.fspath, patterns):
+        if look.exists(pattern):
+            inside = _inside(pattern)
+            names = look.listing(pattern) if inside else []
+            places = [os.path.join(pattern, name) for name in sorted(names)]
+            left += [each for each in places if _is_step(each) and each not in inside]
+        elif glob.has_magic(pattern) and "://" not in pattern:
+            left += [path for path in _matched(pattern) if _is_unfinished(path)]
+    return list(dict.fromkeys(left))
 
 
 def _inside(path: str) -> list[str]:
@@ -81,9 +112,12 @@ def _inside(path: str) -> list[str]:
 
 
 def _is_saved(path: str) -> bool:
-    """Whether a folder is called by a step and holds weights."""
-    is_named = _STEP.search(os.path.basename(path)) is not None
-    return is_named and look.is_folder(path) and _holds_weights(path)
+    """Whether a folder is called by a step, was given its name, and holds weights."""
+    return _is_step(path) and not _is_unfinished(path) and _holds_weights(path)
+
+
+def _is_step(path: str) -> bool:
+    return _STEP.search(os.path.basename(path)) is not None and look.is_folder(path)
 
 
 def _holds_weights(path: str) -> bool:
