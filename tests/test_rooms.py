@@ -18,7 +18,7 @@ EVALUATION = [
 ROOMS = [
     "_core", "host", "progress", "errors", "regex", "text", "arguments", "files", "dtypes", "option",
     "methods", "models", "settings", "resolve", "compat", "recipe",
-    "plan", "report", "run", "lazy", "api", "repeat", "integrations", "selftest", "__init__",
+    "plan", "report", "run", "lazy", "api", "again", "selftest", "__init__", "integrations",
     *(f"evaluation.{room}" for room in EVALUATION),
     "cli", "__main__",
 ]  # fmt: skip

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo as TensorInfo
     from taskvec.models.selection import Selection as Selection
     from taskvec.progress import Progress as Progress
-    from taskvec.repeat import repeat as repeat
+    from taskvec.again import repeat as repeat
     from taskvec.report.composition import Composition as Composition
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
@@ -124,7 +124,7 @@ _MODULES = {
         "RecipeError",
         "VerificationError",
     ),
-    "repeat": ("repeat",),
+    "again": ("repeat",),
     "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),
