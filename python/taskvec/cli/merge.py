@@ -83,8 +83,8 @@ def command(
     Several documents with `name:` build on each other and are run in order; their results are removed at the
     end. What the recipe says of output type, rounding and seed goes before the options here.
     """
-    from taskvec.lazy.recipe import open_recipe
     from taskvec.again import recorded
+    from taskvec.lazy.recipe import open_recipe
 
     out = _out(out, place)
     found = recorded(recipe)
