@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-transcripts",
         action="store_true",
-        help="renew tests/data/transcripts, and the table of options in README.md, instead of comparing",
+        help="renew tests/data/transcripts, the table in docs/commands.md and the recording, do not compare",
     )
     parser.addoption(
         "--update-lists",

@@ -1,7 +1,7 @@
 """Options: how a field of a record of settings is given on the command line, declared at the field itself.
 
-The command line, the command that repeats a run, what a manifest records and the table in the README all
-follow from the declaration.
+The command line, the command that repeats a run, what a manifest records and the table in the pages
+all follow from the declaration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The places outside of the catalogue that list the methods: a stub, and a table of the README."""
+"""The places outside of the catalogue that list the methods: a stub, and a table of the page on recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskvec.methods.catalogue import FUNCTIONS, METHODS
 from taskvec.methods.method import Method
 
 STUB = Path(taskvec.__file__).parent / "lazy" / "methods.pyi"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 BEGIN, END = "<!-- methods: written from the catalogue -->\n", "<!-- end of methods -->\n"
 
 
