@@ -36,11 +36,12 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "One call for each command": (
         "transfer", "plan_transfer", "check", "extract", "plan_extract", "extract_lora", "plan_extract_lora",
         "apply", "plan_apply", "convert", "plan_convert", "tokens", "plan_tokens", "diff", "analyse",
-        "inspect", "verify",
+        "inspect", "verify", "check_merge",
+        "repeat",
     ),
     "Evaluation": ("sweep", "search", "importance"),
     "Results": (
-        "Report", "Survival", "Verification", "Inspection", "Difference", "Composition", "Finding",
+        "Report", "Survival", "Verification", "MergeCheck", "Inspection", "Difference", "Composition", "Finding",
         "Progress",
     ),
     "Errors": (

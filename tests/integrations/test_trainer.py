@@ -136,10 +136,10 @@ def axolotl(monkeypatch: pytest.MonkeyPatch) -> type:
 
     class BasePlugin:
         def get_input_args(self) -> str | None: ...
-        def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        def add_callbacks_pre_trainer(self, *_: Any) -> list[Any]:
             return []
 
-        def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        def add_callbacks_post_trainer(self, *_: Any) -> list[Any]:
             return []
 
     base.BasePlugin = BasePlugin  # type: ignore[attr-defined]
