@@ -582,8 +582,8 @@ def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureF
     assert "2 experts of r.yaml" in done.err
     card = (world / "out" / "README.md").read_text()
     assert "# base and 2 experts as qwen2\\_moe" in card
-    assert "taskvec moe recipe.yaml OUT" in card
-    assert "tv.moe('recipe.yaml', 'OUT')" in card
+    assert "taskvec merge taskvec_recipe.yaml -o OUT" in card
+    assert "tv.repeat('taskvec_recipe.yaml', 'OUT')" in card
     manifest = json.loads((world / "out" / "taskvec.json").read_text())
     assert [each["role"] for each in manifest["sources"]] == [
         "base",
