@@ -41,8 +41,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     "Evaluation": ("sweep", "search", "importance"),
     "Results": (
-        "Report", "Survival", "Verification", "MergeCheck", "Inspection", "Difference", "Composition", "Finding",
-        "Progress",
+        "Report", "Survival", "Verification", "MergeCheck", "Inspection", "Difference", "Composition",
+        "Finding", "Progress",
     ),
     "Errors": (
         "Error", "NotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",

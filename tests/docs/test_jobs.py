@@ -20,7 +20,7 @@ from taskvec import cli
 
 PAGE = (DOCS / "pipelines.md").read_text(encoding="utf-8")
 ACTION = ROOT / ".github" / "actions" / "merge" / "action.yml"
-YAML = re.findall(r"<!-- kind: ([\w-]+) -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+YAML = re.findall(r"<!-- kind: ([\w-]+) -->\n\n```yaml\n(.*?)```", PAGE, re.DOTALL)
 SHELL = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 # Schemas that check-jsonschema brings along.
 SCHEMAS = {"github-workflow": "vendor.github-workflows", "gitlab-ci": "vendor.gitlab-ci"}

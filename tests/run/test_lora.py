@@ -249,7 +249,8 @@ def test_a_checkpoint_is_replaced_when_the_adapter_is_whole(trio: Trio, tmp_path
     assert report.resumed_shards == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "README.md", "taskvec.json", "taskvec_recipe.yaml",
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "taskvec.json",
+        "taskvec_recipe.yaml",
     }  # fmt: skip
 
 
