@@ -20,7 +20,13 @@ from taskvec import cli
 
 PAGE = (DOCS / "pipelines.md").read_text(encoding="utf-8")
 ACTION = ROOT / ".github" / "actions" / "merge" / "action.yml"
-YAML = re.findall(r"<!-- kind: ([\w-]+) -->\n\n```yaml\n(.*?)```", PAGE, re.DOTALL)
+# By the heading that they stand below.
+KINDS = {"GitHub Actions": "github-workflow", "GitLab": "gitlab-ci", "Kubernetes": "kubernetes-job"}
+YAML = [
+    (KINDS[heading], text)
+    for heading, section in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    for text in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+]
 SHELL = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 # Schemas that check-jsonschema brings along.
 SCHEMAS = {"github-workflow": "vendor.github-workflows", "gitlab-ci": "vendor.gitlab-ci"}
