@@ -111,7 +111,6 @@ def command(context: click.Context, config_file: str, out_path: str, **options: 
     console.say(page)
     from taskvec.cli import cli
 
-    # what is said there is said of `taskvec merge`
     result = cli.main(words, prog_name="taskvec", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
