@@ -592,7 +592,9 @@ def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureF
         "shared expert",
         "gates",
     ]
-    assert all(each["content"].startswith("blake3:") for each in manifest["sources"][:4])
+    # of an expert the MLPs are read, which may be less than half of it
+    found = {each["content"].partition(":")[0] for each in manifest["sources"][:4]}
+    assert found <= {"blake3", "not-read-whole"}
     assert tv.verify("out").ok
     for number, name in enumerate(("taskvec.json", "taskvec_recipe.yaml")):
         again = invoke(capsys, "merge", f"out/{name}", "-o", f"again{number}")
