@@ -135,7 +135,7 @@ class Bench:
             job += ["-o", "{out}"]
         else:
             job = ["merge", self.recipe(method), "{out}"]
-        return self.process([sys.executable, "-m", "taskvec", *job, "--quiet"])
+        return self.process([sys.executable, "-m", "taskvec", *job, "--no-input-digests", "--quiet"])
 
     def theirs(self, method: str) -> float:
         """Seconds of mergekit on the same recipe, with the setting at which it is fastest."""

@@ -37,13 +37,14 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "One call for each command": (
         "transfer", "plan_transfer", "check", "extract", "plan_extract", "extract_lora", "plan_extract_lora",
         "apply", "plan_apply", "convert", "plan_convert", "tokens", "plan_tokens", "diff", "analyse",
-        "inspect", "verify",
+        "inspect", "verify", "check_merge",
+        "repeat",
     ),
     "Evaluation": ("evaluate", "sweep", "search", "importance"),
     "This machine and the catalogue": ("demo", "bench", "list_methods", "MethodList"),
     "Results": (
-        "Report", "Survival", "Verification", "Inspection", "Difference", "Composition", "Finding",
-        "Findings", "Progress",
+        "Report", "Survival", "Verification", "MergeCheck", "Inspection", "Difference", "Composition",
+        "Finding", "Findings", "Progress",
     ),
     "Errors": (
         "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",

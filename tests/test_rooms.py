@@ -19,7 +19,7 @@ ROOMS = [
     "_core", "host", "errors", "progress", "regex", "text", "extras", "bar", "arguments", "shown", "files",
     "dtypes", "option",
     "methods", "models", "settings", "resolve", "compat", "recipe",
-    "plan", "report", "run", "lazy", "api", "repeat", "integrations", "selftest", "__init__",
+    "plan", "report", "run", "lazy", "api", "again", "selftest", "__init__", "integrations",
     *(f"evaluation.{room}" for room in EVALUATION),
     "cli", "__main__",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from taskvec._core import __version__ as __version__
+    from taskvec.again import repeat as repeat
     from taskvec.api import analyse as analyse
     from taskvec.api import apply as apply
     from taskvec.api import check as check
@@ -73,7 +74,6 @@ if TYPE_CHECKING:
     from taskvec.models.model import TensorInfo as TensorInfo
     from taskvec.models.selection import Selection as Selection
     from taskvec.progress import Progress as Progress
-    from taskvec.repeat import repeat as repeat
     from taskvec.report.composition import Composition as Composition
     from taskvec.report.difference import Difference as Difference
     from taskvec.report.inspect import Inspection as Inspection
@@ -161,7 +161,7 @@ _MODULES = {
         "TensorNotFoundError",
         "VerificationError",
     ),
-    "repeat": ("repeat",),
+    "again": ("repeat",),
     "resolve.storage": ("storage",),
     "run.in_place": ("Change",),
     "run.parts": ("PartReport",),

@@ -1,4 +1,4 @@
-"""``taskvec-yaml``: every option of mergekit-yaml is taken, named as needless, or an error with the way out."""
+"""``taskvec-yaml``: every option of mergekit-yaml is taken, named as needless, or an error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from taskvec.cli.mergekit import NEEDLESS, command
 # `mergekit-yaml --help` of mergekit 0.1.5, without what click adds to every command
 SWITCHES = (
     "--allow-crimes", "--unsafe-truncate-embeddings", "--trust-remote-code", "--quiet", "--cuda",
-    "--low-cpu-memory", "--lazy-unpickle", "--read-to-gpu", "--multi-gpu", "--async-write", "--copy-tokenizer",
-    "--clone-tensors", "--write-model-card", "--safe-serialization",
+    "--low-cpu-memory", "--lazy-unpickle", "--read-to-gpu", "--multi-gpu", "--async-write",
+    "--copy-tokenizer", "--clone-tensors", "--write-model-card", "--safe-serialization",
 )  # fmt: skip
 VALUES = {
     "--transformers-cache": "cache", "--lora-merge-cache": "cache", "--lora-merge-dtype": "float32",

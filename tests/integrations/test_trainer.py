@@ -136,10 +136,10 @@ def axolotl(monkeypatch: pytest.MonkeyPatch) -> type:
 
     class BasePlugin:
         def get_input_args(self) -> str | None: ...
-        def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        def add_callbacks_pre_trainer(self, *_: Any) -> list[Any]:
             return []
 
-        def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        def add_callbacks_post_trainer(self, *_: Any) -> list[Any]:
             return []
 
     base.BasePlugin = BasePlugin  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_the_command_of_axolotl(base: Path, tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"base_model": str(base), "output_dir": str(trained), "datasets": []}))
     done = CliRunner().invoke(command, [str(config)])
     assert done.exit_code == 0, done.output
-    assert tv.load_vector(trained / "task-vector")
+    assert tv.load_vector(f"{trained}-task-vector")
     done = CliRunner().invoke(
         command, [str(config), "--target", str(base), "--alpha", "0.5", "-o", str(tmp_path / "m")]
     )

@@ -100,7 +100,7 @@ def test_another_base_is_seen(trio: Trio, tmp_path: Path) -> None:
 def test_a_step_below_the_type_is_not_called_missing(trio: Trio, tmp_path: Path) -> None:
     base = tensors(trio.reference)
     small = {name: array.astype("f4") * np.float32(1 + 2.0**-14) for name, array in base.items()}
-    donor = write(tmp_path / "donor", trio.reference, small)
+    donor = write(tmp_path / "near", trio.reference, small)
     found = tv.check_merge(trio.reference, donor, trio.reference)
     assert found.verdict == "not-added"
     assert set(found.counts) == {"rounded-away"}

@@ -582,8 +582,8 @@ def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureF
     assert "2 experts of r.yaml" in done.err
     card = (world / "out" / "README.md").read_text()
     assert "# base and 2 experts as qwen2\\_moe" in card
-    assert "taskvec moe recipe.yaml OUT" in card
-    assert "tv.moe('recipe.yaml', 'OUT')" in card
+    assert "taskvec merge taskvec_recipe.yaml -o OUT" in card
+    assert "tv.repeat('taskvec_recipe.yaml', 'OUT')" in card
     manifest = json.loads((world / "out" / "taskvec.json").read_text())
     assert [each["role"] for each in manifest["sources"]] == [
         "base",
@@ -592,4 +592,11 @@ def test_summary_card_and_manifest_name_all(world: Path, capsys: pytest.CaptureF
         "shared expert",
         "gates",
     ]
+    # of an expert the MLPs are read, which may be less than half of it
+    found = {each["content"].partition(":")[0] for each in manifest["sources"][:4]}
+    assert found <= {"blake3", "not-read-whole"}
     assert tv.verify("out").ok
+    for number, name in enumerate(("taskvec.json", "taskvec_recipe.yaml")):
+        again = invoke(capsys, "merge", f"out/{name}", "-o", f"again{number}")
+        assert again.code == 0, again.err
+        same_files(world / "out", world / f"again{number}")

@@ -146,7 +146,7 @@ def test_a_merge_shows_its_recipe_and_cites_no_vector() -> None:
     block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", text, flags=re.DOTALL | re.MULTILINE)
     assert block is not None
     assert list(yaml.safe_load_all(block[2])) == [document, {"name": "second"}]
-    assert "taskvec merge recipe.yaml OUT --out-dtype float32" in text
+    assert "taskvec merge taskvec_recipe.yaml -o OUT" in text
     assert "2509.01363" not in text
 
 

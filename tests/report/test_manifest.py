@@ -54,7 +54,8 @@ def test_says_what_made_the_folder(out: Path, sharded_trio: Trio) -> None:
     target = tv.open(sharded_trio.target)
     assert data["sources"][0]["fingerprint"] == target.fingerprint
     assert data["sources"][0]["files"] == [
-        {"name": name, "bytes": size} for name, size in target.file_sizes.items()
+        {"name": name, "bytes": size, "blake3": _core.digest_file(sharded_trio.target / name)[1]}
+        for name, size in target.file_sizes.items()
     ]
     assert data["engine"]["version"] == tv.__version__
     assert data["survival"]["fields"] == list(tv.Survival._fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -183,10 +184,8 @@ def test_every_flipped_bit_of_a_manifest_is_seen(trio: Trio, tmp_path: Path) -> 
         changed = bytearray(data)
         changed[place] ^= 1 << (place % 8)
         (out / "taskvec.json").write_bytes(changed)
-        try:
+        with contextlib.suppress(tv.Error):  # it is no longer a manifest, which is said too
             assert not tv.verify(out), (place, bytes(changed[place - 20 : place + 20]))
-        except tv.Error:
-            pass  # it is no longer a manifest, which is said too
     (out / "taskvec.json").write_bytes(data)
     assert tv.verify(out)
 
@@ -315,7 +314,7 @@ def test_what_cannot_be_made_again_is_an_error_with_a_way_out(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_output_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ((), ("out", "-o", "out")):
         done = invoke(capsys, "merge", "r.yaml", *words)
         assert done.code == 2

@@ -248,7 +248,10 @@ def test_a_checkpoint_is_replaced_when_the_adapter_is_whole(trio: Trio, tmp_path
     report = tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=4, overwrite=True)
     assert report.resumed_shards == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md", "taskvec.json"}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "taskvec.json",
+        "taskvec_recipe.yaml",
+    }  # fmt: skip
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:

@@ -360,6 +360,18 @@ def test_help_has_no_options_that_are_refused(capsys: pytest.CaptureFixture[str]
         assert option not in shown
 
 
+def test_it_is_made_again_from_its_recipe(
+    pair: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tv.tokens(pair["folder"] / "target", pair["folder"] / "other", tmp_path / "out", k=4)
+    sources = json.loads((tmp_path / "out" / "taskvec.json").read_text())["sources"]
+    # of the other model nothing but embedding and head is read
+    assert {each["content"].partition(":")[0] for each in sources} <= {"blake3", "not-read-whole"}
+    again = invoke(capsys, "merge", tmp_path / "out" / "taskvec_recipe.yaml", "-o", tmp_path / "again")
+    assert again.code == 0, again.err
+    same_files(tmp_path / "out", tmp_path / "again")
+
+
 @pytest.mark.parametrize("method", ["omp", "nearest"])
 def test_the_bytes_do_not_depend_on_threads(pair: dict[str, Any], tmp_path: Path, method: Any) -> None:
     folder = pair["folder"]

@@ -83,8 +83,8 @@ def command(
     Several documents with `name:` build on each other and are run in order; their results are removed at the
     end. What the recipe says of output type, rounding and seed goes before the options here.
     """
+    from taskvec.again import recorded
     from taskvec.lazy.recipe import open_recipe
-    from taskvec.repeat import recorded
 
     out = _out(out, place)
     found = recorded(recipe)
@@ -114,8 +114,8 @@ def _repeat(
     options: dict[str, Any],
 ) -> int:
     """Make the output of a recorded recipe again; options that are given go before the recorded ones."""
-    from taskvec.repeat import opened
-    from taskvec.repeat import settings_of as recorded_settings
+    from taskvec.again import opened
+    from taskvec.again import settings_of as recorded_settings
 
     if overrides:
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from taskvec.cli.console import Console, UsageError
+from taskvec.cli.options import together
 
 # Options of mergekit-yaml that have no counterpart because nothing has to be asked for here.
 NEEDLESS: dict[str, str] = {
@@ -89,6 +90,7 @@ class _Command(click.Command):
 )
 @click.argument("config_file")
 @click.argument("out_path")
+@together(*_OPTIONS)
 @click.pass_context
 def command(context: click.Context, config_file: str, out_path: str, **options: Any) -> int:
     """Merge models by a recipe in mergekit's format, with the arguments of mergekit-yaml.
@@ -109,7 +111,6 @@ def command(context: click.Context, config_file: str, out_path: str, **options: 
     console.say(page)
     from taskvec.cli import cli
 
-    # what is said there is said of `taskvec merge`
     result = cli.main(words, prog_name="taskvec", standalone_mode=False)
     return result if isinstance(result, int) else 0
 

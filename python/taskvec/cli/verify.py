@@ -69,7 +69,8 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
             page.line("the manifest is not sealed: a change of its own bytes would not be seen")
     else:
         problems = len(result.problems) + (result.seal == "broken")
-        page.line(f"failed: {problems} of {plural(len(listed) + 1, 'file')} are not what was written")
+        count = len(listed) + (result.seal == "broken")
+        page.line(f"failed: {problems} of {plural(count, 'file')} are not what was written")
     console.show(page)
     console.emit({key: value for key, value in result.to_dict().items() if key != "schema"})
     return 0 if result.ok else EXIT_FAILED

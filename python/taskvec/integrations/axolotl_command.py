@@ -27,7 +27,10 @@ class _Failure(click.ClickException):
 )
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option(
-    "-o", "--out", metavar="DIR", help="Where the result goes.  [default: task-vector in output_dir]"
+    "-o",
+    "--out",
+    metavar="DIR",
+    help="Where the result goes.  [default: next to output_dir, with -task-vector]",
 )
 @click.option("--target", metavar="MODEL", help="Add the step to this model, and write that.")
 @click.option(
@@ -66,7 +69,8 @@ def run(
         raise RecipeError(
             f"`{config}` has no `{missing}`", "give the configuration that the model was trained with"
         )
-    place = out or os.path.join(trained, "task-vector")
+    # next to the model: an output never lies within its input
+    place = out or f"{os.path.normpath(trained)}-task-vector"
     if look.exists(os.path.join(trained, ADAPTER_CONFIG)):
         if target is None:
             raise RecipeError(

@@ -24,7 +24,7 @@ _LOG = logging.getLogger("taskvec")
 class TaskVectorCallback(TrainerCallback):
     """Save what was learned as a task vector, and merge, each time that a checkpoint has been saved.
 
-    Everything is read from the checkpoint's own folder, tensor by tensor: no second copy of the model is made.
+    Everything is read from the checkpoint's own folder, tensor by tensor: the model is not copied in memory.
     Of a trainer that runs in several processes the first one does the work.
 
     Parameters
