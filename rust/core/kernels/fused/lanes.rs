@@ -1,8 +1,10 @@
 //! The end of a step, an element at a time: onto the target, to bf16, measured. What the loops of `finish` and `through`
 //! have in common.
 //!
-//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in f32, everything else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the
-//! sum; and half of the instructions for the sums, which were most of the loop, are gone.
+//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in f32, everything
+//! else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the sum; and half of the
+//! instructions for the sums, which were most of the loop, are gone. Where a step was tried in f32, errors are measured
+//! from the step with α as f32 has it.
 
 use crate::kernels::real::{Real, LANES};
 use crate::kernels::stats::{fold_all, StepSums};
