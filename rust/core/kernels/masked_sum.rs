@@ -23,7 +23,7 @@ kernel! {
     pub fn add_up<R>(terms: &[Masked<'_, R>], sum: Sum, out: &mut [R]) {
         let by = terms.first().map_or(BITS, Masked::by);
         let by = if terms.iter().all(|term| term.by() == by) { by } else { BOTH };
-        // A factor of two parts costs a quarter of the loop's time; most weights are of one.
+        // A factor of two parts is a multiplication and an addition more for every product; most weights are of one part.
         let single = R::IS_F32 && terms.iter().all(|term| term.factor.is_single());
         macro_rules! of {
             ($n:literal) => {
