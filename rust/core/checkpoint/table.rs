@@ -135,18 +135,19 @@ mod tests {
     fn what_is_entered_is_found_in_order_and_by_name() {
         let mut table = Table::default();
         assert_eq!(table.get("0"), None);
-        let names: Vec<String> = (0..1000).map(|i| format!("{i}")).chain([String::new()]).collect();
+        let count = if cfg!(miri) { 60 } else { 1000 };
+        let names: Vec<String> = (0..count).map(|i| format!("{i}")).chain([String::new()]).collect();
         let shapes = [vec![], vec![2], vec![2, 3]];
         for (i, name) in names.iter().enumerate() {
             let tensor = TensorRef { dtype: Dtype::F32, shape: &shapes[i % 3], file: i, offset: 7, len: i as u64 };
             assert_eq!(table.insert(name, tensor), Ok(()));
             assert_eq!(table.insert(name, TensorRef { file: 5, ..tensor }), Err(i));
         }
-        assert_eq!((table.len(), table.shapes.len()), (1001, 3));
+        assert_eq!((table.len(), table.shapes.len()), (count + 1, 3));
         for (i, name) in names.iter().enumerate() {
             assert_eq!((table.name(i), table.at(i).file, table.at(i).shape), (name.as_str(), i, &shapes[i % 3][..]));
             assert_eq!(table.get(name), Some(table.at(i)));
         }
-        assert_eq!(table.get("1001"), None);
+        assert_eq!(table.get(&count.to_string()), None);
     }
 }

@@ -40,10 +40,21 @@ impl<R: Real> Factor<R> {
         Factor { high, low: R::from_f64(low) }
     }
 
+    /// Whether one multiplication gives all products.
+    pub(crate) fn is_single(self) -> bool {
+        !R::IS_F32 || R::from_f64(self.high.to_f64() * NOTHING) == self.low
+    }
+
     /// The product, rounded three times at most, and once where it has few digits.
     #[inline(always)]
     pub fn times(self, x: R) -> R {
-        if R::IS_F32 {
+        self.product::<false>(x)
+    }
+
+    /// The same, of which the caller may say that the factor is a [single](Factor::is_single) number.
+    #[inline(always)]
+    pub(crate) fn product<const SINGLE: bool>(self, x: R) -> R {
+        if R::IS_F32 && !SINGLE {
             self.high * x + self.low * x
         } else {
             self.high * x

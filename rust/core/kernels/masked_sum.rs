@@ -23,12 +23,16 @@ kernel! {
     pub fn add_up<R>(terms: &[Masked<'_, R>], sum: Sum, out: &mut [R]) {
         let by = terms.first().map_or(BITS, Masked::by);
         let by = if terms.iter().all(|term| term.by() == by) { by } else { BOTH };
+        // A factor of two parts is a multiplication and an addition more for every product; most weights are of one part.
+        let single = R::IS_F32 && terms.iter().all(|term| term.factor.is_single());
         macro_rules! of {
             ($n:literal) => {
                 match terms.first_chunk::<$n>() {
-                    Some(terms) if by == BITS => all::<R, $n, BITS>(terms, sum, out),
-                    Some(terms) if by == SIZE => all::<R, $n, SIZE>(terms, sum, out),
-                    Some(terms) => all::<R, $n, BOTH>(terms, sum, out),
+                    Some(terms) if by == BITS && single => all::<R, $n, BITS, true>(terms, sum, out),
+                    Some(terms) if by == BITS => all::<R, $n, BITS, false>(terms, sum, out),
+                    Some(terms) if by == SIZE && single => all::<R, $n, SIZE, true>(terms, sum, out),
+                    Some(terms) if by == SIZE => all::<R, $n, SIZE, false>(terms, sum, out),
+                    Some(terms) => all::<R, $n, BOTH, false>(terms, sum, out),
                     None => {}
                 }
             };
@@ -47,7 +51,7 @@ kernel! {
                         let delta = term.reference.map_or(term.model[i], |reference| term.model[i] - reference[i]);
                         *x = term.keep::<BOTH>(delta, (term.words[i / 64] >> (i / 32 % 2 * 32)) as u32, i % 32);
                     }
-                    *out = one(&x, &factors, sum, &[R::ONE; 8]);
+                    *out = one::<R, false>(&x, &factors, sum, &[R::ONE; 8]);
                 }
             }
         }
@@ -55,7 +59,7 @@ kernel! {
 }
 
 #[inline(always)]
-fn all<R: Real, const N: usize, const BY: u8>(terms: &[Masked<'_, R>; N], sum: Sum, out: &mut [R]) {
+fn all<R: Real, const N: usize, const BY: u8, const SINGLE: bool>(terms: &[Masked<'_, R>; N], sum: Sum, out: &mut [R]) {
     let zeros = [R::ZERO; MANY];
     let mut models = [&zeros; N];
     let mut references = [&zeros; N];
@@ -72,7 +76,7 @@ fn all<R: Real, const N: usize, const BY: u8>(terms: &[Masked<'_, R>; N], sum: S
             };
             words[k] = terms[k].words[at];
         }
-        group::<R, N, BY>(terms, (&models, &references, &words), (sum, &shares), out);
+        group::<R, N, BY, SINGLE>(terms, (&models, &references, &words), (sum, &shares), out);
     }
     if !rest.is_empty() {
         let mut padded = [[[R::ZERO; MANY]; N]; 2];
@@ -88,13 +92,13 @@ fn all<R: Real, const N: usize, const BY: u8>(terms: &[Masked<'_, R>; N], sum: S
             (models[k], references[k]) = (&padded[0][k], &padded[1][k]);
         }
         let mut last = zeros;
-        group::<R, N, BY>(terms, (&models, &references, &words), (sum, &shares), &mut last);
+        group::<R, N, BY, SINGLE>(terms, (&models, &references, &words), (sum, &shares), &mut last);
         rest.copy_from_slice(&last[..rest.len()]);
     }
 }
 
 #[inline(always)]
-fn group<R: Real, const N: usize, const BY: u8>(
+fn group<R: Real, const N: usize, const BY: u8, const SINGLE: bool>(
     terms: &[Masked<'_, R>; N],
     (models, references, words): (&[&[R; MANY]; N], &[&[R; MANY]; N], &[u64; N]),
     (sum, shares): (Sum, &Shares<R>),
@@ -117,7 +121,7 @@ fn group<R: Real, const N: usize, const BY: u8>(
                     for k in 0..N {
                         x[k] = terms[k].keep::<BY>(models[k][i] - references[k][i], bits[k], lane);
                     }
-                    out[i] = one(&x, &factors, $sum, shares);
+                    out[i] = one::<R, SINGLE>(&x, &factors, $sum, shares);
                 }
             }
         };
@@ -148,11 +152,11 @@ fn shares<R: Real>(terms: &[Masked<'_, R>]) -> Shares<R> {
 
 /// The sum for one element, of which `x` is kept and multiplied by the first of its `factors`; the second is its weight.
 #[inline(always)]
-fn one<R: Real>(x: &[R], factors: &[(Factor<R>, R)], sum: Sum, shares: &Shares<R>) -> R {
+fn one<R: Real, const SINGLE: bool>(x: &[R], factors: &[(Factor<R>, R)], sum: Sum, shares: &Shares<R>) -> R {
     let n = x.len();
-    let mut total = factors[0].0.times(x[0]);
+    let mut total = factors[0].0.product::<SINGLE>(x[0]);
     for k in 1..n {
-        total += factors[k].0.times(x[k]);
+        total += factors[k].0.product::<SINGLE>(x[k]);
     }
     if sum == Sum::Plain {
         return total;
@@ -166,7 +170,7 @@ fn one<R: Real>(x: &[R], factors: &[(Factor<R>, R)], sum: Sum, shares: &Shares<R
     let agrees = |term: R| (positive & (term > R::ZERO)) | (!positive & (term < R::ZERO));
     let mut elected = R::ZERO;
     for k in 0..n {
-        let term = factors[k].0.times(x[k]);
+        let term = factors[k].0.product::<SINGLE>(x[k]);
         elected += only(agrees(term), term);
     }
     if sum == Sum::Elected {
@@ -176,7 +180,7 @@ fn one<R: Real>(x: &[R], factors: &[(Factor<R>, R)], sum: Sum, shares: &Shares<R
         // The last term decides between the halves, and so on.
         let mut shares = *shares;
         for k in (0..n).rev() {
-            let taken = agrees(factors[k].0.times(x[k]));
+            let taken = agrees(factors[k].0.product::<SINGLE>(x[k]));
             for i in 0..1 << k {
                 shares[i] = if taken { shares[i + (1 << k)] } else { shares[i] };
             }
@@ -184,7 +188,7 @@ fn one<R: Real>(x: &[R], factors: &[(Factor<R>, R)], sum: Sum, shares: &Shares<R
         return elected * shares[0];
     }
     for k in 0..n {
-        divisor += only(agrees(factors[k].0.times(x[k])), factors[k].1);
+        divisor += only(agrees(factors[k].0.product::<SINGLE>(x[k])), factors[k].1);
     }
     elected / if divisor != R::ZERO { divisor } else { R::ONE }
 }

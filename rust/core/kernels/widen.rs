@@ -162,15 +162,16 @@ mod tests {
 
     #[test]
     fn every_16_bit_pattern_at_every_level() {
-        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        // Some of every exponent, and with them every kind, under Miri.
+        let all: Vec<u16> = (0..=u16::MAX).step_by(if cfg!(miri) { 61 } else { 1 }).collect();
+        let bytes: Vec<u8> = all.iter().copied().flat_map(u16::to_le_bytes).collect();
         for level in Level::available() {
-            let mut bf = vec![0f32; 65536];
+            let (mut bf, mut hf) = (vec![0f32; all.len()], vec![0f32; all.len()]);
             widen(level, Dtype::BF16, &bytes, &mut bf);
-            let mut hf = vec![0f32; 65536];
             widen(level, Dtype::F16, &bytes, &mut hf);
-            for bits in 0..=u16::MAX {
-                assert_eq!(bf[usize::from(bits)].to_bits(), u32::from(bits) << 16);
-                let (got, want) = (hf[usize::from(bits)], half::f16::from_bits(bits).to_f32());
+            for (i, bits) in all.iter().enumerate() {
+                assert_eq!(bf[i].to_bits(), u32::from(*bits) << 16);
+                let (got, want) = (hf[i], half::f16::from_bits(*bits).to_f32());
                 assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:04x} {got} {want}");
             }
         }

@@ -1,8 +1,10 @@
 //! The end of a step, an element at a time: onto the target, to bf16, measured. What the loops of `finish` and `through`
 //! have in common.
 //!
-//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in f32, everything else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the
-//! sum; and half of the instructions for the sums, which were most of the loop, are gone.
+//! The sums are a little less exact than those of `stats`: the squares of eight elements are added up in f32, everything
+//! else in f64. Over many elements, where alone that is worth it, the difference is below 1e-8 of the sum; and half of the
+//! instructions for the sums, which were most of the loop, are gone. Where a step was tried in f32, errors are measured
+//! from the step with α as f32 has it.
 
 use crate::kernels::real::{Real, LANES};
 use crate::kernels::stats::{fold_all, StepSums};
@@ -29,19 +31,39 @@ pub(super) trait Asked {
     const WIDE: bool;
     /// Whether what has moved is told from the target as bf16 holds it.
     const ROUNDS: bool;
+    /// Whether the step is f32's although f32 does not hold α, and elements are found that this may decide.
+    const TRIES: bool;
 }
 
 /// [`Asked`], by its constants in their order.
-pub(super) struct Loop<const CHECKS: bool, const KEEPS: bool, const WIDE: bool, const ROUNDS: bool = false>;
+pub(super) struct Loop<
+    const CHECKS: bool,
+    const KEEPS: bool,
+    const WIDE: bool,
+    const ROUNDS: bool = false,
+    const TRIES: bool = false,
+>;
 
-impl<const CHECKS: bool, const KEEPS: bool, const WIDE: bool, const ROUNDS: bool> Asked
-    for Loop<CHECKS, KEEPS, WIDE, ROUNDS>
+impl<const CHECKS: bool, const KEEPS: bool, const WIDE: bool, const ROUNDS: bool, const TRIES: bool> Asked
+    for Loop<CHECKS, KEEPS, WIDE, ROUNDS, TRIES>
 {
     const CHECKS: bool = CHECKS;
     const KEEPS: bool = KEEPS;
     const WIDE: bool = WIDE;
     const ROUNDS: bool = ROUNDS;
+    const TRIES: bool = TRIES;
 }
+
+/// Where f32 does not hold α, most elements come out the same as if it did: those whose sum in f32 stands further from
+/// half way between two bf16 numbers than its error. This loop finds whether all of a group are such.
+pub(super) type Tried = Loop<false, false, false, false, true>;
+
+/// α as f32, the product and the sum are each off by half a unit in the last place: together by at most 16.5 of those of
+/// a sum that is an eighth of its step or more.
+const EIGHTH: f32 = 0.125;
+
+/// Sums nearer to half way than this, in units of f32's last place, may be rounded to the other side.
+const NEAR: u32 = 24;
 
 /// What is the same for all elements.
 #[derive(Clone, Copy)]
@@ -57,6 +79,11 @@ pub(super) struct Factors {
 impl Factors {
     pub(super) fn new(alpha: f64, share: f64) -> Self {
         Factors { alpha, single: alpha as f32, share: share as f32, one: std::hint::black_box(1) }
+    }
+
+    /// Whether α as f32 is off by no more than its last place.
+    pub(super) fn may_try(&self) -> bool {
+        self.single.is_normal()
     }
 }
 
@@ -83,6 +110,12 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Whether no element is to be computed in another way.
+    #[inline(always)]
+    pub(super) fn is_sure(&self) -> bool {
+        self.odd.iter().fold(0, |any, odd| any | odd) == 0
+    }
+
     /// The bits of one result as f32, of which the upper half is to be stored.
     #[inline(always)]
     pub(super) fn element<R: Real, A: Asked>(
@@ -115,6 +148,11 @@ impl Group {
         }
         // To nearest, ties to even; what is not a number, or becomes none, is seen in `most`.
         let bits = value.to_bits();
+        if A::TRIES {
+            let near = (bits.wrapping_sub(0x8000 - NEAR) & 0xFFFF) <= 2 * NEAR;
+            let small = value.abs() < step.abs() * EIGHTH;
+            self.odd[lane] |= if !still & (near | small) { factors.one } else { 0 };
+        }
         self.most[lane] = self.most[lane].max(bits & 0x7FFF_FFFF);
         let nearest = |bits: u32| bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) & 0xFFFF_0000;
         let rounded = nearest(bits);
