@@ -45,8 +45,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "Findings", "Progress",
     ),
     "Errors": (
-        "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",
-        "NonFiniteError", "VerificationError", "EngineError", "HubError", "EvaluationError",
+        "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError",
+        "OutputError", "NonFiniteError", "VerificationError", "EngineError", "HubError", "EvaluationError",
     ),
     "Warnings": ("TaskvecWarning", "FindingWarning"),
 }  # fmt: skip
