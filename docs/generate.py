@@ -47,8 +47,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         "Finding", "Findings", "Progress",
     ),
     "Errors": (
-        "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError", "OutputError",
-        "NonFiniteError", "VerificationError", "EngineError", "HubError", "EvaluationError",
+        "Error", "NotFoundError", "TensorNotFoundError", "FormatError", "CompatibilityError", "RecipeError",
+        "OutputError", "NonFiniteError", "VerificationError", "EngineError", "HubError", "EvaluationError",
     ),
     "Warnings": ("TaskvecWarning", "FindingWarning"),
 }  # fmt: skip
