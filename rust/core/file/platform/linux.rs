@@ -10,7 +10,7 @@ use rustix::fd::AsFd;
 use rustix::fs::{Advice, FallocateFlags, Stat};
 use rustix::io::Errno;
 
-use super::{FileSystem, Platform, Unpopulated};
+use super::contract::{FileSystem, Platform, Unpopulated};
 
 pub(crate) struct Linux;
 

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use rustix::fd::AsFd;
 use rustix::fs::Stat;
 
-use super::{FileSystem, Platform, Unpopulated};
+use super::contract::{FileSystem, Platform, Unpopulated};
 
 pub(crate) struct MacOs;
 
