@@ -90,12 +90,13 @@ def unfinished(patterns: Sequence[str | os.PathLike[str]]) -> list[str]:
     is not among them: it was asked for, and cannot be opened.
     """
     left: list[str] = []
-    for pattern in map(os.fspath, patterns):
+    for each in patterns:
+        pattern = os.fspath(each)
         if look.exists(pattern):
             inside = _inside(pattern)
             names = look.listing(pattern) if inside else []
             places = [os.path.join(pattern, name) for name in sorted(names)]
-            left += [each for each in places if _is_step(each) and each not in inside]
+            left += [place for place in places if _is_step(place) and place not in inside]
         elif glob.has_magic(pattern) and "://" not in pattern:
             left += [path for path in _matched(pattern) if _is_unfinished(path)]
     return list(dict.fromkeys(left))
