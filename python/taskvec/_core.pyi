@@ -173,12 +173,12 @@ def compare(
 
 def evaluate(
     plan: bytes, *, threads: int = 0, allow_non_finite: bool = False, memories: _Memories = ...
-) -> bytes:
+) -> NDArray[np.uint8]:
     """The data of a plan of one output and one shard: its tensors one after the other."""
 
 def evaluate_measured(
     plan: bytes, *, threads: int = 0, allow_non_finite: bool = False, memories: _Memories = ...
-) -> tuple[bytes, str]:
+) -> tuple[NDArray[np.uint8], str]:
     """The same, and what was measured of each tensor that takes a step: ``[name, sums]`` of each, as JSON."""
 
 def in_place(

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
+use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
 use taskvec_core::file::heap::give_back;
 use taskvec_core::output::folder::Options as FolderOptions;
 use taskvec_core::run::contents::Asked;
@@ -141,13 +141,14 @@ pub(crate) fn evaluate<'py>(
     threads: usize,
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
-) -> PyResult<Bound<'py, PyBytes>> {
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let data = watch(py, None, None, |monitor| {
         taskvec_core::evaluate::evaluate(plan, &memories, threads, allow_non_finite, monitor)
     })?;
-    Ok(PyBytes::new(py, &data))
+    // as they are: a large matrix is not in memory twice
+    Ok(data.into_pyarray(py))
 }
 
 /// The same with what was measured of each tensor that takes a step, as JSON.
@@ -159,11 +160,11 @@ pub(crate) fn evaluate_measured<'py>(
     threads: usize,
     allow_non_finite: bool,
     memories: Vec<Arrays<'py>>,
-) -> PyResult<(Bound<'py, PyBytes>, String)> {
+) -> PyResult<(Bound<'py, PyArray1<u8>>, String)> {
     let memories = Borrowed::borrow(py, memories)?;
     let memories = memories.tensors(py)?;
     let (data, figures) = watch(py, None, None, |monitor| {
         taskvec_core::evaluate::measured(plan, &memories, threads, allow_non_finite, monitor)
     })?;
-    Ok((PyBytes::new(py, &data), figures))
+    Ok((data.into_pyarray(py), figures))
 }

@@ -82,7 +82,7 @@ def measured_of_plan(
         tensors, at = [], 0
         for name, dtype, shape, *_ in batch:
             size = stored_bytes(dtype, tuple(shape))
-            tensors.append((name, dtype, shape, np.frombuffer(data, np.uint8, size, at)))
+            tensors.append((name, dtype, shape, _part(data, at, size)))
             at += size
         yield tensors, dict(json.loads(figures))
 
@@ -201,8 +201,15 @@ def evaluated(
         at = 0
         for name, dtype, shape, *_ in batch:
             size = stored_bytes(dtype, tuple(shape))
-            yield name, array_of(np.frombuffer(data, np.uint8, size, at), dtype, shape)
+            yield name, array_of(_part(data, at, size), dtype, shape)
             at += size
+
+
+def _part(data: np.ndarray, at: int, size: int) -> np.ndarray:
+    """Some of the bytes, read-only: nothing is copied."""
+    part = np.frombuffer(data, np.uint8, size, at)
+    part.flags.writeable = False
+    return part
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

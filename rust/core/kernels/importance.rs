@@ -2,23 +2,37 @@
 //! element matters most.
 
 kernel! {
-    /// `sum = sum + w·f·x` and `total = total + w·f`.
-    pub fn weigh<R>(x: &[R], importance: &[R], weight: R, sum: &mut [R], total: &mut [R]) {
+    /// `sum = sum + w·f·x` and `total = total + w·f`, from zeros where `begins`; whether any f is below zero.
+    pub fn weigh<R>(x: &[R], importance: &[R], weight: R, begins: bool, sum: &mut [R], total: &mut [R]) -> bool {
+        let mut any = 0u32;
         for (((sum, total), x), f) in sum.iter_mut().zip(total).zip(x).zip(importance) {
             let share = weight * *f;
-            *sum += share * *x;
-            *total += share;
+            let (before, totalled) = if begins { (R::ZERO, R::ZERO) } else { (*sum, *total) };
+            *sum = before + share * *x;
+            *total = totalled + share;
+            any |= u32::from(*f < R::ZERO);
         }
+        any != 0
     }
 }
 
 kernel! {
-    /// `sum = sum / total` where there is a total, else `otherwise`.
-    pub fn divide_or<R>(total: &[R], otherwise: &[R], sum: &mut [R]) {
-        for ((sum, total), otherwise) in sum.iter_mut().zip(total).zip(otherwise) {
-            // Both are made whatever the outcome: a vector can choose between them, not skip one.
-            let (quotient, otherwise) = (*sum / *total, *otherwise);
-            *sum = if *total == R::ZERO { otherwise } else { quotient };
+    /// `sum = sum / total`, and how many of the totals are zero.
+    pub fn divide<R>(total: &[R], sum: &mut [R]) -> u64 {
+        let mut count = 0u32;
+        for (sum, total) in sum.iter_mut().zip(total) {
+            *sum = *sum / *total;
+            count += u32::from(*total == R::ZERO);
+        }
+        u64::from(count)
+    }
+}
+
+kernel! {
+    /// `x = otherwise` where the total is zero.
+    pub fn fill_zero<R>(total: &[R], otherwise: &[R], x: &mut [R]) {
+        for ((x, total), otherwise) in x.iter_mut().zip(total).zip(otherwise) {
+            *x = if *total == R::ZERO { *otherwise } else { *x };
         }
     }
 }
@@ -80,6 +94,26 @@ kernel! {
     }
 }
 
+kernel! {
+    /// The same of two terms at once, of which each element keeps the change that matters more; whether anything in
+    /// either map is below zero.
+    pub fn duel<R>(maps: (&[R], &[R]), epsilon: R, first: &mut [R], second: &mut [R]) -> (bool, bool) {
+        let none = R::from_f64(-1.0);
+        let (mut any, mut any_other) = (0u32, 0u32);
+        for (((x, y), f), g) in first.iter_mut().zip(second).zip(maps.0).zip(maps.1) {
+            let (own, other) = (x.abs(), y.abs());
+            let has = (own > epsilon) & (*f > none);
+            let (most, size) = (if has { *f } else { none }, if has { own } else { R::ZERO });
+            let wins = (other > epsilon) & ((*g > most) | ((*g == most) & (other > size)));
+            *x = if has & !wins { *x } else { R::ZERO };
+            *y = if wins { *y } else { R::ZERO };
+            any |= u32::from(*f < R::ZERO);
+            any_other |= u32::from(*g < R::ZERO);
+        }
+        (any != 0, any_other != 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -101,16 +135,17 @@ mod tests {
             let maps: Vec<Vec<f64>> = (0..count).map(|k| list(k + 4)).collect();
             let epsilon = f64::from(epsilon);
             for level in Level::available() {
-                let (mut sum, mut total) = (vec![0.0; n], vec![0.0; n]);
+                let (mut sum, mut total) = (vec![f64::NAN; n], vec![f64::NAN; n]);
                 let (mut term, mut most, mut size) = (vec![-1.0; n], vec![-1.0; n], vec![0.0; n]);
                 for k in 0..count {
-                    weigh(level, &deltas[k], &maps[k], 0.5, &mut sum, &mut total);
+                    prop_assert!(!weigh(level, &deltas[k], &maps[k], 0.5, k == 0, &mut sum, &mut total));
                     let mut best = Best { term: &mut term, importance: &mut most, size: &mut size };
                     challenge(level, &deltas[k], &maps[k], k as f64, epsilon, &mut best);
                 }
                 prop_assert_eq!(count_zero(level, &total), total.iter().filter(|x| **x == 0.0).count() as u64);
-                let otherwise = vec![7.0; n];
-                divide_or(level, &total, &otherwise, &mut sum);
+                let zeros = divide(level, &total, &mut sum);
+                prop_assert_eq!(zeros, total.iter().filter(|x| **x == 0.0).count() as u64);
+                fill_zero(level, &total, &vec![7.0; n], &mut sum);
                 for i in 0..n {
                     let all: f64 = maps.iter().map(|map| 0.5 * map[i]).sum();
                     let products: f64 = (0..count).map(|k| 0.5 * maps[k][i] * deltas[k][i]).sum();
@@ -128,7 +163,21 @@ mod tests {
                     }
                     prop_assert_eq!(any_negative(level, delta), delta.iter().any(|x| *x < 0.0));
                 }
+                if count == 2 {
+                    let (mut one, mut other) = (deltas[0].clone(), deltas[1].clone());
+                    let negative = duel(level, (&maps[0], &maps[1]), epsilon, &mut one, &mut other);
+                    prop_assert_eq!(negative, (false, false));
+                    for i in 0..n {
+                        prop_assert_eq!(one[i], if term[i] == 0.0 { deltas[0][i] } else { 0.0 });
+                        prop_assert_eq!(other[i], if term[i] == 1.0 { deltas[1][i] } else { 0.0 });
+                    }
+                }
                 prop_assert!(!any_negative(level, &[-0.0f64, f64::NAN, 0.0]));
+                let (low, high, mut two) = ([1.0, -1.0, 0.0], [-0.0, f64::NAN, 0.0], ([0.0; 3], [0.0; 3]));
+                prop_assert_eq!(duel(level, (&low, &high), 0.0, &mut two.0, &mut two.1), (true, false));
+                prop_assert_eq!(duel(level, (&high, &low), 0.0, &mut two.0, &mut two.1), (false, true));
+                prop_assert!(weigh(level, &high, &low, 1.0, true, &mut two.0, &mut two.1));
+                prop_assert!(!weigh(level, &low, &high, 1.0, false, &mut two.0, &mut two.1));
             }
         }
     }

@@ -14,6 +14,9 @@ pub struct Norms {
 }
 
 impl Norms {
+    /// Of nothing.
+    pub(crate) const NONE: Norms = Norms { all: [0.0; LANES], kept: [0.0; LANES] };
+
     /// Of all elements, and of those kept.
     pub fn sums(&self) -> (f64, f64) {
         (8.0 * fold(&self.all), 8.0 * fold(&self.kept))

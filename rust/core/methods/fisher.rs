@@ -11,7 +11,7 @@ use super::method::{Computes, Method, Parameters, State};
 use crate::error::Result;
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::factor::Factor;
-use crate::kernels::importance::{count_zero, divide_or, weigh};
+use crate::kernels::importance::{count_zero, divide, fill_zero, weigh};
 use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
 
@@ -63,9 +63,10 @@ impl<R: Real> Method<R> for Fisher {
         let weighs = |term: &&Weighed| term.weight != 0.0 && term.default_importance != Some(0.0);
         let mut maps = Vec::with_capacity(self.terms.len());
         for term in self.terms.iter().filter(weighs) {
-            match term.importance {
-                Some(index) => maps.push(tile.input(index)),
-                None => return 0,
+            match term.importance.map(|index| tile.input(index)) {
+                // one map without zeros weighs everything
+                Some(map) if count_zero(tile.level, map) > 0 => maps.push(map),
+                _ => return 0,
             }
         }
         let total = Loan::one(n, |out| {
@@ -76,18 +77,16 @@ impl<R: Real> Method<R> for Fisher {
     }
 
     fn tile(&self, tensor: &Tensor<'_>, _state: &State, tile: &Tile<'_, R>, out: &mut [R]) -> Result<()> {
-        out.fill(R::ZERO);
-        let mut total = Loan::one(out.len(), |total| total.fill(R::ZERO));
-        for term in &self.terms {
-            let mut own = None;
-            let importance = term.importance(tensor, tile, &mut own)?;
-            weigh(tile.level, tile.input(term.model), importance, R::from_f64(term.weight), out, &mut total[0]);
+        let mut total = Loan::one(out.len(), |_| ());
+        for (k, term) in self.terms.iter().enumerate() {
+            let (mut own, weight) = (None, R::from_f64(term.weight));
+            let map = term.map(tile, &mut own);
+            let is_negative = weigh(tile.level, tile.input(term.model), map, weight, k == 0, out, &mut total[0]);
+            term.hold(tensor, tile, is_negative)?;
         }
-        if count_zero(tile.level, &total[0]) > 0 {
+        if divide(tile.level, &total[0], out) > 0 {
             let mean = Loan::one(out.len(), |mean| self.mean(tile, mean));
-            divide_or(tile.level, &total[0], &mean[0], out);
-        } else {
-            divide_or(tile.level, &total[0], &total[0], out);
+            fill_zero(tile.level, &total[0], &mean[0], out);
         }
         Ok(())
     }

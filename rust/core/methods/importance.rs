@@ -51,15 +51,31 @@ impl Weighed {
         tile: &'t Tile<'_, R>,
         own: &'t mut Option<Loan<R>>,
     ) -> Result<&'t [R]> {
-        let Some(index) = self.importance else {
-            let value = R::from_f64(self.default_importance.unwrap_or(1.0));
-            let filled = Loan::one(tile.input(self.model).len(), |out| out.fill(value));
-            return Ok(&own.insert(filled)[0]);
-        };
-        let map = tile.input(index);
-        match any_negative(tile.level, map) {
-            true => Err(negative(tensor, tile, index)),
-            false => Ok(map),
+        let map = self.map(tile, own);
+        self.hold(tensor, tile, self.importance.is_some() && any_negative(tile.level, map))?;
+        Ok(map)
+    }
+
+    /// The same without a look at it.
+    pub(crate) fn map<'t, R: Real>(&self, tile: &'t Tile<'_, R>, own: &'t mut Option<Loan<R>>) -> &'t [R] {
+        match self.importance {
+            Some(index) => tile.input(index),
+            None => {
+                let value = R::from_f64(self.default_importance.unwrap_or(1.0));
+                let filled = Loan::one(tile.input(self.model).len(), |out| out.fill(value));
+                &own.insert(filled)[0]
+            }
+        }
+    }
+
+    /// Return if nothing in the map of a tile is below zero, as was seen.
+    ///
+    /// # Errors
+    /// Something is.
+    pub(crate) fn hold<R: Real>(&self, tensor: &Tensor<'_>, tile: &Tile<'_, R>, is_negative: bool) -> Result<()> {
+        match self.importance {
+            Some(index) if is_negative => Err(negative(tensor, tile, index)),
+            _ => Ok(()),
         }
     }
 }

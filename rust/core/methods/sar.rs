@@ -8,16 +8,13 @@ use super::difference::{deltas, Loan};
 use super::importance::{check_weighed, Weighed};
 use super::method::{Computes, Method, Parameters, State};
 use super::quantile::cut::{Cut, Each};
-use super::quantile::select::largest;
+use super::quantile::select::largest_shares;
 use super::trim::parameters::Rescale;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::combine::{add_scaled, scale};
 use crate::kernels::factor::Factor;
-use crate::kernels::importance::{challenge, keep_won, Best};
-use crate::kernels::l1_norms::{add_norms, Norms};
-use crate::kernels::masked::Masked;
-use crate::kernels::threshold::count_nonzero;
-use crate::kernels::{Real, TILE};
+use crate::kernels::importance::{challenge, duel, keep_won, Best};
+use crate::kernels::Real;
 use crate::tensor::{Tensor, Tile};
 use crate::threads::{lock, Threads};
 
@@ -41,9 +38,6 @@ pub(crate) struct Sar {
 fn one() -> f64 {
     1.0
 }
-
-/// A bit for every element of a tile.
-const ALL: [u64; TILE / 64] = [u64::MAX; TILE / 64];
 
 /// What the look at the whole tensor found out about one term.
 #[derive(Clone, Copy)]
@@ -74,11 +68,19 @@ impl Sar {
     /// Something in a map is below zero.
     fn won<R: Real>(&self, tensor: &Tensor<'_>, tile: &Tile<'_, R>) -> Result<Loan<R>> {
         let mut all = deltas(tile, self.terms.iter().map(Weighed::pair));
+        let epsilon = R::from_f64(self.epsilon);
+        if let ([first, second], [one, other]) = (&self.terms[..], &mut all[..]) {
+            let (mut own, mut others) = (None, None);
+            let maps = (first.map(tile, &mut own), second.map(tile, &mut others));
+            let negative = duel(tile.level, maps, epsilon, one, other);
+            first.hold(tensor, tile, negative.0)?;
+            second.hold(tensor, tile, negative.1)?;
+            return Ok(all);
+        }
         let (n, none) = (all[0].len(), R::from_f64(-1.0));
         let mut term = Loan::one(n, |out| out.fill(none));
         let mut importance = Loan::one(n, |out| out.fill(none));
         let mut size = Loan::one(n, |out| out.fill(R::ZERO));
-        let epsilon = R::from_f64(self.epsilon);
         for (k, (each, delta)) in self.terms.iter().zip(all.iter()).enumerate() {
             let mut own = None;
             let map = each.importance(tensor, tile, &mut own)?;
@@ -111,70 +113,25 @@ impl<R: Real> Method<R> for Sar {
 
     fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let failed = std::sync::Mutex::new(None);
-        let won = |tile: &Tile<'_, R>| {
-            self.won(tensor, tile)
-                .map_err(|error| {
-                    lock(&failed).get_or_insert(error);
-                })
-                .ok()
-        };
-        let n = self.terms.len();
-        let counts = tensor.tally::<R, Vec<u64>, _, _>(
-            threads,
-            || vec![0; n],
-            |counts, tile| {
-                let all = won(tile);
-                let all = all.iter().flat_map(|all| all.iter());
-                counts.iter_mut().zip(all).for_each(|(count, delta)| *count += count_nonzero(tile.level, delta));
-            },
-        )?;
-        if let Some(error) = lock(&failed).take() {
-            return Err(error);
-        }
-        let changed = |k: usize| counts.iter().map(|counts| counts[k]).sum::<u64>();
-        let kept: Vec<Vec<u64>> = self
-            .terms
-            .iter()
-            .enumerate()
-            .map(|(k, term)| {
-                vec![if term.density < 1.0 { (term.density * changed(k) as f64) as u64 } else { u64::MAX }]
-            })
-            .collect();
-        let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
-            for (kind, delta) in won(tile).iter().flat_map(|all| all.iter()).enumerate() {
-                each(kind, delta, None);
+        let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| match self.won(tensor, tile) {
+            Ok(all) => all.iter().enumerate().for_each(|(kind, delta)| each(kind, delta, None)),
+            Err(error) => {
+                lock(&failed).get_or_insert(error);
+                // what is found is thrown away, and something has to be
+                self.terms.iter().enumerate().for_each(|(kind, term)| each(kind, tile.input(term.model), None));
             }
         };
-        let cuts = largest(tensor, threads, &kept, &scores)?;
-        let mut found: Vec<Found> = cuts.iter().map(|cuts| Found { cut: cuts[0], scale: 1.0 }).collect();
-        match self.rescale {
-            Rescale::None => {}
-            Rescale::Expectation => {
-                for (found, term) in found.iter_mut().zip(&self.terms).filter(|(_, term)| term.density > 0.0) {
-                    found.scale = 1.0 / term.density;
-                }
-            }
-            Rescale::L1 => {
-                let chunks = tensor.fold::<R, Vec<[Norms; 2]>, _, _>(
-                    threads,
-                    |_| vec![[Norms::default(); 2]; n],
-                    |sums, tile| {
-                        let Some(mut all) = won(tile) else { return };
-                        for ((sum, delta), found) in sums.iter_mut().zip(all.iter_mut()).zip(&found) {
-                            add_norms(tile.level, &Masked::whole(delta, None, &ALL), &mut sum[0]);
-                            keep(&found.cut, tile, delta);
-                            add_norms(tile.level, &Masked::whole(delta, None, &ALL), &mut sum[1]);
-                        }
-                    },
-                )?;
-                for (k, found) in found.iter_mut().enumerate() {
-                    let sum = |which: usize| chunks.iter().map(|sums| sums[k][which].sums().0).sum::<f64>();
-                    if sum(1) > 0.0 {
-                        found.scale = sum(0) / sum(1);
-                    }
-                }
-            }
-        }
+        let shares: Vec<f64> = self.terms.iter().map(|term| term.density).collect();
+        let answers = largest_shares(tensor, threads, &shares, self.rescale == Rescale::L1, &scores)?;
+        let found = answers.iter().zip(&shares).map(|(answer, share)| {
+            let scale = match self.rescale {
+                Rescale::Expectation if *share > 0.0 => 1.0 / share,
+                Rescale::L1 if answer.norms.1 > 0.0 => answer.norms.0 / answer.norms.1,
+                _ => 1.0,
+            };
+            Found { cut: answer.cut, scale }
+        });
+        let found: Vec<Found> = found.collect();
         let failed = lock(&failed).take();
         failed.map_or_else(|| Ok(Box::new(found) as State), Err)
     }

@@ -6,11 +6,10 @@ use serde::Deserialize;
 use super::difference::{deltas, Loan, Pair};
 use super::method::{check_count, check_terms, Computes, Method, Parameters, State, Term};
 use super::quantile::cut::{Cut, Each};
-use super::quantile::select::largest;
+use super::quantile::select::largest_shares;
 use crate::error::Result;
 use crate::kernels::elementwise::{elect_unweighted, variance};
 use crate::kernels::stats::dot;
-use crate::kernels::threshold::count_nonzero;
 use crate::kernels::{Level, Real};
 use crate::tensor::{Tensor, Tile};
 use crate::threads::Threads;
@@ -78,19 +77,10 @@ impl<R: Real> Method<R> for Sce {
     fn prepare(&self, tensor: &Tensor<'_>, threads: Threads<'_>) -> Result<State> {
         let mut cut = Cut::ALL;
         if self.selects() {
-            let varying = tensor.tally::<R, u64, _, _>(
-                threads,
-                || 0,
-                |count, tile| {
-                    let varying = variances(tile.level, &deltas(tile, self.pairs()));
-                    *count += count_nonzero(tile.level, &varying[0]);
-                },
-            )?;
-            let k = (varying.iter().sum::<u64>() as f64 * self.select_topk) as u64;
             let scores = |tile: &Tile<'_, R>, each: &mut Each<'_, R>| {
                 each(0, &variances(tile.level, &deltas(tile, self.pairs()))[0], None);
             };
-            cut = largest(tensor, threads, &[vec![k]], &scores)?[0][0];
+            cut = largest_shares(tensor, threads, &[self.select_topk], false, &scores)?[0].cut;
         }
         let n = self.terms.len();
         let chunks = tensor.fold::<R, Vec<f64>, _, _>(

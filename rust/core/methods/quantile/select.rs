@@ -1,4 +1,5 @@
-//! The k largest of a tensor's scores, exactly: equal scores by the lower index.
+//! The k largest of a tensor's scores, exactly: equal scores by the lower index. Where k is a share of those that are
+//! not zero, these are counted in the same pass, and so are the norms of all and of what is kept.
 //!
 //! A sample says between which two values the cut must be; one pass then counts what is above, and at, either of them
 //! and lists the few per cent between, among which the cut is found. Where the sample was wrong, histograms find it.
@@ -12,7 +13,9 @@ use super::cut::{magnitudes, Cut, Scores};
 use super::histogram::nth_largest;
 use crate::error::Result;
 use crate::kernels::combine::difference;
-use crate::kernels::threshold::{bracket, Counts};
+use crate::kernels::l1_norms::{add_norms, Norms};
+use crate::kernels::masked::Masked;
+use crate::kernels::threshold::{bracket, count_nonzero, Counts};
 use crate::kernels::{Real, TILE};
 use crate::methods::difference::Loan;
 use crate::tensor::Tensor;
@@ -29,13 +32,30 @@ const PIECE: u64 = 16;
 /// Standard deviations, as if elements were drawn one by one, from the sample's quantile to either value.
 const DEVIATIONS: f64 = 6.0;
 
+/// A bit for every element of a tile.
+const ALL: [u64; TILE / 64] = [u64::MAX; TILE / 64];
+
 /// One question, and between which values its answer is thought to be.
+#[derive(Clone, Copy)]
 struct Query<R> {
     score: usize,
     place: usize,
+    /// How many are kept: of a share of those that are not zero this many, once they are counted.
     k: u64,
+    share: Option<f64>,
+    /// Whether the norms are wanted.
+    sums: bool,
     low: R,
     high: R,
+}
+
+/// The answer: what is kept, and the sums of all magnitudes and of those kept, where they are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Largest {
+    /// What is kept.
+    pub cut: Cut,
+    /// L1 norms of everything, and of what is kept.
+    pub norms: (f64, f64),
 }
 
 /// Cuts for each score: `counts[s]` lists how many of score `s` to keep.
@@ -55,29 +75,63 @@ pub(crate) fn largest<R: Real>(
             match *k {
                 0 => cuts[score][place] = Cut::NONE,
                 k if k >= tensor.elements => {}
-                k => queries.push(Query { score, place, k, low: R::ZERO, high: R::ZERO }),
+                k => queries.push(Query { score, place, k, share: None, sums: false, low: R::ZERO, high: R::ZERO }),
             }
         }
     }
+    answer(tensor, threads, queries, scores, &mut |query, found| cuts[query.score][query.place] = found.cut)?;
+    Ok(cuts)
+}
+
+/// A share of what is not zero of each score, its number rounded down, and with `sums` the norms; of a share of one
+/// everything, and no norms.
+///
+/// # Errors
+/// Unreadable input.
+pub(crate) fn largest_shares<R: Real>(
+    tensor: &Tensor<'_>,
+    threads: Threads<'_>,
+    shares: &[f64],
+    sums: bool,
+    scores: &Scores<'_, R>,
+) -> Result<Vec<Largest>> {
+    let whole = |share: &f64| if *share >= 1.0 { Cut::ALL } else { Cut::NONE };
+    let mut found: Vec<Largest> = shares.iter().map(|share| Largest { cut: whole(share), norms: (0.0, 0.0) }).collect();
+    let asked = shares.iter().enumerate().filter(|(_, share)| **share > 0.0 && **share < 1.0);
+    let query = |(score, share): (usize, &f64)| {
+        let (low, high) = (R::ZERO, R::ZERO);
+        Query { score, place: 0, k: 0, share: Some(*share), sums, low, high }
+    };
+    answer(tensor, threads, asked.map(query).collect(), scores, &mut |query, answer| found[query.score] = answer)?;
+    Ok(found)
+}
+
+/// Finds what is kept for each query.
+fn answer<R: Real>(
+    tensor: &Tensor<'_>,
+    threads: Threads<'_>,
+    mut queries: Vec<Query<R>>,
+    scores: &Scores<'_, R>,
+    put: &mut dyn FnMut(&Query<R>, Largest),
+) -> Result<()> {
     if queries.is_empty() {
-        return Ok(cuts);
+        return Ok(());
     }
     if tensor.elements <= SMALL {
-        sort(tensor, &queries, scores, &mut cuts)?;
-        return Ok(cuts);
+        return sort(tensor, &queries, scores, put);
     }
     guess(tensor, threads, &mut queries, scores)?;
-    let mut missed = find(tensor, threads, queries, scores, &mut cuts)?;
+    let mut missed = find(tensor, threads, queries, scores, put)?;
     for query in &mut missed {
         let threshold = nth_largest(tensor, threads, (query.score, query.k), scores)?;
         (query.low, query.high) = (R::from_f64(threshold), R::from_f64(threshold));
-        cuts[query.score][query.place] = Cut { threshold, until: u64::MAX };
+        // for scores that are not numbers, which are missed again
+        put(query, Largest { cut: Cut { threshold, until: u64::MAX }, norms: (0.0, 0.0) });
     }
     if !missed.is_empty() {
-        // None is missed again, but for scores that are not numbers.
-        find(tensor, threads, missed, scores, &mut cuts)?;
+        find(tensor, threads, missed, scores, put)?;
     }
-    Ok(cuts)
+    Ok(())
 }
 
 /// All scores in one list.
@@ -85,22 +139,34 @@ fn sort<R: Real>(
     tensor: &Tensor<'_>,
     queries: &[Query<R>],
     scores: &Scores<'_, R>,
-    cuts: &mut [Vec<Cut>],
+    put: &mut dyn FnMut(&Query<R>, Largest),
 ) -> Result<()> {
+    let kinds = queries.iter().map(|query| query.score + 1).max().unwrap_or(0);
     let all = tensor.fold::<R, Vec<Vec<f64>>, _, _>(
         Threads::Alone,
-        |_| vec![Vec::new(); cuts.len()],
+        |_| vec![Vec::new(); kinds],
         |all, tile| {
-            scores(tile, &mut |kind, x, y| all[kind].extend(magnitudes(x, y).map(R::to_f64)));
+            scores(tile, &mut |kind, x, y| {
+                if let Some(all) = all.get_mut(kind) {
+                    all.extend(magnitudes(x, y).map(R::to_f64));
+                }
+            });
         },
     )?;
     for query in queries {
         let mut order: Vec<(f64, u64)> =
             all.iter().flat_map(|chunk| chunk[query.score].iter().copied()).zip(0u64..).collect();
-        let last = query.k as usize - 1;
+        let sum = |part: &[(f64, u64)]| part.iter().map(|(size, _)| size).sum::<f64>();
+        let (whole, nonzero) = (sum(&order), order.iter().filter(|(size, _)| *size != 0.0).count());
+        let k = query.share.map_or(query.k, |share| (share * nonzero as f64) as u64);
+        let Some(last) = (k as usize).checked_sub(1) else {
+            put(query, Largest { cut: Cut::NONE, norms: (whole, 0.0) });
+            continue;
+        };
         let (_, (threshold, index), _) =
             order.select_nth_unstable_by(last, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        cuts[query.score][query.place] = Cut { threshold: *threshold, until: *index + 1 };
+        let cut = Cut { threshold: *threshold, until: *index + 1 };
+        put(query, Largest { cut, norms: (whole, sum(&order[..=last])) });
     }
     Ok(())
 }
@@ -129,8 +195,17 @@ fn guess<R: Real>(
         (0..kinds).map(|kind| parts.iter().flat_map(|part| &part[kind]).copied().collect()).collect();
     for query in queries {
         let sample = &mut samples[query.score];
-        let (count, share) = (sample.len() as f64, query.k as f64 / tensor.elements as f64);
-        let margin = DEVIATIONS * (count * share * (1.0 - share)).sqrt() + PIECE as f64;
+        let count = sample.len() as f64;
+        let mut share = query.k as f64 / tensor.elements as f64;
+        let mut deviation = (count * share * (1.0 - share)).sqrt();
+        if let Some(of_nonzero) = query.share {
+            // How many are not zero is known as well as the sample does: both errors add up at most.
+            let nonzero = sample.iter().filter(|x| **x != R::ZERO).count() as f64 / count.max(1.0);
+            share = of_nonzero * nonzero;
+            deviation = (count * share * (1.0 - share)).sqrt();
+            deviation += of_nonzero * (count * nonzero * (1.0 - nonzero)).sqrt();
+        }
+        let margin = DEVIATIONS * deviation + PIECE as f64;
         let mut at = |rank: f64, beyond: R| {
             if rank < 0.0 || rank >= count {
                 return beyond;
@@ -150,53 +225,82 @@ struct Seen {
     listed: usize,
 }
 
+/// What one chunk holds for one query.
+#[derive(Clone)]
+struct Gathered<R> {
+    tiles: Vec<Seen>,
+    inside: Vec<R>,
+    nonzero: u64,
+    norms: Norms,
+}
+
+impl<R: Real> Gathered<R> {
+    const NOTHING: Self = Gathered { tiles: Vec::new(), inside: Vec::new(), nonzero: 0, norms: Norms::NONE };
+}
+
 /// One pass: the cuts of the queries whose threshold is where it was thought to be; returns the others.
 fn find<R: Real>(
     tensor: &Tensor<'_>,
     threads: Threads<'_>,
-    queries: Vec<Query<R>>,
+    mut queries: Vec<Query<R>>,
     scores: &Scores<'_, R>,
-    cuts: &mut [Vec<Cut>],
+    put: &mut dyn FnMut(&Query<R>, Largest),
 ) -> Result<Vec<Query<R>>> {
     let most = (tensor.elements / 16).max(SMALL);
     let listed: Vec<AtomicU64> = queries.iter().map(|_| AtomicU64::new(0)).collect();
-    let chunks = tensor.fold::<R, Vec<(Vec<Seen>, Vec<R>)>, _, _>(
+    let chunks = tensor.fold::<R, Vec<Gathered<R>>, _, _>(
         threads,
-        |_| vec![(Vec::new(), Vec::new()); queries.len()],
+        |_| vec![Gathered::NOTHING; queries.len()],
         |chunk, tile| {
             scores(tile, &mut |kind, x, y| {
                 let difference = y.map(|y| Loan::one(x.len(), |out| difference(tile.level, x, y, out)));
                 let x = difference.as_ref().map_or(x, |difference| &difference[0]);
                 let of = |((_, query), _): &((_, &Query<R>), _)| query.score == kind;
-                for (((tiles, inside), query), listed) in chunk.iter_mut().zip(&queries).zip(&listed).filter(of) {
+                for ((own, query), listed) in chunk.iter_mut().zip(&queries).zip(&listed).filter(of) {
+                    if query.share.is_some() {
+                        own.nonzero += count_nonzero(tile.level, x);
+                    }
                     if listed.load(Relaxed) > most {
-                        inside.clear();
+                        own.inside.clear();
                         continue;
                     }
-                    let before = inside.len();
-                    let counts = bracket(tile.level, x, (query.low, query.high), inside);
-                    let seen = Seen { counts, listed: inside.len() - before };
+                    if query.sums {
+                        let above = Masked { low: query.high, ..Masked::whole(x, None, &ALL) };
+                        add_norms(tile.level, &above, &mut own.norms);
+                    }
+                    let before = own.inside.len();
+                    let counts = bracket(tile.level, x, (query.low, query.high), &mut own.inside);
+                    let seen = Seen { counts, listed: own.inside.len() - before };
                     listed.fetch_add(seen.listed as u64, Relaxed);
-                    tiles.push(seen);
+                    own.tiles.push(seen);
                 }
             });
         },
     )?;
+    for (index, query) in queries.iter_mut().enumerate() {
+        let nonzero: u64 = chunks.iter().map(|chunk| chunk[index].nonzero).sum();
+        query.k = query.share.map_or(query.k, |share| (share * nonzero as f64) as u64);
+    }
     let settled = side_by_side(threads, queries.len(), |index| {
-        if listed[index].load(Relaxed) > most {
+        if listed[index].load(Relaxed) > most || queries[index].k == 0 {
             return None;
         }
-        let seen = chunks.iter().flat_map(|chunk| &chunk[index].0).copied().collect();
-        let inside = chunks.iter().flat_map(|chunk| &chunk[index].1).copied().collect();
+        let seen = chunks.iter().flat_map(|chunk| &chunk[index].tiles).copied().collect();
+        let inside = chunks.iter().flat_map(|chunk| &chunk[index].inside).copied().collect();
         settle(&queries[index], seen, inside)
     });
     let mut missed = Vec::new();
-    for (query, found) in queries.into_iter().zip(settled) {
-        match found {
-            Some((threshold, wanted, equal)) => {
-                let until = nth_equal(tensor, (query.score, threshold), wanted, &equal, scores)?;
-                cuts[query.score][query.place] = Cut { threshold: threshold.to_f64(), until };
+    for (index, (query, settled)) in queries.into_iter().zip(settled).enumerate() {
+        match settled {
+            Some(found) => {
+                let until = nth_equal(tensor, (query.score, found.threshold), found.wanted, &found.equal, scores)?;
+                let sums: Vec<(f64, f64)> = chunks.iter().map(|chunk| chunk[index].norms.sums()).collect();
+                let all = sums.iter().map(|sums| sums.0).sum();
+                let above: f64 = sums.iter().map(|sums| sums.1).sum();
+                let cut = Cut { threshold: found.threshold.to_f64(), until };
+                put(&query, Largest { cut, norms: (all, above + found.sum) });
             }
+            None if query.k == 0 => put(&query, Largest { cut: Cut::NONE, norms: (0.0, 0.0) }),
             None => missed.push(query),
         }
     }
@@ -211,13 +315,30 @@ fn side_by_side<T: Send>(threads: Threads<'_>, n: usize, each: impl Fn(usize) ->
     }
 }
 
-/// The threshold, how many equal to it are kept, and how many there are in each tile; none if it lies elsewhere.
-fn settle<R: Real>(query: &Query<R>, seen: Vec<Seen>, inside: Vec<R>) -> Option<(R, u64, Vec<u64>)> {
+/// Where a cut goes through.
+struct Settled<R> {
+    threshold: R,
+    /// How many equal to it are kept.
+    wanted: u64,
+    /// How many of them there are in each tile.
+    equal: Vec<u64>,
+    /// The sum of what is kept and not above the bracket, where it is asked for.
+    sum: f64,
+}
+
+/// Where the threshold is; none if it lies elsewhere.
+fn settle<R: Real>(query: &Query<R>, seen: Vec<Seen>, inside: Vec<R>) -> Option<Settled<R>> {
     let total = |count: fn(&Counts) -> u64| seen.iter().map(|seen| count(&seen.counts)).sum::<u64>();
     let mut wanted = query.k.checked_sub(total(|counts| counts.above)).filter(|wanted| *wanted > 0)?;
     let at_high = total(|counts| counts.at_high);
+    let times = |count: u64, value: R| if count > 0 { count as f64 * value.to_f64() } else { 0.0 };
+    let sum = |above: &dyn Fn(R) -> bool| match query.sums {
+        true => inside.iter().filter(|x| above(**x)).map(|x| x.to_f64()).sum::<f64>(),
+        false => 0.0,
+    };
     if wanted <= at_high {
-        return Some((query.high, wanted, seen.iter().map(|seen| seen.counts.at_high).collect()));
+        let equal = seen.iter().map(|seen| seen.counts.at_high).collect();
+        return Some(Settled { threshold: query.high, wanted, equal, sum: times(wanted, query.high) });
     }
     wanted -= at_high;
     if wanted <= inside.len() as u64 {
@@ -231,11 +352,18 @@ fn settle<R: Real>(query: &Query<R>, seen: Vec<Seen>, inside: Vec<R>) -> Option<
             rest = others;
             tile.iter().filter(|x| **x == threshold).count() as u64
         });
-        return Some((threshold, wanted, equal.collect()));
+        let equal = equal.collect();
+        let sum = times(at_high, query.high) + sum(&|x| x > threshold) + times(wanted, threshold);
+        return Some(Settled { threshold, wanted, equal, sum });
     }
     wanted -= inside.len() as u64;
     let within = query.low < query.high && wanted <= total(|counts| counts.at_low);
-    within.then(|| (query.low, wanted, seen.iter().map(|seen| seen.counts.at_low).collect()))
+    within.then(|| Settled {
+        threshold: query.low,
+        wanted,
+        equal: seen.iter().map(|seen| seen.counts.at_low).collect(),
+        sum: times(at_high, query.high) + sum(&|_| true) + times(wanted, query.low),
+    })
 }
 
 /// Behind the index of the `nth` (from 1) element whose score is `value`; `equal` counts them per tile.
@@ -283,6 +411,11 @@ mod tests {
 
     /// The cuts of |x|, found in a file of f32.
     fn cuts(values: &[f32], counts: &[u64]) -> Vec<Cut> {
+        in_a_file(values, |tensor, scores| largest(tensor, Threads::Alone, &[counts.to_vec()], scores)).swap_remove(0)
+    }
+
+    /// What `ask` finds of |x|, which lie in a file of f32.
+    fn in_a_file<T>(values: &[f32], ask: impl Fn(&Tensor<'_>, &Scores<'_, f32>) -> Result<T>) -> T {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
         let mapped = Mapped::open(file.path()).unwrap();
@@ -301,7 +434,46 @@ mod tests {
             passes: std::sync::atomic::AtomicUsize::new(0),
         };
         let scores = |tile: &Tile<'_, f32>, each: &mut Each<'_, f32>| each(0, tile.input(0), None);
-        largest(&tensor, Threads::Alone, &[counts.to_vec()], &scores).unwrap().swap_remove(0)
+        ask(&tensor, &scores).unwrap()
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "millions of elements; smaller tensors: tests/golden.rs")]
+    fn a_share_of_what_is_not_zero_is_kept_and_its_norms_are_told() {
+        let n = 2 * crate::tensor::CHUNK as usize + 333;
+        let mixed = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) % 1_000_003;
+        let sparse = |i: usize| if mixed(i) % 7 == 0 { mixed(i * 3) as f32 / 7.0 - 70_000.0 } else { 0.0 };
+        let few = |i: usize| [0.0, 0.0, 1.0, -2.0, 0.0, 0.5, 2.0][i * i % 7];
+        let misleading = |i: usize| if i % 64 < 16 { mixed(i) as f32 } else { 0.0 };
+        let one = |i: usize| if i == n / 2 { -3.0 } else { 0.0 };
+        let none = |_: usize| 0.0;
+        for value in [&sparse as &dyn Fn(usize) -> f32, &few, &misleading, &one, &none] {
+            for length in [n, 3000] {
+                let values: Vec<f32> = (0..length).map(value).collect();
+                let nonzero = values.iter().filter(|x| **x != 0.0).count();
+                let mut order: Vec<usize> = (0..length).collect();
+                order.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()).then(a.cmp(b)));
+                for share in [1e-9, 0.03, 0.5, 0.99] {
+                    let ask = |tensor: &Tensor<'_>, scores: &Scores<'_, f32>| {
+                        largest_shares(tensor, Threads::Alone, &[share], true, scores)
+                    };
+                    let found = in_a_file(&values, ask)[0];
+                    let k = (share * nonzero as f64) as usize;
+                    let sum = |indices: &mut dyn Iterator<Item = &usize>| -> f64 {
+                        indices.map(|i| f64::from(values[*i].abs())).sum()
+                    };
+                    for (rank, i) in order.iter().enumerate() {
+                        assert_eq!(found.cut.keeps(*i as u64, values[*i].abs()), rank < k, "{share} {i} {found:?}");
+                    }
+                    let expected = sum(&mut order.iter().take(k));
+                    assert!((found.norms.1 - expected).abs() <= 1e-6 * expected, "{share} {found:?} {expected}");
+                    if k > 0 {
+                        let all = sum(&mut order.iter());
+                        assert!((found.norms.0 - all).abs() <= 1e-6 * all, "{share} {found:?} {all}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
