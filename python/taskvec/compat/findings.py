@@ -128,8 +128,8 @@ FINDINGS: dict[str, Kind] = {
     "recipe-layers": Kind("warning", "config.json cannot describe the new order of layers"),
     "recipe-modules": Kind("note", "tensors are in no module of the recipe and are copied"),
     "recipe-unused": Kind("warning", "a document of the recipe is used by no other"),
-    "moe-code": Kind("note", "transformers reads the layout of the experts with code of its authors alone"),
     "checkpoints-left": Kind("note", "checkpoints of a run that are not saved to their end are left out"),
+    "moe-code": Kind("note", "transformers reads the layout of the experts with code of its authors alone"),
     # From the engine, while it runs
     "non-finite": Kind(
         "error", "NaN or infinity in an input or in the output", "they are written and counted"

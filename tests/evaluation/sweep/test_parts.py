@@ -55,7 +55,9 @@ def test_a_sweep_that_could_not_report_is_refused_before_its_first_arm(tmp_path)
     def merge(*_: Any) -> Any:
         raise AssertionError("nothing is to be merged")
 
-    with pytest.raises(EvaluationError, match="of task `tiny_choice` none is in the development part") as error:
+    with pytest.raises(
+        EvaluationError, match="of task `tiny_choice` none is in the development part"
+    ) as error:
         run_sweep(experiment, tmp_path, merge=merge, progress=seen.append)
     assert "--limit" in (error.value.hint or "")
     assert not list((tmp_path / "arms").glob("*"))
