@@ -155,8 +155,8 @@ def test_whole_weights(settings: dict[str, Any], stored: str, weight: str, tmp_p
         ({"modules_to_save": "lm_head"}, {}, "expected a list"),
         ({"modules_to_save": [3]}, {}, "expected a list"),
         ({"modules_to_save": ["lm_head"]}, {"model.embed_tokens.weight": "f4"}, "none of them"),
-        ({"modules_to_save": ["norm"]}, {"norm.weight": "f4", "norm.steps": "i8"}, "no floats"),
-        ({}, {f"{MODULE}.base_layer.weight": "i4"}, "no floats"),
+        ({"modules_to_save": ["norm"]}, {"norm.weight": "f4", "norm.steps": "i8"}, "not floats"),
+        ({}, {f"{MODULE}.base_layer.weight": "i4"}, "not floats"),
         ({}, {f"{MODULE}.base_layer.base_layer.weight": "f4"}, "whole weight"),
         ({"modules_to_save": ["norm"]}, {"norm.original_module.weight": "f4"}, "whole weight"),
         (

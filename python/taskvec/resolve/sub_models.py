@@ -34,6 +34,8 @@ def sub_models_in(spec: str, path: Path) -> SubModels:
     """
     variant = variants.split(spec)[1]
     if variant is None and not any(look.is_file(path / name) for name in _MARKS):
+        if not look.is_folder(path):
+            return {}  # a single file, or nothing: what opens it says so
         return _beside(next((level.files for level in look.walk(path, without=SKIPPED_FOLDERS)), ()))
     names = [
         str(PurePosixPath(level.path) / name)
