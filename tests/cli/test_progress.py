@@ -18,7 +18,7 @@ import taskvec.api
 from taskvec.progress import Progress
 
 class Result:
-    ok, files, problems, seconds = True, (), (), 0.0
+    ok, files, problems, seconds, seal = True, (), (), 0.0, "sealed"
     def to_dict(self): return {}
 
 def verify(path, *, threads=None, rehash=False, progress=None):

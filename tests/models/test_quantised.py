@@ -384,7 +384,7 @@ NV: Stored = {"a.weight": ("U32", (64, 16)), "a.scales": ("U8", (64, 8))}
         (
             {**NV, "a.global_scale": ("F32", ())},
             {"mode": "nvfp4", "bits": 4, "group_size": 16},
-            "no known part",
+            "not a known part",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_without_means_the_bytes_are_the_stored_ones(tmp_path: Path) -> None:
     runs = [[to, 1, int(row) // 300, int(row) % 300] for to, row in enumerate(order)]
     named = [[0, "x", [300, COLUMNS]], [1, "x", [300, COLUMNS]]]
     data = _core.evaluate(plan(folders, [600, COLUMNS], [[600, COLUMNS], named, runs, []], "BF16"))
-    assert data == np.concatenate(arrays)[order].tobytes()
+    assert bytes(data) == np.concatenate(arrays)[order].tobytes()
 
 
 @pytest.mark.parametrize(

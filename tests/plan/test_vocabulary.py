@@ -245,7 +245,7 @@ def test_an_adapter_or_vector_on_the_rows_is_refused(trio: dict[str, Any], tmp_p
     [
         ({"source": "base", "tokens": {"nowhere": {"source": {"kind": "zero"}}}}, "`nowhere` is not a token"),
         ({"source": "base", "tokens": {"<|im_start|>": {"source": "B"}}}, "does not have the token"),
-        ({"source": "base", "tokens": {"<s>": {"source": "/x/y"}}}, "none of the models"),
+        ({"source": "base", "tokens": {"<s>": {"source": "/x/y"}}}, "not one of the models"),
         ({"source": "base", "tokens": {"<s>": {"source": {"kind": "copy"}}}}, "unknown kind of source"),
         ({"source": "base", "tokens": {"<s>": {"force": True}}}, "`force` without a `source`"),
         ({"source": "base", "pad_to_multiple_of": 0}, "whole number"),

@@ -245,7 +245,7 @@ def test_the_rotation_of_llama_3_is_known_by_its_factors(tmp_path: Path) -> None
         ({"extra": {"split.count": 3}}, "one of the 3 files of a split"),
         ({"extra": {"general.type": "adapter"}}, "type `adapter`"),
         ({"extra": {"llama.block_count": 3}}, "lacks 9 tensors of its 3 layers"),
-        ({"extra": {"llama.block_count": 1}}, "says that it has 1 layer$"),
+        ({"extra": {"llama.block_count": 1}}, "says that it has 1 layer"),
         ({"extra": {"llama.embedding_length": 128}}, "its metadata say"),
         ({"extra": {"llama.rope.scaling.type": "longrope"}}, "by `longrope`"),
         ({"extra": {"llama.attention.head_count_kv": [2, 1]}}, "by layer"),

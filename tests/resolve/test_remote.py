@@ -78,7 +78,7 @@ def test_a_run_downloads_and_records_them(remote: Trio, tmp_path: Path) -> None:
     assert list(dict.fromkeys(phases)) == ["download", "merge", "publish"]
     tv.transfer(*remote, tmp_path / "local", alpha=0.5)
     for path in (tmp_path / "local").iterdir():
-        if path.name not in ("taskvec.json", "README.md"):
+        if path.name not in ("taskvec.json", "taskvec_recipe.yaml", "README.md"):
             assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
     data = json.loads((tmp_path / "out" / "taskvec.json").read_text())
     for source, folder in zip(data["sources"], remote, strict=True):

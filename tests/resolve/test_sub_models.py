@@ -90,7 +90,7 @@ def names(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
-OWN = {"taskvec.json", "README.md"}
+OWN = {"taskvec.json", "taskvec_recipe.yaml", "README.md"}
 
 
 def test_a_transfer_writes_each_sub_model_in_its_place(three: list[Path], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_alpha_zero_is_the_target_bit_for_bit_also_where_it_is_no_number(dtype: 
     memories = [held(dtype, target), held(dtype, donor), held(dtype, donor)]
     got = _core.evaluate(plan(dtype, 600, alpha=0.0), allow_non_finite=True, memories=memories)
     start = len(got) - target.nbytes
-    assert got[start:] == target.tobytes()
+    assert bytes(got[start:]) == target.tobytes()
 
 
 def test_a_negative_cap_is_refused() -> None:

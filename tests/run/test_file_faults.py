@@ -273,6 +273,7 @@ ELSEWHERE = {
     **dict.fromkeys(("methods", "completion"), "reads and writes no file"),
     "tasks": "tests/evaluation/tasks/test_fetch.py: a file that is cut, changed or in the way",
     "report": "reads what a sweep has written, whose faults are in tests/evaluation/test_file_faults.py",
+    "check-merge": "reads through the same door as diff, and writes no file",
     "analyse": "reads through the same door as diff, and writes its figures after all has been read",
 }
 READERS = ("inspect", "check", "diff", "verify", "plan", "norms", "in place")

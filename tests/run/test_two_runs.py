@@ -45,7 +45,7 @@ def jobs(trio: Trio, root: Path) -> dict[str, Job]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder without the states of runs, and the manifest without its run."""
+    """The files of a folder without the states of runs, and the manifest without its run and seal."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             found[name] = path.read_bytes()
             if path.name == "taskvec.json":
                 manifest = json.loads(found[name])
-                del manifest["run"]
+                del manifest["run"], manifest["seal"]
                 found[name] = json.dumps(manifest).encode()
     return found
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import Error
 from taskvec.files.names import CARD
+from taskvec.regex import regex
 
 if TYPE_CHECKING:
     from taskvec.models.adapter import Adapter
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # A card's header is a few kilobytes.
 _MAXIMUM = 256 << 10
+# A licence of the hub's list, in a line of its own. Words that YAML reads as something else are left to it.
+_PLAIN = regex(r"license: (?!(?:true|false|yes|no|on|off|null|none)\b)[a-z][a-z0-9.+-]*")
 _KEYS = ("license", "license_name", "license_link")
 
 
@@ -45,7 +48,10 @@ def header(text: str) -> dict[str, Any]:
     if not lines or lines[0].strip() != "---" or "---" not in (line.strip() for line in lines[1:]):
         return {}
     end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == "---")
-    import yaml  # which a run of models without cards does without
+    said = [line for line in lines[1:end] if "license" in line]
+    if len(said) == 1 and _PLAIN.fullmatch(said[0]):
+        return {"license": said[0].split()[1]}  # as nearly all cards have it, without an import of 0.02 s
+    import yaml
 
     try:
         found = yaml.safe_load("\n".join(lines[1:end]))

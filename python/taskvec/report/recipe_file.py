@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,23 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     A merge is its own documents, as mergekit takes them, where no option says more. Anything else is a
     mapping below the key ``taskvec``: the verb, its models and its settings, as a manifest has them.
     """
-    return yaml_of(documents(recipe))
+    found = documents(recipe)
+    if len(found) == 1 and found[0].keys() == {OWN} and all(map(_is_plain, found[0][OWN].values())):
+        # Importing yaml takes a quarter of a small transfer's time. JSON of such values is YAML.
+        lines = (f"  {key}: {json.dumps(value)}\n" for key, value in found[0][OWN].items())
+        return f"{OWN}:\n{''.join(lines)}"
+    return yaml_of(found)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is written alike in JSON and in YAML 1.1: known kinds alone."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return value.isascii() and value.isprintable()
+    if isinstance(value, float):
+        return math.isfinite(value) and "e" not in repr(value)
+    return value is None or isinstance(value, bool | int)
 
 
 def yaml_of(values: Sequence[Mapping[str, Any]]) -> str:

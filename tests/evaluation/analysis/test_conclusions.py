@@ -120,7 +120,7 @@ def test_plain_words_say_what_was_seen():
     records.append(record(Arm("donor", "donor"), {"t": [1.0] * 2 + [0.0] * 58 + [1.0] * 40}))
     better, nothing = compare([(records[1], records[0]), (records[2], records[0])], ALL, "report", seed=0)
     assert better.detail.startswith("better than baseline (+30.0 points, 95 % interval +2")
-    assert nothing.detail.startswith("no difference to baseline shown (+2.0 points, 95 % interval -")
+    assert nothing.detail.startswith("no difference to baseline shown (+2.0 points, 95 % interval −")
     assert ", n = 100); one of 7.0" in nothing.detail
     assert nothing.detail.endswith("points would have been seen with a probability of 80 %")
 
@@ -288,7 +288,7 @@ def test_alpha_may_be_chosen_for_each_task():
     ("change", "words"),
     [
         (lambda _: experiment(donor_gain=5), "the donor does not beat its reference"),
-        (lambda _: experiment(donor_gain=-240), "the donor does not beat its reference (-"),
+        (lambda _: experiment(donor_gain=-240), "the donor does not beat its reference (−"),
         (lambda r: without(r, "donor"), "donor and reference were not both evaluated"),
         (lambda _: experiment(gain=3), "No transfer shown on gsm8k: +v at alpha = "),
         (lambda r: without(r, "random-1", "random-2", "random-3"), "no random vector was evaluated"),
@@ -324,7 +324,7 @@ def test_a_control_that_gains_as_much_forbids_the_claim(rival, words):
     ]
     text = said(build_report(records, split=DIVIDED))
     assert text.startswith("A gain on gsm8k, not a transfer")
-    assert f"not shown to be more than {words} (+0.0 points, 95 % interval -" in text
+    assert f"not shown to be more than {words} (+0.0 points, 95 % interval −" in text
 
 
 def test_harm_is_never_called_a_transfer():

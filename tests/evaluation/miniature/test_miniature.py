@@ -428,7 +428,7 @@ def hasty(built, monkeypatch, tmp_path):
 def test_the_paper_in_miniature_from_the_command_line(hasty, capsys):
     done = invoke(capsys, "demo", "--paper", hasty, "--seed", 7, "--jobs", 1)
     assert done.code == 0, done.err
-    assert "training donor: at most 1 steps" in done.err
+    assert "training donor: at most 1 step\n" in done.err
     assert "training base" not in done.err  # it was there
     header, *rows = done.out.splitlines()
     assert header.split() == [

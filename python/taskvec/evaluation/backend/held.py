@@ -16,9 +16,10 @@ from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import digest_files, digest_json
 from taskvec.evaluation.settings import Backend, Settings
 from taskvec.files import look
+from taskvec.files.names import CARD, MANIFEST, RECIPE
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
-_APART = ("taskvec.json", "README.md", ".gitattributes", "training_args.bin", "trainer_state.json")
+_APART = (MANIFEST, RECIPE, CARD, ".gitattributes", "training_args.bin", "trainer_state.json")
 # Files of settings, and the keys in them that change nothing of what a model computes.
 _SETTINGS = ("config.json", "generation_config.json")
 _ORIGINS = ("_name_or_path", "transformers_version", "_from_model_config")

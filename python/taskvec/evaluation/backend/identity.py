@@ -12,6 +12,7 @@ from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import digest_files, identity
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.files import look
+from taskvec.files.names import MANIFEST, RECIPE
 
 # Raised whenever the same settings come to give other prompts, stop strings or decoding: arms from before are
 # then neither taken for finished nor compared.
@@ -78,6 +79,6 @@ def weights_digest(model: Path) -> str:
     files = [
         path
         for path in (model / name for name in look.listing(model))
-        if look.is_file(path) and path.suffix != ".md" and path.name not in ("taskvec.json", ".gitattributes")
+        if look.is_file(path) and path.suffix != ".md" and path.name not in (MANIFEST, RECIPE, ".gitattributes")
     ]
     return f"files:{digest_files(files, model)}"
