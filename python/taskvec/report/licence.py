@@ -30,13 +30,20 @@ def licence_of(source: Model | SavedVector | Adapter) -> dict[str, str]:
     dict
         ``license`` as the hub writes it (``apache-2.0``, or ``other`` with ``license_name`` and
         ``license_link``).
+
+    Raises
+    ------
+    Error
+        The card of a local model cannot be read.
     """
     if CARD not in getattr(source, "other_files", ()):
         return {}
     try:
         data = source.read_file(CARD)  # type: ignore[union-attr]
-    except (Error, OSError):
-        return {}  # not known is not an error: the card only says what is
+    except Error:
+        if getattr(source, "remote", None) is None:
+            raise  # a card that cannot be read is not a card that states none
+        return {}  # a cache without the network may have all but the card
     head = header(data[:_MAXIMUM].decode("utf-8", "replace"))
     found = {key: head[key] for key in _KEYS if isinstance(head.get(key), str)}
     return found if "license" in found else {}
