@@ -47,7 +47,8 @@ def same_files(one: Path, other: Path) -> None:
     Digests of inputs are compared where both runs made them: parts and streamed runs do not.
     """
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    others = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert names == others, set(names) ^ set(others)
     for name in names:
         if name.name == "taskvec.json":
             first, second = (json.loads((folder / name).read_text()) for folder in (one, other))

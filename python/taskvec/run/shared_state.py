@@ -252,19 +252,24 @@ def claim_end(out: Path) -> bool:
     me = json.dumps({"host": _host(), "process": os.getpid(), "started": _started(os.getpid())}).encode()
     # it appears with all that it says: nobody takes one that is being written for that of a dead process
     mine = path.with_name(f".{secrets.token_hex(8)}.part")
+    is_mine = False
     try:
         mine.write_bytes(me)
         for _ in range(3):
-            if _claimed(mine, path):
-                return True
-            if not _take_away(path):
-                return False
+            is_mine = _claimed(mine, path)
+            if is_mine or not _take_away(path):
+                break
     except OSError as error:
         raise look.unanswered(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            mine.unlink(missing_ok=True)
-    return False
+        try:
+            with contextlib.suppress(OSError):
+                mine.unlink(missing_ok=True)
+        except BaseException:  # an interrupt: this process may live on, and would seem to be ending the run
+            if is_mine:
+                give_up_end(out)
+            raise
+    return is_mine
 
 
 def _claimed(mine: Path, path: Path) -> bool:
