@@ -134,7 +134,9 @@ def test_arms_in_place_and_parts_of_the_vector_are_those_of_one_machine(cluster:
     run_sweep(whole, tmp_path / "there", ray=cluster.address, progress=events.append)
     assert arms_of(tmp_path / "there") == arms_of(tmp_path / "here")
     assert report_of(tmp_path / "there") == report_of(tmp_path / "here")
-    assert {"alpha=1", "random-1", "sign@1"} <= set(arms_of(tmp_path / "there"))
+    arms = set(arms_of(tmp_path / "there"))
+    assert {"alpha=1", "random-1"} <= arms
+    assert any(arm.startswith("sign@") for arm in arms)
     merged = ",".join(event.arm for event in events if event.kind == "merge")
     assert "sign" in merged
     assert "alpha=1" not in merged.split(",")  # it was made in place
