@@ -59,7 +59,7 @@ MISTAKES = {
                      "did you mean `cheap_embed`?"),
     "unknown layout": (BASE + "architecture: mixtrl\n" + TWO, "recipe:3: `architecture`: the text `mixtrl`",
                        "did you mean `mixtral`?"),
-    "a list as layout": (BASE + "architecture: []\n" + TWO, "recipe:3: `architecture`: a list is not a layout",
+    "a list as layout": (BASE + "architecture: []\n" + TWO, "`architecture`: a list is not a layout",
                          "`mixtral`, `qwen`, `qwen3` and `deepseek` are"),
     "no experts": (BASE, "recipe:1: `experts` is missing", ""),
     "empty experts": (BASE + "experts: []\n", "recipe:3: `experts` is empty", "name at least one"),

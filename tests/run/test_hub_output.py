@@ -355,7 +355,7 @@ def local(folder: Path) -> dict[str, bytes]:
 
 
 def _compared(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Without manifests, and cards without the digests of inputs, which streamed runs and parts do not make."""
+    """Without manifests, and cards without digests of inputs: streamed runs and parts make none."""
     return {
         name: card_without_digests(data.decode()).encode() if Path(name).name == "README.md" else data
         for name, data in files.items()

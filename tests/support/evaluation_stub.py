@@ -124,7 +124,9 @@ def results(out: Path) -> dict[str, Any]:
         name = str(path.relative_to(out))
         text = path.read_text(errors="replace")
         if path.name == MANIFEST:
-            found[name] = {key: value for key, value in json.loads(text).items() if key not in ("run", "seal")}
+            found[name] = {
+                key: value for key, value in json.loads(text).items() if key not in ("run", "seal")
+            }
         elif (path.parent.name == "arms" and path.suffix == ".json") or name == "report.json":
             found[name] = untimed(json.loads(text))
         elif name == JOURNAL:

@@ -65,7 +65,9 @@ def open_vector(spec: str | os.PathLike[str], progress: Callback | None = None) 
         stored.remote.fetch(small, progress=progress)
     if stored.kind != "memory" and MANIFEST not in stored.other_files and stored.file_sizes:
         if any(name.startswith("vector") for name in stored.file_sizes):
-            raise NotFoundError(f"`{spec}` has no `{MANIFEST}`", "it is a task vector that is not whole: copy it again")
+            raise NotFoundError(
+                f"`{spec}` has no `{MANIFEST}`", "it is a task vector that is not whole: copy it again"
+            )
         raise NotFoundError(f"`{spec}` is a checkpoint, expected a saved task vector", _EXTRACT)
     data = read(stored.location)
     if data.get("kind") != "vector":

@@ -22,8 +22,8 @@ What every sink has to hold:
   and the checksum that were sent, and only then keeps the record; a process that is killed in between sends
   the file again. ``begin`` and ``sent`` give back those records alone whose file is still there as it was
   sent.
-- **Pieces are of the run alone.** A file whose name is below ``PIECES`` is sent and recorded as any other, is not
-  a file of the output, and goes when the run has ended.
+- **Pieces are of the run alone.** A file whose name is below ``PIECES`` is sent and recorded as any other,
+  is not a file of the output, and goes when the run has ended.
 - **Several processes may send at once,** also the same file: parts of one plan do. They write the same
   bytes.
 - **Of several that finish one takes precedence.** ``finish`` puts the first manifest only where none is, and

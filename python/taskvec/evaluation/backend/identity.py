@@ -79,6 +79,8 @@ def weights_digest(model: Path) -> str:
     files = [
         path
         for path in (model / name for name in look.listing(model))
-        if look.is_file(path) and path.suffix != ".md" and path.name not in (MANIFEST, RECIPE, ".gitattributes")
+        if look.is_file(path)
+        and path.suffix != ".md"
+        and path.name not in (MANIFEST, RECIPE, ".gitattributes")
     ]
     return f"files:{digest_files(files, model)}"
