@@ -123,13 +123,15 @@ def repeat(
     taskvec.Error
         As the call that made the output.
     """
+    from taskvec.lazy.plan import Plan
+
     recipe = recorded(path)
     if recipe is None:
         from taskvec.lazy.recipe import merge
 
         return merge(path, out, progress=progress, **settings)
     made = opened(recipe, os.fspath(path), **settings)
-    if hasattr(made, "file"):
+    if not isinstance(made, Plan):
         return made.save(out, progress=progress)
     return made.run(out, settings=settings_of(recipe, settings), progress=progress)
 

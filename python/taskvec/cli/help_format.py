@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import click
 
@@ -31,7 +31,7 @@ class HelpFormatter(click.HelpFormatter):
         )
         self.write("\n".join(lines) + "\n")
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = TERM, col_spacing: int = 2) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = TERM, col_spacing: int = 2) -> None:
         """Terms with their explanations."""
         if self.width >= NARROW:
             super().write_dl(rows, col_max, col_spacing)

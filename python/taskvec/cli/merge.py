@@ -116,6 +116,7 @@ def _repeat(
     """Make the output of a recorded recipe again; options that are given go before the recorded ones."""
     from taskvec.again import opened
     from taskvec.again import settings_of as recorded_settings
+    from taskvec.lazy.plan import Plan
 
     if overrides:
         raise UsageError(
@@ -126,7 +127,7 @@ def _repeat(
     made = opened(found, name, **given)
     if found["verb"] == "merge":
         return _run(console, made, name, out, options)
-    plan = made.plan() if found["verb"] == "moe" else made
+    plan = made if isinstance(made, Plan) else made.plan()
     title = f"{found['verb']} again, as {printable(name)} says"
     execute(console, plan, out, title, options, recorded_settings(found, given))
     return 0

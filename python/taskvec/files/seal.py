@@ -48,7 +48,9 @@ def seal_of(data: bytes, manifest: Mapping[str, Any]) -> Sealed:
 def worst(states: Iterable[Sealed]) -> Sealed:
     """What several manifests are as one."""
     found = set(states)
-    return next((state for state in ("broken", "not-sealed") if state in found), "sealed")
+    if "broken" in found:
+        return "broken"
+    return "not-sealed" if "not-sealed" in found else "sealed"
 
 
 def _parted(data: bytes) -> tuple[bytes, bytes, bytes]:

@@ -155,7 +155,8 @@ class TaskVectorCallback(TrainerCallback):
                 f"{len(last)} checkpoints are left in `{folder}`, and an average takes two or more",
                 "raise `save_total_limit` of the trainer",
             )
-        tv.average(last, self.out / "average", **{"overwrite": True, **self.settings})
+        settings: dict[str, Any] = {"overwrite": True, **self.settings}
+        tv.average(last, self.out / "average", **settings)
         self.saved.append(str(self.out / "average"))
 
     def _guarded(self, work: Any) -> None:

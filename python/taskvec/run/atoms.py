@@ -12,11 +12,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
-
-_X, _Y = TypeVar("_X"), TypeVar("_Y")
 
 # Errors of a product in float32, in parts of the norms of both vectors: several times what is met.
 _SLACK = 4e-6
@@ -35,7 +33,7 @@ class Crew:
         self._pool = pool
         self.threads = threads
 
-    def map(self, function: Callable[[_X], _Y], parts: Iterable[_X]) -> Iterator[_Y]:
+    def map(self, function: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
         """The results of all parts, in their order."""
         return map(function, parts) if self._pool is None else self._pool.map(function, parts)
 

@@ -129,7 +129,12 @@ class Decomposer:
         """The largest `size` directions, or all of them."""
         if matrix.shape[0] < matrix.shape[1]:
             found = self._decomposed(matrix.T, size, seed)
-            return _Found(found.squares, lambda rank: tuple(each.T for each in reversed(found.factors(rank))))
+
+            def turned(rank: int) -> tuple[np.ndarray, np.ndarray]:
+                b, a = found.factors(rank)
+                return a.T, b.T
+
+            return _Found(found.squares, turned)
         if is_whole(matrix.shape[1], size):
             return self._whole(matrix)
         basis = self._range(matrix, size, seed)
