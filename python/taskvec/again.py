@@ -17,6 +17,15 @@ from taskvec.regex import regex
 from taskvec.report import reproduce
 from taskvec.report.recipe_file import OWN, merge_documents
 from taskvec.settings import Options, Settings
+from taskvec.text import nearest, printable
+
+# What recipes say besides options and settings, of any verb.
+_MEMBERS = frozenset(
+    {
+        "verb", "target", "donor", "reference", "vector", "vectors", "model", "steps", "values", "better",
+        "checkpoints", "weights", "terms", "recipe", "alpha", "rank", "ranked", "best", "metric", "metrics",
+    }
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from taskvec.lazy.moe import MoeMerge
@@ -164,6 +173,14 @@ def opened(recipe: Mapping[str, Any], name: str, **settings: Any) -> Plan | Reci
 
 def _opened(recipe: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -> Any:
     verb = recipe["verb"]
+    known = {*_MEMBERS, *reproduce.OPTIONS, *Settings.__dataclass_fields__}
+    unknown = [key for key in recipe if key not in known]
+    if unknown:
+        near = nearest(str(unknown[0]), sorted(known))
+        raise RecipeError(
+            f"`{name}` has the member `{printable(str(unknown[0]))}`, which no recipe has",
+            f"did you mean `{near}`?" if near else "take it out, or use the file as it was written",
+        )
     if reproduce.is_in_memory(recipe):
         raise RecipeError(
             f"`{name}` was made of tensors in memory, which have no name to open them by",

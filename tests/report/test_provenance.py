@@ -373,3 +373,13 @@ def test_a_card_that_cannot_be_read_states_no_licence(trio: Trio, tmp_path: Path
         (Path(folder) / "README.md").write_text(text)
     tv.transfer(*trio, tmp_path / "out", alpha=0.5)
     assert "license" not in yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
+
+
+def test_a_misspelt_member_of_a_recipe_is_named(trio: Trio, tmp_path: Path) -> None:
+    tv.transfer(*trio, tmp_path / "one", alpha=0.5)
+    file = tmp_path / "one" / "taskvec_recipe.yaml"
+    file.write_text(file.read_text().replace("alpha:", "alhpa:"))
+    with pytest.raises(tv.RecipeError, match="`alhpa`, which no recipe has") as caught:
+        tv.repeat(file, tmp_path / "two")
+    assert caught.value.hint == "did you mean `alpha`?"
+    assert not (tmp_path / "two").exists()

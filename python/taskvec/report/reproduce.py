@@ -22,7 +22,7 @@ _IMPORTANCE = ("labels", "limit", "chat_template", "include_path", "data", "mode
 
 # Members of a recipe -> the options of the command line that say the same; a list is given element by
 # element.
-_OPTIONS = {
+OPTIONS = {
     name: "--lora" if name == "rank" else flag(name)
     for name in (
         *SELECTION,
@@ -81,7 +81,7 @@ def command(recipe: Mapping[str, Any]) -> str | None:
 
 def _options(recipe: Mapping[str, Any]) -> list[str]:
     words = []
-    for member, option in _OPTIONS.items():
+    for member, option in OPTIONS.items():
         value = recipe.get(member)
         if value is None:
             continue
@@ -100,7 +100,7 @@ def _options(recipe: Mapping[str, Any]) -> list[str]:
 
 def keywords(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by keyword of the call that writes the same, alpha and settings among them."""
-    found = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
+    found = {member: recipe[member] for member in OPTIONS if recipe.get(member) is not None}
     alphas = _alphas(recipe)
     return found if alphas is None else {"alpha": alphas[0] if len(alphas) == 1 else alphas, **found}
 
@@ -109,7 +109,7 @@ def python(recipe: Mapping[str, Any]) -> str | None:
     """The Python lines that write the same to a folder OUT; ``None`` where none can."""
     if is_in_memory(recipe):
         return None
-    settings = {member: recipe[member] for member in _OPTIONS if recipe.get(member) is not None}
+    settings = {member: recipe[member] for member in OPTIONS if recipe.get(member) is not None}
     if recipe["verb"] in ("merge", "moe") and "recipe" in recipe:
         return f"import taskvec as tv\n\ntv.repeat({_RECIPE!r}, 'OUT')"
     alphas = _alphas(recipe)
