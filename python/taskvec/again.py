@@ -15,17 +15,9 @@ from taskvec.files.names import MANIFEST
 from taskvec.recipe.parse import STANDARD_INPUT
 from taskvec.regex import regex
 from taskvec.report import reproduce
+from taskvec.report.members import check_members
 from taskvec.report.recipe_file import OWN, merge_documents
 from taskvec.settings import Options, Settings
-from taskvec.text import nearest, printable
-
-# What recipes say besides options and settings, of any verb.
-_MEMBERS = frozenset(
-    {
-        "verb", "target", "donor", "reference", "vector", "vectors", "model", "steps", "values", "better",
-        "checkpoints", "weights", "terms", "recipe", "alpha", "rank", "ranked", "best", "metric", "metrics",
-    }
-)  # fmt: skip
 
 if TYPE_CHECKING:
     from taskvec.lazy.moe import MoeMerge
@@ -166,21 +158,14 @@ def opened(recipe: Mapping[str, Any], name: str, **settings: Any) -> Plan | Reci
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RecipeError(
-            f"`{name}` has a recipe that this version does not understand: {error!r}",
+            f"`{name}` has a value in its recipe that its member cannot have",
             "use it as it was written, with the version of taskvec that wrote it",
-        ) from None
+        ) from error
 
 
 def _opened(recipe: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -> Any:
     verb = recipe["verb"]
-    known = {*_MEMBERS, *reproduce.OPTIONS, *Settings.__dataclass_fields__}
-    unknown = [key for key in recipe if key not in known]
-    if unknown:
-        near = nearest(str(unknown[0]), sorted(known))
-        raise RecipeError(
-            f"`{name}` has the member `{printable(str(unknown[0]))}`, which no recipe has",
-            f"did you mean `{near}`?" if near else "take it out, or use the file as it was written",
-        )
+    check_members(recipe, name)
     if reproduce.is_in_memory(recipe):
         raise RecipeError(
             f"`{name}` was made of tensors in memory, which have no name to open them by",
@@ -197,10 +182,10 @@ def _opened(recipe: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -
 
         return open_moe(recipe["recipe"][0], **options)
     own = {key: value for key, value in reproduce.keywords(recipe).items() if key not in options}
-    return _plan(verb, recipe, {**own, **options}, name)
+    return _plan(verb, recipe, {**own, **options})
 
 
-def _plan(verb: str, recipe: Mapping[str, Any], keywords: dict[str, Any], name: str) -> Any:
+def _plan(verb: str, recipe: Mapping[str, Any], keywords: dict[str, Any]) -> Any:
     from taskvec import api
 
     if verb == "transfer":
@@ -222,12 +207,7 @@ def _plan(verb: str, recipe: Mapping[str, Any], keywords: dict[str, Any], name: 
         from taskvec.lazy.average import plan_average
 
         return plan_average(recipe["checkpoints"], **keywords)
-    if verb == "combine":
-        return _combined(recipe, keywords)
-    raise RecipeError(
-        f"`{name}` records `{verb}`, which cannot be made again from its recipe",
-        f"run the command that its manifest has: {reproduce.command(recipe) or 'none is recorded'}",
-    )
+    return _combined(recipe, keywords)
 
 
 def _combined(recipe: Mapping[str, Any], keywords: Mapping[str, Any]) -> Plan:

@@ -62,7 +62,7 @@ def test_every_kind_is_parsed_and_repeated(
     toy = Toy(**parsed(*words))
     assert getattr(toy, field) == value
     if options_of(Toy)[field].recorded:
-        monkeypatch.setattr(reproduce, "_OPTIONS", {name: flag(name) for name in options_of(Toy)})
+        monkeypatch.setattr(reproduce, "OPTIONS", {name: flag(name) for name in options_of(Toy)})
         assert list(recorded(toy)) == [field]
         assert Toy(**parsed(*reproduce._options(recorded(toy)))) == toy
 

@@ -298,7 +298,7 @@ def test_options_given_go_before_those_recorded(
     [
         ("taskvec: 3\n", "does not say what was made"),
         ("taskvec: {verb: fly}\n", "records `fly`"),
-        ("taskvec: {verb: transfer}\n", "does not understand"),
+        ("taskvec: {verb: transfer}\n", "has no `donor`"),
         ("taskvec: {verb: transfer, target: <state dict>, donor: a, reference: b, alpha: 1}\n", "in memory"),
         ("taskvec: [\n", "not YAML"),
     ],
@@ -375,11 +375,31 @@ def test_a_card_that_cannot_be_read_states_no_licence(trio: Trio, tmp_path: Path
     assert "license" not in yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
 
 
-def test_a_misspelt_member_of_a_recipe_is_named(trio: Trio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (
+            ("alpha:", "alhpa:"),
+            "`alhpa`, which a recipe of `transfer` does not have",
+            "did you mean `alpha`?",
+        ),
+        (("donor:", "model:"), "`model`, which a recipe of `transfer` does not have", None),
+        (("  donor:", "  # donor:"), "has no `donor`, which a recipe of `transfer` needs", None),
+        (('verb: "transfer"', 'verb: "apply"'), "`donor`, which a recipe of `apply` does not have", None),
+        (('verb: "transfer"', 'verb: "transfre"'), "records `transfre`", "did you mean `transfer`?"),
+        (("alpha: 0.5", "alpha: {x: 1}"), "a value in its recipe that its member cannot have", None),
+        (("target: ", "target: 3 #"), "has a `target` that is not a name", None),
+    ],
+)
+def test_a_recipe_that_is_not_as_it_was_written_is_refused(
+    trio: Trio, tmp_path: Path, change: tuple[str, str], message: str, hint: str | None
+) -> None:
     tv.transfer(*trio, tmp_path / "one", alpha=0.5)
     file = tmp_path / "one" / "taskvec_recipe.yaml"
-    file.write_text(file.read_text().replace("alpha:", "alhpa:"))
-    with pytest.raises(tv.RecipeError, match="`alhpa`, which no recipe has") as caught:
+    assert change[0] in file.read_text()
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(tv.RecipeError, match=re.escape(message)) as caught:
         tv.repeat(file, tmp_path / "two")
-    assert caught.value.hint == "did you mean `alpha`?"
+    assert caught.value.hint
+    assert hint is None or caught.value.hint == hint
     assert not (tmp_path / "two").exists()
