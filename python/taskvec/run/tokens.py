@@ -76,10 +76,10 @@ def _filled(source: Any, arrays: dict[str, np.ndarray]) -> Model:
 
 
 class _Steps:
-    """Tells the progress: steps of all tokens, each as the bytes of a number."""
+    """Tells the progress: the terms of all rows."""
 
     def __init__(self, job: Job, total: int) -> None:
-        self._tell = meter(job.progress, "prepare")
+        self._tell = meter(job.progress, "approximate")
         self._done, self._total = 0, total
 
     def add(self, steps: int) -> None:
@@ -93,7 +93,7 @@ class _Steps:
 
     def _say(self, more: int) -> None:
         if self._tell is not None:
-            self._tell(8 * (self._done + more), 8 * self._total)
+            self._tell(self._done + more, self._total)
 
 
 def _arrays(
