@@ -13,6 +13,7 @@ from taskvec.cli.execute import execute, is_planning
 from taskvec.cli.job import settings_of, write_report
 from taskvec.cli.options import argument, option, run_options, storage_options, talk_options, verb
 from taskvec.report.recipe_file import merge_documents
+from taskvec.settings import Settings
 from taskvec.text import printable
 
 EXAMPLES = """
@@ -148,7 +149,7 @@ def _run(console: Console, merge: Any, recipe: str, out: str, options: dict[str,
     report = merge.finished(out)
     if report is not None:
         merge.clear(out)
-        write_report(console, report, out)
+        write_report(console, report, out, settings=Settings.of(settings_of(options)))
         return 0
     for number, (plan, place) in enumerate(merge.plans(out), 1):
         if number < steps:
