@@ -238,7 +238,7 @@ def _is_setting(option: str) -> bool:
 
 def _parameter_name(error: click.BadParameter) -> str:
     if isinstance(error.param, click.Argument):
-        return f"`{error.param.make_metavar(error.ctx or click.Context(cli))}`"
+        return f"`{error.param.make_metavar(error.ctx or click.Context(cli)).strip('[]')}`"
     if error.param is not None:
         if error.ctx is not None and error.ctx.get_parameter_source(error.param.name or "") is _ENVIRONMENT:
             return f"`{error.param.envvar}` in the environment"
