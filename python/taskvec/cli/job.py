@@ -181,11 +181,12 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
     else:
         resumed = f", {report.resumed_shards} of them by an earlier run" if report.resumed_shards else ""
         page.fact("written", f"{where}{resumed})", fg="green", bold=True)
-        page.fact(
-            "speed",
-            f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
-            f"{plural(report.threads, 'thread')} ({report.cpu_level})",
-        )
+        if report.bytes_read or report.bytes_written:  # an earlier run may have left only the end to do
+            page.fact(
+                "speed",
+                f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
+                f"{plural(report.threads, 'thread')} ({report.cpu_level})",
+            )
     measured = [output for output in outputs if output.survival is not None]
     if is_conversion:
         for output in measured:
