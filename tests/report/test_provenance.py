@@ -305,7 +305,7 @@ def test_options_given_go_before_those_recorded(
         ("taskvec: {verb: fly}\n", "records `fly`"),
         ("taskvec: {verb: transfer}\n", "has no `donor`"),
         ("taskvec: {verb: transfer, target: <state dict>, donor: a, reference: b, alpha: 1}\n", "in memory"),
-        ("taskvec: [\n", "not YAML"),
+        ("taskvec: [\n", "not valid YAML"),
     ],
 )
 def test_what_cannot_be_made_again_is_an_error_with_a_way_out(
