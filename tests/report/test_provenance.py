@@ -139,6 +139,43 @@ def test_a_digest_is_kept_for_a_file_that_stays_as_it_is(
     assert contents(tmp_path / "rehashed") == [expected(Path(folder)) for folder in trio]
 
 
+@pytest.mark.parametrize(
+    "fault", ["another user", "open to all", "links", "fifos", "huge", "a file", "no home"]
+)
+def test_digests_that_others_may_have_written_are_made_again(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "taskvec" / "digests"
+    age(*map(Path, trio))
+    monkeypatch.setattr("taskvec.run.contents._STEADY", -1)
+    tv.transfer(*trio, tmp_path / "first", alpha=0.5)
+    for file in sorted(kept.iterdir()):
+        wrong = "0" * 64 + ("\n" * 2**20 if fault == "huge" else "")
+        file.write_text(wrong)
+        if fault == "links":
+            file.rename(tmp_path / file.name)
+            file.symlink_to(tmp_path / file.name)
+        elif fault == "fifos":
+            file.unlink()
+            os.mkfifo(file)
+        elif fault == "open to all":
+            file.chmod(0o666)
+    if fault == "another user":
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    elif fault == "a file":
+        shutil.rmtree(kept)
+        kept.write_text("not a folder")
+    elif fault == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        monkeypatch.chdir(tmp_path)
+    tv.transfer(*trio, tmp_path / "again", alpha=0.5)
+    assert contents(tmp_path / "again") == [expected(Path(folder)) for folder in trio]
+    assert not (tmp_path / "~").exists()
+
+
 def test_digests_can_be_left_out(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for role, folder in zip(ROLES, trio, strict=True) for word in (f"--{role}", folder)]
     done = invoke(capsys, "transfer", *words, "-o", tmp_path / "out", "--no-input-digests")
