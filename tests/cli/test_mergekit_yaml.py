@@ -118,3 +118,16 @@ def test_errors_and_results_as_json(recipe: Path, tmp_path: Path, capsys: pytest
     assert done.code == 2
     assert "nothing.yaml" in done.err + done.out
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("verb", ["merge", "moe"])
+def test_its_options_are_told_apart_from_typos(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    for option, words in {
+        "--cuda": "leave it out",
+        "--no-lazy-unpickle": "leave it out",
+        "--allow-crimes": "`--force ID` goes on",
+        "--thread": "did you mean `--threads`?",
+    }.items():
+        told = invoke(capsys, verb, "recipe.yaml", "out", option)
+        assert (told.code, words in told.err) == (2, True), told.err
+    assert "leave it out" not in invoke(capsys, "transfer", "--cuda").err

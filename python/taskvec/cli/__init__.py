@@ -214,8 +214,10 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
         near = [] if _is_setting(error.option_name) else list(error.possibilities or ())
+        other = _of_mergekit(error.option_name) if verb in ("merge", "moe") else None
         return UsageError(
-            f"no such option `{error.option_name}`", f"did you mean `{near[0]}`?" if near else where
+            f"no such option `{error.option_name}`",
+            other or (f"did you mean `{near[0]}`?" if near else where),
         )
     if isinstance(error, click.MissingParameter):
         names = _parameter_name(error)
@@ -226,6 +228,14 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         hint = getattr(error, "hint", None) or where
         return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
+
+
+def _of_mergekit(option: str) -> str | None:
+    """The way out for an option of mergekit-yaml that nothing has to be said for here."""
+    from taskvec.cli.mergekit import NEEDLESS  # which few mistakes need
+
+    why = NEEDLESS.get(option.removeprefix("--").removeprefix("no-").replace("-", "_"))
+    return f"leave it out: {why}; `taskvec-yaml` takes the options of mergekit-yaml" if why else None
 
 
 def _is_setting(option: str) -> bool:
