@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from support.command_line import invoke
 from support.models import Trio
 from taskvec import cli
 from taskvec.cli.mergekit import NEEDLESS, command
