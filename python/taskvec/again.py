@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.errors import Error, RecipeError
-from taskvec.files import look
-from taskvec.files.manifest import parse, read_text
+from taskvec.files import look, manifest
 from taskvec.files.names import MANIFEST
-from taskvec.recipe.parse import STANDARD_INPUT
+from taskvec.files.reading import read_up_to
+from taskvec.recipe.parse import STANDARD_INPUT, parse, read_text
 from taskvec.regex import regex
 from taskvec.report import reproduce
 from taskvec.report.members import check_members
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from taskvec.report.report import Report
 
 _OWN = regex(r"\A(?:\s|#[^\n]*\n)*" + OWN + r"\s*:")
-_LARGEST = 1 << 20
+# Bytes within which the key that tells a recorded recipe stands; comments may precede it.
+_HEAD = 1 << 16
 
 
 def recorded(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -55,21 +56,15 @@ def recorded(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     place = Path(name)
     if look.is_folder(place):
-        return _checked(parse(read_text(place), place / MANIFEST)["recipe"], name)
+        return _checked(manifest.parse(manifest.read_text(place), place / MANIFEST)["recipe"], name)
     if not look.is_file(place):
         return None
     if place.suffix == ".json":
         return _of_json(place, name)
-    with open(place, "rb") as file:
-        text = file.read(_LARGEST + 1).decode("utf-8-sig", "replace")
-    if len(text) > _LARGEST or not _OWN.match(text):
+    if not _OWN.match(read_up_to(name, _HEAD).decode("utf-8-sig", "replace")):
         return None
-    import yaml  # which manifests do without
-
-    try:
-        found = list(yaml.safe_load_all(text))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"`{name}` is not YAML: {str(error).splitlines()[0]}", "make it again") from None
+    # strict, and bounded: it may be a stranger's
+    found = [document.plain() for document in parse(read_text(name), name)]
     is_one = len(found) == 1 and isinstance(found[0], dict) and set(found[0]) == {OWN}
     return _checked(found[0][OWN] if is_one else None, name)
 
@@ -84,7 +79,7 @@ def _of_json(place: Path, name: str) -> dict[str, Any] | None:
         return None  # the reader of recipes says what is wrong with it
     if not isinstance(found, dict) or "recipe" not in found or "engine" not in found:
         return None
-    return _checked(parse(data, place)["recipe"], name)
+    return _checked(manifest.parse(data, place)["recipe"], name)
 
 
 def _checked(recipe: Any, name: str) -> dict[str, Any]:
@@ -206,6 +201,8 @@ def _plan(verb: str, recipe: Mapping[str, Any], keywords: dict[str, Any]) -> Any
     if verb == "average":
         from taskvec.lazy.average import plan_average
 
+        if "schedule" not in recipe:  # weights of a schedule follow from the steps
+            keywords["weights"] = recipe["weights"]
         return plan_average(recipe["checkpoints"], **keywords)
     return _combined(recipe, keywords)
 

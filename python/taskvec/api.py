@@ -595,7 +595,7 @@ def check_merge(
     base : str, path or Checkpoint
         The model that was merged into.
     step : str, path or Checkpoint
-        What was to be added: a model that was tuned from `base`, or a LoRA adapter.
+        What was to be added: a model that was tuned from `base`, a saved vector, or a LoRA adapter.
     merged : str, path or Checkpoint
         The outcome.
     alpha : float, optional
@@ -621,6 +621,7 @@ def check_merge(
     from taskvec.resolve.adapter import open_adapter
     from taskvec.resolve.open import open as open_model
     from taskvec.resolve.remote import materialised
+    from taskvec.resolve.saved_vector import is_vector, open_vector
 
     def opened(model: ModelLike) -> Model:
         found = materialised(open_model(model), progress)
@@ -632,6 +633,10 @@ def check_merge(
         adapter = open_adapter(step)
         values = merge_check.of_adapter(before, os.fspath(step))
         return merge_check.check_merge(before, adapter, after, alpha=alpha, values=values, progress=progress)
+    if isinstance(step, str | os.PathLike) and is_vector(step):
+        values = merge_check.of_vector(before, os.fspath(step))
+        vector = open_vector(step, progress)
+        return merge_check.check_merge(before, vector, after, alpha=alpha, values=values, progress=progress)
     return merge_check.check_merge(before, opened(step), after, alpha=alpha, progress=progress)
 
 

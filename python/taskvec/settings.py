@@ -160,7 +160,8 @@ class Settings:
     force : tuple of str
         Identifiers of findings that are taken as warnings instead of errors.
     strict : bool
-        Take warnings as errors before anything is written, but for those that ``force`` names.
+        Take warnings as errors before anything is written, but for those that ``force`` names. What only the
+        result shows, such as steps that were rounded away, is among the report's findings.
     overwrite : bool
         Replace what the output folder holds.
     resume : bool
@@ -223,7 +224,8 @@ class Settings:
     )
     strict: bool = option(
         False, section="Checks", parse="switch", for_vectors=True,
-        help="Stop at warnings as at errors, before anything is written; not at those in --force.",
+        help="Take warnings as errors, but for those in --force: before anything is written, or, where only "
+        "the result shows them, as exit code 1.",
     )
     overwrite: bool = option(
         False, section="Output", parse="switch", for_vectors=True,

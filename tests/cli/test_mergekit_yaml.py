@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from support.command_line import invoke
 from support.models import Trio
 from taskvec import cli
 from taskvec.cli.mergekit import NEEDLESS, command
@@ -118,3 +119,16 @@ def test_errors_and_results_as_json(recipe: Path, tmp_path: Path, capsys: pytest
     assert done.code == 2
     assert "nothing.yaml" in done.err + done.out
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("verb", ["merge", "moe"])
+def test_its_options_are_told_apart_from_typos(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    for option, words in {
+        "--cuda": "leave it out",
+        "--no-lazy-unpickle": "leave it out",
+        "--allow-crimes": "`--force ID` goes on",
+        "--thread": "did you mean `--threads`?",
+    }.items():
+        told = invoke(capsys, verb, "recipe.yaml", "out", option)
+        assert (told.code, words in told.err) == (2, True), told.err
+    assert "leave it out" not in invoke(capsys, "transfer", "--cuda").err

@@ -295,3 +295,25 @@ def test_the_manifest_is_repeatable(trio: Trio, tmp_path: Path) -> None:
     assert again.returncode == 2  # nothing tells whether the inputs are the same
     assert "--overwrite" in again.stderr
     assert spawn(["verify", tmp_path / "a"]).code == 0
+
+
+@pytest.mark.parametrize("how", ["whole", "last part"])
+def test_strict_fails_for_what_only_the_result_shows(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """A step of which nothing is left is a warning; with ``--strict`` the output stays, the command fails."""
+    out = tmp_path / "out"
+    words = ["transfer", "--target", trio.target, "--donor", trio.donor, "--reference", trio.reference]
+    words += ["-o", out, "--alpha", "1e-6", *(() if how == "whole" else ("--part", "0/1"))]
+    plain = invoke(capsys, *words)
+    assert (plain.code, "warning[rounded-away]" in plain.err) == (0, True)
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    strict = invoke(capsys, *words, "--strict")  # given again, it is no better
+    assert (strict.code, "error[rounded-away]" in strict.err, strict.out) == (1, True, f"{out}\n")
+    assert "--force rounded-away --overwrite" in strict.err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == written
+    found = json.loads(invoke(capsys, *words, "--strict", "--json").out)["findings"]
+    assert {each["id"]: each["level"] for each in found}["rounded-away"] == "error"
+    if how == "whole":
+        again = invoke(capsys, *words, "--strict", "--overwrite", "--force", "rounded-away")
+        assert (again.code, "warning[rounded-away]" in again.err) == (0, True)

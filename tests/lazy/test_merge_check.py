@@ -65,6 +65,34 @@ def test_our_own_transfer_is_one(trio: Trio, tmp_path: Path) -> None:
     assert found.alpha == pytest.approx(0.8, rel=0.01)
 
 
+@pytest.mark.parametrize("layers", [None, "0"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5, -2.0])
+def test_a_saved_vector_on_another_model(
+    trio: Trio, tmp_path: Path, alpha: float, layers: str | None
+) -> None:
+    """The target and not the reference is what a vector was added to; NumPy adds it here."""
+    vector = tmp_path / "v.vec"
+    tv.extract(trio.donor, trio.reference, vector, layers=layers)
+    t, d, r = tensors(trio.target), tensors(trio.donor), tensors(trio.reference)
+    arrays = {
+        name: (array.astype("f8") + alpha * (d[name].astype("f8") - r[name].astype("f8"))).astype(BF16)
+        if layers is None or ".layers.0." in name
+        else array
+        for name, array in t.items()
+    }
+    place = write(tmp_path / "merged", trio.target, arrays)
+    found = tv.check_merge(trio.target, vector, place, alpha=alpha)
+    assert found.verdict == "added", found.to_dict()
+    assert {name for name, each in found.tensors.items() if each.status == "added"} <= {
+        name for name in t if (t[name] != arrays[name]).any()
+    }
+    name = next(name for name in arrays if ".layers.0.mlp" in name and (arrays[name] != t[name]).any())
+    part = write(tmp_path / "part", trio.target, {**arrays, name: t[name]})
+    assert tv.check_merge(trio.target, vector, part).tensors[name].status == "base"
+    assert tv.check_merge(trio.target, vector, trio.target).verdict == "not-added"
+    assert not tv.check_merge(trio.reference, vector, place), "another base"
+
+
 def test_a_base_that_was_saved_again_is_not_a_merge(trio: Trio) -> None:
     found = tv.check_merge(trio.reference, trio.donor, trio.reference)
     assert found.verdict == "not-added"

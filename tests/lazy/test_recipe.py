@@ -169,6 +169,11 @@ def test_every_method_has_a_function(tmp_path: Path, models: dict[str, dict[str,
         assert tv.verify(tmp_path / name).ok
     with pytest.raises(tv.RecipeError, match="values for 2 models"):
         tv.ties(pair, base=tmp_path / "base", weight=[1.0])
+    with pytest.raises(tv.RecipeError, match="`ties` needs `weight`") as caught:
+        tv.ties(pair, base=tmp_path / "base", density=0.5)
+    assert caught.value.hint == "give `weight=0.5` for all models, or a list of one per model"
+    with pytest.raises(tv.RecipeError, match="`slerp` needs `t`"):
+        tv.slerp(pair[:1], base=tmp_path / "base")
 
 
 def test_tokenizer_and_chat_template_come_from_where_the_recipe_says(

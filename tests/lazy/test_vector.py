@@ -468,3 +468,9 @@ def test_a_vector_gives_its_arrays(tmp_path: Path, is_saved: bool) -> None:
     assert np.array_equal(vector[name], 2 * arrays[name])
     with pytest.raises(tv.NotFoundError):
         vector["nothing"]
+
+
+def test_a_sum_of_checkpoints_says_where_the_parentheses_go(trio: Trio) -> None:
+    target, donor, reference = map(tv.open, trio)
+    with pytest.raises(TypeError, match=r"target \+ \(donor - reference\)"):
+        target + donor - reference  # type: ignore[operator]

@@ -139,6 +139,43 @@ def test_a_digest_is_kept_for_a_file_that_stays_as_it_is(
     assert contents(tmp_path / "rehashed") == [expected(Path(folder)) for folder in trio]
 
 
+@pytest.mark.parametrize(
+    "fault", ["another user", "open to all", "links", "fifos", "huge", "a file", "no home"]
+)
+def test_digests_that_others_may_have_written_are_made_again(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "taskvec" / "digests"
+    age(*map(Path, trio))
+    monkeypatch.setattr("taskvec.run.contents._STEADY", -1)
+    tv.transfer(*trio, tmp_path / "first", alpha=0.5)
+    for file in sorted(kept.iterdir()):
+        wrong = "0" * 64 + ("\n" * 2**20 if fault == "huge" else "")
+        file.write_text(wrong)
+        if fault == "links":
+            file.rename(tmp_path / file.name)
+            file.symlink_to(tmp_path / file.name)
+        elif fault == "fifos":
+            file.unlink()
+            os.mkfifo(file)
+        elif fault == "open to all":
+            file.chmod(0o666)
+    if fault == "another user":
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    elif fault == "a file":
+        shutil.rmtree(kept)
+        kept.write_text("not a folder")
+    elif fault == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        monkeypatch.chdir(tmp_path)
+    tv.transfer(*trio, tmp_path / "again", alpha=0.5)
+    assert contents(tmp_path / "again") == [expected(Path(folder)) for folder in trio]
+    assert not (tmp_path / "~").exists()
+
+
 def test_digests_can_be_left_out(trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for role, folder in zip(ROLES, trio, strict=True) for word in (f"--{role}", folder)]
     done = invoke(capsys, "transfer", *words, "-o", tmp_path / "out", "--no-input-digests")
@@ -216,15 +253,24 @@ def same_weights(one: Path, two: Path) -> bool:
 
 def made(trio: Trio, folder: Path) -> dict[str, Path]:
     """Outputs of the verbs that can be made again."""
-    found = {
-        name: folder / name for name in ("transfer", "vector", "apply", "convert", "average", "dare", "lora")
-    }
+    names = ("transfer", "control", "vector", "apply", "two", "sum", "convert", "average", "weighed", "dare")
+    found = {name: folder / name for name in (*names, "lora", "lora by energy")}
     tv.transfer(*trio, found["transfer"], alpha=0.7, include=["mlp"], layer_scale=[0, 1], out_dtype="float32")
     tv.extract(trio.donor, trio.reference, found["vector"], layers="0")
     tv.apply(trio.target, found["vector"], out=found["apply"], alpha=0.3, rounding="stochastic", seed=5)
+    tv.transfer(*trio, found["control"], control="random", seed=9, preset="no-embed", max_shard_size=9000)
+    tv.apply(
+        trio.target, found["vector"], found["vector"], out=found["two"], alpha=[0.2, 0.7], exclude="norm"
+    )
+    vector = tv.open(trio.donor) - tv.open(trio.reference)
+    total = tv.open(trio.target) + 0.25 * vector.select(layers="0") + 0.5 * tv.load_vector(found["vector"])
+    total.save(found["sum"], out_dtype="float32")
     tv.convert(trio.target, found["convert"], out_dtype="float16")
     tv.average([trio.donor, trio.reference], found["average"])
+    tv.average([trio.donor, trio.reference], found["weighed"], weights=[-0.5, 1.5], out_dtype="float32")
     tv.extract_lora(trio.donor, trio.reference, found["lora"], rank=2)
+    energy = {"rank": "auto", "energy": 0.5, "max_rank": 3, "dtype": "float16", "embeddings": "leave"}
+    tv.extract_lora(trio.donor, trio.reference, found["lora by energy"], **energy)
     models = [{"model": str(trio.donor), "parameters": {"density": 0.5, "weight": 1.0}}]
     dare = {"merge_method": "dare_linear", "base_model": str(trio.reference), "models": models}
     tv.merge(dare, found["dare"], seed=3, out_dtype="float32")
@@ -242,7 +288,8 @@ def test_merge_makes_any_output_again(
         assert done.code == 0, (name, done.err)
         assert same_weights(folder, tmp_path / "again" / name), name
         one, two = manifest(folder), manifest(tmp_path / "again" / name)
-        assert one["recipe"]["verb"] == two["recipe"]["verb"]
+        if name != "dare":  # what was said besides a merge's recipe becomes part of it
+            assert one["recipe"] == two["recipe"], name
         assert one["sources"] == two["sources"], name
 
 
@@ -250,11 +297,6 @@ def test_repeat_is_the_same_in_python(trio: Trio, tmp_path: Path) -> None:
     for name, folder in made(trio, tmp_path).items():
         tv.repeat(folder / "taskvec.json", tmp_path / "again" / name)
         assert same_weights(folder, tmp_path / "again" / name), name
-    # a sum of vectors that no command can make
-    model, vector = tv.open(trio.target), tv.open(trio.donor) - tv.open(trio.reference)
-    (model + 0.5 * vector + 0.25 * vector.select(include="mlp")).save(tmp_path / "sum")
-    tv.repeat(tmp_path / "sum" / "taskvec.json", tmp_path / "again" / "sum")
-    assert same_weights(tmp_path / "sum", tmp_path / "again" / "sum")
 
 
 def test_one_of_several_alphas_is_repeated_alone(trio: Trio, tmp_path: Path) -> None:
@@ -300,7 +342,7 @@ def test_options_given_go_before_those_recorded(
         ("taskvec: {verb: fly}\n", "records `fly`"),
         ("taskvec: {verb: transfer}\n", "has no `donor`"),
         ("taskvec: {verb: transfer, target: <state dict>, donor: a, reference: b, alpha: 1}\n", "in memory"),
-        ("taskvec: [\n", "not YAML"),
+        ("taskvec: [\n", "not valid YAML"),
     ],
 )
 def test_what_cannot_be_made_again_is_an_error_with_a_way_out(
@@ -389,6 +431,19 @@ def test_a_card_that_cannot_be_read_states_no_licence(trio: Trio, tmp_path: Path
         (('verb: "transfer"', 'verb: "transfre"'), "records `transfre`", "did you mean `transfer`?"),
         (("alpha: 0.5", "alpha: {x: 1}"), "a value in its recipe that its member cannot have", None),
         (("target: ", "target: 3 #"), "has a `target` that is not a name", None),
+        (
+            ("alpha:", "overwrite: true\n  alpha:"),
+            "`overwrite`, which a recipe of `transfer` does not have",
+            None,
+        ),
+        (("alpha:", "public: true\n  alpha:"), "`public`, which a recipe of `transfer` does not have", None),
+        (("alpha:", "strict: false\n  alpha:"), "`strict`, which a recipe of `transfer` does not have", None),
+        (("alpha:", "tokenizer: {}\n  alpha:"), "has a `tokenizer` that is not a name", None),
+        (("alpha:", "x: &x [1]\n  force: [*x, *x]\n  alpha:"), "`x`, which a recipe", None),
+        (("alpha:", "force: &x [*x]\n  alpha:"), "stands inside of what it refers to", None),
+        (("alpha:", f"force: [{'x,' * 31000}]\n  alpha:"), "more than 30000 keys and values", None),
+        (("alpha:", f"force: {'[' * 5000}{']' * 5000}\n  alpha:"), "not valid YAML", None),
+        (("taskvec:", "taskvec: !!python/name:os.system\n  x:"), "has no meaning in a recipe", None),
     ],
 )
 def test_a_recipe_that_is_not_as_it_was_written_is_refused(
@@ -403,3 +458,14 @@ def test_a_recipe_that_is_not_as_it_was_written_is_refused(
     assert caught.value.hint
     assert hint is None or caught.value.hint == hint
     assert not (tmp_path / "two").exists()
+
+
+def test_weights_of_another_number_than_what_they_weigh_are_refused(trio: Trio, tmp_path: Path) -> None:
+    tv.extract(trio.donor, trio.reference, tmp_path / "v")
+    tv.apply(trio.target, tmp_path / "v", tmp_path / "v", out=tmp_path / "two", alpha=[0.5, 1])
+    tv.average([trio.donor, trio.reference], tmp_path / "mean", weights=[0.5, 1])
+    for name in ("two", "mean"):
+        file = tmp_path / name / "taskvec_recipe.yaml"
+        file.write_text(file.read_text().replace("weights: [0.5, 1.0]", "weights: [0.5]"))
+        with pytest.raises(tv.RecipeError, match="has 1 `weights` for 2"):
+            tv.repeat(file, tmp_path / "again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,31 @@ def damaged(name: str, base: Path, place: Path) -> None:
         "floats": {f"{name}.indices": np.array([0, 1], np.float32)},
         "type": {f"{name}.values": np.zeros(2, np.float32)},
         "unknown": {"nobody.indices": np.array([0], np.int32), "nobody.values": np.zeros(1, BF16)},
+        "whole number": {f"{name}.values": np.zeros(2, np.int64)},
+        "more than all": {
+            f"{name}.indices": np.zeros(last + 1, np.int32),
+            f"{name}.values": np.zeros(last + 1, BF16),
+        },
+        "both forms": {f"{name}.idx": np.array([5], np.int32), f"{name}.val": np.zeros(1, BF16)},
+        "whole too": {name: np.zeros(shape, BF16)},
+        # their sum is 2^64 + 3, which comes back as position 3
+        "gaps that pass the largest number": {
+            f"{name}.idx": np.array([2**62] * 3 + [2**62 - 1], np.int64),
+            f"{name}.val": np.zeros(4, BF16),
+        },
     }
-    save_file({**flat, **changes_of[place.stem]}, place)
+    metadata = {"encoding": "gap_delta"} if "gaps" in place.stem else None
+    arrays = {**({} if "gaps" in place.stem else flat), **changes_of[place.stem]}
+    save_file(arrays, place, metadata)
 
 
-@pytest.mark.parametrize("fault", ["beyond", "negative", "twice", "counts", "floats", "type", "unknown"])
+FAULTS = (
+    "beyond", "negative", "twice", "counts", "floats", "type", "unknown", "whole number", "more than all",
+    "both forms", "whole too", "gaps that pass the largest number",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_a_patch_of_this_base_is_refused(trio: Trio, tmp_path: Path, fault: str) -> None:
     name = next(name for name in tensors(trio.reference) if "down_proj" in name)
     damaged(name, Path(trio.reference), tmp_path / f"{fault}.safetensors")
@@ -164,3 +185,28 @@ def test_a_model_is_not_a_patch(trio: Trio, tmp_path: Path) -> None:
             with pytest.raises(tv.Error) as caught:
                 tv.open(f"{trio.reference}?patch={place}")
             assert caught.value.hint
+
+
+def test_positions_of_one_tensor_are_in_memory_at_a_time(tmp_path: Path) -> None:
+    count, tensors_ = 300_000, 16
+    random = np.random.default_rng(0)
+    base = {f"layer{number}": random.standard_normal(count).astype(BF16) for number in range(tensors_)}
+    patch: dict[str, np.ndarray] = {}
+    for name in base:
+        patch[f"{name}.indices"] = random.permutation(count).astype(np.int32)
+        patch[f"{name}.values"] = random.standard_normal(count).astype(BF16)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    save_file(patch, tmp_path / "p.safetensors")
+    with tv.storage(scratch=tmp_path / "scratch"):
+        tracemalloc.start()
+        found = tv.open(f"{tmp_path / 'base'}?patch={tmp_path / 'p.safetensors'}")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        for name, array in base.items():
+            wanted = array.copy()
+            wanted[patch[f"{name}.indices"]] = patch[f"{name}.values"]
+            assert np.array_equal(found[name].view("u2"), wanted.view("u2"))
+    # int64 positions and values of all tensors
+    assert peak < tensors_ * count * (8 + 2) / 2

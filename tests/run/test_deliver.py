@@ -55,6 +55,11 @@ def names(s3: S3, prefix: str = "out/") -> set[str]:
     return {each["Key"].removeprefix(prefix) for each in listed}
 
 
+def states(s3: S3) -> dict[str, Any]:
+    listed = s3.client.list_objects_v2(Bucket="results", Prefix="out/").get("Contents", ())
+    return {each["Key"]: (each["ETag"], each["LastModified"]) for each in listed}
+
+
 def without_state(folder: Path) -> Path:
     for path in list(folder.rglob("written.json")):
         path.unlink()
@@ -208,7 +213,11 @@ def test_finish_by_hand(bucket: S3, local: Trio, capsys: pytest.CaptureFixture[s
     assert "s3://results/out" in capsys.readouterr().out
     plan.run(tmp_path / "one" / "out")
     same_files(tmp_path / "one" / "out", without_state(fetched(bucket, tmp_path / "out")))
-    assert run(["finish", "s3://results/out"]) == 2
+    before = states(bucket)
+    assert run(["finish", "s3://results/out"]) == 0
+    assert "already done s3://results/out" in capsys.readouterr().err
+    assert states(bucket) == before
+    assert run(["finish", "s3://results/nothing"]) == 2
 
 
 def stopped(*_: object, **__: object) -> None:

@@ -177,12 +177,47 @@ def test_finish_says_what_is_missing_and_then_ends_the_run(
     (out / ".taskvec" / "finisher.json").write_text("{}")  # another process that has died in the middle of it
     plan.part(2, 4).run(out)
     (tmp_path / "elsewhere").mkdir()
-    outcome = invoke(capsys, "finish", out)
-    assert (outcome.code, "holds a finished output" in outcome.err) == (2, True)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    outcome = invoke(capsys, "finish", out)  # a retry of what the last part has done
+    assert (outcome.code, "already done" in outcome.err, outcome.out) == (0, True, f"{out}\n")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     same_files(tmp_path / "one", out)
     outcome = invoke(capsys, "finish", tmp_path / "elsewhere")
     assert outcome.code == 2
     assert "no run in parts" in outcome.err
+
+
+def test_finish_of_a_finished_output_is_done_where_its_files_are_as_its_manifest_says(
+    plan: tv.Plan, tmp_path: Path
+) -> None:
+    """The outputs are what counts, whoever wrote them; inputs are on other machines, and may have gone."""
+    out = tmp_path / "out"
+    plan.run(out)
+    report = tv.finish(out)
+    assert (report.already_done, report.bytes_written, report.plan) == (True, 0, plan.digest)
+    weights = out / report.outputs[0].shards[0].name
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(tv.OutputError, match=f"`{weights.name}` has .* bytes, expected") as caught:
+        tv.finish(out)
+    assert "taskvec verify" in str(caught.value.hint)
+    (out / "taskvec.json").write_text(json.dumps({"schema": 1, "files": []}))
+    with pytest.raises(tv.FormatError, match="manifest"):
+        tv.finish(out)
+    (out / "taskvec.json").unlink()
+    with pytest.raises(tv.NotFoundError, match="no run in parts"):
+        tv.finish(out)
+
+
+def test_finish_of_finished_alphas_reports_each_and_one_run_only(trio: Trio, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tv.transfer(*trio, out, alpha=[2, 0, 10])
+    report = tv.finish(out)
+    assert report.already_done
+    assert [output.alpha for output in report.outputs] == [0, 2, 10]
+    assert [Path(output.folder).name for output in report.outputs] == ["alpha=0", "alpha=2", "alpha=10"]
+    tv.transfer(*trio, out / "alpha=3", alpha=3)
+    with pytest.raises(tv.OutputError, match="outputs of several runs"):
+        tv.finish(out)
 
 
 def test_another_process_that_ends_the_run_is_waited_for(plan: tv.Plan, tmp_path: Path) -> None:

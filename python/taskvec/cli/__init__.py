@@ -214,8 +214,10 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
         near = [] if _is_setting(error.option_name) else list(error.possibilities or ())
+        other = _of_mergekit(error.option_name) if verb in ("merge", "moe") else None
         return UsageError(
-            f"no such option `{error.option_name}`", f"did you mean `{near[0]}`?" if near else where
+            f"no such option `{error.option_name}`",
+            other or (f"did you mean `{near[0]}`?" if near else where),
         )
     if isinstance(error, click.MissingParameter):
         names = _parameter_name(error)
@@ -228,6 +230,14 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     return UsageError(_sentence(error.format_message()), where)
 
 
+def _of_mergekit(option: str) -> str | None:
+    """The way out for an option of mergekit-yaml that nothing has to be said for here."""
+    from taskvec.cli.mergekit import NEEDLESS  # which few mistakes need
+
+    why = NEEDLESS.get(option.removeprefix("--").removeprefix("no-").replace("-", "_"))
+    return f"leave it out: {why}; `taskvec-yaml` takes the options of mergekit-yaml" if why else None
+
+
 def _is_setting(option: str) -> bool:
     """Whether other verbs have the option: it is not a typo, and what is spelt alike means something else."""
     from taskvec.option import flag, options_of
@@ -238,7 +248,7 @@ def _is_setting(option: str) -> bool:
 
 def _parameter_name(error: click.BadParameter) -> str:
     if isinstance(error.param, click.Argument):
-        return f"`{error.param.make_metavar(error.ctx or click.Context(cli))}`"
+        return f"`{error.param.make_metavar(error.ctx or click.Context(cli)).strip('[]')}`"
     if error.param is not None:
         if error.ctx is not None and error.ctx.get_parameter_source(error.param.name or "") is _ENVIRONMENT:
             return f"`{error.param.envvar}` in the environment"

@@ -16,6 +16,9 @@ EXAMPLES = """
 Does the merged model hold what the adapter learned?
   taskvec check-merge base adapter merged
 
+Was the vector added to the target, and to every tensor?
+  taskvec check-merge target reasoning.vec merged
+
 Was the donor's step added with the factor that was asked for?
   taskvec check-merge base donor merged --alpha 0.5
 
@@ -39,7 +42,9 @@ _MOST = 12
 @verb("check-merge", examples=EXAMPLES)
 @argument("base", metavar="BASE", help="The model that was merged into.")
 @argument(
-    "step", metavar="DONOR|ADAPTER", help="What was to be added: a model tuned from BASE, or a LoRA adapter."
+    "step",
+    metavar="DONOR|VECTOR|ADAPTER",
+    help="What was to be added: a model tuned from BASE, a saved vector, or a LoRA adapter.",
 )
 @argument("merged", metavar="MERGED", help="The outcome, of whatever tool.")
 @option(
@@ -50,7 +55,8 @@ _MOST = 12
 @variant_option
 @talk_options("check-merge")
 def command(console: Console, base: str, step: str, merged: str, alpha: float | None) -> int:
-    """Say, tensor by tensor, whether MERGED is BASE + alpha * (DONOR - BASE), or BASE with ADAPTER.
+    """Say, tensor by tensor, whether MERGED is BASE + alpha * (DONOR - BASE), BASE + alpha * VECTOR, or
+    BASE with ADAPTER.
 
     Alpha is fitted by least squares in each tensor and over all; what is left has to be what rounding to the
     type leaves. Tensors that are the base's though the step changes them, other factors, other bases and

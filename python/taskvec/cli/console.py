@@ -168,6 +168,11 @@ class Console:
         ``--json``, ``--quiet`` (nothing on stderr but errors), ``--verbose`` (more of it).
     progress : {"auto", "bar", "plain", "none"}
         How progress is shown: ``auto`` is a bar on a terminal and plain lines elsewhere.
+
+    Attributes
+    ----------
+    has_failed : bool
+        Whether a check has failed after the work was done: the exit code is 1 then.
     """
 
     def __init__(
@@ -185,6 +190,7 @@ class Console:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose and not quiet
+        self.has_failed = False
 
     def talk(self) -> Page:
         """An empty page for stderr."""

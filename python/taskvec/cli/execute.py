@@ -70,7 +70,7 @@ def execute(
         else:
             report = plan.run(out, settings=chosen, progress=progress)
     is_conversion = plan.recipe["verb"] == "convert"
-    write_report(console, report, out, known=plan.findings, is_conversion=is_conversion)
+    write_report(console, report, out, plan.findings, settings=chosen, is_conversion=is_conversion)
     return report
 
 

@@ -30,7 +30,8 @@ def command(console: Console, out: str, threads: int | None) -> int:
     """Write index, model card and manifest of OUT, once the parts have written all of its weights.
 
     The part that ends last does this by itself. Where weight files are missing, they are named, with the
-    parts that write them, and nothing is done. The path of the output goes to stdout.
+    parts that write them, and nothing is done. An output that is complete is left as it is. The path of the
+    output goes to stdout.
     """
     from taskvec.lazy.part import finish
 

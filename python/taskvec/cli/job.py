@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from taskvec.cli.console import LABEL, Console, Page
@@ -15,6 +16,7 @@ from taskvec.settings import Settings, format_alpha
 from taskvec.text import amount, duration, percent, plural, printable, size
 
 if TYPE_CHECKING:
+    from taskvec.compat.findings import Finding
     from taskvec.lazy.plan import Plan
     from taskvec.plan.plan import Source
     from taskvec.report.report import Output, Report
@@ -41,16 +43,40 @@ def plan_options(options: Mapping[str, Any]) -> Any:
 
 
 def write_report(
-    console: Console, report: Report, out: str, known: Iterable[Any] = (), *, is_conversion: bool = False
+    console: Console,
+    report: Report,
+    out: str,
+    known: Iterable[Any] = (),
+    *,
+    settings: Settings | None = None,
+    is_conversion: bool = False,
 ) -> None:
-    """Print the outcome of a run, without the findings that are known."""
+    """Print the outcome of a run, without the findings that are known.
+
+    Where the `settings` are strict, a warning among the others fails the command; the output stays.
+    """
     page = console.talk()
     write_outcome(page, report, verbose=console.verbose, is_conversion=is_conversion)
     console.say(page)
     told = set(known)
+    if settings is not None and settings.strict:
+        failed = [each for each in report.findings if each not in told and _fails(each, settings)]
+        console.has_failed = bool(failed)
+        findings = tuple(_as_error(each) if each in failed else each for each in report.findings)
+        report = replace(report, findings=findings)
     console.findings(finding for finding in report.findings if finding not in told)
     console.show("\n".join(printable(output.folder) for output in report.outputs))
     console.emit({"dry_run": False, "out": absolute(out), **report_record(report)})
+
+
+def _fails(finding: Finding, settings: Settings) -> bool:
+    return finding.level == "warning" and finding.id not in settings.force
+
+
+def _as_error(finding: Finding) -> Finding:
+    """A warning that only a result can show, as strict settings take it."""
+    accept = f"the output stays; `--force {finding.id} --overwrite` makes it again and lets this pass"
+    return replace(finding, level="error", fix=f"{finding.fix}; {accept}" if finding.fix else accept)
 
 
 def report_record(report: Report) -> dict[str, Any]:
@@ -155,11 +181,12 @@ def write_outcome(page: Page, report: Report, *, verbose: bool, is_conversion: b
     else:
         resumed = f", {report.resumed_shards} of them by an earlier run" if report.resumed_shards else ""
         page.fact("written", f"{where}{resumed})", fg="green", bold=True)
-        page.fact(
-            "speed",
-            f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
-            f"{plural(report.threads, 'thread')} ({report.cpu_level})",
-        )
+        if report.bytes_read or report.bytes_written:  # an earlier run may have left only the end to do
+            page.fact(
+                "speed",
+                f"{report.bytes_per_second / 1e9:.2f} GB/s read and written, {duration(report.seconds)} on "
+                f"{plural(report.threads, 'thread')} ({report.cpu_level})",
+            )
     measured = [output for output in outputs if output.survival is not None]
     if is_conversion:
         for output in measured:

@@ -12,7 +12,9 @@ from taskvec.cli.console import Console, UsageError
 from taskvec.cli.execute import execute, is_planning
 from taskvec.cli.job import settings_of, write_report
 from taskvec.cli.options import argument, option, run_options, storage_options, talk_options, verb
+from taskvec.cli.place import place_options
 from taskvec.report.recipe_file import merge_documents
+from taskvec.settings import Settings
 from taskvec.text import printable
 
 EXAMPLES = """
@@ -40,21 +42,7 @@ See what a method does, with a recipe to copy:
     help="A YAML file as mergekit takes it, or the taskvec.json or taskvec_recipe.yaml of an output, which "
     "is made again; `-` is standard input.",
 )
-@argument(
-    "out",
-    metavar="[OUT]",
-    required=False,
-    help="Folder to write, created if it does not exist; or hf://org/name, s3://bucket/prefix, gs://, az://.",
-)
-@option(
-    "-o",
-    "--out",
-    "place",
-    type=click.Path(path_type=str),
-    section="Output",
-    metavar="OUT",
-    help="The same as the second argument.",
-)
+@place_options("merge")
 @option(
     "--set",
     "overrides",
@@ -69,8 +57,7 @@ See what a method does, with a recipe to copy:
 def command(
     console: Console,
     recipe: str,
-    out: str | None,
-    place: str | None,
+    out: str,
     overrides: tuple[str, ...],
     **options: Any,
 ) -> int:
@@ -86,7 +73,6 @@ def command(
     from taskvec.again import recorded
     from taskvec.lazy.recipe import open_recipe
 
-    out = _out(out, place)
     found = recorded(recipe)
     if found is not None and not (found["verb"] == "merge" and overrides):
         return _repeat(console, found, recipe, out, overrides, options)
@@ -94,15 +80,6 @@ def command(
         recipe if found is None else merge_documents(found), overrides=overrides, **settings_of(options)
     )
     return _run(console, merge, recipe, out, options)
-
-
-def _out(out: str | None, place: str | None) -> str:
-    if (out is None) == (place is None):
-        raise UsageError(
-            "no output is given" if out is None else "the output is given twice",
-            "name it once: `taskvec merge RECIPE OUT` or `taskvec merge RECIPE -o OUT`",
-        )
-    return out or place or ""
 
 
 def _repeat(
@@ -148,7 +125,7 @@ def _run(console: Console, merge: Any, recipe: str, out: str, options: dict[str,
     report = merge.finished(out)
     if report is not None:
         merge.clear(out)
-        write_report(console, report, out)
+        write_report(console, report, out, settings=Settings.of(settings_of(options)))
         return 0
     for number, (plan, place) in enumerate(merge.plans(out), 1):
         if number < steps:

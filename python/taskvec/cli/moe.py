@@ -8,6 +8,7 @@ from taskvec.cli.console import Console
 from taskvec.cli.execute import execute
 from taskvec.cli.job import settings_of
 from taskvec.cli.options import argument, option, run_options, storage_options, talk_options, verb
+from taskvec.cli.place import place_options
 from taskvec.text import plural, printable
 
 EXAMPLES = """
@@ -33,7 +34,7 @@ A recipe to copy:
 
 @verb("moe", examples=EXAMPLES)
 @argument("recipe", metavar="RECIPE", help="A YAML file as mergekit-moe takes it; `-` is standard input.")
-@argument("out", metavar="OUT", help="Folder to write, created if it does not exist; or an address.")
+@place_options("moe")
 @option(
     "--set",
     "overrides",

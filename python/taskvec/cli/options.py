@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from taskvec.cli.completers import complete
-from taskvec.cli.console import Console, UsageError
+from taskvec.cli.console import EXIT_FAILED, Console, UsageError
 from taskvec.cli.help_format import Context
 from taskvec.cli.log import open_log
 from taskvec.cli.variables import unknown, variable
@@ -455,7 +455,8 @@ def talk_options(verb: str) -> Callable[[Function], Function]:
                 if hint:
                     page.level("hint", hint)
                 console.say(page)
-            return function(*arguments, console=console, **rest)
+            code = function(*arguments, console=console, **rest)
+            return EXIT_FAILED if console.has_failed and not code else code
 
         figures = "every tensor's survival, " if verb in _MEASURING else ""
         options = together(

@@ -27,7 +27,7 @@ def run_part(console: Console, plan: Plan, out: str, part: str, settings: Settin
         if done.shards:
             console.say(f"part {number}: {_written(done)}; it was the last one")
         is_conversion = plan.recipe["verb"] == "convert"
-        write_report(console, done.report, out, known=plan.findings, is_conversion=is_conversion)
+        write_report(console, done.report, out, plan.findings, settings=settings, is_conversion=is_conversion)
         return done.report
     page = console.talk()
     page.line()

@@ -61,16 +61,16 @@ def command(
     """Write the plan of COMMAND with its ARGS to a file; no weights are read.
 
     COMMAND is transfer, apply, extract, merge, moe, average or convert, with its own options but for the
-    output folder,
-    which is --to. The file holds names, states and fingerprints of the models, and no secrets; one that was
-    edited is refused. `taskvec run` runs it, or a part of it, on any machine that has the models.
+    output folder, which is --to. The file holds names, states and fingerprints of the models, and no
+    secrets; one that was edited is refused. `taskvec run` runs it, or a part of it, on any machine that has
+    the models.
     """
     from taskvec import cli
 
     found = cli.cli.get_command(context, command_name)
     assert found is not None
     place = to or "out"
-    given = [*arguments, place] if command_name in ("merge", "moe") else [*arguments, "--out", place]
+    given = [*arguments, "--out", place]
     context.meta[PLANNING] = (console, path, to)
     with found.make_context(command_name, given, parent=context) as inner:
         found.invoke(inner)

@@ -55,7 +55,10 @@ def parse_object(data: bytes, subject: str) -> dict[str, Any]:
             f"`{subject}` is not valid JSON: {reason}", "the file is damaged; copy or download it again"
         ) from None
     if not isinstance(value, dict):
-        raise FormatError(f"`{subject}` holds a JSON {type(value).__name__}, expected an object")
+        raise FormatError(
+            f"`{subject}` holds a JSON {type(value).__name__}, expected an object",
+            "the file is damaged, or another one is meant: copy it again, or name that one",
+        )
     return value
 
 

@@ -100,6 +100,10 @@ class Checkpoint(Tensors, Model):
             return Checkpoint.of(materialised(self, tell))
 
     def __add__(self, other: TaskVector) -> Merge:
+        if isinstance(other, Model):
+            raise TypeError(
+                "checkpoints cannot be added; put a difference in parentheses: target + (donor - reference)"
+            )
         return other.added_to(self) if isinstance(other, TaskVector) else NotImplemented
 
     @overload

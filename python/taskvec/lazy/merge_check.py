@@ -1,4 +1,4 @@
-"""Was the step really added? A merged model held against base and donor, or base and adapter."""
+"""Was the step really added? A merged model held against base and donor, saved vector or adapter."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from taskvec.run.evaluate import of_plan
 if TYPE_CHECKING:
     from taskvec.models.adapter import Adapter
     from taskvec.models.model import Model
+    from taskvec.models.saved_vector import SavedVector
 
 # Share of a tensor's elements that may be further off than rounding explains.
 _FEW = 1e-3
@@ -54,7 +55,7 @@ class _Sums:
 
 def check_merge(
     base: Model,
-    step: Model | Adapter,
+    step: Model | Adapter | SavedVector,
     merged: Model,
     *,
     alpha: float | None = None,
@@ -64,7 +65,7 @@ def check_merge(
     """Compare tensor by tensor; see :func:`taskvec.check_merge`.
 
     Two passes: sums, from which the factor follows, and then each element against that factor. ``values``
-    gives, of an adapter, base + adapter in float64, tensor by tensor in the order of the names.
+    gives, of an adapter or a vector, base + step in float64, tensor by tensor in the order of the names.
     """
     sides = Sides.of(base, step, merged, values)
     tell, total = (
@@ -204,5 +205,16 @@ def of_adapter(base: Model, spec: str) -> Callable[[list[str]], Iterator[tuple[s
         }
         plan = open_recipe(document).plan()
         yield from of_plan(plan, names)
+
+    return values
+
+
+def of_vector(base: Model, spec: str) -> Callable[[list[str]], Iterator[tuple[str, np.ndarray]]]:
+    """What gives base + vector in float64, as the engine adds it."""
+    from taskvec.lazy.merge import Merge
+    from taskvec.lazy.vector import load_vector
+
+    def values(names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+        yield from of_plan(Merge.of(base, load_vector(spec)).plan(out_dtype="float64"), names)
 
     return values

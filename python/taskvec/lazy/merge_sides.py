@@ -14,6 +14,7 @@ from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
+from taskvec.models.saved_vector import SavedVector
 from taskvec.report.merge_check import TensorCheck
 from taskvec.run.evaluate import stored
 
@@ -36,11 +37,11 @@ class Sides:
     values: Callable[[list[str]], Iterator[tuple[str, np.ndarray]]] | None
 
     @classmethod
-    def of(cls, base: Model, step: Model | Adapter, merged: Model, values: Any) -> Sides:
+    def of(cls, base: Model, step: Model | Adapter | SavedVector, merged: Model, values: Any) -> Sides:
         merged = fitted(merged, base, None)
         donor = fitted(step, base, None) if isinstance(step, Model) else None
         names = [name for name, info in base.tensors.items() if info.dtype in FLOAT_DTYPES]
-        has = set(step.changed) if donor is None else set(donor.tensors)  # type: ignore[union-attr]
+        has = set(step.changed if isinstance(step, Adapter) else (donor or step).tensors)
         broken = {}
         for name in names:
             if name not in merged.tensors:

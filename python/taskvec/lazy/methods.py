@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, Signature
 from keyword import iskeyword
 from typing import Any, Protocol
 
+from taskvec.errors import RecipeError
 from taskvec.lazy.recipe import RecipeMerge, by_method
 from taskvec.methods.catalogue import FUNCTIONS, METHODS
 from taskvec.methods.method import Method as Catalogued
@@ -36,6 +37,7 @@ def __getattr__(name: str) -> Method:
         models: Sequence[Any], *, base: Any = None, dtype: str | None = None, **parameters: Any
     ) -> RecipeMerge:
         given = {_parameter(name, key): value for key, value in parameters.items()}
+        _hold_given(METHODS[name], given)
         return by_method(name, models, base=base, dtype=dtype, parameters=given)
 
     merged.__name__ = merged.__qualname__ = name
@@ -54,6 +56,21 @@ def _parameter(method: str, key: str) -> str:
     """The name of a parameter: ``lambda_`` is that of ``lambda``."""
     plain = key.removesuffix("_")
     return plain if METHODS[method].parameter(key) is None and METHODS[method].parameter(plain) else key
+
+
+def _hold_given(method: Catalogued, given: Mapping[str, Any]) -> None:
+    """Return if no parameter is missing that the method has no default for.
+
+    Raises
+    ------
+    RecipeError
+        One is; the words are those of a call, where a recipe's would speak of YAML.
+    """
+    for each in method.parameters:
+        if each.required and each.name not in given:
+            word = keyword(each.name)
+            own = " for all models, or a list of one per model" if each.scope == "model" else ""
+            raise RecipeError(f"`{method.name}` needs `{word}`: {each.text}", f"give `{word}=0.5`{own}")
 
 
 def keyword(name: str) -> str:

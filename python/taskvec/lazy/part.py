@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from taskvec.arguments import path
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import look
-from taskvec.files.names import MANIFEST, PARTS, PLAN, STATE
+from taskvec.files.names import PARTS, PLAN, STATE
 from taskvec.plan.document import from_file, to_file
 from taskvec.plan.part import Part as Number
 from taskvec.resolve.stage import remote_of
@@ -90,7 +90,9 @@ def finish(
 ) -> Report:
     """End a run in parts: write index, card and manifest, once all weight files are there.
 
-    The last part does it by itself; this is for a run whose last part was killed at its end.
+    The last part does it by itself; this is for a run whose last part was killed at its end. Where the run
+    has ended already, and all files have the sizes that the manifest lists, nothing is done, and the report
+    says ``already_done``.
 
     Parameters
     ----------
@@ -118,7 +120,7 @@ def finish(
 def _finish_in(out: Path, threads: int | None, progress: Callback | None) -> Report:
     """The same in a folder."""
     if not look.exists(out / STATE / PARTS):
-        raise _nothing_to_end(out)
+        return _ended(out)
     saved = from_file(shared_state.saved_plan(out), str(out / STATE / PARTS))
     plan = saved.plan
     settings = saved.settings(Settings(threads=threads))
@@ -134,17 +136,28 @@ def _finish_in(out: Path, threads: int | None, progress: Callback | None) -> Rep
             return ending.finish(plan, out, supply.sources, settings, progress, is_staged=staged)
 
 
-def _nothing_to_end(out: Path) -> NotFoundError:
-    """Why there is no run in parts to end in a folder, and what to do instead."""
-    if look.exists(out / MANIFEST):
-        return NotFoundError(f"`{out}` holds a finished output", "`taskvec verify` reads it")
+def _ended(out: Path) -> Report:
+    """The report of a run that has ended here.
+
+    Raises
+    ------
+    NotFoundError
+        None has; the message says what to do instead.
+    FormatError, OutputError
+        The output is not as its manifest says.
+    """
+    from taskvec.run.ended import ended_in  # which an end that there is to make does without
+
     folders = (out, *(out / name for name in look.listing(out)))
     if any(look.exists(folder / STATE / PLAN) for folder in folders):
-        return NotFoundError(
+        raise NotFoundError(
             f"`{out}` holds no run in parts any more: they were being put together when it was stopped",
             "give the command of any part again: it goes on there",
         )
-    return NotFoundError(f"`{out}` holds no run in parts", "give the output folder of the parts")
+    report = ended_in(out)
+    if report is None:
+        raise NotFoundError(f"`{out}` holds no run in parts", "give the output folder of the parts")
+    return report
 
 
 def _finish_at(out: str, threads: int | None, progress: Callback | None) -> Report:
@@ -155,6 +168,11 @@ def _finish_at(out: str, threads: int | None, progress: Callback | None) -> Repo
     assert sink is not None
     head = sink.head()
     if head is None or not head.plan:
+        from taskvec.run.ended import ended_at
+
+        report = ended_at(out) if head is None else None
+        if report is not None:
+            return report
         raise NotFoundError(
             f"`{out}` holds no run in parts",
             "give the address of the parts; `taskvec verify` reads an output",

@@ -105,7 +105,12 @@ class Scan:
         if self.is_key():
             raise error_at(self.source, line, "a key has to be text, found an alias")
         if any(part.anchor == name for part in self.open):
-            raise error_at(self.source, line, f"alias `*{shown(name)}` stands inside of what it refers to")
+            raise error_at(
+                self.source,
+                line,
+                f"alias `*{shown(name)}` stands inside of what it refers to",
+                "write the value out",
+            )
         if name not in self.anchors:
             near = nearest(name, self.anchors)
             hint = f"did you mean `*{near}`?" if near else None

@@ -12,7 +12,8 @@ from taskvec.report.reproduce import SELECTION
 from taskvec.settings import Settings
 from taskvec.text import nearest, printable
 
-_SETTINGS = frozenset(options_of(Settings))
+# Those that change what is written. What is replaced or made public is for whoever makes it again to say.
+_SETTINGS = frozenset(name for name, each in options_of(Settings).items() if each.recorded)
 _STEP = frozenset({"alpha", "control", "layer_scale", "tokenizer"})
 _LORA = frozenset({"rank", "energy", "max_rank", "embeddings", "others", "dtype"})
 
@@ -33,7 +34,7 @@ _MEMBERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 _TERM = (frozenset({"weight"}), frozenset({"vector", "donor", "reference", *SELECTION}))
 
-_TEXTS = frozenset({"target", "donor", "reference", "vector", "model"})
+_TEXTS = frozenset({"target", "donor", "reference", "vector", "model", "tokenizer"})
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "vectors": str,
     "checkpoints": str,
@@ -72,6 +73,12 @@ def check_members(recipe: Mapping[str, Any], name: str) -> None:
     for number, term in enumerate(recipe.get("terms", ()), 1):
         own = frozenset({"vector"} if "vector" in term else {"donor", "reference"})
         _check(term, _TERM[0] | own, _TERM[1], f"term {number} of `{name}`", "a term")
+    weighed = {"apply": "vectors", "average": "checkpoints"}.get(verb)
+    if weighed and "weights" in recipe and len(recipe["weights"]) != len(recipe[weighed]):
+        raise RecipeError(
+            f"`{name}` has {len(recipe['weights'])} `weights` for {len(recipe[weighed])} `{weighed}`",
+            "use the file as it was written",
+        )
     if verb in ("merge", "moe") and not recipe["recipe"]:
         raise RecipeError(f"`{name}` has an empty `recipe`", "use the file as it was written")
 

@@ -11,9 +11,10 @@ from taskvec.report.merge_check import MergeCheck, is_apart
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
+    from taskvec.models.saved_vector import SavedVector
 
 
-def guesses(check: MergeCheck, step: Model | Adapter) -> Iterator[str]:
+def guesses(check: MergeCheck, step: Model | Adapter | SavedVector) -> Iterator[str]:
     """What may have happened where the step was not added as it should be."""
     counts = check.counts
     if check.verdict == "added":
@@ -35,7 +36,7 @@ def guesses(check: MergeCheck, step: Model | Adapter) -> Iterator[str]:
         yield from _of_other(check)
 
 
-def _of_scale(factor: float, step: Model | Adapter) -> Iterator[str]:
+def _of_scale(factor: float, step: Model | Adapter | SavedVector) -> Iterator[str]:
     """Mistakes in the scale of an adapter that give this factor."""
     if not isinstance(step, Adapter):
         return

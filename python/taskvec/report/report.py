@@ -16,7 +16,7 @@ from taskvec.report.survival_map import SurvivalMap
 from taskvec.report.tables import Tabled, escaped, findings_html
 from taskvec.report.token_words import token_words
 from taskvec.settings import format_alpha
-from taskvec.text import duration, size
+from taskvec.text import duration, percent, size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,7 +254,8 @@ class Report(Drawn):
                 lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
             if output.noise is not None:
                 lines += [f"  {words}" for words in noise_words(output.noise)]
-        lines.append(f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s")
+        took = f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s"
+        lines.append("already done, nothing was touched" if self.already_done else took)
         return "\n".join(lines)
 
 
@@ -277,7 +278,7 @@ def rounding_findings(outputs: Sequence[Output], rounding: str, *, is_packed: bo
                 "rounded-away",
                 output.folder,
                 f"at most {ROUNDED_AWAY_LIMIT:.0%}",
-                f"{row.rounded_away_share:.1%} of the changed elements were rounded away",
+                f"{percent(row.rounded_away_share)} of the changed elements were rounded away",
                 f"use {', '.join(ways)} or a larger alpha",
             )
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from taskvec._core import blake3_hex, digest_file, write_atomic
 from taskvec.files import look
 from taskvec.files.manifest import DIGEST
+from taskvec.files.reading import read_up_to
 from taskvec.models.model import Model
 from taskvec.models.source_contents import NOT_COMPUTED, NOT_READ_WHOLE, Contents, listed_sha256
 from taskvec.run.inputs import Source
@@ -27,6 +29,8 @@ from taskvec.settings import Settings
 _STEADY = 2_000_000_000
 # Digests that are kept, and how many of the oldest go when there are more.
 _MOST, _FEWER = 8192, 4096
+# Characters of a digest.
+_LENGTH = 64
 
 
 class InputDigests:
@@ -106,9 +110,10 @@ def _paths(source: Source) -> Iterator[tuple[str, str]]:
 
 
 # --- digests that are kept --------------------------------------------------------------------------------
-def _folder() -> Path:
+def _folder() -> Path | None:
+    """Where digests are kept; nowhere for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "taskvec" / "digests"
+    return Path(base) / "taskvec" / "digests" if os.path.isabs(base) else None
 
 
 def _key(path: str) -> str | None:
@@ -123,18 +128,29 @@ def _is_steady(path: str) -> bool:
 
 
 def _remembered(key: str) -> str | None:
-    # what cannot be read is not known
+    folder = _folder()
+    # what cannot be read is not known, and what others have written is not believed
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (_folder() / key).read_text(encoding="ascii").strip()
-        return text if DIGEST.fullmatch(text) else None
+        if folder is not None and _is_own(folder) and _is_own(folder / key):
+            text = read_up_to(folder / key, _LENGTH + 2).decode("ascii").removesuffix("\n")
+            return text if DIGEST.fullmatch(text) else None
     return None
 
 
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder is this user's, and not open to all; one that is a link is not believed."""
+    status = os.lstat(path)
+    is_mine = status.st_uid == os.geteuid() and not stat.S_ISLNK(status.st_mode)
+    return is_mine and not status.st_mode & stat.S_IWOTH
+
+
 def _remember(key: str, digest: str) -> None:
+    folder = _folder()
+    if folder is None:
+        return
     # a cache that cannot be written costs time and nothing else
     with contextlib.suppress(OSError):
-        folder = _folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = [entry for entry in os.scandir(folder) if entry.is_file()]
         if len(kept) >= _MOST:
             for entry in sorted(kept, key=lambda entry: entry.stat().st_mtime)[:_FEWER]:

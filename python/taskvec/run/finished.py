@@ -66,7 +66,7 @@ def finished_run(
         return None
     if rows is None or not settings.resume or (settings.overwrite and not is_ending):
         return None
-    manifests = [_manifest(folder) for folder in folders]
+    manifests = [manifest_of(folder) for folder in folders]
     found = [data for data in manifests if data is not None]
     if len(found) < len(folders):
         return None
@@ -148,12 +148,12 @@ def _energy(adapter: Mapping[str, Any] | None, folder: Path) -> list[Finding]:
 
 def manifests_of_request(request: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The manifests in these folders, if all are there and of this request; none otherwise."""
-    found = [data for folder in folders if (data := _manifest(folder)) is not None]
+    found = [data for folder in folders if (data := manifest_of(folder)) is not None]
     is_all = len(found) == len(folders) and all(data["run"].get("request") == request for data in found)
     return found if is_all else []
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def manifest_of(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished run that has told its inputs."""
     path = folder / MANIFEST
     if not look.exists(path):

@@ -13,7 +13,7 @@ Three forms are known, all of them safetensors with positions counted in row-maj
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 
 from taskvec._core import Checkpoint as Reader
 from taskvec.dtypes import numpy_dtype
-from taskvec.errors import FormatError, NotFoundError
+from taskvec.errors import Error, FormatError, NotFoundError
 from taskvec.files import look
 from taskvec.files.json import read_object
 
@@ -35,24 +35,35 @@ _MAXIMUM_MANIFEST = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a patch does to one tensor.
+    """What a patch does to one tensor, by headers; :meth:`read` gives the values.
 
     Attributes
     ----------
-    indices : numpy.ndarray or None
-        Positions in row-major order, int64, ascending; ``None`` where the whole tensor is replaced.
+    is_whole : bool
+        Whether the whole tensor is replaced.
     dtype : str
         Of the values, as safetensors names it.
-    values : numpy.ndarray
-        As many values of that type.
+    count : int
+        Elements that are given.
     shape : tuple of int or None
         Of the tensor, where the patch says it.
     """
 
-    indices: np.ndarray | None
+    is_whole: bool
     dtype: str
-    values: np.ndarray
-    shape: tuple[int, ...] | None = None
+    count: int
+    shape: tuple[int, ...] | None
+    _read: Callable[[], tuple[np.ndarray | None, np.ndarray]]
+
+    def read(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """Positions in row-major order, int64, ascending (none of a whole tensor), and as many values.
+
+        Raises
+        ------
+        FormatError
+            Positions are negative, given twice, or beyond the tensor.
+        """
+        return self._read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +96,28 @@ def read(path: Path) -> Patch:
     if not look.exists(path):
         raise NotFoundError(f"patch `{path}` was not found", "check the path")
     reader = Reader(str(path))
-    infos = {name: (dtype, shape) for name, dtype, shape, *_ in reader.tensors()}
+    infos = {name: (dtype, tuple(shape)) for name, dtype, shape, *_ in reader.tensors()}
     encoding = reader.metadata.get("encoding", "raw").lower().rpartition(".")[2]
+    sparse = _Sparse(path, reader, infos)
     changes: dict[str, Change] = {}
+    used = set()
     for positions, values in _ENDINGS:
         for key in infos:
             name = key.removesuffix(positions)
             if name == key or name + values not in infos:
                 continue
-            indices = _positions(
-                path, name, infos[key][0], reader.read(key), encoding if positions == ".idx" else "raw"
-            )
-            changes[name] = _change(
-                path, name, indices, infos[name + values][0], reader.read(name + values), None
-            )
-    used = {name + ending for name in changes for pair in _ENDINGS for ending in pair}
-    for name, (dtype, shape) in infos.items():
-        if name not in used:
-            whole = np.frombuffer(reader.read(name), numpy_dtype(dtype))
-            changes[name] = Change(None, dtype, whole, tuple(shape))
-    if not any(change.indices is not None for change in changes.values()):
+            if name in changes or name in infos:
+                raise FormatError(f"`{path}` changes `{name}` in two ways", "write the patch again")
+            own = encoding if positions == ".idx" else "raw"
+            changes[name] = sparse.change(name, key, name + values, None, own)
+            used |= {key, name + values}
+    if not changes:
         raise FormatError(
             f"`{path}` is not a patch: it has no NAME.indices and NAME.values",
             "give it as a model by itself, or save the patch as positions and values",
         )
+    for name in infos.keys() - used:
+        changes[name] = sparse.whole(name)
     return Patch(path, changes)
 
 
@@ -126,6 +135,8 @@ def _of_prime(folder: Path) -> Patch:
         )
     try:
         return _from_manifest(folder, manifest)
+    except Error:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"`{folder / PRIME}` is damaged: {error!r}", "write the patch again") from None
 
@@ -141,7 +152,8 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Patch:
         )
     path = folder / file
     reader = Reader(str(path))
-    infos = {name: dtype for name, dtype, *_ in reader.tensors()}
+    infos = {name: (dtype, tuple(shape)) for name, dtype, shape, *_ in reader.tensors()}
+    sparse = _Sparse(path, reader, infos)
     changes: dict[str, Change] = {}
     for entry in manifest["tensors"]:
         name, indices, values = str(entry["name"]), entry["indices"], entry["values"]
@@ -151,47 +163,71 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> Patch:
             raise FormatError(
                 f"`{path}` has no tensor `{missing}`, which holds `{name}`", "write the patch again"
             )
-        places = _positions(path, name, infos[indices], reader.read(indices), "raw")
-        changes[name] = _change(path, name, places, infos[values], reader.read(values), shape)
+        if name in changes:
+            raise FormatError(f"`{path}` changes `{name}` in two ways", "write the patch again")
+        changes[name] = sparse.change(name, indices, values, shape, "raw")
     return Patch(folder, changes, **steps)
 
 
-def _positions(path: Path, name: str, dtype: str, data: bytes, encoding: str) -> np.ndarray:
-    """Positions as they are counted from the first element."""
-    if dtype not in _POSITIONS:
-        raise FormatError(
-            f"`{path}`: positions of `{name}` are {dtype}, expected int32",
-            "write them as plain positions (encoding `raw`)",
-        )
-    found = np.frombuffer(data, numpy_dtype(dtype)).astype(np.int64)
-    if encoding == "gap_delta":
-        return np.cumsum(found + 1) - 1
-    if encoding != "raw":
-        raise FormatError(
-            f"`{path}`: positions are encoded as `{encoding}`, which is not read",
-            "write them as `raw` or `gap_delta`",
-        )
-    return found
+@dataclass(frozen=True, slots=True)
+class _Sparse:
+    """A safetensors file with positions and values; those of one tensor are in memory at a time."""
 
+    path: Path
+    reader: Reader
+    infos: Mapping[str, tuple[str, tuple[int, ...]]]
 
-def _change(
-    path: Path, name: str, indices: np.ndarray, dtype: str, data: bytes, shape: tuple[int, ...] | None
-) -> Change:
-    values = np.frombuffer(data, numpy_dtype(dtype))
-    if len(values) != len(indices):
-        raise FormatError(
-            f"`{path}`: `{name}` has {len(indices)} positions and {len(values)} values",
-            "write the patch again",
+    def change(
+        self, name: str, positions: str, values: str, shape: tuple[int, ...] | None, encoding: str
+    ) -> Change:
+        """The change of a tensor, by the names of its positions and values."""
+        (kind, places), (dtype, given) = self.infos[positions], self.infos[values]
+        if kind not in _POSITIONS:
+            raise FormatError(
+                f"`{self.path}`: positions of `{name}` are {kind}, expected int32",
+                "write them as plain positions (encoding `raw`)",
+            )
+        if encoding not in ("raw", "gap_delta"):
+            raise FormatError(
+                f"`{self.path}`: positions are encoded as `{encoding}`, which is not read",
+                "write them as `raw` or `gap_delta`",
+            )
+        count = math.prod(places)
+        if count != math.prod(given):
+            raise FormatError(
+                f"`{self.path}`: `{name}` has {count} positions and {math.prod(given)} values",
+                "write the patch again",
+            )
+
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            found = np.frombuffer(self.reader.read(positions), numpy_dtype(kind)).astype(np.int64)
+            if encoding == "gap_delta":
+                found = self._from_gaps(name, found)
+            held = np.frombuffer(self.reader.read(values), numpy_dtype(dtype))
+            order = np.argsort(found, kind="stable")
+            found = found[order]
+            if count and (found[0] < 0 or (np.diff(found) == 0).any()):
+                raise FormatError(
+                    f"`{self.path}`: positions of `{name}` are negative, or given twice",
+                    "write the patch again",
+                )
+            return found, held[order]
+
+        return Change(False, dtype, count, shape, read)
+
+    def whole(self, name: str) -> Change:
+        """The change of a tensor that is there as a whole."""
+        dtype, shape = self.infos[name]
+        kind = numpy_dtype(dtype)
+        return Change(
+            True, dtype, math.prod(shape), shape, lambda: (None, np.frombuffer(self.reader.read(name), kind))
         )
-    order = np.argsort(indices, kind="stable")
-    indices = indices[order]
-    if len(indices) and (indices[0] < 0 or (np.diff(indices) == 0).any()):
-        raise FormatError(
-            f"`{path}`: positions of `{name}` are negative, or given twice", "write the patch again"
-        )
-    if shape is not None and len(indices) and indices[-1] >= math.prod(shape):
-        raise FormatError(
-            f"`{path}`: position {indices[-1]} is beyond `{name}` of {math.prod(shape)} elements",
-            "write the patch again",
-        )
-    return Change(indices, dtype, values[order], shape)
+
+    def _from_gaps(self, name: str, gaps: np.ndarray) -> np.ndarray:
+        """Positions from the numbers of elements that lie between them."""
+        # sums of numbers as large as these could pass the largest one, and come back as small positions
+        if len(gaps) and (gaps.min() < 0 or int(gaps.max()) >= 2**62 // len(gaps)):
+            raise FormatError(
+                f"`{self.path}`: gaps of `{name}` are negative, or beyond any tensor", "write the patch again"
+            )
+        return np.cumsum(gaps + 1) - 1

@@ -6,6 +6,7 @@ One tensor is in memory at a time. What lies there is used again while base and 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,8 @@ import numpy as np
 
 from taskvec._core import Checkpoint as Reader
 from taskvec._core import blake3_hex
-from taskvec.dtypes import numpy_dtype
-from taskvec.errors import FormatError
+from taskvec.dtypes import TORCH_NAMES, numpy_dtype
+from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
 from taskvec.files.folder import INDEX_SUFFIX
 from taskvec.files.names import PATCH, is_own
@@ -29,7 +30,7 @@ from taskvec.resolve.laid_out import Row, laid_out, write
 from taskvec.resolve.local import open_folder
 from taskvec.resolve.patch.contents import Change, Patch, read
 from taskvec.resolve.remote import materialised
-from taskvec.text import kind_of
+from taskvec.text import kind_of, shown
 
 # The layout that is written: another one is laid out again.
 _FORMAT = 1
@@ -61,6 +62,8 @@ def open_patched(spec: str, opened: Callable[[str], Model]) -> Model:
         raise FormatError(
             f"`{named}` is {kind_of(base)}, which takes no patch", "give a model that lies in files"
         )
+    if not look.exists(path):
+        raise NotFoundError(f"patch `{path}` is not found", "check the path")
     weights = [_state(base.location / name) for name in base.file_sizes]
     files = sorted(path.iterdir()) if look.is_folder(path) else [path]
     key = blake3_hex(
@@ -99,7 +102,7 @@ def _lay_out(base: Model, path: Path, part: Path) -> dict[str, Any]:
     for name, change in patch.changes.items():
         _hold(patch, name, change, infos.get(name))
     rows = {
-        name: Row(dtype, shape, size, partial(_bytes, reader, name, dtype, patch.changes.get(name)))
+        name: Row(dtype, shape, size, partial(_bytes, patch, reader, name, dtype))
         for name, (dtype, shape, size) in infos.items()
     }
     write(path, part, rows)
@@ -107,10 +110,7 @@ def _lay_out(base: Model, path: Path, part: Path) -> dict[str, Any]:
         if not is_own(name) and not name.endswith(INDEX_SUFFIX):
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base.location / name, part / name)
-    counts = {
-        name: change.values.size if change.indices is None else change.indices.size
-        for name, change in patch.changes.items()
-    }
+    counts = {name: change.count for name, change in patch.changes.items()}
     identity = blake3_hex(json.dumps([base.fingerprint, base.revision, _digests(path)]).encode())
     note = {"identity": identity, "changed": {name: int(count) for name, count in counts.items()}}
     return note if patch.step is None else {**note, _STEP: patch.step}
@@ -147,32 +147,44 @@ def _hold(patch: Patch, name: str, change: Change, info: tuple[str, tuple[int, .
             f"{where}, which the base does not have", "give the model that the patch was made on"
         )
     dtype, shape, _ = info
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if change.shape is not None and change.shape != shape:
         raise FormatError(
-            f"{where} of {list(change.shape)}, and the base has {list(shape)}",
+            f"{where} of {shown(list(change.shape))}, and the base has {list(shape)}",
             "give the model that the patch was made on",
         )
-    if change.indices is not None and change.indices.size and change.indices[-1] >= count:
+    if change.count > count:
         raise FormatError(
-            f"{where} at position {change.indices[-1]}, and the base has {count} elements",
+            f"{where} at {change.count} positions, and the base has {count} elements",
             "give the model that the patch was made on",
         )
     if change.dtype != dtype and (change.dtype, dtype) not in (("BF16", "F32"), ("F16", "F32")):
+        word = TORCH_NAMES.get(change.dtype)
         raise FormatError(
             f"{where} to {change.dtype}, and the base stores {dtype}: its values would be rounded",
-            f"convert the base first: `taskvec convert BASE -o NEW --out-dtype {change.dtype.lower()}`",
+            f"convert the base first: `taskvec convert BASE -o NEW --out-dtype {word}`"
+            if word in ("bfloat16", "float16", "float32", "float64")
+            else "give the model that the patch was made on",
         )
 
 
-def _bytes(reader: Reader, name: str, dtype: str, change: Change | None) -> bytes:
-    data = reader.read(name)
+def _bytes(patch: Patch, reader: Reader, name: str, dtype: str) -> bytes:
+    """A tensor of the base with what the patch changes in it."""
+    change = patch.changes.get(name)
     if change is None:
-        return data
+        return reader.read(name)
     kind = numpy_dtype(dtype)
-    values = change.values if change.dtype == dtype else change.values.astype(kind)
-    if change.indices is None:
+    indices, values = change.read()
+    if change.dtype != dtype:
+        values = values.astype(kind)
+    if indices is None:
         return values.tobytes()
-    tensor = np.frombuffer(data, kind).copy()
-    tensor[change.indices] = values
+    tensor = np.frombuffer(reader.read(name), kind).copy()
+    if len(indices) and indices[-1] >= len(tensor):
+        raise FormatError(
+            f"`{patch.path}` changes `{name}` at position {indices[-1]}, and the base has {len(tensor)} "
+            "elements",
+            "give the model that the patch was made on",
+        )
+    tensor[indices] = values
     return tensor.tobytes()
