@@ -21,6 +21,7 @@ from taskvec.evaluation.importance.kept import Counts, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
 from taskvec.evaluation.settings import torch_device
+from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.files import look
 from taskvec.files import manifest as files
 from taskvec.files.names import MANIFEST, STATE, SWAP
@@ -110,6 +111,7 @@ def importance(
     hold_local(path(out, "out"))
     function(None if isinstance(progress, bool) else progress, "progress")
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
+    keep_apart(asked.settings, out)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
     plan = asked.plan(weights)
