@@ -31,8 +31,8 @@ from taskvec.evaluation.miniature.model import Tree, pack
 TASK = "sums"
 LIMIT = 6  # tokens of an answer
 EXAMPLES = 16  # of a batch of SFT
-PROMPTS, SAMPLES = 12, 8  # of a batch of GRPO, and answers drawn to each
-SFT_RATE, GRPO_RATE = 3e-5, 4e-5
+PROMPTS, SAMPLES = 24, 8  # of a batch of GRPO, and answers drawn to each
+SFT_RATE, GRPO_RATE = 3e-5, 2e-5
 SELECTION = 96
 
 Chain = tuple[int, int]
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--sft-steps", type=int, default=20)
-    parser.add_argument("--grpo-steps", type=int, default=48)
+    parser.add_argument("--grpo-steps", type=int, default=32)
     parser.add_argument("--problems", type=int, default=500, help="in the task of lm-eval")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="another number, other last digits")

@@ -206,8 +206,8 @@ def _make(
     progress: Progress | None,
 ) -> ImportanceReport:
     """Make a map in a folder that is locked."""
-    from taskvec.evaluation.backend.blocks import is_out_of_memory
     from taskvec.evaluation.backend.load import load_model
+    from taskvec.evaluation.backend.memory import is_out_of_memory
     from taskvec.evaluation.importance.answers import examples
     from taskvec.evaluation.importance.squares import Squares
     from taskvec.evaluation.tasks.find import find_tasks

@@ -407,7 +407,7 @@ class _Runner:
         if self._pool is not None:
             self._pool.run(jobs, say, done)
             return
-        from taskvec.evaluation.backend.blocks import free_memory
+        from taskvec.evaluation.backend.memory import free_memory
 
         for job in jobs:
             self.tell("start", job.arm.name)
