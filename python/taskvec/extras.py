@@ -29,7 +29,9 @@ def install(*extras: str) -> str:
     str
         ``pip install 'taskvec[eval]'``, or ``uv pip install`` where uv has installed taskvec.
     """
-    from importlib import metadata  # with `email` and more behind it: time that a run without a hint need not take
+    from importlib import (
+        metadata,  # with `email` and more behind it: time that a run without a hint need not take
+    )
 
     wanted = f"[{','.join(extras)}]"
     try:
