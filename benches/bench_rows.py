@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ def process(line: list[str], out: Path) -> dict[str, float]:
     shutil.rmtree(out)
     wall, cpu = time.perf_counter() - begin, used.ru_utime + used.ru_stime
     return {"cpu_seconds": round(cpu, 2), "wall_seconds": round(wall, 2), "peak_bytes": used.ru_maxrss * 1024}
+
+
+def apart(work: Callable[..., None], *arguments: Any) -> None:
+    """Do it in another process: the peak of a child begins with the memory of the one that starts it."""
+    child = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise SystemExit(f"{work.__name__} failed")
 
 
 def ours(out: Path, *words: str) -> dict[str, float]:
@@ -77,8 +88,8 @@ def falling(base: Path, out: Path) -> None:
 def adapters(room: Path, size: str, ranks: list[int], mergekit: str | None) -> dict[str, Any]:
     """Adapters of both kinds of difference at every rank."""
     for member in ("base", "sft", "grpo"):
-        write_checkpoint(room / member, SHAPES[size], member)
-    falling(room / "base", room / "falling")
+        apart(write_checkpoint, room / member, SHAPES[size], member)
+    apart(falling, room / "base", room / "falling")
     rows: dict[str, Any] = {}
     for kind, (donor, reference) in {"falling": ("falling", "base"), "sparse": ("grpo", "sft")}.items():
         for rank in ranks:
@@ -145,7 +156,7 @@ def tokens(
     room: Path, counts: tuple[int, int], columns: int, ks: list[int], mergekit: str | None
 ) -> dict[str, Any]:
     """The target with the other tokenizer, at every k."""
-    vocabularies(room, counts, columns)
+    apart(vocabularies, room, counts, columns)
     target, other, out = str(room / "target"), str(room / "other"), room / "out"
     rows: dict[str, Any] = {}
     for k in ks:

@@ -14,6 +14,7 @@ _NAME = {
     "recipe": "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
     "checkpoints": "give folders of checkpoints, or a pattern in quotes",
     "path": "give the folder that taskvec wrote",
+    "ray": "give the address of a Ray cluster, or `local` to start one here",
     "plan": "give the file that `taskvec plan` wrote",
 }
 

@@ -26,6 +26,7 @@ LINES_PATIENCE = 2.0
 PHASE_LABELS = {
     "download": "downloading",
     "prepare": "preparing",
+    "approximate": "computing rows",
     "merge": "merging",
     "publish": "finishing",
     "verify": "verifying",
@@ -152,7 +153,10 @@ def words_of(phase: str, done: int, total: int, elapsed: float) -> list[str]:
         return []
     if phase == "publish":  # counts files
         return [f"{done} of {total} files"]
-    words = [f"{size(done)} of {size(total)}", f"{done / elapsed / 1e9:.2f} GB/s"]
+    if phase == "approximate":  # counts terms
+        words = [f"{done:,} of {total:,} terms"]
+    else:
+        words = [f"{size(done)} of {size(total)}", f"{done / elapsed / 1e9:.2f} GB/s"]
     if elapsed > 1 and total > done:
         words.append(f"{duration(elapsed * (total - done) / done)} left")
     return words

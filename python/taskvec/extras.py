@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 
 def install(*extras: str) -> str:
@@ -26,6 +29,10 @@ def install(*extras: str) -> str:
     str
         ``pip install 'taskvec[eval]'``, or ``uv pip install`` where uv has installed taskvec.
     """
+    from importlib import (
+        metadata,  # with `email` and more behind it: time that a run without a hint need not take
+    )
+
     wanted = f"[{','.join(extras)}]"
     try:
         distribution = metadata.distribution("taskvec")
@@ -55,7 +62,7 @@ def install(*extras: str) -> str:
         return _from_checkout("pip", wanted)
 
 
-def _is_running(distribution: metadata.Distribution, origin: dict[str, object]) -> bool:
+def _is_running(distribution: Distribution, origin: dict[str, object]) -> bool:
     """Whether the installed taskvec is the one that was imported, and not one before it on the path."""
     here = Path(__file__).resolve().parent
     if Path(str(distribution.locate_file("taskvec"))).resolve() == here:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from taskvec.errors import warn
 
-Phase = Literal["download", "prepare", "merge", "publish", "verify", "compare"]
+Phase = Literal["download", "prepare", "approximate", "merge", "publish", "verify", "compare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Progress:
 
     Attributes
     ----------
-    phase : {"download", "prepare", "merge", "publish", "verify", "compare"}
+    phase : {"download", "prepare", "approximate", "merge", "publish", "verify", "compare"}
         What is being done.
     done_bytes, total_bytes : int
-        Of this phase.
+        Of this phase; ``publish`` counts files, and ``approximate`` the terms of rows that are computed.
     seconds : float
         Since this phase began.
     notice : str or None

@@ -455,6 +455,7 @@ def test_a_thread_that_python_cannot_start_is_no_defect(
 
 
 HEAVY = {"numpy", "rich", "pydantic", "huggingface_hub", "yaml", "torch", "ml_dtypes"}
+HEAVY_OF_PYTHON = {"email", "http", "ssl", "asyncio", "sqlite3", "xml", "multiprocessing", "concurrent"}
 
 
 def imported(arguments: list[str]) -> set[str]:
@@ -481,7 +482,12 @@ def test_nothing_heavy_is_imported_to_start(arguments: list[str]) -> None:
 
 def test_a_local_transfer_imports_nothing_heavy(trio: Trio, tmp_path: Path) -> None:
     arguments = [str(word) for word in transfer(trio, tmp_path / "out")]
-    assert not imported(arguments) & HEAVY
+    assert not imported(arguments) & (HEAVY | HEAVY_OF_PYTHON)
+
+
+def test_a_local_extract_imports_nothing_heavy(trio: Trio, tmp_path: Path) -> None:
+    arguments = ["extract", str(trio.donor), str(trio.reference), "-o", str(tmp_path / "vector")]
+    assert not imported(arguments) & (HEAVY | HEAVY_OF_PYTHON)
 
 
 def test_a_merge_imports_yaml_and_pydantic_alone(trio: Trio, tmp_path: Path) -> None:

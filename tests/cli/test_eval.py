@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from typing import Any
 
 import pytest
+import yaml
 
 from support.command_line import PLAIN, Outcome, invoke, on_terminal
 from support.evaluation_models import tiny
@@ -116,7 +118,11 @@ def test_eval_names_its_folder_after_the_model(capsys, tmp_path, monkeypatch):
     ("options", "message", "hint"),
     [
         (["--tasks", "tiny_gne"], "knows no task `tiny_gne`", "`tiny_gen`"),
-        (["--tasks", ""], "no task was named", "--paper"),
+        ([], "no task was named", "--paper"),
+        (["--tasks", ""], "`--tasks`: the text is empty", "not set"),
+        (["--tasks", "tiny_gen", "--perturb", ","], "`--perturb`: `,` names nothing", "leave the option out"),
+        (["--tasks", "tiny_gen", "--think", ""], "`--think`: the text is empty", "not set"),
+        (["--tasks", "tiny_gen", "--include-path", ""], "`--include-path`: the text is empty", "not set"),
         (["--tasks", "tiny_gen,tiny_gen"], "named twice", None),
         (["--tasks", "tiny_gen", "--limit", "0"], "limit 0", None),
         (["--tasks", "tiny_gen", "--limit", "x"], "`--limit`", None),
@@ -142,6 +148,42 @@ def test_mistakes_of_eval_are_one_line(capsys, tmp_path, options, message, hint)
         tmp_path / "o",
     )
     assert_plain_error(found, message, hint)
+
+
+@pytest.mark.parametrize("below", [".", "results", "deep/results"])
+def test_an_output_among_the_tasks_is_refused_before_anything_is_run(capsys, tmp_path, below):
+    tasks = tmp_path / "tasks"
+    shutil.copytree(tiny().tasks, tasks)
+    before = {path: path.read_bytes() for path in tasks.rglob("*") if path.is_file()}
+    common = ["--include-path", tasks, "--tasks", "tiny_gen", "--device", "cpu", "--limit", "2"]
+    models = ["--target", tiny().target, "--donor", tiny().donor, "--reference", tiny().reference]
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        yaml.safe_dump(
+            {
+                "transfer": {
+                    "target": str(tiny().target),
+                    "donor": str(tiny().donor),
+                    "reference": str(tiny().reference),
+                    "alpha": {"search": {"low": 0, "high": 2}},
+                },
+                "tasks": ["tiny_gen"],
+                "optimiser": {"budget": 2},
+                "evaluation": {"include_path": str(tasks), "device": "cpu", "limit": 2},
+            }
+        )
+    )
+    for verb in (
+        ["eval", tiny().target, *common],
+        ["sweep", *models, *common],
+        ["importance", tiny().target, *common],
+        ["search", space],
+    ):
+        found = invoke(capsys, *verb, "-o", tasks / below)
+        assert_plain_error(found, "lies in the folder of tasks", "a folder of their own")
+    found = invoke(capsys, "sweep", *models, *common, "-o", tmp_path / "out", "--scratch", tasks / below)
+    assert_plain_error(found, "lies in the folder of tasks", "a folder of their own")
+    assert {path: path.read_bytes() for path in tasks.rglob("*") if path.is_file()} == before
 
 
 def test_models_and_folders_that_are_not_there(capsys, tmp_path):
@@ -319,6 +361,10 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     [
         (["--target", "t"], "name `donor` and `reference`, or a saved `vector`", None),
         (["--vector", "v"], "`target`: field required", None),
+        ([""], "`[FILE]`: the text is empty", "not set"),
+        (["--target", "t", "--vector", "v", "--tasks", ""], "`--tasks`: the text is empty", "not set"),
+        (["--target", "t", "--vector", "v", "--devices", ""], "`--devices`: the text is empty", "not set"),
+        (["--target", "t", "--vector", "v", "--ray", ""], "`--ray`: the text is empty", "not set"),
         (["qwen2.5-math"], "neither a sweep file nor one that ships", "`qwen2.5-math-1.5b`"),
         (["missing.yaml"], "missing.yaml", None),
         (["--target", "t", "--vector", "v", "--alpha", "1,1"], "given twice", None),
@@ -342,8 +388,6 @@ def test_mistakes_of_sweep_are_one_line(capsys, tmp_path, monkeypatch, options, 
 
 
 def test_models_that_do_not_fit_are_refused_by_name(capsys, tmp_path):
-    import shutil
-
     other = shutil.copytree(tiny().donor, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))

@@ -691,3 +691,20 @@ def test_findings_of_random_pairs_never_crash(tmp_path: Path) -> None:
                 for finding in check_transfer(target, donor, reference):
                     assert finding.message
                     assert str(finding).startswith(f"{finding.level}[{finding.id}]")
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "dinov2"])
+def test_models_of_images_have_no_tokenizer_to_compare(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    small = {
+        "vit": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        "resnet": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]},
+        "dinov2": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    }[kind]
+    folders = Trio(*(tmp_path / name for name in ("target", "donor", "reference")))
+    for folder in folders:
+        AutoModel.from_config(AutoConfig.for_model(kind, **small)).save_pretrained(folder)
+    assert "tokenizer-missing" not in ids(check(folders))
+    edit_json(folders.target / "config.json", text_config={"vocab_size": 100})
+    assert "tokenizer-missing" in ids(check(folders))

@@ -38,7 +38,8 @@ def follow(gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, dtyp
     """The page from the GGUF file to the report."""
     tv.convert(gguf, folder / "smollm2", out_dtype="bfloat16")
     log = tune(folder / "smollm2", folder / "tuned", sft=sft, grpo=grpo, problems=problems)
-    assert [row["stage"] for row in log] == ["target", *["sft"] * sft, "reference", *["grpo"] * grpo]
+    stages = ["target", *["sft"] * sft, "reference", *["grpo"] * grpo, *["more-sft"] * grpo, "rival"]
+    assert [row["stage"] for row in log] == stages
     donor, reference = folder / "tuned/donor", folder / "tuned/reference"
     tv.extract(donor, reference, folder / "vector")
     tv.transfer(folder / "smollm2", donor, reference, folder / "moved")
@@ -50,6 +51,7 @@ def follow(gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, dtyp
             {
                 "target": str(folder / "smollm2"), "donor": str(donor), "reference": str(reference),
                 "base": str(folder / "smollm2"), "alphas": [1], "tasks": ["sums"],
+                "rivals": [str(folder / "tuned/more-sft")],
                 "controls": {"random": 1, "permuted": 1},
                 "evaluation": {
                     "device": "cpu", "batch_size": 16, "include_path": str(folder / "tuned/task"),
@@ -60,7 +62,7 @@ def follow(gguf: Path, folder: Path, *, sft: int, grpo: int, problems: int, dtyp
         folder / "results",
     )  # fmt: skip
     assert {record.kind for record in report.records} == {
-        "baseline", "vector", "donor", "reference", "sft", "whole", "random", "permuted",
+        "baseline", "vector", "donor", "reference", "sft", "whole", "random", "permuted", "rival",
     }  # fmt: skip
     assert all("sums" in record.scores for record in report.records)
 

@@ -360,6 +360,21 @@ def test_a_damaged_description_is_refused(tmp_path: Path, change: dict) -> None:
         tv.load_vector(tmp_path / "vec")
 
 
+@pytest.mark.parametrize("shape", [[1 << 62, 4], [1 << 63, 2], [1 << 56], [1 << 70, 0]], ids=str)
+def test_a_shape_that_no_tensor_has_is_refused(tmp_path: Path, shape: list[int]) -> None:
+    """Its product is beyond what the engine counts with; the manifest does not contradict itself."""
+    trio = family(tmp_path, 0.15)
+    tv.extract(trio.donor, trio.reference, tmp_path / "vec")
+    path = tmp_path / "vec" / "taskvec.json"
+    data = json.loads(path.read_text())
+    row = next(row for row in data["vector"]["tensors"].values() if row["encoding"] in ("mask", "index"))
+    data["vector"]["elements"] += math.prod(shape) - row["elements"]
+    row.update(shape=shape, elements=math.prod(shape))
+    path.write_text(json.dumps(data))
+    with pytest.raises(tv.FormatError, match="damaged description of .*: `(elements|shape)` is"):
+        tv.load_vector(tmp_path / "vec")
+
+
 def test_missing_and_surplus_tensors_are_refused(tmp_path: Path) -> None:
     trio = family(tmp_path, 0.15)
     tv.extract(trio.donor, trio.reference, tmp_path / "vec")

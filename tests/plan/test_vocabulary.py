@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 import taskvec as tv
 from support.models import read_tensors, safetensors_bytes
+from support.pipelines import pipeline
 from support.vocabularies import EMBEDDING, ENGLISH, FRENCH, HEAD, byte_tokenizer, write_model
 
 WEIGHTS = {"a": 0.4, "b": 0.35, "c": 0.25}
@@ -313,4 +314,17 @@ def test_a_damaged_tokenizer_is_an_error(trio: dict[str, Any], tmp_path: Path, c
     document = recipe(tmp_path, tokenizer_source="union")
     with pytest.raises(tv.Error):
         tv.merge(document, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_several_models_has_no_vocabulary(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        pipeline(tmp_path / name, seed)
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 0.5}} for name in ("one", "two")]
+    document = {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
+    with pytest.raises(tv.RecipeError, match="has models in sub-folders") as caught:
+        tv.merge(document, tmp_path / "out")
+    assert "leave out" in (caught.value.hint or "")
+    with pytest.raises(tv.RecipeError, match="has models in sub-folders"):
+        tv.tokens(tmp_path / "one", tmp_path / "two", tmp_path / "out")
     assert not (tmp_path / "out").exists()

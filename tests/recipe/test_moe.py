@@ -82,6 +82,8 @@ MISTAKES = {
         "recipe:10: a second shared expert", "no layout"),
     "noise is no number": (BASE + TWO + "    noise_scale: .nan\n",
                            "recipe:8: `experts.1.noise_scale`", ""),
+    "noise below zero": (BASE + TWO + "    noise_scale: -0.1\n",
+                         "recipe:8: `experts.1.noise_scale`", ""),
     "scale is text": (BASE + TWO + "    residual_scale: small\n",
                       "recipe:8: `experts.1.residual_scale` is a number, found the text `small`", ""),
     "a merge": ("merge_method: linear\nmodels: [{model: a}]\n", "recipe:1: this is a recipe of a merge",

@@ -29,6 +29,7 @@ from support.oracle import same_files
 from support.s3_server import S3
 from support.vocabularies import EMBEDDING, ENGLISH, FRENCH, HEAD, byte_tokenizer, write_model
 from taskvec.files.manifest_schema import schema
+from taskvec.run import deliver_whole, tokens
 
 TEXTS = (*ENGLISH[:3], *FRENCH[:3], "def f(x):\n    return x + 42", "ünïcode 漢字 🙂")
 
@@ -607,3 +608,26 @@ def test_equal_rows_are_chosen_in_their_order() -> None:
     assert (whole.residual < 1e-5).all()
     products = np.einsum("nk,nkc->nc", whole.weights, rows[whole.atoms].astype(np.float64))
     np.testing.assert_allclose(products, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["folder", "bucket"])
+def test_killed_after_the_end_of_the_output_the_next_run_ends_the_scratch(
+    pair: dict[str, Any], s3: S3, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.client.create_bucket(Bucket="results")
+    folder, out = pair["folder"], {"folder": tmp_path / "out", "bucket": "s3://results/out"}[to]
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> Any:
+        return tv.tokens(folder / "target", folder / "other", out, k=4)
+
+    with monkeypatch.context() as patch:
+        patch.setattr({"folder": tokens, "bucket": deliver_whole}[to], "forget", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    kept = tmp_path / "scratch" / "outputs"
+    assert list(kept.iterdir())
+    assert run().already_done
+    assert not list(kept.iterdir())

@@ -45,8 +45,7 @@ class Option(click.Option):
         self.envvar = variable(self.opts[-1])
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
-        if self.metavar in _PLACES:
-            _hold_named(value, ctx, self)
+        _hold_named(value, ctx, self)
         return super().process_value(ctx, value)
 
 
@@ -61,10 +60,6 @@ class Argument(click.Argument):
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         _hold_named(value, ctx, self)
         return super().process_value(ctx, value)
-
-
-# Metavars of options that name a model, a folder or a file: an empty text is none, and not this folder.
-_PLACES = frozenset({"MODEL", "MODEL|VEC", "VEC", "OUT", "DIR", "FILE", "PLAN", "ARCHIVE"})
 
 
 def _hold_named(value: Any, ctx: click.Context, parameter: click.Parameter) -> None:
@@ -231,8 +226,11 @@ def flatten(
     return tuple(number for group in values for number in group)
 
 
-def split_names(_ctx: click.Context, _param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    """Names separated by commas, of an option given several times."""
+def split_names(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Names separated by commas, of an option given several times; each value has to hold one."""
+    for value in values:
+        if not value.replace(",", " ").strip():
+            raise BadValue(Error(f"`{value}` names nothing", "leave the option out"), ctx, param)
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.files.json import parse_object
 from taskvec.files.lfs import is_pointer
+from taskvec.models.tensor_names import is_vocabulary
 from taskvec.text import roles
 
 if TYPE_CHECKING:
@@ -97,8 +98,11 @@ def check_tokenizers(
     # The text of a finding and its fix -> the roles it holds for.
     grouped: dict[Finding, list[str]] = {}
     own = _read(base, folder)
+    takes_text = bool(own.raw) or _takes_text(base)
     for name, checkpoint in others:
         other = _read(checkpoint, folder)
+        if not (takes_text or other.raw):
+            continue
         for each in _compare(role, own, other):
             grouped.setdefault(each, []).append(name)
     findings = []
@@ -107,6 +111,19 @@ def check_tokenizers(
         subject = each.subject.replace("{who}", roles(who))
         findings.append(Finding(level, each.id, subject, each.expected, each.found, each.fix))
     return findings
+
+
+def _takes_text(model: Model) -> bool:
+    """Whether a model may have rows for tokens: by its tensors' names, or by what a config of it states."""
+    return any(map(is_vocabulary, model.tensors)) or any(
+        map(_states_vocabulary, (model.config, *model.configs.values()))
+    )
+
+
+def _states_vocabulary(config: object) -> bool:
+    if not isinstance(config, dict):
+        return False
+    return any("vocab" in key or _states_vocabulary(value) for key, value in config.items())
 
 
 def begin_token(model: Model) -> str | None:

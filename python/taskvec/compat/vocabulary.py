@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.tokenizer import SETTINGS, TOKENIZER
-from taskvec.errors import FormatError
+from taskvec.errors import FormatError, RecipeError
 from taskvec.files.json import parse_object
 from taskvec.files.lfs import is_pointer
 from taskvec.text import shown
@@ -58,6 +58,35 @@ def vocabulary_of(model: Model) -> Vocabulary | None:
     document = parse_object(data, f"{model.spec}/{TOKENIZER}")
     ids = {**_pieces(model, document), **{entry["content"]: entry["id"] for entry in _added(model, document)}}
     return Vocabulary(model, document, ids)
+
+
+def vocabulary_needed(model: Model) -> Vocabulary:
+    """The vocabulary of a model.
+
+    Raises
+    ------
+    RecipeError
+        It has no ``tokenizer.json``.
+    FormatError
+        The file is damaged.
+    """
+    found = vocabulary_of(model)
+    if found is None:
+        raise RecipeError(*vocabulary_lacking(model))
+    return found
+
+
+def vocabulary_lacking(model: Model) -> tuple[str, str]:
+    """What is wrong with a model that has no ``tokenizer.json``, and the way out."""
+    if model.sub_models and "" not in model.sub_models:
+        return (
+            f"`{model.spec}` has models in sub-folders, each with its own tokens, so it has no vocabulary",
+            "leave out the choice of a tokenizer, or name the sub-folder that has the text model",
+        )
+    return (
+        f"`{model.spec}` has no `{TOKENIZER}`, so its tokens are not known",
+        "load its tokenizer with transformers and save it, which writes that file",
+    )
 
 
 def _damaged(model: Model, what: str) -> FormatError:

@@ -290,11 +290,10 @@ class Settings:
 
     @property
     def block(self) -> int:
-        """Requests per recorded block, where lm-eval or vLLM batches them itself.
+        """Requests that lm-eval gets at once and batches itself, where nothing is generated.
 
         Blocks follow from the requests alone, so a resumed run forms the same batches as an undisturbed one
-        and ends in the same samples. vLLM generates from all requests at once; of others, which it answers in
-        one pass, a block takes seconds.
+        and ends in the same samples. An engine of vLLM gets all requests at once.
         """
         if isinstance(self.batch, int):
             return max(64, 8 * self.batch)

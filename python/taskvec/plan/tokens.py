@@ -21,7 +21,7 @@ from taskvec.compat.layouts.rewritten import in_plain_layout
 from taskvec.compat.tied_heads import head_of
 from taskvec.compat.token_pieces import not_given_back
 from taskvec.compat.token_text import roles_of
-from taskvec.compat.vocabulary import Vocabulary, vocabulary_of
+from taskvec.compat.vocabulary import Vocabulary, vocabulary_needed
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import RecipeError
 from taskvec.host import collector_paused
@@ -87,7 +87,7 @@ def plan_tokens(
             "the rows for another tokenizer are computed from whole matrices", "leave out `--stream`"
         )
     enforce(check_vectors([("target", target), ("model", model)]))
-    own, other = _vocabulary(target), _vocabulary(model)
+    own, other = vocabulary_needed(target), vocabulary_needed(model)
     if own.document == other.document:
         raise RecipeError(
             f"`{target.spec}` and `{model.spec}` have the same tokenizer",
@@ -149,16 +149,6 @@ def _hold_memory(made: Approximation, settings: Settings) -> None:
             f"computing the rows takes up to {size(made.working)}, more than {size(settings.max_memory)}",
             "allow more memory, or use `--method subword`",
         )
-
-
-def _vocabulary(model: Model) -> Vocabulary:
-    found = vocabulary_of(model)
-    if found is None:
-        raise RecipeError(
-            f"`{model.spec}` has no `tokenizer.json`, so its tokens are not known",
-            "load its tokenizer with transformers and save it, which writes that file",
-        )
-    return found
 
 
 def _embedding(model: Model) -> str:

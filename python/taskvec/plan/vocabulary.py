@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.tied_heads import head_of
 from taskvec.compat.tokenizer import vocabulary_difference
-from taskvec.compat.vocabulary import Union, Vocabulary, united, vocabulary_of
-from taskvec.errors import Error, RecipeError
+from taskvec.compat.vocabulary import (
+    Union,
+    Vocabulary,
+    united,
+    vocabulary_lacking,
+    vocabulary_needed,
+    vocabulary_of,
+)
+from taskvec.errors import Error
 from taskvec.models.model import Model
 from taskvec.recipe.model_ref import ModelRef, TokenRow
 from taskvec.text import listed, nearest, plural, shown
@@ -141,18 +148,11 @@ def tokens_of(
     lacking = [ref for ref, vocabulary in found.items() if vocabulary is None]
     known = {ref: vocabulary for ref, vocabulary in found.items() if vocabulary is not None}
     if lacking:
-        first = models[config_from]
-        differing = (why for model in models.values() if (why := vocabulary_difference(first, model)))
-        why = next(differing, None)
-        if not single and multiple is None and (source != "union" or why is None):
+        first, others = models[config_from], (model for ref, model in models.items() if ref != config_from)
+        is_one = source != "union" or not any(vocabulary_difference(first, model) for model in others)
+        if is_one and not single and multiple is None:
             return None  # what is known of them is said by the checks
-        raise recipe.error(
-            path,
-            f"`{shown(str(lacking[0]))}` has no `tokenizer.json`, so its tokens are not known to be those of "
-            f"`{first.spec}`" + (f": {why}" if why else ""),
-            "load its tokenizer with transformers and save it, which writes that file",
-            key=True,
-        )
+        raise recipe.error(path, *vocabulary_lacking(models[lacking[0]]), key=True)
     own = known[config_from]
     if not single and multiple is None and all(each.ids == own.ids for each in known.values()):
         return None
@@ -184,15 +184,7 @@ def tokens_between(models: Mapping[ModelRef, Model], source: str) -> Tokens | No
         A vocabulary cannot be read or made.
     """
     target, donor, reference = models
-    known: dict[ModelRef, Vocabulary] = {}
-    for ref, model in models.items():
-        vocabulary = vocabulary_of(model)
-        if vocabulary is None:
-            raise RecipeError(
-                f"`{model.spec}` has no `tokenizer.json`, so its tokens are not known",
-                "load its tokenizer with transformers and save it, which writes that file",
-            )
-        known[ref] = vocabulary
+    known = {ref: vocabulary_needed(model) for ref, model in models.items()}
     if all(each.ids == known[target].ids for each in known.values()):
         return None
     chosen = None if source == "union" else donor if source == "donor" else target

@@ -22,6 +22,13 @@ _EXPECTED = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "finite_number": "a finite number",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
 }
 _INSTEAD = {
     "lora": "write `model: MODEL+ADAPTER`",
@@ -55,7 +62,7 @@ def first_error(document: Document, form: type[BaseModel], error: ValidationErro
         return document.error(path, f"`{dotted(path)}`: {cause}", cause.hint)
     key = shown(str(details["loc"][-1]) if details["loc"] else "")
     if kind == "missing":
-        return document.error(path, f"`{key}` is missing{where}", _missing_hint(key))
+        return document.error(path, f"`{key}` is missing{where}", _missing_hint(key) or _meaning(form, path))
     found = kind_of(details["input"])
     if kind == "literal_error":
         choices = context["expected"].replace("'", "`")
@@ -63,12 +70,15 @@ def first_error(document: Document, form: type[BaseModel], error: ValidationErro
         return document.error(
             path, f"`{dotted(path)}` is {choices}, found {found}", f"did you mean `{near}`?" if near else None
         )
-    if kind in ("greater_than_equal", "less_than_equal"):
-        return document.error(path, f"`{dotted(path)}` is out of range: {found}", details["msg"].lower())
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        hint = f"it is {words} {context[name]:g}"
+        return document.error(path, f"`{dotted(path)}` is out of range: {found}", hint)
     if kind in ("too_short", "string_too_short"):
         return document.error(path, f"`{dotted(path)}` is empty", "name at least one, or remove the key")
     expected = _EXPECTED.get(kind, "another kind of value")
-    return document.error(path, f"`{dotted(path)}` is {expected}, found {found}", _form_hint(path, details))
+    hint = _form_hint(path, details) or _meaning(form, path)
+    return document.error(path, f"`{dotted(path)}` is {expected}, found {found}", hint)
 
 
 def _path(document: Document, location: tuple[Key, ...]) -> tuple[Key, ...]:
@@ -150,6 +160,16 @@ def _keys_at(form: type[BaseModel], path: Sequence[Key]) -> list[str]:
         field = form.model_fields.get(str(step))
         form = (field and _form_in(field.annotation)) or form
     return list(form.model_fields)
+
+
+def _meaning(form: type[BaseModel], path: Sequence[Key]) -> str | None:
+    """What the key at a path means, as the reference of recipes has it."""
+    keys = [step for step in path if isinstance(step, str)]
+    for key in keys[:-1]:
+        field = form.model_fields.get(key)
+        form = (field and _form_in(field.annotation)) or form
+    field = form.model_fields.get(keys[-1]) if keys else None
+    return f"`{keys[-1]}`: {field.description}" if field is not None and field.description else None
 
 
 def _form_in(annotation: Any) -> type[BaseModel] | None:

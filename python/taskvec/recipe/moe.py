@@ -83,7 +83,7 @@ class Expert(Form):
     positive_prompts: Prompts = Field(None, description="texts that are to be routed to this expert")
     negative_prompts: Prompts = Field(None, description="texts that are not")
     residual_scale: Factor | None = Field(None, description="factor of what the expert adds")
-    noise_scale: Factor | None = Field(
+    noise_scale: Annotated[Factor, Field(ge=0)] | None = Field(
         None, description="standard deviation of normal noise that is added to the expert's matrices"
     )
 
@@ -92,7 +92,15 @@ class MoeRecipe(Written):
     """A mixture of experts: attention, norms and embeddings of one model, and MLPs of others."""
 
     base_model: ModelName = Field(description="the model that all but the experts is taken from")
-    experts: Annotated[tuple[Expert, ...], Field(strict=False, min_length=1, max_length=MAXIMUM_EXPERTS)]
+    experts: Annotated[
+        tuple[Expert, ...],
+        Field(
+            strict=False,
+            min_length=1,
+            max_length=MAXIMUM_EXPERTS,
+            description="a list: `- source_model: org/name`, and what each is for",
+        ),
+    ]
     gate_mode: GateMode = Field("hidden", description="how the router is made")
     experts_per_token: Annotated[int, Field(ge=1)] = Field(2, description="experts that see each token")
     shared_experts: Annotated[tuple[Expert, ...] | None, Field(strict=False)] = Field(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What is stored of a tensor, by its encoding.
 _PARTS = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
 _EXACT = (".exact.indices", ".exact.donor", ".exact.reference")
+# More elements than any tensor has; fewer than the engine, which counts bytes and bits in 64 bits, has room for.
+_TOO_MANY = 1 << 56
 _INDEX_DTYPES = frozenset({"I32", "I64"})
 _AGAIN = "download or extract it again; `taskvec verify` names the files that have changed"
 
@@ -108,7 +110,7 @@ _CHECKS = {
 # Of a tensor.
 _ROW_CHECKS = {
     "encoding": lambda value: isinstance(value, str) and value in _PARTS,
-    "shape": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "shape": lambda value: isinstance(value, list) and all(_is_count(n) and n < _TOO_MANY for n in value),
     "dtype": lambda value: isinstance(value, str) and value in FLOAT_DTYPES,
     "origin": lambda value: value in ("BF16", "F32"),
     "file": lambda value: value is None or isinstance(value, str),
@@ -125,7 +127,7 @@ def _wrong_member(row: Any) -> str | None:
     for member, is_sound in _ROW_CHECKS.items():
         if member not in row or not is_sound(row[member]):
             return member
-    if row["elements"] != math.prod(row["shape"]):
+    if row["elements"] != math.prod(row["shape"]) or row["elements"] >= _TOO_MANY:
         return "elements"
     if row["changed"] > row["elements"] or (row["encoding"] == "zero" and row["changed"]):
         return "changed"

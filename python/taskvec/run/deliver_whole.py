@@ -22,7 +22,7 @@ from taskvec.run import pipeline
 from taskvec.run.execute import execute
 from taskvec.run.inputs import input_rows
 from taskvec.run.parts import execute_part
-from taskvec.run.scratch import kept_folder, scratch
+from taskvec.run.scratch import forget, kept_folder, scratch
 from taskvec.run.shadow import Shadow
 from taskvec.run.sink import Head, Sent, Sink
 from taskvec.run.sinks import closing
@@ -55,19 +55,21 @@ def deliver_whole(
         shadow = Shadow(outputs, sink, place / "out")
         rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
         finished = shadow.finished(plan, rows, settings)
-        if finished is not None:
-            return finished
         head = Head(identity(plan), 1, b"", outputs)
+        kept = kept_folder(address, head.identity)
+        if finished is not None:
+            forget(kept)
+            return finished
         _hold_room(plan, settings)
         sent = sink.begin(head, overwrite=settings.overwrite, resume=settings.resume)
         if settings.rehash:
             sent = {name: one for name, one in sent.items() if sink.reread(one, place / "reread")}
-        made = Shadow(outputs, sink, kept_folder(address, head.identity))
+        made = Shadow(outputs, sink, kept)
         made.place.parent.mkdir(parents=True, exist_ok=True)
         with made.told():
             report = _made(plan, made.place, settings, progress)
         finish_made(report, made, sink, sent, head.identity, progress)
-        shutil.rmtree(made.place, ignore_errors=True)
+        forget(made.place)
         report = replace(report, seconds=time.monotonic() - begin, already_done=False)
         return made.as_sent(report)
 

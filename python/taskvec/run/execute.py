@@ -33,7 +33,7 @@ from taskvec.report.report import (
 from taskvec.resolve.remote import materialised
 from taskvec.run.contents import InputDigests
 from taskvec.run.finished import finished_run
-from taskvec.run.inputs import Inputs, Source, input_rows
+from taskvec.run.inputs import InputRow, Inputs, Source, input_rows
 from taskvec.run.job import Job, Piece, format_of
 from taskvec.run.locked import engine_paths, locked, place_of
 from taskvec.run.publish import Publisher
@@ -86,6 +86,7 @@ def execute(
     rows = input_rows(plan.checkpoints) if plan.request is None else plan.request.inputs
     finished = finished_run(plan, folders, rows, settings)
     if finished is not None:
+        _forget_rows(plan, out, rows)
         return finished
     ends_only = checkpoints is not None
     if checkpoints is None:
@@ -98,6 +99,7 @@ def execute(
         # another run may have ended it meanwhile
         finished = finished_run(plan, folders, rows, settings, is_locked=True)
         if finished is not None:
+            _forget_rows(plan, out, rows)
             return finished
         job = Job(
             plan,
@@ -127,6 +129,15 @@ def execute(
         from taskvec.run.extract import execute_extract
 
         return execute_extract(job)
+
+
+def _forget_rows(plan: PlanRecord, out: Path, rows: Sequence[InputRow] | None) -> None:
+    """Remove the rows that a run has kept which was killed after its end, before it could do so."""
+    if plan.tokens is not None:
+        from taskvec.run.scratch import forget  # which most runs do without
+        from taskvec.run.tokens import kept_rows
+
+        forget(kept_rows(plan, out, rows))
 
 
 def looked_through(plan: PlanRecord, checkpoints: Sequence[Source], settings: Settings) -> PlanRecord:

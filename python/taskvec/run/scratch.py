@@ -40,6 +40,12 @@ def kept_folder(address: str, identity: str) -> Path:
     return root / blake3_hex(f"{address}\0{identity}".encode())[:24]
 
 
+def forget(place: Path) -> None:
+    """Remove a kept folder, which nothing needs any more; also one that a kill has left after the end."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(place)
+
+
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM is answered as Ctrl-C is, where nobody else answers it."""

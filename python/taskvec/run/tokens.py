@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,15 +25,17 @@ from taskvec.files.json import read_bytes
 from taskvec.host import cores
 from taskvec.models.model import Model
 from taskvec.models.state_dict import COMPUTED, Buffers, bytes_of, is_computed
+from taskvec.plan.plan import PlanRecord
 from taskvec.plan.token_rows import Approximation
 from taskvec.plan.token_work import chunk_of
 from taskvec.progress import meter
 from taskvec.report.tokens import figures
 from taskvec.run.atoms import Atoms, Crew, crew
 from taskvec.run.evaluate import stored
+from taskvec.run.inputs import InputRow
 from taskvec.run.job import Job
 from taskvec.run.pursuit import Combination, combined, nearest, pursue
-from taskvec.run.scratch import kept_folder
+from taskvec.run.scratch import forget, kept_folder
 
 _MAXIMUM = 1 << 32
 # Elements below 2 to this have sums of products in float32, of as many columns as there are.
@@ -49,16 +50,20 @@ def with_rows(job: Job) -> Iterator[tuple[Job, dict[str, Any]]]:
     if not made.tokens:
         yield job, figures(made, {})
         return
-    key = blake3_hex(job.plan.json + json.dumps(job.rows).encode())
-    place = kept_folder(str(job.out.absolute()), f"rows {key}")
+    place = kept_rows(job.plan, job.out, job.rows)
     keep = place if job.rows is not None and job.settings.resume and _is_made(place) else None
     target, model = (each for each in job.checkpoints if isinstance(each, Model) and not is_computed(each))
     arrays, residuals = _arrays(job, made, target, model, keep)
     job.inputs.hold()
     checkpoints = [_filled(each, arrays) if is_computed(each) else each for each in job.checkpoints]
     yield replace(job, checkpoints=checkpoints), figures(made, residuals)
-    with suppress(OSError):
-        shutil.rmtree(place)
+    forget(place)
+
+
+def kept_rows(plan: PlanRecord, out: Path, rows: Sequence[InputRow] | None) -> Path:
+    """The folder where the rows of a run lie until its output is whole."""
+    key = blake3_hex(plan.json + json.dumps(rows).encode())
+    return kept_folder(str(out.absolute()), f"rows {key}")
 
 
 def _is_made(place: Path) -> bool:
@@ -76,10 +81,10 @@ def _filled(source: Any, arrays: dict[str, np.ndarray]) -> Model:
 
 
 class _Steps:
-    """Tells the progress: steps of all tokens, each as the bytes of a number."""
+    """Tells the progress: the terms of all rows."""
 
     def __init__(self, job: Job, total: int) -> None:
-        self._tell = meter(job.progress, "prepare")
+        self._tell = meter(job.progress, "approximate")
         self._done, self._total = 0, total
 
     def add(self, steps: int) -> None:
@@ -93,7 +98,7 @@ class _Steps:
 
     def _say(self, more: int) -> None:
         if self._tell is not None:
-            self._tell(8 * (self._done + more), 8 * self._total)
+            self._tell(self._done + more, self._total)
 
 
 def _arrays(

@@ -14,8 +14,9 @@ from lm_eval.models.huggingface import HFLM
 
 from support.evaluation_models import tiny
 from taskvec.errors import EvaluationError
-from taskvec.evaluation.backend.blocks import BlockedLM, is_out_of_memory
+from taskvec.evaluation.backend.blocks import BlockedLM
 from taskvec.evaluation.backend.journal import Journal
+from taskvec.evaluation.backend.memory import is_out_of_memory
 from taskvec.evaluation.backend.order import batches
 from taskvec.evaluation.backend.sizes import Sizes
 
@@ -97,6 +98,94 @@ def test_equal_blocks_of_one_run_are_kept_apart(tmp_path):
     again = Echo()
     blocked(again, block=1, journal=Journal(tmp_path / "j", "id")).generate_until([request("same", 0)] * 3)
     assert again.asked == []
+
+
+class Scoring(HFLM):
+    """lm-eval's own model, which says which batches it has computed, and can be killed after some."""
+
+    dies_after: int | None = None
+    fits = 1000
+
+    def _model_call(self, inps: torch.Tensor, **more: Any) -> torch.Tensor:
+        if self.dies_after is not None and len(self.computed) >= self.dies_after:
+            raise KeyboardInterrupt
+        if len(inps) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.computed.append(inps.tolist())
+        return super()._model_call(inps, **more)
+
+
+def scoring(**more: Any) -> Scoring:
+    made = Scoring(pretrained=str(tiny().target), device="cpu", batch_size=3)
+    made.computed = []
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+CHOICES = [
+    Instance("loglikelihood", {}, (f"{'long ' * (doc % 5)}question {doc % 9}:", f" {word}"), i, ("t", doc, 1))
+    for doc in range(11)
+    for i, word in enumerate(("a", "b", "cc", "a long answer"))
+]  # documents 0 and 9, 1 and 10 are the same
+
+
+@pytest.mark.parametrize("dies_after", range(1, 11))
+def test_likelihoods_go_on_with_the_batches_that_were_not_ended(tmp_path: Path, dies_after: int):
+    whole = scoring()
+    expected = blocked(whole, block=22).loglikelihood(CHOICES)
+    killed = scoring(dies_after=dies_after)
+    with pytest.raises(KeyboardInterrupt):
+        blocked(killed, block=22, journal=Journal(tmp_path / "j", "id")).loglikelihood(CHOICES)
+    again = scoring()
+    found = blocked(again, block=22, journal=Journal(tmp_path / "j", "id")).loglikelihood(CHOICES)
+    assert found == expected  # every bit
+    assert killed.computed + again.computed == whole.computed
+    assert len(whole.computed) == 11
+
+
+def test_every_likelihood_is_in_the_journal_and_a_torn_line_costs_its_batch_alone(tmp_path: Path):
+    whole = scoring()
+    expected = blocked(whole, block=22, journal=Journal(tmp_path / "j", "id")).loglikelihood(CHOICES)
+    lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + len(whole.computed)
+    unchanged = scoring()
+    journal = Journal(tmp_path / "j", "id")
+    assert blocked(unchanged, block=22, journal=journal).loglikelihood(CHOICES) == expected
+    assert unchanged.computed == []
+    (tmp_path / "j").write_bytes(b"".join(lines[:-1]) + lines[-1][:-9])
+    journal = Journal(tmp_path / "j", "id")
+    assert blocked(unchanged, block=22, journal=journal).loglikelihood(CHOICES) == expected
+    assert unchanged.computed == whole.computed[-1:]
+
+
+def test_likelihoods_that_did_not_fit_go_on_in_the_size_that_did(tmp_path: Path):
+    whole = scoring(fits=2)
+    expected = blocked(whole, block=100, journal=Journal(tmp_path / "a", "id")).loglikelihood(CHOICES)
+    assert {len(batch) for batch in whole.computed} <= {1, 2}
+    killed = scoring(fits=2, dies_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        blocked(killed, block=100, journal=Journal(tmp_path / "b", "id")).loglikelihood(CHOICES)
+    again = scoring()  # where there is memory for more now
+    found = blocked(again, block=100, journal=Journal(tmp_path / "b", "id")).loglikelihood(CHOICES)
+    assert found == expected
+    assert killed.computed + again.computed == whole.computed
+
+
+def test_likelihoods_of_whole_texts_are_kept_batch_by_batch(tmp_path: Path):
+    texts = [
+        Instance("loglikelihood_rolling", {}, (f"a text, number {i} " * (i + 1),), 0, ("t", i, 1))
+        for i in range(7)
+    ]
+    whole = scoring()
+    expected = blocked(whole, batch=3, journal=Journal(tmp_path / "a", "id")).loglikelihood_rolling(texts)
+    killed = scoring(dies_after=len(whole.computed) - 1)
+    with pytest.raises(KeyboardInterrupt):
+        blocked(killed, batch=3, journal=Journal(tmp_path / "b", "id")).loglikelihood_rolling(texts)
+    again = scoring()
+    journal = Journal(tmp_path / "b", "id")
+    assert blocked(again, batch=3, journal=journal).loglikelihood_rolling(texts) == expected
+    assert len(again.computed) < len(whole.computed)
 
 
 def test_a_batch_that_does_not_fit_is_halved():

@@ -12,6 +12,7 @@ from support import fake_vllm
 from support.evaluation_models import small, tiny
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend import engine as engines
+from taskvec.evaluation.backend import foreseen
 from taskvec.evaluation.backend.evaluate import evaluate
 from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.settings import Settings
@@ -98,6 +99,58 @@ def test_drawn_answers_have_seeds_of_their_own_and_come_again(vllm, tmp_path, mo
         drawn(journal=tmp_path / "j")
     monkeypatch.setattr(vllm.LLM, "dies_after", None)
     assert drawn(journal=tmp_path / "j") == whole
+
+
+def test_draws_go_to_the_engine_with_what_is_scored(vllm, monkeypatch):
+    calls: list[int] = []
+    generate = vllm.LLM.generate
+
+    def counted(self, prompts, **rest):
+        calls.append(len(prompts))
+        return generate(self, prompts, **rest)
+
+    monkeypatch.setattr(vllm.LLM, "generate", counted)
+    drawing = settings(samples=3, limit=4)
+    together = evaluate(tiny().target, drawing, arm=Arm("t", "baseline"))
+    assert sorted(calls) == [16, 16]  # four questions of four choices; four scored answers and twelve drawn
+    calls.clear()
+    engines.let_go()
+    monkeypatch.setattr(foreseen.Foreseen, "follow", lambda *_: None)
+    apart = evaluate(tiny().target, drawing, arm=Arm("t", "baseline"))
+    assert sorted(calls) == [4, 4, 4, 4, 16]
+    assert rows(together) == rows(apart)
+    drawn = [
+        [
+            [(draw.output, draw.tokens, draw.cut) for draw in sample.draws]
+            for sample in record.samples["tiny_gen"]
+        ]
+        for record in (together, apart)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("dies_after", [1, 10, 17, 29])
+def test_every_likelihood_survives_an_end_in_the_middle(vllm, tmp_path, monkeypatch, dies_after):
+    choice = settings(tasks=("tiny_choice",))
+
+    def scored(**more: Any) -> ArmRecord:
+        return evaluate(tiny().target, choice, arm=Arm("t", "baseline"), **more)
+
+    whole = scored()
+    engines.let_go()
+    monkeypatch.setattr(vllm.LLM, "dies_after", dies_after)
+    with pytest.raises(KeyboardInterrupt):
+        scored(journal=tmp_path / "j")
+    lines = (tmp_path / "j").read_bytes().splitlines()
+    ended = len(vllm.made[-1].asked)
+    assert len(lines) - 1 == ended
+    kept = [json.loads(line.partition(b" ")[2])[1] for line in lines[1:]]
+    assert max(map(len, kept)) < min(map(len, vllm.made[-1].asked)) / 2  # of the answers' own tokens alone
+    monkeypatch.setattr(vllm.LLM, "dies_after", None)
+    engines.let_go()
+    resumed = scored(journal=tmp_path / "j")
+    assert len(vllm.made[-1].asked) == 32 - ended
+    assert rows(resumed) == rows(whole)
 
 
 def sweep_of(limit: int, **more: Any) -> Any:

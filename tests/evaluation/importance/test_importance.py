@@ -15,7 +15,7 @@ import taskvec as tv
 from support.evaluation_models import tiny, word_problems, write_tokenizer
 from support.s3_server import S3
 from taskvec import errors
-from taskvec.evaluation.importance import kept, make, squares
+from taskvec.evaluation.importance import delivered, kept, make, squares
 
 
 def importance(out: Path | str, tasks: str = "tiny_gen,tiny_choice", **more: Any) -> Any:
@@ -216,6 +216,24 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     with pytest.raises(error, match=words):
         importance(tmp_path / "map", **more)
     assert not (tmp_path / "map").exists()
+
+
+def test_killed_after_a_map_was_sent_the_next_run_ends_the_scratch(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.client.create_bucket(Bucket="maps")
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delivered, "forget", stop)
+        with pytest.raises(KeyboardInterrupt):
+            importance("s3://maps/of/target", "tiny_choice", limit=1)
+    kept = tmp_path / "scratch" / "outputs"
+    assert list(kept.iterdir())
+    assert importance("s3://maps/of/target", "tiny_choice", limit=1).already_done
+    assert not list(kept.iterdir())
 
 
 def test_a_map_goes_to_a_bucket_that_a_recipe_names(s3: S3, tmp_path: Path) -> None:

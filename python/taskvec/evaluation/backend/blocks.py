@@ -2,13 +2,13 @@
 
 `BlockedLM` is between lm-eval and its own model class. It adds what lm-eval does not do: requests of all
 tasks are batched together by length, finished batches are kept in a journal (an engine of vLLM gets all that
-it generates at once, and every answer is kept), a batch that does not fit on the GPU is halved, and each
-answer's length is known in tokens as the model made them, with whether the length limit ended it.
+it is asked at once, with the draws that follow, and every answer is kept), a batch that does not fit on the
+GPU is halved, and each answer's length is known in tokens as the model made them, with whether the length
+limit ended it.
 """
 
 from __future__ import annotations
 
-import gc
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from taskvec.errors import EvaluationError
+from taskvec.evaluation.backend.foreseen import Foreseen
 from taskvec.evaluation.backend.journal import Journal, block_key
 from taskvec.evaluation.backend.lengths import Length, TokenCounter
+from taskvec.evaluation.backend.likelihoods import Likelihoods
+from taskvec.evaluation.backend.memory import free_memory, is_out_of_memory
 from taskvec.evaluation.backend.order import batches, length_of
 from taskvec.evaluation.backend.sizes import Sizes, grown, trial
 from taskvec.evaluation.backend.streamed import Streamed, streams
@@ -34,9 +37,9 @@ class BlockedLM(LM):
     inner : LM
         The model that answers.
     block : int
-        Requests per recorded block, where nothing is generated.
+        Requests that lm-eval gets at once, where nothing is generated.
     batch : int, optional
-        Generating requests at once, each batch recorded; by default `block`.
+        Generating requests at once; by default `block`. Each batch is recorded, of likelihoods too.
     sizes : Sizes, optional
         Batch sizes are to be found by trying, and are kept there.
     seed : int
@@ -65,6 +68,7 @@ class BlockedLM(LM):
         self._counter = TokenCounter(inner)
         self._streamed = Streamed(inner, journal, seed) if streams(inner) else None
         self._repeats: Counter[str] = Counter()
+        self.foreseen = Foreseen()
         self.lengths: dict[tuple[str, int], list[Length]] = defaultdict(list)
         self.truncated_prompts = 0
         self._whole: int | str | None = None
@@ -76,16 +80,20 @@ class BlockedLM(LM):
     # --- the interface of an lm-eval model
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        answers = self._stream(requests) if self._streamed else self._run("generate_until", requests)
+        self.foreseen.hold(requests)
+        if self._streamed:
+            answers = self.foreseen.answers(requests, lambda all_: self._stream("generate_until", all_))
+        else:
+            answers = self._run("generate_until", requests)
         for request, (_, tokens, cut) in zip(requests, answers, strict=True):
             self.lengths[(str(request.task_name), int(request.doc_id))].append(Length(tokens, cut))
         return [text for text, _, _ in answers]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        return [(value, greedy) for value, greedy in self._run("loglikelihood", requests)]
+        return [(value, greedy) for value, greedy in self._likely("loglikelihood", requests)]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        return self._run("loglikelihood_rolling", requests)
+        return self._likely("loglikelihood_rolling", requests)
 
     @property
     def tokenizer_name(self) -> str:
@@ -126,6 +134,14 @@ class BlockedLM(LM):
         """The batch size in use, after any halving."""
         return getattr(self.inner, "batch_size", 1)
 
+    @property
+    def streams(self) -> bool:
+        """Whether the model is an engine that batches by itself."""
+        return self._streamed is not None
+
+    def _likely(self, attribute: str, requests: list[Any]) -> list[Any]:
+        return self._stream(attribute, requests) if self._streamed else self._run(attribute, requests)
+
     # --- blocks
 
     def _run(self, attribute: str, requests: list[Any]) -> list[Any]:
@@ -136,7 +152,9 @@ class BlockedLM(LM):
         done: Counter[str] = Counter()
         self._tell(total, done, total)
         answers: list[Any] = [None] * len(requests)
-        for chunk in batches(attribute, requests, batch=self._batch, block=self._block):
+        # lm-eval tells the likelihoods of whole texts, in windows, only when all of a call are answered
+        block = self._batch if attribute == "loglikelihood_rolling" else self._block
+        for chunk in batches(attribute, requests, batch=self._batch, block=block):
             found = self._answer(attribute, [requests[index] for index in chunk])
             for index, answer in zip(chunk, found, strict=True):
                 answers[index] = answer
@@ -145,7 +163,7 @@ class BlockedLM(LM):
             self._tell(answered, done, total)
         return answers
 
-    def _stream(self, requests: list[Any]) -> list[Any]:
+    def _stream(self, attribute: str, requests: list[Any]) -> list[Any]:
         """Answers of an engine that batches by itself, in the order of `requests`."""
         assert self._streamed is not None
         total = Counter(str(request.task_name) for request in requests)
@@ -154,12 +172,12 @@ class BlockedLM(LM):
 
         def told(more: int) -> None:
             nonlocal done
-            done += more
+            done = min(done + more, len(requests))  # of a text there may be several windows
             if self._progress is not None and more:
                 self._progress(names, done, len(requests))
 
         with self._streamed.watching(told):
-            answers = self._ask("generate_until", requests)
+            answers = self._ask(attribute, requests)
         self._tell(total, total, total)
         return answers
 
@@ -193,32 +211,53 @@ class BlockedLM(LM):
         self._repeats[key] += 1
         if self._repeats[key] > 1:
             key = block_key(attribute, [request.args for request in requests], self._repeats[key])
+        if attribute == "loglikelihood" and self._journal is not None:
+            book = Likelihoods(self.inner, self._journal, key, lambda: self.batch_size)
+            return self._likelihoods(book, requests)
         known = self._journal.get(key) if self._journal is not None else None
         if known is not None and len(known) == len(requests):
             return known
         _seed_everything(self._seed, key)
-        answers = self._within_memory(attribute, requests)
+        answers = self._within_memory(requests, lambda: self._ask(attribute, requests))
         if self._journal is not None:
             self._journal.put(key, answers)
         return answers
 
-    def _within_memory(self, attribute: str, requests: list[Any]) -> list[Any]:
+    def _likelihoods(self, book: Likelihoods, requests: list[Any]) -> list[Any]:
+        """The likelihoods of a block, of which some may be known."""
+
+        def ask() -> list[Any]:
+            lacking = book.missing(requests)
+            if lacking:
+                with book.watching():
+                    found = self._ask("loglikelihood", lacking)
+                    book.take(lacking, found)
+            return book.answers(requests)
+
+        if not book.missing(requests):
+            return book.answers(requests)
+        return self._within_memory(requests, ask, book.size)
+
+    def _within_memory(
+        self, requests: list[Any], ask: Callable[[], list[Any]], size: int | str | None = None
+    ) -> list[Any]:
         """The answers of a block, in halved batches where memory does not suffice.
 
         A size that was too large is tried again once prompts are half as long: they come sorted, and one too
         long is followed by others of its length. The answers of a block must not depend on blocks that a
-        resumed run does not repeat, so a smaller size is used only where the larger one would not fit.
+        resumed run does not repeat, so a smaller size is used only where the larger one would not fit. `size`
+        is that of a block which was begun before.
         """
         if self._whole is None:
             self._whole = self.batch_size
         longest = max(map(length_of, requests), default=0)
         is_tight = self._tight is not None and longest * 2 > self._tight[0]
-        wanted = self._tight[1] if self._tight is not None and is_tight else self._whole
+        wanted = size or (self._tight[1] if self._tight is not None and is_tight else self._whole)
         if self.batch_size != wanted:
             self._use(wanted)
         while True:
             try:
-                return self._ask(attribute, requests)
+                return ask()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -280,24 +319,3 @@ def _seed_everything(seed: int, key: str) -> None:
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device's memory, or the machine's, did not suffice."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "cublas_status_alloc_failed" in text
-    )
-
-
-def free_memory() -> None:
-    """Give back the memory of a deleted model or a failed batch."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -69,7 +69,7 @@ def let_go() -> None:
     """End the engine, and give its memory back."""
     if not _engines:
         return
-    from taskvec.evaluation.backend.blocks import free_memory
+    from taskvec.evaluation.backend.memory import free_memory
 
     engine = _engines.pop()
     llm: Any = getattr(engine.loaded, "model", None)

@@ -132,6 +132,11 @@ def evaluate(
             )
             if settings.decoding == "model":
                 content = {**content, "generation_config": habits(getattr(lm.inner, "model", None))}
+            if settings.samples and lm.streams:
+                drawn = _drawing(settings, arm, lm)
+                if drawn.tasks:
+                    asked = lm.foreseen.asked(lambda: _simple_evaluate(lm, drawn, settings))
+                    lm.foreseen.follow(asked, settings.samples)
             results = _simple_evaluate(lm, tasks, settings)
             record = gather(arm, shown, weights, key, content, found_versions, results, tasks, lm, begun)
             if settings.samples:
@@ -145,21 +150,14 @@ def evaluate(
 def _drawn(record: ArmRecord, lm: Any, settings: Settings, arm: Arm, begun: float) -> ArmRecord:
     """The record with the answers that are drawn besides those that are scored.
 
-    Every draw asks all questions again. The seeds of its blocks follow from the settings' and its number.
+    Every draw asks all questions again. The seeds of its blocks follow from the settings' and its number. An
+    engine of vLLM has answered them with those that are scored.
     """
     from taskvec.evaluation.backend.gather import with_draws
-    from taskvec.evaluation.tasks.prepare import PreparedTasks
 
     drawn, tasks = [], None
     for _ in range(settings.samples):
-        tasks = PreparedTasks(
-            settings,
-            think=arm.think,
-            perturb=arm.perturb,
-            max_length=int(lm.max_length),
-            keep=_keep(settings),
-            drawn=True,
-        )
+        tasks = _drawing(settings, arm, lm)
         if not tasks.tasks:
             return record
         lm.lengths = defaultdict(list)
@@ -167,6 +165,20 @@ def _drawn(record: ArmRecord, lm: Any, settings: Settings, arm: Arm, begun: floa
     assert tasks is not None
     found = with_draws(record, drawn, tasks)
     return replace(found, seconds=round(time.monotonic() - begun, 3))
+
+
+def _drawing(settings: Settings, arm: Arm, lm: Any) -> Any:
+    """The tasks whose answers are drawn."""
+    from taskvec.evaluation.tasks.prepare import PreparedTasks
+
+    return PreparedTasks(
+        settings,
+        think=arm.think,
+        perturb=arm.perturb,
+        max_length=int(lm.max_length),
+        keep=_keep(settings),
+        drawn=True,
+    )
 
 
 def _loaded(model: str | os.PathLike[str], settings: Settings, placement: Placement | None) -> Any:

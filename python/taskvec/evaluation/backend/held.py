@@ -56,7 +56,7 @@ def load_held(model: str, settings: Settings) -> Any:
 def let_go() -> None:
     """Give the memory of the model back."""
     if _held:
-        from taskvec.evaluation.backend.blocks import free_memory
+        from taskvec.evaluation.backend.memory import free_memory
 
         _held.clear()
         free_memory()

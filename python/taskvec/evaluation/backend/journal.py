@@ -2,10 +2,9 @@
 
 lm-eval has a response cache of its own, which is not used: its keys do not name the model, and a run that
 finds half of its requests cached batches the other half afresh, which changes results in the last digits and
-now and then a sample. Here a block is one batch of generated answers, or a fixed slice of other requests. It
-is in the journal whole, with each of its samples, or it is evaluated again in the same batches, so a resumed
-run ends in the samples of an undisturbed one. With vLLM, whose batches follow from time in any run, each
-answer is a block.
+now and then a sample. Here a line is one batch, of generated answers or of likelihoods. It is in the journal
+whole, with each of its samples, or it is evaluated again as the same batch, so a resumed run ends in the
+samples of an undisturbed one. With vLLM, whose batches follow from time in any run, each answer has a line.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
     """
     from lm_eval.api.registry import get_model
 
-    from taskvec.evaluation.backend.blocks import free_memory, is_out_of_memory
+    from taskvec.evaluation.backend.memory import free_memory, is_out_of_memory
 
     name, arguments = os.fspath(model), dict(settings.model_args)
     if look.is_folder(name):

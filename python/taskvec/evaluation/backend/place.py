@@ -91,7 +91,7 @@ def load_placed(model: str, settings: Settings, placement: Placement) -> Any:
 def let_go() -> None:
     """Give the memory of the model back."""
     if _places:
-        from taskvec.evaluation.backend.blocks import free_memory
+        from taskvec.evaluation.backend.memory import free_memory
 
         _places.clear()
         free_memory()

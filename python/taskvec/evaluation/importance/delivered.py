@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from taskvec.files.names import MANIFEST
 from taskvec.report.manifest import with_id
 from taskvec.resolve.threads import each
 from taskvec.run import pipeline
-from taskvec.run.scratch import kept_folder, scratch
+from taskvec.run.scratch import forget, kept_folder, scratch
 from taskvec.run.shadow import Shadow
 from taskvec.run.sink import Head, Sent, Sink
 from taskvec.run.sinks import closing
@@ -57,18 +56,20 @@ def delivered(
     """
     begun = time.monotonic()
     with scratch() as place, closing(address) as sink:
+        kept = kept_folder(address, identity)
         if resume and not overwrite:
             done = _there(Shadow(("",), sink, place / "out"), finished)
             if done is not None:
+                forget(kept)
                 return done
         sent = sink.begin(Head(identity, 1, b"", ("",)), overwrite=overwrite, resume=resume)
-        made = Shadow(("",), sink, kept_folder(address, identity))
+        made = Shadow(("",), sink, kept)
         made.place.parent.mkdir(parents=True, exist_ok=True)
         with made.told():
             report = finished(made.place) if resume else None
             report = report or make(made.place)
         _send(made, sink, sent, identity)
-        shutil.rmtree(made.place, ignore_errors=True)
+        forget(made.place)
     seconds = time.monotonic() - begun
     return replace(report, out=sink.address, seconds=seconds, already_done=False)
 

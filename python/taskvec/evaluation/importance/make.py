@@ -21,6 +21,7 @@ from taskvec.evaluation.importance.kept import Counts, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
 from taskvec.evaluation.settings import torch_device
+from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.files import look
 from taskvec.files import manifest as files
 from taskvec.files.names import MANIFEST, STATE, SWAP
@@ -110,6 +111,7 @@ def importance(
     hold_local(path(out, "out"))
     function(None if isinstance(progress, bool) else progress, "progress")
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
+    keep_apart(asked.settings, out)
     opened = _opened(asked)
     source, weights = resolve(asked.model)
     plan = asked.plan(weights)
@@ -204,8 +206,8 @@ def _make(
     progress: Progress | None,
 ) -> ImportanceReport:
     """Make a map in a folder that is locked."""
-    from taskvec.evaluation.backend.blocks import is_out_of_memory
     from taskvec.evaluation.backend.load import load_model
+    from taskvec.evaluation.backend.memory import is_out_of_memory
     from taskvec.evaluation.importance.answers import examples
     from taskvec.evaluation.importance.squares import Squares
     from taskvec.evaluation.tasks.find import find_tasks

@@ -146,7 +146,7 @@ class Evaluator:
                 self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown
             )
             if self._is_large:
-                from taskvec.evaluation.backend.blocks import free_memory
+                from taskvec.evaluation.backend.memory import free_memory
 
                 free_memory()
             ended(job)

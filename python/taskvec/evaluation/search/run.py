@@ -33,6 +33,7 @@ from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch, locked
 from taskvec.evaluation.sweep.sweep import model_bytes
 from taskvec.evaluation.sweep.workers import Pool
+from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.extras import install
 from taskvec.files import look
 from taskvec.run.sinks import hold_folder
@@ -117,6 +118,7 @@ def search(
     if workers:
         settings = replace(settings, device="cuda" if workers[0].isdigit() else workers[0])
     find_tasks(settings)
+    keep_apart(settings, out, scratch)
     merges = Merges(given.form.force)
     start = given.recipe(given.start())
     reference = merges.model("baseline", baseline_of(start, given.form.baseline))

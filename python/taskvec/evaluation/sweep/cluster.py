@@ -147,8 +147,8 @@ def _evaluate(job: Job, settings: Settings, out: Path, threads: int, board: Any)
     import torch
     from tqdm import tqdm
 
-    from taskvec.evaluation.backend.blocks import free_memory
     from taskvec.evaluation.backend.evaluate import evaluate_into
+    from taskvec.evaluation.backend.memory import free_memory
 
     tqdm.set_lock(threading.RLock())  # its own would be left behind by a worker that is ended
     if settings.device == "cpu":

@@ -17,6 +17,7 @@ from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import locked
+from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.files import look
 
 
@@ -73,6 +74,7 @@ def evaluate_model(
     from taskvec.evaluation.tasks.find import find_tasks
 
     find_tasks(settings)
+    keep_apart(settings, out)
     tell = progress or (lambda _event: None)
     with locked(out), loaded_once():
         folder, weights = resolve(model)

@@ -37,6 +37,7 @@ from taskvec.evaluation.sweep.ram import is_in_memory, ram_folder
 from taskvec.evaluation.sweep.rivals import check_rivals, matched_arms
 from taskvec.evaluation.sweep.scratch import Scratch, locked, read_facts
 from taskvec.evaluation.sweep.workers import Job, Pool
+from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.extras import install
 from taskvec.files import look
 from taskvec.text import plural
@@ -104,6 +105,7 @@ def run_sweep(
 
     out, settings = Path(path(out, "out")), experiment.settings()
     hold_machines(devices, jobs, threads, scratch, budget, ray)
+    keep_apart(settings, out, scratch)
     function(progress, "progress")
     if ray is not None and (devices or jobs > 1):
         raise EvaluationError("`ray` excludes `devices` and `jobs`", "the cluster says what it has")
@@ -405,7 +407,7 @@ class _Runner:
         if self._pool is not None:
             self._pool.run(jobs, say, done)
             return
-        from taskvec.evaluation.backend.blocks import free_memory
+        from taskvec.evaluation.backend.memory import free_memory
 
         for job in jobs:
             self.tell("start", job.arm.name)

@@ -201,8 +201,8 @@ def _serve(pipe: Any, device: str, threads: int, settings: Settings, out: Path) 
 
 def _take_jobs(pipe: Any, settings: Settings, out: Path) -> None:
     """Evaluate one arm after the other, until the parent closes the pipe."""
-    from taskvec.evaluation.backend.blocks import free_memory
     from taskvec.evaluation.backend.evaluate import evaluate_into
+    from taskvec.evaluation.backend.memory import free_memory
 
     while True:
         try:
