@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from support.command_line import invoke
 from support.models import Trio
 from taskvec import cli
-from taskvec.cli.mergekit import NEEDLESS, command
+from taskvec.cli.mergekit import command
+from taskvec.cli.needless import NEEDLESS
 
 # `mergekit-yaml --help` of mergekit 0.1.5, without what click adds to every command
 SWITCHES = (

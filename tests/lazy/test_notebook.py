@@ -18,6 +18,7 @@ import pandas
 import pytest
 
 import taskvec as tv
+from support.models import Trio
 from taskvec import shown
 from taskvec.progress import Progress
 from taskvec.selftest.demo import demo
@@ -306,3 +307,11 @@ def test_a_notebook_runs_in_a_kernel(tmp_path: Path) -> None:
         if page is not None:
             parsed(page)
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def test_a_saved_vector_that_was_opened_as_a_checkpoint_says_so(trio: Trio, tmp_path: Path) -> None:
+    tv.extract(trio.donor, trio.reference, tmp_path / "v.vec")
+    opened = tv.open(tmp_path / "v.vec")
+    assert "taskvec.load_vector" in repr(opened)
+    assert "taskvec.load_vector" in opened._repr_html_()
+    assert "load_vector" not in repr(tv.open(trio.donor))

@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,51 @@ def test_a_changed_input_is_refused(sharded_trio: Trio, tmp_path: Path, verb: st
     job(out, overwrite=True)
     job(tmp_path / "fresh")
     (same_weights if verb == "documents" else same_files)(out, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_manifest_without_times_knows_its_inputs_by_their_content(
+    sharded_trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """With SOURCE_DATE_EPOCH: copies of the models are the same inputs, one flipped bit makes others."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    job, out = jobs(sharded_trio, tmp_path)[verb], tmp_path / "out"
+    job(out)
+    assert "inputs" not in json.loads(next(out.rglob("taskvec.json")).read_text())["run"]
+    before = states(out)
+    for folder in sharded_trio:
+        shutil.copytree(folder, f"{folder}-copy")
+        shutil.rmtree(folder)
+        shutil.copytree(f"{folder}-copy", folder)
+    assert job(out).already_done
+    assert states(out) == before
+    path = next(iter(sorted(Path(sharded_trio.reference).glob("*.safetensors"))))
+    if verb == "apply":
+        path = tmp_path / "vector" / "vector.safetensors"
+    if verb == "merge":
+        path = next(iter(sorted(Path(sharded_trio.donor).glob("*.safetensors"))))
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(tv.OutputError, match="holds a finished output") as caught:
+        job(out)
+    assert "--overwrite" in str(caught.value.hint)
+    assert states(out) == before
+
+
+@pytest.mark.parametrize("why", ["companion", "no digests"])
+def test_without_times_and_digests_nothing_is_taken_for_done(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    options: Any = {"input_digests": False} if why == "no digests" else {}
+    tv.transfer(*trio, tmp_path / "out", **options)
+    if why == "companion":
+        with open(Path(trio.target) / "tokenizer_config.json", "a") as file:
+            file.write(" ")
+    with pytest.raises(tv.OutputError, match=r"`tokenizer_config.json`|no digests") as caught:
+        tv.transfer(*trio, tmp_path / "out", **options)
+    assert "--overwrite" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("change", ["shorter", "gone", "same size"])

@@ -232,7 +232,7 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
 
 def _of_mergekit(option: str) -> str | None:
     """The way out for an option of mergekit-yaml that nothing has to be said for here."""
-    from taskvec.cli.mergekit import NEEDLESS  # which few mistakes need
+    from taskvec.cli.needless import NEEDLESS  # which few mistakes need
 
     why = NEEDLESS.get(option.removeprefix("--").removeprefix("no-").replace("-", "_"))
     return f"leave it out: {why}; `taskvec-yaml` takes the options of mergekit-yaml" if why else None

@@ -113,7 +113,7 @@ def write_result(page: Page, found: Composition, *, every_layer: bool) -> None:
 
 
 def _table(page: Page, label: str, rows: list[tuple[str, Figures]], others: list[str]) -> None:
-    head = (label, "norm", "share", "not zero", "top 1 % hold", "rank", *(f"cos {name}" for name in others))
+    head = (label, "norm", "share", "not zero", "top 1% hold", "rank", *(f"cos {name}" for name in others))
     cells = [
         (
             printable(name),

@@ -33,7 +33,7 @@ The attention of layers 8 to 20 alone:
 As a LoRA adapter of rank 64, with a map of what it keeps:
   taskvec extract qwen-math qwen-base -o math-lora --lora 64 --html kept.html
 
-Of every module the smallest rank that keeps 95 % of its change:
+Of every module the smallest rank that keeps 95% of its change:
   taskvec extract qwen-math qwen-base -o math-lora --lora auto --energy 0.95
 
 One of four parts, which may run on as many machines that share a folder:

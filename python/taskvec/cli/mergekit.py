@@ -11,25 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from taskvec.cli.console import Console, UsageError
+from taskvec.cli.needless import NEEDLESS
 from taskvec.cli.options import together
 
-# Options of mergekit-yaml that have no counterpart because nothing has to be asked for here.
-NEEDLESS: dict[str, str] = {
-    "allow_crimes": "tensors go by their names; `--force ID` goes on in spite of a finding",
-    "trust_remote_code": "no code of a model is run",
-    "lora_merge_cache": "an adapter is added as it is read, and takes no room on the disk",
-    "lora_merge_dtype": "an adapter is added before the one rounding at the end",
-    "cuda": "the merge runs on processors, at the speed of memory",
-    "device": "the merge runs on processors, at the speed of memory",
-    "low_cpu_memory": "memory is bounded whatever the size of the model",
-    "lazy_unpickle": "safetensors are read where they lie",
-    "read_to_gpu": "the merge runs on processors, at the speed of memory",
-    "multi_gpu": "the merge runs on processors, at the speed of memory",
-    "gpu_rich": "the merge runs on processors, at the speed of memory",
-    "async_write": "reading, arithmetic and writing overlap in any case",
-    "write_threads": "reading, arithmetic and writing overlap in any case",
-    "clone_tensors": "each tensor is written by itself",
-}
 _LARGEST = 1 << 62
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 

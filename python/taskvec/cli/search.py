@@ -68,8 +68,8 @@ Merge what was found:
         help="Folder of the report, the best recipe and the records.")  # fmt: skip
 @option("--overwrite", is_flag=True, section="Output", help="Begin again where OUT holds another search.")
 @option("--scratch", metavar="DIR", type=click.Path(file_okay=False), section="Output",
-        help="Where merged models lie while they are evaluated.  [default: memory, if they are small beside "
-             "what is free there, or OUT/scratch]")  # fmt: skip
+        help="Where merged models lie while they are evaluated.  [default: memory, if they are small "
+             "compared with what is free there, or OUT/scratch]")  # fmt: skip
 @option("--scratch-budget", type=Size(), metavar="SIZE", section="Output",
         help="What they may take together.  [default: half of what is free]")  # fmt: skip
 @option("--keep", is_flag=True, section="Output", help="Leave merged models in the scratch folder.")

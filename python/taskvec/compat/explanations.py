@@ -96,7 +96,7 @@ FINDINGS: dict[str, Explanation] = {
     ),
     "config-missing": Explanation(
         "A folder with weights alone, or a single file, has no config.json.",
-        "Make sure that the models are of one family and size; put the config.json beside the weights.",
+        "Make sure that the models are of one family and size; put the config.json next to the weights.",
     ),
     "config-function": Explanation(
         "Shapes are equal and a key such as `rope_theta`, `rms_norm_eps` or `hidden_act` is not: the same "
@@ -230,7 +230,7 @@ FINDINGS: dict[str, Explanation] = {
     ),
     "tokenizer-missing": Explanation(
         "A folder has no tokenizer.json, so that its vocabulary is not known.",
-        "Put the tokenizer beside the weights, or make sure that the models share one vocabulary.",
+        "Put the tokenizer next to the weights, or make sure that the models share one vocabulary.",
     ),
     "tokenizer-vocabulary": Explanation(
         "The same id stands for other tokens: rows of the embeddings do not belong together.", _VOCABULARY

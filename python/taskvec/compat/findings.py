@@ -134,9 +134,9 @@ FINDINGS: dict[str, Kind] = {
     "non-finite": Kind(
         "error", "NaN or infinity in an input or in the output", "they are written and counted"
     ),
-    "rounded-away": Kind("warning", "more than 5 % of the elements that were to change did not"),
+    "rounded-away": Kind("warning", "more than 5% of the elements that were to change did not"),
     "importance-zero": Kind("note", "elements that matter to no model have the mean by the weights alone"),
-    "not-low-rank": Kind("warning", "an adapter keeps less than 90 % of the vector that it was made of"),
+    "not-low-rank": Kind("warning", "an adapter keeps less than 90% of the vector that it was made of"),
 }
 
 

@@ -182,7 +182,7 @@ class Experiment(_Strict):
         Further arms: what the vector is made of, at each alpha that was chosen.
     paper : {"1.5b", "7b"}, optional
         The paper's experiment with models of this size: its tasks, alphas, request to reason and settings go
-        before the defaults, and what is named beside it goes before them; the report has its table.
+        before the defaults, and what is named next to it goes before them; the report has its table.
     """
 
     target: str

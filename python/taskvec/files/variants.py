@@ -127,7 +127,7 @@ def choose(
 
 
 def beside(names: Collection[str]) -> Chosen | None:
-    """Weights of other names that lie beside each other and are one model: ``encoder.safetensors`` and so on.
+    """Weights of other names, next to each other, that are one model: ``encoder.safetensors`` and so on.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def renamed(chosen: Chosen, folder: str, count: int) -> tuple[list[str], str]:
     """Names for so many files in place of these, and for their index, of the same stem and variant."""
     name = chosen.files[0].removeprefix(folder)
     match = _FILE.fullmatch(name)
-    # Of several files that lie beside each other, none lends its name to the others.
+    # Of several files that lie next to each other, none lends its name to the others.
     alone = "model" if len(chosen.files) > 1 else name.removesuffix(".safetensors")
     stem = match["stem"] if match else alone
     tag = f".{chosen.variant}" if chosen.variant else ""

@@ -116,6 +116,8 @@ class Checkpoint(Tensors, Model):
         return TaskVector.difference(self, other) if isinstance(other, Model) else NotImplemented
 
     def _facts(self) -> dict[str, str]:
+        from taskvec.resolve.saved_vector import is_stored_vector  # which commands do without
+
         facts = {
             "tensors": f"{len(self.tensors):,}",
             "parameters": amount(self.total_parameters),
@@ -125,6 +127,8 @@ class Checkpoint(Tensors, Model):
         }
         if self.config.get("architectures"):
             facts = {"architecture": ", ".join(map(str, self.config["architectures"])), **facts}
+        if is_stored_vector(self):
+            facts["holds"] = "a saved vector as it is stored: taskvec.load_vector opens it as a vector"
         if self.revision:
             facts["revision"] = self.revision
         if self.download_bytes:

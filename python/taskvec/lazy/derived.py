@@ -54,7 +54,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.way == "top" and not 0 < self.amount <= 100:
-            raise RecipeError(f"top {self.amount:g} % of a vector is not above 0 and at most 100 %")
+            raise RecipeError(f"top {self.amount:g}% of a vector is not above 0 and at most 100%")
         if self.way == "rank" and not (self.amount >= 1 and float(self.amount).is_integer()):
             raise RecipeError(f"rank {self.amount:g} is not a whole number of at least 1")
 

@@ -159,9 +159,7 @@ class Composition(Drawn):
             f"norm {total.norm:.4g}",
         ]
         if total.top is not None:
-            words.append(
-                f"the largest 1 % of the elements hold {percent(total.top[1.0])} of the squared norm"
-            )
+            words.append(f"the largest 1% of the elements hold {percent(total.top[1.0])} of the squared norm")
         if total.spectrum is not None:
             words.append(
                 f"effective rank of a matrix {total.spectrum.rank:.0f} of {total.spectrum.full_rank:.0f}"
@@ -185,7 +183,7 @@ class Composition(Drawn):
             "norm": f"{total.norm:.4g}",
         }
         if total.top is not None:
-            facts["largest 1 %"] = f"{percent(total.top[1.0])} of the squared norm"
+            facts["largest 1%"] = f"{percent(total.top[1.0])} of the squared norm"
         if total.spectrum is not None:
             facts["effective rank"] = f"{total.spectrum.rank:.0f} of {total.spectrum.full_rank:.0f}"
         for name, alike in total.alike.items():

@@ -77,7 +77,7 @@ def _layer(layer: int | None) -> str:
 
 
 def _held(total: Figures) -> list[tuple[str, float]]:
-    return [(f"{amount:g} %", share) for amount, share in (total.top or {}).items()]
+    return [(f"{amount:g}%", share) for amount, share in (total.top or {}).items()]
 
 
 def _ranks(total: Figures) -> list[tuple[str, float]]:

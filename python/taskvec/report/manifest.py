@@ -50,11 +50,7 @@ def provenance(
     """
     return {
         **heading(plan.kind, recipe_of(plan, output.alpha)),
-        "sources": [
-            source_row(source.role, checkpoint, contents[number] if contents else {})
-            for number, (source, checkpoint) in enumerate(zip(plan.sources, plan.checkpoints, strict=True))
-            if not is_computed(checkpoint)
-        ],
+        "sources": source_rows(plan, contents),
         "findings": [finding.to_dict() for finding in plan.findings],
         "survival": {
             "status": output.survival_status,
@@ -147,6 +143,15 @@ def with_id(data: bytes, identifier: str) -> bytes:
 def rounded(value: float) -> float:
     """Six significant digits, as the engine reports: sums may differ in the last bits."""
     return float(f"{value:.5e}")
+
+
+def source_rows(plan: PlanRecord, contents: Contents = ()) -> list[dict[str, Any]]:
+    """What a manifest says of the models of a plan, with the digests of their weight files."""
+    return [
+        source_row(source.role, checkpoint, contents[number] if contents else {})
+        for number, (source, checkpoint) in enumerate(zip(plan.sources, plan.checkpoints, strict=True))
+        if not is_computed(checkpoint)
+    ]
 
 
 def source_row(

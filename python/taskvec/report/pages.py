@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from taskvec.text import percent
+
 
 def templates(*packages: str, html: bool = True) -> Any:
     """The templates in the folder ``templates`` of some packages; the first that has a name gives it.
@@ -14,10 +16,15 @@ def templates(*packages: str, html: bool = True) -> Any:
         Names of packages, such as ``taskvec.report``.
     html : bool
         Values are escaped.
+
+    Returns
+    -------
+    Environment
+        With the filter ``percent``.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in packages]),
         autoescape=html,
         undefined=StrictUndefined,
@@ -25,3 +32,5 @@ def templates(*packages: str, html: bool = True) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["percent"] = percent
+    return made

@@ -19,7 +19,7 @@ def token_words(tokens: Mapping[str, Any]) -> list[str]:
     for space, row in tokens["residual"].items():
         if row["median"] is not None:
             words.append(
-                f"left of them in `{shown(space)}`: median {row['median']:.1%}, 90 % of them at most "
+                f"left of them in `{shown(space)}`: median {row['median']:.1%}, 90% of them at most "
                 f"{row['p90']:.1%}, at most {row['max']:.1%}"
             )
         if row["without"]:

@@ -75,9 +75,8 @@ def _report(folders: list[Path]) -> Report:
                 "`taskvec verify` compares an output with its manifest",
             )
         manifests.append(data)
-    rows = manifests[0]["run"]["inputs"]
-    plan = manifests[0]["run"]["plan"]
-    if any(data["run"]["inputs"] != rows or data["run"]["plan"] != plan for data in manifests):
+    rows, plan = manifests[0]["run"].get("inputs"), manifests[0]["run"]["plan"]
+    if any((data["run"].get("inputs"), data["run"]["plan"]) != (rows, plan) for data in manifests):
         raise OutputError(
             f"the folders in `{folders[0].parent}` are outputs of several runs", "name one of them"
         )
@@ -87,7 +86,7 @@ def _report(folders: list[Path]) -> Report:
         return finished_report(
             [folders[index] for index in order],
             [manifests[index] for index in order],
-            rows,
+            rows or (),
             Settings(),
             [alphas[index] for index in order],
         )

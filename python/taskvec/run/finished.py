@@ -16,11 +16,12 @@ from taskvec.files.manifest import MAXIMUM_BYTES, File, files, parse
 from taskvec.files.names import CONFIG, MANIFEST, PLAN, STATE, SWAP
 from taskvec.models.model import Model
 from taskvec.plan.plan import PlanRecord
-from taskvec.report.manifest import recipe_of
+from taskvec.report.manifest import recipe_of, source_rows
 from taskvec.report.noise import Noise
 from taskvec.report.report import Output, Report, Shard, rounding_findings
 from taskvec.report.survival import Survival
-from taskvec.run.inputs import InputRow, difference
+from taskvec.run.contents import InputDigests
+from taskvec.run.inputs import InputRow, companions, difference
 from taskvec.run.publish import config_of
 from taskvec.settings import Settings
 
@@ -73,8 +74,11 @@ def finished_run(
     alphas = [output.alpha for output in plan.outputs]
     if not all(_is_of(plan, alpha, data, settings) for alpha, data in zip(alphas, found, strict=True)):
         return None
-    if settings.overwrite and any(data["run"]["inputs"] != _plain(rows) for data in found):
+    if settings.overwrite and any(data["run"].get("inputs") != _plain(rows) for data in found):
         return None
+    for folder, data in zip(folders, found, strict=True):
+        if "inputs" not in data["run"]:
+            _hold_content(plan, folder, data, settings)
     return finished_report(folders, found, rows, settings, alphas, plan)
 
 
@@ -94,8 +98,9 @@ def finished_report(
         They are not.
     """
     for folder, data in zip(folders, manifests, strict=True):
-        if data["run"]["inputs"] != _plain(rows):
-            changed = difference(data["run"]["inputs"], _plain(rows))
+        before = data["run"].get("inputs")  # without them, whoever asks has compared the content
+        if before is not None and before != _plain(rows):
+            changed = difference(before, _plain(rows))
             raise OutputError(f"`{folder}` holds a finished output, but {changed} since", _WAYS_OUT)
         _hold_files(folder, files(data, folder / MANIFEST), settings)
     for folder in folders:
@@ -147,14 +152,16 @@ def _energy(adapter: Mapping[str, Any] | None, folder: Path) -> list[Finding]:
 
 
 def manifests_of_request(request: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The manifests in these folders, if all are there and of this request; none otherwise."""
+    """The manifests in these folders, if all are there, of this request, and with their inputs; else none."""
     found = [data for folder in folders if (data := manifest_of(folder)) is not None]
-    is_all = len(found) == len(folders) and all(data["run"].get("request") == request for data in found)
+    is_all = len(found) == len(folders) and all(
+        data["run"].get("request") == request and "inputs" in data["run"] for data in found
+    )
     return found if is_all else []
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished run that has told its inputs."""
+    """The manifest of a finished run."""
     path = folder / MANIFEST
     if not look.exists(path):
         return None
@@ -172,7 +179,7 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
         run = manifest["run"]
         _ = run["threads"], run["cpu_level"], run["plan"], manifest["recipe"]
         _output(Path(), manifest, None)
-        rows = run["inputs"]
+        rows = run.get("inputs", [])  # a manifest that is the same each time has none
         return isinstance(rows, list) and all(
             isinstance(row, list) and len(row) > 2 and isinstance(row[0], str) and isinstance(row[1], str)
             for row in rows
@@ -193,6 +200,45 @@ def _is_of(plan: PlanRecord, alpha: float, data: Mapping[str, Any], settings: Se
     if plan.kind == "checkpoint" and isinstance(base, Model) and CONFIG in base.other_files:
         small[CONFIG] = config_of(base, plan)
     return all(listed.get(name) == blake3_hex(content) for name, content in small.items())
+
+
+def _hold_content(plan: PlanRecord, folder: Path, data: Mapping[str, Any], settings: Settings) -> None:
+    """Return if the inputs have the bytes that a manifest without their times says by digests.
+
+    Raises
+    ------
+    OutputError
+        They have not, or the manifest has no digest of one.
+    """
+    contents = InputDigests(plan.checkpoints, settings).read(settings.threads or 0)
+    now = source_rows(plan, contents)
+    before = data.get("sources")
+    if not all(":" in row["content"] for row in now) or not _same_content(now, before):
+        raise OutputError(
+            f"`{folder}` holds a finished output, but its inputs have changed since, or the manifest has no "
+            "digests of them",
+            _WAYS_OUT,
+        )
+    base = plan.checkpoints[0]
+    if plan.kind == "checkpoint" and isinstance(base, Model):
+        listed = {file.name: file.blake3 for file in files(data, folder / MANIFEST)}
+        for name in companions(base):
+            path = base.location / name
+            if not look.exists(path) or listed.get(name) not in (None, digest_file(path)[1]):
+                raise OutputError(
+                    f"`{folder}` holds a finished output, but `{name}` of `{base.spec}` has changed since",
+                    _WAYS_OUT,
+                )
+
+
+def _same_content(now: Sequence[Mapping[str, Any]], before: object) -> bool:
+    def told(rows: Any) -> list[tuple[Any, ...]]:
+        return [(row["role"], row["model"], row["fingerprint"], row["content"]) for row in rows]
+
+    try:
+        return told(now) == told(before)
+    except (KeyError, TypeError):
+        return False
 
 
 def _hold_files(folder: Path, listed: Sequence[File], settings: Settings) -> None:

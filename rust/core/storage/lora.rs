@@ -77,7 +77,7 @@ impl<'a> Lora<'a> {
             Error::new(Kind::Plan, format!("unusable plan: a part of `{name}` that an adapter changes {what}"))
         };
         if !a.dtype.is_float() || !b.dtype.is_float() {
-            return Err(bad("has factors that are no floats"));
+            return Err(bad("has factors that are not floats"));
         }
         let axes: Vec<Axis> = rows.iter().map(|(n, to, from)| Axis { n: *n, to: *to, from: *from }).collect();
         // A line has one element of a factor against several of the other.

@@ -44,7 +44,7 @@ def check_documents(space: Space, settings: Settings) -> dict[str, tuple[int, in
 def scratch_place(
     out: Path, named: str | os.PathLike[str] | None, size: int, at_once: int, *, shared: bool
 ) -> Path:
-    """Where merged models lie: in memory if they are small beside what is free there."""
+    """Where merged models lie: in memory if they are small compared with what is free there."""
     if named is not None:
         return Path(named)
     name = hashlib.blake2b(os.fsencode(out.absolute()), digest_size=8).hexdigest()

@@ -20,7 +20,7 @@ _ORDERED = frozenset({"true", "group", "dynamic"})
 class Scheme(NamedTuple):
     """How some modules are stored: ``strategy`` is ``tensor``, ``channel``, ``block`` or ``group``.
 
-    ``is_ordered`` says that the columns of a group are not neighbours: a tensor beside has the group of each.
+    ``is_ordered`` says that the columns of a group are not neighbours: another tensor has the group of each.
     """
 
     format: str

@@ -46,8 +46,8 @@ class Leftovers:
         Raises
         ------
         UnreadableError
-            It is a part of a packed weight whose other half is missing, or lies beside one and is not a known
-            part of it.
+            It is a part of a packed weight whose other half is missing, or lies next to one and is not
+            known as a part of it.
         """
         if info.name.endswith(PARTS_ALONE):
             raise UnreadableError(
