@@ -10,8 +10,8 @@ import taskvec
 
 ROOT = Path(taskvec.__file__).parent
 EVALUATION = [
-    "machines", "settings", "paper", "arms", "record", "experiment", "tasks", "analysis", "backend", "report",
-    "sweep", "search", "importance", "__init__",
+    "machines", "settings", "paper", "keywords", "arms", "record", "experiment", "tasks", "analysis",
+    "backend", "report", "sweep", "search", "importance", "__init__",
     "miniature",
 ]  # fmt: skip
 # From the ground up: a room knows those before it.

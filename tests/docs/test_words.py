@@ -19,7 +19,7 @@ FOREIGN = {
     "--exclude", "--head", "--lifecycle-configuration", "--mem", "--no-deps", "--node-ip-address", "--nodes",
     "--ntasks-per-node", "--num-cpus", "--pack", "--port", "--requeue", "--time", "--update-transcripts",
     "--job-name", "--signal", "--cuda", "--lazy-unpickle", "--copy-tokenizer",
-    "--version", "--wrap", "--bucket", "--address", "--no-index", "--find-links", "--parsable",
+    "--version", "--wrap", "--miniature", "--bucket", "--address", "--no-index", "--find-links", "--parsable",
 }  # fmt: skip
 THEIRS = DOCS / "coming-from-mergekit.md"  # names mergekit's options; a test of its own reads it
 

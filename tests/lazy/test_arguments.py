@@ -78,7 +78,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
     },
     **{
         f"importance.{name}": (of(tv.importance, name, **MAP), ["x", *ODD[3:]])
-        for name in ("limit", "seed", "labels", "dtype", "chat_template", "max_gen_toks", "batch_size")
+        for name in ("limit", "seed", "labels", "dtype", "chat_template")
     },
     "importance.device": (of(tv.importance, "device", **MAP), ["foo", "cuda:x", "cpu:1:2", "", *ODD]),
     "importance.model_args": (of(tv.importance, "model_args", **MAP), ["x", *ODD[:6]]),

@@ -40,6 +40,14 @@ reveal_type(merged.save("out", overwrite=True, threads=2))  # Report
 for name, tensor in merged.items(threads=1):
     reveal_type(name)  # str
     reveal_type(tensor)  # ndarray
+report = tv.sweep(target="t", donor="d", reference="r", rivals=["s"], tasks="gsm8k", alphas=[0.5, 1],
+                  controls={"random": 2}, evaluation={"limit": 20, "batch_size": "auto"}, out="o")
+reveal_type(report)  # SweepReport
+reveal_type(tv.evaluate("m", tasks=["sciq"], limit=0.5, model_args={"dtype": "bfloat16"}))  # SweepReport
+reveal_type(tv.search("space.yaml", "o", budget=20))  # SearchResult
+reveal_type(tv.importance("m", "o", tasks="sciq", labels="model", device="cpu"))  # ImportanceReport
+reveal_type(tv.demo("d", overwrite=True))  # DemoResult
+reveal_type(tv.demo(paper=True, seed=2))  # Miniature
 """
 WRONG = """
 import taskvec as tv
@@ -55,6 +63,14 @@ tv.ties(["a"], base="c")  # error
 tv.ties(["a"], base="c", weight=1.0, rescale_norm="l2")  # error
 (target + vector).save("out", thread=2)  # error
 tv.ties(["a"], base="c", weight=1.0).save("out", overwrit=True)  # error
+tv.sweep(target="t", donor="d", reference="r", taskss="gsm8k", out="o")  # error
+tv.sweep(target="t", donor="d", reference="r", tasks="gsm8k", evaluation={"limitt": 3}, out="o")  # error
+tv.evaluate("m", tasks="sciq", limit="all")  # error
+tv.evaluate("m", tasks="sciq", kind="vectr")  # error
+tv.search("space.yaml", "o", budget="much")  # error
+tv.importance("m", "o", tasks="sciq", samples=3)  # error
+tv.demo(seed=2)  # error
+tv.demo(paper=True, threads=2)  # error
 """
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from taskvec.cli.console import Console, Page
 from taskvec.cli.eval_output import show_conclusions, show_warnings, watching
+from taskvec.evaluation.miniature.call import FOLDER, MOST_JOBS
 from taskvec.host import cores
 from taskvec.text import duration, printable
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from taskvec.evaluation.record import ArmRecord
     from taskvec.evaluation.report.report import Report
 
-FOLDER = "taskvec-paper"
-MOST_JOBS = 4  # more processes wait for each other: the arms come in three portions
 ORDER = ("reference", "donor", "baseline", "vector", "random", "permuted", "sft", "rival", "whole")
 
 

@@ -457,6 +457,16 @@ def test_the_paper_in_miniature_from_the_command_line(hasty, capsys):
     assert found["report"]["comparisons"] == report["comparisons"]
     assert found["report"]["gate"][0]["passed"] is False
 
+    # and from Python, where nothing is left to do
+    events: list[object] = []
+    made = taskvec.demo(hasty, paper=True, seed=7, jobs=1, progress=events.append)
+    assert (made.models.seed, made.folder) == (7, hasty / "report")
+    assert [event.kind for event in events].count("known") == len(report["arms"])
+    assert made.report.to_json()["comparisons"] == report["comparisons"]
+    frame = made.report.to_frame()
+    assert set(frame["arm"]) == {arm["name"] for arm in report["arms"]}
+    assert repr(made) == f"Miniature(seed=7, folder={str(hasty / 'report')!r})"
+
 
 def test_another_seed_is_refused_in_the_same_folder(hasty, capsys):
     done = invoke(capsys, "demo", "--paper", hasty, "--seed", 8)

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 from taskvec.arguments import texts
 from taskvec.errors import RecipeError
 from taskvec.evaluation.backend.identity import settings_identity, versions
-from taskvec.evaluation.settings import OPTIONS, Settings, key_of
+from taskvec.evaluation.keywords import MapOptions
+from taskvec.evaluation.settings import Settings
 from taskvec.text import nearest
 
 Labels = Literal["reference", "model"]
@@ -74,7 +75,7 @@ def asked_for(
     tasks: str | Sequence[str],
     labels: str,
     dtype: str,
-    settings: dict[str, Any],
+    settings: MapOptions,
 ) -> Asked:
     """What the arguments of a call ask for.
 
@@ -88,9 +89,9 @@ def asked_for(
     for name, value, known in (("labels", labels, get_args(Labels)), ("dtype", dtype, get_args(Dtype))):
         if value not in known:
             raise RecipeError(f"`{name}` is {' or '.join(known)}, found `{value}`")
-    unknown = [name for name in settings if name not in map(key_of, OPTIONS)]
+    unknown = [name for name in settings if name not in MapOptions.__annotations__]
     if unknown:
-        near = nearest(unknown[0], map(key_of, OPTIONS))
+        near = nearest(unknown[0], MapOptions.__annotations__)
         raise TypeError(f"unknown setting `{unknown[0]}`" + (f"; did you mean `{near}`?" if near else ""))
     names = tuple(tasks.split(",")) if isinstance(tasks, str) else texts(tasks, "tasks")
     if not any(names):

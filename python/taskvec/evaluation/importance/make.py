@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, replace_output, write_atomic
 from taskvec.arguments import function, path
@@ -20,6 +20,7 @@ from taskvec.evaluation.importance.delivered import delivered
 from taskvec.evaluation.importance.kept import Counts, keep, restore
 from taskvec.evaluation.importance.report import ImportanceReport
 from taskvec.evaluation.importance.written import names_of, write_others, write_weights
+from taskvec.evaluation.keywords import MapOptions
 from taskvec.evaluation.settings import torch_device
 from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.files import look
@@ -58,7 +59,7 @@ def importance(
     overwrite: bool = False,
     resume: bool = True,
     progress: Progress | bool | None = None,
-    **settings: Any,
+    **settings: Unpack[MapOptions],
 ) -> ImportanceReport:
     """Write what each element of a model matters on some tasks: the diagonal of its Fisher information.
 
@@ -133,7 +134,9 @@ def importance(
     return done or make(Path(out), overwrite)
 
 
-def forecast(model: str | os.PathLike[str], *, tasks: str | Sequence[str], **settings: Any) -> dict[str, int]:
+def forecast(
+    model: str | os.PathLike[str], *, tasks: str | Sequence[str], **settings: Unpack[MapOptions]
+) -> dict[str, int]:
     """What a map takes, from headers alone.
 
     Parameters

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskvec.evaluation.experiment import Evaluation, Experiment
+from taskvec.evaluation.report.held import SweepReport
 from taskvec.evaluation.sweep.sweep import run_sweep
 
 if TYPE_CHECKING:
     from taskvec.evaluation.miniature.build import MiniatureModels
-    from taskvec.evaluation.report.report import Report
     from taskvec.evaluation.sweep.events import Event
 
 ALPHAS = (-1.0, 0.0, 0.5, 1.0, 1.5)
@@ -22,13 +22,13 @@ PERTURBATIONS = ("typo", "distractor", "order")
 SEED = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Miniature:
     """The outcome of a run of the paper in miniature.
 
     Attributes
     ----------
-    report : Report
+    report : SweepReport
         Whatever came out: nothing here expects the vector to help.
     models : MiniatureModels
         The checkpoints and the task.
@@ -38,11 +38,14 @@ class Miniature:
         How long it took to have the models, and to evaluate and compare the arms.
     """
 
-    report: Report
+    report: SweepReport
     models: MiniatureModels
     folder: Path
     building_seconds: float
     sweeping_seconds: float
+
+    def __repr__(self) -> str:
+        return f"Miniature(seed={self.models.seed}, folder={str(self.folder)!r})"
 
 
 def run(
@@ -95,7 +98,7 @@ def run(
     built, folder = time.monotonic(), directory / "report"
     with build.one_thread():
         report = run_sweep(experiment(models), folder, jobs=jobs, threads=1, progress=sweeping)
-    return Miniature(report, models, folder, built - begun, time.monotonic() - built)
+    return Miniature(SweepReport.of(report), models, folder, built - begun, time.monotonic() - built)
 
 
 def experiment(models: MiniatureModels) -> Experiment:

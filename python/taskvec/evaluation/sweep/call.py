@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from taskvec.evaluation.experiment import Experiment, experiment, load_experiment
+from taskvec.evaluation.keywords import SweepOptions
 from taskvec.evaluation.report.held import SweepReport
 from taskvec.evaluation.sweep.events import Progress
 from taskvec.evaluation.sweep.sweep import run_sweep
@@ -26,7 +27,7 @@ def sweep(
     jobs: int = 1,
     ray: str | None = None,
     progress: Progress | bool | None = None,
-    **content: Any,
+    **content: Unpack[SweepOptions],
 ) -> SweepReport:
     """Merge, evaluate and compare a vector with its controls and rivals.
 

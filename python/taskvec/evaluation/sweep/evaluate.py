@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from taskvec.arguments import path, texts
 from taskvec.evaluation.arms import Kind, arm_stem
+from taskvec.evaluation.keywords import SettingOptions
 from taskvec.evaluation.settings import OPTIONS, Settings, key_of
 from taskvec.run.sinks import hold_folder
 from taskvec.shown import watched
@@ -30,7 +31,7 @@ def evaluate(
     think: str | None = None,
     perturb: str | Sequence[str] = (),
     progress: Progress | bool | None = None,
-    **settings: Any,
+    **settings: Unpack[SettingOptions],
 ) -> SweepReport:
     """Run a model on benchmark tasks through lm-eval, and report on every arm of the output folder.
 
