@@ -371,7 +371,7 @@ def test_a_shape_that_no_tensor_has_is_refused(tmp_path: Path, shape: list[int])
     data["vector"]["elements"] += math.prod(shape) - row["elements"]
     row.update(shape=shape, elements=math.prod(shape))
     path.write_text(json.dumps(data))
-    with pytest.raises(tv.FormatError, match="damaged description of .*: `(elements|shape)` is"):
+    with pytest.raises(tv.FormatError, match=r"damaged description of .*: `(elements|shape)` is"):
         tv.load_vector(tmp_path / "vec")
 
 

@@ -19,6 +19,7 @@ from support.command_line import invoke, spawn
 from support.models import Trio, edit_json, read_tensors, write_trio
 from support.oracle import same_files
 from taskvec.plan.part import dealt, units
+from taskvec.run import finish, parts
 
 SIZE = 6000  # bytes of a weight file: some twenty files
 
@@ -194,6 +195,37 @@ def test_another_process_that_ends_the_run_is_waited_for(plan: tv.Plan, tmp_path
     with pytest.raises(tv.OutputError, match="another process is about to end"):
         plan.run(out)
     assert tv.finish(out).outputs
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_error_at_the_own_end_is_told_at_once(
+    plan: tv.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """No other process ends the run: none is waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr(parts.time, "sleep", slept.append)
+    out = tmp_path / "out"
+    plan.part(0, 2).run(out)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise tv.OutputError("writing `config.json` failed: Input/output error", "try again")
+
+    if is_killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(finish, "execute", stop)
+            with pytest.raises(KeyboardInterrupt):
+                plan.part(1, 2).run(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "execute", fail)
+        with pytest.raises(tv.OutputError, match=r"`config.json` failed"):
+            plan.part(1, 2).run(out)
+    assert slept == []
+    assert plan.part(1, 2).run(out).report is not None
+    plan.run(tmp_path / "one")
+    same_files(tmp_path / "one", out)
 
 
 def test_a_run_without_part_completes_what_parts_have_begun(plan: tv.Plan, tmp_path: Path) -> None:

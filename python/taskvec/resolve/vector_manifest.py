@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # What is stored of a tensor, by its encoding.
 _PARTS = {"zero": (), "dense": ("",), "mask": (".mask", ".values"), "index": (".indices", ".values")}
 _EXACT = (".exact.indices", ".exact.donor", ".exact.reference")
-# More elements than any tensor has; fewer than the engine, which counts bytes and bits in 64 bits, has room for.
+# More elements than any tensor has, and than the engine, which counts bits in 64 bits, has room for.
 _TOO_MANY = 1 << 56
 _INDEX_DTYPES = frozenset({"I32", "I64"})
 _AGAIN = "download or extract it again; `taskvec verify` names the files that have changed"

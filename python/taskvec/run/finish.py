@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,12 @@ def finish_if_complete(
     progress: Callback | None,
     *,
     is_staged: bool = False,
+    begins: Callable[[], object] = lambda: None,
 ) -> Report | None:
-    """End the run if no weight file is missing and no other process is about to end it."""
+    """End the run if no weight file is missing and no other process is about to end it.
+
+    ``begins`` is called before that.
+    """
     folders = folders_of(plan, out)
     records = Records(plan, out, folders)
     if not look.exists(out / STATE / PARTS):
@@ -53,6 +57,7 @@ def finish_if_complete(
         return None
     if not shared_state.claim_end(out):
         return None
+    begins()
     return _end(plan, out, checkpoints, records, settings, progress, is_staged=is_staged)
 
 
