@@ -141,8 +141,8 @@ def _nothing_to_end(out: Path) -> NotFoundError:
     folders = (out, *(out / name for name in look.listing(out)))
     if any(look.exists(folder / STATE / PLAN) for folder in folders):
         return NotFoundError(
-            f"`{out}` holds no run in parts any more: they were being put together when it was stopped",
-            "give the command of any part again: it goes on there",
+            f"`{out}` holds an unfinished run that is not one in parts",
+            "give the command of that run again: it goes on there",
         )
     return NotFoundError(f"`{out}` holds no run in parts", "give the output folder of the parts")
 

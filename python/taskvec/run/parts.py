@@ -194,6 +194,7 @@ def execute_part(
     folders = folders_of(plan, out)
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
     if finished is not None:
+        shared_state.clear_ended(out, folders)
         return _ended(plan, part, finished, begin)
     mine = dealt(plan, part.total)[part.number] if units is None else list(units)
     own_ends: list[bool] = []
