@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import signal
@@ -18,7 +19,9 @@ import taskvec as tv
 from support.command_line import invoke, spawn
 from support.models import Trio, edit_json, read_tensors, write_trio
 from support.oracle import same_files
+from taskvec._core import finish_folder
 from taskvec.plan.part import dealt, units
+from taskvec.run import finish, parts, shared_state
 
 SIZE = 6000  # bytes of a weight file: some twenty files
 
@@ -161,6 +164,42 @@ def test_a_run_that_was_killed_at_its_end_is_ended_by_any_part(
         same_files(tmp_path / "one", out)
 
 
+@pytest.mark.parametrize(
+    ("step", "alpha"),
+    [
+        *itertools.product(["finish.assemble_output", "finish.execute"], [0.7, (0.5, 1)]),
+        ("execute.finish_folder", (0.5, 1)),
+    ],
+)
+def test_finish_goes_on_with_an_end_that_was_stopped(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, alpha: Any
+) -> None:
+    """As its hint says: by the same command, at whatever step it was; of several folders one has ended."""
+    plan, out = tv.plan_transfer(*trio, max_shard_size=SIZE, alpha=alpha), tmp_path / "out"
+    plan.run(tmp_path / "one")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop_second(folder: Path) -> None:
+        if folder.name.endswith("1"):
+            raise KeyboardInterrupt
+        finish_folder(folder)
+
+    plan.part(0, 2).run(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_state, "claim_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            plan.part(1, 2).run(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"taskvec.run.{step}", stop_second if "finish_folder" in step else stop)
+        with pytest.raises(KeyboardInterrupt):
+            tv.finish(out)
+    assert tv.finish(out).outputs
+    same_files(tmp_path / "one", out)
+    assert not list(out.rglob(".taskvec"))
+
+
 def test_finish_says_what_is_missing_and_then_ends_the_run(
     plan: tv.Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +268,37 @@ def test_another_process_that_ends_the_run_is_waited_for(plan: tv.Plan, tmp_path
     with pytest.raises(tv.OutputError, match="another process is about to end"):
         plan.run(out)
     assert tv.finish(out).outputs
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_error_at_the_own_end_is_told_at_once(
+    plan: tv.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """No other process ends the run: none is waited for."""
+    slept: list[float] = []
+    monkeypatch.setattr(parts.time, "sleep", slept.append)
+    out = tmp_path / "out"
+    plan.part(0, 2).run(out)
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise tv.OutputError("writing `config.json` failed: Input/output error", "try again")
+
+    if is_killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(finish, "execute", stop)
+            with pytest.raises(KeyboardInterrupt):
+                plan.part(1, 2).run(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "execute", fail)
+        with pytest.raises(tv.OutputError, match=r"`config.json` failed"):
+            plan.part(1, 2).run(out)
+    assert slept == []
+    assert plan.part(1, 2).run(out).report is not None
+    plan.run(tmp_path / "one")
+    same_files(tmp_path / "one", out)
 
 
 def test_a_run_without_part_completes_what_parts_have_begun(plan: tv.Plan, tmp_path: Path) -> None:

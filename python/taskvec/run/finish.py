@@ -7,11 +7,9 @@ pieces of a vector are joined then.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,8 @@ from taskvec.progress import Callback
 from taskvec.report.report import Report
 from taskvec.run import shared_state
 from taskvec.run.execute import execute
-from taskvec.run.inputs import Source
+from taskvec.run.finished import finished_run
+from taskvec.run.inputs import Source, input_rows
 from taskvec.run.job import Piece
 from taskvec.run.locked import paths_of
 from taskvec.run.shared_state import Records
@@ -43,8 +42,12 @@ def finish_if_complete(
     progress: Callback | None,
     *,
     is_staged: bool = False,
+    begins: Callable[[], object] = lambda: None,
 ) -> Report | None:
-    """End the run if no weight file is missing and no other process is about to end it."""
+    """End the run if no weight file is missing and no other process is about to end it.
+
+    ``begins`` is called before that.
+    """
     folders = folders_of(plan, out)
     records = Records(plan, out, folders)
     if not look.exists(out / STATE / PARTS):
@@ -53,6 +56,7 @@ def finish_if_complete(
         return None
     if not shared_state.claim_end(out):
         return None
+    begins()
     return _end(plan, out, checkpoints, records, settings, progress, is_staged=is_staged)
 
 
@@ -75,6 +79,10 @@ def finish(
         Parts have read different inputs.
     """
     folders = folders_of(plan, out)
+    finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
+    if finished is not None:  # stopped when some of its folders had lost their state
+        shared_state.clear_ended(out, folders)
+        return finished
     records = Records(plan, out, folders)
     missing = [] if is_assembled(folders) else records.missing()
     if missing:
@@ -109,17 +117,15 @@ def _end(
     try:
         if not is_assembled(folders):
             _assemble(plan, folders, checkpoints, records)
-        if plan.kind == "checkpoint":
-            shared_state.clear(out)
+        staged = checkpoints if is_staged else None
+        if plan.kind == "vector":
+            return _join(plan, out, staged, records, settings, progress)
+        shared_state.clear(out)
+        report = end_assembled(plan, out, staged, settings, progress)
     except BaseException:
         shared_state.give_up_end(out)
         raise
-    if plan.kind == "vector":
-        return _join(plan, out, checkpoints if is_staged else None, records, settings, progress)
-    report = end_assembled(plan, out, checkpoints if is_staged else None, settings, progress)
-    if out not in folders:
-        with contextlib.suppress(OSError):
-            os.rmdir(out / STATE)
+    shared_state.clear_ended(out, folders)
     return report
 
 
@@ -177,13 +183,9 @@ def _join(
         line = json.loads(record["lines"][0])
         pieces.append(Piece(folder / file.name, line["size"], line["extra"]))
     settings = replace(settings, resume=True, overwrite=False)
-    try:
-        if staged is not None:
-            _take_over(plan, out, staged)
-        return execute(plan, out, settings=settings, progress=progress, pieces=pieces, checkpoints=staged)
-    except BaseException:
-        shared_state.give_up_end(out)
-        raise
+    if staged is not None:
+        _take_over(plan, out, staged)
+    return execute(plan, out, settings=settings, progress=progress, pieces=pieces, checkpoints=staged)
 
 
 def _hold_one_state(records: Records, digests: set[str]) -> None:

@@ -134,8 +134,13 @@ def tidy(folder: Path) -> None:
     try:
         finish_folder(folder)
     except OutputError as error:
-        if not error.message.startswith("another run is writing"):
+        if not is_of_another(error):
             raise
+
+
+def is_of_another(error: OutputError) -> bool:
+    """Whether a folder was refused because another process has its lock."""
+    return error.message.startswith("another run is writing")
 
 
 def _rounding(plan: PlanRecord | None, outputs: Sequence[Output], settings: Settings) -> list[Finding]:

@@ -7,9 +7,10 @@ a record each: whatever runs at once, twice, or is killed, a file that has a rec
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from taskvec.report.tables import Tabled
 from taskvec.run import shared_state
 from taskvec.run.execute import looked_through
 from taskvec.run.finish import end_assembled, finish_if_complete, folders_of, is_assembled
-from taskvec.run.finished import finished_run
+from taskvec.run.finished import finished_run, is_of_another
 from taskvec.run.inputs import Inputs, Source, input_rows
 from taskvec.run.locked import paths_of
 from taskvec.run.part_work import Pieces, Shards, Unit
@@ -193,13 +194,17 @@ def execute_part(
     folders = folders_of(plan, out)
     finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
     if finished is not None:
+        shared_state.clear_ended(out, folders)
         return _ended(plan, part, finished, begin)
     mine = dealt(plan, part.total)[part.number] if units is None else list(units)
+    own_ends: list[bool] = []
+    begins = functools.partial(own_ends.append, True)
     try:
-        return _supplied(plan, out, folders, part, mine, settings, progress, is_last)
-    except (OutputError, NotFoundError):
+        return _supplied(plan, out, folders, part, mine, settings, progress, is_last, begins)
+    except (OutputError, NotFoundError) as error:
         # the same part elsewhere may have been the last one meanwhile: what this one shared with it has gone
-        finished = _ended_meanwhile(plan, out, settings)
+        is_own = bool(own_ends) and isinstance(error, OutputError) and not is_of_another(error)
+        finished = _ended_meanwhile(plan, out, settings, 1 if is_own else _END_STEPS)
         if finished is None:
             raise
         return _ended(plan, part, finished, begin)
@@ -214,6 +219,7 @@ def _supplied(
     settings: Settings,
     progress: Callback | None,
     is_last: bool,
+    begins: Callable[[], object],
 ) -> PartReport:
     """One part, with a scratch folder where its inputs are brought range by range."""
     begin = time.monotonic()
@@ -223,8 +229,9 @@ def _supplied(
         plan = looked_through(plan, supply.sources, settings)
         if _lacks_its_end_alone(plan, out, folders):
             staged = supply.sources if supply.is_staged else None
+            begins()
             return _ended(plan, part, end_assembled(plan, out, staged, settings, progress), begin)
-        return _execute_part(plan, out, part, mine, supply, settings, progress, is_last)
+        return _execute_part(plan, out, part, mine, supply, settings, progress, is_last, begins)
 
 
 def _execute_part(
@@ -236,6 +243,7 @@ def _execute_part(
     settings: Settings,
     progress: Callback | None,
     is_last: bool,
+    begins: Callable[[], object],
 ) -> PartReport:
     begin = time.monotonic()
     folders, checkpoints = folders_of(plan, out), supply.sources
@@ -253,7 +261,7 @@ def _execute_part(
     read = work.write_all()
     staged = supply.is_staged
     report = (
-        finish_if_complete(plan, out, supply.sources, settings, progress, is_staged=staged)
+        finish_if_complete(plan, out, supply.sources, settings, progress, is_staged=staged, begins=begins)
         if is_last
         else None
     )
@@ -272,18 +280,19 @@ def _execute_part(
     )
 
 
-def _ended_meanwhile(plan: PlanRecord, out: Path, settings: Settings) -> Report | None:
+def _ended_meanwhile(plan: PlanRecord, out: Path, settings: Settings, steps: int) -> Report | None:
     """The report of a run that another process ends, after what this one shared with it has gone.
 
     That one takes the state away before the manifest is there, so its end is waited for.
     """
     folders = folders_of(plan, out)
-    for _ in range(_END_STEPS):
+    for step in range(steps):
         is_ending = _is_ending(plan, out, folders)
         finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
         if finished is not None or not is_ending:
             return finished
-        time.sleep(_END_STEP)
+        if step + 1 < steps:
+            time.sleep(_END_STEP)
     return None
 
 

@@ -312,13 +312,20 @@ def give_up_end(out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove what the parts have shared, the plan last."""
-    state = out / STATE
+    """Remove what the parts have shared but the plan, by which `finish` goes on after a kill at the end."""
     for name in (DONE, INPUTS, PIECES, WORK):
-        shutil.rmtree(state / name, ignore_errors=True)
-    for name in (FINISHER, PARTS):
-        with contextlib.suppress(FileNotFoundError):
-            (state / name).unlink()
+        shutil.rmtree(out / STATE / name, ignore_errors=True)
+
+
+def clear_ended(out: Path, folders: Sequence[Path]) -> None:
+    """Remove what is left of the state of a run that has ended, if it is not in the folder of an output."""
+    if out in folders:
+        return
+    with contextlib.suppress(OSError):
+        clear(out)
+        for name in (PARTS, FINISHER):
+            (out / STATE / name).unlink(missing_ok=True)
+        os.rmdir(out / STATE)
 
 
 def clear_abandoned(out: Path) -> None:
