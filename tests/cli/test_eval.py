@@ -361,7 +361,7 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
     [
         (["--target", "t"], "name `donor` and `reference`, or a saved `vector`", None),
         (["--vector", "v"], "`target`: field required", None),
-        ([""], "`[FILE]`: the text is empty", "not set"),
+        ([""], "`FILE`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--tasks", ""], "`--tasks`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--devices", ""], "`--devices`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--ray", ""], "`--ray`: the text is empty", "not set"),

@@ -21,12 +21,16 @@ def shown(cells: list[Any]) -> list[list[str]]:
     found = []
     for cell in cells:
         if cell["cell_type"] == "code":
-            lines = []
+            lines, before = [], None
             for output in cell["outputs"]:
                 data = output.get("data", {})
                 text = output.get("text") or data.get("text/plain", "")
                 text = "picture" if "image/png" in data else text
-                lines.append(re.sub(r"\b[0-9a-f]{16}\b|[\d.,e+-]*\d", "#", "".join(text)))
+                text = re.sub(r"\b[0-9a-f]{16}\b|[\d.,e+-]*\d", "#", "".join(text))
+                # how much of a stream comes in one message depends on the time
+                is_more = output["output_type"] == "stream" and before == output.get("name")
+                lines[-1:] = [lines[-1] + text] if is_more else [*lines[-1:], text]
+                before = output.get("name")
             found.append(lines)
     return found
 

@@ -250,7 +250,7 @@ def test_without_a_tokenizer_file_a_union_is_an_error(keys: dict[str, Any], tmp_
     assert not (tmp_path / "out").exists()
     tv.merge({**document, "tokenizer_source": "base", "preset": "no-embed"}, tmp_path / "out")
     (tmp_path / "b" / "tokenizer.json").unlink()
-    with pytest.raises(tv.RecipeError, match="not known to be those"):
+    with pytest.raises(tv.RecipeError, match="its tokens are not known"):
         tv.merge({**document, **keys}, tmp_path / "other")
 
 

@@ -25,9 +25,10 @@ from taskvec.evaluation.paper import PRESETS, Size
 from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, key_of, parse_perturbation
 from taskvec.files import look
 from taskvec.recipe.document import Document
+from taskvec.recipe.errors import bound_words
 from taskvec.recipe.parse import STANDARD_INPUT, read
 from taskvec.settings import parse_alphas
-from taskvec.text import nearest
+from taskvec.text import kind_of, nearest
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -373,6 +374,9 @@ def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str, 
         near = nearest(str(path[-1]), model.model_fields)
         known = ", ".join(model.model_fields)
         return path, "no such key", f"did you mean `{near}`?" if near else f"the keys are {known}"
+    bound = bound_words(first)
+    if bound is not None:
+        return path, f"out of range: {kind_of(first['input'])}", bound
     message = first["msg"].removeprefix("Value error, ")
     return path, message[:1].lower() + message[1:], None
 

@@ -70,15 +70,22 @@ def first_error(document: Document, form: type[BaseModel], error: ValidationErro
         return document.error(
             path, f"`{dotted(path)}` is {choices}, found {found}", f"did you mean `{near}`?" if near else None
         )
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        hint = f"it is {words} {context[name]:g}"
-        return document.error(path, f"`{dotted(path)}` is out of range: {found}", hint)
+    bound = bound_words(details)
+    if bound is not None:
+        return document.error(path, f"`{dotted(path)}` is out of range: {found}", bound)
     if kind in ("too_short", "string_too_short"):
         return document.error(path, f"`{dotted(path)}` is empty", "name at least one, or remove the key")
     expected = _EXPECTED.get(kind, "another kind of value")
     hint = _form_hint(path, details) or _meaning(form, path)
     return document.error(path, f"`{dotted(path)}` is {expected}, found {found}", hint)
+
+
+def bound_words(details: Any) -> str | None:
+    """What a number has to be, in plain words, where pydantic found it out of range."""
+    if details["type"] not in _BOUNDS:
+        return None
+    name, words = _BOUNDS[details["type"]]
+    return f"it is {words} {details['ctx'][name]:g}"
 
 
 def _path(document: Document, location: tuple[Key, ...]) -> tuple[Key, ...]:

@@ -144,7 +144,7 @@ def test_identities_follow_what_an_arm_is_made_of():
     [
         ({"parts": {"top": [0]}}, "above 0"),
         ({"parts": {"rank": [0]}}, "at least 1"),
-        ({"parts": {"groups": 1}}, "at least 2"),
+        ({"parts": {"groups": 1}}, "`parts.groups`: out of range: the number `1`"),
         ({"parts": {"top": [5, 5]}}, "twice"),
         ({"parts": {"without_sft": True}, "base": None}, "`base`"),
         ({"parts": {"between": [0.5]}, "reference": None, "vector": "v"}, "`parts.between`"),
