@@ -234,6 +234,7 @@ mod tests {
     use super::*;
     use crate::dtype::Dtype;
     use crate::kernels::combine::{add_difference, keep_donor, scale_difference, step, Single, CANCELLED};
+    use crate::kernels::factor::holds;
     use crate::kernels::fused::stored::{step_stored_bf16, StoredTerm};
     use crate::kernels::fused::tiles::step_tiles_bf16;
     use crate::kernels::narrow::{narrow, Rounding};
@@ -316,7 +317,8 @@ mod tests {
             let target: Vec<u16> = bits.iter().map(|b| one(b.0)).collect();
             let reference: Vec<u16> = bits.iter().zip(&target).map(|(b, t)| if b.3 == 0 { *t } else { one(b.1) }).collect();
             let donor: Vec<u16> = bits.iter().map(|b| one(b.2)).collect();
-            let (keeps, weights) = (keeps && count == 1, [1.0, 0.5, -0.25]);
+            // Elements are kept at α = 1 alone, which no loop has to try.
+            let (keeps, weights) = (keeps && count == 1 && holds::<f32>(alpha), [1.0, 0.5, -0.25]);
             // The second term is a vector already.
             let models = [(&donor, Some(&reference)), (&reference, None), (&target, Some(&donor))];
             let (t, zeros) = (values(&target), vec![0f32; n]);
