@@ -177,7 +177,13 @@ def _opened(recipe: Mapping[str, Any], name: str, settings: Mapping[str, Any]) -
 
         return open_moe(recipe["recipe"][0], **options)
     own = {key: value for key, value in reproduce.keywords(recipe).items() if key not in options}
-    return _plan(verb, recipe, {**own, **options})
+    plan = _plan(verb, recipe, {**own, **options})
+    if verb == "average" and plan.recipe["weights"] != list(recipe["weights"]):
+        raise RecipeError(
+            f"`{name}` has other `weights` than those of its `schedule`",
+            "take out `schedule` and `half_life` to use these weights",
+        )
+    return plan
 
 
 def _plan(verb: str, recipe: Mapping[str, Any], keywords: dict[str, Any]) -> Any:

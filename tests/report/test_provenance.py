@@ -469,3 +469,35 @@ def test_weights_of_another_number_than_what_they_weigh_are_refused(trio: Trio, 
         file.write_text(file.read_text().replace("weights: [0.5, 1.0]", "weights: [0.5]"))
         with pytest.raises(tv.RecipeError, match="has 1 `weights` for 2"):
             tv.repeat(file, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"verb": "combine", "terms": []}, "an empty `terms`"),
+        (
+            {"verb": "combine", "terms": [{"weight": 1, "donor": "d", "reference": "r", "vector": "v"}]},
+            "term 1 of",
+        ),
+        ({"verb": "extract", "vector": "v", "donor": "d", "reference": "r", "rank": 4}, "the member `donor`"),
+        ({"verb": "extract", "vector": "v"}, "has no `rank`"),
+        ({"verb": "convert", "model": "m", "alpha": [5]}, "the member `alpha`"),
+        ({"verb": "moe", "recipe": [{"experts": []}, {"x": 1}]}, "a second recipe"),
+        ({"verb": "average", "weights": [0.5, 0.5], "best": 3}, "not the metric of its checkpoints"),
+        ({"verb": "average", "weights": [0.5, 0.5], "alpha": 7}, "another `alpha` than 1"),
+        ({"verb": "average", "weights": [0.9, 0.1], "schedule": "uniform"}, "other `weights` than those of"),
+    ],
+)
+def test_nothing_that_a_recipe_says_is_passed_over(
+    trio: Trio, tmp_path: Path, recipe: dict[str, object], message: str
+) -> None:
+    models = {
+        "combine": {"target": str(trio.target)},
+        "average": {"checkpoints": [str(trio.reference), str(trio.donor)]},
+    }
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump({"taskvec": {**models.get(str(recipe["verb"]), {}), **recipe}}))
+    with pytest.raises(tv.RecipeError, match=message) as caught:
+        tv.repeat(file, tmp_path / "out")
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()

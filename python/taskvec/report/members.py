@@ -22,17 +22,17 @@ _MEMBERS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "transfer": (frozenset({"target", "donor", "reference"}), _STEP | SELECTION.keys()),
     "apply": (frozenset({"target", "vectors"}), _STEP | {"weights"} | SELECTION.keys()),
     "combine": (frozenset({"target", "terms"}), _STEP),
-    "extract": (frozenset(), _LORA | {"vector", "donor", "reference"} | SELECTION.keys()),
-    "convert": (frozenset({"model"}), frozenset({"keep", "alpha"})),
-    "tokens": (frozenset({"target", "model"}), frozenset({"method", "k", "alpha"})),
+    "extract": (frozenset(), _LORA | SELECTION.keys()),
+    "convert": (frozenset({"model"}), frozenset({"keep"})),
+    "tokens": (frozenset({"target", "model"}), frozenset({"method", "k"})),
     "average": (
         frozenset({"checkpoints", "weights"}),
         frozenset({"steps", "schedule", "half_life", "best", "alpha"}),
     ),
     "merge": (frozenset({"recipe"}), frozenset({"alpha"})),
-    "moe": (frozenset({"recipe"}), frozenset({"layout", "alpha"})),
+    "moe": (frozenset({"recipe"}), frozenset({"layout"})),
 }
-_TERM = (frozenset({"weight"}), frozenset({"vector", "donor", "reference", *SELECTION}))
+_TERM = (frozenset({"weight"}), frozenset(SELECTION))
 
 _TEXTS = frozenset({"target", "donor", "reference", "vector", "model", "tokenizer"})
 _LISTS: dict[str, type | tuple[type, ...]] = {
@@ -68,19 +68,29 @@ def check_members(recipe: Mapping[str, Any], name: str) -> None:
         )
     needed, other = _MEMBERS[verb]
     if verb == "extract":
-        needed = frozenset({"vector"} if "vector" in recipe else {"donor", "reference"})
+        # of a saved vector nothing but an adapter is extracted
+        needed = _vector_of(recipe) | ({"rank"} if "vector" in recipe else set())
     _check(recipe, needed, other | _SETTINGS | {"verb"}, f"`{name}`", f"a recipe of `{verb}`")
     for number, term in enumerate(recipe.get("terms", ()), 1):
-        own = frozenset({"vector"} if "vector" in term else {"donor", "reference"})
-        _check(term, _TERM[0] | own, _TERM[1], f"term {number} of `{name}`", "a term")
+        _check(term, _TERM[0] | _vector_of(term), _TERM[1], f"term {number} of `{name}`", "a term")
     weighed = {"apply": "vectors", "average": "checkpoints"}.get(verb)
     if weighed and "weights" in recipe and len(recipe["weights"]) != len(recipe[weighed]):
         raise RecipeError(
             f"`{name}` has {len(recipe['weights'])} `weights` for {len(recipe[weighed])} `{weighed}`",
             "use the file as it was written",
         )
-    if verb in ("merge", "moe") and not recipe["recipe"]:
-        raise RecipeError(f"`{name}` has an empty `recipe`", "use the file as it was written")
+    for member in _LISTS.keys() & needed:
+        if not recipe[member]:
+            raise RecipeError(f"`{name}` has an empty `{member}`", "use the file as it was written")
+    if verb == "moe" and len(recipe["recipe"]) > 1:
+        raise RecipeError(f"`{name}` has a second recipe", "a mixture of experts is made of one")
+    if verb == "average" and recipe.get("alpha", 1) != 1:
+        raise RecipeError(f"`{name}` has another `alpha` than 1", "an average has none: change its `weights`")
+
+
+def _vector_of(found: Mapping[str, Any]) -> frozenset[str]:
+    """The members that say which vector: it is saved, or a difference, and not both."""
+    return frozenset({"vector"} if "vector" in found else {"donor", "reference"})
 
 
 def _check(
@@ -96,6 +106,11 @@ def _check(
         if member in _TEXTS and not isinstance(value, str):
             raise RecipeError(
                 f"{what} has a `{member}` that is not a name", "write the path or name of a model"
+            )
+        if member == "best" and not isinstance(value, dict):
+            raise RecipeError(
+                f"{what} has a `best` that is not the metric of its checkpoints",
+                "name the checkpoints: `taskvec average --best N` chooses them, and not a recipe",
             )
         if member in _LISTS and not _is_list(value, _LISTS[member]):
             raise RecipeError(

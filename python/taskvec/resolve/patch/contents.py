@@ -61,7 +61,7 @@ class Change:
         Raises
         ------
         FormatError
-            Positions are negative, given twice, or beyond the tensor.
+            Positions are negative, or given twice.
         """
         return self._read()
 

@@ -63,7 +63,7 @@ def open_patched(spec: str, opened: Callable[[str], Model]) -> Model:
             f"`{named}` is {kind_of(base)}, which takes no patch", "give a model that lies in files"
         )
     if not look.exists(path):
-        raise NotFoundError(f"patch `{path}` is not found", "check the path")
+        raise NotFoundError(f"patch `{path}` was not found", "check the path")
     weights = [_state(base.location / name) for name in base.file_sizes]
     files = sorted(path.iterdir()) if look.is_folder(path) else [path]
     key = blake3_hex(
