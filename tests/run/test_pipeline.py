@@ -21,6 +21,7 @@ class Work:
         self.sending = threading.Event()
         self.may_send = threading.Event()
         self.may_send.set()
+        self.stopped = threading.Event()
         self.pieces = dict.fromkeys(range(4), 0)
 
     def fetch(self, unit: int, take: Callable[[int], None]) -> int:
@@ -42,7 +43,7 @@ class Work:
         self.order.append(f"send {unit}")
 
     def run(self, units: int = 4) -> None:
-        steps = Steps[int, int, int](self.fetch, self.compute, lambda _: None, self.send, lambda: None)
+        steps = Steps[int, int, int](self.fetch, self.compute, lambda _: None, self.send, self.stopped.set)
         run(range(units), steps, self.room, lambda _: (6, 2))
 
 
@@ -95,13 +96,17 @@ def test_a_failure_ends_all_steps_and_is_raised(step: str) -> None:
     def failing(unit: int, *rest: object) -> int:
         if unit == 1:
             raise OSError(f"{step} fails")
+        if step == "send" and unit > 1:  # on its way when the other fails
+            assert work.stopped.wait(WAIT), "what is being sent is not told to stop"
+            raise InterruptedError("stopped")
         return {"fetch": fetch, "compute": compute, "send": send}[step](unit, *rest)  # type: ignore[operator]
 
     fetch, compute, send = work.fetch, work.compute, work.send
     setattr(work, step, failing)
     with pytest.raises(OSError, match=f"{step} fails"):
         work.run()
-    assert "send 3" not in work.order
+    assert work.stopped.is_set()
+    assert not {"send 1", "send 2", "send 3"} & set(work.order)
 
 
 def test_the_next_unit_is_begun_while_the_last_answers_of_this_one_come() -> None:
