@@ -10,8 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
@@ -172,9 +173,28 @@ def start_undisturbed(process: Any) -> None:
     resource_tracker.ensure_running()  # or starting the child starts it, which lets the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it, for good
     try:
-        process.start()
+        with _without_main():
+            process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Meanwhile a child does not learn which program starts it.
+
+    It would run that program again, up to the call that starts it: a script would need a guard, and one on
+    standard input cannot be run twice. What a child does is in modules of ours.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def _serve(pipe: Any, device: str, threads: int, settings: Settings, out: Path) -> None:
