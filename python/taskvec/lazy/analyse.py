@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING
 
 from taskvec.errors import RecipeError
 from taskvec.lazy.composition import composition
-from taskvec.lazy.vector import TaskVector, load_vector
+from taskvec.lazy.either import Named, opened
+from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection
 from taskvec.report.composition import Composition
-from taskvec.resolve.open import open as open_model
-from taskvec.resolve.saved_vector import is_stored_vector, is_vector
 from taskvec.shown import shown
 
 if TYPE_CHECKING:
     from taskvec.progress import Callback
-
-Named = str | os.PathLike[str] | Model | TaskVector
 
 
 def analyse(
@@ -78,16 +75,6 @@ def _other(given: Named, label: str | None, reference: Model | None, force: tupl
     if label is not None:
         return TaskVector.difference(reference, found, force=force)
     return TaskVector.difference(found, reference, force=force)
-
-
-def opened(given: Named) -> Model | TaskVector:
-    """A model, or a vector that was saved."""
-    if isinstance(given, (Model, TaskVector)):
-        return given
-    if is_vector(given):
-        return load_vector(given)
-    model = open_model(given)
-    return load_vector(given) if is_stored_vector(model) else model
 
 
 def _shown(given: Named | None) -> str:

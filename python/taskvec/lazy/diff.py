@@ -11,14 +11,13 @@ from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import bound, only
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import CompatibilityError, RecipeError
-from taskvec.lazy.vector import TaskVector, load_vector
+from taskvec.lazy.either import Named, opened
+from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
 from taskvec.models.selection import Selection
 from taskvec.plan.delta import Term
 from taskvec.report.difference import Difference
-from taskvec.resolve.open import open as open_model
 from taskvec.resolve.remote import materialised
-from taskvec.resolve.saved_vector import is_stored_vector, is_vector
 from taskvec.run.compare import compare
 from taskvec.shown import shown
 
@@ -30,8 +29,8 @@ _STOPPING = ("saved-vector", "quantised", "lora-adapter")
 
 
 def diff(
-    left: str | os.PathLike[str] | Model | TaskVector,
-    right: str | os.PathLike[str] | Model | TaskVector,
+    left: Named,
+    right: Named,
     *,
     selection: Selection | None = None,
     threads: int | None = None,
@@ -39,7 +38,7 @@ def diff(
 ) -> Difference:
     """Compare two checkpoints, or two vectors, in one streamed pass; see :func:`taskvec.diff`."""
     selection = selection or Selection()
-    sides = [_opened(side) for side in (left, right)]
+    sides = [opened(side) for side in (left, right)]
     one, other = sides
     if isinstance(one, TaskVector) and isinstance(other, TaskVector):
         one, other = (vector.select_by(selection) for vector in (one, other))
@@ -54,18 +53,9 @@ def diff(
         return _checkpoints(one, other, selection, threads, tell)
 
 
-def _named(side: object, opened: object) -> str:
+def _named(side: object, found: object) -> str:
     """The side as the user wrote it; one that was opened before, in words."""
-    return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(opened)
-
-
-def _opened(side: str | os.PathLike[str] | Model | TaskVector) -> Model | TaskVector:
-    if isinstance(side, (Model, TaskVector)):
-        return side
-    if is_vector(side):
-        return load_vector(side)
-    opened = open_model(side)
-    return load_vector(side) if opened.address is not None and is_stored_vector(opened) else opened
+    return os.fspath(side) if isinstance(side, (str, os.PathLike)) else str(found)
 
 
 def _checkpoints(
