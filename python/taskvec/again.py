@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from taskvec import arguments
 from taskvec.errors import Error, RecipeError
 from taskvec.files import look, manifest
 from taskvec.files.names import MANIFEST
@@ -121,6 +122,8 @@ def repeat(
     """
     from taskvec.lazy.plan import Plan
 
+    arguments.path(path, "path")
+    arguments.path(out, "out")
     recipe = recorded(path)
     if recipe is None:
         from taskvec.lazy.recipe import merge

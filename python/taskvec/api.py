@@ -623,6 +623,8 @@ def check_merge(
     from taskvec.resolve.remote import materialised
     from taskvec.resolve.saved_vector import is_vector, open_vector
 
+    alpha = None if alpha is None else parse_alphas([alpha])[0]
+
     def opened(model: ModelLike) -> Model:
         found = materialised(open_model(model), progress)
         assert not isinstance(found, Adapter)

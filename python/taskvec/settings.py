@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
@@ -16,7 +16,7 @@ from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 from taskvec.option import option, options_of, recorded
 from taskvec.regex import regex
-from taskvec.text import alike
+from taskvec.text import alike, kind_of
 
 Rounding = Literal["nearest", "stochastic"]
 # The output type that stands for the target's own form of storage, packed weights included.
@@ -73,6 +73,8 @@ def parse_alphas(value: str | float | Iterable[float], *, distinct: bool = True)
     """
     if isinstance(value, str):
         words: list[Any] = value.split(",")
+    elif isinstance(value, bytes | Mapping):
+        raise RecipeError(f"alpha is a number, or a list of them, found {kind_of(value)}", "give `alpha=0.8`")
     elif isinstance(value, Iterable):
         words = list(value)
     else:

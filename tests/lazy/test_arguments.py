@@ -27,6 +27,7 @@ SPACE = {
 }
 MEAN = {"checkpoints": ["base", "a"], "out": "out"}
 ADAPTER = {"donor": "a", "reference": "base", "out": "out", "rank": 2}
+TRIO = {"target": "base", "donor": "a", "reference": "b", "out": "out"}
 MAP = {"model": "base", "out": "out", "tasks": "sciq"}
 
 
@@ -82,6 +83,22 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
     },
     "importance.device": (of(tv.importance, "device", **MAP), ["foo", "cuda:x", "cpu:1:2", "", *ODD]),
     "importance.model_args": (of(tv.importance, "model_args", **MAP), ["x", *ODD[:6]]),
+    "repeat.path": (of(tv.repeat, "path", out="out"), NO_TEXTS),
+    "repeat.out": (of(tv.repeat, "out", path="base"), NO_TEXTS),
+    **{
+        f"check_merge.{name}": (of(tv.check_merge, name, base="base", step="a", merged="b"), NO_TEXTS)
+        for name in ("base", "step", "merged")
+    },
+    "check_merge.alpha": (of(tv.check_merge, "alpha", base="base", step="a", merged="b"), ["x", *ODD[3:]]),
+    "diff.left": (of(tv.diff, "left", right="base"), NO_TEXTS),
+    "diff.right": (of(tv.diff, "right", left="base"), NO_TEXTS),
+    "analyse.vector": (of(tv.analyse, "vector", reference="base"), NO_TEXTS),
+    "analyse.reference": (of(tv.analyse, "reference", vector="a"), ODD),
+    "ties.models": (of(tv.ties, "models", weight=1.0), [None, "base", *ODD[:5], ODD[6]]),
+    "transfer.alpha": (of(tv.transfer, "alpha", **TRIO), [None, "x", b"bytes", object(), {1: 2}]),
+    "transfer.layer_scale": (of(tv.transfer, "layer_scale", **TRIO), ["x", *ODD[:5], {1: 2}, ["a"]]),
+    "demo.paper": (of(tv.demo, "paper"), ["1.5b", 3, None]),
+    "sweep.out": (of(tv.sweep, "out", target="base", donor="a", reference="b", tasks=["sciq"]), NO_TEXTS),
     "importance.include_path": (of(tv.importance, "include_path", **MAP), ODD),
 }
 

@@ -342,6 +342,10 @@ def by_method(
     from taskvec.methods.catalogue import get
 
     method = get(name)
+    if isinstance(models, str | bytes | Mapping) or not isinstance(models, Iterable):
+        raise RecipeError(
+            f"`models` is a list of models, found {kind_of(models)}", "give two or more in a list"
+        )
     inputs: list[dict[str, Any]] = [{"model": _named(model)} for model in models]
     shared: dict[str, Any] = {}
     for key, value in (parameters or {}).items():

@@ -26,7 +26,7 @@ from taskvec.plan.packed_output import PLAIN
 from taskvec.plan.packed_steps import form_of, rounding
 from taskvec.plan.plan import PlanRecord
 from taskvec.settings import Settings, out_dtype, parse_alphas, written
-from taskvec.text import listed
+from taskvec.text import kind_of, listed, shown
 
 Control = Literal["random", "permute"]
 TokenizerSource = Literal["union", "base", "target", "donor"]
@@ -294,10 +294,14 @@ def layer_scales(target: Model, gradient: Sequence[float] | None) -> dict[str, f
     """
     if gradient is None:
         return {}
-    if not gradient or not all(math.isfinite(value) for value in gradient):
-        raise RecipeError(
-            f"layer scale {list(gradient)} is not a list of finite numbers", "write it as `0,0.5,1`"
-        )
+    is_list = isinstance(gradient, list | tuple)
+    if (
+        not is_list
+        or not gradient
+        or not all(isinstance(n, int | float) and math.isfinite(n) for n in gradient)
+    ):
+        found = shown(list(gradient)) if is_list else kind_of(gradient)
+        raise RecipeError(f"layer scale {found} is not a list of finite numbers", "write it as `0,0.5,1`")
     layers = {name: layer_of(name) for name in target.tensors}
     numbers = [layer for layer in layers.values() if layer is not None]
     if not numbers:

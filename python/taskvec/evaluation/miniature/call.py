@@ -10,6 +10,7 @@ from taskvec.arguments import number, path
 from taskvec.errors import RecipeError
 from taskvec.host import cores
 from taskvec.shown import counted, watched
+from taskvec.text import kind_of
 
 if TYPE_CHECKING:
     from taskvec.evaluation.miniature.demo import Miniature
@@ -96,6 +97,11 @@ def demo(
         path(folder, "folder")
     number(seed, "seed", least=0)
     number(jobs, "jobs", least=1)
+    if not isinstance(paper, bool):
+        raise RecipeError(
+            f"`paper` is True or False, found {kind_of(paper)}",
+            "the paper's settings with models of your own are `tv.sweep(paper='1.5b', ...)`",
+        )
     of_job: dict[str, Any] = {"overwrite": overwrite, "threads": threads}
     of_paper: dict[str, Any] = {"seed": seed, "pretrained": pretrained, "jobs": jobs}
     idle = of_job if paper else of_paper

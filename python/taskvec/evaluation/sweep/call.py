@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from taskvec.arguments import path
 from taskvec.evaluation.experiment import Experiment, experiment, load_experiment
 from taskvec.evaluation.keywords import SweepOptions
 from taskvec.evaluation.report.held import SweepReport
@@ -59,7 +60,7 @@ def sweep(
     RecipeError, EvaluationError, taskvec.Error
         A key or value cannot be honoured; an arm could not be merged or evaluated.
     """
-    hold_folder(os.fspath(out), "a sweep")
+    hold_folder(os.fspath(path(out, "out")), "a sweep")
     below: dict[str, Any] = {}
     if isinstance(file, Experiment):
         below = file.model_dump(mode="json", exclude_unset=True)
@@ -72,7 +73,7 @@ def sweep(
         report = run_sweep(
             whole,
             Path(out),
-            scratch=Path(scratch) if scratch is not None else None,
+            scratch=Path(path(scratch, "scratch")) if scratch is not None else None,
             budget=budget,
             keep=keep,
             devices=devices,
