@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,13 @@ def on_terminal(
         seen += piece
     os.close(parent)
     return Outcome(process.wait(timeout=10), seen.decode(errors="replace").replace("\r\n", "\n"), "")
+
+
+def killed_when_seen(command: Sequence[object], folder: Path, sign: str) -> bool:
+    """Start a command and kill it as soon as one more file is called so there; False: it ended before."""
+    before = set(folder.glob(sign))
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not set(folder.glob(sign)) - before:
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL

@@ -266,11 +266,12 @@ from taskvec.evaluation.settings import Settings
 import torch
 torch.set_num_threads(1)
 
-slow = blocks.BlockedLM._ask
+whole, asked = blocks.BlockedLM._ask, []
 def ask(self, attribute, requests):
-    answers = slow(self, attribute, requests)
-    time.sleep(0.3)
-    return answers
+    asked.append(attribute)
+    if len(asked) > 4:
+        time.sleep(600)  # until it is killed
+    return whole(self, attribute, requests)
 blocks.BlockedLM._ask = ask
 settings = Settings(tasks=("tiny_gen",), device="cpu", batch_size=2, include_path=Path({tasks!r}))
 backend.evaluate_into(Path({out!r}), {model!r}, settings, Arm("baseline", "baseline"), "weights")
