@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
 import pytest
 
 import taskvec as tv
 from support.command_line import invoke, on_terminal
 from support.models import Trio
+from taskvec import cli
 from taskvec.cli import ELSEWHERE, VERBS
 from taskvec.cli.console import Page
 
@@ -92,6 +94,18 @@ def test_a_command_of_another_tool(name: str, prefix: str, capsys: pytest.Captur
     verb = ELSEWHERE[name].split()[0]
     assert f"`taskvec {ELSEWHERE[name]}` does that" in done.err
     assert verb in VERBS or verb.startswith("--")
+
+
+def test_what_does_the_same_here_is_a_whole_command() -> None:
+    for words in ELSEWHERE.values():
+        verb, *rest = words.split()
+        if verb in VERBS:
+            command = cli.cli.get_command(click.Context(cli.cli), verb)
+            assert command is not None
+            values, left, _ = command.make_parser(click.Context(command)).parse_args(list(rest))
+            assert not left, words
+            missing = [p.name for p in command.params if p.required and not values.get(p.name or "")]
+            assert not missing, words
 
 
 def test_a_mistyped_command_and_one_like_none(capsys: pytest.CaptureFixture[str]) -> None:
