@@ -114,6 +114,11 @@ PACKED: list[Stored] = [
     {"l.q.mask": ("I32", (2, 64)), "l.q.coeff": ("F32", ()), "l.q.lora_A.weight": ("BF16", (8, 64))},
     {"q.indices": ("I32", (8, 8)), "q.scales": ("F16", (8,))},
     {"q.ids": ("I32", (8, 8)), "q.coeff": ("F16", (8, 1))},
+    # codes whose bits are seen as floats
+    {"l.W_q": ("F16", (4, 8)), "l.scale": ("F16", (8, 1)), "l.zero": ("F16", (8, 1))},
+    {"l.w_q": ("BF16", (32,)), "l.scale": ("BF16", (8, 1)), "l.zero": ("BF16", (8, 1))},
+    {"l.qweight": ("F32", (8, 8)), "l.scales": ("F16", (1, 8))},
+    {"l.weight_packed": ("F32", (8, 8)), "l.weight_scale": ("F32", (8, 1))},
 ]
 ORDINARY: list[Stored] = [
     {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8,))},

@@ -59,6 +59,8 @@ _NO_SCALE = regex(
 _PACKED_END = regex(r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE)
 # Matrices with a number for each row and group of columns of a weight, which then has codes of whatever type.
 _GRIDS = (".scales", ".zeros", ".qzeros", ".weight_scales", ".absmax")
+# Names that no plain weight has: codes, whatever type their bits are seen as.
+_CODES = regex(r"(?:^|_)(?:w_?q|q_?weight|codes|qdata|_data|qidxs)$|packed", re.IGNORECASE)
 # Beside a plain weight of float8 there may be these in a wider type.
 _ORDINARY = regex(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
 
@@ -69,7 +71,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
     never: dict[str, list[str]] = {info.name: [] for info in tensors.values() if info.dtype in _NEVER_PLAIN}
-    never |= _on_a_grid(tensors)
+    never |= {**_on_a_grid(tensors), **_seen_as_floats(tensors)}
     narrow = [info for info in tensors.values() if info.dtype in _INTEGERS | _FLOAT8 or info.dtype == "BOOL"]
     if not narrow:
         return never
@@ -106,6 +108,17 @@ def _on_a_grid(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
             if weight is not None and weight.dtype in _WIDE and _is_grid(weight.shape, tensors[name].shape):
                 found.setdefault(weight.name, []).append(name)
     return found
+
+
+def _seen_as_floats(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Codes whose bits are stored as numbers of a float type (HQQ, FSDP), and the scales next to each."""
+    codes = [n for n, info in tensors.items() if info.dtype in _WIDE and _CODES.search(_split(n)[1])]
+    scales: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tensors if codes else ():
+        if _SCALE.search(name):
+            scales[_split(name)[0]].append(name)
+    found = {name: [each for each in scales[_split(name)[0]] if each != name] for name in codes}
+    return {name: beside for name, beside in found.items() if beside}
 
 
 def _is_grid(weight: Sequence[int], scales: Sequence[int]) -> bool:
