@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.compat.buffers import is_derived
@@ -163,12 +163,9 @@ def _alias_hint(names: Sequence[str], table: Mapping[str, TensorInfo]) -> str:
             sample = [name for name in names[:200] if name.startswith(here)]
             if sample and all(there + name.removeprefix(here) in table for name in sample):
                 return f"the other model names the same weights `{there}…` in place of `{here}…`; {_SAVE}"
-    for ends in (table, names):  # a prefix in front of all: of the module of some trainer
-        first, others = (names, table) if ends is table else (list(table)[:200], set(names))
-        longer = [name for name in ends if first and name.endswith(f".{first[0]}")]
-        prefix = longer[0].removesuffix(first[0]) if len(longer) == 1 else ""
-        if prefix and all(f"{prefix}{name}" in others for name in first[:200]):
-            which = "the other model" if ends is table else "this model"
+    for which, short, long in (("the other model", names, table), ("this model", list(table), set(names))):
+        prefix = _in_front(short, long)
+        if prefix:
             return f"{which} has `{prefix}` in front of the names: rename its tensors, or save it again"
     for name in names[:200]:
         match = _ONE_EXPERT.match(name)
@@ -177,6 +174,13 @@ def _alias_hint(names: Sequence[str], table: Mapping[str, TensorInfo]) -> str:
         if name.endswith(_FUSED_EXPERTS) and f"{name.rpartition('.')[0]}.0.down_proj.weight" in table:
             return f"the other model stores its experts one by one; {_SAVE}"
     return ""
+
+
+def _in_front(short: Sequence[str], long: Collection[str]) -> str:
+    """What all the longer names have in front of the shorter ones; empty where it is not one prefix."""
+    longer = [name for name in long if short and name.endswith(f".{short[0]}")]
+    prefix = longer[0].removesuffix(short[0]) if len(longer) == 1 else ""
+    return prefix if all(f"{prefix}{name}" in long for name in short[:200]) else ""
 
 
 def _check_pairs(
