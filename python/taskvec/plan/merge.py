@@ -90,8 +90,8 @@ def plan_recipe(
     tokens = tokens_of(recipe, models_in(opened), merge.models[merge.config_from].plain, first)
     check_maps(merge, opened, selection, has_tokens=tokens is not None)
     found = merge_findings(merge, opened, config_from, recipe, tokens)
-    adapted = [*adapters.values(), *adapters_alone(opened)]
-    found += [*tie_findings(adapted), *gap_findings(adapted)]
+    pairs = [*adapters.values(), *adapters_alone(opened)]
+    found += [*tie_findings(pairs), *gap_findings(pairs)]
     found += packed_findings(merge, opened)
     found += seen_whole(merge.method.name, whole_tensors(merge, selection))
     refuse_conversion(enforce(in_order(found), settings.force), settings)
