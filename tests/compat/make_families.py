@@ -142,7 +142,7 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
         return None
     sections = set(section_classes(cls))
     rope = whole.get("rope_parameters")
-    left = skipped | sections | UNUSED | {"rope_parameters"}
+    left = skipped | sections | (UNUSED - (declared(cls) & set(GENERATION))) | {"rope_parameters"}
     base = {
         k: v
         for k, v in whole.items()
@@ -176,6 +176,12 @@ def _null_is_default(cls: Any, key: str, base: dict[str, Any], result: dict[str,
         return False
     other = made(cls, **{key: None})
     return other is not None and other.get(key) == base[key]
+
+
+def declared(cls: Any) -> set[str]:
+    """Keys that the classes of a family declare, and not the one that they all have in common."""
+    own = (each for each in cls.__mro__ if "transformers.models" in each.__module__)
+    return {key for each in own for key in vars(each).get("__annotations__", {})}
 
 
 def words_read_as_others(cls: Any, key: str, base: dict[str, Any]) -> dict[str, Any]:

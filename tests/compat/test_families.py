@@ -222,6 +222,24 @@ def test_what_differs_is_told_wherever_it_stands(keys: Config) -> None:
     assert findings(one, dict(one)) == findings(one, json.loads(json.dumps({**one, "use_cache": True}))) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"), [("tapas", "temperature"), ("audio-spectrogram-transformer", "max_length")]
+)
+def test_a_setting_of_generation_by_its_name_alone_is_told(kind: str, key: str) -> None:
+    found = findings({"model_type": kind}, {"model_type": kind, key: 7})
+    assert [(each.level, each.id) for each in found] == [("warning", "config-other")]
+    assert key in found[0].message
+    assert findings({"model_type": "llama"}, {"model_type": "llama", key: 7}) == []
+
+
+def test_families_that_tie_their_head_by_default() -> None:
+    table.quiet()
+    tied = json.loads(table.TABLE.read_text())["tied"]
+    assert tied == [kind for kind, cls in table.classes().items() if table.is_tied(cls)]
+    assert "gemma2" in tied
+    assert "llama" not in tied
+
+
 def test_what_stands_outside_of_the_language_model_and_differs() -> None:
     inner = {"text_config": {"my_word": 2}}
     found = findings({"model_type": "a", "my_word": 1, **inner}, {"model_type": "a", "my_word": 3, **inner})

@@ -58,15 +58,19 @@ def _section(config: Mapping[str, Any], own: Family, with_defaults: bool) -> tup
         merged[name], names = _section(value, inside if with_defaults else NO_FAMILY, with_defaults)
         known |= {f"{name}.{each}" for each in names}
     is_known = row is not NO_FAMILY or not with_defaults
-    return _without_generation(_settled(merged, row), is_known), known
+    return _without_generation(_settled(merged, row), row if is_known else None), known
 
 
-def _without_generation(config: dict[str, Any], is_known: bool) -> dict[str, Any]:
-    """A section without the settings of generation: where its family is not known, without their defaults."""
+def _without_generation(config: dict[str, Any], row: Family | None) -> dict[str, Any]:
+    """A section without the settings of generation: where its family is not known, without their defaults.
+
+    What the family's own class declares is one of these by its name alone.
+    """
     return {
         key: value
         for key, value in config.items()
-        if key not in GENERATION or not (is_known or value in (None, GENERATION[key]))
+        if key not in GENERATION
+        or (value not in (None, GENERATION[key]) if row is None else key in row.defaults)
     }
 
 
