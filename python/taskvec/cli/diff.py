@@ -107,7 +107,9 @@ def write_result(page: Page, result: Difference, every_tensor: bool) -> None:
     broken = [name for name, pair in result.tensors.items() if pair.non_finite]
     if broken:
         count = f"{plural(result.total.non_finite, 'element')} of {plural(len(broken), 'tensor')}"
-        page.fact("not finite", printable(f"{count}, `{broken[0]}` first: figures with these are not known (-)"))
+        page.fact(
+            "not finite", printable(f"{count}, `{broken[0]}` first: figures with these are not known (-)")
+        )
     if result.unmatched:
         shown = ", ".join(f"{name} ({why})" for name, why in list(result.unmatched.items())[:3])
         more = len(result.unmatched) - 3

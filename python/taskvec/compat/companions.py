@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.compat.tokenizer import is_tokenizer_file
-from taskvec.files.folder import is_second_copy, is_weight
 from taskvec.files import look
+from taskvec.files.folder import is_second_copy, is_weight
 from taskvec.files.lfs import PULL, beginning, is_pointer, is_pointer_file
 from taskvec.files.modules import naming
 from taskvec.files.names import is_own
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Roles of a model whose other files are not copied: there is no output, or it is a vector.
 _NOT_COPIED = frozenset({"left", "reference"})
 # What a document of JSON begins with.
-_OF_JSON = frozenset(b"{[\"-0123456789tfn"[at : at + 1] for at in range(18))
+_OF_JSON = frozenset(b'{["-0123456789tfn'[at : at + 1] for at in range(18))
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 
 

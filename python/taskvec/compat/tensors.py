@@ -58,7 +58,9 @@ def check_tensors(
     if factors:
         what = "A and B are combined each by itself, and their product is not the combination of the products"
         fix = "merge the adapters into their models first (`merge_and_unload` of peft), if they were left in them"
-        findings.append(finding("factors-apart", f"{listed(factors)} of the {role}", "whole weights", what, fix))
+        findings.append(
+            finding("factors-apart", f"{listed(factors)} of the {role}", "whole weights", what, fix)
+        )
     copied = [name for name in selected if base.tensors[name].dtype not in FLOAT_DTYPES]
     if copied:
         subject = f"{listed(copied)} of the {role}"
