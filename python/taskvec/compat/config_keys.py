@@ -18,8 +18,8 @@ def _words(text: str) -> frozenset[str]:
 # The language model's own settings inside a multimodal wrapper's config.
 INNER = ("text_config", "llm_config", "language_config")
 
-# Housekeeping and training: the weights compute the same whatever these say, wherever they stand. The tie flag
-# is judged together with the stored heads, dtypes by what is stored, families on their own, vocabularies by
+# Housekeeping and training: the weights compute the same whatever these say, wherever they stand. The tie
+# flag is judged together with the stored heads, dtypes by what is stored, families on their own, vocabularies by
 # their rows.
 IGNORED = _words(
     """

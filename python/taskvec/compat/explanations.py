@@ -87,8 +87,8 @@ FINDINGS: dict[str, Explanation] = {
         "Write `BASE+ADAPTER` where a model is named, or merge it into its base first.",
     ),
     "adapter-partial": Explanation(
-        "PEFT saves factors of every module that `target_modules` name. The file lacks some, in layers or parts "
-        "of layers whose other modules have them: it was cut short, or written by another tool.",
+        "PEFT saves factors of every module that `target_modules` name. The file lacks some, in layers or "
+        "parts of layers whose other modules have them: it was cut short, or written by another tool.",
         "If the modules were not to be trained, nothing is to be done; otherwise save the adapter again.",
     ),
     "architecture": Explanation(

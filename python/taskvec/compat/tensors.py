@@ -57,7 +57,7 @@ def check_tensors(
     factors = [name for name in selected if _FACTOR.search(name)]
     if factors:
         what = "A and B are combined each by itself, and their product is not the combination of the products"
-        fix = "merge the adapters into their models first (`merge_and_unload` of peft), if they were left in them"
+        fix = "if adapters were left in the models, merge them first (`merge_and_unload` of peft)"
         findings.append(
             finding("factors-apart", f"{listed(factors)} of the {role}", "whole weights", what, fix)
         )

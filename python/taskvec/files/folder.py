@@ -108,7 +108,7 @@ def hold_whole(spec: str, weights: Collection[str]) -> None:
         raise FormatError(
             f"`{spec}` holds `{next(iter(weights))}`, one of {int(shard[1])} shards, without the others and "
             "their index",
-            "the checkpoint is incomplete: download or copy it again; if the file alone is meant, give its path",
+            "the checkpoint is incomplete: download or copy it again; for that file alone, give its path",
         )
 
 
