@@ -28,7 +28,7 @@ _NUMBERS = regex(
     re.IGNORECASE,
 )
 _MASK = regex(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
-# Frequencies, their cosines and sines, and the value of what is masked: transformers makes them of config.
+# Frequencies, their cosines and sines, and the value of what is masked: made of config.json.
 _DERIVED = regex(r"(?:^|[._])(?:inv_freq|(?:cos|sin)_cached|masked_bias)$")
 _CAUSAL = regex(r"(?:^|\.)(?:attn|attention)\.bias$")
 # The ends of names of a module's own weights; those of an adapter next to it are none.
