@@ -19,7 +19,8 @@ def _words(text: str) -> frozenset[str]:
 INNER = ("text_config", "llm_config", "language_config")
 
 # Housekeeping and training: the weights compute the same whatever these say, wherever they stand. The tie
-# flag is judged together with the stored heads, dtypes by what is stored, families on their own, vocabularies by
+# flag is judged together with the stored heads, dtypes by what is stored, families on their own,
+# vocabularies by
 # their rows.
 IGNORED = _words(
     """
