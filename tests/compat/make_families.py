@@ -32,6 +32,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from taskvec.compat.config_keys import GENERATION
+
 TABLE = Path(__file__).parents[2] / "python" / "taskvec" / "compat" / "families.json"
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 PERIODS = ("sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
@@ -39,8 +41,12 @@ ROPE = (
     "rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta", "rotary_emb_base",
     "rotary_pct", "rope_ratio", "original_max_position_embeddings",
 )  # fmt: skip
+# Settings of generation, and a key that the measured parameters of the rotary embedding speak for.
+UNUSED = frozenset({*GENERATION, "rope_scaling"})
 # Words that decide over other keys.
 WORDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
 
 HARMLESS_ENDS = (
     "dropout", "drop_rate", "dropout_rate", "drop_path_rate", "pdrop", "layerdrop", "_loss", "loss_coef",
@@ -67,6 +73,11 @@ def is_harmless(key: str) -> bool:
 def is_token(key: str) -> bool:
     """Whether a key of transformers is the id of a token, or how many there are."""
     return key.endswith(TOKEN_ENDS)
+
+
+def is_tied(cls: Any) -> bool:
+    """Whether a class ties head and embedding where the config does not say."""
+    return (made(cls) or {}).get("tie_word_embeddings") is True
 
 
 def all_keys(cls: Any, depth: int = 3) -> Iterator[str]:
@@ -131,7 +142,7 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
         return None
     sections = set(section_classes(cls))
     rope = whole.get("rope_parameters")
-    left = skipped | sections | {"rope_parameters"}
+    left = skipped | sections | (UNUSED - (declared(cls) & set(GENERATION))) | {"rope_parameters"}
     base = {
         k: v
         for k, v in whole.items()
@@ -147,12 +158,14 @@ def row(cls: Any, skipped: frozenset[str]) -> dict[str, Any] | None:
     result["p"] = [
         name
         for name in result["p"]
-        if name not in result["a"] and (name in ROPE or not (name in IGNORED or is_harmless(name)))
+        if name not in result["a"]
+        and (name in ROPE or not (name in IGNORED or name in UNUSED or is_harmless(name)))
     ]
     result["l"] = {key: found for key in list(base) if (found := layer_rule(cls, key, base, result["p"]))}
     depends = dependencies(cls, whole, base)
     result["f"] = {key: formula(cls, key, on, base) for key, on in depends.items() if key not in result["l"]}
     result["n"] = [key for key in base if _null_is_default(cls, key, base, result)]
+    result["v"] = {key: found for key in base if (found := words_read_as_others(cls, key, base))}
     for key in (*result["f"], *result["l"]):
         base.pop(key, None)
     return {key: value for key, value in result.items() if value}
@@ -163,6 +176,20 @@ def _null_is_default(cls: Any, key: str, base: dict[str, Any], result: dict[str,
         return False
     other = made(cls, **{key: None})
     return other is not None and other.get(key) == base[key]
+
+
+def declared(cls: Any) -> set[str]:
+    """Keys that the classes of a family declare, and not the one that they all have in common."""
+    own = (each for each in cls.__mro__ if "transformers.models" in each.__module__)
+    return {key for each in own for key in vars(each).get("__annotations__", {})}
+
+
+def words_read_as_others(cls: Any, key: str, base: dict[str, Any]) -> dict[str, Any]:
+    """Names of activations that the class replaces by another one where they are the value of a key."""
+    if not isinstance(base[key], str) or base[key] not in ACTIVATIONS:
+        return {}
+    found = {word: (made(cls, **{key: word}) or {}).get(key) for word in ACTIVATIONS}
+    return {word: new for word, new in found.items() if new is not None and new != word}
 
 
 def section_classes(cls: Any) -> dict[str, Any]:
@@ -417,6 +444,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "harmless": sorted(filter(is_harmless, keys)),
         "tokens": sorted(filter(is_token, keys)),
+        "tied": [kind for kind, cls in classes().items() if is_tied(cls)],
         "families": packed(measure()),
     }
     text = json.dumps(table, separators=(",", ":"), sort_keys=True)

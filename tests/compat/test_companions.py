@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import taskvec as tv
 from support.models import Trio, read_tensors, write_weights
@@ -49,6 +50,30 @@ def test_a_pointer_in_place_of_the_config(trio: Trio) -> None:
 def test_text_that_names_git_lfs_is_no_pointer(trio: Trio, tmp_path: Path) -> None:
     (trio.target / "notes.txt").write_text("See " + POINTER)
     tv.transfer(*trio, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("tokenizer.json", "", "empty"),
+        ("generation_config.json", "", "empty"),
+        ("tokenizer.model", "", "empty"),
+        ("tokenizer.json", "<!doctype html><html></html>", "not JSON"),
+        ("preprocessor_config.json", None, "a link to no file"),
+    ],
+)
+def test_a_damaged_file_of_the_target_is_told(
+    trio: Trio, tmp_path: Path, name: str, content: str | None, word: str
+) -> None:
+    (trio.target / name).unlink(missing_ok=True)
+    if content is None:
+        (trio.target / name).symlink_to(tmp_path / "not-there")
+    else:
+        (trio.target / name).write_text(content)
+    report = tv.convert(trio.target, tmp_path / "out", out_dtype="float32")
+    found = report.findings
+    assert [word in each.found for each in found if each.id == "file-damaged"] == [True]
+    assert [each.level for each in found if each.id == "file-damaged"] == ["warning"]
 
 
 def put(folder: Path, name: str, content: str = "weights") -> None:
@@ -127,3 +152,46 @@ def test_an_integer_buffer_that_one_model_of_a_recipe_lacks(trio: Trio, tmp_path
     merge = tv.ties([trio.donor, trio.target], base=trio.reference, weight=0.5, density=0.5)
     merge.save(tmp_path / "out")
     assert ("embeddings.position_ids" in read_tensors(tmp_path / "out")) is (lacking == "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+        ("h.0.attn.bias", (1, 1, 8, 8)),
+        ("h.0.attn.masked_bias", ()),
+    ],
+)
+def test_a_buffer_of_the_config_that_others_lack_is_the_targets(
+    trio: Trio, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    add(trio.target, name, shape, np.float32)
+    before = read_tensors(trio.target)[name]
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert [each.level for each in report.findings if each.id == "buffers-kept"] == ["note"]
+    np.testing.assert_array_equal(read_tensors(tmp_path / "out")[name], before)
+
+
+def test_factors_in_whole_models_are_told(trio: Trio, tmp_path: Path) -> None:
+    for folder in trio:
+        for factor, shape in (("A", (2, 8)), ("B", (8, 2))):
+            add(folder, f"model.layers.0.self_attn.q_proj.lora_{factor}.default.weight", shape, np.float32)
+    report = tv.transfer(*trio, tmp_path / "out")
+    assert [each.level for each in report.findings if each.id == "factors-apart"] == ["warning"]
+
+
+def test_one_shard_of_several_is_not_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a.weight": np.ones((2, 2), np.float32)}, folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(FormatError, match="one of 2 shards"):
+        tv.open(folder)
+    assert list(tv.open(folder / "model-00001-of-00002.safetensors")) == ["a.weight"]
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00"])
+def test_a_config_with_a_byte_order_mark(trio: Trio, content: bytes) -> None:
+    (trio.donor / "config.json").write_bytes(content)
+    with pytest.raises(FormatError, match="byte order mark") as caught:
+        tv.open(trio.donor)
+    assert "UTF-8 without" in str(caught.value.hint)

@@ -180,6 +180,109 @@ def test_absence_is_the_default_of_the_family(kind: str, key: str, one: Any, oth
     }
 
 
+OTHERWISE = [
+    # Values of another kind than the comparison knows.
+    {"rope_theta": [1e4, 1e6]},
+    {"rope_theta": "10000"},
+    {"rope_local_base_freq": "10000"},
+    {"partial_rotary_factor": [0.5, 1.0]},
+    {"rope_scaling": 2},
+    {"rope_scaling": "linear"},
+    {"rope_scaling": [1, 2]},
+    # Keys that mean nothing where transformers puts them, in other places.
+    {"moe": {"top_k": 2}},
+    {"ffn_config": {"top_k": 2}},
+    {"attn_config": {"temperature": 2.0}},
+    {"top_k": 2},
+    {"decoder": {"max_length": 2}},
+    {"decoder": {"rope_theta": 1e6}},
+    {"decoder": {"rope_scaling": {"type": "linear", "factor": 2}}},
+    {"decoder": {"original_max_position_embeddings": 64}},
+    {"rope_scaling": {"type": "default", "factor": 2}},
+    {"rope_scaling": {"type": "linear", "factor": 2, "original_max_position_embeddings": 64}},
+]
+
+
+def changed(value: Any) -> Any:
+    """The same with another number or word at its end."""
+    if isinstance(value, dict):
+        last = list(value)[-1]
+        return {**value, last: changed(value[last])}
+    if isinstance(value, list):
+        return [*value[:-1], changed(value[-1])]
+    return f"{value}0" if isinstance(value, str) else value * 4
+
+
+@pytest.mark.parametrize("keys", OTHERWISE, ids=json.dumps)
+def test_what_differs_is_told_wherever_it_stands(keys: Config) -> None:
+    one, other = ({"model_type": "not_known", **each} for each in (keys, changed(keys)))
+    found = findings(one, other)
+    assert [each.level for each in found if each.id in ("config-function", "config-other")]
+    assert all(each.level in ("error", "warning") for each in found)
+    assert findings(one, dict(one)) == findings(one, json.loads(json.dumps({**one, "use_cache": True}))) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("tapas", "temperature"), ("audio-spectrogram-transformer", "max_length")]
+)
+def test_a_setting_of_generation_by_its_name_alone_is_told(kind: str, key: str) -> None:
+    found = findings({"model_type": kind}, {"model_type": kind, key: 7})
+    assert [(each.level, each.id) for each in found] == [("warning", "config-other")]
+    assert key in found[0].message
+    assert findings({"model_type": "llama"}, {"model_type": "llama", key: 7}) == []
+
+
+def test_families_that_tie_their_head_by_default() -> None:
+    table.quiet()
+    tied = json.loads(table.TABLE.read_text())["tied"]
+    assert tied == [kind for kind, cls in table.classes().items() if table.is_tied(cls)]
+    assert "gemma2" in tied
+    assert "llama" not in tied
+
+
+def test_what_stands_outside_of_the_language_model_and_differs() -> None:
+    inner = {"text_config": {"my_word": 2}}
+    found = findings({"model_type": "a", "my_word": 1, **inner}, {"model_type": "a", "my_word": 3, **inner})
+    assert "my_word outside of text_config" in found[0].message
+    assert findings({"model_type": "a", "my_word": 2, **inner}, {"model_type": "a", **inner}) == []
+
+
+def test_of_two_spellings_in_one_config_the_one_that_transformers_takes() -> None:
+    from transformers import LlamaConfig
+
+    new = {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}
+    old = {"type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    taken = LlamaConfig(rope_parameters=dict(new), rope_scaling=dict(old)).rope_parameters
+    both = {"model_type": "llama", "rope_parameters": new, "rope_scaling": old}
+    found = findings({"model_type": "llama", "rope_parameters": dict(taken)}, both)
+    assert [(each.level, each.id) for each in found] == [("warning", "config-other")]
+    assert "rope_parameters" in found[0].message
+    other = findings({"model_type": "llama", "rope_parameters": new}, both)
+    assert "config-function" in {each.id for each in other}
+
+
+def test_activations_of_several_names_are_compared_as_functions() -> None:
+    import torch
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    names = [name for name in ACT2FN if name not in ("prelu", "xielu")]
+    values = {name: ACT2FN[name](x) for name in names}
+    for one in names:
+        for other in names:
+            is_one = torch.allclose(values[one], values[other], rtol=0, atol=1e-9)
+            configs = ({"model_type": "llama", "hidden_act": name} for name in (one, other))
+            assert (findings(*configs) == []) == is_one, (one, other)
+
+
+def test_a_word_that_a_class_reads_as_another(tmp_path: Path) -> None:
+    old = {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None}
+    new = saved(old, tmp_path / "gemma")
+    assert new["hidden_act"] == "gelu_pytorch_tanh"
+    assert [each for each in findings(old, new) if each.level == "error"] == []
+    assert [each.id for each in findings(old, {**old, "hidden_act": "silu"})] == ["config-function"]
+
+
 def test_an_unknown_key_is_a_warning() -> None:
     found = findings({"model_type": "llama", "my_word": 1}, {"model_type": "llama", "my_word": 2})
     assert [(each.level, each.id) for each in found] == [("warning", "config-other")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import taskvec as tv
 from support.layouts import (
@@ -243,3 +243,40 @@ def test_a_filter_of_a_part_is_a_warning(tmp_path: Path, models: tuple[Tensors, 
     weight[0]["filter"] = "experts.gate_up_proj"
     report = tv.merge(recipe, tmp_path / "named")
     assert not [each for each in report.findings if each.id == "recipe-filter"]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "_fsdp_wrapped_module.{}", "_orig_mod.{}", "pretrained_model.{}", "_forward_module.module.{}",
+        "model.{}", "module._orig_mod.{}",
+    ],
+)  # fmt: skip
+def test_names_in_the_module_of_a_trainer(wrapped: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight")
+    made = [{name: rng.standard_normal((4, 4)).astype(np.float32) for name in names} for _ in range(3)]
+    for folder, tensors in zip(("t", "d", "r"), made, strict=True):
+        (tmp_path / folder).mkdir()
+        stored = tensors if folder == "t" else {wrapped.format(name): a for name, a in tensors.items()}
+        inner = {
+            name.replace(".mlp.", "._checkpoint_wrapped_module.mlp.") if folder == "d" else name: array
+            for name, array in stored.items()
+        }
+        save_file(inner, tmp_path / folder / "model.safetensors")
+        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
+    tv.transfer(*(tmp_path / folder for folder in ("t", "d", "r")), tmp_path / "out")
+    for name, array in load_file(tmp_path / "out" / "model.safetensors").items():
+        target, donor, reference = (tensors[name].astype(np.float64) for tensors in made)
+        np.testing.assert_allclose(array, target + (donor - reference), rtol=1e-6, atol=1e-6)
+
+
+def test_a_prefix_that_is_not_known_is_named(tmp_path: Path) -> None:
+    for folder, prefix in (("t", ""), ("d", "actor."), ("r", "actor.")):
+        (tmp_path / folder).mkdir()
+        tensors = {f"{prefix}model.layers.{n}.up.weight": np.ones((2, 2), np.float32) for n in range(3)}
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+        (tmp_path / folder / "config.json").write_text("{}")
+    with pytest.raises(tv.CompatibilityError) as caught:
+        tv.transfer(*(tmp_path / folder for folder in ("t", "d", "r")), tmp_path / "out")
+    assert "`actor.` in front of the names" in str(caught.value.hint)

@@ -114,6 +114,18 @@ PACKED: list[Stored] = [
     {"l.q.mask": ("I32", (2, 64)), "l.q.coeff": ("F32", ()), "l.q.lora_A.weight": ("BF16", (8, 64))},
     {"q.indices": ("I32", (8, 8)), "q.scales": ("F16", (8,))},
     {"q.ids": ("I32", (8, 8)), "q.coeff": ("F16", (8, 1))},
+    # codes whose bits are seen as floats
+    {"l.W_q": ("F16", (4, 8)), "l.scale": ("F16", (8, 1)), "l.zero": ("F16", (8, 1))},
+    {"l.w_q": ("BF16", (32,)), "l.scale": ("BF16", (8, 1)), "l.zero": ("BF16", (8, 1))},
+    {"l.qweight": ("F32", (8, 8)), "l.scales": ("F16", (1, 8))},
+    {"l.weight_packed": ("F32", (8, 8)), "l.weight_scale": ("F32", (8, 1))},
+    # flat codes of long words, sparse matrices, and a number that may be the scale
+    {"q.dense_weights": ("I64", (512,)), "q.row_offsets": ("I32", (9,)), "q.col_vals": ("I32", (99,))},
+    {"q.weight": ("I64", (512,)), "q.scale": ("F16", (8,))},
+    {"q.packed": ("U64", (512,)), "q.scale": ("F16", (8,))},
+    {"q.weight_values": ("F16", (99,)), "q.weight_col_indices": ("I64", (99,))},
+    {"q.weight.values": ("F32", (99,)), "q.weight.indices": ("I64", (2, 99))},
+    {"q.weight": ("F8_E4M3", (8, 8)), "q.alpha": ("F32", (1,))},
 ]
 ORDINARY: list[Stored] = [
     {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8,))},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,42 @@ def test_a_name_that_may_be_one_of_two(tmp_path: Path) -> None:
     factors(tmp_path / "lora", {"q": (4, 3)})
     with pytest.raises(tv.FormatError, match="may be any of"):
         merged(tmp_path)
+
+
+def test_factors_as_a_model_in_memory_names_them(tmp_path: Path) -> None:
+    model = base(tmp_path / "base", "llama")
+    adapted(model, tmp_path / "lora", target_modules=["q_proj", "lm_head"], r=2)
+    want = by_peft(tmp_path, "llama")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    names = {name: re.sub(r"(lora_[AB])\.", r"\1.default.", name) for name in load_file(file)}
+    save_file({names[name]: array for name, array in load_file(file).items()}, file)
+    for name, array in merged(tmp_path).items():
+        np.testing.assert_allclose(array, want[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# What PEFT would have saved of each: a layer cut off, a target cut off, and what was never to have factors.
+@pytest.mark.parametrize(
+    ("settings", "cut", "lacking"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"]}, r"layers\.1", ["q_proj", "v_proj"]),
+        ({"target_modules": ["q_proj", "v_proj"]}, r"v_proj", ["v_proj", "v_proj"]),
+        ({"target_modules": ["q_proj", "v_proj"]}, None, []),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, None, []),
+        ({"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"}, None, []),
+        ({"target_modules": r".*layers\.0.*q_proj"}, None, []),
+        ({"target_modules": ["q_proj", "not_there"]}, None, []),
+    ],
+)
+def test_a_file_that_lacks_factors(
+    settings: dict[str, Any], cut: str | None, lacking: list[str], tmp_path: Path
+) -> None:
+    adapted(base(tmp_path / "base", "llama"), tmp_path / "lora", r=2, **settings)
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    kept = {name: array for name, array in load_file(file).items() if cut is None or not re.search(cut, name)}
+    save_file(kept, file)
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/lora"}]}
+    found = [each for each in tv.merge(recipe, tmp_path / "out").findings if each.id == "adapter-partial"]
+    assert [re.findall(r"(\w+)\.weight`", each.found) for each in found] == ([lacking] if lacking else [])
 
 
 def test_two_modules_of_one_weight(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import taskvec as tv
 from support.models import Trio, read_tensors, write_trio
@@ -45,6 +46,29 @@ def test_layers_and_modules_add_up(sharded_trio: Trio) -> None:
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["total"]["changed"] == found.total.changed
     assert "elements differ" in str(found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_known_and_not_zero(value: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ("model.layers.0.a.weight", "model.layers.0.b.weight")
+    left = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in names}
+    right = {name: array + np.float32(0.01) for name, array in left.items()}
+    right[names[0]] = right[names[0]].copy()
+    right[names[0]][3, 3] = value
+    for folder, tensors in (("left", left), ("right", right)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    found = tv.diff(tmp_path / "left", tmp_path / "right")
+    broken, whole = (found.tensors[name] for name in names)
+    assert (broken.non_finite, broken.relative_norm, broken.cosine) == (1, None, None)
+    x, y = (tensors[names[1]].astype(np.float64).ravel() for tensors in (left, right))
+    assert whole.relative_norm == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-4)
+    assert found.total.relative_norm is found.total.cosine is None
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    row = data["tensors"][0]
+    assert row["right_norm"] is row["difference_norm"] is row["largest"] is None
+    assert row["left_norm"] == pytest.approx(np.linalg.norm(left[names[0]].astype(np.float64)), rel=1e-5)
 
 
 def test_the_same_checkpoint_does_not_differ(sharded_trio: Trio, tmp_path: Path) -> None:

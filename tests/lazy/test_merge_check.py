@@ -214,3 +214,22 @@ def test_models_without_a_common_tensor(
     done = invoke(capsys, "check-merge", trio.reference, other, trio.donor)
     assert done.code == 2
     assert "hint:" in done.err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["donor", "merged"])
+def test_values_that_are_not_finite_are_not_compared(which: str, value: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = {f"model.layers.{n}.a.weight": rng.standard_normal((8, 8)).astype(np.float32) for n in range(2)}
+    step = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in base}
+    sides = {"base": base, "donor": {n: base[n] + step[n] for n in base}}
+    sides["merged"] = {name: array.copy() for name, array in sides["donor"].items()}
+    sides[which]["model.layers.0.a.weight"][1, 1] = value
+    for folder, arrays in sides.items():
+        (tmp_path / folder).mkdir()
+        save_file(arrays, tmp_path / folder / "model.safetensors")
+    found = tv.check_merge(*(tmp_path / folder for folder in ("base", "donor", "merged")))
+    assert {name: each.status for name, each in found.tensors.items()} == {
+        "model.layers.0.a.weight": "other", "model.layers.1.a.weight": "added",
+    }  # fmt: skip
+    assert found.guesses == ("not compared: 1 tensor with values that are NaN or infinite",)

@@ -118,7 +118,7 @@ def test_every_setting_of_peft_is_either_without_effect_or_refused(tmp_path: Pat
         ("lokr_w1", "LoKr"),
         ("ia3_l", "IA³"),
         ("modules_to_save.weight", "whole weight"),
-        ("lora_A.default.weight", "another kind of name"),
+        ("lora_A.other.weight", "another kind of name"),
         ("original_module.weight", "whole weight"),
         ("surprise", "no known kind"),
     ],

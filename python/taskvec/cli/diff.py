@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,6 +104,12 @@ def write_result(page: Page, result: Difference, every_tensor: bool) -> None:
     page.line(page.paint(printable(f"{result.left} and {result.right}"), bold=True))
     elements = amount(result.total.elements)
     page.fact("compared", f"{plural(len(result.tensors), 'tensor')}, {elements} elements")
+    broken = [name for name, pair in result.tensors.items() if pair.non_finite]
+    if broken:
+        count = f"{plural(result.total.non_finite, 'element')} of {plural(len(broken), 'tensor')}"
+        page.fact(
+            "not finite", printable(f"{count}, `{broken[0]}` first: figures with these are not known (-)")
+        )
     if result.unmatched:
         shown = ", ".join(f"{name} ({why})" for name, why in list(result.unmatched.items())[:3])
         more = len(result.unmatched) - 3
@@ -149,7 +156,7 @@ _COLUMNS: dict[str, Any] = {
 
 
 def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def _share(value: float | None) -> str:

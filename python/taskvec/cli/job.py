@@ -254,9 +254,8 @@ def write_vector(page: Page, vector: Mapping[str, Any], *, verbose: bool = False
     """The contents of a saved vector, and how they are stored."""
     tensors = vector["tensors"]
     share = percent(vector["changed"] / vector["elements"]) if vector["elements"] else "none"
-    page.fact(
-        "vector", f"{share} of {amount(vector['elements'])} elements changed, norm {vector['norm']:.4g}"
-    )
+    norm = "not finite" if vector["norm"] is None else f"{vector['norm']:.4g}"
+    page.fact("vector", f"{share} of {amount(vector['elements'])} elements changed, norm {norm}")
     count = Counter(row["encoding"] for row in tensors.values())
     page.fact(
         "stored", ", ".join(f"{plural(many, 'tensor')} {ENCODINGS[how]}" for how, many in count.most_common())

@@ -1,4 +1,5 @@
-"""Integers that ordinary models store: numbers of tokens, positions and experts, counts, and masks.
+"""Integers that ordinary models store: numbers of tokens, positions and experts, counts, and masks; and what
+follows from the config.
 
 What is not known as one of these, and lies where a weight should lie, is taken for the codes of a weight.
 """
@@ -27,10 +28,22 @@ _NUMBERS = regex(
     re.IGNORECASE,
 )
 _MASK = regex(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
+# Frequencies, their cosines and sines, and the value of what is masked: made of config.json.
+_DERIVED = regex(r"(?:^|[._])(?:inv_freq|(?:cos|sin)_cached|masked_bias)$")
+_CAUSAL = regex(r"(?:^|\.)(?:attn|attention)\.bias$")
 # The ends of names of a module's own weights; those of an adapter next to it are none.
 _OWN = regex(r"(?:weight|weight_(?:orig|[gv])|embed\w*|kernel|\w*table|\w*proj)$", re.IGNORECASE)
 _ADAPTER = regex(r"(?:^|[._])(?:lora|ia3|dora|adapter)", re.IGNORECASE)
 _OF_ROWS = regex(r"(?:scales?|zeros?|zero_?points?|abs_?max|coeff\w*)$", re.IGNORECASE)
+
+
+def is_derived(info: TensorInfo) -> bool:
+    """Whether a tensor follows from the config, so that older versions alone have saved it."""
+    if _DERIVED.search(info.name):
+        return True
+    *lead, rows, columns = (1, 1, *info.shape)
+    is_square = len(info.shape) == 4 and rows == columns and math.prod(lead) == 1
+    return is_square and _CAUSAL.search(info.name) is not None
 
 
 def stands_for_weight(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from taskvec.compat.config_keys import INNER, is_ignored
+from taskvec.compat.config_keys import GENERATION, INNER, activation, is_ignored
 from taskvec.compat.families import NO_FAMILY, NOT_KNOWN, Family, family, filled
+from taskvec.compat.rope import NAMES as ROPE
 from taskvec.compat.rope import consumed, rope
 
 _OLD_LAYER_TYPES = {
@@ -46,7 +47,7 @@ def _section(config: Mapping[str, Any], own: Family, with_defaults: bool) -> tup
     merged, inner, sections = _brought_up(config, own, with_defaults)
     row = _joined(own, inner)
     merged = filled(merged, row)
-    known = {*row.defaults, *row.formulas, *row.layers, "rope"}
+    known = {*row.defaults, *row.formulas, *row.layers} - ROPE | {"rope"}
     for name in sections:
         value = merged.pop(name, None)
         value = value if isinstance(value, Mapping) else {}
@@ -56,7 +57,21 @@ def _section(config: Mapping[str, Any], own: Family, with_defaults: bool) -> tup
         value = _overridden(value, own.overrides.get(name, {}), inside)
         merged[name], names = _section(value, inside if with_defaults else NO_FAMILY, with_defaults)
         known |= {f"{name}.{each}" for each in names}
-    return _settled(merged, row), known
+    is_known = row is not NO_FAMILY or not with_defaults
+    return _without_generation(_settled(merged, row), row if is_known else None), known
+
+
+def _without_generation(config: dict[str, Any], row: Family | None) -> dict[str, Any]:
+    """A section without the settings of generation: where its family is not known, without their defaults.
+
+    What the family's own class declares is one of these by its name alone.
+    """
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in GENERATION
+        or (value not in (None, GENERATION[key]) if row is None else key in row.defaults)
+    }
 
 
 def _brought_up(
@@ -70,7 +85,7 @@ def _brought_up(
     if name is not None:
         section = _overridden(merged.pop(name), own.overrides.get(name, {}), NO_FAMILY)
         # What stands outside is old where the inner section says it too.
-        merged.update(section)
+        merged |= {**section, **_outside(merged, section, name)}
         inner = family(str(section.get("model_type"))) if with_defaults else NO_FAMILY
     elif declared is not None and not any(key in merged for key in ("hidden_size", "num_hidden_layers")):
         merged = {**own.overrides.get(declared, {}), **merged}
@@ -86,6 +101,15 @@ def _brought_up(
         and not is_ignored(key)
     ]
     return merged, inner, sections
+
+
+def _outside(config: Mapping[str, Any], section: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a config says otherwise than the section of its language model, under names of its own."""
+    return {
+        f"{key} outside of {name}": value
+        for key, value in config.items()
+        if key in section and value is not None and value != section[key] and not is_ignored(key)
+    }
 
 
 def _overridden(section: Mapping[str, Any], usual: Mapping[str, Any], inside: Family) -> Mapping[str, Any]:
@@ -108,6 +132,7 @@ def _joined(own: Family, inner: Family) -> Family:
         layers={**own.layers, **inner.layers},
         nulls=own.nulls | inner.nulls,
         old=own.old | inner.old,
+        values={**own.values, **inner.values},
     )
 
 
@@ -119,7 +144,7 @@ def _settled(config: dict[str, Any], own: Family) -> dict[str, Any]:
                 _OLD_LAYER_TYPES.get(kind, kind) if isinstance(kind, str) else kind for kind in config[key]
             ]
     one_form = rope(config, own)
-    for key in consumed(config, own):
+    for key in consumed(config, own, one_form):
         config.pop(key, None)
     config["rope"] = one_form
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
@@ -153,7 +178,7 @@ def _flat(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(item, Mapping) and key != "rope" and list(item) != ["__float__"]:
             yield from _flat(item, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _number(item)
+            yield f"{prefix}{key}", activation(_number(item))
 
 
 def _number(value: Any) -> Any:

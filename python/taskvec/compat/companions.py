@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.compat.tokenizer import is_tokenizer_file
+from taskvec.files import look
 from taskvec.files.folder import is_second_copy, is_weight
-from taskvec.files.lfs import PULL, is_pointer_file
+from taskvec.files.lfs import PULL, beginning, is_pointer, is_pointer_file
 from taskvec.files.modules import naming
 from taskvec.files.names import is_own
 from taskvec.text import listed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from taskvec.models.model import Model
 
 
 # Roles of a model whose other files are not copied: there is no output, or it is a vector.
 _NOT_COPIED = frozenset({"left", "reference"})
+# What a document of JSON begins with.
+_OF_JSON = frozenset(b'{["-0123456789tfn'[at : at + 1] for at in range(18))
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 
 
@@ -30,6 +35,7 @@ def check_files(role: str, base: Model, others: Sequence[tuple[str, Model]] = ()
         if pointers:
             found = f"{listed(pointers)}: git-lfs pointers in place of the files, which cannot be compared"
             yield finding("lfs-pointer", f"files of the {name}", "the files", found, PULL, level="warning")
+    yield from _damaged(role, base)
     yield from _weights(role, base)
     for name, model in [(role, base), *others]:
         yield from _variants(name, model)
@@ -49,6 +55,32 @@ def check_copied(role: str, model: Model, *, tokenizer_only: bool = False) -> It
 def _pointers(model: Model, names: Sequence[str]) -> list[str]:
     folder = model.path
     return [] if folder is None else [name for name in names if is_pointer_file(folder / name)]
+
+
+def _damaged(role: str, base: Model) -> Iterator[Finding]:
+    """Files of the target that are not what they are called, or cannot be copied."""
+    if base.path is None or role in _NOT_COPIED:
+        return
+    folder = base.path
+    empty, other = [], []
+    for name in base.other_files:
+        is_json = name.endswith(".json")
+        if not (is_json or is_tokenizer_file(name)) or is_own(name):
+            continue
+        start = beginning(folder / name)
+        if not start:
+            empty.append(name)
+        elif is_json and not is_pointer(start) and start.lstrip()[:1] not in _OF_JSON:
+            other.append(name)
+    lost = [name for name in base.left_files if not is_weight(name) and _leads_nowhere(folder / name)]
+    for names, what in ((empty, "empty"), (other, "not JSON"), (lost, "a link to no file, and left out")):
+        if names:
+            fix = "download or copy the file again"
+            yield finding("file-damaged", f"{listed(names)} of the {role}", "", what, fix)
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return look.exists(path, follow_links=False) and not look.exists(path)
 
 
 def _weights(role: str, base: Model) -> Iterator[Finding]:

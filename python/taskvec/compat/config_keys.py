@@ -6,6 +6,8 @@ A key that is neither and differs is told, whatever it is called.
 
 from __future__ import annotations
 
+from typing import Any
+
 from taskvec.compat.families import known_keys
 
 
@@ -16,8 +18,10 @@ def _words(text: str) -> frozenset[str]:
 # The language model's own settings inside a multimodal wrapper's config.
 INNER = ("text_config", "llm_config", "language_config")
 
-# Housekeeping, training, generation: the weights compute the same whatever these say. The tie flag is judged
-# together with the stored heads, dtypes by what is stored, families on their own, vocabularies by their rows.
+# Housekeeping and training: the weights compute the same whatever these say, wherever they stand. The tie
+# flag is judged together with the stored heads, dtypes by what is stored, families on their own,
+# vocabularies by
+# their rows.
 IGNORED = _words(
     """
     architectures model_type tie_word_embeddings tie_embedding tie_encoder_decoder dtype torch_dtype
@@ -26,21 +30,52 @@ IGNORED = _words(
     gradient_checkpointing pretraining_tp tensor_parallel_degree use_sliding_window quantization_config
     compression_config id2label label2id num_labels problem_type task_specific_params finetuning_task
     _attn_implementation _attn_implementation_autoset attn_implementation _attn_implementation_internal
-    _experts_implementation bad_words_ids is_encoder_decoder
+    _experts_implementation is_encoder_decoder
     cross_attention_hidden_size chunk_size_feed_forward torchscript pruned_heads use_bfloat16 tf_legacy_loss
     router_aux_loss_coef output_router_logits aux_loss_alpha seq_aux ep_size unsloth_version unsloth_fixed
-    model_name rope_theta rope_scaling base_model_tp_plan
-    rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base rotary_pct rope_ratio
-    original_max_position_embeddings prefix tokenizer_class
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature
-    top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens forced_decoder_ids max_new_tokens
+    model_name base_model_tp_plan tokenizer_class
     attn_dropout_prob emb_dropout_prob moe_aux_loss_coef moe_router_aux_loss_coef
     use_mambapy use_mamba_kernels use_flash_attn use_flash_attention _flash_attn_2_enabled
     fp32_residual_connection_training gradient_checkpointing_policy return_loss
     """
 )
+
+# Settings of generation, and what transformers takes where they are absent. They say nothing of the weights
+# where transformers has put them, in the config of a model that it knows; elsewhere `top_k` may be the number
+# of experts, and `temperature` that of a router.
+GENERATION: dict[str, Any] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_decoder_ids": None,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "prefix": None,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "suppress_tokens": None,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+
+# Names of one activation: the same formula, whoever computes it.
+_ACTIVATIONS = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    **dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh"), "gelu_pytorch_tanh"),
+}
 
 # Tokens by their text, as old configs have them.
 _TOKENS = _words("bos_token eos_token pad_token unk_token sep_token cls_token mask_token")
@@ -72,6 +107,11 @@ _FUNCTION_PARTS = _words(
 def is_ignored(key: str) -> bool:
     """Whether a key is known to say nothing of the function of the weights."""
     return key in IGNORED or key in known_keys("harmless")
+
+
+def activation(value: Any) -> Any:
+    """The one name of an activation that has several; any other value as it is."""
+    return _ACTIVATIONS.get(value, value) if isinstance(value, str) else value
 
 
 def is_token(key: str) -> bool:

@@ -86,6 +86,11 @@ FINDINGS: dict[str, Explanation] = {
         "The folder holds the factors of an adapter, not the weights of a model.",
         "Write `BASE+ADAPTER` where a model is named, or merge it into its base first.",
     ),
+    "adapter-partial": Explanation(
+        "PEFT saves factors of every module that `target_modules` name. The file lacks some, in layers or "
+        "parts of layers whose other modules have them: it was cut short, or written by another tool.",
+        "If the modules were not to be trained, nothing is to be done; otherwise save the adapter again.",
+    ),
     "architecture": Explanation(
         "`model_type` differs: the models compute something else with weights of the same name.",
         "Give models of one family.",
@@ -169,6 +174,17 @@ FINDINGS: dict[str, Explanation] = {
         "Layers for multi-token prediction are left out of many fine-tunes.",
         "Nothing is to be done: the target's are kept.",
     ),
+    "buffers-kept": Explanation(
+        "Older versions of transformers saved frequencies of the rotary embedding and causal masks, which "
+        "newer ones make of the config.",
+        _NOTHING,
+    ),
+    "factors-apart": Explanation(
+        "The checkpoints hold unmerged factors of LoRA next to their weights. A merge combines each stored "
+        "tensor by itself, and a product of sums is not the sum of products.",
+        "Merge the adapters into their models first. A model that has such factors as weights of its own is "
+        "as the authors mean it; then nothing is to be done.",
+    ),
     "dtype": Explanation(
         "One model was saved in another type, such as float32 after training.",
         "Nothing is to be done: all are widened, and the output has the target's type.",
@@ -219,6 +235,11 @@ FINDINGS: dict[str, Explanation] = {
     "lfs-pointer": Explanation(
         "The repository was cloned without git-lfs: a file holds a pointer of three lines.",
         "Run `git lfs pull` in the folder, or give the name on the hub.",
+    ),
+    "file-damaged": Explanation(
+        "A file that would be copied is empty, is called `.json` and is not JSON, or is a link that leads "
+        "nowhere: a download was interrupted, or a server has answered with a page.",
+        "Download or copy the file again. The output's weights do not depend on it.",
     ),
     "files-kept": Explanation(
         "The target has modules of its own (a folder of a pipeline, dense layers) that the others lack.",

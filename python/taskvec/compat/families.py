@@ -50,6 +50,8 @@ class Family(NamedTuple):
         By section: defaults that this family sets for it where the whole section is absent.
     kind : str
         The model type that the class writes, where it is another one.
+    values : mapping
+        By key: values that the class reads as another one.
     """
 
     defaults: Mapping[str, Any] = {}
@@ -62,6 +64,7 @@ class Family(NamedTuple):
     old: frozenset[str] = frozenset()
     overrides: Mapping[str, Mapping[str, Any]] = {}
     kind: str = ""
+    values: Mapping[str, Mapping[str, Any]] = {}
 
 
 NO_FAMILY = Family()
@@ -78,7 +81,10 @@ def _table() -> dict[str, Any]:
 
 @cache
 def known_keys(sort: str) -> frozenset[str]:
-    """Keys of any family: ``"harmless"``, of training and initialisation, or ``"tokens"``, ids and counts."""
+    """Keys of any family: ``"harmless"``, of training and initialisation, or ``"tokens"``, ids and counts.
+
+    Under ``"tied"`` are the model types whose class ties head and embedding unless the config says otherwise.
+    """
     return frozenset(_table()[sort])
 
 
@@ -101,6 +107,7 @@ def family(kind: str) -> Family:
         old=frozenset(row.get("p", ())),
         overrides=row.get("o", {}),
         kind=row.get("m", ""),
+        values=row.get("v", {}),
     )
 
 
@@ -110,6 +117,9 @@ def filled(config: Mapping[str, Any], own: Family) -> dict[str, Any]:
     for alias, key in own.aliases.items():
         if alias not in result and config.get(alias) is not None and result.get(key) is None:
             result[key] = config[alias]
+    for key, words in own.values.items():
+        if isinstance(result.get(key), str):
+            result[key] = words.get(result[key], result[key])
     # An old key whose effect is not known may stand behind any key that is absent.
     consumed = {rule.get(name) for rule in own.layers.values() for name in ("period", "first")}
     is_open = any(key in own.old and key not in consumed and key not in _ROPE for key in config)

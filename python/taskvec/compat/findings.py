@@ -55,6 +55,7 @@ FINDINGS: dict[str, Kind] = {
     "convert-plain": Kind("warning", "weights stay plain that the format cannot have"),
     "saved-vector": Kind("error", "a saved task vector was given where a checkpoint is expected"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
+    "adapter-partial": Kind("warning", "an adapter has no factors of modules that its settings name"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"
     ),
@@ -83,6 +84,8 @@ FINDINGS: dict[str, Kind] = {
     ),
     "layout": Kind("note", "another model stores the same weights in another layout"),
     "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
+    "buffers-kept": Kind("note", "buffers that follow from the config and another model lacks are copied"),
+    "factors-apart": Kind("warning", "factors of LoRA lie in whole models and are combined each by itself"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
     "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),
@@ -98,6 +101,7 @@ FINDINGS: dict[str, Kind] = {
     "lfs-pointer": Kind(
         "error", "a git-lfs pointer lies in the place of a file", "the pointer is copied as it is"
     ),
+    "file-damaged": Kind("warning", "a file of the target is empty or not of its kind"),
     "files-kept": Kind("warning", "weights of the target's modules come along unchanged"),
     "files-left": Kind("note", "files of the target do not come along to the output"),
     # Tokenizer

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskvec.compat.canonical import Described, describe
-from taskvec.compat.config_keys import CONTEXT, INNER, is_token, names_function
-from taskvec.compat.families import NOT_KNOWN, family
+from taskvec.compat.config_keys import CONTEXT, GENERATION, INNER, is_token, names_function
+from taskvec.compat.families import NO_FAMILY, NOT_KNOWN, family
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.text import listed, roles
 
@@ -133,11 +133,20 @@ def _differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[
     own_kinds, kinds = _families(base), _families(other)
     is_one_family = not (own_kinds and kinds) or _is_one_family(own_kinds, kinds)
     mine, theirs = (describe(config, with_defaults=is_one_family) for config in (base, other))
+    classes = [family(kind) for kind in {*own_kinds, *kinds}] if is_one_family else []
+    is_known = any(row is not NO_FAMILY for row in classes)
     for key in [*mine.values, *(key for key in theirs.values if key not in mine.values)]:
-        default = _DEFAULTS.get("rope" if key.endswith(".rope") else key)
+        # an activation under a name that the family's class does not know has no default
+        default = None if is_known and key == "hidden_act" else _default(key)
         one, two = mine.values.get(key, default), theirs.values.get(key, default)
         if one != two:
             yield _Difference(key, _show(one), _show(two), _sort(key, one, two, mine, theirs))
+
+
+def _default(key: str) -> Any:
+    if key in GENERATION:
+        return GENERATION[key]
+    return _DEFAULTS.get("rope" if key.endswith(".rope") else key)
 
 
 def _sort(key: str, one: Any, two: Any, mine: Described, theirs: Described) -> str:
@@ -148,6 +157,8 @@ def _sort(key: str, one: Any, two: Any, mine: Described, theirs: Described) -> s
     if is_token(last):
         return "token"
     if one is NOT_KNOWN or two is NOT_KNOWN:
+        return "other"
+    if key in GENERATION or " outside of " in last:
         return "other"
     is_known = key in mine.known and key in theirs.known
     if last == "layer_types" and _is_window_without_size(one, two, mine, theirs):

@@ -6,6 +6,7 @@ and has float companions, is taken for packed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -59,7 +60,14 @@ _NO_SCALE = regex(
 _PACKED_END = regex(r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE)
 # Matrices with a number for each row and group of columns of a weight, which then has codes of whatever type.
 _GRIDS = (".scales", ".zeros", ".qzeros", ".weight_scales", ".absmax")
-# Beside a plain weight of float8 there may be these in a wider type.
+# Names that no plain weight has: codes, whatever type their bits are seen as.
+_CODES = regex(r"(?:^|_)(?:w_?q|q_?weight|codes|qdata|_data|qidxs)$|packed", re.IGNORECASE)
+# Parts of a sparse matrix, by torch's words.
+_VALUES = regex(r"(?P<stem>(?:.*[._])?)values")
+_PLACES = ("indices", "col_indices", "crow_indices", "row_indices", "ccol_indices")
+# Next to a matrix of float8 these may be its scale.
+_NUMBERS_OF_ANY = frozenset({"alpha", "beta", "gamma"})
+# Next to a plain weight of float8 there may be these in a wider type.
 _ORDINARY = regex(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
 
 
@@ -69,7 +77,7 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     Plain float8 without scales, and buffers of integers (positions, counts, masks), are not among them.
     """
     never: dict[str, list[str]] = {info.name: [] for info in tensors.values() if info.dtype in _NEVER_PLAIN}
-    never |= _on_a_grid(tensors)
+    never |= {**_on_a_grid(tensors), **_seen_as_floats(tensors), **_sparse(tensors)}
     narrow = [info for info in tensors.values() if info.dtype in _INTEGERS | _FLOAT8 or info.dtype == "BOOL"]
     if not narrow:
         return never
@@ -108,6 +116,29 @@ def _on_a_grid(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     return found
 
 
+def _seen_as_floats(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Codes whose bits are stored as numbers of a float type (HQQ, FSDP), and the scales next to each."""
+    codes = [n for n, info in tensors.items() if info.dtype in _WIDE and _CODES.search(_split(n)[1])]
+    scales: defaultdict[str, list[str]] = defaultdict(list)
+    for name in tensors if codes else ():
+        if _SCALE.search(name):
+            scales[_split(name)[0]].append(name)
+    found = {name: [each for each in scales[_split(name)[0]] if each != name] for name in codes}
+    return {name: beside for name, beside in found.items() if beside}
+
+
+def _sparse(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    """Values of a sparse matrix, and the integers next to each that say where they lie."""
+    found: dict[str, list[str]] = {}
+    for name, info in tensors.items():
+        match = _VALUES.fullmatch(name) if info.dtype in FLOAT_DTYPES else None
+        places = [match["stem"] + end for end in _PLACES] if match else []
+        beside = [each for each in places if each in tensors and tensors[each].dtype in _INTEGERS]
+        if beside:
+            found[name] = beside
+    return found
+
+
 def _is_grid(weight: Sequence[int], scales: Sequence[int]) -> bool:
     return (
         len(weight) == len(scales) == 2
@@ -121,8 +152,11 @@ def _is_packed_alone(info: TensorInfo, leaf: str) -> bool:
     matrices of integers too short to number tokens with that are not a known buffer."""
     if info.dtype in _PACKING and info.shape and _WEIGHT.search(leaf):
         return True
-    is_matrix = len(info.shape) > 1 and not _BUFFER.search(leaf)
-    return is_matrix and (info.dtype in _SHORT or (info.dtype in _LONG and bool(_WEIGHT.search(leaf))))
+    if not info.shape or _BUFFER.search(leaf):
+        return False
+    if info.dtype in _LONG:
+        return math.prod(info.shape) > 1 and _WEIGHT.search(leaf) is not None
+    return len(info.shape) > 1 and info.dtype in _SHORT
 
 
 def _far_scales(
@@ -208,6 +242,8 @@ def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
         return _SCALE.search(other.name) is not None and not is_buffer and _WEIGHT.search(leaf) is not None
     if is_buffer or len(info.shape) < 2:
         return False
+    if is_float8 and theirs in _NUMBERS_OF_ANY:
+        return True
     root = _PACKED_END.sub("", leaf)
     if root != leaf and theirs.startswith(root) and _SCALE.search(theirs):
         return True

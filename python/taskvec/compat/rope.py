@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from taskvec.compat.families import NO_FAMILY, Family
 
@@ -14,6 +14,11 @@ _BASE = 10000.0
 _THETA = ("rope_theta", "rotary_emb_base", "global_rope_theta")
 _LOCAL_THETA = ("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
+NAMES = frozenset({
+    "rope_parameters", "rope_scaling", "rope_ratio", "original_max_position_embeddings",
+    *_THETA, *_LOCAL_THETA, *_PARTIAL,
+})  # fmt: skip
+"""Keys that say something of the rotary embedding."""
 _TYPES = {"su": "longrope", "mrope": "default"}
 # Types that look at the length of the original training.
 _WITH_LENGTH = frozenset({"llama3", "yarn", "longrope"})
@@ -47,21 +52,47 @@ def rope(config: Mapping[str, Any], own: Family = NO_FAMILY) -> dict[str, Any] |
         return None
     if _is_nested(given) or _is_nested(own.rope) or local is not None:
         return _nested(config, own, given, theta, local, partial)
-    return _single(config, given, own.rope, theta, partial)
+    return _single(config, own, given, own.rope, theta, partial)
 
 
-def consumed(config: Mapping[str, Any], own: Family) -> frozenset[str]:
-    """Keys of a config that :func:`rope` speaks for."""
-    names = {"rope_parameters", "rope_scaling", "rope_ratio", *_THETA, *_LOCAL_THETA, *_PARTIAL}
+def consumed(config: Mapping[str, Any], own: Family, one_form: Mapping[str, Any] | None) -> frozenset[str]:
+    """Keys of a config that `one_form`, what :func:`rope` makes of it, speaks for.
+
+    A key whose value is of another kind than is known, or says something else than the form does, stays a key
+    of its own.
+    """
+    forms = [one_form] if one_form is None or not _is_nested(one_form) else list(one_form.values())
+    bases = {form.get("rope_theta") for form in forms if form is not None}
+    shares = {form.get("partial_rotary_factor", 1.0) for form in forms if form is not None}
+    names = {key for key in ("rope_scaling", "rope_parameters") if _is_said(config, key, own, one_form)}
+    has_ratio = _is_number(config.get("rope_ratio"))
+    for key in (*_THETA, *_LOCAL_THETA):
+        if _is_number(config.get(key)) and (has_ratio or float(config[key]) in bases):
+            names.add(key)
+    names.update(key for key in _PARTIAL if _is_number(config.get(key)) and float(config[key]) in shares)
+    if has_ratio:
+        names.add("rope_ratio")
     if own.rope is not None and _head_dim(config) is not None:
         names.add("rotary_dim")
+    if own is not NO_FAMILY or any("original_max_position_embeddings" in (form or {}) for form in forms):
+        names.add("original_max_position_embeddings")
     return frozenset(names)
 
 
+def _is_said(config: Mapping[str, Any], key: str, own: Family, one_form: Mapping[str, Any] | None) -> bool:
+    """Whether the form says all that a config has under this key."""
+    value = config.get(key)
+    if not value or value is _given(config):
+        return True
+    other = "rope_parameters" if key == "rope_scaling" else "rope_scaling"
+    return isinstance(value, Mapping) and rope({**config, other: None}, own) == one_form
+
+
 def _given(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    for key in ("rope_parameters", "rope_scaling"):
+    # where a config has both, transformers takes the older
+    for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
-        if isinstance(value, Mapping) and (value or key == "rope_scaling"):
+        if isinstance(value, Mapping) and value:
             return value
     return None
 
@@ -73,9 +104,13 @@ def _is_nested(value: Mapping[str, Any] | None) -> bool:
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_number(value):
             return float(value)
     return None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _theta(config: Mapping[str, Any]) -> float | None:
@@ -128,13 +163,14 @@ def _nested(
         base = local if kind == "sliding_attention" else theta
         if kind == "sliding_attention" and local is None and usual is None:
             base = theta
-        result[kind] = _single(config, single, default, base, partial)
+        result[kind] = _single(config, own, single, default, base, partial)
     values = list(result.values())
     return values[0] if values and values[0] is not None and all(v == values[0] for v in values) else result
 
 
 def _single(
     config: Mapping[str, Any],
+    own: Family,
     given: Mapping[str, Any] | None,
     default: Mapping[str, Any] | None,
     theta: float | None,
@@ -160,7 +196,9 @@ def _single(
         inside = result.get("original_max_position_embeddings")
         longest = config.get("max_position_embeddings")
         result["original_max_position_embeddings"] = next((v for v in (outside, inside, longest) if v), None)
-    left = _WITHOUT_EFFECT.get(kind, frozenset()) | {"type", "finetuned"}
+    left = frozenset({"type", "finetuned"})
+    if own is not NO_FAMILY:  # what code that is not transformers' looks at is not known
+        left |= _WITHOUT_EFFECT.get(kind, frozenset())
     usual = _DEFAULTS.get(kind, {})
     names = ["rope_theta", "rope_type", *sorted(result.keys() - {"rope_theta", "rope_type"} - left)]
     kept = {key: result[key] for key in names if result[key] is not None and result[key] != usual.get(key)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from taskvec.compat.buffers import is_derived
 from taskvec.compat.counterparts import iterate_counterparts
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.predictor import is_predictor
@@ -28,10 +29,14 @@ _ALIASES = (
     ("base_model.model.", ""),
     ("module.", ""),
     ("_orig_mod.", ""),
+    ("_fsdp_wrapped_module.", ""),
+    ("pretrained_model.", ""),
     ("transformer.", ""),
 )
 _SAVE = "save both with one version of transformers"
 _ONE_EXPERT = regex(r"(.*\.experts)\.\d+\.(?:gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
+# Factors of LoRA that lie in a whole model, whose sum with the weight is what the model computes with.
+_FACTOR = regex(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
 _FUSED_EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 
 
@@ -49,6 +54,13 @@ def check_tensors(
     findings += _check_pairs(role, base, others, selected, tie)
     if tie.finding is not None and _concerns_head(selected, tie):
         findings.append(tie.finding)
+    factors = [name for name in selected if _FACTOR.search(name)]
+    if factors:
+        what = "A and B are combined each by itself, and their product is not the combination of the products"
+        fix = "if adapters were left in the models, merge them first (`merge_and_unload` of peft)"
+        findings.append(
+            finding("factors-apart", f"{listed(factors)} of the {role}", "whole weights", what, fix)
+        )
     copied = [name for name in selected if base.tensors[name].dtype not in FLOAT_DTYPES]
     if copied:
         subject = f"{listed(copied)} of the {role}"
@@ -115,6 +127,11 @@ def _check_names(
             what = f"{len(kept):,} of its tensors are missing; the {role}'s are kept: {listed(kept)}"
             yield finding("predictor-kept", f"multi-token prediction of {roles(who)}", "", what)
             names = tuple(name for name in names if name not in set(kept))
+        derived = [name for name in names if is_derived(base.tensors[name])]
+        if derived:
+            what = f"{len(derived):,} that follow from the config are missing; the {role}'s are kept: "
+            yield finding("buffers-kept", f"buffers of {roles(who)}", "", what + listed(derived))
+            names = tuple(name for name in names if name not in set(derived))
         alone = _folders_of_base(base, [dict(others)[each] for each in who])
         if alone:
             what = f"there are none in {listed(alone)}; the {role}'s are kept"
@@ -148,6 +165,10 @@ def _alias_hint(names: Sequence[str], table: Mapping[str, TensorInfo]) -> str:
             sample = [name for name in names[:200] if name.startswith(here)]
             if sample and all(there + name.removeprefix(here) in table for name in sample):
                 return f"the other model names the same weights `{there}…` in place of `{here}…`; {_SAVE}"
+    for which, short, long in (("the other model", names, table), ("this model", list(table), set(names))):
+        prefix = _in_front(short, long)
+        if prefix:
+            return f"{which} has `{prefix}` in front of the names: rename its tensors, or save it again"
     for name in names[:200]:
         match = _ONE_EXPERT.match(name)
         if match and any(f"{match[1].removesuffix('.experts')}{fused}" in table for fused in _FUSED_EXPERTS):
@@ -155,6 +176,13 @@ def _alias_hint(names: Sequence[str], table: Mapping[str, TensorInfo]) -> str:
         if name.endswith(_FUSED_EXPERTS) and f"{name.rpartition('.')[0]}.0.down_proj.weight" in table:
             return f"the other model stores its experts one by one; {_SAVE}"
     return ""
+
+
+def _in_front(short: Sequence[str], long: Collection[str]) -> str:
+    """What all the longer names have in front of the shorter ones; empty where it is not one prefix."""
+    longer = [name for name in long if short and name.endswith(f".{short[0]}")]
+    prefix = longer[0].removesuffix(short[0]) if len(longer) == 1 else ""
+    return prefix if all(f"{prefix}{name}" in long for name in short[:200]) else ""
 
 
 def _check_pairs(

@@ -7,10 +7,12 @@ has the target's tensors and the target's flag, and the vector goes into each of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from taskvec.compat.config_keys import INNER
+from taskvec.compat.families import known_keys
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.predictor import copies
 from taskvec.models.tensor_names import layer_of
@@ -89,16 +91,27 @@ def _head(checkpoint: Model, embedding: str | None, head: str | None) -> Head:
         return Head("none", embedding, head)
     if head is None:
         return Head("tied", embedding, None)
-    return Head("double" if flag else "untied", embedding, head)
+    is_tied = _is_tied_by_default(checkpoint.config) if flag is None else flag
+    return Head("double" if is_tied else "untied", embedding, head)
 
 
 def _tie_flag(checkpoint: Model) -> bool | None:
-    config = checkpoint.config
-    inner = config.get("text_config")
-    for source in (config, inner if isinstance(inner, dict) else {}):
+    for source in _sections(checkpoint.config):
         if isinstance(source.get("tie_word_embeddings"), bool):
             return source["tie_word_embeddings"]
     return None
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The config, and the sections that a language model within it may have."""
+    yield config
+    yield from (config[key] for key in INNER if isinstance(config.get(key), dict))
+
+
+def _is_tied_by_default(config: Mapping[str, Any]) -> bool:
+    """Whether the class of the model ties its head where the config does not say."""
+    kinds = [source["model_type"] for source in _sections(config) if source.get("model_type")]
+    return any(kind in known_keys("tied") for kind in kinds if isinstance(kind, str))
 
 
 def tie_decision(base: Model, others: Sequence[tuple[str, Model]], role: str = "target") -> TieDecision:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from taskvec.errors import FormatError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.modules import module_weights
@@ -30,6 +31,7 @@ _VARIANT = regex(r"\.safetensors\.(?:index\.[^./]+|[^./]+\.index)\.json$")
 _WEIGHT_INDEX = regex(
     r"\.(?:safetensors|bin|pt|pth|msgpack|h5)(?:\.index|\.index\.[^./]+|\.[^./]+\.index)\.json$"
 )
+_SHARD = regex(r"-\d{5}-of-(\d{5})\.safetensors$")
 SKIPPED_FOLDERS = frozenset({".git", ".cache", "__pycache__", STATE})
 # Second copies of the weights in another vendor's layout; a repository's are not downloaded, whatever they
 # hold.
@@ -91,6 +93,23 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
         if SINGLE in names
         else sorted(n for n in names if "/" not in n and n.endswith(".safetensors"))
     )
+
+
+def hold_whole(spec: str, weights: Collection[str]) -> None:
+    """Return unless the only weights, without an index, are one of several shards.
+
+    Raises
+    ------
+    FormatError
+        They are, so that the others are missing.
+    """
+    shard = _SHARD.search(next(iter(weights))) if len(weights) == 1 else None
+    if shard is not None and int(shard[1]) > 1:
+        raise FormatError(
+            f"`{spec}` holds `{next(iter(weights))}`, one of {int(shard[1])} shards, without the others and "
+            "their index",
+            "the checkpoint is incomplete: download or copy it again; for that file alone, give its path",
+        )
 
 
 def without_folders_of(weights: Collection[str], names: Iterable[str]) -> list[str]:

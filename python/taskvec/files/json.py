@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -17,6 +18,9 @@ from taskvec.files.reading import fill
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
+
+
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,9 +55,12 @@ def parse_object(data: bytes, subject: str) -> dict[str, Any]:
         if is_pointer(data):
             raise FormatError(f"`{subject}` is a git-lfs pointer and not the file itself", PULL) from None
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise FormatError(
-            f"`{subject}` is not valid JSON: {reason}", "the file is damaged; copy or download it again"
-        ) from None
+        hint = "the file is damaged; copy or download it again"
+        if not data:
+            reason = "it is empty"
+        elif data.startswith(_MARKS):
+            reason, hint = "it begins with a byte order mark", "save it as UTF-8 without a byte order mark"
+        raise FormatError(f"`{subject}` is not valid JSON: {reason}", hint) from None
     if not isinstance(value, dict):
         raise FormatError(
             f"`{subject}` holds a JSON {type(value).__name__}, expected an object",

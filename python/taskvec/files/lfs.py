@@ -26,8 +26,19 @@ def is_pointer_file(path: Path) -> bool:
     OutputError
         It cannot be looked at.
     """
+    return is_pointer(beginning(path))
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file, as many as a pointer may have; none of one that does not exist.
+
+    Raises
+    ------
+    OutputError
+        It cannot be looked at.
+    """
     try:
-        return is_pointer(read_up_to(path, _MAXIMUM))
+        return read_up_to(path, _MAXIMUM)
     except OSError as error:
         look.hold_absent(path, error)
-        return False
+        return b""

@@ -95,8 +95,8 @@ def schema() -> dict[str, Any]:
             "elements": _COUNT,
             "changed": {**_COUNT, "description": "elements that are not zero"},
             "bytes": _COUNT,
-            "norm": {"type": "number"},
-            "largest": {"type": "number"},
+            "norm": {"type": ["number", "null"], "description": "null where a value is not finite"},
+            "largest": {"type": ["number", "null"]},
             "tensors": {
                 "type": "object",
                 "additionalProperties": _object(

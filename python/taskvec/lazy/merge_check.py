@@ -136,6 +136,8 @@ def _candidates(sums: Iterable[_Sums], expected: float | None) -> list[float]:
 
 def _near(alpha: float, expected: float | None = None) -> list[float]:
     """Factors that a fit may stand for."""
+    if not math.isfinite(alpha):
+        return []
     found = [] if expected is None else [expected]
     found += [round(alpha), round(alpha, 1), round(alpha, 2), alpha]
     room = 0.05 * abs(alpha) + 0.02

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-_KEY = regex(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.weight)?")
+# Of a module in memory there is an adapter's name in front of `weight`; PEFT calls the only one `default`.
+_KEY = regex(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.default)?(?:\.weight)?")
 # What else is found in such a file, by the name of its tensors.
 _OTHER_KINDS = (
     (r"lora_magnitude_vector", "a magnitude of DoRA"),

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from taskvec.errors import FormatError
 from taskvec.models.adapter_config import MERGE_FIRST
+from taskvec.models.tensor_names import without_wrappers
 from taskvec.text import alike, listed
 
 # Parts of a name that say in which object a module lies, and not which module it is.
@@ -38,7 +39,7 @@ class StoredNames:
 
 def core(name: str) -> str:
     """A name without the wrappers that it begins with."""
-    parts = name.split(".")
+    parts = without_wrappers(name).split(".")
     while len(parts) > 2 and parts[0] in _WRAPPERS:
         del parts[0]
     return ".".join(parts)

@@ -27,11 +27,18 @@ _ENCODER = regex(r"^(?:model\.)?encoder\.")
 _DECODER = regex(r"^(?:model\.)?decoder\.")
 _SHARED = regex(r"^(?:model\.)?shared\.")
 _NUMBER = regex(r"(?<=\.)\d+(?=\.|$)")
+# What torch puts around a module, at any place: FSDP, activation checkpointing, `torch.compile`.
+_WRAPPERS = regex(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 # Names of what comes before the first layer in published models; the rest comes after the last.
 _FIRST = regex(
     r"(?<!un)embed(?!_out)|embd|(?:^|[./])(?:wte|wpe|shared|per_layer\w*)\.|(?:^|[._/])conv[12]?\.|patch_|_pre\.|"
     r"rotary|relative_pe|(?:^|[./])class_"
 )
+
+
+def without_wrappers(name: str) -> str:
+    """A name without the modules that torch has put around others."""
+    return _WRAPPERS.sub("", name) if "_wrapped_module." in name or "_orig_mod." in name else name
 
 
 class Place(NamedTuple):

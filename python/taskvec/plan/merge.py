@@ -13,6 +13,7 @@ from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model
 from taskvec.models.part_names import NO_PARTS
+from taskvec.plan.adapter_gaps import gap_findings
 from taskvec.plan.adapters import tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
@@ -89,7 +90,8 @@ def plan_recipe(
     tokens = tokens_of(recipe, models_in(opened), merge.models[merge.config_from].plain, first)
     check_maps(merge, opened, selection, has_tokens=tokens is not None)
     found = merge_findings(merge, opened, config_from, recipe, tokens)
-    found += tie_findings([*adapters.values(), *adapters_alone(opened)])
+    pairs = [*adapters.values(), *adapters_alone(opened)]
+    found += [*tie_findings(pairs), *gap_findings(pairs)]
     found += packed_findings(merge, opened)
     found += seen_whole(merge.method.name, whole_tensors(merge, selection))
     refuse_conversion(enforce(in_order(found), settings.force), settings)

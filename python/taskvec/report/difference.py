@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Pair(NamedTuple):
     """Figures of two tensors x and y, or of many together; sums are in float64.
 
+    Squares, ``dot`` and ``largest`` are NaN where values are NaN or infinite, ``non_finite`` counts these;
+    what follows from them is then ``None``.
+
     ``changed`` counts x ≠ y, ``both_nonzero`` the elements in which neither is zero, ``same_sign`` those of
     them in which the signs agree; ``largest`` is the largest |x − y|.
     """
@@ -53,14 +56,14 @@ class Pair(NamedTuple):
 
     @property
     def relative_norm(self) -> float | None:
-        """‖x − y‖ / ‖x‖; ``None`` where x is zero."""
-        return self.difference_norm / self.left_norm if self.left_square else None
+        """‖x − y‖ / ‖x‖; ``None`` where x is zero or a norm is not finite."""
+        return _finite(self.difference_norm / self.left_norm) if self.left_square else None
 
     @property
     def cosine(self) -> float | None:
-        """Cosine between x and y; ``None`` where one is zero."""
+        """Cosine between x and y; ``None`` where one is zero or not finite."""
         norms = self.left_norm * self.right_norm
-        if not norms:
+        if not norms or not math.isfinite(norms + self.dot + self.difference_square):
             return None
         if self.difference_square < norms:
             # the engine reports six digits: near one, the distance tells more than the dot product
@@ -90,7 +93,8 @@ class Pair(NamedTuple):
         rows = list(pairs)
         square = [math.fsum(row[at] for row in rows) for at in range(1, 5)]
         counts = [sum(row[at] for row in rows) for at in range(6, 12)]
-        largest = max((row.largest for row in rows), default=0.0)
+        apart = [row.largest for row in rows]
+        largest = math.nan if any(map(math.isnan, apart)) else max(apart, default=0.0)
         return cls(sum(row.elements for row in rows), *square, largest, *counts)  # type: ignore[arg-type]
 
 
@@ -173,6 +177,8 @@ class Difference(Drawn):
         if self.kind == "checkpoints":
             facts["relative norm"] = _figure(total.relative_norm)
             facts["differ"] = percent(total.changed_share)
+        if total.non_finite:
+            facts["not finite"] = f"{total.non_finite:,} elements"
         facts["cosine"] = "undefined" if total.cosine is None else f"{total.cosine:.6f}"
         if self.kind == "vectors":
             facts["overlap"] = "undefined" if total.overlap is None else percent(total.overlap)
@@ -212,17 +218,21 @@ def _figure(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4g}"
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _row(pair: Pair) -> dict[str, Any]:
     return {
         "elements": pair.elements,
-        "left_norm": pair.left_norm,
-        "right_norm": pair.right_norm,
-        "difference_norm": pair.difference_norm,
+        "left_norm": _finite(pair.left_norm),
+        "right_norm": _finite(pair.right_norm),
+        "difference_norm": _finite(pair.difference_norm),
         "relative_norm": pair.relative_norm,
         "cosine": pair.cosine,
         "changed": pair.changed,
         "changed_share": pair.changed_share,
-        "largest": pair.largest,
+        "largest": _finite(pair.largest),
         "overlap": pair.overlap,
         "sign_agreement": pair.sign_agreement,
         "non_finite": pair.non_finite,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from taskvec.models.adapter import Adapter
 from taskvec.report.merge_check import MergeCheck, is_apart
+from taskvec.text import plural
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -60,7 +61,11 @@ def _of_scale(factor: float, step: Model | Adapter | SavedVector) -> Iterator[st
 
 
 def _of_other(check: MergeCheck) -> Iterator[str]:
-    rows = [each for each in check.tensors.values() if each.status == "other"]
+    others = [each for each in check.tensors.values() if each.status == "other"]
+    rows = [each for each in others if math.isfinite(each.step_norm + each.moved_norm)]
+    if len(rows) < len(others):
+        count = plural(len(others) - len(rows), "tensor")
+        yield f"not compared: {count} with values that are NaN or infinite"
     still = [each for each in rows if not each.step_norm]
     if still:
         yield (

@@ -68,7 +68,11 @@ def open_folder(spec: str, path: Path) -> Model:
     made = sub_models_in(spec, path)
     if made:
         return _of_sub_models(spec, path.absolute(), made)
-    return _of_folder(spec, path.absolute(), Reader(str(path)))
+    reader = Reader(str(path))
+    names = [name for name, _ in reader.files()]
+    if len(names) == 1 and folder.index_of(look.listing(path)) is None:
+        folder.hold_whole(spec, names)
+    return _of_folder(spec, path.absolute(), reader)
 
 
 def _of_sub_models(spec: str, path: Path, made: SubModels) -> Model:

@@ -63,6 +63,8 @@ def open_remote(spec: str, remote: Remote) -> Model:
     needed = needed_files(files, weights, modules)
     if weights and not _missing(remote, needed):
         return _identified(open_folder(spec, remote.folder), remote)
+    if index is None:
+        folder.hold_whole(spec, weights)
     reader = _read_headers(spec, remote, index, weights)
     config = parse_object(fetched_bytes(spec, remote, CONFIG), f"{spec}/{CONFIG}") if CONFIG in files else {}
     model = Model(

@@ -125,9 +125,14 @@ def _named(row: dict[str, Any]) -> tuple[str, Pair] | dict[str, Any]:
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
-    squares = {
-        f"{side}_square": (row[f"{side}_norm"] or 0.0) ** 2 for side in ("left", "right", "difference")
+    # the engine has null for a number that does not exist, because values are NaN or infinite
+    numbers = {
+        key: math.nan if row[key] is None else row[key]
+        for key in ("left_norm", "right_norm", "difference_norm", "dot", "largest")
     }
+    if row["non_finite"]:  # the engine passes over NaN
+        numbers["largest"] = math.nan
+    squares = {f"{side}_square": numbers[f"{side}_norm"] ** 2 for side in ("left", "right", "difference")}
     counts = (
         "elements",
         "changed",
@@ -139,7 +144,7 @@ def _pair(row: Mapping[str, Any]) -> Pair:
     )
     return Pair(
         **squares,
-        dot=row["dot"] or 0.0,
-        largest=row["largest"] or 0.0,
+        dot=numbers["dot"],
+        largest=numbers["largest"],
         **{name: row[name] for name in counts},
     )

@@ -160,7 +160,7 @@ def _vector(
     """The vector in the manifest: totals, and each tensor's encoding and figures."""
     tensors = {row.pop("name"): row for row in rows}
     values = tensors.values()
-    norms = [row["norm"] for row in values if row["norm"] is not None]
+    norms, largest = ([row[key] for row in values] for key in ("norm", "largest"))
     return {
         "format": FORMATS[any(row.get("rounded") for row in values)],
         "dtype": recipe.get("dtype"),
@@ -168,7 +168,8 @@ def _vector(
         "elements": sum(row["elements"] for row in values),
         "changed": sum(row["changed"] for row in values),
         "bytes": sum(row["bytes"] for row in values),
-        "norm": manifest.rounded(sum(norm * norm for norm in norms) ** 0.5),
-        "largest": max((row["largest"] or 0.0 for row in values), default=0.0),
+        # null where a value is NaN or infinite, as of the tensor that has it
+        "norm": None if None in norms else manifest.rounded(sum(norm * norm for norm in norms) ** 0.5),
+        "largest": None if None in largest else max(largest, default=0.0),
         "tensors": tensors,
     }

@@ -11,6 +11,7 @@ from taskvec.compat.findings import Finding, enforce, finding, in_order
 from taskvec.models.adapter import Adapter
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.selection import Selection
+from taskvec.plan.adapter_gaps import gap_findings
 from taskvec.plan.adapters import tie_findings
 from taskvec.plan.checks import refuse_conversion
 from taskvec.plan.draft import Draft
@@ -68,7 +69,8 @@ def plan_moe(file: MoeFile, experts: Experts, gates: Model, settings: Settings) 
     )
     base = checkpoint_of(experts.opened, recipe.base_model)
     adapters = {ref: adapted(ref, experts.opened) for ref in recipe.models() if ref.adapter is not None}
-    found = [*file.remarks, *_findings(recipe, experts, base), *tie_findings([*adapters.values()])]
+    found = [*file.remarks, *_findings(recipe, experts, base)]
+    found += [*tie_findings([*adapters.values()]), *gap_findings([*adapters.values()])]
     found += _idle_adapters(recipe, experts, adapters)
     refuse_conversion(enforce(in_order(found), settings.force), settings)
     found = enforce(in_order(found), settings.force)
