@@ -311,6 +311,19 @@ def give_up_end(out: Path) -> None:
         (out / STATE / FINISHER).unlink()
 
 
+def ender(out: Path) -> str | None:
+    """Who ends the run, in words; ``None`` where nobody does, or one that has died."""
+    path = out / STATE / FINISHER
+    if _is_dead(path):
+        return None
+    try:
+        who = json.loads(read_bytes(path))
+        here = "" if who["host"] == _host() else f" of `{who['host']}`"
+        return f"process {who['process']}{here}"
+    except (NotFoundError, ValueError, KeyError, TypeError):  # it has just given up, or ended the run
+        return None
+
+
 def clear(out: Path) -> None:
     """Remove what the parts have shared but the plan, by which `finish` goes on after a kill at the end."""
     for name in (DONE, INPUTS, PIECES, WORK):
