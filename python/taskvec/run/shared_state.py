@@ -127,10 +127,20 @@ def _put(path: Path, data: bytes, *, is_first: bool = False) -> None:
             new.unlink(missing_ok=True)
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"writing `{path}` failed: {error.strerror or error}",
-            "free space, check permissions, then run the same part again",
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """The error for what a part could not write, with the way out."""
+    if isinstance(error, FileNotFoundError):
+        return OutputError(
+            f"writing `{path}` failed: a folder of it was removed while the part ran",
+            "run all parts again; those whose files are still there write nothing",
+        )
+    return OutputError(
+        f"writing `{path}` failed: {error.strerror or error}",
+        "free space, check permissions, then run the same part again",
+    )
 
 
 def _linked(new: Path, path: Path) -> bool:
