@@ -56,7 +56,7 @@ def ended_meanwhile(
     OutputError
         The other process has not ended the run within a minute, or the output is not as its manifest says.
     """
-    folders = folders_of(plan, out)
+    folders, who = folders_of(plan, out), None
     for step in range(_STEPS):
         who = None if is_own else _ender(plan, out, folders, error)
         finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
