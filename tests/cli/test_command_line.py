@@ -454,6 +454,30 @@ def test_a_thread_that_python_cannot_start_is_no_defect(
     assert "defect" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "is_defect"),
+    [
+        ("error return without exception set", False),
+        ("<method 'read' of '_io.BytesIO' objects> returned NULL without setting an exception", False),
+        ("bad argument to internal function", True),
+    ],
+)
+def test_a_call_of_python_that_fails_without_a_word_may_have_lacked_memory(
+    words: str, is_defect: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 says the first of these where the system refuses memory for a frame."""
+    import taskvec.api
+
+    def refuse(*_: object, **__: object) -> None:
+        raise SystemError(words)
+
+    monkeypatch.setattr(taskvec.api, "check", refuse)
+    done = invoke(capsys, "check", "a", "b", "c")
+    assert (done.code, "defect" in done.err) == (2, is_defect)
+    assert words in done.err
+    assert ("hint: free memory" in done.err) != is_defect
+
+
 HEAVY = {"numpy", "rich", "pydantic", "huggingface_hub", "yaml", "torch", "ml_dtypes"}
 HEAVY_OF_PYTHON = {"email", "http", "ssl", "asyncio", "sqlite3", "xml", "multiprocessing", "concurrent"}
 

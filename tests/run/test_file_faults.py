@@ -28,7 +28,6 @@ from support.oracle import same_files
 from support.vocabularies import write_words
 from taskvec import cli
 from taskvec.lazy.recipe import scratch_of
-from taskvec.run import parts as parts_of_runs
 from taskvec.run import shared_state
 from taskvec.selftest import bench, demo, synthetic
 
@@ -314,7 +313,6 @@ def whole(out: Path) -> list[Path]:
 def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(world.temporary))
     monkeypatch.setattr(bench, "MEMCPY_BYTES", 1000)
-    monkeypatch.setattr(parts_of_runs, "_END_STEPS", 1)  # no other process ends the run: none is waited for
     monkeypatch.setitem(synthetic.SHAPES, "demo", SMALL)
     monkeypatch.setattr(synthetic, "BLOCK", 1 << 12)
     job, before = writers(world)[verb]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from support.models import Trio, edit_json, read_tensors, write_trio
 from support.oracle import same_files
 from taskvec._core import finish_folder
 from taskvec.plan.part import dealt, units
-from taskvec.run import finish, parts, shared_state
+from taskvec.run import awaited, finish, shared_state
 
 SIZE = 6000  # bytes of a weight file: some twenty files
 
@@ -274,7 +275,7 @@ def test_an_error_at_the_own_end_is_told_at_once(
 ) -> None:
     """No other process ends the run: none is waited for."""
     slept: list[float] = []
-    monkeypatch.setattr(parts.time, "sleep", slept.append)
+    monkeypatch.setattr(awaited.time, "sleep", slept.append)
     out = tmp_path / "out"
     plan.part(0, 2).run(out)
 
@@ -297,6 +298,71 @@ def test_an_error_at_the_own_end_is_told_at_once(
     assert plan.part(1, 2).run(out).report is not None
     plan.run(tmp_path / "one")
     same_files(tmp_path / "one", out)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "the work of a part"])
+def test_a_folder_that_has_gone_is_told_at_once(
+    plan: tv.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Nobody ends a run in a folder that is not there any more, or was begun again by the engine."""
+    slept: list[float] = []
+    monkeypatch.setattr(awaited.time, "sleep", slept.append)
+    out = tmp_path / "out"
+    plan.part(0, 2).run(out)
+    see = shared_state.Records.see
+
+    def goes(*arguments: Any) -> Any:
+        shutil.rmtree(out)
+        if left != "nothing":
+            (out / ".taskvec" / ("work" if left.startswith("the") else "")).mkdir(parents=True)
+        return see(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_state.Records, "see", goes)
+        with pytest.raises(tv.OutputError, match="was removed while the part ran") as caught:
+            plan.part(1, 2).run(out)
+    assert "run all parts again" in str(caught.value.hint)
+    assert slept == []
+    for number in range(2):
+        last = plan.part(number, 2).run(out)
+    assert last.report is not None
+    plan.run(tmp_path / "one")
+    same_files(tmp_path / "one", out)
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_what_is_waited_for_is_named(
+    plan: tv.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ended: bool
+) -> None:
+    """A process of another machine, of which nobody here knows whether it lives."""
+    out, told, steps = tmp_path / "out", [], []
+    plan.part(0, 2).run(out)
+    see = shared_state.Records.see
+    who = {"host": "another machine", "process": 7, "started": "1"}
+
+    def taken(records: shared_state.Records, inputs: bytes) -> str:
+        (out / ".taskvec" / "finisher.json").write_text(json.dumps(who))
+        shutil.rmtree(out / ".taskvec" / "inputs")
+        return see(records, inputs)
+
+    def step(_: float) -> None:
+        steps.append(1)
+        if is_ended and len(steps) == 20:
+            shutil.rmtree(out)
+            plan.run(out)
+
+    monkeypatch.setattr(awaited.time, "sleep", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_state.Records, "see", taken)
+        if is_ended:
+            report = plan.part(1, 2).run(out, progress=lambda progress: told.append(progress.notice)).report
+            assert report is not None
+            assert report.already_done
+        else:
+            with pytest.raises(tv.OutputError, match="process 7 of `another machine` was to end") as caught:
+                plan.part(1, 2).run(out, progress=lambda progress: told.append(progress.notice))
+            assert "taskvec finish" in str(caught.value.hint)
+    assert len([words for words in told if words and "waiting for process 7" in words]) == 1
 
 
 def test_a_run_without_part_completes_what_parts_have_begun(plan: tv.Plan, tmp_path: Path) -> None:

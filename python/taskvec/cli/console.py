@@ -32,6 +32,8 @@ LEVEL_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan", "hint": "g
 
 # what Python says where the system gives it no thread, or no memory for what one needs
 _NO_THREAD = frozenset({"can't start new thread", "can't allocate lock", "can't allocate read lock"})
+# and where a call in C has failed without an exception, which is mostly an allocation
+_UNSAID = ("error return without exception set", "returned NULL without setting an exception")
 _MORE_THREADS = "end other programs, or raise the limit of processes (`ulimit -u`, `pids.max` of a container)"
 
 FIGURE = regex(r"(\d) ([kMGTP]?B|[kMGT]|s|min)\b")
@@ -333,6 +335,11 @@ def _explain(error: BaseException) -> tuple[str, str | None]:
         return "out of memory", "limit it with --max-memory, or use fewer --threads"
     if isinstance(error, RuntimeError) and str(error) in _NO_THREAD:
         return "no further thread can be started", _MORE_THREADS
+    if isinstance(error, SystemError) and str(error).endswith(_UNSAID):
+        return (
+            f"Python failed without saying why ({error}), as it does where memory is refused",
+            "free memory, then run the same command again; if it fails again, report it",
+        )
     detail = f": {error}" if str(error) else ""
     return (
         f"internal error: {type(error).__name__}{detail}",

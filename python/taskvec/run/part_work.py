@@ -196,10 +196,7 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"writing to `{folder}` failed: {error.strerror or error}",
-            "free space, check permissions, then run the same part again",
-        ) from error
+        raise shared_state.not_written(folder, error) from error
 
 
 Tell = Callable[[int, int], None]

@@ -18,8 +18,7 @@ from typing import Any
 from taskvec._core import FolderLock
 from taskvec.errors import NotFoundError, OutputError, RecipeError
 from taskvec.files import look
-from taskvec.files.json import read_bytes
-from taskvec.files.names import JOURNAL, MANIFEST, PARTS, PLAN, STATE
+from taskvec.files.names import MANIFEST, PARTS, PLAN, STATE
 from taskvec.models.model import Model
 from taskvec.models.state_dict import is_fleeting
 from taskvec.plan.part import Part, dealt, files_of
@@ -28,6 +27,7 @@ from taskvec.progress import Callback
 from taskvec.report.report import Report
 from taskvec.report.tables import Tabled
 from taskvec.run import shared_state
+from taskvec.run.awaited import ended_meanwhile, lacks_its_end_alone
 from taskvec.run.execute import looked_through
 from taskvec.run.finish import end_assembled, finish_if_complete, folders_of, is_assembled
 from taskvec.run.finished import finished_run, is_of_another
@@ -40,9 +40,6 @@ from taskvec.run.shared_state import Records
 from taskvec.run.supply import Supply, is_to_be_staged, supply_of
 from taskvec.settings import Settings
 from taskvec.text import duration
-
-# How long the end of a run by another process is waited for, in steps of seconds.
-_END_STEPS, _END_STEP = 600, 0.1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -204,7 +201,7 @@ def execute_part(
     except (OutputError, NotFoundError) as error:
         # the same part elsewhere may have been the last one meanwhile: what this one shared with it has gone
         is_own = bool(own_ends) and isinstance(error, OutputError) and not is_of_another(error)
-        finished = _ended_meanwhile(plan, out, settings, 1 if is_own else _END_STEPS)
+        finished = ended_meanwhile(plan, out, settings, progress, error, is_own=is_own)
         if finished is None:
             raise
         return _ended(plan, part, finished, begin)
@@ -227,7 +224,7 @@ def _supplied(
     with scratch() if is_staged else contextlib.nullcontext(Path()) as place:
         supply = supply_of(plan, settings, place, progress, goes_away=False)
         plan = looked_through(plan, supply.sources, settings)
-        if _lacks_its_end_alone(plan, out, folders):
+        if lacks_its_end_alone(plan, out, folders):
             staged = supply.sources if supply.is_staged else None
             begins()
             return _ended(plan, part, end_assembled(plan, out, staged, settings, progress), begin)
@@ -280,49 +277,9 @@ def _execute_part(
     )
 
 
-def _ended_meanwhile(plan: PlanRecord, out: Path, settings: Settings, steps: int) -> Report | None:
-    """The report of a run that another process ends, after what this one shared with it has gone.
-
-    That one takes the state away before the manifest is there, so its end is waited for.
-    """
-    folders = folders_of(plan, out)
-    for step in range(steps):
-        is_ending = _is_ending(plan, out, folders)
-        finished = finished_run(plan, folders, input_rows(plan.checkpoints), settings)
-        if finished is not None or not is_ending:
-            return finished
-        if step + 1 < steps:
-            time.sleep(_END_STEP)
-    return None
-
-
-def _is_ending(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
-    """Whether all weight files are in place and a process ends the run, or died at it."""
-    has_parts = look.exists(out / STATE / PARTS)
-    if not is_assembled(folders):
-        return not has_parts and look.exists(out / STATE)
-    return has_parts if plan.kind == "vector" else _is_written(plan, folders)
-
-
-def _is_written(plan: PlanRecord, folders: Sequence[Path]) -> bool:
-    """Whether the journals have a line for every weight file."""
-    try:
-        journals = [read_bytes(folder / STATE / JOURNAL) for folder in folders]
-    except NotFoundError:
-        return True  # the run has just ended
-    return all(journal.count(b"\n") > len(plan.shards) for journal in journals)
-
-
 def _ended(plan: PlanRecord, part: Part, report: Report, begin: float) -> PartReport:
     total = len(files_of(plan))
     return PartReport(part, (), 0, total, total, 0, 0, time.monotonic() - begin, report)
-
-
-def _lacks_its_end_alone(plan: PlanRecord, out: Path, folders: Sequence[Path]) -> bool:
-    """Whether a part was killed when nothing was missing any more but the files next to the weights."""
-    if look.exists(out / STATE / PARTS) or plan.kind == "vector" or not is_assembled(folders):
-        return False
-    return _is_written(plan, folders)
 
 
 def admit(

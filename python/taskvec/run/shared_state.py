@@ -127,10 +127,20 @@ def _put(path: Path, data: bytes, *, is_first: bool = False) -> None:
             new.unlink(missing_ok=True)
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"writing `{path}` failed: {error.strerror or error}",
-            "free space, check permissions, then run the same part again",
-        ) from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """The error for what a part could not write, with the way out."""
+    if isinstance(error, FileNotFoundError):
+        return OutputError(
+            f"writing `{path}` failed: a folder of it was removed while the part ran",
+            "run all parts again; those whose files are still there write nothing",
+        )
+    return OutputError(
+        f"writing `{path}` failed: {error.strerror or error}",
+        "free space, check permissions, then run the same part again",
+    )
 
 
 def _linked(new: Path, path: Path) -> bool:
@@ -309,6 +319,19 @@ def give_up_end(out: Path) -> None:
     """Let another process end the run."""
     with contextlib.suppress(OSError):
         (out / STATE / FINISHER).unlink()
+
+
+def ender(out: Path) -> str | None:
+    """Who ends the run, in words; ``None`` where nobody does, or one that has died."""
+    path = out / STATE / FINISHER
+    if _is_dead(path):
+        return None
+    try:
+        who = json.loads(read_bytes(path))
+        here = "" if who["host"] == _host() else f" of `{who['host']}`"
+        return f"process {who['process']}{here}"
+    except (NotFoundError, ValueError, KeyError, TypeError):  # it has just given up, or ended the run
+        return None
 
 
 def clear(out: Path) -> None:
