@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 from support.evaluation_models import tiny
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.held import let_go, load_held
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.settings import Settings
@@ -93,3 +95,48 @@ def test_models_that_are_more_than_weights_are_left_to_their_own_loading(
     load_held(folder, SETTINGS)
     load_held(folder, SETTINGS)
     assert asked == [folder, folder]
+
+
+def test_weights_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    load_held(str(tiny().reference), SETTINGS)
+    shutil.copytree(tiny().donor, tmp_path / "donor")
+    file = tmp_path / "donor" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(EvaluationError, match=r"cannot read `.*model\.safetensors`"):
+        load_held(str(tmp_path / "donor"), SETTINGS)
+    assert_as_loaded(load_held(str(tiny().donor), SETTINGS), tiny().donor)
+
+
+@pytest.mark.parametrize("call", ["safe_open", "get_tensor"])
+def test_an_error_of_torch_s_own_names_the_file(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_held(str(tiny().reference), SETTINGS)
+    inner = safetensors.safe_open
+
+    class Failing:
+        def __init__(self, path: Path, framework: str) -> None:
+            self.file = inner(path, framework)
+            self.get_tensor("", "safe_open")
+
+        def __enter__(self) -> Failing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def keys(self) -> list[str]:
+            return self.file.keys()
+
+        def get_slice(self, name: str) -> Any:
+            return self.file.get_slice(name)
+
+        def get_tensor(self, name: str, where: str = "get_tensor") -> Any:
+            if where == call:
+                raise RuntimeError("unable to stat the file: Stale file handle (116)")
+            return self.file.get_tensor(name) if name else None
+
+    monkeypatch.setattr(safetensors, "safe_open", Failing)
+    with pytest.raises(EvaluationError, match="Stale file handle") as error:
+        load_held(str(tiny().donor), SETTINGS)
+    assert error.value.hint
+    monkeypatch.undo()
+    assert_as_loaded(load_held(str(tiny().donor), SETTINGS), tiny().donor)

@@ -8,10 +8,12 @@ the model that loading would: the same other files, the same names, shapes and t
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import digest_files, digest_json
 from taskvec.evaluation.settings import Backend, Settings
@@ -22,6 +24,7 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _APART = (MANIFEST, RECIPE, CARD, ".gitattributes", "training_args.bin", "trainer_state.json")
 # Files of settings, and the keys in them that change nothing of what a model computes.
 _SETTINGS = ("config.json", "generation_config.json")
+_LOOK = "see whether the file is whole and its disk answers; the same command then goes on"
 _ORIGINS = ("_name_or_path", "transformers_version", "_from_model_config")
 
 
@@ -111,13 +114,16 @@ def places_of(model: Any, folder: Path, *, loosely: bool = False) -> dict[str, A
     loosely : bool
         Whether float tensors may be of another type in the model, which was then loaded in that type, and
         whether the folder may hold tensors that the model has no place for.
-    """
-    from safetensors import safe_open
 
+    Raises
+    ------
+    EvaluationError
+        A file cannot be read.
+    """
     within = dict(model.state_dict(keep_vars=True))
     places: dict[str, Any] = {}
     for path in _files(folder):
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 value, part = within.get(name), file.get_slice(name)
                 if value is None and loosely:
@@ -144,19 +150,41 @@ def fill(model: Any, folder: Path, *, loosely: bool = False) -> bool:
         Of safetensors files.
     loosely : bool
         As that of :func:`places_of`.
+
+    Raises
+    ------
+    EvaluationError
+        A file cannot be read; the model then has weights of both, and has to be filled again.
     """
     import torch
-    from safetensors import safe_open
 
     places = places_of(model, folder, loosely=loosely)
     if places is None or any(value.is_meta for value in places.values()):
         return False
     with torch.no_grad():
         for path in _files(folder):
-            with safe_open(path, "pt") as file:
+            with _opened(path) as file:
                 for name in places.keys() & file.keys():
-                    places[name].copy_(file.get_tensor(name))
+                    places[name].copy_(_read(path, lambda file=file, name=name: file.get_tensor(name)))
     return True
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import safe_open
+
+    return _read(path, lambda: safe_open(path, "pt"))
+
+
+def _read(path: Path, call: Callable[[], Any]) -> Any:
+    """What a call of safetensors gives; torch, which maps the file, has errors of its own for it."""
+    from safetensors import SafetensorError
+
+    try:
+        return call()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        fix = look.way_out(error) if isinstance(error, OSError) else _LOOK
+        raise EvaluationError(f"cannot read `{path}`: {text}", fix) from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def restore(place: Path, squares: Squares) -> Counts:
             sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         squares.restore(sums, set(json.loads(facts["reached"])))
         return Counts(**json.loads(facts["counts"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
             f"what an earlier run has kept in `{path}` cannot be read: {error}",
             "begin again with --no-resume",
