@@ -11,7 +11,7 @@ use super::item::{Item, Place};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kernels::combine::difference;
-use crate::kernels::encode::{count, facts, flags, places, Facts};
+use crate::kernels::encode::{counted, facts, flags, places, Facts, Room};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 use crate::measure::{Noise, NonFinite};
@@ -36,8 +36,9 @@ struct Piece {
 }
 
 thread_local! {
-    /// The differences of a tile: to set them to zero for every tile takes as long as to compute them.
-    static ROOM: RefCell<Vec<f64>> = RefCell::new(vec![0.0; TILE]);
+    /// The differences of a tile, and room to look at some of them: to set it to zero for every tile takes as long as to
+    /// compute them.
+    static ROOM: RefCell<Box<([f64; TILE], Room)>> = RefCell::new(Box::new(([0.0; TILE], Room::default())));
 }
 
 /// What both passes share.
@@ -83,15 +84,14 @@ impl Work<'_> {
                     measured.for_each(|more| noise.get_or_insert_default().merge(&more));
                     let (donor, reference) = (tile.input(0), tile.input(1));
                     ROOM.with_borrow_mut(|room| {
-                        let delta = &mut room[..donor.len()];
+                        let (delta, room) = &mut **room;
+                        let delta = &mut delta[..donor.len()];
                         difference(self.level, donor, reference, delta);
                         self.round(delta);
                         sum.merge(&facts(self.level, delta));
                         if self.lossy.is_none() {
-                            let mut found = [0; TILE];
-                            let found = &mut found[..delta.len()];
-                            flags(self.level, donor, reference, delta, item.is_narrow(), found);
-                            sum.merge(&count(self.level, found));
+                            let three = [donor, reference, &*delta];
+                            sum.merge(&counted(self.level, three, item.is_narrow(), room));
                         }
                     });
                 },

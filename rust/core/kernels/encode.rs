@@ -1,7 +1,9 @@
 //! What a difference needs to be stored without loss.
 
 use super::combine::CANCELLED;
-use super::real::{Real, LANES};
+use super::dispatch::Level;
+use super::marks::{differing, marked, places as places_of, Places, WORD};
+use super::real::{LANES, TILE};
 use crate::dtype::Dtype;
 
 /// The types that values are stored in without loss, the narrowest first; what is said of each has its place here.
@@ -53,7 +55,7 @@ fn index(dtype: Dtype) -> Option<usize> {
 }
 
 kernel! {
-    /// What stands in the way of each element of a tile, as [`count`] and [`places`] read it: the types that do not hold
+    /// What stands in the way of each element of a tile, as [`counted`] and [`places`] read it: the types that do not hold
     /// it, and whether reference + δ, as a run with α = 1 computes it, is not the donor bit for bit.
     pub(crate) fn flags(donor: &[f64], reference: &[f64], delta: &[f64], narrow: bool, out: &mut [u32]) {
         for (((slot, d), r), x) in out.iter_mut().zip(donor).zip(reference).zip(delta) {
@@ -87,9 +89,42 @@ fn is_lost(donor: f64, reference: f64, delta: f64, narrow: bool) -> bool {
     (back.to_bits() != donor.to_bits()) | single
 }
 
+/// Buffers of [`counted`], whatever is in them: to set them to zero for every tile would take as long as the rest.
+pub(crate) struct Room {
+    values: [[f64; TILE]; 3],
+    places: Places,
+    found: [u32; TILE],
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room { values: [[0.0; TILE]; 3], places: [0; 2 * TILE], found: [0; TILE] }
+    }
+}
+
+/// What [`flags`] finds in a tile, counted. Where few elements have changed it looks at these alone, brought together in
+/// `room`: nothing stands in the way of any other.
+pub(crate) fn counted(level: Level, [donor, reference, delta]: [&[f64]; 3], narrow: bool, room: &mut Room) -> Facts {
+    let n = delta.len();
+    let (mut marks, Room { values: room, places: at, found }) = ([0; TILE / WORD], room);
+    let marks = &mut marks[..n.div_ceil(WORD)];
+    differing(level, donor, reference, delta, marks);
+    if marked(marks) * 3 > n {
+        flags(level, donor, reference, delta, narrow, &mut found[..n]);
+        return count(level, &found[..n]);
+    }
+    let few = places_of(level, marks, at);
+    for (slots, values) in room.iter_mut().zip([donor, reference, delta]) {
+        slots.iter_mut().zip(&at[..few]).for_each(|(slot, place)| *slot = values[*place as usize]);
+    }
+    let [donor, reference, delta] = room;
+    flags(level, &donor[..few], &reference[..few], &delta[..few], narrow, &mut found[..few]);
+    count(level, &found[..few])
+}
+
 kernel! {
     /// What [`flags`] has found, counted; the rest is zero.
-    pub(crate) fn count(flags: &[u32]) -> Facts {
+    fn count(flags: &[u32]) -> Facts {
         let mut facts = Facts::default();
         let mut any = 0;
         let mut apart = [0u32; 4];
@@ -112,7 +147,7 @@ pub(crate) fn places(flags: &[u32], dtype: Dtype, out: &mut [u32]) -> usize {
     let wanted = LOST | index(dtype).map_or(0, |i| BEYOND[i]);
     let mut count = 0;
     for (i, found) in flags.iter().enumerate() {
-        // Written whether kept or not, as in [`compact`].
+        // Written whether kept or not: a branch would be mispredicted at every change.
         out[count] = i as u32;
         count += usize::from(found & wanted != 0);
     }
@@ -120,7 +155,7 @@ pub(crate) fn places(flags: &[u32], dtype: Dtype, out: &mut [u32]) -> usize {
 }
 
 kernel! {
-    /// Looks at the differences of a tile: what [`count`] does not say of them.
+    /// Looks at the differences of a tile: what [`counted`] does not say of them.
     pub(crate) fn facts(delta: &[f64]) -> Facts {
         let mut square = [0f64; LANES];
         let mut largest = [0f64; LANES];
@@ -149,19 +184,6 @@ kernel! {
             ..Facts::default()
         }
     }
-}
-
-/// Moves the elements that are not zero to the front, in order, and notes their places; returns how many there are.
-pub(crate) fn compact<R: Real>(delta: &mut [R], places: &mut [u32]) -> usize {
-    let mut count = 0;
-    for i in 0..delta.len() {
-        let x = delta[i];
-        // Written whether kept or not: a branch would be mispredicted at every change.
-        delta[count] = x;
-        places[count] = i as u32;
-        count += usize::from(x != R::ZERO);
-    }
-    count
 }
 
 #[cfg(test)]
@@ -241,10 +263,24 @@ mod tests {
     }
 
     #[test]
-    fn compaction_keeps_order() {
-        let mut delta = [0.0f64, 2.0, 0.0, -0.0, 5.0, 6.0, 0.0];
-        let mut places = [0; 7];
-        let count = compact(&mut delta, &mut places);
-        assert_eq!((&delta[..count], &places[..count]), (&[2.0, 5.0, 6.0][..], &[1, 4, 5][..]));
+    fn a_look_at_what_has_changed_finds_as_much_as_a_look_at_all() {
+        let odd = [f64::INFINITY, f64::NAN, -0.0, 1e-300, 65505.0, 0.1, f64::from(1.1f32)];
+        for level in Level::available() {
+            for every in [1, 2, 4, 9, 1000] {
+                for n in [1, 64, 100, TILE] {
+                    let reference: Vec<f64> = (0..n).map(|i| [0.5, -0.0, 3.0, f64::INFINITY][i % 4]).collect();
+                    let change = |(i, r): (usize, &f64)| if i % every == 0 { odd[i / every % odd.len()] } else { *r };
+                    let donor: Vec<f64> = reference.iter().enumerate().map(change).collect();
+                    let delta: Vec<f64> = donor.iter().zip(&reference).map(|(d, r)| d - r).collect();
+                    for narrow in [false, true] {
+                        let mut found = vec![0; n];
+                        flags(level, &donor, &reference, &delta, narrow, &mut found);
+                        let mut room = Room { values: [[f64::NAN; TILE]; 3], ..Room::default() };
+                        let few = counted(level, [&donor, &reference, &delta], narrow, &mut room);
+                        assert_eq!(few, count(level, &found), "every {every} of {n}");
+                    }
+                }
+            }
+        }
     }
 }

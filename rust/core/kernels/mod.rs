@@ -13,6 +13,7 @@ pub mod factor;
 pub(crate) mod fused;
 pub mod importance;
 pub mod l1_norms;
+pub(crate) mod marks;
 pub mod masked;
 pub mod masked_sum;
 pub mod narrow;

@@ -1,7 +1,8 @@
 //! The three ways to store a difference: dense, bit mask and values, sorted flat indices and values.
 
 use crate::dtype::Dtype;
-use crate::kernels::encode::{compact, Facts, TYPES};
+use crate::kernels::encode::{Facts, TYPES};
+use crate::kernels::marks::{gather, not_zero, places, Places, WORD};
 use crate::kernels::narrow::{narrow, Rounding};
 use crate::kernels::{Level, TILE};
 
@@ -123,12 +124,20 @@ impl Encoding {
 
     /// What is stored of one chunk of `n` elements, of which `changed` are not zero; to be filled tile by tile.
     pub(crate) fn chunk(&self, n: usize, changed: u64) -> ChunkWriter<'_> {
-        let (values, places) = match self.form {
-            Form::Dense => (n, 0),
-            Form::Zero | Form::Mask | Form::Index => (changed as usize, changed as usize),
+        let changed = changed as usize;
+        let (values, words, places) = match self.form {
+            Form::Dense => (n, 0, 0),
+            Form::Mask => (changed, n.div_ceil(WORD), 0),
+            Form::Zero | Form::Index => (changed, 0, changed),
         };
-        let (values, places) = (Vec::with_capacity(values * self.dtype.size()), Vec::with_capacity(places));
-        ChunkWriter { encoding: self, n, values, places, here: [0; TILE] }
+        ChunkWriter {
+            encoding: self,
+            n,
+            values: Vec::with_capacity(values * self.dtype.size()),
+            mask: vec![0; words],
+            places: Vec::with_capacity(places),
+            here: [0; 2 * TILE],
+        }
     }
 }
 
@@ -137,10 +146,12 @@ pub(crate) struct ChunkWriter<'e> {
     encoding: &'e Encoding,
     n: usize,
     values: Vec<u8>,
-    /// Counted from the chunk's first element.
+    /// Of a mask: a bit for each element of the chunk.
+    mask: Vec<u64>,
+    /// Of indices: the places, counted from the chunk's first element.
     places: Vec<u32>,
-    /// Those of one tile, counted from its first element.
-    here: [u32; TILE],
+    /// Those of a tile, counted from its first element.
+    here: Places,
 }
 
 impl ChunkWriter<'_> {
@@ -150,8 +161,16 @@ impl ChunkWriter<'_> {
         let count = if form == Form::Dense {
             delta.len()
         } else {
-            let count = compact(delta, &mut self.here);
-            self.places.extend(self.here[..count].iter().map(|place| at as u32 + place));
+            let mut marks = [0; TILE / WORD];
+            let marks = &mut marks[..delta.len().div_ceil(WORD)];
+            not_zero(level, delta, marks);
+            let count = places(level, marks, &mut self.here);
+            let here = &self.here[..count];
+            gather(delta, here);
+            match form {
+                Form::Mask => self.mask[at / WORD..][..marks.len()].copy_from_slice(marks),
+                _ => self.places.extend(here.iter().map(|place| at as u32 + place)),
+            }
             count
         };
         let end = self.values.len();
@@ -171,10 +190,8 @@ impl ChunkWriter<'_> {
         match self.encoding.form {
             Form::Zero | Form::Dense => None,
             Form::Mask => {
-                let mut mask = vec![0u8; self.n.div_ceil(8)];
-                for place in &self.places {
-                    mask[*place as usize / 8] |= 1 << (place % 8);
-                }
+                let mut mask: Vec<u8> = self.mask.iter().flat_map(|word| word.to_le_bytes()).collect();
+                mask.truncate(self.n.div_ceil(8));
                 Some((mask, first / 8))
             }
             Form::Index => {
