@@ -5,6 +5,7 @@ Nothing is imported before :func:`main` that could be interrupted, or find no me
 
 from __future__ import annotations
 
+import gc
 import os
 
 TYPE_CHECKING = False  # as in `taskvec`
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """The console entry point."""
+    gc.disable()  # until the command line is there: modules stay, and the collector would look for 0.005 s
     try:
         from taskvec.cli import main as command_line
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import sys
 import time
@@ -156,12 +155,14 @@ class _Cell:
             self._show()
 
     def _show(self) -> None:
+        from html import escape  # its tables take a millisecond, of every start
+
         from IPython.display import HTML, display
 
         assert self._last is not None
         label, words, done, total = self._last
         extent = f"value='{min(done, total)}' max='{total}'" if total > 0 else ""
-        text = html.escape(f"{label} {words}".strip())
+        text = escape(f"{label} {words}".strip())
         page = HTML(f"<div style='font-size:90%'><progress {extent}></progress> {text}</div>")
         if self._handle is None:
             self._handle = display(page, display_id=True)

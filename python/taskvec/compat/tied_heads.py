@@ -8,8 +8,7 @@ has the target's tensors and the target's flag, and the vector goes into each of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from taskvec.compat.config_keys import INNER
 from taskvec.compat.families import known_keys
@@ -33,8 +32,7 @@ _EMBEDDINGS = (
 _HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The embedding and the head of one model, by stored name, and how they hang together.
 
     ``tied``: no head is stored, the embedding serves as one. ``untied``: both are stored. ``double``: both
@@ -46,8 +44,7 @@ class Head:
     head: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class TieDecision:
+class TieDecision(NamedTuple):
     """Which stored tensors serve as the other models' embedding and head.
 
     Attributes

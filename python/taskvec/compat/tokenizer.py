@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from taskvec.compat.findings import Finding, Level, finding
@@ -53,13 +52,13 @@ def is_tokenizer_file(name: str) -> bool:
     return name in (TOKENIZER, SETTINGS, SPECIAL, TEMPLATE, _ADDED, *_OPAQUE)
 
 
-@dataclass(frozen=True, slots=True)
 class _Tokenizer:
     """The parts of a tokenizer that are compared; ``raw`` are the bytes of its files."""
 
-    where: str
-    raw: Mapping[str, bytes]
-    parsed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    def __init__(self, where: str, raw: Mapping[str, bytes]) -> None:
+        self.where = where
+        self.raw = raw
+        self.parsed: dict[str, dict[str, Any]] = {}
 
     def json(self, name: str) -> dict[str, Any]:
         if name not in self.raw:

@@ -4,9 +4,8 @@ behind."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError
 from taskvec.files import look
@@ -118,8 +117,7 @@ def without_folders_of(weights: Collection[str], names: Iterable[str]) -> list[s
     return [name for name in names if is_weight(name) and name.rpartition("/")[0] not in used]
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """The files of a folder besides its weights in use, as relative POSIX names in order.
 
     ``other`` come along to an output, weights of modules among them; ``left`` do not: weights that are not in
@@ -128,7 +126,7 @@ class Listing:
 
     other: tuple[str, ...]
     left: tuple[str, ...]
-    stamps: dict[str, look.Stamp] = field(default_factory=dict)
+    stamps: dict[str, look.Stamp]
 
 
 def list_folder(folder: Path, weights: Collection[str]) -> Listing:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.regex import regex
@@ -25,8 +24,7 @@ _INDEX = regex(
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The weights of one folder.
 
     Attributes
@@ -45,7 +43,7 @@ class Chosen:
 
     files: tuple[str, ...]
     index: str | None = None
-    weight_map: Mapping[str, str] = field(default_factory=dict, repr=False)
+    weight_map: Mapping[str, str] = {}
     variant: str | None = None
     others: tuple[str, ...] = ()
 
@@ -56,10 +54,10 @@ def split(spec: str) -> tuple[str, str | None]:
     return (name, tag) if mark and re.fullmatch(_TAG, tag) else (spec, None)
 
 
-@dataclass(slots=True)
 class _Group:
-    files: list[str] = field(default_factory=list)
-    index: str | None = None
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.index: str | None = None
 
 
 def choose(

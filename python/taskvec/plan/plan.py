@@ -56,8 +56,7 @@ class Shard(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A recipe of several documents, of which a plan is one: what a finished run is told by.
 
     Attributes

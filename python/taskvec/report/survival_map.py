@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from taskvec.models.tensor_names import layer_of, module_of
@@ -37,8 +36,7 @@ class Realised(NamedTuple):
         return cls(math.sqrt(error / step), share, math.sqrt(step))
 
 
-@dataclass(frozen=True, slots=True)
-class SurvivalMap:
+class SurvivalMap(NamedTuple):
     """What :func:`taskvec.report.heatmap.page` draws of one output.
 
     Attributes
