@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from taskvec.errors import FormatError, NotFoundError
 from taskvec.regex import regex
@@ -24,7 +25,8 @@ _INDEX = regex(
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chosen:
     """The weights of one folder.
 
     Attributes
@@ -43,7 +45,7 @@ class Chosen(NamedTuple):
 
     files: tuple[str, ...]
     index: str | None = None
-    weight_map: Mapping[str, str] = {}
+    weight_map: Mapping[str, str] = field(default_factory=dict, repr=False)
     variant: str | None = None
     others: tuple[str, ...] = ()
 
