@@ -32,6 +32,10 @@ const PIECE: u64 = 16;
 /// Standard deviations, as if elements were drawn one by one, from the sample's quantile to either value.
 const DEVIATIONS: f64 = 6.0;
 
+/// Values that a chunk lists before it tells the others: told tile by tile, two threads would wait for each other's
+/// cache line as long as the counting takes.
+const TELL: usize = 1 << 12;
+
 /// A bit for every element of a tile.
 const ALL: [u64; TILE / 64] = [u64::MAX; TILE / 64];
 
@@ -230,12 +234,14 @@ struct Seen {
 struct Gathered<R> {
     tiles: Vec<Seen>,
     inside: Vec<R>,
+    /// Of those inside, how many all threads have been told of.
+    told: usize,
     nonzero: u64,
     norms: Norms,
 }
 
 impl<R: Real> Gathered<R> {
-    const NOTHING: Self = Gathered { tiles: Vec::new(), inside: Vec::new(), nonzero: 0, norms: Norms::NONE };
+    const NOTHING: Self = Gathered { tiles: Vec::new(), inside: Vec::new(), told: 0, nonzero: 0, norms: Norms::NONE };
 }
 
 /// One pass: the cuts of the queries whose threshold is where it was thought to be; returns the others.
@@ -270,9 +276,12 @@ fn find<R: Real>(
                     }
                     let before = own.inside.len();
                     let counts = bracket(tile.level, x, (query.low, query.high), &mut own.inside);
-                    let seen = Seen { counts, listed: own.inside.len() - before };
-                    listed.fetch_add(seen.listed as u64, Relaxed);
-                    own.tiles.push(seen);
+                    own.tiles.push(Seen { counts, listed: own.inside.len() - before });
+                    let fresh = own.inside.len() - own.told;
+                    if fresh >= TELL {
+                        listed.fetch_add(fresh as u64, Relaxed);
+                        own.told = own.inside.len();
+                    }
                 }
             });
         },
