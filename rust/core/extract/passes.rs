@@ -26,6 +26,10 @@ use crate::storage::input::unchanged;
 use crate::tensor::{next_id, Tensor, CHUNK};
 use crate::threads::{each, lock, Threads};
 
+/// Chunks whose pages are given back at once: each time all threads stop for it. A thread that still reads one of them
+/// gets its pages again.
+const BEHIND: u64 = 16;
+
 /// One chunk of one tensor.
 struct Piece {
     place: Place,
@@ -189,7 +193,9 @@ impl Work<'_> {
         let mut file = Vec::new();
         for input in &item.inputs {
             self.contents.touch(input, &range, &mut file)?;
-            input.storage().behind(range.clone());
+            if (chunk + 1) % BEHIND == 0 || range.end == item.elements {
+                input.storage().behind(chunk / BEHIND * BEHIND * CHUNK..range.end);
+            }
         }
         self.monitor.advance(item.inputs.iter().map(|input| input.cost(elements)).sum());
         Ok(())
