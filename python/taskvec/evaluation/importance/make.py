@@ -32,7 +32,7 @@ from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
 from taskvec.run.contents import InputDigests
-from taskvec.run.finished import tidy
+from taskvec.run.finished import manifest_of, tidy
 from taskvec.run.sinks import hold_local, is_address
 from taskvec.settings import Settings
 from taskvec.shown import counted
@@ -182,21 +182,25 @@ def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | Non
     """The report of an earlier run that has made this very map; what was left of its state goes."""
     if not look.exists(folder / MANIFEST) or look.exists(folder / STATE / SWAP):
         return None
-    data = files.read(folder)
-    if data.get("run", {}).get("plan") != blake3_hex(plan) or "importance" not in data:
+    data = manifest_of(folder)
+    if data is None or data["run"]["plan"] != blake3_hex(plan) or "importance" not in data:
         return None
     for file in files.files(data, folder):
         stamp = look.stamp(folder / file.name)
         if stamp is None or stamp.size != file.bytes:
             return None
+    try:
+        facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
+        listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
+        report = ImportanceReport(
+            str(folder), **{**facts, **listed}, device=torch_device(asked.settings.device),
+            seconds=data["run"]["seconds"], already_done=True,
+        )  # fmt: skip
+    except (AttributeError, KeyError, TypeError):  # another hand has written to it
+        return None
     if look.exists(folder / STATE):
         tidy(folder)
-    facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
-    listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
-    device = torch_device(asked.settings.device)
-    return ImportanceReport(
-        str(folder), **{**facts, **listed}, device=device, seconds=data["run"]["seconds"], already_done=True
-    )
+    return report
 
 
 def _make(

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from taskvec.errors import CompatibilityError, NonFiniteError, RecipeError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished
-from taskvec.evaluation.record import ArmRecord
+from taskvec.evaluation.record import ArmRecord, record_path
 from taskvec.evaluation.search.candidates import Candidate
 from taskvec.evaluation.settings import PartSettings, Settings
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch
 from taskvec.evaluation.sweep.workers import Job, Pool
+from taskvec.files import look
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
@@ -73,6 +74,18 @@ class Evaluator:
     def known(self, candidate: Candidate) -> ArmRecord | None:
         """The record of a candidate that was evaluated before."""
         return finished(self._out, self._settings, candidate.arm(self._think), candidate.weights)
+
+    def is_lost(self, candidate: Candidate, *, scored: bool) -> bool:
+        """Whether the record of a candidate that was evaluated before is not found, or is damaged.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        scored : bool
+            Whether it has a score, so that there was a record. Of one that failed there may be none.
+        """
+        path = record_path(self._out, candidate.arm(self._think).name)
+        return (scored or look.exists(path)) and self.known(candidate) is None
 
     def close(self) -> None:
         """Let the workers go, and with them the models that they hold."""

@@ -111,7 +111,10 @@ def evaluate_model(
 def _others(out: Path, names: set[str]) -> list[ArmRecord]:
     """The arms of a folder that are not about to be evaluated."""
     found = [out / "arms" / name for name in look.listing(out / "arms") if name.endswith(".json")]
-    return [read_record(path) for path in found if path.stem not in names and not path.name.startswith(".")]
+    again = "evaluate its model into this folder again, or delete the file to leave the arm out"
+    return [
+        read_record(path, again) for path in found if path.stem not in names and not path.name.startswith(".")
+    ]
 
 
 def _check(settings: Settings, others: Sequence[ArmRecord]) -> None:

@@ -309,6 +309,7 @@ class _Runner:
                 self.tell("known", arm.name)
         if pending:
             self._check_before_the_first()
+        self._measure_again([arm for arm in arms if arm.name in records], identities)
         placements = self._placements(pending, identities)
         jobs = [
             Job(arm, self._models[model][0], identities[arm.weights], model, placements.get(arm.weights))
@@ -350,6 +351,24 @@ class _Runner:
                 raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
             records[arm.name] = found
         return [records[arm.name] for arm in arms]
+
+    def _measure_again(self, arms: Sequence[Arm], identities: dict[str, str]) -> None:
+        """Make the facts of merges that are not found, or are damaged, for arms whose records are sound."""
+        lost = [
+            arm
+            for name, arm in {arm.weights: arm for arm in arms if arm.kind in MERGED}.items()
+            if not self.scratch.is_measured(name, identities[name])
+        ]
+        placements = self._placements(lost, identities)
+        for arm in lost:
+            self.tell("note", f"the measurements of `{arm.weights}` are not found, or damaged: made again")
+            if arm.weights in placements:
+                from taskvec.evaluation.backend.changed import measure
+
+                measure(placements[arm.weights])
+            else:
+                self.scratch.models([arm], identities)
+                self.scratch.release(arm.weights)
 
     def _placements(self, arms: list[Arm], identities: dict[str, str]) -> dict[str, Placement]:
         """How the weights that can be made in the target come into it, by `Arm.weights`."""
