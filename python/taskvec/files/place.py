@@ -99,7 +99,12 @@ def make_folders(folder: Path) -> None:
         make_folders(folder.parent)
         make_folders(folder)
         return
-    _sync_folder(folder.parent)
+    try:
+        _sync_folder(folder.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # or the next call would find it, and not flush
+            os.rmdir(folder)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
