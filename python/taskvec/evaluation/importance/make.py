@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,7 +16,7 @@ from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, repl
 from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
-from taskvec.evaluation.backend.identity import resolve
+from taskvec.evaluation.backend.identity import hold_unchanged, resolve, source
 from taskvec.evaluation.importance.asked import Asked, Dtype, Labels, asked_for
 from taskvec.evaluation.importance.delivered import delivered
 from taskvec.evaluation.importance.kept import Counts, keep, restore
@@ -114,15 +116,16 @@ def importance(
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     keep_apart(asked.settings, out)
     opened = _opened(asked)
-    source, weights = resolve(asked.model)
+    place, weights = resolve(asked.model)
     plan = asked.plan(weights)
+    hold = partial(hold_unchanged, [source(place, weights)])
 
     def make(folder: Path, overwrite: bool) -> ImportanceReport:
         with (
             counted(progress) as tell,
-            FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite),
+            FolderLock(folder, inputs=[place], plan=plan, resume=resume, overwrite=overwrite),
         ):
-            return _make(asked, source, opened, plan, folder, resume, tell)
+            return _make(asked, place, opened, plan, folder, resume, hold, tell)
 
     if is_address(out):
         return delivered(
@@ -205,11 +208,12 @@ def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | Non
 
 def _make(
     asked: Asked,
-    source: str,
+    model: str,
     opened: Model,
     plan: bytes,
     folder: Path,
     resume: bool,
+    hold: Callable[[], None],
     progress: Progress | None,
 ) -> ImportanceReport:
     """Make a map in a folder that is locked."""
@@ -223,7 +227,7 @@ def _make(
     begun, settings = time.monotonic(), asked.settings
     with quietly():
         find_tasks(settings)
-        lm = load_model(source, settings)
+        lm = load_model(model, settings)
         tasks = PreparedTasks(settings, think=None, perturb=None, max_length=int(lm.max_length))
         every = list(examples(tasks, settings, lm))
         if all(each.answer is None for each in every):
@@ -234,9 +238,11 @@ def _make(
         place = begin(folder, plan, resume=resume)
         try:
             squares = Squares(lm.model)
+            hold()  # sums of another model are not added up, nor kept
             counts = restore(place, squares)
             resumed = counts.seen
-            _pass(asked, lm, squares, counts, every, place, progress)
+            _pass(asked, lm, squares, counts, every, place, hold, progress)
+            hold()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -272,6 +278,7 @@ def _pass(
     counts: Counts,
     every: Sequence[Example],
     place: Path,
+    hold: Callable[[], None],
     progress: Progress | None,
 ) -> None:
     """Take every document once; what is done is kept when the run is stopped, and now and then."""
@@ -297,10 +304,13 @@ def _pass(
             if progress is not None:
                 progress(example.task, counts.seen, len(every))
             if time.monotonic() - kept > _EVERY:
+                hold()
                 keep(place, squares, counts)
                 kept = time.monotonic()
     except KeyboardInterrupt:
-        keep(place, squares, counts)
+        with contextlib.suppress(EvaluationError):  # of a model that has changed meanwhile nothing is kept
+            hold()
+            keep(place, squares, counts)
         raise
 
 

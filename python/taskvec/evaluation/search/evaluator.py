@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from taskvec.errors import CompatibilityError, NonFiniteError, RecipeError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished
+from taskvec.evaluation.backend.identity import Source
 from taskvec.evaluation.record import ArmRecord, record_path
 from taskvec.evaluation.search.candidates import Candidate
 from taskvec.evaluation.settings import PartSettings, Settings
@@ -55,6 +56,8 @@ class Evaluator:
         Workers; by default this process.
     is_large : bool
         Memory is given back after each candidate at once.
+    sources : callable
+        The models that must not change meanwhile.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class Evaluator:
         pool: Pool | RayPool | None,
         progress: Progress,
         is_large: bool,
+        sources: Callable[[], tuple[Source, ...]] = tuple,
     ) -> None:
         self._settings, self._out, self._scratch, self._think = settings, out, scratch, think
         self._pool, self._progress, self._is_large = pool, progress, is_large
+        self._sources = sources
 
     def known(self, candidate: Candidate) -> ArmRecord | None:
         """The record of a candidate that was evaluated before."""
@@ -123,7 +128,7 @@ class Evaluator:
                     done(candidate, Outcome(None, str(error), time.monotonic() - begun))
                     continue
                 shown = candidate.folder or f"merged: {candidate.name}"
-                job = Job(arm, model, candidate.weights, shown)
+                job = Job(arm, model, candidate.weights, shown, sources=self._sources())
                 jobs[arm.name] = candidate, job, time.monotonic() - begun
             self._evaluate(jobs, done)
         finally:
@@ -156,8 +161,9 @@ class Evaluator:
         for _, job, _ in jobs.values():
             tell = functools.partial(say, job.arm)
             evaluate_into(
-                self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown
-            )
+                self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown,
+                sources=job.sources,
+            )  # fmt: skip
             if self._is_large:
                 from taskvec.evaluation.backend.memory import free_memory
 

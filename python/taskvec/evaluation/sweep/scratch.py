@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -84,6 +84,8 @@ class Scratch:
         Leave merged models where they are.
     waits : bool
         Nothing is made and no room asked for before the first model is: there may be none.
+    hold : callable, optional
+        Called when models are merged: raises where what they are merged from is not what it was.
     """
 
     def __init__(
@@ -96,8 +98,9 @@ class Scratch:
         budget: int | None = None,
         keep: bool = False,
         waits: bool = False,
+        hold: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self._facts, self._merge = folder, facts, merge
+        self.folder, self._facts, self._merge, self._hold = folder, facts, merge, hold
         self._model_bytes, self._keep = max(1, model_bytes), keep
         self._asked, self._budget = budget, 0
         if not waits:
@@ -147,6 +150,7 @@ class Scratch:
             self._drop(arm.weights)
         if missing:
             made = self._merge(missing, self.folder)
+            self._hold()
             # facts that outlive a power cut are of these weights, not of those that had the name before
             sync_folders(self.folder, [])
             for name, merged in made.items():
