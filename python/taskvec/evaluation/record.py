@@ -23,8 +23,10 @@ from taskvec._core import digest_file, write_atomic
 from taskvec.errors import Error, EvaluationError
 from taskvec.evaluation.arms import Arm, Kind
 from taskvec.files import look
+from taskvec.files.place import make_folders
 
 SCHEMA = 1
+AGAIN = "delete the file; the next run evaluates the arm again"
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -214,7 +216,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         It cannot be written.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         write_atomic(path, content.encode() if isinstance(content, str) else content)
 
 
@@ -237,15 +239,20 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_record(path: Path) -> ArmRecord:
+def read_record(path: Path, again: str = AGAIN) -> ArmRecord:
     """Read ``arms/NAME.json``.
+
+    Parameters
+    ----------
+    path : Path
+    again : str
+        The way out where it is damaged.
 
     Raises
     ------
     EvaluationError
         The file is not found, cut short, or of another schema.
     """
-    again = "delete the file; the next run evaluates the arm again"
     try:
         data = path.read_bytes()
     except OSError as error:

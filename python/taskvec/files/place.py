@@ -69,14 +69,51 @@ def sync_folders(out: Path, names: list[str]) -> None:
     folders = dict.fromkeys(folder for name in names for folder in _between(out, name))
     for folder in (*reversed(folders), out):
         try:
-            _sync(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            _sync_folder(folder)
         except OSError as error:
-            # some network and user-space file systems cannot flush a folder and say so in this way
-            if error.errno != errno.EINVAL:
-                raise OutputError(
-                    f"flushing the folder `{folder}` failed: {error.strerror or error}",
-                    "check the disk, then run the same command again",
-                ) from error
+            raise OutputError(
+                f"flushing the folder `{folder}` failed: {error.strerror or error}",
+                "check the disk, then run the same command again",
+            ) from error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those that lead to it, so that their names outlive a power cut.
+
+    What is flushed in a folder whose own name was not is lost with it.
+
+    Raises
+    ------
+    OSError
+        One cannot be made or flushed, or a file has its name.
+    """
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+        return
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        make_folders(folder.parent)
+        make_folders(folder)
+        return
+    try:
+        _sync_folder(folder.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # or the next call would find it, and not flush
+            os.rmdir(folder)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        _sync(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    except OSError as error:
+        # some network and user-space file systems cannot flush a folder and say so in this way
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def _between(out: Path, name: str) -> list[Path]:

@@ -62,6 +62,12 @@ def test_a_rival_may_be_a_model_and_an_adapter(tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in (out / "arms").glob("*.json")}
     run_sweep(sweep, out)  # nothing is merged or evaluated a second time
     assert {path: path.stat().st_mtime_ns for path in (out / "arms").glob("*.json")} == times
+    (weights,) = folder.glob("*.safetensors")
+    good = weights.read_bytes()
+    weights.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
+    run_sweep(sweep, out)
+    assert weights.read_bytes() == good
+    assert {path: path.stat().st_mtime_ns for path in (out / "arms").glob("*.json")} == times
 
 
 def test_another_adapter_of_the_same_name_is_another_rival(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,40 @@ def test_whole_weights_are_used_again_and_others_are_not(tmp_path):
     with path.open("rb"):  # or its number may be given to the new file
         scratch(tmp_path).models([vector(1.0)], {"alpha=1": "other"})
         assert path.stat().st_ino != stamp
+
+
+def test_weights_that_were_damaged_since_are_made_again(tmp_path):
+    here = scratch(tmp_path, keep=True)
+    path = here.models([vector(1.0)], {"alpha=1": "id"})["alpha=1"] / "model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
+    scratch(tmp_path, keep=True).models([vector(1.0)], {"alpha=1": "id"})
+    assert path.read_bytes() == good
+
+
+def test_facts_are_written_once_the_weights_have_their_name_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    replace, fsync = Path.replace, os.fsync
+
+    def replaced(self, target):
+        if target.name == "alpha=1":
+            done.append("named")
+        return replace(self, target)
+
+    def flushed(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str((tmp_path / "scratch").resolve()):
+            done.append("flushed")
+        fsync(descriptor)
+
+    def written(path, _):
+        done.append(path.name)
+
+    here = scratch(tmp_path)
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr("taskvec.evaluation.sweep.scratch.write_whole", written)
+    here.models([vector(1.0)], {"alpha=1": "id"})
+    assert done[-3:] == ["named", "flushed", "alpha=1.json"]
 
 
 def test_clearing_spares_what_is_not_ours(tmp_path):

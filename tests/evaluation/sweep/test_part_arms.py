@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -120,6 +121,17 @@ def test_computed_vectors_are_taken_up_again_and_others_not(tmp_path, monkeypatc
     Merger(given, digests)([all_arms["sign"], all_arms["top-10"]], tmp_path)
     Merger(given, digests)([all_arms["rank-2"]], tmp_path)
     assert calls == [["top-10", "rank-2", "sign", "without-sft"]]
+    made, merged = tmp_path / FOLDER, tmp_path / all_arms["sign"].weights
+    for damage in ("[]", "{}", "null", "\0" * 40, '{"digest": 1, "folder": 2}'):
+        (made / "sign.json").write_text(damage)
+        shutil.rmtree(merged)
+        Merger(given, digests)([all_arms["sign"]], tmp_path)
+        assert calls.pop() == ["sign"]
+    (weights,) = (made / "sign").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    shutil.rmtree(merged)
+    Merger(given, digests)([all_arms["sign"]], tmp_path)
+    assert calls.pop() == ["sign"]
     Merger(given, {**digests, given.donor: "files:other"})([all_arms["without-sft"]], tmp_path)
     assert len(calls) == 2
     assert tv.verify(tmp_path / FOLDER / "sign").ok

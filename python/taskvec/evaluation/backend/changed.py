@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from taskvec.evaluation.backend.delta import Delta, vector_norms
+from taskvec.evaluation.backend.delta import Delta, Placement, vector_norms
 from taskvec.evaluation.backend.stepped import stepped
-from taskvec.evaluation.record import Merged
+from taskvec.evaluation.record import Merged, write_whole
 from taskvec.report.report import Output, rounding_findings
 from taskvec.report.survival import Survival
 from taskvec.run.evaluate import measured_of_plan
@@ -141,6 +142,24 @@ def _tensor(data: np.ndarray, dtype: str, shape: Sequence[int]) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(data).view(TYPES[dtype]).reshape(tuple(shape))
+
+
+def measure(placement: Placement) -> None:
+    """Write the facts of what is added to a target again, without a model that it is added to."""
+    delta = placement.delta
+    assert delta is not None
+    plan, sums = delta.plan(placement.target), dict[str, Any]()
+    for _ in changed_tensors(plan, {}, sums, delta.force):
+        pass
+    note_facts(placement, plan, delta, sums)
+
+
+def note_facts(placement: Placement, plan: Any, delta: Delta, sums: Sums) -> None:
+    """Write the facts of what is added to a target, as those of a merge are written."""
+    if placement.facts is not None:
+        made = facts_of(plan, delta, sums, placement.name, placement.command)
+        content = {"identity": placement.identity, **made.to_json()}
+        write_whole(placement.facts, json.dumps(content, indent=1))
 
 
 def facts_of(plan: Any, delta: Delta, sums: Sums, name: str, command: str) -> Merged:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ from taskvec.evaluation.analysis.compare import Keep, Split
 from taskvec.evaluation.arms import Arm, arm_stem
 from taskvec.evaluation.backend.decoding import habits
 from taskvec.evaluation.backend.delta import Placement
-from taskvec.evaluation.backend.identity import arm_identity, resolve, settings_identity, versions
+from taskvec.evaluation.backend.identity import (
+    Source,
+    arm_identity,
+    hold_unchanged,
+    resolve,
+    settings_identity,
+    source,
+    versions,
+)
 from taskvec.evaluation.backend.load import load_model
 from taskvec.evaluation.record import (
     ArmRecord,
@@ -68,6 +76,7 @@ def evaluate(
     progress: Any | None = None,
     shown: str | None = None,
     placement: Placement | None = None,
+    sources: Sequence[Source] = (),
 ) -> ArmRecord:
     """Run one model on benchmark tasks.
 
@@ -89,6 +98,9 @@ def evaluate(
         How the record names the model; by default as `model` does.
     placement : Placement, optional
         The target in which the model's weights are made; by default the model is loaded.
+    sources : sequence of Source
+        Models and vectors that the weights are made of: they have to be what they were when all is
+        answered.
 
     Returns
     -------
@@ -105,7 +117,9 @@ def evaluate(
     shown = shown or os.fspath(model)
     if weights is None:
         model, weights = resolve(model)
-    content, found_versions = settings_identity(settings), versions(settings)
+        sources = [source(model, weights)]
+    identified, found_versions = settings_identity(settings), versions(settings)
+    content = identified
     key = identity(content, found_versions, weights, arm)
 
     from taskvec.evaluation.backend.gather import gather
@@ -113,7 +127,8 @@ def evaluate(
     from taskvec.evaluation.tasks.find import find_tasks
     from taskvec.evaluation.tasks.prepare import PreparedTasks
 
-    book = Journal(journal, key) if journal is not None else None
+    hold = functools.partial(hold_unchanged, sources)
+    book = Journal(journal, key, hold) if journal is not None else None
     with quietly():
         find_tasks(settings)  # before the model is loaded, which may take minutes
         lm = _wrapped(_loaded(model, settings, placement), settings, book, progress)
@@ -141,6 +156,12 @@ def evaluate(
             record = gather(arm, shown, weights, key, content, found_versions, results, tasks, lm, begun)
             if settings.samples:
                 record = _drawn(record, lm, settings, arm, begun)
+            hold()
+            if settings_identity(settings) != identified:
+                raise EvaluationError(
+                    f"the tasks in `{settings.include_path}` have changed since this run began",
+                    "run the same command again: it asks them as they are then",
+                )
         finally:
             if book is not None:
                 book.close()
@@ -332,6 +353,7 @@ def evaluate_into(
     progress: Any | None = None,
     shown: str | None = None,
     placement: Placement | None = None,
+    sources: Sequence[Source] = (),
 ) -> ArmRecord:
     """Evaluate an arm into an output folder, or give the record that is there already.
 
@@ -343,7 +365,7 @@ def evaluate_into(
     journal = _journal(out, arm)
     record = evaluate(
         model, settings, arm=arm, weights=weights, journal=journal, progress=progress, shown=shown,
-        placement=placement,
+        placement=placement, sources=sources,
     )  # fmt: skip
     write_record(record_path(out, arm.name), record)
     _remove(journal)

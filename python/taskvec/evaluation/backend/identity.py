@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import digest_files, identity
 from taskvec.evaluation.settings import Settings, torch_device
@@ -18,6 +20,8 @@ from taskvec.files.names import MANIFEST, RECIPE
 # then neither taken for finished nor compared.
 PREPARATION = 4
 
+_State = tuple[tuple[str, look.Stamp | None], ...]  # the files of a model that decide what it computes
+_read: dict[str, tuple[str, _State]] = {}  # digests, and what was read for them, by absolute path
 _VERSIONED = ("lm_eval", "transformers", "torch", "vllm")
 
 
@@ -74,13 +78,67 @@ def weights_digest(model: Path) -> str:
 
     Files that describe a model, and change nothing of what it computes, do not count.
     """
+    state, root = _state(model), model if look.is_folder(model) else model.parent
+    found = f"files:{digest_files([root / name for name, _ in state], root)}"
+    _read[os.path.abspath(model)] = found, state
+    return found
+
+
+class Source(NamedTuple):
+    """A model or a vector that must not change while it is in use.
+
+    Attributes
+    ----------
+    place : str
+    identity : str
+        Of its weights.
+    state : tuple
+        Its files as they were when they were read for that; empty where another process has read them.
+    """
+
+    place: str
+    identity: str
+    state: _State = ()
+
+
+def source(place: str | os.PathLike[str], identity: str) -> Source:
+    """A model whose identity this process has found."""
+    found, state = _read.get(os.path.abspath(place), ("", ()))
+    return Source(os.fspath(place), identity, state if found == identity else ())
+
+
+def hold_unchanged(sources: Iterable[Source]) -> None:
+    """Return if models and vectors still are what their identities say.
+
+    They are read again where this process has not read them, or where a time, a size or a file's number
+    differs.
+
+    Raises
+    ------
+    EvaluationError
+        One is not.
+    """
+    for given in sources:
+        if not given.identity.startswith("files:"):
+            continue  # a revision of the hub, which does not change
+        model = Path(given.place)
+        state = _state(model)
+        if state == given.state or _read.get(os.path.abspath(model)) == (given.identity, state):
+            continue
+        if not look.exists(model) or weights_digest(model) != given.identity:
+            raise EvaluationError(
+                f"`{given.place}` has changed since this run began",
+                "run the same command again: it takes the model as it is then",
+            )
+
+
+def _state(model: Path) -> _State:
     if not look.is_folder(model):
-        return f"files:{digest_files([model], model.parent)}"
-    files = [
-        path
-        for path in (model / name for name in look.listing(model))
-        if look.is_file(path)
-        and path.suffix != ".md"
-        and path.name not in (MANIFEST, RECIPE, ".gitattributes")
-    ]
-    return f"files:{digest_files(files, model)}"
+        return ((model.name, look.stamp(model)),)
+    return tuple(
+        (name, look.stamp(model / name))
+        for name in look.listing(model)
+        if look.is_file(model / name)
+        and not name.endswith(".md")
+        and name not in (MANIFEST, RECIPE, ".gitattributes")
+    )

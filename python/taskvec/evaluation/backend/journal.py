@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ class Journal:
         The file; it is made at the first block.
     identity : str
         Of the arm; a journal of another identity is begun again.
+    hold : callable, optional
+        Called before blocks are recorded; raises where they are not of this identity any more.
     """
 
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path, self.identity = path, identity
+    def __init__(self, path: Path, identity: str, hold: Callable[[], None] | None = None) -> None:
+        self.path, self.identity, self._hold = path, identity, hold
         self._blocks: dict[str, list[Any]] = {}
         self._file: Any = None
         self.resumed = 0
@@ -50,6 +52,8 @@ class Journal:
 
     def put_all(self, blocks: Sequence[tuple[str, list[Any]]]) -> None:
         """Record blocks, each on a line of its own; they are on the disk when this returns."""
+        if self._hold is not None:
+            self._hold()
         file = self._file or self._begin()
         with writing(self.path):
             file.write(b"".join(_line(key, responses) for key, responses in blocks))

@@ -8,7 +8,6 @@ reference that differs in more than weights is loaded by itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,10 @@ from taskvec.evaluation.backend.changed import (
     Sums,
     changed_names,
     changed_tensors,
-    facts_of,
+    note_facts,
 )
 from taskvec.evaluation.backend.delta import Delta, Placement
 from taskvec.evaluation.backend.load import load_model
-from taskvec.evaluation.record import write_whole
 from taskvec.evaluation.settings import Settings
 from taskvec.host import memory_available
 
@@ -170,8 +168,5 @@ def _add(place: _Place, placement: Placement, delta: Delta) -> None:
             if name in place.within:
                 place.moved.add(name)
                 place.within[name].copy_(value)
-    if placement.facts is not None:
-        made = facts_of(plan, delta, sums, placement.name, placement.command)
-        content = {"identity": placement.identity, **made.to_json()}
-        write_whole(placement.facts, json.dumps(content, indent=1))
+    note_facts(placement, plan, delta, sums)
     place.holds = placement.identity, delta

@@ -1,19 +1,27 @@
-"""How far an unfinished map has come, in the state folder of its output."""
+"""How far an unfinished map has come, in the state folder of its output.
+
+The file of the sums is called by the digest of its bytes: sums that were zeroed or changed since are not
+gone on from, which no look at the finished map would show.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskvec._core import digest_file
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.importance.saved import save
 from taskvec.evaluation.importance.squares import Squares
+from taskvec.evaluation.record import writing
 from taskvec.files import look
 from taskvec.files.names import STATE
+from taskvec.files.place import sync_folders
 
-_FILE = "importance.safetensors"
+_STEM, _END = "importance.", ".safetensors"
 
 
 @dataclass(slots=True)
@@ -46,7 +54,28 @@ class Counts:
 def keep(place: Path, squares: Squares, counts: Counts) -> None:
     """Write the sums so far; what was kept before stays until they are whole."""
     facts = {"counts": json.dumps(asdict(counts)), "reached": json.dumps(sorted(squares.reached))}
-    save(place / STATE / _FILE, squares.sums, facts)
+    state, before = place / STATE, _kept(place)
+    written = state / f"{_STEM}whole{_END}"
+    save(written, squares.sums, facts)
+    with writing(written):
+        name = f"{_STEM}{digest_file(written)[1]}{_END}"
+        os.replace(written, state / name)
+        sync_folders(state, [])
+        for old in before:
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+
+def _kept(place: Path) -> list[Path]:
+    """The files of sums, the one that was written last first."""
+    state = place / STATE
+    found = [
+        (stamp.modified, state / name)
+        for name in look.listing(state)
+        if name.startswith(_STEM) and name.endswith(_END) and name != f"{_STEM}whole{_END}"
+        if (stamp := look.stamp(state / name)) is not None
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def restore(place: Path, squares: Squares) -> Counts:
@@ -57,9 +86,16 @@ def restore(place: Path, squares: Squares) -> Counts:
     EvaluationError
         It cannot be read, or is damaged.
     """
-    path = place / STATE / _FILE
-    if not look.is_file(path):
+    kept = _kept(place)
+    if not kept:
         return Counts()
+    # two, where a run was killed before it removed the older one
+    path = next((path for path in kept if path.name == f"{_STEM}{digest_file(path)[1]}{_END}"), None)
+    if path is None:
+        raise EvaluationError(
+            f"what an earlier run has kept in `{kept[0]}` is damaged: its bytes are not those of its name",
+            "begin again with --no-resume",
+        )
     from safetensors import SafetensorError, safe_open
 
     try:

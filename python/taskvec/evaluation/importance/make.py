@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,7 +16,7 @@ from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, repl
 from taskvec.arguments import function, path
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
-from taskvec.evaluation.backend.identity import resolve
+from taskvec.evaluation.backend.identity import hold_unchanged, resolve, source
 from taskvec.evaluation.importance.asked import Asked, Dtype, Labels, asked_for
 from taskvec.evaluation.importance.delivered import delivered
 from taskvec.evaluation.importance.kept import Counts, keep, restore
@@ -32,7 +34,7 @@ from taskvec.report.survival import Survival
 from taskvec.resolve.open import open as open_model
 from taskvec.run.begun import begin, hold_space
 from taskvec.run.contents import InputDigests
-from taskvec.run.finished import tidy
+from taskvec.run.finished import manifest_of, tidy
 from taskvec.run.sinks import hold_local, is_address
 from taskvec.settings import Settings
 from taskvec.shown import counted
@@ -114,15 +116,16 @@ def importance(
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     keep_apart(asked.settings, out)
     opened = _opened(asked)
-    source, weights = resolve(asked.model)
+    place, weights = resolve(asked.model)
     plan = asked.plan(weights)
+    hold = partial(hold_unchanged, [source(place, weights)])
 
     def make(folder: Path, overwrite: bool) -> ImportanceReport:
         with (
             counted(progress) as tell,
-            FolderLock(folder, inputs=[source], plan=plan, resume=resume, overwrite=overwrite),
+            FolderLock(folder, inputs=[place], plan=plan, resume=resume, overwrite=overwrite),
         ):
-            return _make(asked, source, opened, plan, folder, resume, tell)
+            return _make(asked, place, opened, plan, folder, resume, hold, tell)
 
     if is_address(out):
         return delivered(
@@ -182,30 +185,35 @@ def _finished(folder: Path, plan: bytes, asked: Asked) -> ImportanceReport | Non
     """The report of an earlier run that has made this very map; what was left of its state goes."""
     if not look.exists(folder / MANIFEST) or look.exists(folder / STATE / SWAP):
         return None
-    data = files.read(folder)
-    if data.get("run", {}).get("plan") != blake3_hex(plan) or "importance" not in data:
+    data = manifest_of(folder)
+    if data is None or data["run"]["plan"] != blake3_hex(plan) or "importance" not in data:
         return None
     for file in files.files(data, folder):
         stamp = look.stamp(folder / file.name)
         if stamp is None or stamp.size != file.bytes:
             return None
+    try:
+        facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
+        listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
+        report = ImportanceReport(
+            str(folder), **{**facts, **listed}, device=torch_device(asked.settings.device),
+            seconds=data["run"]["seconds"], already_done=True,
+        )  # fmt: skip
+    except (AttributeError, KeyError, TypeError):  # another hand has written to it
+        return None
     if look.exists(folder / STATE):
         tidy(folder)
-    facts = {key: value for key, value in data["importance"].items() if key != "documents_total"}
-    listed = {key: tuple(facts[key]) for key in ("without_gradient", "unknown")}
-    device = torch_device(asked.settings.device)
-    return ImportanceReport(
-        str(folder), **{**facts, **listed}, device=device, seconds=data["run"]["seconds"], already_done=True
-    )
+    return report
 
 
 def _make(
     asked: Asked,
-    source: str,
+    model: str,
     opened: Model,
     plan: bytes,
     folder: Path,
     resume: bool,
+    hold: Callable[[], None],
     progress: Progress | None,
 ) -> ImportanceReport:
     """Make a map in a folder that is locked."""
@@ -219,7 +227,7 @@ def _make(
     begun, settings = time.monotonic(), asked.settings
     with quietly():
         find_tasks(settings)
-        lm = load_model(source, settings)
+        lm = load_model(model, settings)
         tasks = PreparedTasks(settings, think=None, perturb=None, max_length=int(lm.max_length))
         every = list(examples(tasks, settings, lm))
         if all(each.answer is None for each in every):
@@ -230,9 +238,11 @@ def _make(
         place = begin(folder, plan, resume=resume)
         try:
             squares = Squares(lm.model)
+            hold()  # sums of another model are not added up, nor kept
             counts = restore(place, squares)
             resumed = counts.seen
-            _pass(asked, lm, squares, counts, every, place, progress)
+            _pass(asked, lm, squares, counts, every, place, hold, progress)
+            hold()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -268,6 +278,7 @@ def _pass(
     counts: Counts,
     every: Sequence[Example],
     place: Path,
+    hold: Callable[[], None],
     progress: Progress | None,
 ) -> None:
     """Take every document once; what is done is kept when the run is stopped, and now and then."""
@@ -293,10 +304,13 @@ def _pass(
             if progress is not None:
                 progress(example.task, counts.seen, len(every))
             if time.monotonic() - kept > _EVERY:
+                hold()
                 keep(place, squares, counts)
                 kept = time.monotonic()
     except KeyboardInterrupt:
-        keep(place, squares, counts)
+        with contextlib.suppress(EvaluationError):  # of a model that has changed meanwhile nothing is kept
+            hold()
+            keep(place, squares, counts)
         raise
 
 

@@ -26,10 +26,12 @@ from taskvec.evaluation.miniature import continued, grpo, model, tokenizer
 from taskvec.evaluation.miniature.recipe import PARENT, RECIPE, Recipe, Role
 from taskvec.evaluation.miniature.task import PROBLEMS, TASK, write_task
 from taskvec.evaluation.miniature.training import Progress, train
-from taskvec.evaluation.record import write_whole, writing
-from taskvec.evaluation.sweep.scratch import locked, take_away
+from taskvec.evaluation.miniature.whole import is_whole, whole_folder
+from taskvec.evaluation.record import write_whole
+from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.sweep.workers import end_with_parent, start_undisturbed
 from taskvec.files import look
+from taskvec.files.place import make_folders
 
 MARK = "miniature.json"
 RUN = "training.json"  # in the donor's folder: the steps that its training took
@@ -154,7 +156,7 @@ def unpack(
                 names = [name for name in archive.namelist() if name.startswith(f"{role}/")]
                 if any(name.count("/") != 1 or ".." in name or "\\" in name for name in names) or not names:
                     raise ValueError(f"its folder `{role}` is missing or has folders in it")
-                with _whole_folder(directory / role) as folder:
+                with whole_folder(directory / role) as folder:
                     if folder is not None:
                         for name in names:
                             (folder / name.split("/")[1]).write_bytes(archive.read(name))
@@ -170,7 +172,7 @@ def unpack(
 
 def _make(directory: Path, role: Role, seed: int, recipe: Recipe, progress: Progress | None) -> None:
     """One checkpoint, unless it is there."""
-    with _whole_folder(directory / role) as folder:
+    with whole_folder(directory / role) as folder:
         if folder is None:
             return
         parent, words = PARENT[role], tokenizer.train()
@@ -214,26 +216,9 @@ def load_weights(folder: Path) -> model.Weights:
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path | None]:
-    """A sibling folder that takes the name when it is complete; None if the name is taken already."""
-    if look.exists(folder):
-        yield None
-        return
-    unfinished = folder.with_name(f".{folder.name}.part")
-    take_away(unfinished)  # of a run that was killed
-    try:
-        with writing(folder):
-            unfinished.mkdir()
-            yield unfinished
-            unfinished.rename(folder)
-    finally:
-        take_away(unfinished)
-
-
-@contextmanager
 def _training_the_target(directory: Path, seed: int, recipe: Recipe) -> Iterator[None]:
     """Meanwhile train the target in another process; none is started if the target is there."""
-    if look.exists(directory / "target"):
+    if is_whole(directory / "target"):
         yield
         return
     process = multiprocessing.get_context("spawn").Process(
@@ -268,7 +253,7 @@ def one_thread() -> Iterator[None]:
 def _claim(directory: Path, content: dict[str, Any]) -> None:
     """Mark a folder as the home of these models, or find that it is already."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folders(directory)
         mark = directory / MARK
         if not look.exists(mark):
             write_whole(mark, json.dumps(content) + "\n")

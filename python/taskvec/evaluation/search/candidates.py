@@ -9,7 +9,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, arm_name
-from taskvec.evaluation.backend.identity import resolve, weights_digest
+from taskvec.evaluation.backend.identity import Source, hold_unchanged, resolve, source, weights_digest
 from taskvec.evaluation.record import Merged, digest_json, writing
 from taskvec.evaluation.sweep.merge import UNFINISHED
 from taskvec.files import look
@@ -60,6 +60,7 @@ class Merges:
         self._force = sorted(force)
         self._digests: dict[ModelRef, str] = {}
         self._folders: dict[str, str] = {}
+        self._sources: list[Source] = []
         self.recipes: dict[str, RecipeFile] = {}
 
     def candidate(self, name: str, recipe: RecipeFile) -> Candidate:
@@ -72,6 +73,21 @@ class Merges:
         found = Candidate(name, f"merge:{digest_json(content)}", recipe)
         self.recipes[name] = recipe
         return found
+
+    def hold(self) -> None:
+        """Return if every model that was asked for is what it was then.
+
+        Raises
+        ------
+        EvaluationError
+            One is not.
+        """
+        hold_unchanged(self._sources)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The models that were asked for, with their adapters, and vectors."""
+        return tuple(self._sources)
 
     def model(self, name: str, ref: ModelRef) -> Candidate:
         """A model as it is; with its adapter added if it has one."""
@@ -103,15 +119,19 @@ class Merges:
 
     def _state(self, ref: ModelRef) -> str:
         if ref.kind != "checkpoint":
-            return _state_of_files(ref.spec)
+            return self._state_of_files(ref.spec)
         folder, weights = resolve(ref.path if look.exists(ref.path) else ref.spec)
         self._folders[ref.spec] = folder
-        return weights if ref.adapter is None else f"{weights}+{_state_of_files(ref.adapter)}"
+        self._sources.append(source(folder, weights))
+        return weights if ref.adapter is None else f"{weights}+{self._state_of_files(ref.adapter)}"
 
-
-def _state_of_files(place: str) -> str:
-    """The identity of a vector or an adapter: a digest of local files, or the name of what lies elsewhere."""
-    return weights_digest(Path(place)) if look.exists(place) else f"named:{place}"
+    def _state_of_files(self, place: str) -> str:
+        """The identity of a vector or an adapter: a digest of local files, or the name of others."""
+        if not look.exists(place):
+            return f"named:{place}"
+        found = weights_digest(Path(place))
+        self._sources.append(source(place, found))
+        return found
 
 
 def _read_by(recipe: RecipeFile) -> Iterable[ModelRef]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from taskvec.errors import CompatibilityError, NonFiniteError, RecipeError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished
-from taskvec.evaluation.record import ArmRecord
+from taskvec.evaluation.backend.identity import Source
+from taskvec.evaluation.record import ArmRecord, record_path
 from taskvec.evaluation.search.candidates import Candidate
 from taskvec.evaluation.settings import PartSettings, Settings
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import Scratch
 from taskvec.evaluation.sweep.workers import Job, Pool
+from taskvec.files import look
 
 if TYPE_CHECKING:
     from taskvec.evaluation.sweep.cluster import RayPool
@@ -54,6 +56,8 @@ class Evaluator:
         Workers; by default this process.
     is_large : bool
         Memory is given back after each candidate at once.
+    sources : callable
+        The models that must not change meanwhile.
     """
 
     def __init__(
@@ -66,13 +70,27 @@ class Evaluator:
         pool: Pool | RayPool | None,
         progress: Progress,
         is_large: bool,
+        sources: Callable[[], tuple[Source, ...]] = tuple,
     ) -> None:
         self._settings, self._out, self._scratch, self._think = settings, out, scratch, think
         self._pool, self._progress, self._is_large = pool, progress, is_large
+        self._sources = sources
 
     def known(self, candidate: Candidate) -> ArmRecord | None:
         """The record of a candidate that was evaluated before."""
         return finished(self._out, self._settings, candidate.arm(self._think), candidate.weights)
+
+    def is_lost(self, candidate: Candidate, *, scored: bool) -> bool:
+        """Whether the record of a candidate that was evaluated before is not found, or is damaged.
+
+        Parameters
+        ----------
+        candidate : Candidate
+        scored : bool
+            Whether it has a score, so that there was a record. Of one that failed there may be none.
+        """
+        path = record_path(self._out, candidate.arm(self._think).name)
+        return (scored or look.exists(path)) and self.known(candidate) is None
 
     def close(self) -> None:
         """Let the workers go, and with them the models that they hold."""
@@ -110,7 +128,7 @@ class Evaluator:
                     done(candidate, Outcome(None, str(error), time.monotonic() - begun))
                     continue
                 shown = candidate.folder or f"merged: {candidate.name}"
-                job = Job(arm, model, candidate.weights, shown)
+                job = Job(arm, model, candidate.weights, shown, sources=self._sources())
                 jobs[arm.name] = candidate, job, time.monotonic() - begun
             self._evaluate(jobs, done)
         finally:
@@ -143,8 +161,9 @@ class Evaluator:
         for _, job, _ in jobs.values():
             tell = functools.partial(say, job.arm)
             evaluate_into(
-                self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown
-            )
+                self._out, job.model, self._settings, job.arm, job.weights, progress=tell, shown=job.shown,
+                sources=job.sources,
+            )  # fmt: skip
             if self._is_large:
                 from taskvec.evaluation.backend.memory import free_memory
 

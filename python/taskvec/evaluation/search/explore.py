@@ -131,8 +131,19 @@ class Exploration:
             self.tell("done", trial.name, self._in_words(trial))
 
         def done(candidate: Candidate, outcome: Outcome) -> None:
-            trial = trials[candidate.name]
+            trial, known = trials[candidate.name], found.get(candidate.name)
             seconds = round(outcome.seconds, 3)
+            if known is not None:  # what was proposed since then follows from the score in the journal
+                if outcome.record is not None:
+                    before(outcome.record)
+                elif known.score is not None:
+                    raise EvaluationError(
+                        f"`{trial.name}` has a score in the journal, and cannot be evaluated again: "
+                        f"{outcome.failed}",
+                        "give --overwrite to begin again",
+                    )
+                self.tell("done", trial.name, self._in_words(known))
+                return
             if outcome.record is None:
                 record(replace(trial, failed=outcome.failed, seconds=seconds), candidate.weights)
                 return
@@ -148,7 +159,10 @@ class Exploration:
             if known is not None:
                 self._hold_same(trial, known)
                 finish(known, weights)
-                self.tell("known", trial.name)
+                if isinstance(candidate, Candidate) and self._is_lost(candidate, known):
+                    pending.append(candidate)
+                else:
+                    self.tell("known", trial.name)
             elif isinstance(candidate, str):
                 record(replace(trial, failed=candidate), None)
             elif candidate.weights not in self._scored and candidate.weights not in first:
@@ -163,6 +177,10 @@ class Exploration:
                     candidate.weights,
                 )
         return [found[trial.name] for trial, _ in asked]
+
+    def _is_lost(self, candidate: Candidate, known: Trial) -> bool:
+        """Whether the journal has a trial whose record is not found, or is damaged."""
+        return known.same_as is None and self._evaluator.is_lost(candidate, scored=known.score is not None)
 
     def _hold_same(self, trial: Trial, known: Trial) -> None:
         if known.values != trial.values:

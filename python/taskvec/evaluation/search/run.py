@@ -138,8 +138,9 @@ def search(
         size = model_bytes(model)
         place = scratch_place(out, scratch, size, len(workers) or 1, shared=ray is not None or keep)
         store = Scratch(
-            place, out / "merges", merges.merge, model_bytes=size, budget=scratch_budget, keep=keep
-        )
+            place, out / "merges", merges.merge, model_bytes=size, budget=scratch_budget, keep=keep,
+            hold=merges.hold,
+        )  # fmt: skip
         opened.callback(store.clear)
         opened.callback(let_go)
         split = Split(given.form.development, settings.seed)
@@ -156,8 +157,9 @@ def search(
             elif workers:
                 pool = opened.enter_context(Pool(workers, asked, folder, threads))
             return Evaluator(
-                asked, folder, store, think=given.form.think, pool=pool, progress=tell, is_large=size > LARGE
-            )
+                asked, folder, store, think=given.form.think, pool=pool, progress=tell, is_large=size > LARGE,
+                sources=lambda: merges.sources,
+            )  # fmt: skip
 
         identity = search_identity(
             given, part_settings(settings, "development", split.share, split.seed, holds=False), merges

@@ -63,6 +63,6 @@ def _merge(model: str, folder: Path) -> None:
     """The model with its adapter, as a folder; one that is there already is left as it is."""
     recipe = {"models": [{"model": model}], "merge_method": "passthrough"}
     try:
-        tv.merge(recipe, folder)
-    except OutputError:  # of an earlier run whose model or adapter was another one
+        tv.merge(recipe, folder, rehash=True)
+    except OutputError:  # of an earlier run whose model or adapter was another one, or damaged since
         tv.merge(recipe, folder, overwrite=True)

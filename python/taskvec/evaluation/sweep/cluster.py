@@ -160,7 +160,7 @@ def _evaluate(job: Job, settings: Settings, out: Path, threads: int, board: Any)
     try:
         evaluate_into(
             out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown,
-            placement=job.placement,
+            placement=job.placement, sources=job.sources,
         )  # fmt: skip
     finally:
         free_memory()
@@ -170,7 +170,11 @@ def _absolute(job: Job) -> Job:
     """The job with its models by names that hold on every node."""
     model = os.path.abspath(job.model) if look.is_folder(job.model) else job.model
     placement = job.placement.absolute() if job.placement is not None else None
-    return replace(job, model=model, placement=placement)
+    sources = tuple(
+        each._replace(place=os.path.abspath(each.place)) if look.exists(each.place) else each
+        for each in job.sources
+    )
+    return replace(job, model=model, placement=placement, sources=sources)
 
 
 def _failure(ref: Any, job: Job) -> EvaluationError | None:

@@ -10,15 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 import taskvec as tv
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.record import digest_json, write_whole
 from taskvec.evaluation.sweep.part_arms import chosen_names, groups, rules
+from taskvec.evaluation.sweep.sound import is_sound
 from taskvec.files import look
 from taskvec.files.names import MANIFEST
-from taskvec.lazy.derived import VALUE, derive
+from taskvec.lazy.derived import VALUE, Derived, derive
 from taskvec.models.selection import Selection
 from taskvec.resolve.saved_vector import is_vector
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".parts"  # in the scratch folder: vectors that were made of the vector
 VERSION = 1  # of the ways in which they are made: part of an arm's identity
+_DERIVED = TypeAdapter(Derived)
 
 
 def whole_vector(experiment: Experiment) -> TaskVector:
@@ -153,9 +157,11 @@ class PartVectors:
             return None
         try:
             content = json.loads(path.read_text())
-            return content if content.pop("digest") == self._digest else None
-        except (ValueError, AttributeError, KeyError):
+            is_ours = content.pop("digest") == self._digest
+            known = asdict(_DERIVED.validate_json(json.dumps(content), strict=True))
+        except (ValueError, TypeError, AttributeError, KeyError):  # damaged: it is made again
             return None
+        return known if is_ours and is_sound(self._folder / name) else None
 
 
 def _exactly(names: Sequence[str]) -> Selection:

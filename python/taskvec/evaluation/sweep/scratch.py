@@ -10,17 +10,22 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from taskvec.errors import EvaluationError, OutputError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import Merged, write_whole, writing
 from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 from taskvec.evaluation.sweep.part_vectors import FOLDER as PARTS
+from taskvec.evaluation.sweep.sound import is_sound
 from taskvec.files import look
+from taskvec.files.place import make_folders, sync_folders
 
 REMOVED = ".removed-"
+_FACTS = TypeAdapter(Merged)
 SPARE = 0.5  # of the free space, where no budget is named
 
 
@@ -34,7 +39,7 @@ def locked(out: Path) -> Iterator[None]:
         The folder cannot be written to, or another process holds the lock.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folders(out)
         file = (out / ".lock").open("w")
     except OSError as error:
         raise EvaluationError(
@@ -79,6 +84,8 @@ class Scratch:
         Leave merged models where they are.
     waits : bool
         Nothing is made and no room asked for before the first model is: there may be none.
+    hold : callable, optional
+        Called when models are merged: raises where what they are merged from is not what it was.
     """
 
     def __init__(
@@ -91,8 +98,9 @@ class Scratch:
         budget: int | None = None,
         keep: bool = False,
         waits: bool = False,
+        hold: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self._facts, self._merge = folder, facts, merge
+        self.folder, self._facts, self._merge, self._hold = folder, facts, merge, hold
         self._model_bytes, self._keep = max(1, model_bytes), keep
         self._asked, self._budget = budget, 0
         if not waits:
@@ -105,7 +113,7 @@ class Scratch:
         folder, budget = self.folder, self._asked
         is_new = not look.exists(folder, follow_links=False)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folders(folder)
             free = shutil.disk_usage(folder).free
         found = budget if budget is not None else int(SPARE * free)
         if self._model_bytes > found:
@@ -141,7 +149,11 @@ class Scratch:
         for arm in missing:
             self._drop(arm.weights)
         if missing:
-            for name, merged in self._merge(missing, self.folder).items():
+            made = self._merge(missing, self.folder)
+            self._hold()
+            # facts that outlive a power cut are of these weights, not of those that had the name before
+            sync_folders(self.folder, [])
+            for name, merged in made.items():
                 content = {"identity": identities[name], **merged.to_json()}
                 write_whole(self._facts / f"{name}.json", json.dumps(content, indent=1))
         absent = [arm.weights for arm in needed if not look.is_folder(self.folder / arm.weights)]
@@ -167,8 +179,14 @@ class Scratch:
             with contextlib.suppress(OSError):  # an empty folder does no harm
                 self.folder.rmdir()
 
+    def is_measured(self, name: str, identity: str) -> bool:
+        """Whether the facts of these weights are there."""
+        facts = self._facts / f"{name}.json"
+        return read_identity(facts) == identity and read_facts(facts) is not None
+
     def _is_there(self, name: str, identity: str) -> bool:
-        return look.is_folder(self.folder / name) and read_identity(self._facts / f"{name}.json") == identity
+        folder = self.folder / name
+        return look.is_folder(folder) and self.is_measured(name, identity) and is_sound(folder)
 
     def _drop(self, name: str) -> None:
         """Take weights away at once: what a removal leaves of them would pass for the whole."""
@@ -185,7 +203,7 @@ def read_identity(path: Path) -> str | None:
     """The identity of the weights in a file of facts; None if it is absent or damaged."""
     try:
         return json.loads(_text(path)).get("identity")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError):  # a list, a number: not what was written
         return None
 
 
@@ -194,8 +212,8 @@ def read_facts(path: Path) -> Merged | None:
     try:
         content = json.loads(_text(path))
         content.pop("identity")
-        return Merged(**content)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return _FACTS.validate_json(json.dumps(content), strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError):  # pydantic's are of the first kind
         return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind, arm_name, arm_stem
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
-from taskvec.evaluation.backend.identity import resolve, settings_identity, versions
+from taskvec.evaluation.backend.identity import resolve, settings_identity, source, versions
 from taskvec.evaluation.paper import Size
 from taskvec.evaluation.record import ArmRecord, read_record
 from taskvec.evaluation.report.report import Report, build_report
@@ -93,7 +93,18 @@ def evaluate_model(
                 tell(Event("progress", arm, task, done, total))
 
             shown = os.fspath(model)
-            records.append(evaluate_into(out, folder, settings, arm, weights, progress=say, shown=shown))
+            records.append(
+                evaluate_into(
+                    out,
+                    folder,
+                    settings,
+                    arm,
+                    weights,
+                    progress=say,
+                    shown=shown,
+                    sources=[source(folder, weights)],
+                )
+            )
             tell(Event("done", arm.name, "", number + 1, len(arms)))
         everything = sorted([*others, *records], key=lambda record: record.kind != "baseline")
         conditions = {record.think for record in everything}
@@ -111,7 +122,10 @@ def evaluate_model(
 def _others(out: Path, names: set[str]) -> list[ArmRecord]:
     """The arms of a folder that are not about to be evaluated."""
     found = [out / "arms" / name for name in look.listing(out / "arms") if name.endswith(".json")]
-    return [read_record(path) for path in found if path.stem not in names and not path.name.startswith(".")]
+    again = "evaluate its model into this folder again, or delete the file to leave the arm out"
+    return [
+        read_record(path, again) for path in found if path.stem not in names and not path.name.startswith(".")
+    ]
 
 
 def _check(settings: Settings, others: Sequence[ArmRecord]) -> None:

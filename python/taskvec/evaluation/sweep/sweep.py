@@ -19,7 +19,7 @@ from taskvec.evaluation.arms import MERGED, PARTS, Arm, control_arms, plan_arms
 from taskvec.evaluation.backend.decoding import check_alike
 from taskvec.evaluation.backend.delta import Placement
 from taskvec.evaluation.backend.evaluate import document_hashes, evaluate_into, finished, require_extra
-from taskvec.evaluation.backend.identity import resolve
+from taskvec.evaluation.backend.identity import hold_unchanged, resolve, source
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
@@ -144,6 +144,7 @@ def run_sweep(
             budget=budget,
             keep=keep,
             waits=in_place and not experiment.parts,
+            hold=runner.hold,
         )
         if in_place:
             runner.merger = merger
@@ -268,12 +269,17 @@ class _Runner:
         self._experiment, self._settings, self._out, self._progress = experiment, settings, out, progress
         self._models = {model: resolve(model) for model in experiment.models}
         self.digests = self._digests = {model: weights for model, (_, weights) in self._models.items()}
+        self._sources = tuple(source(folder, weights) for folder, weights in self._models.values())
         self._pool = pool
         # a collection takes most of a second in a process that knows lm-eval's tasks
         self._large = model_bytes(experiment.target) > LARGE
         self._done = self._known_of = 0
         self._checked = False
         self._places: Places | None = None
+
+    def hold(self) -> None:
+        """Return if every model is what it was when the run began; raises if not."""
+        hold_unchanged(self._sources)
 
     @property
     def is_recovery(self) -> bool:
@@ -309,9 +315,17 @@ class _Runner:
                 self.tell("known", arm.name)
         if pending:
             self._check_before_the_first()
+        self._measure_again([arm for arm in arms if arm.name in records], identities)
         placements = self._placements(pending, identities)
         jobs = [
-            Job(arm, self._models[model][0], identities[arm.weights], model, placements.get(arm.weights))
+            Job(
+                arm,
+                self._models[model][0],
+                identities[arm.weights],
+                model,
+                placements.get(arm.weights),
+                self._sources,
+            )
             for arm in pending
             if arm.kind not in MERGED
             for model in (model_of(arm, self._experiment),)
@@ -321,7 +335,7 @@ class _Runner:
         jobs.sort(key=lambda job: job.model == target)
         placed = [arm for arm in pending if arm.kind in MERGED and arm.weights in placements]
         jobs += [
-            Job(arm, target, identities[name], f"merged: {name}", placements[name])
+            Job(arm, target, identities[name], f"merged: {name}", placements[name], self._sources)
             for name in dict.fromkeys(arm.weights for arm in placed)  # one after the other, each is made once
             for arm in placed
             if arm.weights == name
@@ -334,7 +348,13 @@ class _Runner:
                 self.tell("merge", ",".join(dict.fromkeys(arm.weights for arm in batch)))
                 models = self.scratch.models(batch, identities)
             jobs += [
-                Job(arm, str(models[arm.weights]), identities[arm.weights], f"merged: {arm.weights}")
+                Job(
+                    arm,
+                    str(models[arm.weights]),
+                    identities[arm.weights],
+                    f"merged: {arm.weights}",
+                    sources=self._sources,
+                )
                 for arm in batch
             ]
             try:
@@ -350,6 +370,25 @@ class _Runner:
                 raise EvaluationError(f"arm `{arm.name}` left no record under `{self._out}`")
             records[arm.name] = found
         return [records[arm.name] for arm in arms]
+
+    def _measure_again(self, arms: Sequence[Arm], identities: dict[str, str]) -> None:
+        """Make the facts of merges that are not found, or are damaged, for arms whose records are sound."""
+        lost = [
+            arm
+            for name, arm in {arm.weights: arm for arm in arms if arm.kind in MERGED}.items()
+            if not self.scratch.is_measured(name, identities[name])
+        ]
+        placements = self._placements(lost, identities)
+        for arm in lost:
+            self.tell("note", f"the measurements of `{arm.weights}` are not found, or damaged: made again")
+            if arm.weights in placements:
+                from taskvec.evaluation.backend.changed import measure
+
+                self.hold()
+                measure(placements[arm.weights])
+            else:
+                self.scratch.models([arm], identities)
+                self.scratch.release(arm.weights)
 
     def _placements(self, arms: list[Arm], identities: dict[str, str]) -> dict[str, Placement]:
         """How the weights that can be made in the target come into it, by `Arm.weights`."""
@@ -421,6 +460,7 @@ class _Runner:
                 progress=tell,
                 shown=job.shown,
                 placement=job.placement,
+                sources=job.sources,
             )
             if self._large:
                 free_memory()

@@ -21,6 +21,7 @@ from typing import Any
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.backend.delta import Placement
+from taskvec.evaluation.backend.identity import Source
 from taskvec.evaluation.settings import Settings
 from taskvec.host import cores
 
@@ -31,7 +32,8 @@ Progress = Callable[[Arm, str, int, int], None]
 class Job:
     """One arm to evaluate: the place of its weights, their identity, and their name in the record.
 
-    With a placement they are made in a target that the worker holds.
+    With a placement they are made in a target that the worker holds. The sources are the models that must not
+    change meanwhile.
     """
 
     arm: Arm
@@ -39,6 +41,7 @@ class Job:
     weights: str
     shown: str
     placement: Placement | None = None
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(slots=True)
@@ -236,7 +239,7 @@ def _take_jobs(pipe: Any, settings: Settings, out: Path) -> None:
         try:
             evaluate_into(
                 out, job.model, settings, job.arm, job.weights, progress=say, shown=job.shown,
-                placement=job.placement,
+                placement=job.placement, sources=job.sources,
             )  # fmt: skip
             pipe.send(("done", None))
         except EvaluationError as error:
