@@ -172,10 +172,24 @@ def test_a_buffer_of_the_config_that_others_lack_is_the_targets(
     np.testing.assert_array_equal(read_tensors(tmp_path / "out")[name], before)
 
 
-def test_factors_in_whole_models_are_told(trio: Trio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"lora_A.default.weight": (2, 8), "lora_B.default.weight": (8, 2)},
+        {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2)},
+        {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8)},
+        {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2)},
+        {"ia3_l.default": (8, 1)},
+        {"scale": (8,)},
+        {"scales": ()},
+    ],
+)
+def test_factors_in_whole_models_are_told(
+    trio: Trio, tmp_path: Path, factors: dict[str, tuple[int, ...]]
+) -> None:
     for folder in trio:
-        for factor, shape in (("A", (2, 8)), ("B", (8, 2))):
-            add(folder, f"model.layers.0.self_attn.q_proj.lora_{factor}.default.weight", shape, np.float32)
+        for factor, shape in factors.items():
+            add(folder, f"model.layers.0.self_attn.q_proj.{factor}", shape, np.float32)
     report = tv.transfer(*trio, tmp_path / "out")
     assert [each.level for each in report.findings if each.id == "factors-apart"] == ["warning"]
 

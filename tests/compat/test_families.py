@@ -326,9 +326,7 @@ def test_old_words_and_numbers_of_the_rotary_embedding() -> None:
         ({"n_embd": None, "hidden_size": 64}, {}, []),
     ],
 )
-def test_two_names_of_a_key_that_contradict_each_other(
-    one: Config, other: Config, levels: list[str]
-) -> None:
+def test_two_names_of_a_key_that_contradict_each_other(one: Config, other: Config, levels: list[str]) -> None:
     base = {"model_type": "gpt2", "n_embd": 64}
     for here, there in ((one, other), (other, one)):
         found = check_config("target", base | here, [("donor", base | there)])
@@ -338,5 +336,5 @@ def test_two_names_of_a_key_that_contradict_each_other(
 def test_the_other_name_of_a_key_is_what_transformers_takes() -> None:
     from transformers import AutoConfig
 
-    given = AutoConfig.for_model("gpt2", **{"n_embd": 64, "hidden_size": 128})
+    given = AutoConfig.for_model("gpt2", n_embd=64, hidden_size=128)
     assert given.n_embd == canonical({"model_type": "gpt2", "n_embd": 64, "hidden_size": 128})["n_embd"]

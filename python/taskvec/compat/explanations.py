@@ -180,10 +180,12 @@ FINDINGS: dict[str, Explanation] = {
         _NOTHING,
     ),
     "factors-apart": Explanation(
-        "The checkpoints hold unmerged factors of LoRA next to their weights. A merge combines each stored "
-        "tensor by itself, and a product of sums is not the sum of products.",
-        "Merge the adapters into their models first. A model that has such factors as weights of its own is "
-        "as the authors mean it; then nothing is to be done.",
+        "The checkpoints hold unmerged factors of an adapter next to their weights, or a scale next to a "
+        "matrix. A merge combines each stored tensor by itself, and a product of sums is not the sum of "
+        "products.",
+        "Merge the adapters into their models first; of codes with scales take the checkpoints from before. "
+        "A model that has such factors as weights of its own is as the authors mean it; then nothing is to "
+        "be done.",
     ),
     "dtype": Explanation(
         "One model was saved in another type, such as float32 after training.",

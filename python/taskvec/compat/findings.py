@@ -85,7 +85,7 @@ FINDINGS: dict[str, Kind] = {
     "layout": Kind("note", "another model stores the same weights in another layout"),
     "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
     "buffers-kept": Kind("note", "buffers that follow from the config and another model lacks are copied"),
-    "factors-apart": Kind("warning", "factors of LoRA lie in whole models and are combined each by itself"),
+    "factors-apart": Kind("warning", "factors of weights are stored and combined each by itself"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
     "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),
