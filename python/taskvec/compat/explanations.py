@@ -91,6 +91,12 @@ FINDINGS: dict[str, Explanation] = {
         "parts of layers whose other modules have them: it was cut short, or written by another tool.",
         "If the modules were not to be trained, nothing is to be done; otherwise save the adapter again.",
     ),
+    "adapter-beyond": Explanation(
+        "PEFT loads factors of the modules that `target_modules`, `exclude_modules` and "
+        "`layers_to_transform` choose, and passes over the others in the file. Settings and weights come "
+        "from different saves, or the settings were changed.",
+        "Remove the factors that are not meant, or correct the settings; the merge takes all of them.",
+    ),
     "architecture": Explanation(
         "`model_type` differs: the models compute something else with weights of the same name.",
         "Give models of one family.",

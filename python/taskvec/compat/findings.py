@@ -56,6 +56,7 @@ FINDINGS: dict[str, Kind] = {
     "saved-vector": Kind("error", "a saved task vector was given where a checkpoint is expected"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "adapter-partial": Kind("warning", "an adapter has no factors of modules that its settings name"),
+    "adapter-beyond": Kind("warning", "an adapter has factors of modules that its settings do not name"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"
     ),
