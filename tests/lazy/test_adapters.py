@@ -365,7 +365,9 @@ def test_folders_with_a_plus_in_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [22, 18])
 def test_a_base_without_the_rows_of_new_tokens(rows: int, tmp_path: Path) -> None:
-    stored(tmp_path / "base", model__embed_tokens=(20, 3), model__layers__0__q=(4, 3))
+    config = {"tie_word_embeddings": False}
+    shapes = {"model__embed_tokens": (20, 3), "lm_head": (20, 3), "model__layers__0__q": (4, 3)}
+    stored(tmp_path / "base", config, **shapes)
     factors(tmp_path / "lora", {"model.layers.0.q": (4, 3)}, modules_to_save=["embed_tokens"])
     file = tmp_path / "lora" / "adapter_model.safetensors"
     whole = {"base_model.model.model.embed_tokens.weight": np.zeros((rows, 3), np.float32)}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
+from taskvec.files.flush import flush
 from taskvec.files.folder import INDEX, SINGLE
 from taskvec.files.json import read_object
 from taskvec.files.names import STATE
@@ -123,4 +124,4 @@ def _write(file: Path, rows: Mapping[str, Row]) -> None:
         for row in rows.values():
             out.write(row.data())
         out.flush()
-        os.fsync(out.fileno())
+        flush(out.fileno())

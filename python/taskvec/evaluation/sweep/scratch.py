@@ -7,7 +7,6 @@ of its merge are kept in a file of facts, which also tells a later run whose wei
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from taskvec.evaluation.record import Merged, write_whole, writing
 from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 from taskvec.evaluation.sweep.part_vectors import FOLDER as PARTS
 from taskvec.files import look
+from taskvec.files.lock import lock
 
 REMOVED = ".removed-"
 SPARE = 0.5  # of the free space, where no budget is named
@@ -42,11 +42,15 @@ def locked(out: Path) -> Iterator[None]:
         ) from error
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(file.fileno(), wait=False)
+        except BlockingIOError as error:
             raise EvaluationError(
                 f"another evaluation is writing into `{out}`",
                 "wait for it, or name another folder with -o",
+            ) from error
+        except OSError as error:
+            raise EvaluationError(
+                f"cannot lock `{out / '.lock'}`: {error.strerror or error}", look.way_out(error)
             ) from error
         yield
     finally:
