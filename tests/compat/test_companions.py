@@ -203,6 +203,29 @@ def test_one_shard_of_several_is_not_a_model(tmp_path: Path) -> None:
     assert list(tv.open(folder / "model-00001-of-00002.safetensors")) == ["a.weight"]
 
 
+@pytest.mark.parametrize(
+    ("content", "is_whole"),
+    [
+        (b'{"a": 1, "b', False),
+        (b'{"a": 1}\0\0\0', False),
+        (b"[" * 100_000, False),
+        (b"\x1f\x8b\x08", False),
+        (b"<!doctype html>", False),
+        (b'{"a": "' + b"x" * (1 << 20), False),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}\n', True),
+        (b"[1, 2]\n", True),
+        (b"null", True),
+        (b'\xef\xbb\xbf{"a": 1}', True),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_documents_that_were_cut_short_are_told(trio: Trio, content: bytes, is_whole: bool) -> None:
+    (trio.target / "special_tokens_map.json").write_bytes(content)
+    found = [each.message for each in tv.check(*trio) if each.id == "file-damaged"]
+    assert bool(found) is not is_whole
+    assert all("`special_tokens_map.json`" not in message or "cut short" in message for message in found)
+
+
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00"])
 def test_a_config_with_a_byte_order_mark(trio: Trio, content: bytes) -> None:
     (trio.donor / "config.json").write_bytes(content)

@@ -137,6 +137,8 @@ const LACKING: &[(&str, &[i32])] = &[
     ("copy_file_range", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EXDEV]),
     ("linkat", &[libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::EMLINK, libc::EXDEV]),
     ("renameat2", &[libc::EINVAL, libc::ENOSYS]),
+    ("statfs", &[libc::ENOSYS, libc::EOPNOTSUPP]),
+    ("fstatfs", &[libc::ENOSYS, libc::EOPNOTSUPP]),
 ];
 
 /// On a file system that lacks a call each verb does its work all the same.

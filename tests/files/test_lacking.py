@@ -14,6 +14,7 @@ from support.models import Trio, read_tensors
 from taskvec.errors import OutputError
 from taskvec.files.flush import flush
 from taskvec.files.lock import lock
+from taskvec.host import free_space
 
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -74,3 +75,31 @@ def test_a_lock_that_fails_is_not_called_another_process(
     answer(monkeypatch, fcntl, "flock", errno.EWOULDBLOCK)
     with pytest.raises(EvaluationError, match="another evaluation"), alone(tmp_path / "out"):
         pass
+
+
+@pytest.mark.parametrize("number", NOT_OFFERED)
+def test_free_space_that_is_not_told_is_not_none_at_all(
+    trio: Trio, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, os, "statvfs", number)
+    assert free_space(tmp_path) is None
+    tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=1)
+
+
+def test_a_file_system_of_size_zero_does_not_tell(
+    trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = os.statvfs
+
+    def zeros(path: str) -> os.statvfs_result:
+        return os.statvfs_result((*genuine(path)[:2], 0, 0, 0, 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", zeros)
+    assert free_space(tmp_path) is None
+    tv.extract_lora(trio.donor, trio.reference, tmp_path / "out", rank=1)
+
+
+def test_other_answers_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, os, "statvfs", errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        free_space(tmp_path)

@@ -79,10 +79,11 @@ def write(path: Path, part: Path, rows: Mapping[str, Row], shard: int = SHARD) -
         The folder has no room for them.
     """
     needed = sum(row.nbytes for row in rows.values())
-    if needed > free_space(part):
+    free = free_space(part)
+    if free is not None and needed > free:
         raise OutputError(
             f"`{path}` needs {size(needed)} to be laid out as safetensors in `{part.parent}`, which has "
-            f"{size(free_space(part))}",
+            f"{size(free)}",
             "free space there, or name another folder with --scratch",
         )
     shards = list(_shards(rows, shard))

@@ -19,6 +19,7 @@ from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 from taskvec.evaluation.sweep.part_vectors import FOLDER as PARTS
 from taskvec.files import look
 from taskvec.files.lock import lock
+from taskvec.host import free_space
 
 REMOVED = ".removed-"
 SPARE = 0.5  # of the free space, where no budget is named
@@ -110,8 +111,10 @@ class Scratch:
         is_new = not look.exists(folder, follow_links=False)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-        found = budget if budget is not None else int(SPARE * free)
+            free = free_space(folder)
+        found = budget
+        if found is None:  # where the file system does not tell: one model at a time
+            found = self._model_bytes if free is None else int(SPARE * free)
         if self._model_bytes > found:
             if is_new:
                 with contextlib.suppress(OSError):

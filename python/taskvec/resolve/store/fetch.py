@@ -136,7 +136,7 @@ def _pieces(name: str, size: int) -> Iterator[Piece]:
 
 def _hold_space(folder: Path, need: int) -> None:
     free = free_space(folder)
-    if free < need:
+    if free is not None and free < need:
         raise OutputError(
             f"`{folder}` has {size_of(free)} free, and {size_of(need)} are to be fetched",
             "free space there, or choose a folder on a larger disk by --scratch",
