@@ -220,10 +220,10 @@ def test_one_shard_of_several_is_not_a_model(tmp_path: Path) -> None:
     ids=lambda value: str(value)[:20],
 )
 def test_documents_that_were_cut_short_are_told(trio: Trio, content: bytes, is_whole: bool) -> None:
-    (trio.target / "special_tokens_map.json").write_bytes(content)
+    (trio.target / "preprocessor_config.json").write_bytes(content)
     found = [each.message for each in tv.check(*trio) if each.id == "file-damaged"]
     assert bool(found) is not is_whole
-    assert all("`special_tokens_map.json`" not in message or "cut short" in message for message in found)
+    assert all("`preprocessor_config.json`" not in message or "cut short" in message for message in found)
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00"])
