@@ -274,7 +274,16 @@ const CASES: &[Case] = &[
         put(f, INDEX, index(&[("a", path.to_str().unwrap())]));
     }, Err((Kind::Format, "is not a bare name"))),
     ("an index that names a folder below", |f| put(f, INDEX, index(&[("a", "sub/a.safetensors")])), Err((Kind::Format, "`sub/a.safetensors`, which is not a bare name"))),
-    ("an index with a dot in front", |f| put(f, INDEX, index(&[("a", "./a.safetensors")])), Err((Kind::Format, "is not a bare name"))),
+    ("an index with a dot in front", |f| {
+        put(f, ONE, shard(&["a"]));
+        put(f, TWO, shard(&["b", "c"]));
+        put(f, INDEX, index(&[("a", &format!("./{ONE}")), ("b", &format!("././{TWO}")), ("c", TWO)]));
+    }, Ok(&["a", "b", "c"])),
+    ("an index that climbs out from a dot", |f| {
+        put(f.parent().unwrap(), "model.safetensors", shard(&["a"]));
+        put(f, INDEX, index(&[("a", "./../model.safetensors")]));
+    }, Err((Kind::Format, "`../model.safetensors`, which is not a bare name"))),
+    ("an index with a dot before a root", |f| put(f, INDEX, index(&[("a", ".//a.safetensors")])), Err((Kind::Format, "`/a.safetensors`, which is not a bare name"))),
     ("an index in the manner of Windows", |f| put(f, INDEX, index(&[("a", "..\\a.safetensors")])), Err((Kind::Format, "is not a bare name"))),
     ("an index that names a pickle", |f| put(f, INDEX, index(&[("a", "pytorch_model.bin")])), Err((Kind::Format, "`pytorch_model.bin`, which is not a bare name"))),
     ("an index that names nothing", |f| put(f, INDEX, index(&[("a", "")])), Err((Kind::Format, "``, which is not a bare name"))),

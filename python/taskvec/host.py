@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -114,14 +115,21 @@ def is_repeatable() -> bool:
     return given.isascii() and given.isdigit() and int(given) < 1 << 37
 
 
-def free_space(out: str | os.PathLike[str]) -> int:
-    """Free bytes of the file system that `out` lies on, or will lie on."""
+def free_space(out: str | os.PathLike[str]) -> int | None:
+    """Free bytes of the file system that `out` lies on, or will lie on; ``None`` where that does not tell.
+
+    Some user-space file systems do not know their size: they do not have the call, or answer with zeros.
+    """
     folder = Path(out).absolute()
     while True:
         try:
             found = os.statvfs(folder)
-            return found.f_bavail * found.f_frsize
+            return found.f_bavail * found.f_frsize if found.f_blocks else None
         except (FileNotFoundError, NotADirectoryError):
             if folder == folder.parent:
                 raise
             folder = folder.parent
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                return None
+            raise

@@ -239,7 +239,7 @@ class Settings:
     )
     rehash: bool = option(
         False, section="Output", parse="switch", for_vectors=True,
-        help="When resuming, read finished files again and compare their hashes.",
+        help="When resuming, read finished files and inputs again and compare their hashes.",
     )
     input_digests: bool = option(
         True, section="Output", parse="switch", for_vectors=True,

@@ -172,10 +172,24 @@ def test_a_buffer_of_the_config_that_others_lack_is_the_targets(
     np.testing.assert_array_equal(read_tensors(tmp_path / "out")[name], before)
 
 
-def test_factors_in_whole_models_are_told(trio: Trio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"lora_A.default.weight": (2, 8), "lora_B.default.weight": (8, 2)},
+        {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2)},
+        {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8)},
+        {"lokr_w1": (2, 2), "lokr_w2_a": (4, 2)},
+        {"ia3_l.default": (8, 1)},
+        {"scale": (8,)},
+        {"scales": ()},
+    ],
+)
+def test_factors_in_whole_models_are_told(
+    trio: Trio, tmp_path: Path, factors: dict[str, tuple[int, ...]]
+) -> None:
     for folder in trio:
-        for factor, shape in (("A", (2, 8)), ("B", (8, 2))):
-            add(folder, f"model.layers.0.self_attn.q_proj.lora_{factor}.default.weight", shape, np.float32)
+        for factor, shape in factors.items():
+            add(folder, f"model.layers.0.self_attn.q_proj.{factor}", shape, np.float32)
     report = tv.transfer(*trio, tmp_path / "out")
     assert [each.level for each in report.findings if each.id == "factors-apart"] == ["warning"]
 
@@ -187,6 +201,29 @@ def test_one_shard_of_several_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="one of 2 shards"):
         tv.open(folder)
     assert list(tv.open(folder / "model-00001-of-00002.safetensors")) == ["a.weight"]
+
+
+@pytest.mark.parametrize(
+    ("content", "is_whole"),
+    [
+        (b'{"a": 1, "b', False),
+        (b'{"a": 1}\0\0\0', False),
+        (b"[" * 100_000, False),
+        (b"\x1f\x8b\x08", False),
+        (b"<!doctype html>", False),
+        (b'{"a": "' + b"x" * (1 << 20), False),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}\n', True),
+        (b"[1, 2]\n", True),
+        (b"null", True),
+        (b'\xef\xbb\xbf{"a": 1}', True),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_documents_that_were_cut_short_are_told(trio: Trio, content: bytes, is_whole: bool) -> None:
+    (trio.target / "preprocessor_config.json").write_bytes(content)
+    found = [each.message for each in tv.check(*trio) if each.id == "file-damaged"]
+    assert bool(found) is not is_whole
+    assert all("`preprocessor_config.json`" not in message or "cut short" in message for message in found)
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbf{}", b"\xff\xfe{\x00}\x00"])

@@ -313,3 +313,28 @@ def test_old_words_and_numbers_of_the_rotary_embedding() -> None:
     assert canonical(
         {"rope_theta": 5, "rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}
     ) == canonical({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default", "mrope_section": [1, 2]}})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "levels"),
+    [
+        ({"hidden_size": 32}, {"hidden_size": 128}, ["error"]),  # transformers takes the other name's value
+        ({"hidden_size": 128}, {}, ["error", "warning"]),
+        ({"hidden_size": 128}, {"n_embd": 128}, ["warning"]),
+        ({"n_embd": 32, "hidden_size": 64}, {"n_embd": 16, "hidden_size": 64}, ["warning"]),
+        ({"hidden_size": 64}, {}, []),
+        ({"n_embd": None, "hidden_size": 64}, {}, []),
+    ],
+)
+def test_two_names_of_a_key_that_contradict_each_other(one: Config, other: Config, levels: list[str]) -> None:
+    base = {"model_type": "gpt2", "n_embd": 64}
+    for here, there in ((one, other), (other, one)):
+        found = check_config("target", base | here, [("donor", base | there)])
+        assert [each.level for each in found] == levels
+
+
+def test_the_other_name_of_a_key_is_what_transformers_takes() -> None:
+    from transformers import AutoConfig
+
+    given = AutoConfig.for_model("gpt2", n_embd=64, hidden_size=128)
+    assert given.n_embd == canonical({"model_type": "gpt2", "n_embd": 64, "hidden_size": 128})["n_embd"]

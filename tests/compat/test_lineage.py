@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import taskvec as tv
 from support.models import DTYPES, Trio, read_tensors, write_trio, write_weights
 from taskvec.compat.lineage import BLOCKS, ELEMENTS, TENSORS, lineage, measure
 from taskvec.resolve.open import open as open_checkpoint
@@ -116,6 +117,25 @@ def test_integer_tensors_that_differ(trio: Trio) -> None:
     assert "`model.positions`" in found[0].message
     assert "donor" in found[0].subject
     assert "model.mask" not in found[0].message
+
+
+def test_integer_tensors_that_differ_in_a_merge_are_told(trio: Trio) -> None:
+    for number, folder in enumerate(trio):
+        write_weights(folder, {**read_tensors(folder), "model.position_ids": np.arange(8) + (number == 1)})
+    merge = tv.linear([trio.target, trio.donor, trio.reference], weight=0.5)
+    found = {each.id: each for each in merge.plan().findings}
+    assert "`model.position_ids` differ" in found["non-float-differs"].message
+    assert found["non-float-differs"].subject == "integer tensors of " + str(trio.donor)
+
+
+def test_what_is_not_compared_is_not_called_equal(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskvec.compat.integers.MOST_BYTES", 100)
+    for number, folder in enumerate(trio):
+        tensors = {"model.position_ids": np.arange(8), "model.token_type_ids": np.arange(8) + number}
+        write_weights(folder, {**read_tensors(folder), **tensors})
+    found = {each.id: each for each in lineage(*map(open_checkpoint, trio))}
+    assert "non-float-differs" not in found
+    assert "`model.token_type_ids` are too large to be compared" in found["non-float"].message
 
 
 def test_the_sample_is_small() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,49 @@ PACKED: list[Stored] = [
     {"q.weight_values": ("F16", (99,)), "q.weight_col_indices": ("I64", (99,))},
     {"q.weight.values": ("F32", (99,)), "q.weight.indices": ("I64", (2, 99))},
     {"q.weight": ("F8_E4M3", (8, 8)), "q.alpha": ("F32", (1,))},
+    # numbers of rows of a table, whatever the table is called and however large it is
+    *(
+        {"q.weight_ids": (dtype, (8, 8)), f"q.{table}": ("F16", size)}
+        for dtype in ("I32", "I64")
+        for table, size in (
+            ("levels", (16,)),
+            ("values", (16,)),
+            ("fancy", ()),
+            ("gain", (1,)),
+            ("t", (4, 4)),
+        )
+    ),
+    {"m.ids": ("I32", (8, 8)), "m.scale": ("F32", ())},
+    {"m.group_index": ("I32", (8, 8)), "m.range": ("F32", ())},
+    {"m.q_idx": ("I32", (8, 8)), "m.q_centroid": ("F32", (16,)), "m.k.weight": ("F32", (8, 8))},
+    {"q.idx": ("I32", (512,)), "q.levels": ("F16", (16,))},
+    {"q.index": ("I64", (512,)), "q.codebook": ("F16", (16, 4))},
+    # numbers next to a weight of float8: what is not known to be something else is its scale
+    *(
+        {"q.weight": ("F8_E4M3", (8, 64)), f"q.{name}": ("F32", size)}
+        for name, size in (
+            ("exp_bias", (1,)),
+            ("exp_bias", (8,)),
+            ("exponent_bias", ()),
+            ("bias", ()),
+            ("bias", (1,)),
+            ("range", (8,)),
+            ("weight_max", ()),
+            ("m.factor", ()),
+            ("fp8.step", (8, 1)),
+            ("eps", ()),
+        )
+    ),
+    {"a.q.weight": ("F8_E5M2", (8, 64)), "meta.a.q.exponent": ("F32", ())},
+    {"a.experts.up_proj": ("F8_E4M3", (2, 8, 64)), "a.experts.up_proj_exp": ("F32", (2,))},
+    # codes in a float type, and numbers for their rows and groups
+    {"q.weight": ("F16", (8, 64)), "q.scale": ("F16", (8, 1))},
+    {"q.weight": ("F32", (8, 64)), "q.scale": ("F32", (8, 2))},
+    {"q.weight": ("BF16", (8, 64)), "q.zero_point": ("F32", (8, 2))},
+    {"q.weight": ("BF16", (8, 64)), "q.weight_scale": ("F32", (1, 1))},
+    {"q.weight": ("BF16", (8, 64)), "q_scale": ("F32", (8, 1))},
+    {"m.experts.up_proj": ("BF16", (2, 8, 64)), "m.experts.up_proj_scale": ("F32", (2, 8, 1))},
+    {"weight": ("F16", (8, 64)), "scale": ("F16", (8, 1))},
 ]
 ORDINARY: list[Stored] = [
     {"a.weight": ("F16", (8, 64)), "a.scales": ("F16", (8,))},
@@ -164,7 +208,6 @@ ORDINARY: list[Stored] = [
     },
     {"rope.inv_freq_index": ("I32", (8, 8)), "rope.inv_freq": ("F32", (8,))},
     {"e.experts.gate_up_proj": ("F8_E4M3", (2, 8, 8)), "e.experts.gate_up_proj_bias": ("BF16", (2, 8))},
-    {"m.ids": ("I32", (8, 8)), "m.scale": ("F32", ())},
     {"vq.n_steps": ("I32", (1,)), "vq.scale": ("F32", ())},
     {
         "l.q.weight": ("F8_E4M3", (8, 8)),
@@ -197,6 +240,20 @@ ORDINARY: list[Stored] = [
     {"norm.num_batches_tracked": ("I64", ()), "norm.scale": ("F32", ()), "norm.running_var": ("F32", (8,))},
     {"t.timesteps": ("I32", (1000,)), "t.betas": ("F32", (1000,))},
     {"n.feature_mask": ("BOOL", (80,)), "n.mean": ("F32", (80,))},
+    {"e.position_ids": ("I64", (1, 512)), "e.scale": ("F32", (4,))},
+    {"e.position_ids": ("I64", (2, 512)), "e.scale": ("F32", (4,)), "e.gain": ("F32", ())},
+    {"a.relative_position_index": ("I64", (49, 49)), "a.tau": ("F32", (4,)), "a.scale": ("F32", ())},
+    {"m.tid2eid": ("I64", (100, 2)), "m.scale": ("F32", (8,))},
+    {"a.my_index": ("I64", (49, 49)), "a.bias_table": ("F32", (9, 2)), "a.tau": ("F32", (4,))},
+    {"r.my_index": ("I32", (8,)), "r.freqs": ("F32", (8,))},
+    {"a.in_proj_weight": ("F8_E4M3", (24, 8)), "a.in_proj_bias": ("F32", (24,))},
+    {"x.weight": ("F8_E4M3", (8, 8)), "x.bias": ("F32", (8,)), "x.lora.weight": ("F32", (8, 2))},
+    {"x.weight": ("F8_E4M3", (8, 8)), "x.norm.weight": ("F32", (8,)), "x.norm.eps": ("F32", ())},
+    {"g.weight": ("F8_E4M3", (8, 64)), "g.e_score_correction_bias": ("F32", (8,))},
+    {"n.weight": ("F8_E4M3", (8,)), "n.gamma": ("F32", (8,)), "n.running_mean": ("F32", (8,))},
+    {"x.weight": ("BF16", (8, 8)), "x.scale": ("F32", (8, 8)), "x.norm_scale": ("F32", (3, 5))},
+    {"x.weight": ("BF16", (8, 8)), "x.logit_scale": ("F32", (1, 1)), "x.bias": ("F32", (8, 1))},
+    {"x.weight": ("BF16", (8, 64)), "x.weight_g": ("F32", (8, 1)), "x.weight_v": ("F32", (8, 64))},
 ]
 
 
@@ -343,3 +400,33 @@ def test_slices_of_packed_models_may_only_be_copied(trio: Trio, tmp_path: Path, 
             read_tensors(tmp_path / "out")["model.layers.0.extra.weight"],
             packed()["model.layers.0.extra.weight"],
         )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"m.w{i}" for i in range(3_000)],
+        [f"w{i}" for i in range(3_000)],
+        [f"m.w_{i}_ids" for i in range(3_000)],
+        [f"l.{i}.{leaf}" for i in range(1_000) for leaf in ("weight", "scale", "mask")],
+        [f"{prefix}.{i}.q" for i in range(1_500) for prefix in ("scales", "w")],
+        [f"{prefix}{i}" for i in range(1_500) for prefix in ("scale_", "w")],
+    ],
+    ids=lambda names: names[0],
+)
+@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3", "BF16"])
+def test_the_work_grows_with_the_number_of_tensors(names: list[str], dtype: str) -> None:
+    """Counted in calls, not in seconds: a few dozen for a tensor, and not one for every other tensor."""
+    tensors = table({name: (dtype if i % 2 else "F32", (8, 8)) for i, name in enumerate(names)})
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        packed_weights(tensors)
+    finally:
+        sys.setprofile(None)
+    assert calls < 250 * len(names)

@@ -124,6 +124,49 @@ fn is_honest(world: &World, good: &Files, before: &[Files]) -> bool {
     })
 }
 
+/// Calls that some file systems do not have (network and user-space ones, those of other systems), and how they say so.
+const LACKING: &[(&str, &[i32])] = &[
+    ("fsync", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]),
+    ("fdatasync", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]),
+    ("sync_file_range", &[libc::EINVAL, libc::ENOSYS, libc::ESPIPE]),
+    ("fallocate", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENODEV]),
+    ("fadvise", &[libc::EINVAL, libc::ENOSYS, libc::ESPIPE]),
+    ("madvise", &[libc::EINVAL, libc::ENOSYS]),
+    ("flock", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOLCK]),
+    ("ioctl", &[libc::ENOTTY, libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM, libc::EXDEV]),
+    ("copy_file_range", &[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EXDEV]),
+    ("linkat", &[libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::EMLINK, libc::EXDEV]),
+    ("renameat2", &[libc::EINVAL, libc::ENOSYS]),
+    ("statfs", &[libc::ENOSYS, libc::EOPNOTSUPP]),
+    ("fstatfs", &[libc::ENOSYS, libc::EOPNOTSUPP]),
+];
+
+/// On a file system that lacks a call each verb does its work all the same.
+fn nothing_that_can_be_lacking_is_needed() {
+    for (verb, world) in [
+        ("transfer", World::on_disk()),
+        ("alphas", World::new()),
+        ("apply", World::new()),
+        ("extract", World::new()),
+        ("join", World::new()),
+        ("overwrite", World::new()),
+        ("resume", World::new()),
+    ] {
+        let (trap, work) = (Trap::set(&world.root), world.writer(verb));
+        world.prepare(verb);
+        work().unwrap();
+        let good = contents(&world.out);
+        for (call, errno) in LACKING.iter().flat_map(|(call, answers)| answers.iter().map(move |errno| (*call, *errno)))
+        {
+            world.prepare(verb);
+            let (outcome, _) = trap.without(call, errno, &work);
+            let outcome = outcome.unwrap_or_else(|_| panic!("{verb}: {call} answers {errno}: it panicked"));
+            assert!(outcome.is_ok(), "{verb}: {call} answers {errno}: {}", outcome.unwrap_err());
+            assert!(contents(&world.out) == good, "{verb}: {call} answers {errno}: other bytes");
+        }
+    }
+}
+
 fn a_verb_that_reads(verb: &str) {
     let world = World::new();
     let work = world.reader(verb);
@@ -155,6 +198,7 @@ tests! {
     evaluate: a_verb_that_reads("evaluate");
     verify: a_verb_that_reads("verify");
     in_place: a_verb_that_reads("in place");
+    lacking: nothing_that_can_be_lacking_is_needed();
     linear: calls_grow_with_the_number_of_shards_and_no_faster();
 }
 

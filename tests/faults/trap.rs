@@ -125,6 +125,9 @@ pub(crate) struct Trap {
     at: AtomicU64,
     way: AtomicUsize,
     lasting: AtomicBool,
+    /// Number of a call that the file system does not have, and how it says so; [`NOTHING`] mostly.
+    lacking: AtomicI64,
+    refusal: AtomicI64,
     /// Number and answer of the call that failed; [`NOTHING`] before.
     hit: AtomicI64,
     answer: AtomicI64,
@@ -152,6 +155,8 @@ impl Trap {
             at: AtomicU64::new(u64::MAX),
             way: AtomicUsize::new(0),
             lasting: AtomicBool::new(false),
+            lacking: AtomicI64::new(NOTHING),
+            refusal: AtomicI64::new(0),
             hit: AtomicI64::new(NOTHING),
             answer: AtomicI64::new(0),
             worker: OnceLock::new(),
@@ -178,6 +183,17 @@ impl Trap {
         self.count.load(SeqCst)
     }
 
+    /// Does some work on a file system that answers one kind of call in this way whenever it is made, and says whether
+    /// it was made at all.
+    pub(crate) fn without(&self, name: &str, errno: c_int, work: &Work) -> (Outcome, bool) {
+        let (number, ..) = CALLS.iter().find(|call| call.1 == name).unwrap();
+        self.refusal.store(errno.into(), SeqCst);
+        self.lacking.store(*number, SeqCst);
+        let (outcome, hit) = self.during(Fault { at: u64::MAX, way: 0, lasting: false }, work);
+        self.lacking.store(NOTHING, SeqCst);
+        (outcome, hit.is_some())
+    }
+
     /// Does some work with one call failing, if it comes to that: its outcome, and name and errno of the call.
     pub(crate) fn during(&self, fault: Fault, work: &Work) -> (Outcome, Option<(&'static str, c_int)>) {
         self.count.store(0, SeqCst);
@@ -198,6 +214,12 @@ impl Trap {
         let now = self.count.fetch_add(1, SeqCst);
         let at = self.at.load(SeqCst);
         let lasting = self.lasting.load(SeqCst);
+        if self.lacking.load(SeqCst) == number {
+            let refusal = self.refusal.load(SeqCst);
+            self.hit.store(number, SeqCst);
+            self.answer.store(refusal, SeqCst);
+            return Some(refusal as c_int);
+        }
         if now != at && !(lasting && now > at) {
             return None;
         }

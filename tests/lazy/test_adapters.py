@@ -317,6 +317,66 @@ def test_a_file_that_lacks_factors(
     assert [re.findall(r"(\w+)\.weight`", each.found) for each in found] == ([lacking] if lacking else [])
 
 
+@pytest.mark.parametrize(
+    ("settings", "beyond"),
+    [
+        ({"target_modules": ["q_proj"]}, {"v_proj"}),
+        ({"target_modules": r".*\.q_proj"}, {"v_proj"}),
+        ({"exclude_modules": ["v_proj"]}, {"v_proj"}),
+        ({"exclude_modules": r".*\.layers\.1\..*"}, {"q_proj", "v_proj"}),
+        ({"layers_to_transform": [0]}, {"q_proj", "v_proj"}),
+        ({"layers_to_transform": 1}, {"q_proj", "v_proj"}),
+        ({}, set()),
+        ({"target_modules": "all-linear"}, set()),
+    ],
+)
+def test_factors_that_peft_would_not_load(settings: dict[str, Any], beyond: set[str], tmp_path: Path) -> None:
+    adapted(base(tmp_path / "base", "llama"), tmp_path / "lora", r=2, target_modules=["q_proj", "v_proj"])
+    file = tmp_path / "lora" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/base+{tmp_path}/lora"}]}
+    found = [each for each in tv.merge(recipe, tmp_path / "out").findings if each.id == "adapter-beyond"]
+    assert {name for each in found for name in re.findall(r"(\w+)`", each.found)} == beyond
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(model, tmp_path / "lora").state_dict()
+    stored_ = {
+        name.replace(".weight", ".default.weight")
+        for name in load_file(file.with_name("adapter_model.safetensors"))
+    }
+    assert bool(stored_ - loaded.keys()) is bool(beyond)
+
+
+def test_folders_with_a_plus_in_their_names(tmp_path: Path) -> None:
+    adapted(base(tmp_path / "a+b", "llama"), tmp_path / "lora+x", r=2, target_modules=["q_proj"])
+    plain = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path}/a+b+{tmp_path}/lora+x"}]}
+    parts = {"model": {"path": f"{tmp_path}/a+b"}, "lora": {"path": f"{tmp_path}/lora+x"}}
+    tv.merge(plain, tmp_path / "one")
+    tv.merge({"merge_method": "passthrough", "models": [{"model": parts}]}, tmp_path / "two")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(np.array_equal(one[name], two[name]) for name in two)
+    plain["models"] = [{"model": f"{tmp_path}/a+b+{tmp_path}/not+there"}]
+    with pytest.raises(tv.NotFoundError, match=r"not.there"):
+        tv.merge(plain, tmp_path / "three")
+    plain["models"] = [{"model": "a+b+c"}]
+    with pytest.raises(tv.RecipeError, match=r"MODEL.ADAPTER") as caught:
+        tv.merge(plain, tmp_path / "three")
+    assert "lora: {path: ADAPTER}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("rows", [22, 18])
+def test_a_base_without_the_rows_of_new_tokens(rows: int, tmp_path: Path) -> None:
+    config = {"tie_word_embeddings": False}
+    shapes = {"model__embed_tokens": (20, 3), "lm_head": (20, 3), "model__layers__0__q": (4, 3)}
+    stored(tmp_path / "base", config, **shapes)
+    factors(tmp_path / "lora", {"model.layers.0.q": (4, 3)}, modules_to_save=["embed_tokens"])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    whole = {"base_model.model.model.embed_tokens.weight": np.zeros((rows, 3), np.float32)}
+    save_file({**load_file(file), **whole}, file)
+    with pytest.raises(tv.FormatError) as caught:
+        merged(tmp_path)
+    assert f"`resize_token_embeddings({rows})`" in str(caught.value.hint)
+
+
 def test_two_modules_of_one_weight(tmp_path: Path) -> None:
     stored(tmp_path / "base", model__layers__0__q=(4, 3))
     factors(tmp_path / "lora", {"layers.0.q": (4, 3), "model.layers.0.q": (4, 3)})

@@ -378,9 +378,18 @@ def test_what_is_not_whole_is_refused_by_name(three: list[Path]) -> None:
     note(index, {"weight_map": {"other.weight": f"{UNET}-00001-of-00002.safetensors"}})
     with pytest.raises(FormatError, match="lists other tensors"):
         tv.open(three[2])
-    note(index, {"weight_map": {"a": "../../elsewhere.safetensors"}})
-    with pytest.raises(FormatError, match="not a bare name"):
-        tv.open(three[2])
+    for outside in ("../../elsewhere.safetensors", "./../elsewhere.safetensors", ".//elsewhere.safetensors"):
+        note(index, {"weight_map": {"a": outside}})
+        with pytest.raises(FormatError, match="not a bare name"):
+            tv.open(three[2])
+
+
+def test_a_dot_before_the_names_of_an_index_is_its_own_folder(three: list[Path]) -> None:
+    before = list(tv.open(three[2]))
+    index = three[2] / f"unet/{UNET}.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    note(index, {"weight_map": {tensor: f"./{file}" for tensor, file in names.items()}})
+    assert list(tv.open(three[2])) == before
 
 
 def test_pickles_and_packed_sub_models_are_refused_by_name(three: list[Path]) -> None:

@@ -110,7 +110,16 @@ def test_a_changed_input_is_refused(sharded_trio: Trio, tmp_path: Path, verb: st
     with pytest.raises(tv.OutputError, match="holds a finished output") as caught:
         job(out)
     assert path.name in str(caught.value)
-    assert caught.value.hint == "use --overwrite to make it again, or choose another output folder"
+    assert "sizes are the same, bytes were not compared" in str(caught.value)
+    overwrite = "--overwrite to make it again, or choose another output folder"
+    rehash = "" if verb == "documents" else "--rehash to compare the bytes, "
+    assert caught.value.hint == f"use {rehash}{overwrite}"
+    assert states(out) == before
+    if change == "companion" and verb != "documents":  # its bytes are what they were
+        assert job(out, rehash=True).already_done
+    else:
+        with pytest.raises(tv.OutputError, match="holds a finished output"):
+            job(out, rehash=True)
     assert states(out) == before
     job(out, overwrite=True)
     job(tmp_path / "fresh")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from taskvec.dtypes import FLOAT_DTYPES
@@ -21,15 +22,37 @@ if TYPE_CHECKING:
 _NUMBERING = frozenset({"I32", "U32", "I64", "U64"})
 _LONG = frozenset({"I64", "U64", "BOOL"})
 _MASKS = frozenset({"BOOL", "U8", "I8"})
-_NUMBERS = regex(
-    r"(?:^|_)(?:ids?|index(?:es)?|indices|idxs?|counts?|tracked|(?:time)?steps?|num|averaged|updates"
-    r"|initiali[sz]ed|init+ed|usage|lengths?|sizes?|shapes?|positions?|offsets?|per_expert|perm(?:utation)?|map"
-    r"|tid2eid|d2t|t2d|vocab|tokens?)$",
+# How many there are of something, and how often: never codes.
+_COUNTS = regex(
+    r"(?:^|_)(?:counts?|tracked|(?:time)?steps?|num|averaged|updates|initiali[sz]ed|init+ed|usage|lengths?"
+    r"|sizes?|shapes?|per_expert)$",
     re.IGNORECASE,
 )
+# Which of something it is: a place in a table, which codes are too.
+_PLACES = regex(
+    r"(?:^|_)(?:ids?|index(?:es)?|indices|idxs?|positions?|offsets?|perm(?:utation)?|map|vocab|tokens?"
+    r"|tid2eid|d2t|t2d)$",
+    re.IGNORECASE,
+)
+# Such numbers that models are known to store, of tokens, positions and experts.
+_KNOWN_PLACES = regex(
+    r"(?:^|_)(?:(?:position|token_type|segment|token|language|lang|speaker|task|label|vocab)_ids?(?:_[kq])?"
+    r"|rel(?:ative)?_pos(?:ition)?_(?:index(?:es)?|indices|idxs?)|attention_bias_idxs|bias_idxs|summary_idxs"
+    r"|window_(?:index|idxs?)|group_idx|tid2eid|d2t|t2d|tokens_offsets|heads_offsets|special_tokens"
+    r"|lit_positions|inv_freq_index)$",
+    re.IGNORECASE,
+)
+_ENDS = frozenset("._:")
+_TABLE = regex(
+    r"(?:^|[._])(?:code_?books?|centroids?|luts?|look_?up_?tables?|levels)(?:\.weight)?$", re.IGNORECASE
+)
 _MASK = regex(r"(?:^|_)(?:mask|bias)$", re.IGNORECASE)
-# Frequencies, their cosines and sines, and the value of what is masked: made of config.json.
-_DERIVED = regex(r"(?:^|[._])(?:inv_freq|(?:cos|sin)_cached|masked_bias)$")
+# Frequencies, their cosines and sines, tables of positions, and the value of what is masked: made of
+# config.json.
+_DERIVED = regex(
+    r"(?:^|[._])(?:(?:original_)?inv_freq|(?:cos|sin)_cached|masked_bias|relative_coords_table)$"
+    r"|(?:^|\.)embed_positions\.weights$"
+)
 _CAUSAL = regex(r"(?:^|\.)(?:attn|attention)\.bias$")
 # The ends of names of a module's own weights; those of an adapter next to it are none.
 _OWN = regex(r"(?:weight|weight_(?:orig|[gv])|embed\w*|kernel|\w*table|\w*proj)$", re.IGNORECASE)
@@ -68,8 +91,10 @@ def stands_for_weight(
     floats = [tensors[name] for name in below if tensors[name].dtype in FLOAT_DTYPES]
     near = _alike(info, floats)
     beside = [each.name for each in near if _stem(each.name) == _stem(info.name)]
-    if _is_number(info):
+    if info.dtype in _NUMBERING and _COUNTS.search(_leaf(info.name)):
         return [name for name in beside if _is_of_rows(info, tensors[name])] or None
+    if info.dtype in _NUMBERING and _PLACES.search(_leaf(info.name)):
+        return _tables_of(info, [tensors[name] for name in beside], near)
     beside = [name for name in beside if not name.endswith("bias")] or beside
     is_long = info.dtype in _LONG
     if (len(info.shape) < 2 and is_long) or any(map(_is_own_weight, near)):
@@ -82,7 +107,9 @@ def _alike(info: TensorInfo, floats: list[TensorInfo]) -> list[TensorInfo]:
     stem, leaf = _stem(info.name), _leaf(info.name)
     for found in reversed(list(re.finditer("[_:]", leaf))):
         start = f"{stem}.{leaf[: found.start()]}" if stem else leaf[: found.start()]
-        alike = [each for each in floats if re.match(rf"{re.escape(start)}[._:]", each.name)]
+        alike = [
+            each for each in floats if each.name.startswith(start) and each.name[len(start) :][:1] in _ENDS
+        ]
         if alike:
             return alike
     return floats
@@ -96,8 +123,23 @@ def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _is_number(info: TensorInfo) -> bool:
-    return info.dtype in _NUMBERING and _NUMBERS.search(_leaf(info.name)) is not None
+def _tables_of(
+    info: TensorInfo, beside: Sequence[TensorInfo], near: Sequence[TensorInfo]
+) -> list[str] | None:
+    """The floats that places in a table are taken for the codes of; none where the places are known.
+
+    A list of places is long enough for codes if it has more of them than the table has rows.
+    """
+    own = [each.name for each in beside if _is_of_rows(info, each)]
+    if own or _KNOWN_PLACES.search(_leaf(info.name)) or any(map(_is_own_weight, near)):
+        return own or None
+    if len(info.shape) > 1:
+        beside = [
+            each for each in beside if not each.name.endswith("bias") and not _DERIVED.search(each.name)
+        ]
+    else:
+        beside = [each for each in beside if _TABLE.search(each.name) and each.shape[:1] < info.shape]
+    return [each.name for each in beside] or None
 
 
 def _is_mask(info: TensorInfo) -> bool:
@@ -111,9 +153,14 @@ def _is_mask(info: TensorInfo) -> bool:
 def _is_own_weight(other: TensorInfo) -> bool:
     return (
         sum(size > 1 for size in other.shape) > 1
-        and _OWN.search(other.name) is not None
+        and _is_own(_leaf(other.name))
         and _ADAPTER.search(other.name) is None
     )
+
+
+@lru_cache(maxsize=1 << 12)  # names of layers repeat
+def _is_own(leaf: str) -> bool:
+    return _OWN.search(leaf) is not None
 
 
 def _is_of_rows(info: TensorInfo, other: TensorInfo) -> bool:

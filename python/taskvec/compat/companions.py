@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ from taskvec.compat.findings import Finding, Level, finding
 from taskvec.compat.tokenizer import is_tokenizer_file
 from taskvec.files import look
 from taskvec.files.folder import is_second_copy, is_weight
-from taskvec.files.lfs import PULL, beginning, is_pointer, is_pointer_file
+from taskvec.files.json import read_bytes
+from taskvec.files.lfs import PULL, beginning, ending, is_pointer, is_pointer_file
 from taskvec.files.modules import naming
 from taskvec.files.names import is_own
 from taskvec.text import listed
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _NOT_COPIED = frozenset({"left", "reference"})
 # What a document of JSON begins with.
 _OF_JSON = frozenset(b'{["-0123456789tfn'[at : at + 1] for at in range(18))
+_CLOSED_BY = {b"{": b"}", b"[": b"]", b'"': b'"'}
+# Most of such files are of some kilobytes; reading this much takes milliseconds.
+_READ_WHOLE = 1 << 20
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 
 
@@ -70,13 +75,30 @@ def _damaged(role: str, base: Model) -> Iterator[Finding]:
         start = beginning(folder / name)
         if not start:
             empty.append(name)
-        elif is_json and not is_pointer(start) and start.lstrip()[:1] not in _OF_JSON:
+        elif is_json and not is_pointer(start) and not _is_whole_json(folder / name, start):
             other.append(name)
     lost = [name for name in base.left_files if not is_weight(name) and _leads_nowhere(folder / name)]
-    for names, what in ((empty, "empty"), (other, "not JSON"), (lost, "a link to no file, and left out")):
+    for names, what in (
+        (empty, "empty"),
+        (other, "not JSON, or cut short"),
+        (lost, "a link to no file, and left out"),
+    ):
         if names:
             fix = "download or copy the file again"
             yield finding("file-damaged", f"{listed(names)} of the {role}", "", what, fix)
+
+
+def _is_whole_json(path: Path, start: bytes) -> bool:
+    """Whether a file is a document of JSON; of a large one begin and end tell, as they do if it was cut."""
+    status = look.stamp(path)
+    if status is not None and status.size <= _READ_WHOLE:
+        try:
+            json.loads(read_bytes(path))
+        except (ValueError, RecursionError):
+            return False
+        return True
+    first, last = start.lstrip()[:1], ending(path).rstrip()[-1:]
+    return first in _OF_JSON and last == _CLOSED_BY.get(first, last)
 
 
 def _leads_nowhere(path: Path) -> bool:

@@ -91,6 +91,12 @@ FINDINGS: dict[str, Explanation] = {
         "parts of layers whose other modules have them: it was cut short, or written by another tool.",
         "If the modules were not to be trained, nothing is to be done; otherwise save the adapter again.",
     ),
+    "adapter-beyond": Explanation(
+        "PEFT loads factors of the modules that `target_modules`, `exclude_modules` and "
+        "`layers_to_transform` choose, and passes over the others in the file. Settings and weights come "
+        "from different saves, or the settings were changed.",
+        "Remove the factors that are not meant, or correct the settings; the merge takes all of them.",
+    ),
     "architecture": Explanation(
         "`model_type` differs: the models compute something else with weights of the same name.",
         "Give models of one family.",
@@ -180,10 +186,12 @@ FINDINGS: dict[str, Explanation] = {
         _NOTHING,
     ),
     "factors-apart": Explanation(
-        "The checkpoints hold unmerged factors of LoRA next to their weights. A merge combines each stored "
-        "tensor by itself, and a product of sums is not the sum of products.",
-        "Merge the adapters into their models first. A model that has such factors as weights of its own is "
-        "as the authors mean it; then nothing is to be done.",
+        "The checkpoints hold unmerged factors of an adapter next to their weights, or a scale next to a "
+        "matrix. A merge combines each stored tensor by itself, and a product of sums is not the sum of "
+        "products.",
+        "Merge the adapters into their models first; of codes with scales take the checkpoints from before. "
+        "A model that has such factors as weights of its own is as the authors mean it; then nothing is to "
+        "be done.",
     ),
     "dtype": Explanation(
         "One model was saved in another type, such as float32 after training.",

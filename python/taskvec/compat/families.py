@@ -23,6 +23,8 @@ class NotKnown:
 
 
 NOT_KNOWN = NotKnown()
+# Between a key and another name of it, under which the same section says something else.
+CONTRADICTED = " contradicted by "
 
 
 class Family(NamedTuple):
@@ -115,8 +117,14 @@ def filled(config: Mapping[str, Any], own: Family) -> dict[str, Any]:
     """A section with the family's stored names, and its defaults where keys are absent."""
     result = {key: value for key, value in config.items() if key not in own.aliases or key in own.defaults}
     for alias, key in own.aliases.items():
-        if alias not in result and config.get(alias) is not None and result.get(key) is None:
-            result[key] = config[alias]
+        value = config.get(alias)
+        if alias in result or value is None:
+            continue
+        # Of two names that contradict each other transformers takes the other one last, so that it stays.
+        # Another program may read the other: both are compared.
+        if result.get(key) is not None and result[key] != value:
+            result[f"{key}{CONTRADICTED}{alias}"] = result[key]
+        result[key] = value
     for key, words in own.values.items():
         if isinstance(result.get(key), str):
             result[key] = words.get(result[key], result[key])

@@ -56,6 +56,7 @@ FINDINGS: dict[str, Kind] = {
     "saved-vector": Kind("error", "a saved task vector was given where a checkpoint is expected"),
     "lora-adapter": Kind("error", "a LoRA adapter was given where a whole model is expected"),
     "adapter-partial": Kind("warning", "an adapter has no factors of modules that its settings name"),
+    "adapter-beyond": Kind("warning", "an adapter has factors of modules that its settings do not name"),
     "architecture": Kind(
         "error", "the models are of different families", "tensors of equal names are combined all the same"
     ),
@@ -85,7 +86,7 @@ FINDINGS: dict[str, Kind] = {
     "layout": Kind("note", "another model stores the same weights in another layout"),
     "predictor-kept": Kind("note", "layers for multi-token prediction that another model lacks are copied"),
     "buffers-kept": Kind("note", "buffers that follow from the config and another model lacks are copied"),
-    "factors-apart": Kind("warning", "factors of LoRA lie in whole models and are combined each by itself"),
+    "factors-apart": Kind("warning", "factors of weights are stored and combined each by itself"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
     "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),

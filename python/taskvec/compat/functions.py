@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from taskvec.compat.canonical import Described, describe
 from taskvec.compat.config_keys import CONTEXT, GENERATION, INNER, is_token, names_function
-from taskvec.compat.families import NO_FAMILY, NOT_KNOWN, family
+from taskvec.compat.families import CONTRADICTED, NO_FAMILY, NOT_KNOWN, family
 from taskvec.compat.findings import Finding, Level, finding
 from taskvec.text import listed, roles
 
@@ -158,7 +158,7 @@ def _sort(key: str, one: Any, two: Any, mine: Described, theirs: Described) -> s
         return "token"
     if one is NOT_KNOWN or two is NOT_KNOWN:
         return "other"
-    if key in GENERATION or " outside of " in last:
+    if key in GENERATION or " outside of " in last or CONTRADICTED in last:
         return "other"
     is_known = key in mine.known and key in theirs.known
     if last == "layer_types" and _is_window_without_size(one, two, mine, theirs):

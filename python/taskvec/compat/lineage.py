@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskvec.compat.counterparts import counterparts
 from taskvec.compat.findings import Finding, finding
+from taskvec.compat.integers import check_integers
 from taskvec.compat.tied_heads import TieDecision, tie_decision
-from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.files import look
-from taskvec.text import listed, roles
 
 if TYPE_CHECKING:
     from taskvec.models.model import Model
@@ -37,10 +36,6 @@ UNRELATED = 0.7
 # Fine-tunes of one ancestor are about equally far from each other. A model that is this many times nearer
 # to a third one than to its supposed partner was probably given in the wrong place.
 SWAPPED = 4.0
-
-# Integer and boolean tensors (position numbers, masks) are small; only such are read for comparison.
-SMALL_TENSOR = 1 << 20
-SMALL_TENSORS = 64
 
 
 class Distances(NamedTuple):
@@ -74,7 +69,7 @@ def lineage(target: Model, donor: Model, reference: Model, tie: TieDecision | No
     """
     if target.path is None or donor.path is None or reference.path is None or same_files(donor, reference):
         return []
-    findings = _non_float(target, [("donor", donor), ("reference", reference)])
+    findings = check_integers("target", target, [("donor", donor), ("reference", reference)])
     distances = measure(target, donor, reference, tie)
     if distances is not None:
         findings += _judge(distances)
@@ -227,32 +222,3 @@ def _judge(distances: Distances) -> list[Finding]:
         fix = "a vector carries over between models of one ancestor; measure what it does"
         findings.append(finding("unrelated-target", "target", expected, numbers, fix))
     return findings or [finding("lineage", "distances", "", numbers)]
-
-
-def _non_float(target: Model, others: Sequence[tuple[str, Model]]) -> list[Finding]:
-    names = [
-        name
-        for name, info in target.tensors.items()
-        if info.dtype not in FLOAT_DTYPES and info.nbytes <= SMALL_TENSOR
-    ][:SMALL_TENSORS]
-    unlike: dict[str, list[str]] = {}
-    for role, other in others:
-        for name in names:
-            theirs = other.tensors.get(name)
-            if theirs is None or (theirs.dtype, theirs.shape) != target.tensors[name][1:3]:
-                continue
-            if other.reader.read(name) != target.reader.read(name):
-                unlike.setdefault(name, []).append(role)
-    if not unlike:
-        return []
-    who = list(dict.fromkeys(role for each in unlike.values() for role in each))
-    found = f"{listed(list(unlike))} differ"
-    return [
-        finding(
-            "non-float-differs",
-            f"integer tensors of {roles(who)}",
-            "the target's values",
-            found,
-            "the target's are kept",
-        )
-    ]

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from taskvec.compat.buffers import stands_for_weight
+from taskvec.compat.far_scales import far_scales
+from taskvec.compat.neighbours import Neighbours
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.regex import regex
 
@@ -40,35 +43,30 @@ _BUFFER = regex(
     r"|shapes?|bias|positions?|offsets?)$",
     re.IGNORECASE,
 )
-# What holds scales and the like, as the whole of a name's last part or the end of it.
+# What holds scales and the like, by the last part of its name.
 _SCALE = regex(
-    r"(?:^|[._:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
+    r"(?:^|[_:])(?:q?w?scales?(?:_?inv|_?\d+|_?weights?)?|abs_?max|q?zeros?|zero_?points?|scb|quant\w*|dequant\w*"
     r"|biases|s|code_?books?|lut|quant_map|qmap|statistics)$",
     re.IGNORECASE,
 )
-# Tables that a matrix of integers has its numbers in, whatever it is called.
-_TABLE = regex(r"(?:^|[._])(?:code_?books?|centroids|luts?|look_?up_?tables?)(?:\.weight)?$", re.IGNORECASE)
-# Words that any part of a scale's name may have, and names with such words that ordinary models have.
-_FAR = regex(r"scale|scaling|abs_?max|amax|quant|zero_?point|(?:^|[._])inv(?:[._]|$)", re.IGNORECASE)
-_NO_SCALE = regex(
-    r"(?:logits?|layer|embed\w*|residual|skip|res|block|output|router|expert|temperature)_?scale(?:\.(?:weight|gamma|lambda1))?$"
-    r"|layer_?scale\w*\.(?:weight|gamma|lambda\d*|scale)$"
-    r"|(?:norm\w*|ln_?\w*)\.scale$|(?:up|down)scal|up_?sampl|vector_quant|quantizer\.(?:codebook|embed|vq)",
-    re.IGNORECASE,
-)
+# Tables that integers have their numbers in, whatever these are called.
+_TABLE = regex(r"(?:^|[._])(?:code_?books?|centroids?|luts?|look_?up_?tables?)(?:\.weight)?$", re.IGNORECASE)
 # The ends of packed names that the names of their scales do not have.
 _PACKED_END = regex(r"_?(?:blocks|packed|quant(?:ized|ised)?|u?int\d+|q|data|codes|fp8|f8)$", re.IGNORECASE)
-# Matrices with a number for each row and group of columns of a weight, which then has codes of whatever type.
-_GRIDS = (".scales", ".zeros", ".qzeros", ".weight_scales", ".absmax")
 # Names that no plain weight has: codes, whatever type their bits are seen as.
 _CODES = regex(r"(?:^|_)(?:w_?q|q_?weight|codes|qdata|_data|qidxs)$|packed", re.IGNORECASE)
 # Parts of a sparse matrix, by torch's words.
 _VALUES = regex(r"(?P<stem>(?:.*[._])?)values")
 _PLACES = ("indices", "col_indices", "crow_indices", "row_indices", "ccol_indices")
-# Next to a matrix of float8 these may be its scale.
-_NUMBERS_OF_ANY = frozenset({"alpha", "beta", "gamma"})
-# Next to a plain weight of float8 there may be these in a wider type.
-_ORDINARY = regex(r"bias$|^(?:running_mean|running_var|weight_[gv]|gamma|beta|alpha)$", re.IGNORECASE)
+# Next to a weight of float8 these are known not to be its scale: the layer's bias, statistics of a norm, the
+# other factor of a normalised weight. `alpha`, `beta` and `gamma` are a norm's where the weight is a row.
+_BIAS = regex(
+    r"^(?:(?:in|out)_proj_|(?:e_)?score_correction_|[qkv]_|qkv_|(?:gate|up|down|gate_up)_(?:proj_)?|correction_)?bias$"
+)
+_NEXT_TO_FLOAT8 = frozenset({"running_mean", "running_var", "weight_g", "weight_v"})
+_OF_A_NORM = frozenset({"alpha", "beta", "gamma", "eps"})
+# Last parts of names of what a layer's own modules hold: adapters, norms.
+_OF_MODULES = frozenset({"weight", "bias", "scale", "eps", "gamma", "beta"})
 
 
 def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
@@ -81,47 +79,59 @@ def packed_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     narrow = [info for info in tensors.values() if info.dtype in _INTEGERS | _FLOAT8 or info.dtype == "BOOL"]
     if not narrow:
         return never
-    below: defaultdict[str, list[str]] = defaultdict(list)
-    for name in tensors:
-        for parent in _parents(name):
-            below[parent].append(name)
+    neighbours = Neighbours(tensors)
     found = {}
     for info in narrow:
         stem, leaf = _split(info.name)
+        near = neighbours.of(info.name)
         companions = [
             name
-            for name in dict.fromkeys((*below[info.name], *below[stem], *_beside(stem, tensors)))
+            for name in dict.fromkeys((*near, *_beside(stem, tensors)))
             if name != info.name and _belongs(info, stem, leaf, tensors[name])
         ]
         if companions or _is_packed_alone(info, leaf):
             found[info.name] = companions
         elif info.dtype not in _FLOAT8:
-            instead = stands_for_weight(info, tensors, below[stem] if stem else tensors)
+            instead = stands_for_weight(info, tensors, near)
             if instead is not None:
                 found[info.name] = instead
     plain = [info.name for info in narrow if info.dtype in _FLOAT8 and info.name not in found]
-    for weight, scale in _far_scales(plain, tensors, {name for each in found.values() for name in each}):
+    taken = {name for each in found.values() for name in each} if plain else ()
+    for weight, scale in far_scales(plain, tensors, taken, _FLOAT8):
         found.setdefault(weight, []).append(scale)
     return {**never, **found}
 
 
 def _on_a_grid(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    """Weights of a wide float type whose codes have scales or zero points, and what lies next to each."""
+    """Weights of a wide float type with a number for each row and group: codes of whatever type."""
     found: dict[str, list[str]] = {}
-    for name in tensors:
-        if name.endswith(_GRIDS):
-            weight = tensors.get(f"{name.rpartition('.')[0]}.weight")
-            if weight is not None and weight.dtype in _WIDE and _is_grid(weight.shape, tensors[name].shape):
+    for name, info in tensors.items():
+        if len(info.shape) < 2 or not is_scale(name):
+            continue
+        stem, leaf = _split(name)
+        for weight in map(tensors.get, _weights_of(stem, leaf)):
+            if weight is not None and weight.dtype in _WIDE and _is_grid(weight.shape, info.shape):
                 found.setdefault(weight.name, []).append(name)
     return found
 
 
+def _weights_of(stem: str, leaf: str) -> Iterator[str]:
+    """Names that the weight of a scale may have: `q.weight` of `q.scale`, `up_proj` of `up_proj_scale`."""
+    inside = f"{stem}." if stem else ""
+    root = _SCALE.sub("", leaf)
+    if root in ("", "weight"):
+        yield f"{inside}weight"
+    else:
+        yield inside + root
+        yield f"{inside}{root}.weight"
+
+
 def _seen_as_floats(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
     """Codes whose bits are stored as numbers of a float type (HQQ, FSDP), and the scales next to each."""
-    codes = [n for n, info in tensors.items() if info.dtype in _WIDE and _CODES.search(_split(n)[1])]
+    codes = [n for n, info in tensors.items() if info.dtype in _WIDE and _is_codes(_split(n)[1])]
     scales: defaultdict[str, list[str]] = defaultdict(list)
     for name in tensors if codes else ():
-        if _SCALE.search(name):
+        if is_scale(name):
             scales[_split(name)[0]].append(name)
     found = {name: [each for each in scales[_split(name)[0]] if each != name] for name in codes}
     return {name: beside for name, beside in found.items() if beside}
@@ -141,7 +151,7 @@ def _sparse(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
 
 def _is_grid(weight: Sequence[int], scales: Sequence[int]) -> bool:
     return (
-        len(weight) == len(scales) == 2
+        len(weight) == len(scales) > 1
         and weight != scales
         and all(scale and not side % scale for side, scale in zip(weight, scales, strict=True))
     )
@@ -159,52 +169,40 @@ def _is_packed_alone(info: TensorInfo, leaf: str) -> bool:
     return len(info.shape) > 1 and info.dtype in _SHORT
 
 
-def _far_scales(
-    plain: list[str], tensors: Mapping[str, TensorInfo], taken: Container[str]
-) -> Iterator[tuple[str, str]]:
-    """Weights of float8 and the scales that lie elsewhere: under another prefix, in a module of their own.
-
-    A scale is of the weights whose layer it names. Of one that names none, nobody can say that it is of no
-    weight: it is of all of them.
-    """
-    if not plain:
-        return
-    by_numbers: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in plain:
-        by_numbers[_numbers(name)].append(name)
-    for name in tensors:
-        is_scale = _FAR.search(name) and not _NO_SCALE.search(name) and name not in taken
-        if is_scale and tensors[name].dtype not in _FLOAT8:
-            near = [each for each in by_numbers[_numbers(name)] if _layer(each) in _words(name)]
-            is_of_module = name.endswith(".scale") and any(e.startswith(name[:-5]) for e in plain)
-            yield from ((each, name) for each in near or ([] if is_of_module else plain))
+# Names of layers repeat, so that these are asked of few texts.
+@lru_cache(maxsize=1 << 12)
+def _is_scale(leaf: str) -> bool:
+    return _SCALE.search(leaf) is not None
 
 
-def _numbers(name: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"(?<![a-z0-9])\d+(?![a-z0-9])", name))
+@lru_cache(maxsize=1 << 12)
+def _root(leaf: str) -> str:
+    return _PACKED_END.sub("", leaf)
 
 
-def _words(name: str) -> str:
-    return f"_{re.sub(r'[.:/-]', '_', name)}_"
+@lru_cache(maxsize=1 << 12)
+def _is_codes(leaf: str) -> bool:
+    return _CODES.search(leaf) is not None
 
 
-def _layer(name: str) -> str:
-    """The last part of a weight's name that is that of a layer: `q_proj` of `layers.0.q_proj.weight`."""
-    parts = [part for part in name.split(".") if not part.isdigit()]
-    return _words(parts[-2] if len(parts) > 1 and _WEIGHT.search(parts[-1]) else parts[-1])
+@lru_cache(maxsize=1 << 12)
+def _is_weight(leaf: str) -> bool:
+    return _WEIGHT.search(leaf) is not None
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_buffer(leaf: str) -> bool:
+    return _BUFFER.search(leaf) is not None
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor's name ends in a word for scales, zero points, or tables of codes."""
+    return _is_scale(name.rpartition(".")[2])
 
 
 def _split(name: str) -> tuple[str, str]:
     stem, _, leaf = name.rpartition(".")
     return stem, leaf
-
-
-def _parents(name: str) -> Iterator[str]:
-    """The two names above: of `q.weight.absmax` those of the layer and of its weight."""
-    for _ in range(2):
-        name = name.rpartition(".")[0]
-        if name:
-            yield name
 
 
 _OUTSIDE = (
@@ -226,27 +224,52 @@ def _beside(stem: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 def _belongs(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
     """Whether another tensor is a companion of this one, which is narrow."""
-    is_float8 = info.dtype in _FLOAT8
-    if other.dtype not in (_WIDE if is_float8 else FLOAT_DTYPES):
+    if info.dtype in _FLOAT8:
+        return other.dtype in _WIDE and _is_of_float8(info, stem, leaf, other)
+    if other.dtype not in FLOAT_DTYPES:
         return False
-    if not is_float8 and len(info.shape) > 1 and _TABLE.search(other.name):
+    is_buffer = _is_buffer(leaf)
+    if (len(info.shape) > 1 or (info.shape and not is_buffer)) and _TABLE.search(other.name):
         return True
-    is_buffer = not is_float8 and _BUFFER.search(leaf) is not None
     rest = other.name.removeprefix(info.name)
     if rest != other.name and rest[0] in "._:":  # `weight.absmax`, `gate_up_proj_scale`, `weight:scale`
-        if is_float8:
-            return _ORDINARY.search(_split(other.name)[1]) is None
-        return not is_buffer or _SCALE.search(rest) is not None
+        return not is_buffer or is_scale(other.name)
     their_stem, theirs = _split(other.name)
     if their_stem != stem:
-        return _SCALE.search(other.name) is not None and not is_buffer and _WEIGHT.search(leaf) is not None
+        return not is_buffer and _is_weight(leaf) and is_scale(other.name)
     if is_buffer or len(info.shape) < 2:
         return False
-    if is_float8 and theirs in _NUMBERS_OF_ANY:
+    if _is_root(leaf, theirs):
         return True
-    root = _PACKED_END.sub("", leaf)
-    if root != leaf and theirs.startswith(root) and _SCALE.search(theirs):
-        return True
-    if _WEIGHT.search(leaf) or info.dtype in _SHORT:
-        return _ORDINARY.search(theirs) is None
-    return info.dtype in _PACKING | _FLOAT8 and _SCALE.match(theirs) is not None
+    if _is_weight(leaf) or info.dtype in _SHORT:
+        return not (_BIAS.search(theirs) or theirs in _NEXT_TO_FLOAT8 or theirs in _OF_A_NORM)
+    return info.dtype in _PACKING and _SCALE.match(theirs) is not None
+
+
+def _is_of_float8(info: TensorInfo, stem: str, leaf: str, other: TensorInfo) -> bool:
+    """Whether a wide float near a weight of float8 may be its scale: whatever is not known to be another."""
+    their_stem, theirs = _split(other.name)
+    is_matrix = len(info.shape) > 1
+    rest = other.name.removeprefix(info.name)
+    if rest == other.name or rest[0] not in "._:":  # not `weight.absmax`, `weight_scale`
+        if their_stem != stem:
+            is_below = leaf == "weight" and is_matrix and their_stem.startswith(f"{stem}." if stem else "")
+            return is_scale(other.name) or (is_below and theirs not in _OF_MODULES)
+        if not is_matrix or _is_root(leaf, theirs):
+            return is_matrix
+        if not _is_weight(leaf):
+            return _SCALE.match(theirs) is not None or theirs in _OF_A_NORM
+    is_known = _is_bias_of(info, leaf, other, theirs) or theirs in _NEXT_TO_FLOAT8
+    return not (is_known or (theirs in _OF_A_NORM and not is_matrix))
+
+
+def _is_bias_of(info: TensorInfo, leaf: str, other: TensorInfo, theirs: str) -> bool:
+    """Whether a tensor is the bias of a weight: known by its name, and with a number for each row."""
+    is_named = _BIAS.search(theirs) is not None or theirs == f"{leaf}_bias"
+    return is_named and bool(other.shape) and other.shape[-1] in info.shape
+
+
+def _is_root(leaf: str, theirs: str) -> bool:
+    """Whether a scale is named like a packed weight without the word for its codes."""
+    root = _root(leaf)
+    return root != leaf and theirs.startswith(root) and _is_scale(theirs)

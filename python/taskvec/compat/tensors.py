@@ -35,8 +35,12 @@ _ALIASES = (
 )
 _SAVE = "save both with one version of transformers"
 _ONE_EXPERT = regex(r"(.*\.experts)\.\d+\.(?:gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$")
-# Factors of LoRA that lie in a whole model, whose sum with the weight is what the model computes with.
-_FACTOR = regex(r"\.lora_(?:embedding_)?[AB](?:\.|$)")
+# Factors of adapters that lie in a whole model: what it computes with is made of them and the weight.
+_FACTOR = regex(
+    r"[._](?:lora_(?:(?:embedding_)?[AB]|up|down|magnitude_vector)|hada_(?:w\d_[ab]|t\d)|lokr_(?:w\d(?:_[ab])?|t2)"
+    r"|vera_lambda_[bd]|boft_[RS]|oft_[rR]|ia3_l|randlora_(?:lambda|gamma)|ssl_scale)(?:\.|$)"
+)
+_OF_A_MATRIX = (".scale", ".scales")
 _FUSED_EXPERTS = (".experts.gate_up_proj", ".experts.down_proj")
 
 
@@ -54,10 +58,13 @@ def check_tensors(
     findings += _check_pairs(role, base, others, selected, tie)
     if tie.finding is not None and _concerns_head(selected, tie):
         findings.append(tie.finding)
-    factors = [name for name in selected if _FACTOR.search(name)]
+    factors = [name for name in selected if _FACTOR.search(name) or _scales_matrix(name, base.tensors)]
     if factors:
-        what = "A and B are combined each by itself, and their product is not the combination of the products"
-        fix = "if adapters were left in the models, merge them first (`merge_and_unload` of peft)"
+        what = "factors are combined each by itself, and their product is not the combination of the products"
+        fix = (
+            "if adapters were left in the models, merge them first (`merge_and_unload` of peft); if weights "
+            "are codes with scales, give the checkpoints from before they were quantised"
+        )
         findings.append(
             finding("factors-apart", f"{listed(factors)} of the {role}", "whole weights", what, fix)
         )
@@ -71,6 +78,12 @@ def check_tensors(
         findings.append(finding("nothing-selected", "selection", "", what, fix))
     findings += unused_selection(selection, base.tensors, *(other.tensors for _, other in others))
     return findings
+
+
+def _scales_matrix(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether a tensor may scale the matrix next to it: one number, or one for each row."""
+    weight = tensors.get(f"{name.rpartition('.')[0]}.weight") if name.endswith(_OF_A_MATRIX) else None
+    return weight is not None and len(weight.shape) > 1 and len(tensors[name].shape) < 2
 
 
 def unused_selection(selection: Selection, *names: Iterable[str]) -> list[Finding]:

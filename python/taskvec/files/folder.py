@@ -11,7 +11,7 @@ from taskvec.errors import FormatError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.modules import module_weights
-from taskvec.files.names import STATE
+from taskvec.files.names import STATE, listed_file
 from taskvec.regex import regex
 
 INDEX = "model.safetensors.index.json"
@@ -86,7 +86,7 @@ def weights_of(names: Collection[str], index: Mapping[str, Any] | None) -> list[
     if index is not None:
         weight_map = index.get("weight_map")
         listed = weight_map.values() if isinstance(weight_map, dict) else ()
-        return sorted({file for file in listed if isinstance(file, str) and file in names})
+        return sorted({listed_file(file) for file in listed if isinstance(file, str)} & {*names})
     return (
         [SINGLE]
         if SINGLE in names

@@ -15,6 +15,7 @@ from taskvec.errors import FormatError, NotFoundError
 from taskvec.files import look
 from taskvec.files.lfs import PULL, is_pointer
 from taskvec.files.reading import fill
+from taskvec.text import kind_of
 
 # The largest tokenizer.json published is about 35 MB; a config is a few kB.
 MAXIMUM_BYTES = 256 << 20
@@ -63,7 +64,7 @@ def parse_object(data: bytes, subject: str) -> dict[str, Any]:
         raise FormatError(f"`{subject}` is not valid JSON: {reason}", hint) from None
     if not isinstance(value, dict):
         raise FormatError(
-            f"`{subject}` holds a JSON {type(value).__name__}, expected an object",
+            f"`{subject}` holds {kind_of(value)}, expected a JSON object",
             "the file is damaged, or another one is meant: copy it again, or name that one",
         )
     return value

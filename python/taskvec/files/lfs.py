@@ -29,6 +29,16 @@ def is_pointer_file(path: Path) -> bool:
     return is_pointer(beginning(path))
 
 
+def ending(path: Path) -> bytes:
+    """The last bytes of a file, as many as :func:`beginning` gives of its first; errors as there."""
+    status = look.stamp(path)
+    try:
+        return b"" if status is None else read_up_to(path, _MAXIMUM, max(0, status.size - _MAXIMUM))
+    except OSError as error:
+        look.hold_absent(path, error)
+        return b""
+
+
 def beginning(path: Path) -> bytes:
     """The first bytes of a file, as many as a pointer may have; none of one that does not exist.
 

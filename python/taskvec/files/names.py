@@ -23,6 +23,13 @@ NEW = "new"
 SWAP = "swap.json"
 
 
+def listed_file(name: str) -> str:
+    """A file by the name that an index has for it: `./` in front of it leads to the index's own folder."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
 def is_own(name: str) -> bool:
     """Whether an output has a file of its own by this name, so that the target's is not copied."""
     first = name.split("/", 1)[0]

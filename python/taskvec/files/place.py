@@ -7,12 +7,12 @@ killed one has left there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from taskvec.errors import OutputError
+from taskvec.files.flush import flush_path
 from taskvec.files.names import STATE
 
 
@@ -44,7 +44,7 @@ def placing(out: Path, name: str) -> Iterator[Path]:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
         yield part
-        _sync(part, os.O_RDONLY)
+        flush_path(part)
         os.replace(part, out / name)
     except OSError as error:
         if isinstance(error, OutputError):
@@ -69,7 +69,7 @@ def sync_folders(out: Path, names: list[str]) -> None:
     folders = dict.fromkeys(folder for name in names for folder in _between(out, name))
     for folder in (*reversed(folders), out):
         try:
-            _sync_folder(folder)
+            flush_path(folder)
         except OSError as error:
             raise OutputError(
                 f"flushing the folder `{folder}` failed: {error.strerror or error}",
@@ -100,30 +100,13 @@ def make_folders(folder: Path) -> None:
         make_folders(folder)
         return
     try:
-        _sync_folder(folder.parent)
+        flush_path(folder.parent)
     except OSError:
         with contextlib.suppress(OSError):  # or the next call would find it, and not flush
             os.rmdir(folder)
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    try:
-        _sync(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    except OSError as error:
-        # some network and user-space file systems cannot flush a folder and say so in this way
-        if error.errno != errno.EINVAL:
-            raise
-
-
 def _between(out: Path, name: str) -> list[Path]:
     """The folders below `out` that lead to a file, outermost first."""
     return [out / folder for folder in reversed(PurePosixPath(name).parents[:-1])]
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

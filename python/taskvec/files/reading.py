@@ -16,8 +16,8 @@ _PIECE = 1 << 20
 _PAUSES = (0.0, *(0.001 * 2**number for number in range(10)))
 
 
-def read_up_to(path: _Path, size: int) -> bytes:
-    """The first `size` bytes of a file, or all of a shorter one; a FIFO does not block.
+def read_up_to(path: _Path, size: int, start: int = 0) -> bytes:
+    """`size` bytes of a file from byte `start` on, or as many as there are; a FIFO does not block.
 
     Raises
     ------
@@ -26,6 +26,8 @@ def read_up_to(path: _Path, size: int) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
+        if start:
+            os.lseek(descriptor, start, os.SEEK_SET)
         return fill(descriptor, size)
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.errors import FormatError, NotFoundError
+from taskvec.files.names import listed_file
 from taskvec.regex import regex
 from taskvec.text import listed
 
@@ -191,6 +192,7 @@ def _indexed(
     weight_map: dict[str, str] = found if isinstance(found, dict) else {}
     if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
         raise FormatError(f"`{folder}{index}` lists no tensors", "download or save the checkpoint again")
+    weight_map = {tensor: listed_file(file) for tensor, file in weight_map.items()}
     files = sorted(set(weight_map.values()))
     outside = [name for name in files if "/" in name or "\\" in name or not name.endswith(".safetensors")]
     if outside:

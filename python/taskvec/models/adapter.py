@@ -30,6 +30,7 @@ from taskvec.text import shown
 if TYPE_CHECKING:
     from taskvec._core import Checkpoint as Reader
 
+_AGAIN = "save it again with `peft`"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 # Of a module in memory there is an adapter's name in front of `weight`; PEFT calls the only one `default`.
@@ -245,7 +246,9 @@ def _pairs(names: Iterable[str], spec: str) -> tuple[dict[str, dict[str, str]], 
         module = match["module"].removeprefix(PREFIX)
         other = pairs.setdefault(module, {}).setdefault(match["factor"], name)
         if other != name:
-            raise FormatError(f"the adapter `{spec}` has two factors of `{module}`: `{other}` and `{name}`")
+            raise FormatError(
+                f"the adapter `{spec}` has two factors of `{module}`: `{other}` and `{name}`", _AGAIN
+            )
         if match["embedding"]:
             embeddings.add(module)
     for module, pair in pairs.items():
@@ -261,7 +264,9 @@ def _pairs(names: Iterable[str], spec: str) -> tuple[dict[str, dict[str, str]], 
 def _check_factors(module: str, a: TensorInfo, b: TensorInfo, spec: str) -> None:
     for info in (a, b):
         if info.dtype not in FLOAT_DTYPES:
-            raise FormatError(f"`{info.name}` of the adapter `{spec}` is {info.dtype}, expected a float type")
+            raise FormatError(
+                f"`{info.name}` of the adapter `{spec}` is {info.dtype}, expected a float type", _AGAIN
+            )
         if len(info.shape) != 2:
             raise FormatError(
                 f"`{info.name}` of the adapter `{spec}` has {len(info.shape)} dimensions, expected 2: "

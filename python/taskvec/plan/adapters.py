@@ -15,6 +15,7 @@ from taskvec.models.adapter_config import MERGE_FIRST
 from taskvec.models.adapter_names import StoredNames, ambiguous, core, not_found
 from taskvec.models.adapter_whole import COPY
 from taskvec.models.model import Model, TensorInfo
+from taskvec.models.tensor_names import is_vocabulary
 from taskvec.plan.adapter_parts import Weights, fitted_parts
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight", "output.weight")
@@ -237,5 +238,15 @@ def _check_whole_weight(adapter: Adapter, whole: TensorInfo, model: Model, info:
         raise FormatError(
             f"`{whole.name}` of the adapter `{adapter.spec}` is {list(whole.shape)}; `{info.name}` of "
             f"`{model.spec}` is {list(info.shape)}",
-            "give the model with these sizes: another size, or another vocabulary, is another model",
+            _more_rows(whole, info) or "give the model with these sizes: another size is another model",
         )
+
+
+def _more_rows(whole: TensorInfo, info: TensorInfo) -> str:
+    """The way out where a model was given rows for new tokens before it was trained."""
+    if not is_vocabulary(info.name) or whole.shape[1:] != info.shape[1:]:
+        return ""
+    return (
+        f"the adapter was trained with {whole.shape[0]:,} rows: give the base with as many "
+        f"(`resize_token_embeddings({whole.shape[0]})` of transformers, and `save_pretrained`)"
+    )

@@ -6,6 +6,7 @@ from taskvec.compat.check import check_models
 from taskvec.compat.companions import check_copied, check_files
 from taskvec.compat.findings import Finding, finding
 from taskvec.compat.formats import check_formats, check_vectors
+from taskvec.compat.integers import check_integers
 from taskvec.compat.quantised import check_basis
 from taskvec.compat.tensors import unused_selection
 from taskvec.dtypes import FLOAT_DTYPES
@@ -68,6 +69,8 @@ def merge_findings(
         found += check_basis(models, _computed(merge))
     else:
         found += check_models(others, config_from, selection=recipe.selection)
+        if not any(each.level == "error" for each in found):
+            found += check_integers(role_of(merge.config_from, merge), config_from, others)
     tokenizer = checkpoint_of(opened, merge.models[merge.tokenizer_from])
     if tokenizer is not config_from:
         found += check_copied(str(merge.models[merge.tokenizer_from]), tokenizer, tokenizer_only=True)

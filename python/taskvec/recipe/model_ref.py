@@ -109,11 +109,7 @@ def parse_model(value: Any) -> ModelRef:
             value = native(value)
             _check_revision(value)
             return ModelRef(value)
-        model, _, adapter = value.partition("+")
-        if "+" in adapter or not model or not adapter:
-            raise ValueError(
-                f"`{shown(value)}` is not of the form MODEL+ADAPTER", "one model takes one adapter"
-            )
+        model, adapter = _parted(value)
         model, adapter = native(model), native(adapter)
         _check_revision(model)
         _check_revision(adapter)
@@ -124,6 +120,23 @@ def parse_model(value: Any) -> ModelRef:
     if isinstance(spec, str):
         return ModelRef(spec, opened=value)
     raise ValueError(f"{kind_of(value)} where a model belongs", "write a folder or a hub id, org/name")
+
+
+def _parted(value: str) -> tuple[str, str]:
+    """Model and adapter of a text with a `+` between them, which folders may have in their names too."""
+    signs = [place for place, sign in enumerate(value) if sign == "+"]
+    pairs = [(value[:place], value[place + 1 :]) for place in signs]
+    if len(pairs) > 1:
+        pairs = [pair for pair in pairs if all(pair) and (exists(pair[0]) or exists(pair[1]))]
+        both = [pair for pair in pairs if exists(pair[0]) and exists(pair[1])]
+        pairs = both or pairs
+    if len(pairs) != 1 or not all(pairs[0]):
+        raise ValueError(
+            f"`{shown(value)}` is not of the form MODEL+ADAPTER",
+            "one model takes one adapter; if a `+` is part of a name, write `model: {path: MODEL}` and "
+            "`lora: {path: ADAPTER}` under `model:`",
+        )
+    return pairs[0]
 
 
 def native(text: str) -> str:

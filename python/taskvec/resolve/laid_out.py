@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from taskvec.errors import Error, OutputError
 from taskvec.files import look
+from taskvec.files.flush import flush
 from taskvec.files.folder import INDEX, SINGLE
 from taskvec.files.json import read_object
 from taskvec.files.names import STATE
@@ -78,10 +79,11 @@ def write(path: Path, part: Path, rows: Mapping[str, Row], shard: int = SHARD) -
         The folder has no room for them.
     """
     needed = sum(row.nbytes for row in rows.values())
-    if needed > free_space(part):
+    free = free_space(part)
+    if free is not None and needed > free:
         raise OutputError(
             f"`{path}` needs {size(needed)} to be laid out as safetensors in `{part.parent}`, which has "
-            f"{size(free_space(part))}",
+            f"{size(free)}",
             "free space there, or name another folder with --scratch",
         )
     shards = list(_shards(rows, shard))
@@ -123,4 +125,4 @@ def _write(file: Path, rows: Mapping[str, Row]) -> None:
         for row in rows.values():
             out.write(row.data())
         out.flush()
-        os.fsync(out.fileno())
+        flush(out.fileno())

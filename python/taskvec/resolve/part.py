@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taskvec.files import look
+from taskvec.files.lock import lock
 
 _LOCK = ".lock"
 
@@ -24,14 +25,14 @@ def part_of(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(folder.parent)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    lock = part.with_name(part.name + _LOCK)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    mark = part.with_name(part.name + _LOCK)
+    descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        _take(descriptor)
+        lock(descriptor, wait=False)
         yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -42,24 +43,8 @@ def _remove_left(parent: Path) -> None:
         with contextlib.suppress(OSError):  # another process is at work there, or may not be looked at
             descriptor = os.open(parent / name, os.O_RDWR)
             try:
-                if _take(descriptor):
+                if lock(descriptor, wait=False):
                     shutil.rmtree(parent / name.removesuffix(_LOCK), ignore_errors=True)
                     (parent / name).unlink()
             finally:
                 os.close(descriptor)
-
-
-def _take(descriptor: int) -> bool:
-    """Take the lock of an open file; false where the system has none.
-
-    Raises
-    ------
-    OSError
-        Another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True

@@ -68,13 +68,13 @@ def hold_space(folder: Path, needed: int) -> None:
     Raises
     ------
     OutputError
-        There is not, or the file system does not tell.
+        There is not, or it cannot be looked at.
     """
     try:
         available = free_space(folder)
     except OSError as error:
         raise look.unanswered(folder, error) from error
-    if available < needed:
+    if available is not None and available < needed:
         raise OutputError(
             f"too little space for `{folder}`: {size(needed)} needed, {size(available)} available",
             f"free {size(needed - available)} on that file system or choose another output folder",

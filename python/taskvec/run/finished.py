@@ -21,7 +21,7 @@ from taskvec.report.noise import Noise
 from taskvec.report.report import Output, Report, Shard, rounding_findings
 from taskvec.report.survival import Survival
 from taskvec.run.contents import InputDigests
-from taskvec.run.inputs import InputRow, companions, difference
+from taskvec.run.inputs import InputRow, companions, difference, is_touched
 from taskvec.run.publish import config_of
 from taskvec.settings import Settings
 
@@ -100,8 +100,7 @@ def finished_report(
     for folder, data in zip(folders, manifests, strict=True):
         before = data["run"].get("inputs")  # without them, whoever asks has compared the content
         if before is not None and before != _plain(rows):
-            changed = difference(before, _plain(rows))
-            raise OutputError(f"`{folder}` holds a finished output, but {changed} since", _WAYS_OUT)
+            _hold_inputs(folder, data, before, rows, settings, plan)
         _hold_files(folder, files(data, folder / MANIFEST), settings)
     for folder in folders:
         if look.exists(folder / STATE):
@@ -127,6 +126,36 @@ def finished_report(
         tokens=manifests[0].get("tokens"),
         already_done=True,
     )
+
+
+def _hold_inputs(
+    folder: Path,
+    data: Mapping[str, Any],
+    before: Sequence[InputRow],
+    rows: Sequence[InputRow],
+    settings: Settings,
+    plan: PlanRecord | None,
+) -> None:
+    """Return if files in another state than a manifest says have the same bytes, where that is asked.
+
+    Raises
+    ------
+    OutputError
+        They have not, or it is not asked.
+    """
+    now = _plain(rows)
+    if not is_touched(before, now):
+        raise OutputError(
+            f"`{folder}` holds a finished output, but {difference(before, now)} since", _WAYS_OUT
+        )
+    if plan is None or not settings.rehash:
+        what = difference(before, now, "was written or replaced")
+        raise OutputError(
+            f"`{folder}` holds a finished output, but {what} since: sizes are the same, bytes were not "
+            "compared",
+            _WAYS_OUT if plan is None else _WAYS_OUT.replace("use ", "use --rehash to compare the bytes, "),
+        )
+    _hold_content(plan, folder, data, settings)
 
 
 def tidy(folder: Path) -> None:

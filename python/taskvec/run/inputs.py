@@ -18,6 +18,8 @@ from taskvec.models.state_dict import are_held
 Source = Model | SavedVector | Adapter
 # A row of the manifest: model, file, and the state of the file, or its bytes and the revision that it is of.
 InputRow = list[Any]
+# How many values a row of a local file has.
+_LOCAL = 2 + len(look.Stamp._fields)
 
 
 def companions(base: Model) -> list[str]:
@@ -88,14 +90,21 @@ def input_rows(sources: Sequence[Source]) -> list[InputRow] | None:
     return list(rows.values())
 
 
-def difference(before: Iterable[InputRow], now: Iterable[InputRow]) -> str:
+def is_touched(before: Sequence[InputRow], now: Sequence[InputRow]) -> bool:
+    """Whether two lists have the same local files of the same sizes, in other states."""
+    old, new = ([row[:3] for row in rows if len(row) == _LOCAL] for rows in (before, now))
+    others, left = ([row for row in rows if len(row) != _LOCAL] for rows in (before, now))
+    return old == new and others == left
+
+
+def difference(before: Iterable[InputRow], now: Iterable[InputRow], verb: str = "has changed") -> str:
     """The first input file that is another one, in words for a message."""
     old, new = ({(row[0], row[1]): row[2:] for row in rows} for rows in (before, now))
     found = next((key for key in [*new, *old] if new.get(key) != old.get(key)), None)
     if found is None:
         return "the list of its inputs has changed"
     model, name = found
-    verb = "has changed" if (model, name) in old and new.get((model, name)) else "has gone"
+    verb = verb if (model, name) in old and new.get((model, name)) else "has gone"
     return f"`{name}` of `{model}` {verb if (model, name) in old else 'is new'}"
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from taskvec._core import blake3_hex, digest_file
 from taskvec.errors import NotFoundError, OutputError
 from taskvec.files import look
+from taskvec.files.flush import flush
 from taskvec.files.json import read_bytes
 from taskvec.files.names import PARTS, STATE
 from taskvec.files.place import sync_folders
@@ -116,7 +117,7 @@ def _put(path: Path, data: bytes, *, is_first: bool = False) -> None:
         with open(new, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         if is_first and _linked(new, path):
             new.unlink()
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,8 @@ def is_to_be_staged(plan: PlanRecord, settings: Settings, *, goes_away: bool) ->
     if settings.stream or goes_away:
         return True
     folder = storage.current().folder
-    return free_space(folder) < plan.download
+    free = free_space(folder)
+    return free is not None and free < plan.download
 
 
 def supply_of(
@@ -202,7 +204,8 @@ def scratch_limit(supply: Supply, units: Sequence[Unit], settings: Settings) -> 
     """
     need = max((supply.bytes_in(unit) + supply.bytes_out(unit) for unit in units), default=0)
     given = settings.scratch_size
-    limit = given if given is not None else int(free_space(supply.place) * (1 - _SPARE))
+    free = free_space(supply.place)
+    limit = given if given is not None else sys.maxsize if free is None else int(free * (1 - _SPARE))
     if need > limit:
         what = "`--scratch-size` allows" if given is not None else f"`{supply.place.parent}` has"
         raise OutputError(

@@ -148,7 +148,8 @@ impl<'de> Visitor<'de> for Files {
     }
 }
 
-/// A file name, as its position among those known.
+/// A file name, as its position among those known. `./` in front of it leads to the index's own folder, where
+/// whoever joins the two finds the file.
 struct File<'k> {
     known: &'k mut HashMap<String, usize>,
 }
@@ -169,6 +170,7 @@ impl Visitor<'_> for File<'_> {
     }
 
     fn visit_str<E>(self, file: &str) -> Parsed<usize, E> {
+        let file = file.trim_start_matches("./");
         Ok(match self.known.get(file) {
             Some(position) => *position,
             None => {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::fault::Operation;
-use super::system::Directory;
+use super::system::{flushed, Directory};
 use super::whole::write_in;
 use crate::error::{Error, Result};
 
@@ -95,7 +95,7 @@ impl Journal {
         let (records, length) = parse(&bytes, plan).map_err(|problem| Error::damaged_journal(&path, &problem))?;
         let file = state.open_or_create(OsStr::new(NAME))?;
         if length < bytes.len() as u64 {
-            let cut = file.set_len(length).and_then(|()| file.sync_all());
+            let cut = file.set_len(length).and_then(|()| flushed(file.sync_all()));
             cut.map_err(|error| Error::io("repairing", &path, &error))?;
         }
         Ok((Journal { file, path, state: state.clone(), length, broken: false }, records))
@@ -120,7 +120,7 @@ impl Journal {
             .fault(Operation::Write)
             .and_then(|()| self.file.write_all_at(&line, self.length))
             .and_then(|()| self.state.fault(Operation::Sync))
-            .and_then(|()| self.file.sync_data());
+            .and_then(|()| flushed(self.file.sync_data()));
         match written {
             Ok(()) => self.length += line.len() as u64,
             Err(error) => {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FileType, FlockOperation};
 use rustix::io::Errno;
 
-use super::system::Directory;
+use super::system::{is_not_offered, Directory};
 use super::{LOCK, STATE};
 use crate::error::{Error, Result};
 use crate::file::folder::metadata;
@@ -209,7 +209,7 @@ fn try_lock(directory: &Directory, state: &Directory, borrow: Borrow) -> Result<
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => return Err(Error::locked(directory.path(), owner(&file))),
         // A file system without locks: the run goes on without this protection.
-        Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => return Ok(Some(Lock::own(file))),
+        Err(error) if error == Errno::NOLCK || is_not_offered(error) => return Ok(Some(Lock::own(file))),
         Err(error) => return Err(Error::io("locking", &state.path().join(LOCK), &error.into())),
     }
     let ours = rustix::fs::fstat(&file).map_err(|error| Error::io("examining", state.path(), &error.into()))?;

@@ -18,7 +18,7 @@ use super::fault::Operation;
 use super::folder::OutputFolder;
 use super::journal::JournalRecord;
 use super::shared::Shared;
-use super::system::{part_name, Directory};
+use super::system::{flushed, part_name, Directory};
 use crate::error::{Error, Result};
 use crate::file::platform::{FileSystem, Here, Platform};
 use crate::file::regular;
@@ -153,7 +153,7 @@ impl ShardFile {
 
     fn flush(&self) -> Result<()> {
         let fault = self.shared.claim.directory.fault(Operation::Sync);
-        let synced = fault.and_then(|()| self.file.sync_data());
+        let synced = fault.and_then(|()| flushed(self.file.sync_data()));
         if let Err(error) = &synced {
             self.failed.store(true, Ordering::Relaxed);
             return Err(Error::failed_flush(&self.path, error));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::system::is_not_offered;
 use crate::error::{Error, Result};
 use crate::file::platform::{Here, Platform};
 
@@ -38,9 +39,11 @@ pub(crate) fn lacking(needs: &[Need<'_>]) -> Result<Option<Error>> {
     }
     for (_, folder, bytes, released) in volumes {
         let needed = if bytes == 0 { 0 } else { bytes + slack(bytes) };
-        let status = rustix::fs::statvfs(folder)
-            .map_err(|error| Error::io("asking for the free space of", folder, &error.into()))?;
-        // Some user-space file systems do not know their size and answer with zeros.
+        // Some user-space file systems do not know their size, and say so, or answer with zeros.
+        let status = match rustix::fs::statvfs(folder) {
+            Err(error) if is_not_offered(error) => continue,
+            other => other.map_err(|error| Error::io("asking for the free space of", folder, &error.into()))?,
+        };
         let available = status.f_bavail.saturating_mul(status.f_frsize).saturating_add(released);
         if status.f_blocks != 0 && available < needed {
             return Ok(Some(Error::no_space(folder, needed, available)));

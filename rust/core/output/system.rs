@@ -215,13 +215,25 @@ impl Directory {
 
     /// Flushes the folder itself, so that names survive a power cut.
     pub(crate) fn sync(&self) -> Result<()> {
-        let synced = self.fault(Operation::SyncFolder).and_then(|()| match rustix::fs::fsync(&*self.descriptor) {
-            // Some network and user-space file systems cannot flush a folder and say so in this way.
-            Err(Errno::INVAL) => Ok(()),
-            other => Ok(other?),
-        });
+        let synced = self
+            .fault(Operation::SyncFolder)
+            .and_then(|()| flushed(rustix::fs::fsync(&*self.descriptor).map_err(io::Error::from)));
         synced.map_err(|error| Error::io("flushing the folder", &self.path, &error))
     }
+}
+
+/// The answer to flushing a file or a folder. File systems that have nothing to flush, or cannot flush a folder (network
+/// and user-space ones), say so in one of these ways, in every run: that is not a disk that fails.
+pub(crate) fn flushed(answer: io::Result<()>) -> io::Result<()> {
+    match answer {
+        Err(error) if Errno::from_io_error(&error).is_some_and(is_not_offered) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether an answer means that the file system does not have this call.
+pub(crate) fn is_not_offered(answer: Errno) -> bool {
+    [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTSUP].contains(&answer)
 }
 
 /// The name under which a file is written before it is renamed into place.

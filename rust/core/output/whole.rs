@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 
 use super::fault::Operation;
-use super::system::{part_name, Directory};
+use super::system::{flushed, part_name, Directory};
 use crate::error::{Error, Result};
 
 /// Writes a file as a whole or not at all.
@@ -24,5 +24,5 @@ fn write_part(directory: &Directory, part: &OsStr, bytes: &[u8]) -> Result<()> {
     let failed = |action: &str, error: std::io::Error| Error::io(action, &directory.path().join(part), &error);
     let mut file: File = directory.create(part)?;
     directory.fault(Operation::Write).and_then(|()| file.write_all(bytes)).map_err(|error| failed("writing", error))?;
-    directory.fault(Operation::Sync).and_then(|()| file.sync_data()).map_err(|error| failed("flushing", error))
+    directory.fault(Operation::Sync).and_then(|()| flushed(file.sync_data())).map_err(|error| failed("flushing", error))
 }

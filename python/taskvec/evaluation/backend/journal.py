@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvec.evaluation.record import write_whole, writing
 from taskvec.files import look
+from taskvec.files.flush import flush
 
 
 class Journal:
@@ -58,7 +58,7 @@ class Journal:
         with writing(self.path):
             file.write(b"".join(_line(key, responses) for key, responses in blocks))
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
 
     def begin(self) -> None:
         """Write the file with its identity, before there is a block."""

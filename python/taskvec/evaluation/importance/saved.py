@@ -9,6 +9,7 @@ from typing import Any
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.record import writing
+from taskvec.files.flush import flush
 
 
 def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -31,5 +32,5 @@ def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) ->
                 f"cannot write `{path}`: {error}", "look at free space and permissions, then run it again"
             ) from error
         with part.open("rb") as file:
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(part, path)

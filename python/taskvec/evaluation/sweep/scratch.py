@@ -7,7 +7,6 @@ of its merge are kept in a file of facts, which also tells a later run whose wei
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,9 @@ from taskvec.evaluation.sweep.merge import UNFINISHED, MergeArms
 from taskvec.evaluation.sweep.part_vectors import FOLDER as PARTS
 from taskvec.evaluation.sweep.sound import is_sound
 from taskvec.files import look
+from taskvec.files.lock import lock
 from taskvec.files.place import make_folders, sync_folders
+from taskvec.host import free_space
 
 REMOVED = ".removed-"
 _FACTS = TypeAdapter(Merged)
@@ -47,11 +48,15 @@ def locked(out: Path) -> Iterator[None]:
         ) from error
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(file.fileno(), wait=False)
+        except BlockingIOError as error:
             raise EvaluationError(
                 f"another evaluation is writing into `{out}`",
                 "wait for it, or name another folder with -o",
+            ) from error
+        except OSError as error:
+            raise EvaluationError(
+                f"cannot lock `{out / '.lock'}`: {error.strerror or error}", look.way_out(error)
             ) from error
         yield
     finally:
@@ -114,8 +119,10 @@ class Scratch:
         is_new = not look.exists(folder, follow_links=False)
         with writing(folder):
             make_folders(folder)
-            free = shutil.disk_usage(folder).free
-        found = budget if budget is not None else int(SPARE * free)
+            free = free_space(folder)
+        found = budget
+        if found is None:  # where the file system does not tell: one model at a time
+            found = self._model_bytes if free is None else int(SPARE * free)
         if self._model_bytes > found:
             if is_new:
                 with contextlib.suppress(OSError):

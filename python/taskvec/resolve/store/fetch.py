@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from taskvec.errors import OutputError
 from taskvec.files import look
+from taskvec.files.flush import flush_path
+from taskvec.files.lock import lock
 from taskvec.host import free_space
 from taskvec.progress import Callback, Progress
 from taskvec.resolve.threads import each
@@ -134,7 +136,7 @@ def _pieces(name: str, size: int) -> Iterator[Piece]:
 
 def _hold_space(folder: Path, need: int) -> None:
     free = free_space(folder)
-    if free < need:
+    if free is not None and free < need:
         raise OutputError(
             f"`{folder}` has {size_of(free)} free, and {size_of(need)} are to be fetched",
             "free space there, or choose a folder on a larger disk by --scratch",
@@ -154,11 +156,7 @@ def _put(read: Read, parts: Path, piece: Piece) -> None:
 
 
 def _place(part: Path, file: Path) -> None:
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_path(part)
     os.replace(part, file)
 
 
@@ -179,12 +177,10 @@ def _parts(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The only process that fetches into a folder."""
-    import fcntl
-
     (folder / _WORK).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / _WORK / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -9,7 +9,7 @@ from taskvec.errors import FormatError
 from taskvec.files.folder import INDEX, SINGLE, is_inside
 from taskvec.files.json import parse_object
 from taskvec.files.modules import MODULES
-from taskvec.files.names import CARD, CONFIG, MANIFEST
+from taskvec.files.names import CARD, CONFIG, MANIFEST, listed_file
 from taskvec.models.adapter import FILES as ADAPTER_FILES
 from taskvec.models.saved_vector import COMPARED
 
@@ -49,7 +49,8 @@ def web_files(
         named += (
             [row.get("name") for row in files if isinstance(row, dict)] if isinstance(files, list) else ()
         )
-    wanted = {name for name in named if isinstance(name, str) and is_inside(name)}
+    names = {listed_file(name) for name in named if isinstance(name, str)}
+    wanted = {name for name in names if is_inside(name)}
     found |= look(sorted(wanted - {*USUAL}))
     return found
 

@@ -85,7 +85,8 @@ impl Platform for Linux {
             match rustix::fs::fallocate(file, FallocateFlags::empty(), range.start, length.get()) {
                 Ok(()) => return Ok(true),
                 Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+                // The range is one that may be reserved, so that this is of the file system.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
         }
