@@ -16,6 +16,7 @@ from support.recipes import LINEAR, SAME_AS_MERGEKIT, SLICE, TIES, mistake
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.methods.catalogue import METHODS
 from taskvec.recipe.load import load
+from taskvec.recipe.model_ref import parse_model
 from taskvec.recipe.parse import parse
 
 
@@ -226,3 +227,12 @@ VALUES = st.recursive(
 def test_any_mapping_is_a_recipe_or_a_recipe_error(value: dict[str, Any]) -> None:
     error = outcome({"merge_method": "linear", "models": [{"model": "a"}], **value})
     assert error is None or str(error).startswith("recipe")
+
+
+@pytest.mark.parametrize(
+    "spec", ["+" * 1_000_000, "a+" * 500_000, "a+b+" + "c" * 1_000_000, "+", "a+", "+a", "a+" * 17]
+)
+def test_signs_between_model_and_adapter_are_looked_at_up_to_a_number(spec: str) -> None:
+    with pytest.raises(ValueError, match="not of the form MODEL") as caught:
+        parse_model(spec)
+    assert "one model takes one adapter" in caught.value.args[1]

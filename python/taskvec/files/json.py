@@ -87,7 +87,9 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         look.hold_absent(path, error)
-        raise NotFoundError(f"`{path}` does not exist") from None
+        raise NotFoundError(
+            f"`{path}` does not exist", "look for a typing error in the path, or copy the file again"
+        ) from None
     try:
         try:
             return _read(descriptor, path, maximum)
@@ -100,7 +102,7 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
 def _read(descriptor: int, path: Path, maximum: int) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"`{path}` is not a regular file")
+        raise FormatError(f"`{path}` is not a regular file", "put the file itself in its place")
     if status.st_size > maximum:
         raise FormatError(
             f"`{path}` has {status.st_size} bytes, expected at most {maximum}",

@@ -22,7 +22,7 @@ _CONVERT = (
     "save it with `peft` as a plain LoRA (`path_initial_model_for_weight_conversion` of save_pretrained), or "
     "merge it there (merge_and_unload)"
 )
-_CORRECT = f"correct `{CONFIG}`, or save the adapter again with `peft`"
+CORRECT = f"correct `{CONFIG}`, or save the adapter again with `peft`"
 _DEFAULTS = {"r": 8, "lora_alpha": 8}
 _READ = frozenset({
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias",
@@ -146,7 +146,7 @@ def is_set(config: Mapping[str, Any], key: str, spec: str) -> bool:
     value = config.get(key)
     if not isinstance(value, bool | None):
         raise FormatError(
-            f"`{key}` of the adapter `{spec}` is {kind_of(value)}, expected true or false", _CORRECT
+            f"`{key}` of the adapter `{spec}` is {kind_of(value)}, expected true or false", CORRECT
         )
     return bool(value)
 
@@ -155,12 +155,12 @@ def _of_module(config: Mapping[str, Any], patterns: str, key: str, module: str, 
     table = config.get(patterns)
     if not isinstance(table, dict | None):
         raise FormatError(
-            f"`{patterns}` of the adapter `{spec}` is {kind_of(table)}, expected a mapping", _CORRECT
+            f"`{patterns}` of the adapter `{spec}` is {kind_of(table)}, expected a mapping", CORRECT
         )
     own = config.get(key)
     value = matched(table or {}, module, _DEFAULTS[key] if own is None else own, spec)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FormatError(f"`{key}` of the adapter `{spec}` is {kind_of(value)}, expected a number", _CORRECT)
+        raise FormatError(f"`{key}` of the adapter `{spec}` is {kind_of(value)}, expected a number", CORRECT)
     return value
 
 
@@ -173,6 +173,6 @@ def matched(table: Mapping[str, Any], module: str, default: Any, spec: str) -> A
         except re.error as error:
             raise FormatError(
                 f"the adapter `{spec}` has the pattern `{shown(pattern)}`, which cannot be read: {error}",
-                _CORRECT,
+                CORRECT,
             ) from None
     return default

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from taskvec.errors import FormatError
-from taskvec.models.adapter_config import MERGE_FIRST, rank_of, scale_of
+from taskvec.models.adapter_config import CORRECT, MERGE_FIRST, rank_of, scale_of
 from taskvec.models.model import TensorInfo
 from taskvec.text import kind_of, shown
 
@@ -52,7 +52,8 @@ def target_parameters(config: Mapping[str, Any], spec: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and "." in name for name in names):
         raise FormatError(
             f"`target_parameters` of the adapter `{spec}` is {shown(names)}, {kind_of(names)}; expected "
-            "a list of names of parameters with their modules"
+            "a list of names of parameters with their modules",
+            CORRECT,
         )
     return names
 

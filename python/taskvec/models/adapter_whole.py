@@ -12,6 +12,7 @@ from typing import Any
 
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.errors import FormatError
+from taskvec.models.adapter_config import CORRECT
 from taskvec.models.model import TensorInfo
 from taskvec.text import kind_of, listed, shown
 
@@ -36,7 +37,8 @@ def saved_modules(config: Mapping[str, Any], spec: str) -> Sequence[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise FormatError(
             f"`modules_to_save` of the adapter `{spec}` is {shown(names)}, {kind_of(names)}; expected a list "
-            "of names"
+            "of names",
+            CORRECT,
         )
     return names
 

@@ -99,7 +99,10 @@ def from_python(value: Any, source: str = "recipe") -> Document:
         Not a mapping, a key that is not text, or nested too deeply.
     """
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{source}: a recipe is a mapping of keys, found {kind_of(value)}")
+        raise RecipeError(
+            f"{source}: a recipe is a mapping of keys, found {kind_of(value)}",
+            "begin with `merge_method: ...`",
+        )
     return Document(_node(value, source, [0], 0), source)
 
 
@@ -107,13 +110,17 @@ def _node(value: Any, source: str, count: list[int], depth: int) -> Node:
     count[0] += 1
     if depth > MAXIMUM_DEPTH or count[0] > MAXIMUM_NODES:
         raise RecipeError(
-            f"{source}: nested more than {MAXIMUM_DEPTH} levels deep, or more than {MAXIMUM_NODES} values"
+            f"{source}: nested more than {MAXIMUM_DEPTH} levels deep, or more than {MAXIMUM_NODES} values",
+            "a recipe needs fewer: is it the right file?",
         )
     if isinstance(value, Mapping):
         pairs = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise RecipeError(f"{source}: a key has to be text, found {kind_of(key)}")
+                raise RecipeError(
+                    f"{source}: a key has to be text, found {kind_of(key)}",
+                    "write keys as plain text, such as `weight:`",
+                )
             pairs[key] = _node(item, source, count, depth + 1)
         return Node(pairs)
     if isinstance(value, list | tuple):

@@ -122,10 +122,16 @@ def parse_model(value: Any) -> ModelRef:
     raise ValueError(f"{kind_of(value)} where a model belongs", "write a folder or a hub id, org/name")
 
 
+# Two paths of the longest kind, and more signs than names of folders have.
+_LONGEST, _MOST_SIGNS = 2 * 4096 + 1, 16
+
+
 def _parted(value: str) -> tuple[str, str]:
     """Model and adapter of a text with a `+` between them, which folders may have in their names too."""
-    signs = [place for place, sign in enumerate(value) if sign == "+"]
-    pairs = [(value[:place], value[place + 1 :]) for place in signs]
+    # of a text with more of them, which is no path, none is looked for
+    signs = [place for place, sign in enumerate(value[:_LONGEST]) if sign == "+"][: _MOST_SIGNS + 1]
+    is_path = len(value) <= _LONGEST and len(signs) <= _MOST_SIGNS
+    pairs = [(value[:place], value[place + 1 :]) for place in signs] if is_path else []
     if len(pairs) > 1:
         pairs = [pair for pair in pairs if all(pair) and (exists(pair[0]) or exists(pair[1]))]
         both = [pair for pair in pairs if exists(pair[0]) and exists(pair[1])]

@@ -109,7 +109,9 @@ def parse(text: str, source: str) -> list[Document]:
         Not strict YAML, too much of it, no document, or one that is not a mapping.
     """
     if len(text) > MAXIMUM_BYTES:
-        raise RecipeError(f"{source}: larger than {size(MAXIMUM_BYTES)}")
+        raise RecipeError(
+            f"{source}: larger than {size(MAXIMUM_BYTES)}", "a recipe is a short text: is it the right file?"
+        )
     documents = []
     for root in parse_nodes(text, source):
         if root.value is None:
@@ -120,7 +122,10 @@ def parse(text: str, source: str) -> list[Document]:
                 "start with `merge_method: …`",
             )
         if len(documents) == MAXIMUM_DOCUMENTS:
-            raise RecipeError(f"{source}:{root.origin}: more than {MAXIMUM_DOCUMENTS} documents")
+            raise RecipeError(
+                f"{source}:{root.origin}: more than {MAXIMUM_DOCUMENTS} documents",
+                "write some of them into another file",
+            )
         documents.append(Document(root, source))
     if not documents:
         raise RecipeError(
@@ -180,7 +185,9 @@ class _Tree:
         line = lines.pop("<<")
         for mapping in base.value if isinstance(base.value, list) else [base]:
             if not isinstance(mapping.value, dict):
-                raise error_at(self.source, line, "`<<` takes a mapping, or a list of mappings")
+                raise error_at(
+                    self.source, line, "`<<` takes a mapping, or a list of mappings", "write `<<: *NAME`"
+                )
             for key, node in mapping.value.items():
                 if key not in values:
                     values[key] = node

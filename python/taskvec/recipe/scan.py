@@ -85,13 +85,23 @@ class Scan:
             self.add(part)
             return
         if len(self.open) >= MAXIMUM_DEPTH:
-            raise error_at(self.source, line, f"nested more than {MAXIMUM_DEPTH} levels deep")
+            raise error_at(
+                self.source,
+                line,
+                f"nested more than {MAXIMUM_DEPTH} levels deep",
+                "a recipe needs fewer than ten",
+            )
         self.open.append(part)
 
     def key(self, event: Any, line: int) -> None:
         """A key: text, without an anchor, and once in its mapping."""
         if not isinstance(event, yaml.ScalarEvent):
-            raise error_at(self.source, line, "a key has to be text, found a list or mapping")
+            raise error_at(
+                self.source,
+                line,
+                "a key has to be text, found a list or mapping",
+                "write keys as plain text, such as `weight:`",
+            )
         if event.anchor is not None:
             raise error_at(self.source, line, "a key with an anchor", "put the anchor on the value")
         keys = self.open[-1].keys
@@ -103,7 +113,7 @@ class Scan:
     def alias(self, name: str, line: int) -> None:
         """An alias, which counts as much as what it stands for."""
         if self.is_key():
-            raise error_at(self.source, line, "a key has to be text, found an alias")
+            raise error_at(self.source, line, "a key has to be text, found an alias", "write the key out")
         if any(part.anchor == name for part in self.open):
             raise error_at(
                 self.source,
