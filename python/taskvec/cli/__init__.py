@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import click
@@ -213,12 +214,10 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     """A click error in this program's own words."""
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
-        near = [] if _is_setting(error.option_name) else list(error.possibilities or ())
-        other = _of_mergekit(error.option_name) if verb in ("merge", "moe") else None
-        return UsageError(
-            f"no such option `{error.option_name}`",
-            other or (f"did you mean `{near[0]}`?" if near else where),
-        )
+        name = error.option_name
+        other = _of_mergekit(name) if verb in ("merge", "moe") else None if verb else _behind(name)
+        near = None if _is_setting(name) and verb else _near_option(name, error.possibilities or ())
+        return UsageError(f"no such option `{name}`", other or (f"did you mean `{near}`?" if near else where))
     if isinstance(error, click.MissingParameter):
         names = _parameter_name(error)
         kind = "argument" if isinstance(error.param, click.Argument) else "option"
@@ -228,6 +227,26 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         hint = getattr(error, "hint", None) or where
         return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
+
+
+def _near_option(name: str, options: Iterable[str]) -> str | None:
+    """The option that a misspelt one is probably meant to be; the dashes, which all have, say nothing."""
+    from taskvec.text import nearest
+
+    near = nearest(name.lstrip("-"), [option.lstrip("-") for option in options], cutoff=0.65)
+    return near and f"--{near}"
+
+
+def _behind(name: str) -> str | None:
+    """Where an option of commands goes that stands before the command."""
+    program = click.Context(cli)
+    found = [
+        verb
+        for verb in VERBS
+        if (command := cli.get_command(program, verb)) is not None
+        and any(name in parameter.opts for parameter in command.params)
+    ]
+    return f"options follow the command: `taskvec {found[0]} ... {name}`" if found else None
 
 
 def _of_mergekit(option: str) -> str | None:

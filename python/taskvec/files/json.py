@@ -86,7 +86,7 @@ def read_bytes(path: Path, *, maximum: int = MAXIMUM_BYTES) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         look.hold_absent(path, error)
-        raise NotFoundError(f"`{path}` does not exist") from None
+        raise NotFoundError(f"`{path}` does not exist", "give the path of a file") from None
     try:
         try:
             return _read(descriptor, path, maximum)
