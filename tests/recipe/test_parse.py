@@ -47,8 +47,8 @@ def test_agrees_with_pyyaml_on_every_published_feature() -> None:
 
 
 YAML_MISTAKES = {
-    "duplicate key": ("a: 1\nb: 2\na: 3", "r.yaml:3: key `a` is there twice, first on line 1"),
-    "duplicate merge": ("a: &x {}\nb: {<<: *x, <<: *x}", "r.yaml:2: key `<<` is there twice"),
+    "duplicate key": ("a: 1\nb: 2\na: 3", "r.yaml:3: key `a` is written twice, first on line 1"),
+    "duplicate merge": ("a: &x {}\nb: {<<: *x, <<: *x}", "r.yaml:2: key `<<` is written twice"),
     "tab": ("a:\n\tb: 1\n", "r.yaml:2: a tab in the indentation"),
     "later tab": ("a:\n  b: 1\n\tc: 2", "r.yaml:3: a tab in the indentation"),
     "cycle": ("a: &a [*a]", "r.yaml:1: alias `*a` stands inside of what it refers to"),

@@ -308,7 +308,8 @@ def fail(error: BaseException, code: int, *, command: str | None, as_json: bool,
     first, *rest = message.splitlines() or [""]
     lines = (hint or "").splitlines()
     if len(errors) > 1:  # each has been printed, with its way out
-        first, rest, lines = first.rstrip(":"), [], [line for line in lines if not line.startswith("[")]
+        lines = [line.removeprefix("or ") for line in lines if not line.startswith("[")]
+        first, rest = first.rstrip(":"), []
     page.level(f"error[{alone.id}]" if alone is not None else "error", printable(first))
     for line in rest:
         page.line(printable(line))
