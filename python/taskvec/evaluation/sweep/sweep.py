@@ -386,6 +386,8 @@ class _Runner:
         if self._settings.decoding == "model":
             named = filter(None, (given.target, given.donor, given.reference))
             check_alike({model: self._models[model][0] for model in named})
+        for perturb in given.perturb:
+            document_hashes(self._settings, perturb)
         if given.development:
             chosen = sum(alpha > 0 for alpha in given.alphas) > 1
             parts: tuple[Part, ...] = ("development", "report") if chosen else ("report",)
