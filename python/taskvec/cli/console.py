@@ -87,6 +87,10 @@ class Page:
         """One line as it is."""
         self.lines.append(text)
 
+    def words(self, text: str) -> None:
+        """A sentence, wrapped as the rest is."""
+        self._hang("", text, 0)
+
     def fact(self, label: str, text: str, *, columns: int = LABEL, **style: Any) -> None:
         """A labelled line, its text wrapped under itself."""
         self._hang(f"{label:<{columns - 1}} ", text, columns, **(style or {"dim": True}))
