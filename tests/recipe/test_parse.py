@@ -94,8 +94,9 @@ def test_a_file_is_named_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(NotFoundError, match="is not a file"):
         load(tmp_path)
     os.mkfifo("pipe.yaml")
-    with pytest.raises(NotFoundError, match="is not a file"):
+    with pytest.raises(NotFoundError, match="is not a file") as caught:
         load("pipe.yaml")
+    assert caught.value.hint == "give what comes through a pipe as `-`, by standard input"
     Path("latin.yaml").write_bytes(b"a: 1\nb: \xe9\n")
     assert mistake("latin.yaml")[0] == "latin.yaml:2: not UTF-8 text"
     Path("mark.yaml").write_bytes(b"\xef\xbb\xbf" + LINEAR.encode())

@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import click
@@ -212,11 +211,13 @@ def _on_terminate(signum: int, _frame: Any) -> NoReturn:
 
 def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     """A click error in this program's own words."""
+    from taskvec.option import near_flag
+
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
         other = _of_mergekit(name) if verb in ("merge", "moe") else None if verb else _behind(name)
-        near = None if _is_setting(name) and verb else _near_option(name, error.possibilities or ())
+        near = None if _is_setting(name) and verb else near_flag(name, error.possibilities or ())
         return UsageError(f"no such option `{name}`", other or (f"did you mean `{near}`?" if near else where))
     if isinstance(error, click.MissingParameter):
         names = _parameter_name(error)
@@ -227,14 +228,6 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         hint = getattr(error, "hint", None) or where
         return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
-
-
-def _near_option(name: str, options: Iterable[str]) -> str | None:
-    """The option that a misspelt one is probably meant to be; the dashes, which all have, say nothing."""
-    from taskvec.text import nearest
-
-    near = nearest(name.lstrip("-"), [option.lstrip("-") for option in options], cutoff=0.65)
-    return near and f"--{near}"
 
 
 def _behind(name: str) -> str | None:
