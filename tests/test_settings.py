@@ -103,6 +103,21 @@ def test_what_cannot_be_honoured(options: dict) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("int8", "`taskvec convert` writes `int8-channel`"),
+        ("fp8", "`taskvec convert` writes `fp8-block`, `fp8-channel`"),
+        ("bfloat", "did you mean `bfloat16`?"),
+        ("xx", "choose one of bfloat16, float16, float32, float64"),
+    ],
+)
+def test_types_that_are_cut_short(word: str, hint: str) -> None:
+    with pytest.raises(tv.RecipeError) as caught:
+        tv.Settings(out_dtype=word)
+    assert caught.value.hint == hint
+
+
 def test_an_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(TypeError, match=r"unknown setting `trheads`; did you mean `threads`\?"):
         tv.Settings.of({"trheads": 2})  # type: ignore[typeddict-unknown-key]

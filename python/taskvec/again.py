@@ -96,7 +96,7 @@ def repeat(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
     **settings: Unpack[Options],
 ) -> Report:
     """Make an output again, in another folder.
@@ -108,8 +108,8 @@ def repeat(
         :func:`taskvec.merge`.
     out : str or path
         The new output: a folder, or an address.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
     **settings
         Those of :class:`taskvec.Settings`; they go before the recorded ones.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec.arguments import path as hold_path
 from taskvec.arguments import texts
+from taskvec.arguments import threads as hold_threads
 from taskvec.compat.findings import in_order
 from taskvec.errors import RecipeError
 from taskvec.files import look
@@ -586,7 +587,7 @@ def check_merge(
     merged: ModelLike,
     *,
     alpha: float | None = None,
-    progress: Callback | None = None,
+    progress: Callback | bool | None = None,
 ) -> MergeCheck:
     """Say, tensor by tensor, whether a step was really added to a model, by whatever tool.
 
@@ -600,8 +601,8 @@ def check_merge(
         The outcome.
     alpha : float, optional
         The factor that was asked for; any one factor by default.
-    progress : callable, optional
-        Called with a :class:`taskvec.Progress`.
+    progress : callable or bool, optional
+        Called with a :class:`taskvec.Progress`; ``True`` draws a bar.
 
     Returns
     -------
@@ -625,21 +626,24 @@ def check_merge(
 
     alpha = None if alpha is None else parse_alphas([alpha])[0]
 
-    def opened(model: ModelLike) -> Model:
-        found = materialised(open_model(model), progress)
-        assert not isinstance(found, Adapter)
-        return found  # type: ignore[return-value]
+    with shown(progress) as tell:
 
-    before, after = opened(base), opened(merged)
-    if isinstance(step, str | os.PathLike) and look.exists(os.path.join(os.fspath(step), CONFIG)):
-        adapter = open_adapter(step)
-        values = merge_check.of_adapter(before, os.fspath(step))
-        return merge_check.check_merge(before, adapter, after, alpha=alpha, values=values, progress=progress)
-    if isinstance(step, str | os.PathLike) and is_vector(step):
-        values = merge_check.of_vector(before, os.fspath(step))
-        vector = open_vector(step, progress)
-        return merge_check.check_merge(before, vector, after, alpha=alpha, values=values, progress=progress)
-    return merge_check.check_merge(before, opened(step), after, alpha=alpha, progress=progress)
+        def opened(model: ModelLike) -> Model:
+            found = materialised(open_model(model), tell)
+            assert not isinstance(found, Adapter)
+            return found  # type: ignore[return-value]
+
+        before, after = opened(base), opened(merged)
+        values = None
+        if isinstance(step, str | os.PathLike) and look.exists(os.path.join(os.fspath(step), CONFIG)):
+            added: Any = open_adapter(step)
+            values = merge_check.of_adapter(before, os.fspath(step))
+        elif isinstance(step, str | os.PathLike) and is_vector(step):
+            added = open_vector(step, tell)
+            values = merge_check.of_vector(before, os.fspath(step))
+        else:
+            added = opened(step)
+        return merge_check.check_merge(before, added, after, alpha=alpha, values=values, progress=tell)
 
 
 def verify(
@@ -654,7 +658,7 @@ def verify(
     At an address of an object store sizes and the store's own checksums are compared with those noted when
     the output was written; ``rehash`` has all files read there as well.
     """
-    path = hold_path(path, "path")
+    path, threads = hold_path(path, "path"), hold_threads(threads)
     if is_address(path):
         from taskvec.report.verify_store import verify_store  # obstore, which local folders do not need
 

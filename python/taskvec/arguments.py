@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from taskvec.errors import RecipeError
-from taskvec.text import kind_of
+from taskvec.text import kind_of, nearest
 
 _NAME = {
     "model": "give a folder, `org/name` of the hub or an address",
@@ -61,8 +62,53 @@ def number(value: Any, name: str, least: int | None = None) -> int | None:
     return value
 
 
+def between(value: Any, name: str, least: int, most: int, words: str) -> int:
+    """A whole number of a range, which `words` names; raises as :func:`path`."""
+    hint = f"give a whole number from {words}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise RecipeError(f"`{name}` is a whole number, found {kind_of(value)}", hint)
+    whole = operator.index(value)  # of NumPy's too
+    if not least <= whole <= most:
+        raise RecipeError(f"{name} `{whole}` is out of range", hint)
+    return whole
+
+
+def threads(value: Any) -> int | None:
+    """A number of threads, or nothing for all cores; raises as :func:`path`."""
+    return None if value is None else between(value, "threads", 1, 1024, "1 to 1024")
+
+
+def one_of(value: Any, name: str, words: Iterable[str]) -> str:
+    """One of some words; raises as :func:`path`."""
+    words = tuple(words)
+    if value not in words:
+        near = nearest(value, words) if isinstance(value, str) else None
+        known = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise RecipeError(
+            f"`{name}` is {known}, found {kind_of(value)}", f"did you mean `{near}`?" if near else None
+        )
+    return str(value)
+
+
+def switch(value: Any, name: str) -> bool:
+    """True or false; raises as :func:`path`, for a text such as `no` would count as true."""
+    if not isinstance(value, bool):
+        raise RecipeError(f"`{name}` is true or false, found {kind_of(value)}", "give True or False")
+    return value
+
+
 def function(value: Any, name: str) -> Any:
     """What can be called, or nothing; raises as :func:`path`."""
     if value is not None and not callable(value):
         raise RecipeError(f"`{name}` is a function, found {kind_of(value)}", "give one, or leave it out")
+    return value
+
+
+def watcher(value: Any, name: str) -> Any:
+    """What can be called, true to see it drawn, false, or nothing; raises as :func:`path`."""
+    if value is not None and not isinstance(value, bool) and not callable(value):
+        raise RecipeError(
+            f"`{name}` is true, false or a function, found {kind_of(value)}",
+            f"give `{name}=True` to see it drawn",
+        )
     return value

@@ -105,7 +105,7 @@ def parse_dtype(text: str) -> str:
     word = str(text).strip().lower().removeprefix("torch.")
     if word in _WORDS:
         return _WORDS[word]
-    near = alike(word, _WORDS, n=1)
+    near = [known for known in _WORDS if word and known.startswith(word)][:1] or alike(word, _WORDS, n=1)
     raise RecipeError(
         f"`{text}` is not a float type",
         f"did you mean `{near[0]}`?" if near else "choose one of bfloat16, float16, float32, float64",

@@ -6,9 +6,11 @@ all follow from the declaration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from taskvec.text import nearest
 
 Section = Literal["Arithmetic", "Selection", "Output", "Checks", "Machine"]
 Parse = Literal["text", "texts", "names", "number", "size", "choice", "switch"]
@@ -106,3 +108,9 @@ def flag(name: str) -> str:
 def no_flag(name: str) -> str:
     """The option that turns off a switch which is on by default: ``--no-resume`` of ``resume``."""
     return f"--no-{name.replace('_', '-')}"
+
+
+def near_flag(name: str, known: Iterable[str]) -> str | None:
+    """The option that a misspelt one is probably meant to be; the dashes, which all have, say nothing."""
+    near = nearest(name.lstrip("-"), [each.lstrip("-") for each in known], cutoff=0.65)
+    return near and f"--{near}"

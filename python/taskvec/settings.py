@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from taskvec.arguments import texts
+from taskvec.arguments import between, switch, texts, threads
 from taskvec.dtypes import FLOAT_DTYPES, parse_dtype
 from taskvec.errors import RecipeError
 from taskvec.option import option, options_of, recorded
@@ -43,8 +43,10 @@ def parse_size(value: str | int) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         count = value
+    elif not isinstance(value, str):
+        raise RecipeError(f"a size is a whole number or a text, found {kind_of(value)}", "write it as `5GB`")
     else:
-        match = _SIZE.fullmatch(str(value))
+        match = _SIZE.fullmatch(value)
         if match is None or (match[3] and not match[2]):
             raise RecipeError(f"`{value}` is not a size", "write it as `5GB`, `512MB` or a number of bytes")
         power = " kmgtp".index(match[2].lower() or " ")
@@ -253,16 +255,14 @@ class Settings:
             object.__setattr__(self, name, value)
 
         if self.out_dtype is not None:
-            word = str(self.out_dtype).strip().lower()
-            put("out_dtype", word if word in (TARGET, TOUCHED, *FORMATS) else parse_dtype(self.out_dtype))
+            put("out_dtype", _out_dtype(self.out_dtype))
         if self.rounding not in get_args(Rounding):
             raise RecipeError(f"rounding `{self.rounding}` is not known", "choose `nearest` or `stochastic`")
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= _MAX_SEED:
-            raise RecipeError(f"seed `{self.seed}` is out of range", "give a whole number from 0 to 2^64 - 1")
-        if self.threads is not None and (not isinstance(self.threads, int) or not 1 <= self.threads <= 1024):
-            raise RecipeError(
-                f"threads `{self.threads}` is out of range", "give a whole number from 1 to 1024"
-            )
+        put("seed", between(self.seed, "seed", 0, _MAX_SEED, "0 to 2^64 - 1"))
+        put("threads", threads(self.threads))
+        for name, declared in options_of(type(self)).items():
+            if declared.parse == "switch":
+                switch(getattr(self, name), name)
         for name in ("max_memory", "scratch_size", "max_shard_size"):
             if getattr(self, name) is not None:
                 put(name, parse_size(getattr(self, name)))
@@ -290,6 +290,19 @@ class Settings:
                     f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
                 )
         return cls(**options)  # type: ignore[arg-type]
+
+
+def _out_dtype(value: Any) -> str:
+    word = str(value).strip().lower()
+    if word in (TARGET, TOUCHED, *FORMATS):
+        return word
+    packed = [each for each in FORMATS if word and each.startswith(word)]
+    if packed:
+        raise RecipeError(
+            f"`{value}` is not a float type, and not the whole name of a packed format",
+            f"`taskvec convert` writes {', '.join(f'`{each}`' for each in packed)}",
+        )
+    return parse_dtype(value)
 
 
 def out_dtype(dtype: str, settings: Settings) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from taskvec.arguments import function
+from taskvec.arguments import watcher
 from taskvec.bar import INTERVAL, PATIENCE, Bar, Lines, Pace, label_of, words_of
 from taskvec.errors import warn
 from taskvec.progress import Callback, Progress
@@ -33,7 +33,7 @@ def shown(progress: Callback | bool | None) -> Iterator[Callback | None]:
     RecipeError
         It is something else.
     """
-    function(None if isinstance(progress, bool) else progress, "progress")
+    watcher(progress, "progress")
     if not isinstance(progress, bool):
         yield progress
         return
@@ -82,7 +82,7 @@ def counted(progress: Counter | bool | None) -> Iterator[Counter | None]:
 
 def said(progress: Callable[[str], object] | bool | None) -> Callable[[str], object]:
     """The same of work that says its steps in words: with ``True`` they go to the standard error."""
-    function(None if isinstance(progress, bool) else progress, "progress")
+    watcher(progress, "progress")
     if callable(progress):
         return progress
     return _to_stderr if progress else lambda _: None
@@ -97,7 +97,7 @@ def in_notebook() -> bool:
 
 @contextmanager
 def _counting(progress: Any) -> Iterator[_Line | None]:
-    function(None if isinstance(progress, bool) else progress, "progress")
+    watcher(progress, "progress")
     if progress is not True:
         yield None
         return

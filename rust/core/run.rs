@@ -88,11 +88,13 @@ pub fn run_with(
     let sources = Sources::of(&plan.sources, memories)?.only_headers(options.ends_only);
     let non_finite = NonFinite::default();
     let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
+    // A bound that one thread cannot keep is refused before anything is made; what packing takes comes on top.
+    threads(&plan, &programs, 0, options)?;
     let folders = admit(&plan, plan_json, out, &layout, &sources, options, monitor)?;
     folders.iter().try_for_each(report::check)?;
     let shards = Shards::new(&plan, &layout, &folders, &programs);
     let encodings = Encodings::of(&plan, &programs, level, &|shard| shards.outputs(shard))?;
-    let threads = threads(&plan, &programs, &encodings, options)?;
+    let threads = threads(&plan, &programs, encodings.memory(), options)?;
     let pool = pool(threads)?;
 
     let read = programs.iter().flat_map(|program| &program.inputs);
@@ -147,18 +149,18 @@ fn admit(
 }
 
 /// As many threads as asked for, or as many as the memory bound allows.
-fn threads(plan: &Plan, programs: &[Program<'_>], encodings: &Encodings, options: &Options) -> Result<usize> {
+fn threads(plan: &Plan, programs: &[Program<'_>], packing: u64, options: &Options) -> Result<usize> {
     let wanted = workers::count(options.threads);
     let Some(bound) = options.max_memory else { return Ok(wanted) };
     let inputs = plan.jobs.iter().map(|job| job.inputs.len()).max().unwrap_or(1) as u64;
-    let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10) + encodings.memory();
+    let each = (plan.outputs.len() as u64 + inputs) * (BLOCK + (64 << 10)) + (256 << 10) + packing;
     let fixed = (16 << 20) + rounds::kept(programs);
     match (bound.saturating_sub(fixed) / each).min(wanted as u64) {
         0 => Err(Error::new(
             Kind::Plan,
-            format!("{bound} bytes of memory are too few, one thread needs {}", fixed + each),
+            format!("{bound} bytes of memory are not enough: one thread needs {}", fixed + each),
         )
-        .hint("raise `--max-memory`")),
+        .hint(format!("raise `--max-memory`, to {} MB at least", (fixed + each).div_ceil(1_000_000)))),
         n => Ok(n as usize),
     }
 }

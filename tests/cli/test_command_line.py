@@ -105,6 +105,27 @@ def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["transfer", "--dtype"], "did you mean `--out-dtype`?"),
+        (["transfer", "--output"], "did you mean `--out`?"),
+        (["transfer", "--strength"], "`taskvec transfer --help` explains the options"),  # not `--target`
+        (["transfer", "--rank"], "`taskvec transfer --help` explains the options"),  # not `--ray`
+        (["--verison"], "did you mean `--version`?"),
+        (["--alpha"], "options follow the command: `taskvec transfer ... --alpha`"),  # not `--help`
+        (["--json"], "options follow the command: `taskvec transfer ... --json`"),
+        (["--xyzzy"], "`taskvec --help` lists the commands"),
+    ],
+)
+def test_suggestions_are_right_or_not_made(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    done = invoke(capsys, *arguments)
+    assert done.code == 2
+    assert done.err.endswith(f"  hint: {hint}\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["transfer"], "error: missing option `--target`"),

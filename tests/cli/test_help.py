@@ -69,6 +69,17 @@ def test_tables_on_a_narrow_terminal(trio: Trio) -> None:
         assert "mlp.down_proj" in seen
 
 
+@pytest.mark.parametrize("verb", ["check-merge", "check", "methods"])
+def test_sentences_on_a_narrow_terminal(trio: Trio, verb: str) -> None:
+    names = [trio.reference.name, trio.donor.name, trio.donor.name]
+    words = {"check-merge": names, "check": [trio.target.name, *names[1::-1]], "methods": []}[verb]
+    seen = on_terminal([verb, *words], environment={
+        "COLUMNS": "40", "NO_COLOR": "1", "PWD": str(trio.donor.parent),
+    }, program=["-c", f"import os; os.chdir({str(trio.donor.parent)!r})\n" + RUN]).out  # fmt: skip
+    long = [line for line in seen.splitlines() if len(line.rstrip()) > 40]
+    assert all(" " not in line.strip() for line in long), long  # a name or an address may be longer
+
+
 RUN = "import sys\nfrom taskvec import cli\nsys.exit(cli.run(sys.argv[1:]))"
 
 

@@ -129,6 +129,7 @@ def test_its_options_are_told_apart_from_typos(capsys: pytest.CaptureFixture[str
         "--no-lazy-unpickle": "leave it out",
         "--allow-crimes": "`--force ID` goes on",
         "--thread": "did you mean `--threads`?",
+        "--foo": "--help` explains the options",  # not `--force`
     }.items():
         told = invoke(capsys, verb, "recipe.yaml", "out", option)
         assert (told.code, words in told.err) == (2, True), told.err

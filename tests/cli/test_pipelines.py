@@ -317,3 +317,17 @@ def test_strict_fails_for_what_only_the_result_shows(
     if how == "whole":
         again = invoke(capsys, *words, "--strict", "--overwrite", "--force", "rounded-away")
         assert (again.code, "warning[rounded-away]" in again.err) == (0, True)
+
+
+def test_strict_speaks_of_findings_and_not_of_incompatible_models(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    models = f"models: [{{model: {trio.donor}, parameters: {{weight: 1}}}}]"
+    recipe.write_text(f"merge_method: linear\nrandom_seed: 3\nlicense: mit\n{models}\n")
+    done = invoke(capsys, "merge", recipe, "-o", tmp_path / "out", "--strict")
+    assert done.code == 1
+    assert done.err.endswith(
+        "error: 2 findings stop a run that is strict\n  hint: go on with `--force recipe-ignored`\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import taskvec as tv
@@ -99,6 +100,37 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
     "transfer.layer_scale": (of(tv.transfer, "layer_scale", **TRIO), ["x", *ODD[:5], {1: 2}, ["a"]]),
     "demo.paper": (of(tv.demo, "paper"), ["1.5b", 3, None]),
     "sweep.out": (of(tv.sweep, "out", target="base", donor="a", reference="b", tasks=["sciq"]), NO_TEXTS),
+    **{
+        f"transfer.{name}": (of(tv.transfer, name, **TRIO), [None, "no", 0, 1, *ODD[1:2], *ODD[3:]])
+        for name in ("overwrite", "resume", "rehash", "stream", "public", "strict", "input_digests")
+    },
+    **{
+        f"transfer.{name}": (of(tv.transfer, name, **TRIO), ["2", *ODD[1:]])
+        for name in ("threads", "seed", "max_memory")
+    },
+    **{
+        f"transfer.{name}": (of(tv.transfer, name, **TRIO), ["x", *ODD[1:]])
+        for name in ("max_shard_size", "scratch_size")
+    },
+    "transfer.tokenizer": (of(tv.transfer, "tokenizer", **TRIO), ["x", *ODD]),
+    "transfer.control": (of(tv.transfer, "control", **TRIO), ["x", *ODD]),
+    "diff.threads": (of(tv.diff, "threads", left="base", right="a"), ["2", 0, *ODD[1:]]),
+    "verify.threads": (of(tv.verify, "threads", path="base"), ["2", 0, *ODD[1:]]),
+    "finish.threads": (of(tv.finish, "threads", out="base"), ["2", 0, *ODD[1:]]),
+    "bench.threads": (of(tv.bench, "threads", size="0.1b"), ["2", 0, *ODD[1:]]),
+    "bench.runs": (of(tv.bench, "runs", size="0.1b"), ["2", 0, None, *ODD[1:]]),
+    "analyse.groups": (of(tv.analyse, "groups", vector="a", reference="base"), ["x", 0, *ODD[1:]]),
+    "analyse.spectra": (of(tv.analyse, "spectra", vector="a", reference="base"), [None, "no", *ODD[:2]]),
+    "demo.overwrite": (of(tv.demo, "overwrite", folder="out"), [None, "no", *ODD[:2]]),
+    "evaluate.kind": (of(tv.evaluate, "kind", model="base", tasks="sciq", out="out"), NO_TEXTS),
+    "evaluate.model": (of(tv.evaluate, "model", tasks="sciq", out="out"), ["nowhere", *NO_TEXTS]),
+    **{
+        f"sweep.{name}": (of(tv.sweep, name, **{**TRIO, "tasks": ["sciq"]}), ["nowhere", *ODD])
+        for name in ("target", "donor", "reference")
+    },
+    "sweep.vector": (of(tv.sweep, "vector", target="base", tasks=["sciq"], out="out"), ["nowhere", *ODD]),
+    "sweep.keep": (of(tv.sweep, "keep", **{**TRIO, "tasks": ["sciq"]}), [None, "no", *ODD[:2]]),
+    "from_state_dict.tensors": (tv.from_state_dict, [None, "x", *ODD[:6]]),
     "importance.include_path": (of(tv.importance, "include_path", **MAP), ODD),
 }
 
@@ -127,7 +159,7 @@ def test_parts_of_a_plan(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RecipeError, match="`out` is a text or a path"):
             plan.part(0, 2).run(value)
     for value in UNCALLED:
-        with pytest.raises(RecipeError, match="`progress` is a function"):
+        with pytest.raises(RecipeError, match="`progress` is true, false or a function"):
             plan.part(0, 2).run("out", progress=value)
 
 
@@ -141,3 +173,38 @@ def test_the_argument_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
         tv.importance(**MAP, device="foo")
     with pytest.raises(TypeError, match=r"unknown setting `limt`; did you mean `limit`\?"):
         tv.importance(**MAP, limt=3)
+    with pytest.raises(RecipeError, match=r"`overwrite` is true or false, found the text `no`"):
+        tv.transfer(**TRIO, overwrite="no")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"`threads` is a whole number, found the text `2`"):
+        tv.transfer(**TRIO, threads="2")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"`ties` has no parameter `base_model`") as caught:
+        tv.ties(["a", "b"], base_model=tv.open("base"), weight=1.0)  # type: ignore[call-arg]
+    assert caught.value.hint == "give it as `base=`"
+    with pytest.raises(RecipeError, match=r"`slerp` needs a base model") as caught:
+        tv.slerp(["a", "b"], t=0.5)  # type: ignore[call-arg]
+    assert caught.value.hint is not None
+    assert "`base=`" in caught.value.hint
+
+
+def test_numbers_of_numpy(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    vector, target = tv.open("a") - tv.open("base"), tv.open("b")
+    half = np.float32(0.5) * vector
+    assert str(half) == str(0.5 * vector) == str(vector * np.float64(0.5))
+    assert str(np.int64(2) * vector) == str(2 * vector)
+    assert str(vector + target) == str(target + vector)  # a sum has no order
+    assert tv.Settings(seed=np.int64(3)).seed == 3
+    for value in (np.ones(2), np.bool_(True), "0.5"):
+        with pytest.raises(TypeError):
+            value * vector
+
+
+def test_models_that_are_open(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taskvec.evaluation.sweep.named import named
+
+    monkeypatch.chdir(world)
+    assert named(tv.open("a")) == "a"
+    with pytest.raises(RecipeError, match="is in memory"):
+        named(tv.from_state_dict({"w": np.ones(2, np.float32)}))
+    with pytest.raises(RecipeError, match="takes a vector that is saved"):
+        tv.sweep(target="b", vector=tv.open("a") - tv.open("base"), tasks=["sciq"], out="out")

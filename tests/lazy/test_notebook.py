@@ -46,6 +46,7 @@ def held(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[
         "Merge": target + 0.8 * vector,
         "Plan": (target + 0.8 * vector).plan(),
         "RecipeMerge": ties,
+        "MergeCheck": tv.check_merge("instruct", "grpo", "merged"),
         "Report": (target + 0.8 * vector).save(tmp_path / "merged"),
         "vector's Report": vector.save(tmp_path / "vector"),
         "Difference": tv.diff(donor, reference),

@@ -48,8 +48,8 @@ def test_agrees_with_pyyaml_on_every_published_feature() -> None:
 
 
 YAML_MISTAKES = {
-    "duplicate key": ("a: 1\nb: 2\na: 3", "r.yaml:3: key `a` is there twice, first on line 1"),
-    "duplicate merge": ("a: &x {}\nb: {<<: *x, <<: *x}", "r.yaml:2: key `<<` is there twice"),
+    "duplicate key": ("a: 1\nb: 2\na: 3", "r.yaml:3: key `a` is written twice, first on line 1"),
+    "duplicate merge": ("a: &x {}\nb: {<<: *x, <<: *x}", "r.yaml:2: key `<<` is written twice"),
     "tab": ("a:\n\tb: 1\n", "r.yaml:2: a tab in the indentation"),
     "later tab": ("a:\n  b: 1\n\tc: 2", "r.yaml:3: a tab in the indentation"),
     "cycle": ("a: &a [*a]", "r.yaml:1: alias `*a` stands inside of what it refers to"),
@@ -95,8 +95,9 @@ def test_a_file_is_named_as_the_user_wrote_it(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(NotFoundError, match="is not a file"):
         load(tmp_path)
     os.mkfifo("pipe.yaml")
-    with pytest.raises(NotFoundError, match="is not a file"):
+    with pytest.raises(NotFoundError, match="is not a file") as caught:
         load("pipe.yaml")
+    assert caught.value.hint == "give what comes through a pipe as `-`, by standard input"
     Path("latin.yaml").write_bytes(b"a: 1\nb: \xe9\n")
     assert mistake("latin.yaml")[0] == "latin.yaml:2: not UTF-8 text"
     Path("mark.yaml").write_bytes(b"\xef\xbb\xbf" + LINEAR.encode())

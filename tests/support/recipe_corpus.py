@@ -125,7 +125,7 @@ MISTAKES = {
     ),
     "twice": (
         LINEAR.replace("[{model: a}]", "\n  - model: a\n  - model: a"),
-        "recipe:5: `a` is there twice, first at `models.0`",
+        "recipe:5: `a` is listed twice, first at `models.0`",
         "the sum of the weights",
     ),
     "no weight": (
@@ -273,7 +273,7 @@ MISTAKES = {
     ),
     "the same model twice": (
         "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}, {model: b}]\n",
-        "`b` is there twice",
+        "`b` is listed twice",
         "name it once",
     ),
     "single tokens": (

@@ -211,14 +211,14 @@ def _on_terminate(signum: int, _frame: Any) -> NoReturn:
 
 def _usage(error: click.ClickException, verb: str | None) -> UsageError:
     """A click error in this program's own words."""
+    from taskvec.option import near_flag
+
     where = f"`taskvec {verb} --help` explains the options" if verb else "`taskvec --help` lists the commands"
     if isinstance(error, click.NoSuchOption):
-        near = [] if _is_setting(error.option_name) else list(error.possibilities or ())
-        other = _of_mergekit(error.option_name) if verb in ("merge", "moe") else None
-        return UsageError(
-            f"no such option `{error.option_name}`",
-            other or (f"did you mean `{near[0]}`?" if near else where),
-        )
+        name = error.option_name
+        other = _of_mergekit(name) if verb in ("merge", "moe") else None if verb else _behind(name)
+        near = None if _is_setting(name) and verb else near_flag(name, error.possibilities or ())
+        return UsageError(f"no such option `{name}`", other or (f"did you mean `{near}`?" if near else where))
     if isinstance(error, click.MissingParameter):
         names = _parameter_name(error)
         kind = "argument" if isinstance(error.param, click.Argument) else "option"
@@ -228,6 +228,18 @@ def _usage(error: click.ClickException, verb: str | None) -> UsageError:
         hint = getattr(error, "hint", None) or where
         return UsageError(f"{_parameter_name(error)}: {message}" if error.param else message, hint)
     return UsageError(_sentence(error.format_message()), where)
+
+
+def _behind(name: str) -> str | None:
+    """Where an option of commands goes that stands before the command."""
+    program = click.Context(cli)
+    found = [
+        verb
+        for verb in VERBS
+        if (command := cli.get_command(program, verb)) is not None
+        and any(name in parameter.opts for parameter in command.params)
+    ]
+    return f"options follow the command: `taskvec {found[0]} ... {name}`" if found else None
 
 
 def _of_mergekit(option: str) -> str | None:

@@ -105,7 +105,7 @@ def write_result(page: Page, result: BenchResult) -> None:
     ]
     page.table(("", "median s", "min", "max", "GB/s"), rows, right=range(1, 5))
     page.line()
-    page.line(f"transfer takes {result.ratio:.2f} x the floor")
+    page.words(f"transfer takes {result.ratio:.2f} x the floor")
 
 
 def _row(name: str, measure: Measure) -> tuple[str, ...]:

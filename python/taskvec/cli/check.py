@@ -57,7 +57,7 @@ def command(console: Console, target: str, donor: str, reference: str, strict: b
     page = console.data()
     console.findings(findings, page)
     verdict = "incompatible" if failed else "compatible"
-    page.line(f"{verdict}: {findings_summary(findings)}")
+    page.words(f"{verdict}: {findings_summary(findings)}")
     console.show(page)
     console.emit({"ok": not failed, "findings": [finding.to_dict() for finding in findings]})
     return EXIT_FAILED if failed else 0

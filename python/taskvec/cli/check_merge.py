@@ -78,7 +78,7 @@ def write_result(page: Page, found: MergeCheck, *, every_tensor: bool) -> None:
     """The verdict, how many tensors are what, and those that are not as they should be."""
     factor = "" if found.alpha is None else f", alpha = {found.alpha:.6g}"
     asked = "" if found.expected is None else f" (asked for: {found.expected:g})"
-    page.line(
+    page.words(
         page.paint(f"{WORDS[found.verdict]}{factor}{asked}", fg="green" if found.ok else "red", bold=True)
     )
     for status, count in found.counts.items():

@@ -87,6 +87,10 @@ class Page:
         """One line as it is."""
         self.lines.append(text)
 
+    def words(self, text: str) -> None:
+        """A sentence, wrapped as the rest is."""
+        self._hang("", text, 0)
+
     def fact(self, label: str, text: str, *, columns: int = LABEL, **style: Any) -> None:
         """A labelled line, its text wrapped under itself."""
         self._hang(f"{label:<{columns - 1}} ", text, columns, **(style or {"dim": True}))
@@ -308,7 +312,8 @@ def fail(error: BaseException, code: int, *, command: str | None, as_json: bool,
     first, *rest = message.splitlines() or [""]
     lines = (hint or "").splitlines()
     if len(errors) > 1:  # each has been printed, with its way out
-        first, rest, lines = first.rstrip(":"), [], [line for line in lines if not line.startswith("[")]
+        lines = [line.removeprefix("or ") for line in lines if not line.startswith("[")]
+        first, rest = first.rstrip(":"), []
     page.level(f"error[{alone.id}]" if alone is not None else "error", printable(first))
     for line in rest:
         page.line(printable(line))

@@ -123,4 +123,4 @@ def write_result(page: Page, result: DemoResult) -> None:
         if result.ok
         else page.paint("demo failed", fg="red", bold=True)
     )
-    page.line(f"{word} in {duration(result.seconds)}")
+    page.words(f"{word} in {duration(result.seconds)}")

@@ -159,7 +159,7 @@ def show_conclusions(page: Page, report: Report) -> None:
     """The chosen alpha, how it was chosen, and the claims."""
     if report.choice is not None and report.choice.scores:
         page.line()
-        page.line(f"{report.choice.in_words}; scores and tests are of the other documents")
+        page.words(f"{report.choice.in_words}; scores and tests are of the other documents")
     if report.conclusions:
         page.line()
         for item in report.conclusions:
@@ -173,7 +173,7 @@ def show_forecast(page: Page, found: Forecast) -> None:
 
     if found.rows:
         page.line()
-        page.line(
+        page.words(
             f"smallest differences, in points, that show with a probability of 80 %: of donor over reference "
             f"at p < 0.01 on all documents (gate), between two alphas (choice), of +v over another arm at "
             f"p < 0.05 after correction for {plural(found.tests, 'primary test')} (claim)"
@@ -183,8 +183,10 @@ def show_forecast(page: Page, found: Forecast) -> None:
              *(f"{times} × documents" for times in MORE), "undivided"],
             [_power_row(row) for row in found.rows], right=tuple(range(1, 7 + len(MORE))),
         )  # fmt: skip
-        page.line("2 ×, 4 × documents and undivided: gate / claim; the share of documents on which two arms")
-        page.line("disagree is assumed, as in published runs")
+        page.words(
+            "2 ×, 4 × documents and undivided: gate / claim; the share of documents on which two arms "
+            "disagree is assumed, as in published runs"
+        )
         page.line()
     for task, why in found.unknown.items():
         page.fact("power", f"of {task} is not known: {why}")
@@ -198,7 +200,7 @@ def show_costs(page: Page, costs: Sequence[Cost]) -> None:
         page.fact("cost", f"of {plural(len(costs), 'arm')}: not measured")
         page.fact("", "the same command with --limit 20 instead of --dry-run measures a sample in OUT")
         return
-    page.line(
+    page.words(
         "what the arms cost in new tokens and time, scaled from the arms measured in OUT; merging not counted"
     )
     rows = [_cost_row(cost) for cost in costs]

@@ -131,4 +131,4 @@ def write_tensors(page: Page, result: Inspection, limit: int) -> None:
         right=(2, 3),
     )
     if len(result.tensors) > limit:
-        page.line(f"... and {len(result.tensors) - limit:,} more; --all lists them")
+        page.words(f"... and {len(result.tensors) - limit:,} more; --all lists them")

@@ -13,6 +13,7 @@ import click
 from taskvec.cli.console import Console, UsageError
 from taskvec.cli.needless import NEEDLESS
 from taskvec.cli.options import together
+from taskvec.option import near_flag
 
 _LARGEST = 1 << 62
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
@@ -60,10 +61,10 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            near = sorted(error.possibilities or ())
+            near = near_flag(error.option_name, error.possibilities or ())
             raise UsageError(
                 f"`{error.option_name}` is not an option of mergekit-yaml",
-                f"did you mean `{near[0]}`?"
+                f"did you mean `{near}`?"
                 if near
                 else "`taskvec-yaml --help` lists the options, `taskvec merge --help` those of taskvec",
             ) from None

@@ -51,7 +51,7 @@ def command(console: Console, name: str | None, schema: bool) -> int:
     rows = table()
     for row in rows:
         _write_row(page, row)
-    page.line("`taskvec methods METHOD` explains one, with a recipe to copy")
+    page.words("`taskvec methods METHOD` explains one, with a recipe to copy")
     console.show(page)
     console.emit({"methods": rows})
     return 0

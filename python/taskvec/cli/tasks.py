@@ -56,7 +56,7 @@ def _list(console: Console) -> int:
         page.fact(name, row.text)
         page.fact(" ", f"tasks: {', '.join((name, *row.tasks))}")
         page.fact(" ", f"from: {', '.join(row.repositories)}")
-    page.line("`taskvec tasks fetch NAME[,NAME...] -o DIR` fetches them; --data DIR evaluates with them")
+    page.words("`taskvec tasks fetch NAME[,NAME...] -o DIR` fetches them; --data DIR evaluates with them")
     console.show(page)
     rows = [
         {"name": name, "text": row.text, "tasks": [name, *row.tasks], "repositories": list(row.repositories)}

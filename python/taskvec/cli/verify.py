@@ -61,16 +61,16 @@ def command(console: Console, path: str, threads: int | None, *, rehash: bool) -
     total = sum(file.found_bytes or 0 for file in listed)
     if result.seal == "broken":
         word = page.paint(STATUS_LABELS["differs"].ljust(19), fg="red")
-        page.line(f"{word}  taskvec.json  (its bytes are not those of its own seal)")
+        page.words(f"{word}  taskvec.json  (its bytes are not those of its own seal)")
     if result.ok:
         read = f"{size(total)}, {duration(result.seconds)}"
-        page.line(f"ok: {plural(len(listed), 'file')} as the manifest says ({read})")
+        page.words(f"ok: {plural(len(listed), 'file')} as the manifest says ({read})")
         if result.seal == "not-sealed":
-            page.line("the manifest is not sealed: a change of its own bytes would not be seen")
+            page.words("the manifest is not sealed: a change of its own bytes would not be seen")
     else:
         problems = len(result.problems) + (result.seal == "broken")
         count = len(listed) + (result.seal == "broken")
-        page.line(f"failed: {problems} of {plural(count, 'file')} are not what was written")
+        page.words(f"failed: {problems} of {plural(count, 'file')} are not what was written")
     console.show(page)
     console.emit({key: value for key, value in result.to_dict().items() if key != "schema"})
     return 0 if result.ok else EXIT_FAILED

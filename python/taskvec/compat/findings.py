@@ -281,11 +281,15 @@ def enforce_strictly(findings: Iterable[Finding], force: Iterable[str] = ()) -> 
     ]
     errors = [each for each in raised if each.level == "error"]
     if errors:
-        raise _refusal(errors, raised, among={each.id for each in errors})
+        lead = f"{len(errors)} findings stop a run that is strict:"
+        raise _refusal(errors, raised, lead, among={each.id for each in errors})
 
 
 def _refusal(
-    errors: Sequence[Finding], result: Sequence[Finding], among: Collection[str] | None = None
+    errors: Sequence[Finding],
+    result: Sequence[Finding],
+    lead: str | None = None,
+    among: Collection[str] | None = None,
 ) -> CompatibilityError:
     """The error that findings are; `among` are those that can be forced, by default as their kinds say."""
     names = list(dict.fromkeys(each.id for each in errors))
@@ -293,7 +297,8 @@ def _refusal(
     if len(errors) == 1:
         message, hint = errors[0].message, errors[0].fix
     else:
-        message, hint = _together(errors), _ways_out(errors)
+        lead = lead or f"the models are incompatible in {len(errors)} ways:"
+        message, hint = _together(lead, errors), _ways_out(errors)
     if possible:
         options = " ".join(f"--force {name}" for name in possible)
         if len(errors) > 1:
@@ -309,12 +314,12 @@ def _refusal(
 _TOLD = 5
 
 
-def _together(errors: Sequence[Finding]) -> str:
+def _together(lead: str, errors: Sequence[Finding]) -> str:
     """What several findings say, a line each."""
     lines = [f"  [{each.id}] {each.message}" for each in errors[:_TOLD]]
     if len(errors) > _TOLD:
         lines.append(f"  and {len(errors) - _TOLD} more")
-    return "\n".join([f"the models are incompatible in {len(errors)} ways:", *lines])
+    return "\n".join([lead, *lines])
 
 
 def _ways_out(errors: Sequence[Finding]) -> str:

@@ -25,7 +25,7 @@ from taskvec.evaluation.paper import PRESETS, Size
 from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, key_of, parse_perturbation
 from taskvec.files import look
 from taskvec.recipe.document import Document
-from taskvec.recipe.errors import bound_words
+from taskvec.recipe.errors import EXPECTED, bound_words
 from taskvec.recipe.parse import STANDARD_INPUT, read
 from taskvec.settings import parse_alphas
 from taskvec.text import kind_of, nearest
@@ -377,6 +377,9 @@ def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str, 
     bound = bound_words(first)
     if bound is not None:
         return path, f"out of range: {kind_of(first['input'])}", bound
+    expected = EXPECTED.get(first["type"])
+    if expected is not None:
+        return path, f"{expected} is expected, found {kind_of(first['input'])}", None
     message = first["msg"].removeprefix("Value error, ")
     return path, message[:1].lower() + message[1:], None
 

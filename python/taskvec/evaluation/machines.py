@@ -36,7 +36,7 @@ def hold_machines(devices: Any, jobs: Any, threads: Any, scratch: Any, budget: A
     RecipeError
         The message names the argument.
     """
-    for device in texts(devices, "devices"):
+    for device in texts(devices, "devices"):  # one text is one device
         hold_device(device)
     if jobs is None:
         raise RecipeError("`jobs` is a whole number, found nothing", "leave it out: it is 1")

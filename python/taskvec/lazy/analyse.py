@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from taskvec.arguments import number, switch
 from taskvec.errors import RecipeError
 from taskvec.lazy.composition import composition
 from taskvec.lazy.either import Named, opened
@@ -32,8 +33,8 @@ def analyse(
     progress: Callback | bool | None = None,
 ) -> Composition:
     """Measure a vector; see :func:`taskvec.analyse`."""
-    if groups is not None and groups < 1:
-        raise RecipeError(f"{groups} groups of layers are not at least 1")
+    number(groups, "groups", least=1)
+    switch(spectra, "spectra")
     selection, force = selection or Selection(), tuple(force)
     first = opened(vector)
     if isinstance(first, TaskVector):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, overload
 
+from taskvec.errors import RecipeError
 from taskvec.lazy.mapping import Tensors
 from taskvec.lazy.vector import TaskVector
 from taskvec.models.model import Model
@@ -15,7 +16,7 @@ from taskvec.report.tables import facts_html
 from taskvec.resolve import open as opening
 from taskvec.resolve.remote import materialised
 from taskvec.shown import shown
-from taskvec.text import amount, printable, size
+from taskvec.text import amount, kind_of, printable, size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,5 +194,12 @@ def from_state_dict(
     ------
     FormatError
         A tensor is not on the CPU, not contiguous, or of a type that safetensors lacks.
+    RecipeError
+        It is not a mapping.
     """
+    if not isinstance(tensors, Mapping):
+        raise RecipeError(
+            f"`tensors` is a mapping of names to arrays, found {kind_of(tensors)}",
+            "give a state dict: of a torch module, `module.state_dict()`",
+        )
     return Checkpoint.of(state_dict(tensors, config, name))

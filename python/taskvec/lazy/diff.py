@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from taskvec.arguments import threads as hold_threads
 from taskvec.compat.check import check_models
 from taskvec.compat.layouts.fit import fitted
 from taskvec.compat.layouts.parts import bound, only
@@ -37,7 +38,7 @@ def diff(
     progress: Callback | bool | None = None,
 ) -> Difference:
     """Compare two checkpoints, or two vectors, in one streamed pass; see :func:`taskvec.diff`."""
-    selection = selection or Selection()
+    selection, threads = selection or Selection(), hold_threads(threads)
     sides = [opened(side) for side in (left, right)]
     one, other = sides
     if isinstance(one, TaskVector) and isinstance(other, TaskVector):

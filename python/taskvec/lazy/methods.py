@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Method:
         models: Sequence[Any], *, base: Any = None, dtype: str | None = None, **parameters: Any
     ) -> RecipeMerge:
         given = {_parameter(name, key): value for key, value in parameters.items()}
-        _hold_given(METHODS[name], given)
+        _hold_given(METHODS[name], given, base)
         return by_method(name, models, base=base, dtype=dtype, parameters=given)
 
     merged.__name__ = merged.__qualname__ = name
@@ -58,14 +58,19 @@ def _parameter(method: str, key: str) -> str:
     return plain if METHODS[method].parameter(key) is None and METHODS[method].parameter(plain) else key
 
 
-def _hold_given(method: Catalogued, given: Mapping[str, Any]) -> None:
-    """Return if no parameter is missing that the method has no default for.
+def _hold_given(method: Catalogued, given: Mapping[str, Any], base: Any) -> None:
+    """Return if nothing is missing that the method has no default for, and a base is called `base`.
 
     Raises
     ------
     RecipeError
-        One is; the words are those of a call, where a recipe's would speak of YAML.
+        In the words of a call, where a recipe's would speak of YAML.
     """
+    if "base_model" in given:
+        raise RecipeError(f"`{method.name}` has no parameter `base_model`", "give it as `base=`")
+    if method.base == "required" and base is None:
+        which = "what the models were fine-tuned from" if method.step else "the one that t = 0 stands for"
+        raise RecipeError(f"`{method.name}` needs a base model", f"give `base=`, {which}")
     for each in method.parameters:
         if each.required and each.name not in given:
             word = keyword(each.name)

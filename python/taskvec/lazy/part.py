@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskvec.arguments import path
+from taskvec.arguments import threads as hold_threads
 from taskvec.errors import NotFoundError, RecipeError
 from taskvec.files import look
 from taskvec.files.names import PARTS, PLAN, STATE
@@ -111,6 +112,7 @@ def finish(
         Weight files are missing; the message says which, and which parts write them.
     """
     path(out, "out")
+    threads = hold_threads(threads)
     with shown(progress) as tell:
         if is_address(out):
             return _finish_at(str(out), threads, tell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard, Unpack, overload
@@ -39,6 +40,7 @@ class TaskVector(Measured, InPlace):
     """
 
     __slots__ = ("_kept",)
+    __array_ufunc__ = None  # NumPy leaves `np.float32(0.5) * v` to the vector
 
     def __init__(self, steps: Iterable[Step], force: Iterable[str] = ()) -> None:
         super().__init__(steps, force)
@@ -166,6 +168,7 @@ class TaskVector(Measured, InPlace):
             return NotImplemented
         if not math.isfinite(factor):
             raise RecipeError(f"a vector cannot be multiplied by {factor}", "give a finite number")
+        factor = float(factor)
         return TaskVector((step._replace(weight=step.weight * factor) for step in self.steps), self.force)
 
     __rmul__ = __mul__
@@ -177,7 +180,13 @@ class TaskVector(Measured, InPlace):
             raise RecipeError("a vector cannot be divided by zero")
         return self * (1.0 / divisor)
 
-    def __add__(self, other: TaskVector) -> TaskVector:
+    @overload
+    def __add__(self, other: TaskVector) -> TaskVector: ...
+    @overload
+    def __add__(self, other: Model | Merge) -> Merge: ...
+    def __add__(self, other: TaskVector | Model | Merge) -> TaskVector | Merge:
+        if isinstance(other, (Model, Merge)):
+            return self.added_to(other)
         if not isinstance(other, TaskVector):
             return NotImplemented
         force = tuple(dict.fromkeys((*self.force, *other.force)))
@@ -227,7 +236,8 @@ class TaskVector(Measured, InPlace):
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NumPy's numbers of other widths are not floats of Python
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _collected(steps: Iterable[Step]) -> list[Step]:

@@ -16,6 +16,7 @@ from taskvec.plan.config_changes import output_changes
 from taskvec.plan.memory import of_encodings
 from taskvec.plan.rows import Rows, encode
 from taskvec.settings import format_alpha
+from taskvec.text import plural, size
 
 if TYPE_CHECKING:
     from taskvec.compat.findings import Finding
@@ -233,10 +234,10 @@ class PlanRecord:
     def __str__(self) -> str:
         alphas = ", ".join(format_alpha(output.alpha) for output in self.outputs)
         lines = [f"plan {self.digest[:16]}"]
-        lines += [f"  {source.role:<9} {source.spec} ({source.bytes_in:,} bytes)" for source in self.sources]
+        lines += [f"  {source.role:<9} {source.spec} ({size(source.bytes_in)})" for source in self.sources]
         lines.append(f"  alpha     {alphas}")
         lines.append(f"  tensors   {self.merged:,} merged, {self.copied:,} copied")
-        lines.append(f"  output    {len(self.shards)} weight files, {self.bytes_out:,} bytes in all")
+        lines.append(f"  output    {plural(len(self.shards), 'weight file')}, {size(self.bytes_out)}")
         lines += [f"  {finding.level}[{finding.id}]: {finding.message}" for finding in self.findings]
         return "\n".join(lines)
 

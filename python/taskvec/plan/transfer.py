@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from taskvec.arguments import one_of
 from taskvec.compat.findings import enforce, in_order
 from taskvec.compat.layouts.groups import check_groups
 from taskvec.compat.layouts.parts import bound, seen_whole, taken
@@ -84,13 +85,13 @@ def plan_steps(
         control is asked for of several steps.
     """
     settings, alphas = settings or Settings(), parse_alphas(alphas)
-    if control is not None and (control not in get_args(Control) or len(steps) != 1):
-        raise RecipeError(
-            f"control `{control}` of {len(steps)} vectors cannot be made",
-            "it is `random` or `permute`, of one vector",
-        )
+    if control is not None:
+        one_of(control, "control", get_args(Control))
+        if len(steps) != 1:
+            raise RecipeError(f"a control of {len(steps)} vectors cannot be made", "give one vector")
     joined = None
     if tokenizer is not None:
+        one_of(tokenizer, "tokenizer", get_args(TokenizerSource))
         from taskvec.plan.vocabulary_transfer import join  # few transfers need it
 
         joined = join(target, steps, tokenizer)

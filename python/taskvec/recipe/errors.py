@@ -13,7 +13,7 @@ from taskvec.methods.values import SettingError
 from taskvec.recipe.document import Document, dotted
 from taskvec.text import Key, kind_of, nearest, shown
 
-_EXPECTED = {
+EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
     "float_type": "a number",
@@ -75,7 +75,7 @@ def first_error(document: Document, form: type[BaseModel], error: ValidationErro
         return document.error(path, f"`{dotted(path)}` is out of range: {found}", bound)
     if kind in ("too_short", "string_too_short"):
         return document.error(path, f"`{dotted(path)}` is empty", "name at least one, or remove the key")
-    expected = _EXPECTED.get(kind, "another kind of value")
+    expected = EXPECTED.get(kind, "another kind of value")
     hint = _form_hint(path, details) or _meaning(form, path)
     return document.error(path, f"`{dotted(path)}` is {expected}, found {found}", hint)
 

@@ -71,7 +71,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
             missing = not look.exists(name)
             raise NotFoundError(
                 f"recipe `{name}` {'is not found' if missing else 'is not a file'}",
-                "give the path of a YAML file; `taskvec methods NAME` prints one to start from",
+                "give the path of a YAML file; `taskvec methods NAME` prints one to start from"
+                if missing or look.is_folder(name)
+                else "give what comes through a pipe as `-`, by standard input",
             )
         data = read_up_to(name, MAXIMUM_BYTES + 1)
     except OSError as error:

@@ -106,7 +106,7 @@ class Scan:
             raise error_at(self.source, line, "a key with an anchor", "put the anchor on the value")
         keys = self.open[-1].keys
         if event.value in keys:
-            message = f"key `{shown(event.value)}` is there twice, first on line {keys[event.value]}"
+            message = f"key `{shown(event.value)}` is written twice, first on line {keys[event.value]}"
             raise error_at(self.source, line, message, "keep one of them")
         keys[event.value] = line
 
@@ -150,7 +150,7 @@ class Scan:
     def name(self, anchor: str | None, line: int) -> None:
         """An anchor, which a document has once: so PyYAML, and with it mergekit, wants it."""
         if anchor in self.lines:
-            message = f"anchor `&{shown(anchor)}` is there twice, first on line {self.lines[anchor]}"
+            message = f"anchor `&{shown(anchor)}` is written twice, first on line {self.lines[anchor]}"
             raise error_at(self.source, line, message, "rename one of them")
         if anchor is not None:
             self.lines[anchor] = line

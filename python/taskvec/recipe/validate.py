@@ -176,7 +176,7 @@ def _check_twice(recipe: Recipe, method: Method, group: Group) -> None:
         if first is not source:
             raise recipe.error(
                 source.path,
-                f"`{shown(str(source.ref))}` is there twice, first at `{dotted(first.path)}`",
+                f"`{shown(str(source.ref))}` is listed twice, first at `{dotted(first.path)}`",
                 "name it once, with the sum of the weights" if method.parameter("weight") else "name it once",
             )
 

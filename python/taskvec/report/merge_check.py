@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from taskvec.report.tables import Tabled, table_html
+from taskvec.text import plural
+
 Status = Literal["added", "base", "rounded-away", "no-step", "other", "missing", "shape"]
 Verdict = Literal["added", "partly-added", "several-alphas", "not-added", "wrong-alpha", "other"]
 
@@ -54,8 +57,8 @@ class TensorCheck:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class MergeCheck:
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeCheck(Tabled):
     """The outcome of :func:`taskvec.check_merge`.
 
     Attributes
@@ -112,6 +115,30 @@ class MergeCheck:
 
     def __str__(self) -> str:
         return WORDS[self.verdict] + ("" if self.alpha is None else f", alpha = {self.alpha:.6g}")
+
+    def _subject(self) -> str:
+        return self.merged
+
+    def _facts(self) -> dict[str, str]:
+        facts = {"verdict": str(self), "base": self.base, "step": self.step}
+        facts |= {status: plural(count, "tensor") for status, count in self.counts.items()}
+        if self.extra:
+            facts["not in the base"] = plural(len(self.extra), "tensor")
+        return facts
+
+    def _tables(self) -> Mapping[str, Any]:
+        return {
+            "tensors": lambda: [{"tensor": name, **each.to_dict()} for name, each in self.tensors.items()]
+        }
+
+    def _more_html(self) -> str:
+        odd = [
+            {"tensor": name, "status": each.status, "alpha": each.alpha}
+            for name, each in self.tensors.items()
+            if each.status not in ("added", "no-step")
+        ]
+        guesses = [{"what may have happened": words} for words in self.guesses]
+        return table_html(odd) + table_html(guesses)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

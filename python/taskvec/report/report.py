@@ -254,7 +254,7 @@ class Report(Drawn):
                 lines += [f"  {words}" for words in survival_words(output.survival, output.unmeasured)]
             if output.noise is not None:
                 lines += [f"  {words}" for words in noise_words(output.noise)]
-        took = f"{self.bytes_read + self.bytes_written:,} bytes in {self.seconds:.2f} s"
+        took = f"{size(self.bytes_read + self.bytes_written)} read and written in {duration(self.seconds)}"
         lines.append("already done, nothing was touched" if self.already_done else took)
         return "\n".join(lines)
 

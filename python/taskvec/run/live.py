@@ -11,6 +11,7 @@ from taskvec.errors import FormatError, RecipeError
 from taskvec.models.model import Model, TensorInfo
 from taskvec.models.state_dict import address, bytes_of, dtype_of, is_torch
 from taskvec.models.storage import plain
+from taskvec.text import kind_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ def of_model(model: Any) -> tuple[Mapping[str, Any], dict[str, Any]]:
         return model, {}
     if not hasattr(model, "state_dict"):
         raise RecipeError(
-            f"a {type(model).__name__} is not a model in memory",
+            f"a model in memory is expected, found {kind_of(model)}",
             "give a torch module, or a mapping of names to tensors or arrays",
         )
     to_dict = getattr(getattr(model, "config", None), "to_dict", dict)

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec import host
 from taskvec._core import write_atomic
+from taskvec.arguments import number
+from taskvec.arguments import threads as hold_threads
 from taskvec.errors import NotFoundError, OutputError, RecipeError
 from taskvec.files import look
 from taskvec.report.tables import Tabled
@@ -195,8 +197,9 @@ def bench(
             f"{len(given)} of the three checkpoints {'is' if len(given) == 1 else 'are'} given",
             "name target, donor and reference, or none of them to have checkpoints made",
         )
-    if runs < 1:
-        raise RecipeError(f"runs is {runs}", "measure at least one run")
+    threads = hold_threads(threads)
+    if number(runs, "runs", least=1) is None:
+        raise RecipeError("`runs` is a whole number, found nothing", "leave it out: it is 5")
     say = said(progress)
     with workspace(directory, _room(given, size)) as folder:
         if not given:

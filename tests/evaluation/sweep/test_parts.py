@@ -64,6 +64,19 @@ def test_a_sweep_that_could_not_report_is_refused_before_its_first_arm(tmp_path)
     assert [event.kind for event in seen] == ["plan"]
 
 
+def test_a_perturbation_that_changes_nothing_is_refused_before_the_first_arm(tmp_path):
+    seen: list[Event] = []
+    experiment = small(perturb=["typo", "numbers"], tasks=["tiny_choice"])
+
+    def merge(*_: Any) -> Any:
+        raise AssertionError("nothing is to be merged")
+
+    with pytest.raises(EvaluationError, match="`tiny_choice` has no answer text"):
+        run_sweep(experiment, tmp_path, merge=merge, progress=seen.append)
+    assert not list((tmp_path / "arms").glob("*"))
+    assert [event.kind for event in seen] == ["plan"]
+
+
 def emptied(records: list[ArmRecord], task: str, split: Split, part: Any) -> list[ArmRecord]:
     """`records` without the documents of a part of one task."""
     keep = split.keep(part)

@@ -226,18 +226,20 @@ def _keep(settings: Settings) -> Keep | None:
     return Split(settings.share, settings.division).keep(settings.part)
 
 
-def document_hashes(settings: Settings) -> dict[str, list[str]]:
+def document_hashes(settings: Settings, perturb: str | None = None) -> dict[str, list[str]]:
     """lm-eval's hashes of every task's documents, by the name under which a task is reported.
+
+    With a perturbation, of the documents that it can change, and an error where there are none.
 
     Raises
     ------
     EvaluationError
-        The data of a task cannot be had.
+        The data of a task cannot be had, or the perturbation changes nothing.
     """
     from taskvec.evaluation.tasks.prepare import PreparedTasks
 
     with quietly():
-        return PreparedTasks(settings, think=None, perturb=None).hashes()
+        return PreparedTasks(settings, think=None, perturb=perturb).hashes()
 
 
 def _wrapped(inner: Any, settings: Settings, book: Any, progress: Any) -> Any:

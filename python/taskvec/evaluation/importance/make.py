@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from taskvec._core import FolderLock, blake3_hex, cpu_level, finish_folder, replace_output, write_atomic
-from taskvec.arguments import function, path
+from taskvec.arguments import path, watcher
 from taskvec.errors import EvaluationError, RecipeError
 from taskvec.evaluation.backend.evaluate import quietly, require_extra
 from taskvec.evaluation.backend.identity import hold_unchanged, resolve, source
@@ -112,7 +112,7 @@ def importance(
     """
     require_extra()
     hold_local(path(out, "out"))
-    function(None if isinstance(progress, bool) else progress, "progress")
+    watcher(progress, "progress")
     asked = asked_for(path(model, "model"), tasks, labels, dtype, settings)
     keep_apart(asked.settings, out)
     opened = _opened(asked)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from taskvec.arguments import number, path
+from taskvec.arguments import number, path, switch
 from taskvec.errors import RecipeError
 from taskvec.host import cores
 from taskvec.shown import counted, watched
@@ -95,6 +95,7 @@ def demo(
     """
     if folder is not None:
         path(folder, "folder")
+    switch(overwrite, "overwrite")
     number(seed, "seed", least=0)
     number(jobs, "jobs", least=1)
     if not isinstance(paper, bool):

@@ -66,16 +66,17 @@ class Verdict:
 
     @property
     def in_words(self) -> str:
-        """``is better than baseline: +7.1 points, 95 % interval +5.0 to +9.2, 8 of 8 by themselves``."""
+        """``is better than the baseline: +7.1 points, 95 % interval +5.0 to +9.2, 8 of 8 by themselves``."""
         low, size, high = (
             minus(f"{self.scale * value:{'+.1f' if self.scale == 100 else '+.3g'}}")
             for value in (self.pooled.low, self.pooled.difference, self.pooled.high)
         )
         unit = " points" if self.scale == 100 else f" {self.unit}"
         shown = self.verdict != "no difference shown"
-        head = f"is {self.verdict} than" if shown else "is not shown to differ from"
+        head = f"is {self.verdict} than " if shown else "is not shown to differ from "
+        head += "the " if self.against in ("baseline", "reference") else ""
         return (
-            f"{head} {self.against}: {size}{unit}, 95 % interval {low} to {high}, p = {self.p_holm:.2g}, "
+            f"{head}{self.against}: {size}{unit}, 95 % interval {low} to {high}, p = {self.p_holm:.2g}, "
             f"n = {sum(row.n for row in self.rows):,} documents; {self.better} of {self.count} by themselves"
         )
 

@@ -173,7 +173,7 @@ def _choice(path: tuple[Key, ...], nodes: Sequence[Node], init: Node | None, wro
         raise wrong("a choice has at least two values", HINT)
     for position, value in enumerate(values):
         if any(_same(value, other) for other in values[:position]):
-            raise wrong(f"the choice {kind_of(value)} is there twice", "keep one of them")
+            raise wrong(f"the choice {kind_of(value)} is listed twice", "keep one of them")
     start = 0
     if init is not None:
         found = [at for at, value in enumerate(values) if _same(value, init.plain())]

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from taskvec.arguments import path
+from taskvec.errors import RecipeError
 from taskvec.evaluation.experiment import Experiment, experiment, load_experiment
 from taskvec.evaluation.keywords import SweepOptions
 from taskvec.evaluation.report.held import SweepReport
 from taskvec.evaluation.sweep.events import Progress
+from taskvec.evaluation.sweep.named import named
 from taskvec.evaluation.sweep.sweep import run_sweep
+from taskvec.models.model import Model
+from taskvec.plan.delta import Delta
 from taskvec.run.sinks import hold_folder
 from taskvec.shown import watched
 
@@ -85,9 +89,16 @@ def sweep(
 
 
 def _plain(value: Any) -> Any:
-    """A value as a sweep file has it: paths are text, tuples lists."""
+    """A value as a sweep file has it: paths and models are text, tuples lists."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Model):
+        return named(value)
+    if isinstance(value, Delta):
+        raise RecipeError(
+            f"a sweep takes a vector that is saved, found `{value}`",
+            "give `donor` and `reference`, or the folder of `vector.save(...)`",
+        )
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, get_args
 
-from taskvec.arguments import path, texts
+from taskvec.arguments import one_of, path, texts
 from taskvec.evaluation.arms import Kind, arm_stem
 from taskvec.evaluation.keywords import SettingOptions
 from taskvec.evaluation.settings import OPTIONS, Settings, key_of
+from taskvec.evaluation.sweep.named import named
+from taskvec.models.model import Model
 from taskvec.run.sinks import hold_folder
 from taskvec.shown import watched
 from taskvec.text import nearest
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Model,
     *,
     tasks: str | Sequence[str],
     out: str | os.PathLike[str] | None = None,
@@ -40,7 +42,7 @@ def evaluate(
 
     Parameters
     ----------
-    model : str or path
+    model : str, path or Checkpoint
         A folder or a hub id.
     tasks : str or sequence of str
         Of lm-eval, or of YAML tasks in ``include_path``.
@@ -80,7 +82,8 @@ def evaluate(
     from taskvec.evaluation.sweep.single import evaluate_model
 
     require_extra()
-    path(model, "model")
+    model = path(named(model) if isinstance(model, Model) else model, "model")
+    one_of(kind, "kind", get_args(Kind))
     place = os.fspath(path(out, "out")) if out is not None else f"eval-{name or arm_stem(model)}"
     hold_folder(place, "an evaluation")
     known = [key_of(name) for name in OPTIONS]

@@ -76,8 +76,8 @@ def evaluate_model(
     find_tasks(settings)
     keep_apart(settings, out)
     tell = progress or (lambda _event: None)
+    folder, weights = resolve(model)  # a model that is not found leaves no folder
     with locked(out), loaded_once():
-        folder, weights = resolve(model)
         stem = name or arm_stem(model)
         arms = [
             Arm(arm_name(stem, think, kind_of), kind, alpha, think, kind_of) for kind_of in (None, *perturb)

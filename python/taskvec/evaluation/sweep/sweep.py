@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskvec.arguments import function, path
+from taskvec.arguments import function, path, switch, texts
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.analysis.compare import Part, Split
 from taskvec.evaluation.analysis.conclusions import Choice, choose_alpha
@@ -29,6 +29,7 @@ from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.adapters import with_adapters
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
+from taskvec.evaluation.sweep.named import hold_found
 from taskvec.evaluation.sweep.part_arms import part_arms
 from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
@@ -107,8 +108,10 @@ def run_sweep(
     hold_machines(devices, jobs, threads, scratch, budget, ray)
     keep_apart(settings, out, scratch)
     function(progress, "progress")
+    switch(keep, "keep")
     if ray is not None and (devices or jobs > 1):
         raise EvaluationError("`ray` excludes `devices` and `jobs`", "the cluster says what it has")
+    devices = texts(devices, "devices")  # one text is one device
     workers = list(devices) or ([torch_device(settings.device)] * jobs if jobs > 1 else [])
     if workers:
         # the kind of device is part of an arm's identity: this process has to name the workers' own
@@ -125,6 +128,7 @@ def run_sweep(
             pool.start()  # they get ready while this process does
         opened.enter_context(loaded_once())
         find_tasks(settings)  # an unknown task is found before anything is merged
+        hold_found(dict.fromkeys((experiment.target, *experiment.models)))
         opened.enter_context(locked(out))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
         tell = progress or (lambda _event: None)
@@ -421,6 +425,8 @@ class _Runner:
         if self._settings.decoding == "model":
             named = filter(None, (given.target, given.donor, given.reference))
             check_alike({model: self._models[model][0] for model in named})
+        for perturb in given.perturb:
+            document_hashes(self._settings, perturb)
         if given.development:
             chosen = sum(alpha > 0 for alpha in given.alphas) > 1
             parts: tuple[Part, ...] = ("development", "report") if chosen else ("report",)

@@ -183,7 +183,7 @@ class PreparedTasks:
             kept = [pairs[i] for i in setup.doc_ids]
         if not kept:
             raise NotPerturbableError(
-                f"perturbation `{self._perturb}` fits none of what `{name}` asks "
+                f"perturbation `{self._perturb}` finds nothing to change in what `{name}` asks "
                 f"({plural(len(documents), 'document')})",
                 "name another perturbation, or raise --limit",
             )
