@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(models, tmp_path):
         tv.analyse(tmp_path / "vec", sft=folder / "base")
     with pytest.raises(RecipeError, match="4 layers"):
         tv.analyse(tmp_path / "vec", groups=5)
-    with pytest.raises(RecipeError, match="at least 1"):
+    with pytest.raises(RecipeError, match="1 or more"):
         tv.analyse(tmp_path / "vec", groups=0)
 
 

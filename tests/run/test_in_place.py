@@ -423,7 +423,7 @@ def test_refusals_name_the_tensor(models: Models) -> None:
     fewer = live(target)
     with pytest.raises(tv.CompatibilityError):
         vector.apply_({f"other.{key}": array for key, array in fewer.items()})
-    with pytest.raises(tv.RecipeError, match="not a model in memory"):
+    with pytest.raises(tv.RecipeError, match="a model in memory is expected, found the text"):
         vector.apply_("a path")
     for wrong, match in (
         ({name: [1.0, 2.0]}, "is list"),
