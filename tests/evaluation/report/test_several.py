@@ -209,7 +209,7 @@ def test_a_report_that_was_changed_is_named(tmp_path: Path) -> None:
     path, named = tmp_path / "report.json", 0
     for part in ("settings", "alpha", "gate", "conclusions", "arms", "comparisons"):
         for place in places(report[part], (part,)):
-            for value in ({}, "x"):
+            for value in ({}, 3, "x"):
                 content = inner = json.loads(json.dumps(report))
                 for key in place[:-1]:
                     inner = inner[key]

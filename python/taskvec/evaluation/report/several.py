@@ -149,7 +149,10 @@ def _read(folder: Path) -> dict[str, Any]:
             f"`{path}` has no vector with a positive alpha, so there is nothing to pool",
             "name the output folders of sweeps",
         )
-    if any("family" not in test for test in content["comparisons"]):
+    tests = content["comparisons"]
+    if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
+        raise EvaluationError(f"`{path}` is damaged: its comparisons are not a list of tests", AGAIN)
+    if any("family" not in test for test in tests):
         raise EvaluationError(f"`{path}` was written before claims had a family of tests of their own", AGAIN)
     return content
 
