@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from taskvec.evaluation.analysis.pooled import Effect, paired_error, pool
 from taskvec.evaluation.report.pooling import pool_results
 from taskvec.evaluation.report.report import build_report
 from taskvec.evaluation.report.several import read_results
-from taskvec.evaluation.report.several_page import hold_apart
+from taskvec.evaluation.report.several_page import hold_apart, to_markdown
 from taskvec.evaluation.report.side_by_side import table
 
 SEEDS = {"11": (90, 8, 110), "12": (70, 60, 110), "13": (80, 8, 4)}  # gain, rival's gain, donor's gain
@@ -189,3 +191,36 @@ def test_an_unevaluated_gate_is_not_known(tmp_path):
     assert row[-1] == "no claim: no gate"
     assert pool_results(results).gate == ()
     assert replace(results[0], label="x").label == "x"
+
+
+def places(content: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Places of plain data, three deep; of a list the first one."""
+    if path:
+        yield path
+    rows: dict[Any, Any] = content if isinstance(content, dict) else {}
+    if isinstance(content, list):
+        rows = dict(enumerate(content[:1]))
+    for key, value in rows.items() if len(path) < 3 else ():
+        yield from places(value, (*path, key))
+
+
+def test_a_report_that_was_changed_is_named(tmp_path: Path) -> None:
+    report = build_report(experiment(gain=5, rival=2, donor_gain=8, count=20), split=Split(0.3, 1)).to_json()
+    path, named = tmp_path / "report.json", 0
+    for part in ("settings", "alpha", "gate", "conclusions", "arms", "comparisons"):
+        for place in places(report[part], (part,)):
+            for value in ({}, 3, "x"):
+                content = inner = json.loads(json.dumps(report))
+                for key in place[:-1]:
+                    inner = inner[key]
+                inner[place[-1]] = value
+                path.write_text(json.dumps(content))
+                refusal = None
+                try:
+                    to_markdown(pool_results(read_results([tmp_path])))
+                except EvaluationError as error:  # or nothing rests on it
+                    refusal = error
+                if refusal is not None:
+                    named += 1
+                    assert refusal.hint, (place, value)
+    assert named > 20

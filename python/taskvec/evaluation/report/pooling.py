@@ -11,7 +11,7 @@ from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.analysis.pooled import Effect, Pooled, interval_error, paired_error, pool
 from taskvec.evaluation.arms import MATCHED
 from taskvec.evaluation.record import finite
-from taskvec.evaluation.report.several import Result
+from taskvec.evaluation.report.several import Result, as_written
 from taskvec.text import minus
 
 SCHEMA = 1
@@ -143,14 +143,16 @@ def pool_results(results: Sequence[Result]) -> Several:
     primary: dict[tuple[str, str], list[Row]] = {}
     gates: dict[tuple[str, str], list[Row]] = {}
     for result in results:
-        for against, tests in _by_other(result):
-            row = _row(result, tests)
+        with as_written(result.label):
+            for against, tests in _by_other(result):
+                row = _row(result, tests)
+                if row is not None:
+                    primary.setdefault((against, _unit(tests[0])), []).append(row)
+            test = result.gate["comparison"]
+            row = _row(result, [test]) if test else None
             if row is not None:
-                primary.setdefault((against, _unit(tests[0])), []).append(row)
-        test = result.gate["comparison"]
-        row = _row(result, [test]) if test else None
-        if row is not None:
-            gates.setdefault((GATE, _unit(test)), []).append(row)
+                gates.setdefault((GATE, _unit(test)), []).append(row)
+            Several((result,), (), ()).to_json()  # all that is counted
     return Several(tuple(results), tuple(_verdicts(gates)), tuple(_verdicts(primary)))
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import EvaluationError
+from taskvec.errors import Error, EvaluationError
 from taskvec.evaluation.report.report import SCHEMA
 from taskvec.files import look
 
 NAME = "report.json"
+AGAIN = "run the sweep's command again: arms that are done are not evaluated again"
 PLAIN = "report"  # a folder of this name says nothing: the one that it is in does
 
 
@@ -93,17 +95,42 @@ def read_results(folders: Sequence[Path]) -> list[Result]:
         raise EvaluationError("no results were named", "name the output folders of sweeps")
     contents = [_read(folder) for folder in folders]
     labels = _labels(folders)
-    return [
-        Result(label, task, content)
-        for label, content in zip(labels, contents, strict=True)
-        for task in content["settings"]["tasks"]
-        if content["settings"]["tasks"][task]["metric"] is not None
-    ]
+    found: list[Result] = []
+    for label, content in zip(labels, contents, strict=True):
+        with as_written(label):
+            tasks: dict[str, Any] = content["settings"]["tasks"]
+            found += [
+                Result(label, task, content) for task, facts in tasks.items() if facts["metric"] is not None
+            ]
+    return found
+
+
+@contextlib.contextmanager
+def as_written(label: str) -> Iterator[None]:
+    """Around what reads the report of a sweep, which another hand may have written to.
+
+    Raises
+    ------
+    EvaluationError
+        Something that every report has is missing from it, or is of another kind.
+    """
+    try:
+        yield
+    except Error:
+        raise
+    except StopIteration:  # as a cause it would pass for the end of this generator
+        raise EvaluationError(
+            f"the report of `{label}` is damaged, or was changed: a row is missing", AGAIN
+        ) from None
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EvaluationError(
+            f"the report of `{label}` is damaged, or was changed: {reason}", AGAIN
+        ) from error
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / NAME if not look.is_file(folder) else folder
-    again = "run the sweep's command again: arms that are done are not evaluated again"
     if not look.exists(path):
         inner = folder / PLAIN / NAME  # of `taskvec demo --paper`
         if not look.exists(inner):
@@ -114,16 +141,19 @@ def _read(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise EvaluationError(f"cannot read `{path}`: {error.strerror}", look.way_out(error)) from error
     except ValueError as error:
-        raise EvaluationError(f"`{path}` is damaged: it is not JSON ({error})", again) from error
+        raise EvaluationError(f"`{path}` is damaged: it is not JSON ({error})", AGAIN) from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "comparisons" not in content:
-        raise EvaluationError(f"`{path}` is not a report of a sweep of schema {SCHEMA}", again)
+        raise EvaluationError(f"`{path}` is not a report of a sweep of schema {SCHEMA}", AGAIN)
     if not content.get("alpha") or not content.get("conclusions"):
         raise EvaluationError(
             f"`{path}` has no vector with a positive alpha, so there is nothing to pool",
             "name the output folders of sweeps",
         )
-    if any("family" not in test for test in content["comparisons"]):
-        raise EvaluationError(f"`{path}` was written before claims had a family of tests of their own", again)
+    tests = content["comparisons"]
+    if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
+        raise EvaluationError(f"`{path}` is damaged: its comparisons are not a list of tests", AGAIN)
+    if any("family" not in test for test in tests):
+        raise EvaluationError(f"`{path}` was written before claims had a family of tests of their own", AGAIN)
     return content
 
 

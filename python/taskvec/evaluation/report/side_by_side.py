@@ -7,13 +7,26 @@ from typing import Any
 
 from taskvec.evaluation.report.labels import number, p_value
 from taskvec.evaluation.report.pooling import other_in_words
-from taskvec.evaluation.report.several import Result
+from taskvec.evaluation.report.several import Result, as_written
 
 UNKNOWN = "–"
 
 
 def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as text: scores in per cent where they are shares of right answers."""
+    """Header and rows, as text: scores in per cent where they are shares of right answers.
+
+    Raises
+    ------
+    EvaluationError
+        The report of a sweep is damaged.
+    """
+    for result in results:
+        with as_written(result.label):
+            _table([result])
+    return _table(results)
+
+
+def _table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     vectors = [arm for result in results for arm in result.plain_arms if arm["kind"] == "vector"]
     alphas = sorted({arm["alpha"] for arm in vectors} - {0.0, None})  # at 0 it is the baseline
     others = _others(results)

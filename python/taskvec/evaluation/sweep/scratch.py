@@ -89,6 +89,8 @@ class Scratch:
         Leave merged models where they are.
     waits : bool
         Nothing is made and no room asked for before the first model is: there may be none.
+    has_manifests : bool
+        Whether merged models have manifests, by which they are looked at before they are used again.
     hold : callable, optional
         Called when models are merged: raises where what they are merged from is not what it was.
     """
@@ -103,11 +105,12 @@ class Scratch:
         budget: int | None = None,
         keep: bool = False,
         waits: bool = False,
+        has_manifests: bool = True,
         hold: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self._facts, self._merge, self._hold = folder, facts, merge, hold
         self._model_bytes, self._keep = max(1, model_bytes), keep
-        self._asked, self._budget = budget, 0
+        self._asked, self._budget, self._has_manifests = budget, 0, has_manifests
         if not waits:
             self._begin()
 
@@ -193,7 +196,9 @@ class Scratch:
 
     def _is_there(self, name: str, identity: str) -> bool:
         folder = self.folder / name
-        return look.is_folder(folder) and self.is_measured(name, identity) and is_sound(folder)
+        if not look.is_folder(folder) or not self.is_measured(name, identity):
+            return False
+        return not self._has_manifests or is_sound(folder)
 
     def _drop(self, name: str) -> None:
         """Take weights away at once: what a removal leaves of them would pass for the whole."""

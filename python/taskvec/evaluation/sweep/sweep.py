@@ -148,6 +148,7 @@ def run_sweep(
             budget=budget,
             keep=keep,
             waits=in_place and not experiment.parts,
+            has_manifests=merge is None,
             hold=runner.hold,
         )
         if in_place:
