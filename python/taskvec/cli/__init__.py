@@ -362,7 +362,7 @@ def main(program: click.Command | None = None, verb: str | None = None) -> NoRet
     is_short = LONG.isdisjoint(sys.argv)
     if is_short:
         # Nearly all that a start makes is modules, which stay: the collector found nothing in 0.01 s.
-        gc.set_threshold(50_000)
+        gc.set_threshold(200_000)
     gc.enable()  # `__main__` has it off
     code = run(sys.argv[1:], program, verb)
     if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):

@@ -42,7 +42,7 @@ from taskvec.text import Key, shown
 class Form(BaseModel):
     """A mapping of the keys below, and of no others."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 class Written(Form):
