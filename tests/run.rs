@@ -333,7 +333,7 @@ fn what_is_kept_of_columns_is_within_the_bound_or_refused() {
     let tight = Options { max_memory: Some(24 << 20), ..Options::default() };
     let out = |name: &str| root.path().join(name);
     let error = run(&along(true, 1 << 17), &out("a"), &tight, &Monitor::default()).unwrap_err();
-    assert!(error.kind == Kind::Plan && error.message.contains("too few"), "{error}");
+    assert!(error.kind == Kind::Plan && error.message.contains("not enough"), "{error}");
     // Rows of 17 elements are looked at with each tile.
     run(&along(false, 17), &out("b"), &tight, &Monitor::default()).unwrap();
 }
