@@ -88,8 +88,11 @@ pub fn run_with(
     let sources = Sources::of(&plan.sources, memories)?.only_headers(options.ends_only);
     let non_finite = NonFinite::default();
     let programs = Program::all(&plan, &sources, level, monitor, &non_finite)?;
-    // A bound that one thread cannot keep is refused before anything is made; what packing takes comes on top.
-    threads(&plan, &programs, 0, options)?;
+    if options.max_memory.is_some() {
+        // A bound that one thread cannot keep is refused before anything is made.
+        let whole = Encodings::of(&plan, &programs, level, &|_| (0..plan.outputs.len()).collect())?;
+        threads(&plan, &programs, whole.memory(), options)?;
+    }
     let folders = admit(&plan, plan_json, out, &layout, &sources, options, monitor)?;
     folders.iter().try_for_each(report::check)?;
     let shards = Shards::new(&plan, &layout, &folders, &programs);

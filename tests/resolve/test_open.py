@@ -213,8 +213,8 @@ def test_an_opened_checkpoint_is_itself(trio: Trio) -> None:
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b"[1, 2]", "expected an object"),
-        (b'"text"', "expected an object"),
+        (b"[1, 2]", "expected a JSON object"),
+        (b'"text"', "expected a JSON object"),
         (b'{"a": 1, "a": 2}', "duplicate key `a`"),
         (b'{"a": {"b": 1, "b": 2}}', "duplicate key `b`"),
         (b"\xff\xfe{}", "not valid JSON"),

@@ -183,7 +183,7 @@ VALUES = [
     ("{search: {low: 0, high: 1, init: [0, 1]}}", "`init` is a number"),
     ("{search: {low: 0, high: 1, groups: 3, init: [0, 1]}}", "2 values for 3 groups"),
     ("{search: [0.5]}", "at least two"),
-    ("{search: [0.5, 0.5]}", "there twice"),
+    ("{search: [0.5, 0.5]}", "listed twice"),
     ("{search: {choices: [0.5, 1], init: 2}}", "is not one of the choices"),
     ("{search: {choices: [0.5, 1], low: 2}}", "`choices` and `low` together"),
     # the recipe's own checks at the ends of a range, and with every choice
