@@ -9,7 +9,7 @@ import click
 import pytest
 
 import taskvec as tv
-from support.command_line import invoke, on_terminal
+from support.command_line import as_seen, invoke, on_terminal
 from support.models import Trio
 from taskvec import cli
 from taskvec.cli import ELSEWHERE, VERBS
@@ -63,7 +63,7 @@ def test_tables_on_a_narrow_terminal(trio: Trio) -> None:
         seen = on_terminal(["diff", trio.donor.name, trio.reference.name, "--quiet"], environment={
             "COLUMNS": width, "NO_COLOR": "1", "PWD": str(trio.donor.parent),
         }, program=["-c", f"import os; os.chdir({str(trio.donor.parent)!r})\n" + RUN]).out  # fmt: skip
-        lines = [line for line in seen.splitlines() if line.strip()]
+        lines = [line for line in as_seen(seen).splitlines() if line.strip()]
         assert max(map(len, lines)) <= int(width), seen
         assert "relative norm" in seen
         assert "mlp.down_proj" in seen
@@ -76,7 +76,7 @@ def test_sentences_on_a_narrow_terminal(trio: Trio, verb: str) -> None:
     seen = on_terminal([verb, *words], environment={
         "COLUMNS": "40", "NO_COLOR": "1", "PWD": str(trio.donor.parent),
     }, program=["-c", f"import os; os.chdir({str(trio.donor.parent)!r})\n" + RUN]).out  # fmt: skip
-    long = [line for line in seen.splitlines() if len(line.rstrip()) > 40]
+    long = [line for line in as_seen(seen).splitlines() if len(line.rstrip()) > 40]
     assert all(" " not in line.strip() for line in long), long  # a name or an address may be longer
 
 

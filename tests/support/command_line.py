@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -83,6 +84,11 @@ def on_terminal(
         seen += piece
     os.close(parent)
     return Outcome(process.wait(timeout=10), seen.decode(errors="replace").replace("\r\n", "\n"), "")
+
+
+def as_seen(written: str) -> str:
+    """What a terminal was sent without the codes that move its cursor and colour its text."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
 
 
 def killed_when_seen(command: Sequence[object], folder: Path, sign: str) -> bool:
