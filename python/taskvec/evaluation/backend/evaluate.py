@@ -55,7 +55,7 @@ def require_extra() -> None:
     EvaluationError
         It is not; the hint says what to install.
     """
-    for package in ("lm_eval", "torch", "transformers", "scipy", "statsmodels", "matplotlib", "jinja2"):
+    for package in ("lm_eval", "torch", "transformers", "scipy", "matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise EvaluationError(
                 f"evaluation needs the extra `eval`: `{package}` is not installed", install("eval")
