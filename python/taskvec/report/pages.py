@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from taskvec.text import percent
 
 
+@functools.cache  # a template is compiled once
 def templates(*packages: str, html: bool = True) -> Any:
     """The templates in the folder ``templates`` of some packages; the first that has a name gives it.
 

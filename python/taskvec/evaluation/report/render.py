@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
@@ -42,6 +43,7 @@ def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
     return environment(html=False).get_template("report.md.j2").render(_context(report, figures))
 
 
+@functools.cache
 def environment(*, html: bool) -> Any:
     environment = templates("taskvec.evaluation.report", html=html)
     environment.filters.update(
