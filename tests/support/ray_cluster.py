@@ -12,7 +12,8 @@ from typing import Any
 def two_nodes() -> Iterator[Any]:
     """Two nodes of one CPU each, and a head that runs nothing."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_worker_niceness"] = "0"  # 15 otherwise: starved by the tests that run next to it
+    # 15 otherwise: starved by the tests that run next to it
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - how Ray spells it
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False}
