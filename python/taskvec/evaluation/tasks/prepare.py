@@ -22,6 +22,7 @@ from taskvec.evaluation.tasks.defaults import task_defaults
 from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_documents
 from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
 from taskvec.evaluation.tasks.generation import generation
+from taskvec.evaluation.tasks.metrics import check_metrics
 from taskvec.evaluation.tasks.programs import continues_code, in_form
 from taskvec.evaluation.tasks.served import served
 from taskvec.evaluation.tasks.think import OwnRequests, with_think
@@ -87,6 +88,7 @@ class PreparedTasks:
             for name in self.tasks:
                 self._in_form(name)
         self.members = members_of(self._manager, self._loaded, settings.tasks)
+        check_metrics(settings, self.members, self.tasks)
         groups = self._loaded.get("groups") or {}
         self.group_versions = {name: group.version for name, group in groups.items()}
         self._left_out: dict[str, NotPerturbableError] = {}
