@@ -297,6 +297,14 @@ class Report:
             "warnings": record.warnings,
         }
 
+    def warnings(self) -> list[tuple[list[ArmRecord], str]]:
+        """Every warning once, with the arms that it is of."""
+        found: dict[str, list[ArmRecord]] = {}
+        for record in self.records:
+            for text in dict.fromkeys(record.warnings):
+                found.setdefault(text, []).append(record)
+        return [(records, text) for text, records in found.items()]
+
     def findings(self) -> list[dict[str, Any]]:
         """The compatibility findings of all merges, each once."""
         found: dict[str, dict[str, Any]] = {}

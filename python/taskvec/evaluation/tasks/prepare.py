@@ -133,7 +133,7 @@ class PreparedTasks:
         for name in self._left_out:
             del self.tasks[name]
         if not self.tasks:
-            raise next(reversed(self._left_out.values()))
+            raise self._nothing_left()
         for shown, members in list(self.members.items()):
             out = [member for member in members if member in self._left_out]
             if not out:
@@ -143,6 +143,17 @@ class PreparedTasks:
             self.members[shown] = [member for member in members if member not in self._left_out]
             if not self.members[shown]:
                 del self.members[shown]
+
+    def _nothing_left(self) -> NotPerturbableError:
+        """The reason why a perturbation applies to no task: of each that is reported the first one."""
+        reasons = {shown: self._left_out[members[0]] for shown, members in self.members.items()}
+        if len(reasons) == 1:
+            return next(iter(reasons.values()))
+        each = "; ".join(error.message for error in reasons.values())
+        return NotPerturbableError(
+            f"perturbation `{self._perturb}` applies to none of the tasks: {each}",
+            "name another perturbation, or add a task to which it applies",
+        )
 
     def _keep_generating(self) -> None:
         """Leave out the tasks whose answers are not generated."""
