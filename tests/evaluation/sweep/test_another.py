@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.evaluation_models import small, tiny, write_model, write_neighbour
-from taskvec.errors import CompatibilityError, EvaluationError
+from taskvec.errors import CompatibilityError, EvaluationError, RecipeError
 from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep.events import Event
 from taskvec.evaluation.sweep.single import evaluate_model
@@ -142,3 +142,19 @@ def test_every_vector_is_seen_to_fit_before_the_first_arm(role, said, arms, tmp_
         run_sweep(small(**{**FEW, **more, "arms": arms}), tmp_path / "out", progress=events.append)
     assert any(finding.id == "shape" for finding in error.value.findings)
     assert not {event.kind for event in events} & {"start", "merge"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"parts": {"groups": 3}}, "3 groups are asked for, and the vector has 2 layers"),
+        (
+            {"parts": {"modules": True}, "merge": {"include": ["self_attn"]}},
+            "arm `all-but-attention` adds no tensor",
+        ),
+    ],
+)
+def test_groups_without_tensors_are_seen_before_the_first_arm(more, said, tmp_path):
+    with pytest.raises((EvaluationError, RecipeError), match=said):
+        run_sweep(small(**{**FEW, **more}), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ from taskvec.errors import CompatibilityError
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.sweep.merge import Merger
-from taskvec.evaluation.sweep.part_vectors import other_vector, sft_vector
+from taskvec.evaluation.sweep.part_arms import chosen_names, groups, part_arms
+from taskvec.evaluation.sweep.part_vectors import hold_some, other_vector, sft_vector, vector_names
 from taskvec.resolve.saved_vector import is_vector
 
 
@@ -21,6 +22,8 @@ def check_vectors(experiment: Experiment, merger: Merger, arms: Iterable[Arm], t
     ------
     CompatibilityError
         One is not; the message says which models its findings mean.
+    EvaluationError, RecipeError
+        A part has no tensor, or there are fewer layers than groups.
     taskvec.Error
         A model cannot be read.
     """
@@ -29,6 +32,7 @@ def check_vectors(experiment: Experiment, merger: Merger, arms: Iterable[Arm], t
         pair = f"donor − reference, here `{delta.donor}` − `{delta.reference}`"
         with _of(f"`{arm.name}` adds {pair}" if arm.kind != "vector" else ""):
             delta.plan(target)
+    _check_groups(experiment)
     parts = experiment.parts
     if parts.also is not None:
         minus = f" − `{experiment.reference}`" if not is_vector(parts.also) else ""
@@ -37,6 +41,14 @@ def check_vectors(experiment: Experiment, merger: Merger, arms: Iterable[Arm], t
     if parts.without_sft:
         with _of(f"`without-sft` needs `{experiment.reference}` − `{experiment.base}`"):
             sft_vector(experiment)
+
+
+def _check_groups(experiment: Experiment) -> None:
+    """Return if every group of tensors that is asked for, and all but it, has some."""
+    names = vector_names(experiment)
+    found = groups(experiment, names)
+    for arm in part_arms(experiment, (1.0,), names):
+        hold_some(arm, chosen_names(arm.part or "", found))
 
 
 @contextlib.contextmanager

@@ -58,6 +58,18 @@ def _difference(donor: str, reference: str, experiment: Experiment) -> TaskVecto
     return TaskVector.difference(tv.open(donor), tv.open(reference), force=force)
 
 
+def hold_some(arm: Arm, names: Sequence[str] | None) -> None:
+    """Return if a group has tensors; None is a part of another kind.
+
+    Raises
+    ------
+    EvaluationError
+        It has none.
+    """
+    if names is not None and not names:
+        raise EvaluationError(f"arm `{arm.name}` adds no tensor", "ask for groups of another kind")
+
+
 def sft_vector(experiment: Experiment) -> TaskVector:
     """Reference - base, from headers."""
     assert experiment.reference is not None
@@ -131,8 +143,7 @@ class PartVectors:
         part = arm.part or ""
         names = chosen_names(part, self._groups)
         if names is not None:
-            if not names:
-                raise EvaluationError(f"arm `{arm.name}` adds no tensor", "ask for groups of another kind")
+            hold_some(arm, names)
             elements = sum(math.prod(self.whole.tensors[name]) for name in names)
             return self.whole.select_by(_exactly(names)), {"bytes": VALUE * elements}
         if part in ("other", "v-and-other"):

@@ -75,8 +75,10 @@ def _leave_nothing(out: Path) -> None:
     """Remove a folder in which nothing was done."""
     with contextlib.suppress(OSError):  # it does no harm
         found = set(os.listdir(out))
-        if found <= {".lock", "experiment.yaml"}:
-            for name in found:
+        if found <= {".lock", "experiment.yaml", "scratch"}:
+            if "scratch" in found:
+                (out / "scratch").rmdir()  # before the others: it may hold something
+            for name in found - {"scratch"}:
                 (out / name).unlink()
             out.rmdir()
 
