@@ -102,10 +102,16 @@ def test_a_second_eval_compares(capsys, tmp_path):
     )
     assert found.code == 0
     assert "Nothing is claimed of the vector on tiny_choice" in found.out
-    again = invoke(capsys, "eval", tiny().donor, *local("tiny_choice"), "-o", out, "--name", "other")
+    said = (*local("tiny_choice"), "-o", out, "--name", "other")
+    again = invoke(capsys, "eval", tiny().donor, *said, "--as", "baseline")
     assert_plain_error(again, "both are baselines", "--as vector")
     kept = {path.stem for path in (out / "arms").glob("*.json")}
-    assert kept == {"target", "mine", "other"}  # the finished arm is kept
+    assert kept == {"target", "mine"}  # before anything was asked
+    # of itself it is the model of a vector, and compared with the first
+    third = invoke(capsys, "eval", tiny().donor, *said)
+    assert third.code == 0
+    arms = {arm["name"]: arm["kind"] for arm in json.loads((out / "report.json").read_text())["arms"]}
+    assert arms == {"target": "baseline", "mine": "vector", "other": "vector"}
 
 
 def test_eval_names_its_folder_after_the_model(capsys, tmp_path, monkeypatch):
