@@ -102,10 +102,16 @@ def test_a_second_eval_compares(capsys, tmp_path):
     )
     assert found.code == 0
     assert "Nothing is claimed of the vector on tiny_choice" in found.out
-    again = invoke(capsys, "eval", tiny().donor, *local("tiny_choice"), "-o", out, "--name", "other")
+    said = (*local("tiny_choice"), "-o", out, "--name", "other")
+    again = invoke(capsys, "eval", tiny().donor, *said, "--as", "baseline")
     assert_plain_error(again, "both are baselines", "--as vector")
     kept = {path.stem for path in (out / "arms").glob("*.json")}
-    assert kept == {"target", "mine", "other"}  # the finished arm is kept
+    assert kept == {"target", "mine"}  # before anything was asked
+    # of itself it is the model of a vector, and compared with the first
+    third = invoke(capsys, "eval", tiny().donor, *said)
+    assert third.code == 0
+    arms = {arm["name"]: arm["kind"] for arm in json.loads((out / "report.json").read_text())["arms"]}
+    assert arms == {"target": "baseline", "mine": "vector", "other": "vector"}
 
 
 def test_eval_names_its_folder_after_the_model(capsys, tmp_path, monkeypatch):
@@ -359,25 +365,43 @@ def test_a_dry_run_shows_a_shipped_sweep(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (["--target", "t"], "name `donor` and `reference`, or a saved `vector`", None),
-        (["--vector", "v"], "`target`: field required", None),
+        (
+            ["--target", "t"],
+            "name `--donor` and `--reference`, or a saved `--vector`",
+            "taskvec sweep --help",
+        ),
+        (["--vector", "v"], "`--target`: is needed, and not named", "taskvec sweep --help"),
         ([""], "`FILE`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--tasks", ""], "`--tasks`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--devices", ""], "`--devices`: the text is empty", "not set"),
         (["--target", "t", "--vector", "v", "--ray", ""], "`--ray`: the text is empty", "not set"),
         (["qwen2.5-math"], "neither a sweep file nor one that ships", "`qwen2.5-math-1.5b`"),
-        (["missing.yaml"], "missing.yaml", None),
-        (["--target", "t", "--vector", "v", "--alpha", "1,1"], "given twice", None),
+        (["missing.yaml"], "sweep file `missing.yaml` is not found", "qwen2.5-math-1.5b"),
+        (
+            ["--target", "t", "--vector", "v", "--alpha", "1,1"],
+            "`--alpha`: alpha `1` is given twice",
+            "--help",
+        ),
         (["--target", "t", "--vector", "v", "--alpha", "x"], "`x` is not a number", None),
         (["--target", "t", "--vector", "v", "--development", "1"], "`--development`", None),
-        (["--target", "t", "--vector", "v", "--think-only"], "`think_only` needs `think`", None),
-        (["--target", "t", "--vector", "v", "--rival", "r"], "`rivals` need `reference`", None),
-        (["--target", "t", "--vector", "v", "--sft-alpha", "2"], "`sft_alphas` need `reference`", None),
+        (["--target", "t", "--vector", "v", "--think-only"], "`--think-only` needs `--think`", "--help"),
+        (["--target", "t", "--vector", "v", "--rival", "r"], "`--rival`: `--reference` is needed", "--help"),
+        (
+            ["--target", "t", "--vector", "v", "--sft-alpha", "2"],
+            "`--sft-alpha`: `--reference` and `--base` are needed",
+            "--help",
+        ),
         (
             ["--target", "t", "--donor", "d", "--reference", "r", "--rival", "x", "--rival", "x"],
-            "`x` is named twice",
-            None,
+            "`--rival`: `x` is named twice",
+            "--help",
         ),
+        (
+            ["--target", "t", "--vector", "v", "--without-sft"],
+            "`--without-sft` needs `--reference` and `--base`",
+            "--help",
+        ),
+        (["--target", "t", "--vector", "v", "--top", "0"], "`--top`: the largest elements", "--help"),
         (["--target", "t", "--vector", "v", "--scratch-budget", "much"], "not a size", None),
         (["--target", "t", "--vector", "v", "--tasks", "gsm8kk", "--device", "cpu"], "`gsm8kk`", "`gsm8k`"),
     ],

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from support.evaluation_records import outcomes, record
+from taskvec.cli.eval_options import tasks_given
 from taskvec.cli.sweep import command as sweep_command
 from taskvec.errors import RecipeError
 from taskvec.evaluation.arms import Arm
@@ -91,6 +92,12 @@ def test_a_size_that_the_paper_lacks_is_refused():
 def test_the_option_takes_none_but_its_own_words(words, size, file):
     found = parsed(*words)
     assert (found["paper"], found["file"]) == (size, file)
+
+
+@pytest.mark.parametrize("paper", ["--paper", "--paper=1.5b"])
+def test_tasks_that_are_named_go_before_the_papers(paper):
+    assert tasks_given(parsed(paper)) == PAPER_TASKS
+    assert tasks_given(parsed(paper, "--tasks", "gsm8k,mine")) == ("gsm8k", "mine")
 
 
 def test_a_size_that_the_option_lacks_is_refused():

@@ -75,7 +75,9 @@ def write_tokenizer(folder: Path, *, chat: bool = True) -> None:
     fast.save_pretrained(folder)
 
 
-def write_model(folder: Path, *, seed: int = 0, chat: bool = True, scale: float = 0.3) -> Path:
+def write_model(
+    folder: Path, *, seed: int = 0, chat: bool = True, scale: float = 0.3, hidden: int = 32
+) -> Path:
     """A random Qwen2 of 2 layers in float32, with its tokenizer.
 
     A large `scale` makes logits differ enough that answers depend on the prompt.
@@ -86,7 +88,7 @@ def write_model(folder: Path, *, seed: int = 0, chat: bool = True, scale: float 
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=264,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -45,8 +45,8 @@ HIDDEN = {"candidate", *PARTS}  # kinds that sweeps and searches alone make
 @argument("model", metavar="MODEL", help="The model to evaluate: a folder or a hub id.")
 @task_options
 @option("--as", "kind", type=click.Choice([kind for kind in get_args(Kind) if kind not in HIDDEN]),
-        default="baseline", show_default=True, section="Evaluation",
-        help="What the model is among the arms of OUT.")  # fmt: skip
+        default=None, section="Evaluation",
+        help="What the model is among the arms of OUT.  [default: baseline, and then vector]")  # fmt: skip
 @option("--alpha", type=float, metavar="A", section="Evaluation", help="The factor of a vector in the model.")
 @option("--name", metavar="NAME", section="Evaluation", help="Of the arm.  [default: the model's]")
 @option("-o", "--out", metavar="OUT", type=click.Path(file_okay=False), section="Output",

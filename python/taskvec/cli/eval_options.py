@@ -136,8 +136,8 @@ def settings_given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def tasks_given(options: dict[str, Any]) -> tuple[str, ...]:
-    """The tasks that a command line names."""
-    return options["tasks"] + (PAPER_TASKS if options["paper"] else ())
+    """The tasks that a command line names; those of ``--paper`` where it names none."""
+    return options["tasks"] or (PAPER_TASKS if options["paper"] else ())
 
 
 def preset_given(options: dict[str, Any]) -> dict[str, Any]:

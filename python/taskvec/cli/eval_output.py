@@ -141,10 +141,12 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def show_warnings(console: Console, report: Report) -> None:
     """Warn on stderr of all that makes scores doubtful."""
+    from taskvec.evaluation.report.labels import arms_label
+
     warnings = console.talk()
-    for record in report.records:
-        for text in record.warnings:
-            warnings.level("warning", f"{record.name}: {text}")
+    for records, text in report.warnings():
+        arms = arms_label([record.name for record in records], len(report.records))
+        warnings.level("warning", f"{arms}: {text}")
     for check in report.checks:
         if check.different:
             warnings.level(

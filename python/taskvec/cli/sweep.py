@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -155,9 +158,12 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
         hold_device(device)
     require_extra()
     content = load_experiment(file).model_dump(mode="json", exclude_unset=True) if file else {}
-    whole = experiment(
-        _merged(_merged(content, preset_given(options)), _given(options)), source=file or "the command line"
-    )
+    named = _merged(_merged(content, preset_given(options)), _given(options))
+    if file:
+        whole = experiment(named, source=file)
+    else:
+        with _said_by_options():
+            whole = experiment(named, source="the command line")
     if options["dry_run"]:
         return _plan(console, whole, Path(out))
     with watching(console) as progress:
@@ -174,6 +180,29 @@ def command(console: Console, file: str | None, out: str, **options: Any) -> int
         )
     show(console, report, Path(out))
     return 0
+
+
+# keys of a sweep file whose options have another name
+_OPTIONS = {"alphas": "alpha", "sft_alphas": "sft-alpha", "rivals": "rival"}
+_KEY = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)`")
+
+
+@contextlib.contextmanager
+def _said_by_options() -> Iterator[None]:
+    """Around what reads an experiment: a mistake is told by the options, and not by the keys of a file."""
+    from taskvec.errors import RecipeError
+
+    def option_of(found: re.Match[str]) -> str:
+        name = f"--{_OPTIONS.get(found[1], found[1]).replace('_', '-')}"
+        return f"`{name}`" if name in known else found[0]
+
+    try:
+        yield
+    except RecipeError as error:
+        known = {word for given in command.params for word in given.opts}
+        raise RecipeError(
+            _KEY.sub(option_of, error.message), error.hint or "`taskvec sweep --help` explains the options"
+        ) from None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

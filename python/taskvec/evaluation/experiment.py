@@ -257,9 +257,11 @@ class Experiment(_Strict):
         if self.think_only and self.think is None:
             raise ValueError("`think_only` needs `think`")
         if self.rivals and self.reference is None:
-            raise ValueError("`rivals` need `reference`: a rival's vector is what it has learned since")
+            raise ValueError("`rivals`: `reference` is needed: a rival's vector is what it has learned since")
         if self.sft_alphas and (self.reference is None or self.base is None):
-            raise ValueError("`sft_alphas` need `reference` and `base`, whose difference is the SFT vector")
+            raise ValueError(
+                "`sft_alphas`: `reference` and `base` are needed, whose difference is the SFT vector"
+            )
         if self.parts.without_sft and (self.reference is None or self.base is None):
             raise ValueError(
                 "`parts.without_sft` needs `reference` and `base`: the SFT vector is between them"
@@ -267,7 +269,9 @@ class Experiment(_Strict):
         if self.parts.between and (self.donor is None or self.reference is None):
             raise ValueError("`parts.between` needs `donor` and `reference`")
         if self.parts and not any(alpha > 0 for alpha in self.alphas):
-            raise ValueError("`parts` are added at the chosen alpha: name a positive one")
+            raise ValueError(
+                "parts of the vector are added at the chosen alpha: name a positive one in `alphas`"
+            )
         return self
 
     @property
@@ -330,6 +334,11 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
             )
         with resources.as_file(shipped[name]) as file:
             return _validated(read(file)[1])
+    if name != STANDARD_INPUT and not look.exists(found):
+        raise NotFoundError(
+            f"sweep file `{name}` is not found",
+            f"give the path of a YAML file, or one that ships with taskvec: {', '.join(sorted(recipes()))}",
+        )
     return _validated(read(found)[1])
 
 
@@ -377,6 +386,8 @@ def _first_mistake(error: ValidationError) -> tuple[tuple[str | int, ...], str, 
     bound = bound_words(first)
     if bound is not None:
         return path, f"out of range: {kind_of(first['input'])}", bound
+    if first["type"] == "missing":
+        return path, "is needed, and not named", None
     expected = EXPECTED.get(first["type"])
     if expected is not None:
         return path, f"{expected} is expected, found {kind_of(first['input'])}", None

@@ -215,7 +215,7 @@ class Settings:
             raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq, or use --paper")
         repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
         if repeated:
-            raise RecipeError(f"task `{repeated[0]}` is named twice")
+            raise RecipeError(f"task `{repeated[0]}` is named twice", "name every task once")
         for name, (kinds, words) in _KINDS.items():
             value = getattr(self, name)
             is_other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
@@ -233,9 +233,11 @@ class Settings:
                 "leave out --decoding, or use --backend hf",
             )
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
-            raise RecipeError(f"batch size `{self.batch_size}` is neither a number nor `auto`")
+            raise RecipeError(
+                f"batch size `{self.batch_size}` is neither a number nor `auto`", "give 16, or auto"
+            )
         if isinstance(self.batch_size, int) and self.batch_size < 1:
-            raise RecipeError(f"batch size {self.batch_size} is below 1")
+            raise RecipeError(f"batch size {self.batch_size} is below 1", "give 1 or more, or auto")
         if self.limit is not None and not (
             math.isfinite(self.limit) and (0 < self.limit < 1 or float(self.limit).is_integer())
         ):
@@ -244,9 +246,14 @@ class Settings:
                 "give a whole number, or a share below 1",
             )
         if self.limit is not None and self.limit <= 0:
-            raise RecipeError(f"limit {self.limit} leaves no documents")
+            raise RecipeError(
+                f"limit {self.limit:g} leaves no documents",
+                "give a whole number, or a share below 1, or leave it out to ask all of them",
+            )
         if self.samples < 0:
-            raise RecipeError(f"the number of samples is below 0: {self.samples}")
+            raise RecipeError(
+                f"the number of samples is below 0: {self.samples}", "give 1 or more, or leave it out"
+            )
         beyond = next((k for k in self.pass_at if not 1 <= k <= self.samples), None)
         if beyond is not None:
             raise RecipeError(
@@ -261,9 +268,13 @@ class Settings:
                 "the answers that are scored are greedy as the task asks; these are drawn besides them",
             )
         if not 0 < self.top_p <= 1:
-            raise RecipeError(f"top_p {self.top_p:g} is not above 0 and at most 1")
+            raise RecipeError(
+                f"top_p {self.top_p:g} is not above 0 and at most 1", "1 draws from every token"
+            )
         if self.max_gen_toks is not None and self.max_gen_toks < 1:
-            raise RecipeError(f"max_gen_toks {self.max_gen_toks} is below 1")
+            raise RecipeError(
+                f"max_gen_toks {self.max_gen_toks} is below 1", "leave it out for the task's own default"
+            )
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from scipy import stats
 
 from support.evaluation_records import METRIC, experiment, outcomes, record
 from taskvec.errors import EvaluationError
@@ -121,7 +122,9 @@ def test_plain_words_say_what_was_seen():
     better, nothing = compare([(records[1], records[0]), (records[2], records[0])], ALL, "report", seed=0)
     assert better.detail.startswith("better than baseline (+30.0 points, 95 % interval +2")
     assert nothing.detail.startswith("no difference to baseline shown (+2.0 points, 95 % interval −")
-    assert ", n = 100); one of 7.0" in nothing.detail
+    # of two tests: seven pairs, all one way, of 100, four times in five
+    assert ", n = 100); one of 8.9" in nothing.detail
+    assert stats.binom.sf(6, 100, 0.089) == pytest.approx(0.8, abs=0.01)
     assert nothing.detail.endswith("points would have been seen with a probability of 80 %")
 
 

@@ -476,6 +476,44 @@ def test_metrics_to_compare():
     assert primary_metric("other", []) is None
 
 
+@pytest.mark.parametrize(
+    ("metrics", "said", "way_out"),
+    [
+        ((("tiny_gen", "acc"),), "no metric `acc`", "it has exact_match,strict, exact_match,any"),
+        ((("tiny_gen", "exact_match,lax"),), "no metric `exact_match,lax`", "it has exact_match,strict"),
+        ((("tiny_gem", "exact_match"),), "task `tiny_gem`, which is not evaluated", "mean `tiny_gen`"),
+    ],
+)
+def test_a_metric_that_a_task_lacks_is_named_before_anything_is_asked(metrics, said, way_out):
+    with pytest.raises(EvaluationError, match=said) as error:
+        PreparedTasks(settings(metrics=metrics), think=None, perturb=None)
+    assert way_out in (error.value.hint or "")
+
+
+def test_another_metric_is_honoured_of_an_arm_that_is_done(tmp_path):
+    def run(*metrics: tuple[str, str], **more) -> ArmRecord:
+        return evaluate_into(
+            tmp_path, tiny().target, settings(limit=4, metrics=metrics, **more), BASE,
+            weights_digest(tiny().target),
+        )  # fmt: skip
+
+    first = run()
+    assert first.tasks["tiny_gen"].metric == "exact_match,strict"
+    second = run(("tiny_gen", "exact_match,any"))
+    assert second.tasks["tiny_gen"].metric == "exact_match,any"
+    assert second == replace(first, tasks=second.tasks)  # nothing was asked again
+    assert run() == first
+    with pytest.raises(EvaluationError, match="no metric `acc`"):
+        run(("tiny_gen", "acc"))
+    # the values of drawn answers are those of one metric
+    drawn = run(samples=2)
+    other = run(("tiny_gen", "exact_match,any"), samples=2)
+    assert drawn.tasks["tiny_gen"].metric == "exact_match,strict"
+    assert other.tasks["tiny_gen"].metric == "exact_match,any"
+    fresh = evaluate(tiny().target, settings(limit=4, metrics=(("tiny_gen", "exact_match,any"),), samples=2))
+    assert [s.draws for s in other.samples["tiny_gen"]] == [s.draws for s in fresh.samples["tiny_gen"]]
+
+
 def test_the_papers_tasks():
     chosen = paper_settings(settings())
     assert chosen.tasks == PAPER_TASKS == ("gsm8k", "humaneval", "sciq", "bbh_cot_fewshot")

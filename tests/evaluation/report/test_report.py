@@ -25,7 +25,7 @@ from taskvec.evaluation.record import Merged
 from taskvec.evaluation.report import json_schema
 from taskvec.evaluation.report.figures import PALETTE
 from taskvec.evaluation.report.held import SweepReport
-from taskvec.evaluation.report.labels import arm_label, number, p_value
+from taskvec.evaluation.report.labels import arm_label, arms_label, number, p_value
 from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 
@@ -165,6 +165,30 @@ def test_markdown_says_the_same(written):
     assert sum("random 1 | gsm8k" in table for table in tables) >= 1
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_a_warning_of_several_arms_is_told_once(tmp_path):
+    values = {"gsm8k": outcomes(40, 0.5)}
+    names = ["baseline", "donor", "reference", "alpha=1"]
+    arms = [Arm(name, "vector" if "=" in name else name, 1.0 if "=" in name else None) for name in names]
+    records = [
+        replace(record(arm, values), warnings=["of all"] + (["of some"] if number < 3 else []))
+        for number, arm in enumerate(arms)
+    ]
+    records[0] = replace(records[0], warnings=[*records[0].warnings, "of one", "of one"])
+    report = build_report(records)
+    assert [([r.name for r in of], text) for of, text in report.warnings()] == [
+        (names, "of all"),
+        (names[:3], "of some"),
+        (names[:1], "of one"),
+    ]
+    write_report(report, tmp_path)
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    for said in ("all 4 arms: of all", "baseline, donor and reference: of some", "baseline: of one"):
+        assert text.count(f"- Warning, {said}\n") == 1
+        assert page.count(f"<li>{said}</li>") == 1
+    assert arms_label(["a", "b", "c", "d"], 9) == "a, b and 2 more"
+    assert arms_label(["a"], 1) == "a"
 
 
 def test_an_evaluation_without_a_vector_is_a_plain_page(tmp_path):

@@ -161,6 +161,14 @@ def test_what_is_no_finished_sweep_is_refused_by_name(sweeps, tmp_path, capsys):
     done = invoke(capsys, "report", tmp_path / "nothing")
     assert (done.code, done.out) == (2, "")
     assert "hint: name the output folder of a finished sweep" in done.err
+    for place in (tmp_path / "killed", tmp_path / "demo" / "report"):
+        (place / "arms").mkdir(parents=True)
+        (place / "arms" / "baseline.json").write_text("{}")
+    for name in ("killed", "demo"):
+        done = invoke(capsys, "report", tmp_path / name)
+        assert done.code == 2
+        assert "its sweep has not come to an end" in done.err
+        assert "hint: run its command again" in done.err
 
 
 def test_a_sweeps_own_folder_is_never_written_into(sweeps, tmp_path, capsys):

@@ -169,6 +169,14 @@ def test_a_perturbation_that_fits_no_part_of_a_group_is_one_warning(monkeypatch)
     assert warning.startswith("left out of this arm: 27 of the 27 tasks of `bbh_cot_fewshot`: task `bbh_cot_")
 
 
+def test_a_perturbation_that_fits_no_task_says_so_of_each(monkeypatch):
+    with pytest.raises(EvaluationError, match="`numbers` applies to none of the tasks") as error:
+        run(monkeypatch, Scripted(completions()), "sciq", "humaneval", perturb="numbers")
+    assert "task `sciq`" in error.value.message
+    assert "task `humaneval` asks for program code" in error.value.message
+    assert "another perturbation" in (error.value.hint or "")
+
+
 # --- the request to reason
 
 

@@ -164,6 +164,15 @@ def test_typo_keeps_first_letters():
 # --- distractor and order
 
 
+@pytest.mark.parametrize("word", ["nine", "none", "sixty", "eighty", "more", "lesser", "tenth", "fifths"])
+def test_typo_says_no_other_amount(word):
+    amounts = {"nine", "none", "six", "sixth", "eight", "less", "ten", "fifth", "more", "most"} - {word}
+    made = {perturb.typo(f"Ann has {word} bags.", random.Random(seed), rate=1.0) for seed in range(300)}
+    found = {text.split()[2] for text in made if text is not None}
+    assert len(found) > 3
+    assert not found & amounts
+
+
 def test_distractor_stands_before_the_question():
     question = "Tom has 3 apples. Ann has 4. How many are there?"
     found = perturb.distractor(question, rng(1))

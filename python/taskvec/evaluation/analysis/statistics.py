@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -171,10 +171,9 @@ def detectable(
 ) -> float:
     """The smallest difference that would have been shown with a probability of 80 %.
 
-    For 0/1 metrics it solves Connor's sample-size formula for McNemar's test (Biometrics 43, 1987) for the
-    difference, given the share of pairs that disagree, and is never below what the exact test needs when all
-    disagreeing pairs lean one way. For other metrics it is the usual (z + z') times the standard error of the
-    mean difference.
+    For 0/1 metrics the power of McNemar's exact test is summed over the number of pairs that disagree, of
+    which a share is given; all of them lean one way where the difference is as large as that share, or
+    larger. For other metrics it is the usual (z + z') times the standard error of the mean difference.
 
     Parameters
     ----------
@@ -196,19 +195,59 @@ def detectable(
     if spread is not None:
         return reach * spread / math.sqrt(n)
     assert discordant is not None
-    floor = min(1.0, fewest(threshold) / n)
-    share = max(discordant, floor)
+    return _detectable_exactly(n, discordant, threshold)
+
+
+@functools.lru_cache(maxsize=4096)
+def _detectable_exactly(n: int, discordant: float, level: float) -> float:
+    """The difference of paired 0/1 values that McNemar's exact test shows with a probability of 80 %."""
     from scipy import optimize
 
-    def shortfall(difference: float) -> float:
-        noise = quantile(threshold) * math.sqrt(share)
-        noise += quantile(2 * (1 - POWER)) * math.sqrt(max(0.0, share - difference**2))
-        return math.sqrt(n) * difference - noise
+    if n < fewest(level):
+        return 1.0
 
-    if shortfall(share) <= 0:
-        return share
-    root = optimize.brentq(shortfall, 0.0, share)
-    return max(floor, float(root))  # type: ignore[arg-type]
+    def surplus(difference: float) -> float:
+        return mcnemar_power(n, difference, max(discordant, difference), level) - POWER
+
+    if surplus(1.0) <= 0:
+        return 1.0
+    return float(optimize.brentq(surplus, 0.0, 1.0, xtol=1e-5))  # type: ignore[arg-type]
+
+
+def mcnemar_power(n: int, difference: float, discordant: float, level: float) -> float:
+    """The probability that McNemar's exact test shows a difference, in its own direction.
+
+    Parameters
+    ----------
+    n : int
+        Pairs.
+    difference : float
+        Of the shares that are right, from 0 to `discordant`.
+    discordant : float
+        Share of pairs that disagree.
+    level : float
+        The p below which a difference counts as shown.
+    """
+    from scipy import stats
+
+    if discordant <= 0:
+        return 0.0
+    reach = 8 * math.sqrt(n * discordant * (1 - discordant)) + 8
+    low, high = max(0, math.floor(n * discordant - reach)), min(n, math.ceil(n * discordant + reach))
+    differing = np.arange(low, high + 1)
+    up = min(1.0, (discordant + difference) / (2 * discordant))
+    shown = stats.binom.sf(_fewest_gains(n, level)[low : high + 1] - 1, differing, up)
+    return float(stats.binom.pmf(differing, n, discordant) @ shown)
+
+
+@functools.lru_cache(maxsize=64)
+def _fewest_gains(n: int, level: float) -> Any:
+    """The gains from which the exact test's p, twice the upper tail, is below a level: of 0 to n pairs."""
+    from scipy import stats
+
+    differing = np.arange(n + 1)
+    gains = stats.binom.isf(level / 2, differing, 0.5) + 1
+    return gains + (2 * stats.binom.sf(gains - 1, differing, 0.5) >= level)
 
 
 def fewest(level: float) -> int:

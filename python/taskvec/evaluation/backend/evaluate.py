@@ -40,6 +40,7 @@ from taskvec.evaluation.record import (
     writing,
 )
 from taskvec.evaluation.settings import PartSettings, Settings
+from taskvec.evaluation.tasks.metrics import as_chosen
 from taskvec.extras import install
 from taskvec.files import look
 
@@ -400,5 +401,7 @@ def finished(out: Path, settings: Settings, arm: Arm, weights: str) -> ArmRecord
         return None
     if record.identity != arm_identity(settings, weights, arm) or record.arm != arm:
         return None
-    _remove(_journal(out, arm))
-    return record
+    found = as_chosen(record, settings)
+    if found is not None:
+        _remove(_journal(out, arm))
+    return found

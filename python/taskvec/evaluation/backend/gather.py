@@ -16,7 +16,7 @@ from taskvec.evaluation.analysis import statistics
 from taskvec.evaluation.analysis.scores import mean_length
 from taskvec.evaluation.arms import Arm
 from taskvec.evaluation.record import ArmRecord, Draw, Sample, Score, TaskFacts
-from taskvec.evaluation.tasks.defaults import primary_metric
+from taskvec.evaluation.tasks.metrics import chosen_metric
 from taskvec.text import plural
 
 
@@ -175,7 +175,7 @@ def _facts(
     shared = [metric for metric in rows[0].metrics if all(metric in row.metrics for row in rows)]
     order = list(results["results"][members[0]])
     shared.sort(key=lambda metric: order.index(metric) if metric in order else len(order))
-    metric = primary_metric(name, shared, tasks.metric_for(name))
+    metric = chosen_metric(name, shared, tasks.metric_for(name))
     higher = results.get("higher_is_better", {}).get(members[0], {})
     up = higher.get(metric.split(",")[0], True) if metric else True
     lengths = [setup.max_gen_toks for setup in setups if setup.max_gen_toks is not None]

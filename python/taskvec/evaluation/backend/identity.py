@@ -18,7 +18,7 @@ from taskvec.files.names import MANIFEST, RECIPE
 
 # Raised whenever the same settings come to give other prompts, stop strings or decoding: arms from before are
 # then neither taken for finished nor compared.
-PREPARATION = 4
+PREPARATION = 5
 
 _State = tuple[tuple[str, look.Stamp | None], ...]  # the files of a model that decide what it computes
 _read: dict[str, tuple[str, _State]] = {}  # digests, and what was read for them, by absolute path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from taskvec.evaluation.analysis.statistics import is_binary
 from taskvec.evaluation.arms import RIVALS, Arm, rival_in_words
 from taskvec.evaluation.record import ArmRecord, Score, TaskFacts
 from taskvec.settings import format_alpha
-from taskvec.text import minus
+from taskvec.text import minus, roles
+
+FEW = 3  # arms that are named where a warning is of several
 
 if TYPE_CHECKING:
     from taskvec.evaluation.analysis.compare import Comparison
@@ -37,6 +40,15 @@ def arm_label(arm: Arm) -> str:
         text = arm.kind
     notes = [note for note in ("think" if arm.think else None, arm.perturb) if note]
     return ", ".join([text, *notes])
+
+
+def arms_label(names: Sequence[str], of: int) -> str:
+    """Some of the arms of a report in words: ``all 12 arms``, ``a, b and 3 more``."""
+    if len(names) == of and of > 1:
+        return f"all {of} arms"
+    few = names if len(names) <= FEW else names[: FEW - 1]
+    more = len(names) - len(few)
+    return f"{', '.join(few)} and {more} more" if more else roles(few)
 
 
 _PARTS = {

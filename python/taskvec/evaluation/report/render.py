@@ -16,6 +16,7 @@ from taskvec.evaluation.record import ArmRecord
 from taskvec.evaluation.report.figures import PALETTE, Figure
 from taskvec.evaluation.report.labels import (
     arm_label,
+    arms_label,
     difference,
     metric_unit,
     number,
@@ -117,7 +118,10 @@ def _context(report: Report, figures: Mapping[str, Figure]) -> dict[str, Any]:
         "paper_rows": _paper_rows(report),
         "not_stated": NOT_STATED,
         "findings": report.findings(),
-        "warnings": [(record.arm, text) for record in report.records for text in record.warnings],
+        "warnings": [
+            (arms_label([arm_label(record.arm) for record in records], len(report.records)), text)
+            for records, text in report.warnings()
+        ],
         "several_tasks": len(report.tasks) > 1,
         "first": report.records[0],
     }  # fmt: skip

@@ -34,7 +34,7 @@ from taskvec.evaluation.analysis.parts import PartFinding, part_findings
 from taskvec.evaluation.analysis.perturbed import Effect, Example, effects, examples
 from taskvec.evaluation.analysis.scores import part_lengths, part_scores
 from taskvec.evaluation.analysis.slices import Form, Slice, forms, slices
-from taskvec.evaluation.arms import PARTS
+from taskvec.evaluation.arms import PARTS, Arm
 from taskvec.evaluation.paper import Size
 from taskvec.evaluation.record import ArmRecord, Merged, Score, finite
 from taskvec.evaluation.report.paper import PaperPage, paper_page
@@ -297,6 +297,14 @@ class Report:
             "warnings": record.warnings,
         }
 
+    def warnings(self) -> list[tuple[list[ArmRecord], str]]:
+        """Every warning once, with the arms that it is of."""
+        found: dict[str, list[ArmRecord]] = {}
+        for record in self.records:
+            for text in dict.fromkeys(record.warnings):
+                found.setdefault(text, []).append(record)
+        return [(records, text) for text, records in found.items()]
+
     def findings(self) -> list[dict[str, Any]]:
         """The compatibility findings of all merges, each once."""
         found: dict[str, dict[str, Any]] = {}
@@ -348,15 +356,7 @@ def build_report(
     """
     split = split or Split(0.0, 0)
     check_comparable(records)
-    named: dict[tuple[str | None, str | None], str] = {}
-    for record in records:
-        if record.kind == "baseline":
-            other = named.setdefault(record.arm.condition, record.name)
-            if other != record.name:
-                raise EvaluationError(
-                    f"arms `{other}` and `{record.name}` both are baselines under the same prompt",
-                    "say what the other one is, such as --as vector",
-                )
+    hold_one_baseline([record.arm for record in records])
     seed = split.seed
     choice = choose_alpha(records, split, think=think, choosing=choosing)
     alphas = {task: choice.of(task) for task in records[0].tasks} if choice else {}
@@ -385,3 +385,21 @@ def build_report(
         size=size,
         pass_at=tuple(pass_at),
     )
+
+
+def hold_one_baseline(arms: Sequence[Arm]) -> None:
+    """Return if at most one arm is the baseline under each prompt.
+
+    Raises
+    ------
+    EvaluationError
+        Two are.
+    """
+    named: dict[tuple[str | None, str | None], str] = {}
+    for arm in arms:
+        other = named.setdefault(arm.condition, arm.name) if arm.kind == "baseline" else arm.name
+        if other != arm.name:
+            raise EvaluationError(
+                f"arms `{other}` and `{arm.name}` both are baselines under the same prompt",
+                "say what the other one is, such as --as vector",
+            )

@@ -134,6 +134,11 @@ def _read(folder: Path) -> dict[str, Any]:
     if not look.exists(path):
         inner = folder / PLAIN / NAME  # of `taskvec demo --paper`
         if not look.exists(inner):
+            if look.listing(folder / "arms") or look.listing(inner.parent / "arms"):
+                raise EvaluationError(
+                    f"`{folder}` holds no {NAME}: its sweep has not come to an end",
+                    "run its command again: arms that are done are not evaluated again",
+                )
             raise EvaluationError(f"`{folder}` holds no {NAME}", "name the output folder of a finished sweep")
         path = inner
     try:

@@ -28,7 +28,7 @@ def evaluate(
     tasks: str | Sequence[str],
     out: str | os.PathLike[str] | None = None,
     name: str | None = None,
-    kind: Kind = "baseline",
+    kind: Kind | None = None,
     alpha: float | None = None,
     think: str | None = None,
     perturb: str | Sequence[str] = (),
@@ -51,8 +51,9 @@ def evaluate(
         compared with the first, document by document, and an arm that is done is not run again.
     name : str, optional
         Of the arm; by default the model's own.
-    kind : str
-        The model's part in the experiment: ``baseline``, ``donor``, ``vector`` and others.
+    kind : str, optional
+        The model's part in the experiment: ``baseline``, ``donor``, ``vector`` and others; by default that of
+        the first model of a folder is ``baseline``, and that of every other one ``vector``.
     alpha : float, optional
         The factor of a vector that is in the model.
     think : str, optional
@@ -83,7 +84,8 @@ def evaluate(
 
     require_extra()
     model = path(named(model) if isinstance(model, Model) else model, "model")
-    one_of(kind, "kind", get_args(Kind))
+    if kind is not None:
+        one_of(kind, "kind", get_args(Kind))
     place = os.fspath(path(out, "out")) if out is not None else f"eval-{name or arm_stem(model)}"
     hold_folder(place, "an evaluation")
     known = [key_of(name) for name in OPTIONS]

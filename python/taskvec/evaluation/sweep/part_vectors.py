@@ -58,6 +58,45 @@ def _difference(donor: str, reference: str, experiment: Experiment) -> TaskVecto
     return TaskVector.difference(tv.open(donor), tv.open(reference), force=force)
 
 
+def hold_some(arm: Arm, names: Sequence[str] | None) -> None:
+    """Return if a group has tensors; None is a part of another kind.
+
+    Raises
+    ------
+    EvaluationError
+        It has none.
+    """
+    if names is not None and not names:
+        raise EvaluationError(f"arm `{arm.name}` adds no tensor", "ask for groups of another kind")
+
+
+def sft_vector(experiment: Experiment) -> TaskVector:
+    """Reference - base, from headers."""
+    assert experiment.reference is not None
+    assert experiment.base is not None
+    return _difference(experiment.reference, experiment.base, experiment)
+
+
+def other_vector(experiment: Experiment) -> TaskVector:
+    """The vector of the second donor, or the second saved one, on the tensors that merges take.
+
+    Raises
+    ------
+    EvaluationError
+        It is a model, and there is no reference to take it from.
+    """
+    given = experiment.merge
+    also = experiment.parts.also
+    assert also is not None
+    if is_vector(also):
+        found = tv.load_vector(also)
+    elif experiment.reference is not None:
+        found = _difference(also, experiment.reference, experiment)
+    else:
+        raise EvaluationError(f"`{also}` is a model: its vector needs a reference", "name `reference`")
+    return found.select_by(Selection(tuple(given.include), tuple(given.exclude), given.preset, given.layers))
+
+
 def part_inputs(experiment: Experiment, arm: Arm) -> list[str]:
     """The models and vectors whose weights a part depends on, besides target and vector."""
     found = []
@@ -104,31 +143,14 @@ class PartVectors:
         part = arm.part or ""
         names = chosen_names(part, self._groups)
         if names is not None:
-            if not names:
-                raise EvaluationError(f"arm `{arm.name}` adds no tensor", "ask for groups of another kind")
+            hold_some(arm, names)
             elements = sum(math.prod(self.whole.tensors[name]) for name in names)
             return self.whole.select_by(_exactly(names)), {"bytes": VALUE * elements}
         if part in ("other", "v-and-other"):
-            other = self._other()
+            other = other_vector(self.experiment)
             return (other if part == "other" else self.whole + other), {}
         facts = self._made()[part]
         return tv.load_vector(facts["folder"]), {k: v for k, v in facts.items() if k != "folder"}
-
-    def _other(self) -> TaskVector:
-        given = self.experiment
-        assert given.parts.also is not None
-        if is_vector(given.parts.also):
-            found = tv.load_vector(given.parts.also)
-        elif given.reference is not None:
-            found = _difference(given.parts.also, given.reference, given)
-        else:
-            raise EvaluationError(
-                f"`{given.parts.also}` is a model: its vector needs a reference", "name `reference`"
-            )
-        merge = given.merge
-        return found.select_by(
-            Selection(tuple(merge.include), tuple(merge.exclude), merge.preset, merge.layers)
-        )
 
     def _made(self) -> dict[str, dict[str, Any]]:
         """The facts of every vector that is computed, each created if it does not exist."""
@@ -139,9 +161,7 @@ class PartVectors:
             return known
         other = None
         if "without-sft" in missing:
-            assert self.experiment.reference is not None
-            assert self.experiment.base is not None
-            other = _difference(self.experiment.reference, self.experiment.base, self.experiment)
+            other = sft_vector(self.experiment)
         for name in missing:
             shutil.rmtree(self._folder / name, ignore_errors=True)
         for name, made in derive(self.whole, missing, self._folder, other=other).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def locked(out: Path) -> Iterator[None]:
     EvaluationError
         The folder cannot be written to, or another process holds the lock.
     """
+    is_new = not look.exists(out)
     try:
         make_folders(out)
         file = (out / ".lock").open("w")
@@ -58,10 +60,27 @@ def locked(out: Path) -> Iterator[None]:
             raise EvaluationError(
                 f"cannot lock `{out / '.lock'}`: {error.strerror or error}", look.way_out(error)
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                _leave_nothing(out)
+            raise
     finally:
         with contextlib.suppress(OSError):  # nothing was written into it
             file.close()
+
+
+def _leave_nothing(out: Path) -> None:
+    """Remove a folder in which nothing was done."""
+    with contextlib.suppress(OSError):  # it does no harm
+        found = set(os.listdir(out))
+        if found <= {".lock", "experiment.yaml", "scratch"}:
+            if "scratch" in found:
+                (out / "scratch").rmdir()  # before the others: it may hold something
+            for name in found - {"scratch"}:
+                (out / name).unlink()
+            out.rmdir()
 
 
 def take_away(folder: Path) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from taskvec.errors import EvaluationError
 from taskvec.evaluation.arms import Arm, Kind, arm_name, arm_stem
 from taskvec.evaluation.backend.evaluate import evaluate_into, finished, require_extra
-from taskvec.evaluation.backend.identity import resolve, settings_identity, source, versions
+from taskvec.evaluation.backend.identity import (
+    arm_identity,
+    resolve,
+    settings_identity,
+    source,
+    versions,
+)
 from taskvec.evaluation.paper import Size
-from taskvec.evaluation.record import ArmRecord, read_record
-from taskvec.evaluation.report.report import Report, build_report
+from taskvec.evaluation.record import ArmRecord, read_record, record_path, write_record
+from taskvec.evaluation.report.report import Report, build_report, hold_one_baseline
 from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings
+from taskvec.evaluation.sweep.another import hold_same_model, sound_record
 from taskvec.evaluation.sweep.events import Event, Progress
 from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.tasks.apart import keep_apart
@@ -27,7 +35,7 @@ def evaluate_model(
     out: Path,
     *,
     name: str | None = None,
-    kind: Kind = "baseline",
+    kind: Kind | None = None,
     alpha: float | None = None,
     think: str | None = None,
     perturb: Sequence[str] = (),
@@ -49,8 +57,9 @@ def evaluate_model(
         Output folder.
     name : str, optional
         Of the arm; by default the model's own.
-    kind : str
-        The model's part in the experiment: ``baseline``, ``donor``, ``vector`` …
+    kind : str, optional
+        The model's part in the experiment: ``baseline``, ``donor``, ``vector`` …; by default that of the
+        first model of a folder is ``baseline``, and that of every other one ``vector``.
     alpha : float, optional
         The factor of a vector that is in the model.
     think : str, optional
@@ -79,13 +88,16 @@ def evaluate_model(
     folder, weights = resolve(model)  # a model that is not found leaves no folder
     with locked(out), loaded_once():
         stem = name or arm_stem(model)
-        arms = [
-            Arm(arm_name(stem, think, kind_of), kind, alpha, think, kind_of) for kind_of in (None, *perturb)
-        ]
-        others = _others(out, {arm.name for arm in arms})
+        names = {perturbed: arm_name(stem, think, perturbed) for perturbed in (None, *perturb)}
+        others = _others(out, set(names.values()))
+        kind = kind or _kind(others, weights)
+        arms = [Arm(own, kind, alpha, think, perturbed) for perturbed, own in names.items()]
+        hold_same_model(model, weights, out, arms)
         _check(settings, others)
+        hold_one_baseline([*(record.arm for record in others), *arms])
         records = []
         for number, arm in enumerate(arms):
+            _relabel(out, settings, arm, weights)
             known = finished(out, settings, arm, weights)
             tell(Event("known" if known else "start", arm.name, "", number, len(arms)))
 
@@ -105,7 +117,8 @@ def evaluate_model(
                     sources=[source(folder, weights)],
                 )
             )
-            tell(Event("done", arm.name, "", number + 1, len(arms)))
+            if known is None:
+                tell(Event("done", arm.name, "", number + 1, len(arms)))
         everything = sorted([*others, *records], key=lambda record: record.kind != "baseline")
         conditions = {record.think for record in everything}
         report = build_report(
@@ -117,6 +130,21 @@ def evaluate_model(
         )
         write_report(report, out)
         return report
+
+
+def _kind(others: Sequence[ArmRecord], weights: str) -> Kind:
+    """What a model is that nothing is said of: the baseline, unless another one is."""
+    first = any(record.kind == "baseline" and record.weights != weights for record in others)
+    return "vector" if first else "baseline"
+
+
+def _relabel(out: Path, settings: Settings, arm: Arm, weights: str) -> None:
+    """Give an arm that is done another part in the experiment: its answers are the same."""
+    record = sound_record(out, arm.name)
+    if record is None or record.arm == arm or record.identity != arm_identity(settings, weights, arm):
+        return
+    found = replace(record, kind=arm.kind, alpha=arm.alpha, seed=None, origin=None, part=None)
+    write_record(record_path(out, arm.name), found)
 
 
 def _others(out: Path, names: set[str]) -> list[ArmRecord]:

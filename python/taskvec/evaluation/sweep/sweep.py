@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,9 @@ from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.adapters import with_adapters
+from taskvec.evaluation.sweep.another import hold_same_sweep
 from taskvec.evaluation.sweep.events import Event, Progress
+from taskvec.evaluation.sweep.fitting import check_vectors
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.named import hold_found
 from taskvec.evaluation.sweep.part_arms import part_arms
@@ -130,6 +132,7 @@ def run_sweep(
         find_tasks(settings)  # an unknown task is found before anything is merged
         hold_found(dict.fromkeys((experiment.target, *experiment.models)))
         opened.enter_context(locked(out))
+        hold_same_sweep(experiment, out, planned_arms(experiment))
         write_whole(out / "experiment.yaml", experiment.to_yaml())
         tell = progress or (lambda _event: None)
         experiment = with_adapters(experiment, out, lambda text: tell(Event("note", text, "", 0, 0)))
@@ -153,6 +156,11 @@ def run_sweep(
         )
         if in_place:
             runner.merger = merger
+        if merge is None:
+            target = runner.folder(experiment.target)
+            runner.fitting = functools.partial(
+                check_vectors, experiment, merger, planned_arms(experiment), target
+            )
         opened.callback(_let_go)
         report = _every_arm(experiment, out, runner)
         write_report(report, out)
@@ -262,6 +270,7 @@ class _Runner:
 
     scratch: Scratch
     merger: Merger | None = None  # where arms are made in the target
+    fitting: Callable[[], None] | None = None  # sees that every vector can be added
 
     def __init__(
         self,
@@ -281,6 +290,10 @@ class _Runner:
         self._done = self._known_of = 0
         self._checked = False
         self._places: Places | None = None
+
+    def folder(self, model: str) -> str:
+        """Where the files of a model are."""
+        return self._models[model][0]
 
     def hold(self) -> None:
         """Return if every model is what it was when the run began; raises if not."""
@@ -305,6 +318,8 @@ class _Runner:
 
     def run(self, arms: list[Arm]) -> list[ArmRecord]:
         """The records of `arms`, in their order."""
+        if not arms:
+            return []
         self._known_of += len(arms)
         self.tell("plan", ",".join(arm.name for arm in arms))
         identities = {arm.weights: arm_weights(arm, self._experiment, self._digests) for arm in arms}
@@ -423,6 +438,8 @@ class _Runner:
         self._checked = True
         given = self._experiment
         check_rivals(given, self._digests)
+        if self.fitting is not None:
+            self.fitting()
         if self._settings.decoding == "model":
             named = filter(None, (given.target, given.donor, given.reference))
             check_alike({model: self._models[model][0] for model in named})

@@ -94,10 +94,15 @@ def primary_metric(name: str, metrics: list[str], chosen: str | None = None) -> 
     for wanted in (chosen, task_defaults(name).metric):
         if wanted is not None:
             for metric in metrics:
-                if metric == wanted or metric.split(",")[0] == wanted:
+                if names_metric(wanted, metric):
                     return metric
     for wanted in METRIC_ORDER:
         for metric in metrics:
             if metric.split(",")[0] == wanted:
                 return metric
     return metrics[0] if metrics else None
+
+
+def names_metric(wanted: str, metric: str) -> bool:
+    """Whether a name means a metric of lm-eval's results, with or without the filter."""
+    return wanted in (metric, metric.split(",")[0])

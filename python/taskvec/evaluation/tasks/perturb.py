@@ -51,6 +51,14 @@ _PLAIN_DISTRACTORS = (
     "The library nearby is closed on Sundays.",
 )
 TYPO_SHARE = 0.15  # of the words that may be touched
+# words that say how much: none may come of a mistyped one, as `none` of `nine`
+_QUANTITY = re.compile(
+    r"none|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)"
+    r"teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|half|thirds?|quarters?|"
+    r"fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|once|twice|thrice|double|triple|dozen|more|"
+    r"less|fewer|most|least|all|both|each|every",
+    re.IGNORECASE,
+)
 _OPTIONS = re.compile(r"\s*\n\s*(?:Options|Choices|Answer choices)\s*:", re.IGNORECASE)
 
 
@@ -93,7 +101,7 @@ def _without_options(question: str) -> tuple[str, str]:
 
 
 def _mistype(word: str, rng: random.Random) -> str:
-    """`word` with one mistake after its first letter; never the same word."""
+    """`word` with one mistake after its first letter; never the same word, nor one that says how much."""
     for _ in range(8):
         at = rng.randrange(1, len(word) - 1)
         slip = rng.choice(("swap", "drop", "double", "beside"))
@@ -105,9 +113,9 @@ def _mistype(word: str, rng: random.Random) -> str:
             changed = word[:at] + word[at] + word[at:]
         else:
             changed = word[:at] + rng.choice(_NEIGHBOURS[word[at].lower()]) + word[at + 1 :]
-        if changed != word:
+        if changed != word and not _QUANTITY.fullmatch(changed):
             return changed
-    return word[:-1]
+    return word + word[-1]
 
 
 def distractor(question: str, rng: random.Random, *, rate: float | None = None) -> str | None:

@@ -22,6 +22,7 @@ from taskvec.evaluation.tasks.defaults import task_defaults
 from taskvec.evaluation.tasks.documents import NotPerturbableError, perturb_documents
 from taskvec.evaluation.tasks.find import explained, find_tasks, is_shipped, members_of
 from taskvec.evaluation.tasks.generation import generation
+from taskvec.evaluation.tasks.metrics import check_metrics
 from taskvec.evaluation.tasks.programs import continues_code, in_form
 from taskvec.evaluation.tasks.served import served
 from taskvec.evaluation.tasks.think import OwnRequests, with_think
@@ -87,6 +88,7 @@ class PreparedTasks:
             for name in self.tasks:
                 self._in_form(name)
         self.members = members_of(self._manager, self._loaded, settings.tasks)
+        check_metrics(settings, self.members, self.tasks)
         groups = self._loaded.get("groups") or {}
         self.group_versions = {name: group.version for name, group in groups.items()}
         self._left_out: dict[str, NotPerturbableError] = {}
@@ -131,7 +133,7 @@ class PreparedTasks:
         for name in self._left_out:
             del self.tasks[name]
         if not self.tasks:
-            raise next(reversed(self._left_out.values()))
+            raise self._nothing_left()
         for shown, members in list(self.members.items()):
             out = [member for member in members if member in self._left_out]
             if not out:
@@ -141,6 +143,17 @@ class PreparedTasks:
             self.members[shown] = [member for member in members if member not in self._left_out]
             if not self.members[shown]:
                 del self.members[shown]
+
+    def _nothing_left(self) -> NotPerturbableError:
+        """The reason why a perturbation applies to no task: of each that is reported the first one."""
+        reasons = {shown: self._left_out[members[0]] for shown, members in self.members.items()}
+        if len(reasons) == 1:
+            return next(iter(reasons.values()))
+        each = "; ".join(error.message for error in reasons.values())
+        return NotPerturbableError(
+            f"perturbation `{self._perturb}` applies to none of the tasks: {each}",
+            "name another perturbation, or add a task to which it applies",
+        )
 
     def _keep_generating(self) -> None:
         """Leave out the tasks whose answers are not generated."""
