@@ -117,6 +117,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     # what takes most of the time of a report and has nothing to do with files
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
     monkeypatch.setattr(render, "environment", functools.cache(render.environment))
+    monkeypatch.setattr(search_report, "templates", functools.cache(search_report.templates))
     monkeypatch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
 
 
