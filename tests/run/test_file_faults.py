@@ -25,7 +25,7 @@ import taskvec as tv
 from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
 from support.oracle import same_files
-from support.outcomes import Continued, Whole, contents
+from support.outcomes import Continued, Whole, contents, settled
 from support.vocabularies import write_words
 from taskvec import cli
 from taskvec.lazy.recipe import scratch_of
@@ -314,7 +314,7 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
     shutil.copytree(out, good)
     inputs, whole = contents(world.inputs), Whole()
     left = (home, scratch_of(out), world.root / "scratch", world.temporary)
-    continued = Continued(lambda: [contents(folder) for folder in left])
+    continued = Continued(lambda: [settled(folder) for folder in left])
     injector = Injector(world.root, monkeypatch)
 
     def ready() -> None:

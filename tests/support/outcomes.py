@@ -6,6 +6,7 @@ whether an output is what its manifest says, is found out once for each.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -40,6 +41,22 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, bytes | None]]:
                 yield name, file.read()
 
 
+def settled(folder: Path) -> Contents:
+    """Contents without what a manifest says of the run, which is never the same."""
+    found = contents(folder)
+    for name, data in found.items():
+        if os.path.basename(name) == MANIFEST and data:
+            with contextlib.suppress(ValueError):
+                found[name] = _settled(data)
+    return found
+
+
+def _settled(data: bytes) -> bytes:
+    manifest = json.loads(data)
+    told = {key: value for key, value in manifest.items() if key not in ("run", "seal")}
+    return json.dumps([told, seal_of(data, manifest)]).encode()
+
+
 class Whole:
     """The folders that look complete, of which each state is verified once.
 
@@ -64,10 +81,8 @@ class Whole:
         own = {name[len(prefix) :]: data for name, data in found.items() if name.startswith(prefix)}
         data = own.pop(MANIFEST)
         assert data is not None
-        manifest = json.loads(data)
-        assert seal_of(data, manifest) == "sealed"
-        rest = {key: value for key, value in manifest.items() if key not in ("run", "seal")}
-        key = digest({**own, MANIFEST: json.dumps(rest).encode()})
+        assert seal_of(data, json.loads(data)) == "sealed"
+        key = digest({**own, MANIFEST: _settled(data)})
         if key not in self._verified:
             assert tv.verify(root / folder).ok
             self._verified.add(key)
