@@ -11,7 +11,7 @@ import pytest
 
 import taskvec as tv
 from support.evaluation_jobs import JOBS, World, importance, search, settings, sweep, worlds
-from support.evaluation_stub import results, without_lm_eval
+from support.evaluation_stub import BLOCK, results, without_lm_eval
 from taskvec.evaluation.sweep.single import evaluate_model
 
 
@@ -44,7 +44,7 @@ def evaluated(world: World, out: Path, progress: Any) -> None:
 
 CASES: dict[str, tuple[Callable[[World, Path, Any], object], str, tuple[Any, ...]]] = {
     "before it is loaded": (evaluated, "donor", ("start",)),
-    "after a block": (evaluated, "donor", ("progress", None, 64)),
+    "after a block": (evaluated, "donor", ("progress", None, BLOCK)),
     "a donor, before it is loaded": (
         lambda world, out, tell: sweep(world, out, progress=tell), "donor", ("start", "donor"),
     ),

@@ -16,6 +16,7 @@ import pytest
 from support.evaluation_jobs import JOBS, World, small_demo, worlds
 from support.evaluation_stub import results, without_lm_eval
 from support.file_faults import FAULTS, Injector, Site, fails_honestly
+from support.outcomes import Continued, contents
 from taskvec.files.names import MANIFEST
 
 REPORT = ("report.json", "report.md", "report.html")
@@ -95,11 +96,21 @@ def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytes
     assert results(out) == good
     chosen = list(points(injector.sites, list(JOBS).index(name), job.every))
     print(f"{name}: {len(chosen)} points")
+    continued = Continued(lambda: (results(out), [*contents(home)]))
+
+    def go_on() -> None:
+        job.run(world, out)
+        assert results(out) == good, injector.hit
+
     for at, fault in chosen:
         ready()
         injector.arm(at, fault)
         failed = fails_honestly(injector, fault, lambda: job.run(world, out))
         if failed:
             assert is_of(results(out), good, first), injector.hit
-            job.run(world, out)
-        assert results(out) == good, injector.hit
+            continued(go_on)
+        else:
+            assert results(out) == good, injector.hit
+    # nothing has stayed behind in this process either
+    ready()
+    go_on()

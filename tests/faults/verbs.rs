@@ -283,17 +283,13 @@ impl World {
                 self.writer("merge")().unwrap();
                 fs::write(self.out.join("tokenizer.json"), b"old").unwrap();
             }
-            "resume" => {
-                self.writer("transfer")().unwrap();
-                self.half();
-            }
+            "resume" => self.half(),
             _ => {}
         }
     }
 
     /// Turns a finished output into what a kill during the second shard leaves.
     fn half(&self) {
-        fs::remove_dir_all(&self.out).unwrap();
         let plan = self.transfer(&[0.5]).to_string();
         run(plan.as_bytes(), &self.out, &Options::default(), &Monitor::default()).unwrap();
         fs::remove_file(self.out.join(SHARDS[1])).unwrap();
@@ -328,15 +324,23 @@ pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Every file below a folder.
 pub(crate) fn contents(folder: &Path) -> Files {
+    let mut found = entries(folder);
+    found.retain(|path, _| !folder.join(path).is_dir());
+    found
+}
+
+/// Every file below a folder, and every folder, which has no bytes.
+pub(crate) fn entries(folder: &Path) -> Files {
     let mut found = BTreeMap::new();
     let mut pending = vec![folder.to_owned()];
     while let Some(next) = pending.pop() {
         for name in names(&next) {
             let path = next.join(name);
-            if path.is_dir() {
+            let is_folder = path.is_dir();
+            let bytes = if is_folder { Vec::new() } else { fs::read(&path).unwrap() };
+            found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+            if is_folder {
                 pending.push(path);
-            } else {
-                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
             }
         }
     }

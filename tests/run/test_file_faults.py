@@ -25,6 +25,7 @@ import taskvec as tv
 from support.file_faults import FAULTS, Injector, Site, fails_honestly
 from support.models import Trio, write_trio
 from support.oracle import same_files
+from support.outcomes import Continued, Whole, contents, settled
 from support.vocabularies import write_words
 from taskvec import cli
 from taskvec.lazy.recipe import scratch_of
@@ -296,19 +297,6 @@ def points(sites: dict[Site, list[int]], verb: str) -> Iterator[tuple[int, int |
             yield calls[-1], FAULTS[(first + AT_EACH) % len(FAULTS)]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def whole(out: Path) -> list[Path]:
-    """The folders that look complete, all of which are."""
-    found = [manifest.parent for manifest in out.rglob("taskvec.json") if ".taskvec" not in manifest.parts]
-    for folder in found:
-        assert tv.verify(folder).ok
-    return found
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(world.temporary))
@@ -324,7 +312,9 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
         shutil.copytree(out, begun)
     job(out)
     shutil.copytree(out, good)
-    inputs = contents(world.inputs)
+    inputs, whole = contents(world.inputs), Whole()
+    left = (home, scratch_of(out), world.root / "scratch", world.temporary)
+    continued = Continued(lambda: [settled(folder) for folder in left])
     injector = Injector(world.root, monkeypatch)
 
     def ready() -> None:
@@ -340,6 +330,16 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
     assert len(injector.sites) > 40
     tried = list(points(injector.sites, verb))
     print(f"{verb}: {len(tried)} points")
+
+    def is_right() -> None:
+        same_files(out, good)
+        assert [path.name for path in home.iterdir()] == ["out"], injector.hit
+        assert not list(world.temporary.iterdir()), injector.hit
+
+    def go_on() -> None:
+        job(out)
+        is_right()
+
     for at, fault in tried:
         ready()
         injector.arm(at, fault)
@@ -347,10 +347,12 @@ def test_every_call_of_a_verb_that_writes(world: World, verb: str, monkeypatch: 
         complete = whole(out)
         if failed:
             assert complete or "overwrite" not in verb, injector.hit
-            job(out)
-        same_files(out, good)
-        assert [path.name for path in home.iterdir()] == ["out"], injector.hit
-        assert not list(world.temporary.iterdir()), injector.hit
+            continued(go_on)
+        else:
+            is_right()
+    # nothing has stayed behind in this process either
+    ready()
+    go_on()
     assert contents(world.inputs) == inputs
 
 

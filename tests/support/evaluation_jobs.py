@@ -15,6 +15,7 @@ import pytest
 
 import taskvec as tv
 from support.evaluation_models import write_model
+from support.evaluation_stub import BLOCK
 from support.models import Trio, write_trio
 from taskvec.evaluation.experiment import experiment
 from taskvec.evaluation.miniature import build, demo
@@ -78,7 +79,7 @@ def stopped(world: World, out: Path) -> None:
     """What a kill leaves behind in the middle of an arm whose weights were merged."""
 
     def stop(event: Any) -> None:
-        if event.kind == "progress" and event.arm == "alpha=1" and event.done >= 64:
+        if event.kind == "progress" and event.arm == "alpha=1" and event.done >= BLOCK:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +108,7 @@ def search_stopped(world: World, out: Path) -> None:
     """What a kill leaves behind in the middle of a candidate."""
 
     def stop(event: Any) -> None:
-        if event.kind == "progress" and event.arm == "candidate-0002" and event.done >= 64:
+        if event.kind == "progress" and event.arm == "candidate-0002" and event.done >= BLOCK:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -27,11 +27,13 @@ from taskvec.evaluation.report import figures, render
 from taskvec.evaluation.search import evaluator
 from taskvec.evaluation.search import report as search_report
 from taskvec.evaluation.search.journal import NAME as JOURNAL
+from taskvec.evaluation.settings import Settings
 from taskvec.evaluation.sweep import place
 from taskvec.evaluation.tasks import find, prepare
 from taskvec.files.names import MANIFEST
 
-DOCUMENTS = 130  # three blocks of a batch of one
+BLOCK = 2  # documents; of few everything is fast: a fault is tried at thousands of places
+DOCUMENTS = 5  # three blocks
 EXAMPLES = 3  # of an importance map
 
 
@@ -102,6 +104,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for module in (evaluate, held):
         monkeypatch.setattr(module, "load_model", lambda model, _: Answers(str(model)))
+    monkeypatch.setattr(Settings, "block", BLOCK)
     monkeypatch.setattr(answers, "examples", _examples)
     monkeypatch.setattr(search_report, "draw", _draw)
     monkeypatch.setattr(evaluator, "time", SimpleNamespace(monotonic=lambda: 0.0))  # the page has seconds
@@ -114,6 +117,7 @@ def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     # what takes most of the time of a report and has nothing to do with files
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
     monkeypatch.setattr(render, "environment", functools.cache(render.environment))
+    monkeypatch.setattr(search_report, "templates", functools.cache(search_report.templates))
     monkeypatch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
 
 

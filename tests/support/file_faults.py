@@ -92,7 +92,7 @@ class Injector:
 
     def tell(self, name: str, path: object) -> None:
         """A call is about to be made."""
-        if self._at < 0 or not self._counts(path):
+        if self._at < 0 or self.hit is not None or not self._counts(path):
             return
         self._count += 1
         if self._at == 0:

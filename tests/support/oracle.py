@@ -50,6 +50,8 @@ def same_files(one: Path, other: Path) -> None:
     others = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
     assert names == others, set(names) ^ set(others)
     for name in names:
+        if (one / name).read_bytes() == (other / name).read_bytes():
+            continue
         if name.name == "taskvec.json":
             first, second = (json.loads((folder / name).read_text()) for folder in (one, other))
             for each in (first, second):
@@ -63,7 +65,7 @@ def same_files(one: Path, other: Path) -> None:
                 first, second = (card_without_digests(each) for each in (first, second))
             assert first == second, name
         else:
-            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+            raise AssertionError(f"{name} differs")
 
 
 def _are_digested(*manifests: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from taskvec.errors import OutputError
 from taskvec.files import look
 from taskvec.files.json import read_bytes
 from taskvec.files.names import NEW, PLAN, STATE
+from taskvec.files.place import sync_folders
 from taskvec.host import free_space
 from taskvec.run.locked import place_of
 from taskvec.text import size
@@ -52,6 +53,8 @@ def begin(folder: Path, plan: bytes, *, resume: bool) -> Path:
         os.makedirs(place / STATE, exist_ok=True)
         if _plan_of(place) != plan:
             write_atomic(place / STATE / PLAN, plan)
+        # A folder whose own name is lost in a power cut takes with it that there is a run to go on with.
+        sync_folders(folder, [(place / STATE / PLAN).relative_to(folder).as_posix()])
     except OSError as error:
         if isinstance(error, OutputError):
             raise

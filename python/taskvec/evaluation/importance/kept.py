@@ -56,7 +56,7 @@ def keep(place: Path, squares: Squares, counts: Counts) -> None:
     facts = {"counts": json.dumps(asdict(counts)), "reached": json.dumps(sorted(squares.reached))}
     state, before = place / STATE, _kept(place)
     written = state / f"{_STEM}whole{_END}"
-    save(written, squares.sums, facts)
+    save(written, squares.sums, facts, state)
     with writing(written):
         name = f"{_STEM}{digest_file(written)[1]}{_END}"
         os.replace(written, state / name)

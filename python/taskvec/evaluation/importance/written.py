@@ -15,7 +15,7 @@ from taskvec.evaluation.importance.saved import save
 from taskvec.evaluation.importance.squares import Squares
 from taskvec.files.folder import INDEX
 from taskvec.files.manifest import File
-from taskvec.files.names import CARD, CONFIG
+from taskvec.files.names import CARD, CONFIG, STATE
 from taskvec.models.model import Model
 
 
@@ -86,7 +86,7 @@ def write_weights(place: Path, names: Names, squares: Squares, documents: int, d
                 )
             made[name] = mean.contiguous().clone()
         sizes[file] = sum(each.numel() * each.element_size() for each in made.values())
-        save(place / file, made, {"format": "pt"})
+        save(place / file, made, {"format": "pt"}, place / STATE)
         written.append(File(file, *digest_file(place / file)))
     if len(names.files) > 1:
         index = {
