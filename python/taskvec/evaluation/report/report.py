@@ -355,7 +355,7 @@ def build_report(
             if other != record.name:
                 raise EvaluationError(
                     f"arms `{other}` and `{record.name}` both are baselines under the same prompt",
-                    "say what the other one is, such as --as vector",
+                    "say what the other one is, such as `--as vector`",
                 )
     seed = split.seed
     choice = choose_alpha(records, split, think=think, choosing=choosing)

@@ -95,7 +95,9 @@ class SpaceForm(Form):
     transfer: Transfer | None = None
     tasks: Annotated[
         tuple[str, ...],
-        Field(strict=False, min_length=1, description="what candidates are judged by: `tasks: [gsm8k, sciq]`"),
+        Field(
+            strict=False, min_length=1, description="what candidates are judged by: `tasks: [gsm8k, sciq]`"
+        ),
     ]
     weights: dict[str, float] = Field(default_factory=dict)
     development: float = 0.5

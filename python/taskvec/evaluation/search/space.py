@@ -185,7 +185,9 @@ def load_space(space: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
         documents = read(path(space, "space"), SPACE)[1]
         if len(documents) > 1:
             raise documents[1].error(
-                (), "a space holds one document", "write each space into a file of its own, and search it by itself"
+                (),
+                "a space holds one document",
+                "write each space into a file of its own, and search it by itself",
             )
         document = documents[0]
     return _checked(document)
