@@ -7,10 +7,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from support.command_line import invoke
 from support.families import write_adapter, write_model
+from support.models import edit_json, read_tensors
 from support.vocabularies import write_words
 from taskvec import cli
 
@@ -59,6 +62,7 @@ FLAGS = {
     },
 }  # fmt: skip
 
+LACKING = "model.layers.1.mlp.up_proj.weight"
 TIES = (
     "merge_method: ties\nbase_model: base\nmodels:\n"
     "  - {model: a, parameters: {weight: 0.5, density: 0.5}}\n"
@@ -86,6 +90,12 @@ RECIPES = {
     "shared.yaml": EXPERTS + "architecture: deepseek\n"
     "shared_experts: [{source_model: base, residual_scale: 0.1}]\n",
     "noise.yaml": EXPERTS.replace("[CODE]", "[CODE], noise_scale: 0.01"),
+    # what has to be forced: another family, other rows of the vocabulary, a model that lacks a tensor
+    **{
+        f"{name}.yaml": "merge_method: linear\nbase_model: base\nparameters: {weight: 0.5}\n"
+        f"models: [{{model: base}}, {{model: {name}}}]\n"
+        for name in ("families", "rows", "partial")
+    },
     "foreign.yaml": TIES + "parameters: {t: 0.5}\n",
 }  # fmt: skip
 
@@ -115,6 +125,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("base", "a", "b")):
         write_model(root / name, "llama", 3, seed=number)
     write_adapter(root / "lora", "llama", 3)
+    write_model(root / "families", "mistral", 3, seed=4)
+    for name in ("rows", "partial"):
+        write_model(root / name, "llama", 3, seed=3)
+        tensors = read_tensors(root / name)
+        for key in [key for key in tensors if name == "rows" and re.search("embed_tokens|lm_head", key)]:
+            tensors[key] = np.concatenate([tensors[key], tensors[key][:8]])
+        if name == "partial":
+            del tensors[LACKING]
+        (weights,) = (root / name).glob("*.safetensors")
+        save_file(tensors, weights, metadata={"format": "pt"})
+        if name == "rows":
+            edit_json(root / name / "config.json", vocab_size=len(tensors["model.embed_tokens.weight"]))
     for number, name in enumerate(("model", "words")):
         write_model(root / name, "llama", 3, seed=number)
         write_words(root / name, range(20 * number, 60 + 20 * number))
@@ -142,8 +164,18 @@ def test_every_row_is_tried(
         while "=" in words[0]:
             monkeypatch.setenv(*words.pop(0).split("=", 1))
         assert words.pop(0) == "taskvec"
+        if "--force" in words:
+            refused = invoke(capsys, *words[: words.index("--force")])
+            assert refused.code == 1, f"{command}: nothing is to be forced"
+            assert " ".join(words[words.index("--force") :]) in refused.err
         done = invoke(capsys, *words)
         assert done.code == 0, f"{command}\n{done.err}"
+        if "is the base's" in ours:
+            assert np.array_equal(read_tensors(world / "out")[LACKING], read_tensors(world / "base")[LACKING])
+        if "embedding and head are kept" in ours:
+            made, base = (read_tensors(world / name) for name in ("out", "base"))
+            kept = {key for key in made if np.array_equal(made[key], base[key])}
+            assert kept == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 @pytest.mark.parametrize("command", FLAGS)

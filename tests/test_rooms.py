@@ -16,8 +16,8 @@ EVALUATION = [
 ]  # fmt: skip
 # From the ground up: a room knows those before it.
 ROOMS = [
-    "_core", "host", "errors", "progress", "regex", "text", "extras", "bar", "arguments", "shown", "files",
-    "dtypes", "option",
+    "_core", "host", "keywords", "errors", "progress", "regex", "text", "extras", "bar", "arguments", "shown",
+    "files", "dtypes", "option",
     "methods", "models", "settings", "resolve", "compat", "recipe",
     "plan", "report", "run", "lazy", "api", "again", "selftest", "__init__", "integrations",
     *(f"evaluation.{room}" for room in EVALUATION),

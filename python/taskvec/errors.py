@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from taskvec.keywords import in_python
+
 
 class Error(Exception):
     """Base of every error that taskvec raises on purpose.
@@ -14,15 +16,17 @@ class Error(Exception):
     message : str
         Subject, what was found and what was expected.
     hint : str, optional
-        The way out; a note of the exception, so that tracebacks show it.
+        The way out, its options as the command line has them; with the arguments of Python in their place
+        it is a note of the exception, so that tracebacks show it.
     """
 
     def __init__(self, message: str = "", hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        for line in (hint or "").splitlines():
-            self.add_note(f"hint: {line}")
+        if hint:
+            for line in in_python(hint).splitlines():
+                self.add_note(f"hint: {line}")
 
     def __str__(self) -> str:
         return self.message

@@ -335,6 +335,14 @@ def test_weights_sum_to_one_and_1_sqrt_is_a_decay_of_the_learning_rate() -> None
     ("name", "text"),
     [
         ("f.csv", "step, acc\n100,0.5\n200,0.9\n300,\n400,nan\n500,0.7\n"),
+        ("f.csv", "\ufeffStep;acc\r\n100;0.5\r\n200;0.9\r\n300;\r\n500;0.7\r\n"),  # of a spreadsheet
+        ("f.csv", 'Wall time,Step,acc\n17.5,100,0.5\n18.5,200,0.9\n19.5,500,0.7\n'),  # of TensorBoard
+        (
+            "f.jsonl",  # of a run of Weights & Biases: its own steps count what was logged
+            '{"_step": 500, "train/global_step": 100, "acc": 0.5}\n'
+            '{"_step": 100, "train/global_step": 200, "acc": 0.9, "_runtime": 3}\n'
+            '{"_step": 300, "train/global_step": 500, "acc": 0.7}\n',
+        ),
         ("f.csv", "checkpoint,acc\nrun/checkpoint-100,0.5\ncheckpoint-200,0.9\ncheckpoint-500,0.7\n"),
         ("f.tsv", "global_step\tacc\n100\t0.5\n200\t0.9\n500\t0.7\n"),
         ("f.json", '[{"step": 100, "acc": 0.5}, {"step": 200, "acc": 0.9}, {"step": 500, "acc": 0.7}]'),

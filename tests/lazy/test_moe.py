@@ -275,7 +275,7 @@ def test_hidden_gates_are_the_states_that_transformers_gives(world: Path) -> Non
                 states[layer][text] = hidden[layer][0, -1].double().numpy()
         for layer, known in enumerate(states):
             own = found[f"model.layers.{layer}.mlp.gate.weight"]
-            expected = np.stack([gate(each, known) for each in "ab"])
+            expected = np.stack([gate(each, known, "hidden") for each in "ab"])
             np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -293,6 +293,23 @@ def test_random_gates_follow_from_the_seed(world: Path) -> None:
     assert not np.array_equal(one[name(0)], one[name(1)])
     drawn = np.concatenate([one[name(layer)].ravel() for layer in range(LAYERS)])
     assert 0.7 < drawn.std() < 1.3
+
+
+def test_uniform_gates_are_bounded_as_a_linear_layer_of_torch(world: Path) -> None:
+    write_models(world, "llama")
+    for out, seed in (("one", 3), ("two", 3), ("three", 4)):
+        tv.moe(recipe("random", dtype="float32", seed=seed) | {"gate_mode": "uniform_random"}, out)
+    one, two, three = (read_tensors(world / out) for out in ("one", "two", "three"))
+    gates = [name for name in one if name.endswith("block_sparse_moe.gate.weight")]
+    assert len(gates) == LAYERS
+    drawn = np.concatenate([one[name].ravel() for name in gates])
+    bound = 1 / np.sqrt(one[gates[0]].shape[1])
+    assert np.abs(drawn).max() <= bound
+    assert np.abs(drawn).max() > 0.8 * bound
+    assert abs(drawn.std() / (bound / np.sqrt(3)) - 1) < 0.15
+    for name in gates:
+        assert np.array_equal(one[name], two[name])
+        assert not np.array_equal(one[name], three[name])
 
 
 def killed(plan: tv.Plan, out: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import taskvec as tv
-from support.models import Trio
+from support.models import Trio, qwen2_config, qwen2_shapes, random_tensors, read_tensors, write_checkpoint
 
 HIDDEN, LAYERS = 32, 4
 
@@ -313,3 +313,27 @@ def test_a_single_alpha_needs_no_folder_of_its_own(tmp_path: Path, trio: Trio) -
     tv.transfer(trio.target, trio.donor, trio.reference, tmp_path / "wanted", alpha=0.8)
     got = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert got == (tmp_path / "wanted" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "karcher"])
+def test_tensors_of_other_shapes_are_the_bases_where_that_is_forced(method: str, tmp_path: Path) -> None:
+    config = qwen2_config(layers=1, tied=False, dtype="float32")
+    base = random_tensors(qwen2_shapes(config), dtype="F32")
+    other, name = (
+        random_tensors(qwen2_shapes(config), seed=1, dtype="F32"),
+        "model.layers.0.mlp.up_proj.weight",
+    )
+    other[name] = other[name][:-1]
+    write_checkpoint(tmp_path / "base", base, config)
+    write_checkpoint(tmp_path / "a", other, config)
+    models = [{"model": str(tmp_path / each)} for each in ("base", "a")]
+    given: dict[str, Any] = {"merge_method": method, "models": models}
+    if method == "ties":
+        given |= {"base_model": models.pop(0)["model"]}
+    if method != "karcher":
+        given |= {"parameters": {"weight": 0.5}}
+    with pytest.raises(tv.CompatibilityError):
+        tv.merge(given, tmp_path / "out")
+    tv.merge(given, tmp_path / "out", force="shape")
+    out = read_tensors(tmp_path / "out")
+    assert {key for key in out if np.array_equal(out[key], base[key])} == {name}

@@ -328,3 +328,29 @@ def test_a_folder_of_several_models_has_no_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(tv.RecipeError, match="has models in sub-folders"):
         tv.tokens(tmp_path / "one", tmp_path / "two", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_one_vocabulary_in_other_numbers_of_rows_goes_by_token(
+    source: str, tmp_path: Path, tokenizers: Mapping[str, Tokenizer]
+) -> None:
+    one = tokenizers["a"]
+    made = {
+        name: write_model(tmp_path / name, one, seed, padding=padding)
+        for seed, (name, padding) in enumerate((("a", 0), ("b", 8), ("c", 3)))
+    }
+    plain = recipe(tmp_path)
+    with pytest.raises(tv.CompatibilityError):
+        tv.merge(plain, tmp_path / "refused")
+    tv.merge({**plain, "tokenizer_source": source}, tmp_path / "out")
+    out, count = read_tensors(tmp_path / "out"), one.get_vocab_size()
+    for name in (EMBEDDING, HEAD):
+        expected = sum(weight * made[of][name][:count].astype(np.float64) for of, weight in WEIGHTS.items())
+        assert out[name].shape == made["a"][name].shape
+        np.testing.assert_allclose(out[name], expected, rtol=1e-5, atol=1e-6)
+    # forced, the base's are kept, and all else is merged
+    tv.merge({**plain, "merge_method": "linear"}, tmp_path / "forced", force="vocabulary-rows")
+    forced = read_tensors(tmp_path / "forced")
+    for name, value in out.items():
+        kept = made["a"][name] if name in (EMBEDDING, HEAD) else value
+        assert np.array_equal(forced[name], kept), name

@@ -151,6 +151,18 @@ slices:
 WIDE = "dtype: float64\nout_dtype: float32\n"
 
 
+GRADIENTS = [
+    {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
+    {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
+    {"value": 0.5},
+]
+GRADED = """models:
+  - {model: a, parameters: {density: [1, 0.7, 0.1], weight: 1.0}}
+  - {model: b, parameters: {density: 0.5, weight: [0, 0.3, 0.7, 1]}}
+  - {model: c, parameters: {density: 0.33, weight: [{filter: mlp, value: 0.5}, {value: 0}]}}
+"""
+
+
 def of(method: str, models: str = WEIGHTED, base: str = ON_BASE, **parameters: Any) -> str:
     """A recipe; ``lambda_`` is the parameter `lambda`."""
     named = {key.rstrip("_"): value for key, value in parameters.items()}
@@ -196,6 +208,27 @@ FIGURES = {
     "arcee_fusion": of("arcee_fusion", ONE) + WIDE,
     "passthrough": of("passthrough", "models: [{model: a, parameters: {scale: 0.5}}]\n", base=""),
     "passthrough in slices": STACK,
+    # in the style of published cards; drawn masks of density 1 leave nothing to chance
+    "lists of t with filters": of("slerp", ONE, t=GRADIENTS),
+    "a base among the models": of(
+        "ties", WEIGHTED.replace("models:", "models:\n  - {model: base}"), density=0.53
+    ),
+    "gradients of density and weight": of("ties", GRADED, normalize=True, int8_mask=True),
+    "dare_ties": of("dare_ties", density=1, int8_mask=True, rescale=True),
+    "dare_linear, lambda": of("dare_linear", density=1, lambda_=0.8, normalize=True),
+    "della": of("della", density=1, epsilon=0, lambda_=1.1, normalize=False),
+    "della_linear": of("della_linear", density=1, epsilon=0, lambda_=0.7),
+    "a base of each slice": "merge_method: slerp\nbase_model: a\nparameters: {t: 0.2}\nslices:\n"
+    "  - {base_model: b, sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]}\n"
+    "  - {base_model: a, sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]}\n",
+    "breadcrumbs of each model": of(
+        "breadcrumbs",
+        "models:\n  - {model: a, parameters: {weight: 0.5, density: 0.9, gamma: 0.01}}\n"
+        "  - {model: b, parameters: {weight: 0.3, density: [0.9, 0.5], gamma: 0.02}}\n",
+        lambda_=1.2,
+    ),
+    "nearswap, gradient": of("nearswap", ONE, t=[0.001, 0.02]),
+    "multislerp, weights as they are": of("multislerp", normalize_weights=False, eps=1e-8),
 }
 
 

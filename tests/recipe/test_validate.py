@@ -179,3 +179,16 @@ def test_overrides_that_fit_nowhere(override: str, message: str, hint: str) -> N
 
 def test_errors_are_recipe_errors_of_the_package() -> None:
     assert issubclass(RecipeError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("merge_method: fisher\nmodels:\n- {model: a, parameters: {importance: i}}\n- {model: b}\n",
+         "`{model: NAME, importance: ...}`"),
+        (TIES + "models:\n- {model: b, parameters: {weight: 1, relative_to: c}}\n", "relative_to: ...}`"),
+        (TIES + "models:\n- {model: b}\nparameters: {dtype: float32}\n", "of the recipe itself"),
+    ],
+)  # fmt: skip
+def test_keys_among_parameters_are_told_their_place(text: str, hint: str) -> None:
+    assert hint in mistake(text)[1]

@@ -60,13 +60,13 @@ def directions(folder: Path) -> dict[str, np.ndarray]:
     return {text: rows[tokenizer.encode(f"<s>{text}").ids].sum(0) for text in texts}
 
 
-def gate(name: str, known: Mapping[str, np.ndarray]) -> np.ndarray:
+def gate(name: str, known: Mapping[str, np.ndarray], mode: str = "cheap_embed") -> np.ndarray:
     """The row of an expert, by the definition."""
     row = 0
     for sign, side in zip((1, -1), PROMPTS[name], strict=True):
         if side:
             mean = np.mean([known[text] for text in side], 0)
-            row = row + sign * mean / np.linalg.norm(mean)
+            row = row + sign * (mean / np.linalg.norm(mean) if mode == "cheap_embed" else mean)
     return row / np.linalg.norm(row)
 
 

@@ -20,6 +20,8 @@ from support.models import edit_json, random_tensors, tuned, write_checkpoint
 from support.pages import DOCS, blocks
 from support.pipelines import pipeline
 from support.s3_server import running_s3
+from support.vocabularies import ENGLISH, FRENCH, byte_tokenizer
+from support.vocabularies import write_model as write_with_tokenizer
 
 Variables = dict[str, str]
 
@@ -71,6 +73,17 @@ def experts(home: Path, _models: Path) -> Variables:
         folder = home / "org" / name
         write_model(folder, "llama", 2, seed=number)
         edit_json(folder / "config.json", bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    return {}
+
+
+def vocabularies(home: Path, _models: Path) -> Variables:
+    """Two models with tokenizers of their own: `llama-1b` and `qwen-0.5b`."""
+    made = {
+        "llama-1b": byte_tokenizer(ENGLISH, 300, ["<|end|>"]),
+        "qwen-0.5b": byte_tokenizer(FRENCH, 310, ["<|im_end|>"]),
+    }
+    for seed, (name, tokenizer) in enumerate(made.items()):
+        write_with_tokenizer(home / name, tokenizer, seed)
     return {}
 
 
@@ -135,4 +148,5 @@ WORLDS: dict[str, Callable[[Path, Path], Any]] = {
     "recipes.md": importance_maps,
     "object-stores.md": buckets,
     "search.md": tasks,
+    "tokens.md": vocabularies,
 }

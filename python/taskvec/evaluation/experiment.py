@@ -26,11 +26,16 @@ from taskvec.evaluation.settings import OPTIONS, PAPER_TASKS, THINK, Settings, k
 from taskvec.files import look
 from taskvec.recipe.document import Document
 from taskvec.recipe.errors import EXPECTED, bound_words
-from taskvec.recipe.parse import STANDARD_INPUT, read
+from taskvec.recipe.parse import STANDARD_INPUT, Sort, read
 from taskvec.settings import parse_alphas
 from taskvec.text import kind_of, nearest
 
 SUFFIXES = (".yaml", ".yml")
+SWEEP = Sort(
+    "sweep file",
+    "start with `target:`, `donor:`, `reference:` and `tasks: [...]`",
+    "write `target:`, `donor:`, `reference:` and `tasks: [...]`, a line each",
+)
 
 
 class _Strict(BaseModel):
@@ -333,13 +338,13 @@ def load_experiment(path: str | os.PathLike[str]) -> Experiment:
                 f"did you mean `{near}`?" if near else f"shipped: {', '.join(sorted(shipped))}",
             )
         with resources.as_file(shipped[name]) as file:
-            return _validated(read(file)[1])
+            return _validated(read(file, SWEEP)[1])
     if name != STANDARD_INPUT and not look.exists(found):
         raise NotFoundError(
             f"sweep file `{name}` is not found",
             f"give the path of a YAML file, or one that ships with taskvec: {', '.join(sorted(recipes()))}",
         )
-    return _validated(read(found)[1])
+    return _validated(read(found, SWEEP)[1])
 
 
 def recipes() -> dict[str, Any]:

@@ -212,7 +212,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq, or use --paper")
+            raise RecipeError("no task was named", "name tasks with `--tasks gsm8k,sciq`, or use --paper")
         repeated = sorted({task for task in self.tasks if self.tasks.count(task) > 1})
         if repeated:
             raise RecipeError(f"task `{repeated[0]}` is named twice", "name every task once")
@@ -230,7 +230,7 @@ class Settings:
         if self.decoding == "model" and self.backend == "vllm":
             raise RecipeError(
                 "decoding `model` needs the backend `hf`: lm-eval's `vllm` follows no generation_config.json",
-                "leave out --decoding, or use --backend hf",
+                "leave out --decoding, or use `--backend hf`",
             )
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise RecipeError(
@@ -260,7 +260,7 @@ class Settings:
                 f"pass@{beyond} of {plural(self.samples, 'drawn answer')} for each question",
                 f"name k from 1 to {self.samples}"
                 if self.samples
-                else f"draw answers: --samples {max(self.pass_at)}",
+                else f"draw answers: `--samples {max(self.pass_at)}`",
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise RecipeError(

@@ -104,10 +104,10 @@ class MoeMerge(Planned):
         recipe, layout = self.file.recipe, experts.layout
         with_shared = bool(layout.shared_gate) and recipe.shared is not None
         rows, width = base.tensors[EMBEDDING].shape
-        if recipe.gate_mode == "random":
+        if recipe.has_random_gates:
             layers, count = int(base.config["num_hidden_layers"]), len(recipe.experts)
             seed = self.settings.seed if recipe.seed is None else recipe.seed
-            yield from gates.drawn(layers, count, width, seed, with_shared=with_shared)
+            yield from gates.drawn(layers, count, width, seed, mode=recipe.gate_mode, with_shared=with_shared)
             return
         self._hold_adapter(experts)
         ids = gates.token_ids(base, gates.prompts_of(recipe), rows)

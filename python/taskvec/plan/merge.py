@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from taskvec.compat.layouts.groups import check_groups
 from taskvec.compat.layouts.parts import bound, part_names, seen_whole, taken
 from taskvec.dtypes import FLOAT_DTYPES
 from taskvec.models.adapter import Adapter
-from taskvec.models.model import Model
+from taskvec.models.model import Model, TensorInfo
 from taskvec.models.part_names import NO_PARTS
 from taskvec.plan.adapter_gaps import gap_findings
 from taskvec.plan.adapters import tie_findings
@@ -21,6 +21,7 @@ from taskvec.plan.importance import check_maps
 from taskvec.plan.merge_files import merge_files
 from taskvec.plan.merge_findings import merge_findings, whole_tensors
 from taskvec.plan.merge_models import (
+    Opened,
     Readable,
     adapted,
     adapters_alone,
@@ -37,6 +38,7 @@ from taskvec.plan.vocabulary import tokens_of
 from taskvec.plan.vocabulary_files import config_changes
 from taskvec.plan.vocabulary_rows import TokenRows, models_in
 from taskvec.recipe.expand import expand, sources
+from taskvec.recipe.expanded import ExpandedMerge
 from taskvec.recipe.model_ref import ModelRef
 from taskvec.recipe.schema import Recipe
 from taskvec.recipe.validate import Checked
@@ -109,6 +111,7 @@ def plan_recipe(
     ]
     operations = [draft.operation(operation) for operation in merge.operations]
     copy = draft.operation({"kind": "copy"})
+    has_slices = recipe.slices is not None or recipe.modules is not None
     rows = None if tokens is None else TokenRows(draft, tokens, opened, adapters, merge.models)
     for tensor in merge.tensors:
         model, stored = tensor.template
@@ -116,7 +119,10 @@ def plan_recipe(
         info = template.tensors[stored]
         of, operation = tensor.inputs, operations[tensor.operation]
         left = numbers[model], stored
-        if info.dtype not in FLOAT_DTYPES or not selection.matches(tensor.name):
+        is_float = info.dtype in FLOAT_DTYPES and selection.matches(tensor.name)
+        # of other shapes or kinds are tensors whose finding was forced: in slices no finding speaks of them
+        is_forced = rows is None and not has_slices and _differs(info, of, merge, opened)
+        if not is_float or is_forced:
             of, operation = ((model, stored),), copy
         shape = info.shape if rows is None else rows.shape(info, of)
         inputs = [(numbers[index], name) for index, name in of]
@@ -147,6 +153,16 @@ def plan_recipe(
         left=gone,
         is_random=merge.method.random,
     )
+
+
+def _differs(info: TensorInfo, of: Iterable[tuple[int, str]], merge: ExpandedMerge, opened: Opened) -> bool:
+    """Whether an input of a tensor cannot be combined with it, element by element."""
+    for number, name in of:
+        model = opened[merge.models[number]]
+        theirs = model.tensors.get(name) if isinstance(model, Model) else None
+        if theirs is not None and (theirs.shape != info.shape or theirs.dtype not in FLOAT_DTYPES):
+            return True
+    return False
 
 
 def _has_filters(recipe: Recipe) -> bool:

@@ -25,6 +25,7 @@ from taskvec.compat.vocabulary import (
 )
 from taskvec.errors import Error
 from taskvec.models.model import Model
+from taskvec.models.tensor_names import is_vocabulary
 from taskvec.recipe.model_ref import ModelRef, TokenRow
 from taskvec.text import listed, nearest, plural, shown
 
@@ -154,7 +155,8 @@ def tokens_of(
             return None  # what is known of them is said by the checks
         raise recipe.error(path, *vocabulary_lacking(models[lacking[0]]), key=True)
     own = known[config_from]
-    if not single and multiple is None and all(each.ids == own.ids for each in known.values()):
+    is_one = all(each.ids == own.ids for each in known.values()) and _padded_alike(list(models.values()))
+    if is_one and not single and multiple is None:
         return None
     chosen = None if source == "union" else config_from if source == "base" else _named(source, known)
     made = Union(known[chosen].ids, {}, {}) if chosen is not None else _union(recipe, path, own, known)
@@ -165,6 +167,18 @@ def tokens_of(
         count = -(-count // multiple) * multiple if multiple is not None else count
     first = () if base is None else (base,)
     return _with_findings(Tokens(made.ids, count, known, first, chosen, single, made.files, ()), made)
+
+
+def _padded_alike(models: Sequence[Model]) -> bool:
+    """Whether embeddings and heads of equal names have equal numbers of rows."""
+    rows: dict[str, int] = {}
+    vocabularies = (
+        (name, info.shape)
+        for model in models
+        for name, info in model.tensors.items()
+        if is_vocabulary(name) and info.shape
+    )
+    return all(rows.setdefault(name, shape[0]) == shape[0] for name, shape in vocabularies)
 
 
 def tokens_between(models: Mapping[ModelRef, Model], source: str) -> Tokens | None:

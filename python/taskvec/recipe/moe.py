@@ -26,7 +26,7 @@ from taskvec.recipe.overrides import apply_overrides
 from taskvec.recipe.schema import Form, Written
 from taskvec.text import Key, kind_of, nearest, shown
 
-GateMode = Literal["hidden", "cheap_embed", "random"]
+GateMode = Literal["hidden", "cheap_embed", "random", "uniform_random"]
 MAXIMUM_EXPERTS = 1024
 # What the layouts are called in recipes, and what they are called here.
 LAYOUTS = {
@@ -124,9 +124,14 @@ class MoeRecipe(Written):
                 yield (key, number), expert
 
     @property
+    def has_random_gates(self) -> bool:
+        """Whether the gates are drawn, and not made of prompts."""
+        return self.gate_mode in ("random", "uniform_random")
+
+    @property
     def is_drawn(self) -> bool:
         """Whether random numbers are drawn: for the gates, or as noise."""
-        return self.gate_mode == "random" or any(each.noise_scale for _, each in self.everyone())
+        return self.has_random_gates or any(each.noise_scale for _, each in self.everyone())
 
     def models(self) -> list[ModelRef]:
         """Every model, the base first, each once."""
@@ -218,7 +223,7 @@ def _check(recipe: MoeRecipe) -> None:
         )
     if recipe.shared_experts is not None and len(recipe.shared_experts) > 1:
         raise recipe.error(("shared_experts", 1), "a second shared expert", "no layout has more than one")
-    if recipe.gate_mode != "random":
+    if not recipe.has_random_gates:
         _check_prompts(recipe)
 
 
@@ -246,7 +251,7 @@ def _without_effect(recipe: MoeRecipe) -> Iterator[Finding]:
     document = recipe.document
     for path, expert in recipe.everyone():
         for key in ("positive_prompts", "negative_prompts"):
-            if recipe.gate_mode == "random" and getattr(expert, key) is not None:
+            if recipe.has_random_gates and getattr(expert, key) is not None:
                 yield _remark(document, (*path, key), f"`{key}` has no effect: the gates are random")
         if expert.noise_scale == 0:
             yield _remark(document, (*path, "noise_scale"), "`noise_scale` of 0 has no effect")

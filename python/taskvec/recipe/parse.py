@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,20 +38,31 @@ _MAKES: dict[str, Callable[[Any], Any]] = {
 _LONGEST_NUMBER = 64
 
 
-def read(path: str | os.PathLike[str]) -> tuple[str, list[Document]]:
-    """The text and the documents of a recipe file.
+class Sort(NamedTuple):
+    """A sort of YAML file: what messages call it, and how one is begun."""
+
+    name: str
+    begin: str
+    example: str
+
+
+RECIPE = Sort("recipe", "start with `merge_method: …`", "`taskvec methods linear` prints one to start from")
+
+
+def read(path: str | os.PathLike[str], sort: Sort = RECIPE) -> tuple[str, list[Document]]:
+    """The text and the documents of a file, by default of a recipe.
 
     Raises
     ------
     NotFoundError, RecipeError
         As :func:`read_text` and :func:`parse`.
     """
-    text = read_text(path)
-    return text, parse(text, source_of(path))
+    text = read_text(path, sort)
+    return text, parse(text, source_of(path), sort)
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a recipe file, or of standard input where its name is ``-``.
+def read_text(path: str | os.PathLike[str], sort: Sort = RECIPE) -> str:
+    """The text of a file, or of standard input where its name is ``-``.
 
     Raises
     ------
@@ -60,18 +71,18 @@ def read_text(path: str | os.PathLike[str]) -> str:
     RecipeError
         The file is too large, or not UTF-8; the message names the line.
     """
-    name = os.fspath(path_of(path, "recipe"))
+    name = os.fspath(path_of(path, sort.name))
     try:
         if name == STANDARD_INPUT:
             stream = getattr(sys.stdin, "buffer", None)  # closed, or a notebook's
             if stream is None:
                 raise NotFoundError("there is no standard input", "give the path of a YAML file")
-            return _text(stream.read(MAXIMUM_BYTES + 1), source_of(name))
+            return _text(stream.read(MAXIMUM_BYTES + 1), source_of(name), sort)
         if not look.is_file(name):
             missing = not look.exists(name)
             raise NotFoundError(
-                f"recipe `{name}` {'is not found' if missing else 'is not a file'}",
-                "give the path of a YAML file; `taskvec methods NAME` prints one to start from"
+                f"{sort.name} `{name}` {'is not found' if missing else 'is not a file'}",
+                f"give the path of a YAML file; {sort.example}"
                 if missing or look.is_folder(name)
                 else "give what comes through a pipe as `-`, by standard input",
             )
@@ -79,9 +90,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         if isinstance(error, Error):
             raise
-        words = f"recipe `{shown(name)}` cannot be read: {error.strerror or error}"
+        words = f"{sort.name} `{shown(name)}` cannot be read: {error.strerror or error}"
         raise RecipeError(words, look.way_out(error)) from None
-    return _text(data, name)
+    return _text(data, name, sort)
 
 
 def source_of(path: str | os.PathLike[str]) -> str:
@@ -90,10 +101,11 @@ def source_of(path: str | os.PathLike[str]) -> str:
     return "standard input" if name == STANDARD_INPUT else name
 
 
-def _text(data: bytes, name: str) -> str:
+def _text(data: bytes, name: str, sort: Sort) -> str:
     if len(data) > MAXIMUM_BYTES:
         raise RecipeError(
-            f"recipe `{name}` is larger than {size(MAXIMUM_BYTES)}", "a recipe is a few kilobytes of YAML"
+            f"{sort.name} `{name}` is larger than {size(MAXIMUM_BYTES)}",
+            f"a {sort.name} is a few kilobytes of YAML",
         )
     try:
         return data.decode("utf-8-sig")
@@ -102,7 +114,7 @@ def _text(data: bytes, name: str) -> str:
         raise RecipeError(f"{name}:{line}: not UTF-8 text", "save the file as UTF-8") from None
 
 
-def parse(text: str, source: str) -> list[Document]:
+def parse(text: str, source: str, sort: Sort = RECIPE) -> list[Document]:
     """The documents of a YAML text; empty ones between separators are left out.
 
     Raises
@@ -112,7 +124,8 @@ def parse(text: str, source: str) -> list[Document]:
     """
     if len(text) > MAXIMUM_BYTES:
         raise RecipeError(
-            f"{source}: larger than {size(MAXIMUM_BYTES)}", "a recipe is a short text: is it the right file?"
+            f"{source}: larger than {size(MAXIMUM_BYTES)}",
+            f"a {sort.name} is a short text: is it the right file?",
         )
     documents = []
     for root in parse_nodes(text, source):
@@ -120,8 +133,8 @@ def parse(text: str, source: str) -> list[Document]:
             continue
         if not isinstance(root.value, dict):
             raise RecipeError(
-                f"{source}:{root.origin}: a recipe is a mapping of keys, found {kind_of(root.plain())}",
-                "start with `merge_method: …`",
+                f"{source}:{root.origin}: a {sort.name} is a mapping of keys, found {kind_of(root.plain())}",
+                sort.begin,
             )
         if len(documents) == MAXIMUM_DOCUMENTS:
             raise RecipeError(
@@ -130,9 +143,7 @@ def parse(text: str, source: str) -> list[Document]:
             )
         documents.append(Document(root, source))
     if not documents:
-        raise RecipeError(
-            f"{source}: the recipe is empty", "`taskvec methods linear` prints one to start from"
-        )
+        raise RecipeError(f"{source}: the {sort.name} is empty", sort.example)
     return documents
 
 

@@ -12,7 +12,7 @@ from taskvec.methods.method import Method, Parameter
 from taskvec.methods.operation import DEFAULT
 from taskvec.methods.values import Setting, SettingError, coerce
 from taskvec.recipe.document import dotted
-from taskvec.recipe.schema import Group, Recipe, Source
+from taskvec.recipe.schema import Group, Recipe, SliceInput, Source
 from taskvec.text import Key, nearest, shown
 
 MAXIMUM_FILTERS = 256
@@ -282,13 +282,22 @@ def _foreign(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> 
     )
 
 
+def _own_place(name: str, path: Sequence[Key]) -> str | None:
+    """Where a word stands that is a key of a recipe, or of one of its models, and not a parameter."""
+    if name in SliceInput.model_fields and any(key in ("models", "sources") for key in path):
+        return "of the model: `{model: NAME, " + name + ": ...}`"
+    return "of the recipe itself" if name in Recipe.model_fields else None
+
+
 def _parameter(recipe: Recipe, method: Method, name: str, path: Sequence[Key]) -> Parameter | None:
     """The parameter of that name; ``None`` for a word of other methods that this one does not have."""
     parameter = method.parameter(name)
     if parameter is not None or name in PUBLISHED | PARAMETERS:
         return parameter
     near = nearest(name, [p.name for p in method.parameters]) or nearest(name, PARAMETERS, _ALIKE)
-    if near is not None:
+    if place := _own_place(name, path):
+        hint = f"it is a key {place}, outside of `parameters`"
+    elif near is not None:
         hint = f"did you mean `{near}`?"
     elif method.parameters:
         hint = f"it has {', '.join(f'`{p.name}`' for p in method.parameters)}"

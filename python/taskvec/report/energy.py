@@ -98,13 +98,14 @@ def findings(adapter: Mapping[str, Any], folder: str) -> list[Finding]:
     short = [row for row in modules if row["rank"] and row["energy"] < (adapter["wanted_energy"] or LOW_RANK)]
     if is_low_rank(adapter):
         return []
-    at = f"rank {adapter['rank']}" if adapter["wanted_energy"] is None else f"ranks up to {adapter['rank']}"
+    is_one = adapter["wanted_energy"] is None
+    at = f"rank {adapter['rank']} keeps" if is_one else f"ranks up to {adapter['rank']} keep"
     return [
         finding(
             "not-low-rank",
             folder,
             f"at least {LOW_RANK:.0%} of its squared norm kept",
-            f"the vector is not low-rank: {at} keeps {percent(adapter['factors_energy'])}, and "
+            f"the vector is not low-rank: {at} {percent(adapter['factors_energy'])}, and "
             f"{plural(len(short), 'module')} of {len(modules):,} less than "
             f"{percent(adapter['wanted_energy'] or LOW_RANK)}",
             "save the vector itself (`taskvec extract` without `--lora`), or take a larger rank; what RL has "

@@ -151,6 +151,24 @@ def test_a_mistake_in_a_space_has_its_line(
         assert hint in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "the space is empty", "under `recipe:`"),
+        ("[1]\n", "a space is a mapping of keys, found a list", "`tasks: [...]`"),
+        ("recipe: r.yaml\ntasks: [sums]\n", "`recipe` is a mapping", "the recipe itself"),
+        (recipe().replace("tasks: [sums]\n", ""), "`tasks` is missing", "`tasks: [gsm8k, sciq]`"),
+        (recipe() + "---\n" + recipe(), "one document", "a file of its own"),
+        (recipe("{search: {low: 0, high: 1}, value: 2}"), "`value` next to `search`", "nothing else"),
+    ],
+)
+def test_what_is_no_space_is_told_what_one_is(text: str, message: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        space(text, tmp_path)
+    assert message in str(caught.value)
+    assert hint in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("what", ["recipe", "transfer"])
 def test_a_recipe_cannot_be_free_as_a_whole(what: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"space.yaml:2: `{what}` as a whole cannot be searched"):

@@ -270,7 +270,7 @@ class BlockedLM(LM):
         if not isinstance(size, int) or size <= 1:
             raise EvaluationError(
                 f"out of memory on {self.device} at batch size {size}",
-                "use a smaller model, a shorter --max-gen-toks, another --device, or --backend vllm",
+                "use a smaller model, a shorter --max-gen-toks, another --device, or `--backend vllm`",
             ) from error
         self._use(size // 2)
         text = f"out of memory at batch size {size}: went on with {size // 2} until the block was answered"

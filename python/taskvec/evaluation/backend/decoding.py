@@ -61,7 +61,7 @@ def check_alike(models: Mapping[str, str | os.PathLike[str]]) -> None:
                 raise EvaluationError(
                     f"`{first}` and `{name}` decode differently by their {FILE}: {key} is {own.get(key)} and "
                     f"{other.get(key)}",
-                    "leave out --decoding model: scores would compare the files, not the weights",
+                    "leave out `--decoding model`: scores would compare the files, not the weights",
                 )
 
 

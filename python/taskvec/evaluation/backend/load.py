@@ -42,7 +42,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
         ):
             raise EvaluationError(
                 f"`{name}` has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there",
-                "copy the target's tokenizer files into it, or name one with --model-arg tokenizer=FOLDER",
+                "copy the target's tokenizer files into it, or name one with `--model-arg tokenizer=FOLDER`",
             )
         if not look.exists(Path(name) / "config.json"):
             raise EvaluationError(f"`{name}` is not a model folder: config.json is not found")
@@ -50,7 +50,9 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
     values.update(pretrained=name, batch_size=first_batch(settings))
     if settings.backend == "vllm":
         if importlib.util.find_spec("vllm") is None:
-            raise EvaluationError("backend `vllm` is not installed", "pip install vllm, or use --backend hf")
+            raise EvaluationError(
+                "backend `vllm` is not installed", "pip install vllm, or use `--backend hf`"
+            )
         values.setdefault("seed", settings.seed)
     else:
         values["device"] = torch_device(settings.device)
@@ -58,7 +60,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
 
         if values["device"].startswith("cuda") and not torch.cuda.is_available():
             raise EvaluationError(
-                f"device `{values['device']}` is asked for, and there is no GPU", "--device cpu"
+                f"device `{values['device']}` is asked for, and there is no GPU", "`--device cpu`"
             )
         if values["device"].startswith("cuda") and (dtype := _gpu_type(name, arguments)) is not None:
             values["dtype"] = dtype
@@ -69,7 +71,7 @@ def load_model(model: str | os.PathLike[str], settings: Settings) -> Any:
             free_memory()
             raise EvaluationError(
                 f"`{name}` does not fit into the memory of {values.get('device', 'the GPU')}",
-                "use another --device, --model-arg dtype=bfloat16, or --backend vllm over several GPUs",
+                "use another --device, `--model-arg dtype=bfloat16`, or `--backend vllm` over several GPUs",
             ) from error
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         if "tokenizer" in str(error).lower():

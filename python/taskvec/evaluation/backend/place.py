@@ -105,7 +105,7 @@ def _held_target(target: str, settings: Settings) -> _Place:
     if within is None or any(value.is_meta for value in within.values()):
         raise EvaluationError(
             f"`{target}` is loaded into other tensors than its files hold: arms cannot be made in it",
-            "--arms merged",
+            "`--arms merged`",
         )
     assert key is not None
     _places.append(

@@ -95,7 +95,7 @@ def asked_for(
         raise TypeError(f"unknown setting `{unknown[0]}`" + (f"; did you mean `{near}`?" if near else ""))
     names = tuple(tasks.split(",")) if isinstance(tasks, str) else texts(tasks, "tasks")
     if not any(names):
-        raise RecipeError("no task was named", "name tasks with --tasks gsm8k,sciq")
+        raise RecipeError("no task was named", "name tasks with `--tasks gsm8k,sciq`")
     found = Settings.of({"tasks": names, **settings})
     if found.backend != "hf":
         raise RecipeError(f"backend `{found.backend}` gives no gradients", "leave it out: `hf` does")

@@ -248,7 +248,7 @@ def _make(
                 raise
             raise EvaluationError(
                 f"the gradients of `{asked.model}` do not fit into the memory of {lm.device}",
-                "use another --device, or --model-arg dtype=bfloat16",
+                "use another --device, or `--model-arg dtype=bfloat16`",
             ) from error
         names = names_of(opened, lm.model, squares)
         weights = write_weights(place, names, squares, counts.total, asked.dtype)

@@ -401,5 +401,5 @@ def hold_one_baseline(arms: Sequence[Arm]) -> None:
         if other != arm.name:
             raise EvaluationError(
                 f"arms `{other}` and `{arm.name}` both are baselines under the same prompt",
-                "say what the other one is, such as --as vector",
+                "say what the other one is, such as `--as vector`",
             )

@@ -93,7 +93,12 @@ class SpaceForm(Form):
 
     recipe: Any = None
     transfer: Transfer | None = None
-    tasks: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(
+            strict=False, min_length=1, description="what candidates are judged by: `tasks: [gsm8k, sciq]`"
+        ),
+    ]
     weights: dict[str, float] = Field(default_factory=dict)
     development: float = 0.5
     think: str | None = None

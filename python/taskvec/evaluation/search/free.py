@@ -122,7 +122,27 @@ def find(document: Document, at: tuple[Key, ...] = ()) -> list[Free]:
         below = node.below(step)
         assert below is not None
         node = below
+    _hold_alone(document, node, at)
     return [free for path, found in _marked(node, ()) for free in _parsed(document, at, path, found)]
+
+
+def _hold_alone(document: Document, node: Node, path: tuple[Key, ...]) -> None:
+    """Return if no mapping has other keys next to the one that marks a free value."""
+    items = node.value
+    if isinstance(items, dict):
+        if WORD in items and len(items) > 1:
+            other = next(key for key in items if key != WORD)
+            raise document.error(
+                (*path, other),
+                f"`{shown(other)}` next to `{WORD}` in `{dotted(path)}`",
+                f"a free value is `{{{WORD}: ...}}` and nothing else; bounds and choices stand within it",
+                key=True,
+            )
+        pairs = items.items()
+    else:
+        pairs = enumerate(items) if isinstance(items, list) else ()
+    for key, item in pairs:
+        _hold_alone(document, item, (*path, key))
 
 
 def _marked(node: Node, path: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Node]]:

@@ -20,10 +20,15 @@ from taskvec.methods.catalogue import METHODS
 from taskvec.recipe.document import Document, Node, from_python
 from taskvec.recipe.errors import first_error
 from taskvec.recipe.load import RecipeFile, load_document
-from taskvec.recipe.parse import read
+from taskvec.recipe.parse import Sort, read
 from taskvec.text import Key, kind_of, nearest
 
 BUDGET = 100
+SPACE = Sort(
+    "space",
+    "start with `recipe:`, and `tasks: [...]`",
+    "write a recipe under `recipe:`, `{search: {low: 0, high: 1}}` where a value is free, and `tasks: [...]`",
+)
 Point = tuple[Coordinate, ...]
 
 
@@ -177,9 +182,13 @@ def load_space(space: str | os.PathLike[str] | Mapping[str, Any]) -> Space:
     if isinstance(space, Mapping):
         document = from_python(space, "space")
     else:
-        documents = read(path(space, "space"))[1]
+        documents = read(path(space, "space"), SPACE)[1]
         if len(documents) > 1:
-            raise documents[1].error((), "a space holds one document")
+            raise documents[1].error(
+                (),
+                "a space holds one document",
+                "write each space into a file of its own, and search it by itself",
+            )
         document = documents[0]
     return _checked(document)
 
@@ -206,7 +215,11 @@ def _checked(document: Document) -> Space:
     what = given[0]
     node = content[what]
     if not isinstance(node.value, dict):
-        raise document.error((what,), f"`{what}` is a mapping, found {kind_of(node.plain())}", None)
+        raise document.error(
+            (what,),
+            f"`{what}` is a mapping, found {kind_of(node.plain())}",
+            "write the recipe itself there, one level deeper",
+        )
     if node.value.keys() == {WORD}:
         raise document.error(
             (what, WORD),

@@ -71,7 +71,7 @@ def _shared_error(recipe: MoeRecipe, layout: Layout, count: int) -> RecipeError:
 
 def _hold_prompts(recipe: MoeRecipe, layout: Layout) -> None:
     shared = recipe.shared
-    if shared is None or not layout.shared_gate or recipe.gate_mode == "random":
+    if shared is None or not layout.shared_gate or recipe.has_random_gates:
         return
     if shared.positive_prompts is None:
         raise recipe.error(

@@ -2,8 +2,8 @@
 
 A prompt's direction is a vector that the caller knows: the sum of the embeddings of its tokens
 (``cheap_embed``), or the hidden state of its last token where a layer begins (``hidden``). An expert's gate
-is the mean over its positive prompts, of length one, less that of its negative ones, brought to length one:
-so mergekit makes it, found by running it.
+is the mean over its positive prompts less that of its negative ones, brought to length one; of embeddings
+each of the two means is brought to length one first. So mergekit makes them, found by running it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskvec.errors import RecipeError
 from taskvec.models.model import Model
 from taskvec.models.state_dict import bytes_of, in_memory
 from taskvec.models.storage import plain
-from taskvec.recipe.moe import Expert, MoeRecipe
+from taskvec.recipe.moe import Expert, GateMode, MoeRecipe
 from taskvec.text import Key, shown
 
 Directions = Mapping[str, np.ndarray]
@@ -124,9 +124,12 @@ def of_prompts(recipe: MoeRecipe, directions: Directions, *, with_shared: bool) 
 
 
 def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Directions) -> np.ndarray:
-    row = _unit(_mean(expert.positive_prompts or (), directions))
+    side = _unit if recipe.gate_mode == "cheap_embed" else np.asarray  # states are subtracted as they are
+    row = side(_mean(expert.positive_prompts or (), directions))
+    # what is left of two states is compared with their own length: less is rounding
+    scale = 1.0 if recipe.gate_mode == "cheap_embed" else float(np.linalg.norm(row))
     if expert.negative_prompts:
-        row = row - _unit(_mean(expert.negative_prompts, directions))
+        row = row - side(_mean(expert.negative_prompts, directions))
     length = float(np.linalg.norm(row))
     if not np.isfinite(length):
         raise recipe.error(
@@ -135,7 +138,7 @@ def _row(recipe: MoeRecipe, path: Sequence[Key], expert: Expert, directions: Dir
             "the base has weights that are NaN or infinite, or too large: give another one, or set "
             "`gate_mode: random`",
         )
-    if not length > _SAME:
+    if not length > _SAME * scale:
         raise recipe.error(
             path,
             f"the prompts of `{shown(str(expert.source_model))}` give no direction: its gate would be zero",
@@ -153,12 +156,20 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / length if length > 0 else vector
 
 
-def drawn(layers: int, experts: int, width: int, seed: int, *, with_shared: bool) -> Iterator[Gates]:
-    """Gates of standard normal numbers, other ones in each layer."""
+def drawn(
+    layers: int, experts: int, width: int, seed: int, *, mode: GateMode = "random", with_shared: bool
+) -> Iterator[Gates]:
+    """Gates of random numbers, other ones in each layer: standard normal, or uniform on ±1/√width as torch
+    begins a linear layer."""
+    bound = 1 / np.sqrt(width)
     for layer in range(layers):
         key = np.array([seed, layer], np.uint64)  # of a list NumPy may make floats
         draws = np.random.Generator(np.random.Philox(key=key))
-        rows = draws.standard_normal((experts + with_shared, width), dtype=np.float32)
+        shape = (experts + with_shared, width)
+        if mode == "uniform_random":
+            rows = (draws.random(shape) * (2 * bound) - bound).astype(np.float32)
+        else:
+            rows = draws.standard_normal(shape, dtype=np.float32)
         yield Gates(
             np.ascontiguousarray(rows[:experts]),
             np.ascontiguousarray(rows[experts:]) if with_shared else None,

@@ -22,8 +22,14 @@ from taskvec.text import kind_of, listed, nearest, shown
 Better = Literal["lower", "higher"]
 MAXIMUM_BYTES = 64 << 20
 
-# Columns that say which checkpoint a row is about, in this order.
-_PLACES = ("step", "global_step", "_step", "iteration", "iter", "checkpoint", "name", "path", "model")
+# Columns that say which checkpoint a row is about, in this order; capitals and spaces do not count (`Step` of
+# TensorBoard and of exports by Weights & Biases).
+_PLACES = (
+    "step", "global_step", "train/global_step", "_step", "iteration", "iter", "checkpoint", "name", "path",
+    "model",
+)  # fmt: skip
+# Columns that are of no checkpoint's quality.
+_OTHERS = ("epoch", "train/epoch", "wall_time", "_runtime", "_timestamp", "relative_time_(process)")
 _LOWER = regex(r"loss|perplexity|ppl|bpb|bits_per|error|wer\b|cer\b|mse|mae", re.IGNORECASE)
 _HIGHER = regex(r"acc|exact_match|f1\b|bleu|rouge|pass@|reward|score|win_?rate|mcc|auc", re.IGNORECASE)
 
@@ -115,7 +121,7 @@ def read(path: str | os.PathLike[str]) -> Figures:
             continue
         for key, value in row.items():
             number = _number(value)
-            if number is not None and key not in _PLACES and key != "epoch":
+            if number is not None and _word(key) not in (*_PLACES, *_OTHERS):
                 figures.setdefault(key, {})[step] = number
     if not figures:
         raise RecipeError(
@@ -127,7 +133,11 @@ def read(path: str | os.PathLike[str]) -> Figures:
 
 def _rows(name: str, text: str) -> Iterator[Mapping[str, Any]]:
     if name.lower().endswith((".csv", ".tsv")):
-        table = csv.DictReader(io.StringIO(text), delimiter="\t" if name.lower().endswith(".tsv") else ",")
+        head = text.partition("\n")[0]
+        tabs = name.lower().endswith(".tsv")
+        # spreadsheets write semicolons where commas are decimal signs
+        semicolons = ";" in head and "," not in head
+        table = csv.DictReader(io.StringIO(text), delimiter="\t" if tabs else ";" if semicolons else ",")
         yield from ({key.strip(): each for key, each in row.items() if key} for row in table)
         return
     try:
@@ -145,7 +155,7 @@ def _rows(name: str, text: str) -> Iterator[Mapping[str, Any]]:
 def _of_json(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, Mapping) and isinstance(value.get("log_history"), list):
         value = value["log_history"]
-    if isinstance(value, Mapping) and not set(_PLACES) & value.keys():
+    if isinstance(value, Mapping) and not set(_PLACES) & set(map(_word, value)):
         value = [
             {**(each if isinstance(each, Mapping) else {"value": each}), "checkpoint": key}
             for key, each in value.items()
@@ -156,11 +166,17 @@ def _of_json(value: Any) -> Iterator[Mapping[str, Any]]:
 
 def _step(row: Mapping[str, Any]) -> int | None:
     """The training step that a row is about."""
-    value = next((row[key] for key in _PLACES if row.get(key) not in (None, "")), None)
+    given = {_word(key): each for key, each in row.items() if each not in (None, "")}
+    value = next((given[key] for key in _PLACES if key in given), None)
     if isinstance(value, str) and _number(value) is None:
         return step_of(value)
     number = _number(value)
     return int(number) if number is not None and number == int(number) else None
+
+
+def _word(column: Any) -> str:
+    """A column's name, whatever its capitals and spaces."""
+    return str(column).strip().lower().replace(" ", "_")
 
 
 def _number(value: Any) -> float | None:
