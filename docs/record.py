@@ -48,7 +48,13 @@ def run(commands: tuple[str, ...] = COMMANDS) -> list[tuple[str, str]]:
             result = subprocess.run(
                 [sys.executable, "-m", "taskvec", *words],
                 cwd=place,
-                env={**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"},
+                env={
+                    **os.environ,
+                    "FORCE_COLOR": "1",
+                    "COLUMNS": str(WIDTH),
+                    "HF_HUB_OFFLINE": "1",
+                    "TASKVEC_PROGRESS": "none",
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -48,9 +48,13 @@ Check = Callable[..., Outcome]
 
 @pytest.fixture
 def transcript(
-    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Check]:
     """Runs commands and compares all that they print with the file of the test's name."""
+    monkeypatch.setenv("TASKVEC_PROGRESS", "none")  # how far a slow machine has come is written in lines
     pieces: list[str] = []
 
     def run(*arguments: object, terminal: int | None = None) -> Outcome:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import taskvec as tv
-from support.command_line import invoke
+from support.command_line import spawn
 from support.models import Trio, write_trio
 from support.moe import recipe, write_models
 from support.oracle import same_files
@@ -224,18 +224,17 @@ def test_an_error_of_a_task_is_that_of_a_run_here(cluster: Any, tmp_path: Path) 
     assert (str(there.value), there.value.hint) == (str(here.value), here.value.hint)
 
 
-def test_the_command_line(
-    models: Trio, one: Path, cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line(models: Trio, one: Path, cluster: Any, tmp_path: Path) -> None:
+    """In a process of its own, which connects by itself."""
     words = ["transfer", "--target", models.target, "--donor", models.donor, "--reference", models.reference]
     words += ["--max-shard-size", SIZE, "--alpha", "0.5,1", "-o", tmp_path / "out"]
-    outcome = invoke(capsys, *words, "--ray", cluster.address, "--json")
-    assert outcome.code == 0
+    outcome = spawn([*words, "--ray", cluster.address, "--json"], timeout=300)
+    assert outcome.code == 0, outcome.err
     assert len(json.loads(outcome.out)["outputs"]) == 2
     same_files(one, tmp_path / "out")
-    both = invoke(capsys, *words, "--ray", cluster.address, "--part", "0/2")
+    both = spawn([*words, "--ray", cluster.address, "--part", "0/2"])
     assert (both.code, "exclude each other" in both.err) == (2, True)
-    away = invoke(capsys, *words[:-1], tmp_path / "other", "--ray", "127.0.0.1:1")
+    away = spawn([*words[:-1], tmp_path / "other", "--ray", "127.0.0.1:1"])
     assert (away.code, "cannot be reached" in away.err) == (2, True)
 
 
@@ -245,7 +244,6 @@ def test_a_mixture_of_experts_is_made_by_two_nodes(
     cluster: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Gates, which are made before the run, go to the workers with the plan; the paths are relative."""
     monkeypatch.chdir(tmp_path)
@@ -253,9 +251,9 @@ def test_a_mixture_of_experts_is_made_by_two_nodes(
     tv.moe(recipe(mode), tmp_path / "one" / "out", max_shard_size=3000)
     Path("r.yaml").write_text(json.dumps(recipe(mode)))
     words = ["moe", "r.yaml", "out", "--max-shard-size", 3000, "--ray", cluster.address, "--json"]
-    outcome = invoke(capsys, *words)
+    outcome = spawn(words, timeout=300)
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert len(report["outputs"][0]["shards"]) > 3
     same_files(tmp_path / "one" / "out", tmp_path / "out")
-    assert json.loads(invoke(capsys, *words).out)["already_done"]
+    assert json.loads(spawn(words, timeout=300).out)["already_done"]
