@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import taskvec as tv
 from support.models import (
     DTYPES,
     Tensors,
@@ -708,3 +709,15 @@ def test_models_of_images_have_no_tokenizer_to_compare(tmp_path: Path, kind: str
     assert "tokenizer-missing" not in ids(check(folders))
     edit_json(folders.target / "config.json", text_config={"vocab_size": 100})
     assert "tokenizer-missing" in ids(check(folders))
+
+
+def test_a_tensor_that_a_merge_lacks_is_named_once(trio: Trio, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_weights(trio.donor, lambda tensors: tensors.pop(name))  # type: ignore[arg-type,return-value]
+    models = [{"model": str(model), "parameters": {"weight": 0.5}} for model in (trio.target, trio.donor)]
+    recipe = {"merge_method": "linear", "base_model": str(trio.target), "models": models}
+    with pytest.raises(CompatibilityError) as refused:
+        tv.merge(recipe, tmp_path / "out")
+    found = [finding for finding in refused.value.findings if finding.id == "tensor-missing"]
+    assert len(found) == 1
+    assert name in found[0].expected

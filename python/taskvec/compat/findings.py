@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     forced: str | None = None
 
 
-_COPIED = "the target's bytes are kept for these tensors"
+_COPIED = "the target's bytes, in a recipe the base's, are kept for these tensors"
 _TARGETS = "the target's is kept"
 
 FINDINGS: dict[str, Kind] = {
@@ -69,9 +69,7 @@ FINDINGS: dict[str, Kind] = {
     "tensor-missing": Kind("error", "selected tensors of the target are not in another model", _COPIED),
     "tensor-unused": Kind("warning", "tensors of another model have no counterpart in the target"),
     "shape": Kind("error", "tensors of equal names have different shapes", _COPIED),
-    "vocabulary-rows": Kind(
-        "error", "embeddings or heads have different numbers of rows", "the target's bytes are kept for them"
-    ),
+    "vocabulary-rows": Kind("error", "embeddings or heads have different numbers of rows", _COPIED),
     "vocabulary-padded": Kind(
         "warning", "embeddings or heads have more rows in the target, whose own are kept"
     ),
@@ -89,7 +87,7 @@ FINDINGS: dict[str, Kind] = {
     "factors-apart": Kind("warning", "factors of weights are stored and combined each by itself"),
     "dtype": Kind("note", "the models are stored in different float types"),
     "dtype-kind": Kind("error", "a tensor is float in one model and not in another", _COPIED),
-    "non-float": Kind("note", "integer and boolean tensors are the target's bytes"),
+    "non-float": Kind("note", "integer and boolean tensors are the target's bytes, in a recipe the base's"),
     "non-float-differs": Kind("warning", "an integer or boolean tensor differs between the models"),
     "tied-head": Kind("warning", "some models tie the output head to the embedding and others do not"),
     "nothing-selected": Kind("error", "no tensor would be changed"),

@@ -74,6 +74,8 @@ def merge_findings(
     tokenizer = checkpoint_of(opened, merge.models[merge.tokenizer_from])
     if tokenizer is not config_from:
         found += check_copied(str(merge.models[merge.tokenizer_from]), tokenizer, tokenizer_only=True)
+    if any(each.id == "tensor-missing" for each in found):
+        return found  # which names them by model
     copied = _copied(merge, opened)
     for name, models in merge.missing:
         if name in copied:

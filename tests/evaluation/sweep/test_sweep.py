@@ -389,6 +389,24 @@ def test_a_killed_sweep_goes_on_and_ends_as_an_undisturbed_one(undisturbed, tmp_
     assert here["conclusions"] == there["conclusions"]
 
 
+def test_a_report_goes_before_arms_that_it_lacks(tmp_path):
+    out, few = tmp_path / "out", {"perturb": [], "controls": {"random": 0, "permuted": 0}, "base": None}
+    one, two = small(**few, alphas=[1]), small(**few, alphas=[0.5, 1])
+    run_sweep(one, out, merge=merge_with_torch(one))
+    assert (out / "report.html").exists()
+
+    def stop(event: Event) -> None:
+        if event.kind == "done":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(two, out, merge=merge_with_torch(two), progress=stop)
+    assert not list(out.glob("report.*"))
+    run_sweep(two, out, merge=merge_with_torch(two))
+    arms = json.loads((out / "report.json").read_text())["arms"]
+    assert {"alpha=0.5", "alpha=1"} <= {arm["name"] for arm in arms}
+
+
 # --- a model by itself
 
 

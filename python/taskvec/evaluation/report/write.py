@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from taskvec.evaluation.report.report import Report
 
 
+TEXTS = ("report.json", "report.md", "report.html")
+
+
+def remove_report(out: Path) -> None:
+    """Remove the texts of a report, which do not speak of what is there from now on."""
+    for name in TEXTS:
+        with writing(out / name):
+            (out / name).unlink(missing_ok=True)
+
+
 def write_report(report: Report, out: Path) -> list[Path]:
     """Write ``report.json``, ``report.md``, ``report.html`` and ``figures/*.png``; the paths written.
 
@@ -24,14 +34,9 @@ def write_report(report: Report, out: Path) -> list[Path]:
     figures = draw(report)
     figures |= {name: figure for task in report.tasks for name, figure in draw_parts(report, task).items()}
     pictures = {f"figures/{name}.png": figure.png for name, figure in figures.items()}
-    texts = {
-        "report.json": json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "report.md": to_markdown(report, figures),
-        "report.html": to_html(report, figures),
-    }
-    for name in texts:
-        with writing(out / name):
-            (out / name).unlink(missing_ok=True)
+    content = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    texts = dict(zip(TEXTS, (content, to_markdown(report, figures), to_html(report, figures)), strict=True))
+    remove_report(out)
     contents = {**pictures, **texts}
     for name in (*pictures, *reversed(texts)):
         write_whole(out / name, contents[name])

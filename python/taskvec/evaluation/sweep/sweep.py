@@ -24,7 +24,7 @@ from taskvec.evaluation.experiment import Experiment
 from taskvec.evaluation.machines import hold_machines
 from taskvec.evaluation.record import ArmRecord, record_path, write_whole
 from taskvec.evaluation.report.report import Report, build_report
-from taskvec.evaluation.report.write import write_report
+from taskvec.evaluation.report.write import remove_report, write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.adapters import with_adapters
 from taskvec.evaluation.sweep.another import hold_same_sweep
@@ -335,6 +335,7 @@ class _Runner:
                 self.tell("known", arm.name)
         if pending:
             self._check_before_the_first()
+            remove_report(self._out)  # an older one would pass for that of these arms
         self._measure_again([arm for arm in arms if arm.name in records], identities)
         placements = self._placements(pending, identities)
         jobs = [
