@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskvec.keywords import in_python
-
 
 class Error(Exception):
     """Base of every error that taskvec raises on purpose.
@@ -25,6 +23,8 @@ class Error(Exception):
         self.message = message
         self.hint = hint
         if hint:
+            from taskvec.keywords import in_python  # where something went wrong alone
+
             for line in in_python(hint).splitlines():
                 self.add_note(f"hint: {line}")
 

@@ -259,7 +259,7 @@ def test_an_error_of_several_findings_says_what_differs(folder: Path) -> None:
     assert "[shape]" in message
     assert "rope_theta" in message
     assert "[3]" in message
-    assert any("--force shape" in note for note in caught.value.__notes__)
+    assert any('force=["config-function", "shape"]' in note for note in caught.value.__notes__)
 
 
 def test_hints_are_in_tracebacks(folder: Path) -> None:

@@ -236,4 +236,4 @@ def test_a_target_of_other_tensors_is_refused(tmp_path: Path) -> None:
     save_file(values, target / "model.safetensors", {"format": "pt"})
     with pytest.raises(EvaluationError, match="other tensors") as error:
         load_placed(str(target), SETTINGS, Placement(str(target)))
-    assert error.value.hint == "--arms merged"
+    assert error.value.hint == "`--arms merged`"

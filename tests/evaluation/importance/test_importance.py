@@ -302,4 +302,4 @@ def test_other_addresses_and_a_folder_of_something_else_are_refused(tmp_path: Pa
 def test_without_a_task_the_hint_names_an_option_of_the_verb(tmp_path: Path, tasks: Any) -> None:
     with pytest.raises(errors.RecipeError, match="no task was named") as caught:
         tv.importance(tiny().target, tmp_path / "out", tasks=tasks)
-    assert caught.value.hint == "name tasks with --tasks gsm8k,sciq"
+    assert caught.value.hint == "name tasks with `--tasks gsm8k,sciq`"
