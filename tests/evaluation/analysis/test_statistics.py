@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
@@ -164,6 +164,8 @@ def test_detectable_difference_of_a_mean():
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.integers(1, 60))
+@example(2, 1.1125369292536007e-308, 1)
+@example(400, 1 - 2**-53, 1)
 def test_detectable_difference_shrinks_with_pairs(n, share, tests):
     here = statistics.detectable(n, discordant=share, tests=tests)
     assert 0 < here <= 1

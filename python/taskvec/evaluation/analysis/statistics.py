@@ -230,7 +230,7 @@ def mcnemar_power(n: int, difference: float, discordant: float, level: float) ->
     """
     from scipy import stats
 
-    if discordant <= 0:
+    if n * discordant < 1e-9:  # the chance that a pair disagrees at all; SciPy overflows far below
         return 0.0
     reach = 8 * math.sqrt(n * discordant * (1 - discordant)) + 8
     low, high = max(0, math.floor(n * discordant - reach)), min(n, math.ceil(n * discordant + reach))
