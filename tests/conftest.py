@@ -27,9 +27,10 @@ for _name in (
     "FORCE_COLOR",
 ):
     os.environ.pop(_name, None)
-# Timings never decide a test.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# Timings never decide a test, and chance does not either: HYPOTHESIS_PROFILE=random looks for more.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # A shell's background job ignores Ctrl-C, and so would the processes that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
