@@ -247,12 +247,14 @@ def _hold_content(plan: PlanRecord, folder: Path, data: Mapping[str, Any], setti
     contents = InputDigests(plan.checkpoints, settings).read(settings.threads or 0)
     now = source_rows(plan, contents)
     before = data.get("sources")
-    if not all(":" in row["content"] for row in now) or not _same_content(now, before):
+    if not _has_digests(before) or not _has_digests(now):
         raise OutputError(
-            f"`{folder}` holds a finished output, but its inputs have changed since, or the manifest has no "
-            "digests of them",
+            f"`{folder}` holds a finished output, but whether it is of these inputs is not known: its "
+            "manifest has no digests of them, as after parts, a run that was resumed, or --no-input-digests",
             _WAYS_OUT,
         )
+    if not _same_content(now, before):
+        raise OutputError(f"`{folder}` holds a finished output, but its inputs have changed since", _WAYS_OUT)
     base = plan.checkpoints[0]
     if plan.kind == "checkpoint" and isinstance(base, Model):
         listed = {file.name: file.blake3 for file in files(data, folder / MANIFEST)}
@@ -263,6 +265,13 @@ def _hold_content(plan: PlanRecord, folder: Path, data: Mapping[str, Any], setti
                     f"`{folder}` holds a finished output, but `{name}` of `{base.spec}` has changed since",
                     _WAYS_OUT,
                 )
+
+
+def _has_digests(rows: Any) -> bool:
+    try:
+        return all(":" in row["content"] for row in rows)
+    except (KeyError, TypeError):
+        return False
 
 
 def _same_content(now: Sequence[Mapping[str, Any]], before: object) -> bool:
