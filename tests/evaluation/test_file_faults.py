@@ -6,7 +6,6 @@ all of them.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -28,24 +27,16 @@ def world() -> Iterator[World]:
     yield from worlds()
 
 
-# A call, and the lines of the package that have led to it last; those that another job has tried already.
+# A call, and the lines of the package that have led to it last; what another job has tried is left out.
 INNERMOST = 4
-MERGES = (os.path.join("taskvec", "api.py"), os.path.join("lazy", "recipe.py"))
 tried: set[Site] = set()
 
 
-def points(sites: dict[Site, list[int]], number: int, every: int) -> Iterator[tuple[int, int | None]]:
-    """The first call of each line of the evaluation, and of some lines the last one, with a fault each.
-
-    Merges have a test of their own: few of their calls are tried.
-    """
+def points(sites: dict[Site, list[int]], number: int) -> Iterator[tuple[int, int | None]]:
+    """The first call of each line, and of some lines the last one, with a fault each."""
     new = {site: calls for site, calls in sites.items() if site[:INNERMOST] not in tried}
-    merges = [site for site in new if any(str(at[0]).endswith(MERGES) for at in site[1:])]
-    own = [site for site in new if site not in merges]
-    taken = [*own[::every], *merges[number::20]]
-    tried.update(site[:INNERMOST] for site in (*taken, *merges))
-    for place, site in enumerate(taken):
-        calls = new[site]
+    tried.update(site[:INNERMOST] for site in new)
+    for place, calls in enumerate(new.values()):
         yield calls[0], FAULTS[(place + number) % len(FAULTS)]
         if len(calls) > 1 and place % 4 == 0:
             yield calls[-1], FAULTS[(place + number + 3) % len(FAULTS)]
@@ -94,7 +85,7 @@ def test_every_call_of_an_evaluation(world: World, name: str, monkeypatch: pytes
     job.run(world, out)
     injector.rest()
     assert results(out) == good
-    chosen = list(points(injector.sites, list(JOBS).index(name), job.every))
+    chosen = list(points(injector.sites, list(JOBS).index(name)))
     print(f"{name}: {len(chosen)} points")
     continued = Continued(lambda: (results(out), [*contents(home)]))
 

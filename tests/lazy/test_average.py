@@ -336,6 +336,7 @@ def test_weights_sum_to_one_and_1_sqrt_is_a_decay_of_the_learning_rate() -> None
     [
         ("f.csv", "step, acc\n100,0.5\n200,0.9\n300,\n400,nan\n500,0.7\n"),
         ("f.csv", "\ufeffStep;acc\r\n100;0.5\r\n200;0.9\r\n300;\r\n500;0.7\r\n"),  # of a spreadsheet
+        ("f.csv", "Step;acc\n100;0,5\n200;0,9\n300;\n500;7e-1\n"),  # of one with decimal commas
         ("f.csv", 'Wall time,Step,acc\n17.5,100,0.5\n18.5,200,0.9\n19.5,500,0.7\n'),  # of TensorBoard
         (
             "f.jsonl",  # of a run of Weights & Biases: its own steps count what was logged

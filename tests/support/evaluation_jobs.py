@@ -132,10 +132,8 @@ def importance_stopped(world: World, out: Path) -> None:
 class Job(NamedTuple):
     run: Callable[[World, Path], object]
     before: Callable[[World, Path], object] = lambda _world, _out: None
-    every: int = 1  # of so many lines that no job has tried before one is tried
 
 
-SHARE = 5  # a run of searches and of the demo takes long: their lines are sampled
 JOBS = {
     "eval": Job(lambda world, out: evaluate_model(world.trio.target, settings(), out)),
     "eval second": Job(
@@ -144,12 +142,11 @@ JOBS = {
     ),
     "sweep": Job(sweep),
     "sweep resumed": Job(sweep, stopped),
-    "search": Job(search, every=SHARE),
-    "search resumed": Job(search, search_stopped, SHARE),
+    "search": Job(search),
+    "search resumed": Job(search, search_stopped),
     "search overwrite": Job(
         lambda world, out: search(world, out, overwrite=True),
         lambda world, out: search(world, out, "ties"),
-        SHARE,
     ),
     "importance": Job(importance),
     "importance resumed": Job(importance, importance_stopped),
@@ -157,7 +154,7 @@ JOBS = {
         lambda world, out: importance(world, out, overwrite=True),
         lambda world, out: tv.convert(world.model, out, out_dtype="bfloat16"),
     ),
-    "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive), every=SHARE),
+    "demo": Job(lambda world, out: demo.run(out, pretrained=world.archive)),
 }
 
 

@@ -45,6 +45,9 @@ from taskvec.recipe.validate import Checked
 from taskvec.resolve.adapter import open_adapter
 from taskvec.settings import Settings, out_dtype, written
 
+# Findings about a tensor that was forced to be combined with one of another form: the base's is kept.
+KEPT = frozenset({"shape", "vocabulary-rows", "dtype-kind"})
+
 
 def plan_recipe(
     step: Checked,
@@ -111,8 +114,9 @@ def plan_recipe(
     ]
     operations = [draft.operation(operation) for operation in merge.operations]
     copy = draft.operation({"kind": "copy"})
-    has_slices = recipe.slices is not None or recipe.modules is not None
     rows = None if tokens is None else TokenRows(draft, tokens, opened, adapters, merge.models)
+    has_slices = recipe.slices is not None or recipe.modules is not None  # no finding speaks of their tensors
+    may_differ = rows is None and not has_slices and not KEPT.isdisjoint(settings.force)
     for tensor in merge.tensors:
         model, stored = tensor.template
         template = checkpoint_of(opened, merge.models[model])
@@ -120,8 +124,7 @@ def plan_recipe(
         of, operation = tensor.inputs, operations[tensor.operation]
         left = numbers[model], stored
         is_float = info.dtype in FLOAT_DTYPES and selection.matches(tensor.name)
-        # of other shapes or kinds are tensors whose finding was forced: in slices no finding speaks of them
-        is_forced = rows is None and not has_slices and _differs(info, of, merge, opened)
+        is_forced = may_differ and _differs(info, of, merge, opened)
         if not is_float or is_forced:
             of, operation = ((model, stored),), copy
         shape = info.shape if rows is None else rows.shape(info, of)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
@@ -44,7 +43,6 @@ def to_markdown(report: Report, figures: Mapping[str, Figure]) -> str:
     return environment(html=False).get_template("report.md.j2").render(_context(report, figures))
 
 
-@functools.cache
 def environment(*, html: bool) -> Any:
     environment = templates("taskvec.evaluation.report", html=html)
     environment.filters.update(

@@ -22,8 +22,8 @@ from taskvec.evaluation.record import ArmRecord, read_record, record_path, write
 from taskvec.evaluation.report.report import Report, build_report, hold_one_baseline
 from taskvec.evaluation.report.write import write_report
 from taskvec.evaluation.settings import Settings
-from taskvec.evaluation.sweep.another import hold_same_model, sound_record
 from taskvec.evaluation.sweep.events import Event, Progress
+from taskvec.evaluation.sweep.other_models import hold_same_model, sound_record
 from taskvec.evaluation.sweep.scratch import locked
 from taskvec.evaluation.tasks.apart import keep_apart
 from taskvec.files import look
@@ -90,6 +90,9 @@ def evaluate_model(
         stem = name or arm_stem(model)
         names = {perturbed: arm_name(stem, think, perturbed) for perturbed in (None, *perturb)}
         others = _others(out, set(names.values()))
+        own = sound_record(out, names[None])
+        if own is not None and own.weights == weights and kind in (None, own.kind):
+            kind, alpha = own.kind, own.alpha if alpha is None else alpha  # what it was called before
         kind = kind or _kind(others, weights)
         arms = [Arm(own, kind, alpha, think, perturbed) for perturbed, own in names.items()]
         hold_same_model(model, weights, out, arms)

@@ -27,11 +27,11 @@ from taskvec.evaluation.report.report import Report, build_report
 from taskvec.evaluation.report.write import remove_report, write_report
 from taskvec.evaluation.settings import Settings, torch_device
 from taskvec.evaluation.sweep.adapters import with_adapters
-from taskvec.evaluation.sweep.another import hold_same_sweep
+from taskvec.evaluation.sweep.check_vectors import check_vectors
 from taskvec.evaluation.sweep.events import Event, Progress
-from taskvec.evaluation.sweep.fitting import check_vectors
 from taskvec.evaluation.sweep.merge import MergeArms, Merger, arm_weights, model_of
 from taskvec.evaluation.sweep.named import hold_found
+from taskvec.evaluation.sweep.other_models import hold_same_sweep
 from taskvec.evaluation.sweep.part_arms import part_arms
 from taskvec.evaluation.sweep.part_vectors import vector_names
 from taskvec.evaluation.sweep.parts import check_parts
@@ -158,7 +158,7 @@ def run_sweep(
             runner.merger = merger
         if merge is None:
             target = runner.folder(experiment.target)
-            runner.fitting = functools.partial(
+            runner.hold_vectors = functools.partial(
                 check_vectors, experiment, merger, planned_arms(experiment), target
             )
         opened.callback(_let_go)
@@ -270,7 +270,7 @@ class _Runner:
 
     scratch: Scratch
     merger: Merger | None = None  # where arms are made in the target
-    fitting: Callable[[], None] | None = None  # sees that every vector can be added
+    hold_vectors: Callable[[], None] | None = None  # sees that every vector can be added
 
     def __init__(
         self,
@@ -439,8 +439,8 @@ class _Runner:
         self._checked = True
         given = self._experiment
         check_rivals(given, self._digests)
-        if self.fitting is not None:
-            self.fitting()
+        if self.hold_vectors is not None:
+            self.hold_vectors()
         if self._settings.decoding == "model":
             named = filter(None, (given.target, given.donor, given.reference))
             check_alike({model: self._models[model][0] for model in named})

@@ -30,6 +30,7 @@ _PLACES = (
 )  # fmt: skip
 # Columns that are of no checkpoint's quality.
 _OTHERS = ("epoch", "train/epoch", "wall_time", "_runtime", "_timestamp", "relative_time_(process)")
+_DECIMAL_COMMA = regex(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 _LOWER = regex(r"loss|perplexity|ppl|bpb|bits_per|error|wer\b|cer\b|mse|mae", re.IGNORECASE)
 _HIGHER = regex(r"acc|exact_match|f1\b|bleu|rouge|pass@|reward|score|win_?rate|mcc|auc", re.IGNORECASE)
 
@@ -138,7 +139,9 @@ def _rows(name: str, text: str) -> Iterator[Mapping[str, Any]]:
         # spreadsheets write semicolons where commas are decimal signs
         semicolons = ";" in head and "," not in head
         table = csv.DictReader(io.StringIO(text), delimiter="\t" if tabs else ";" if semicolons else ",")
-        yield from ({key.strip(): each for key, each in row.items() if key} for row in table)
+        for row in table:
+            cells = {key.strip(): each for key, each in row.items() if key}
+            yield {key: _with_point(each) for key, each in cells.items()} if semicolons else cells
         return
     try:
         value = json.loads(text)
@@ -172,6 +175,13 @@ def _step(row: Mapping[str, Any]) -> int | None:
         return step_of(value)
     number = _number(value)
     return int(number) if number is not None and number == int(number) else None
+
+
+def _with_point(cell: Any) -> Any:
+    """A number with a decimal comma as one with a point; all else as it is."""
+    return (
+        cell.replace(",", ".") if isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+    )
 
 
 def _word(column: Any) -> str:

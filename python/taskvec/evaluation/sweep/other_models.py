@@ -33,8 +33,10 @@ def hold_same_sweep(experiment: Experiment, out: Path, arms: Sequence[Arm]) -> N
         return
     try:
         before = load_experiment(given)
-    except Error:  # damaged, or of another version: it is replaced
-        return
+    except Error as error:
+        if isinstance(error.__context__, OSError):  # it may be whole
+            raise
+        return  # damaged, or of another version: it is replaced
     for role in (*_ROLES, "vector"):
         now, then = getattr(experiment, role), getattr(before, role)
         if now is None or then is None or same_place(now, then):

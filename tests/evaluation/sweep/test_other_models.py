@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,24 @@ def test_a_sweep_of_other_models_does_not_replace_results(role, tmp_path):
     with pytest.raises(EvaluationError, match=f"holds the sweep of another {role}") as error:
         run_sweep(small(**{**FEW, role: str(other)}), out)
     assert "-o" in (error.value.hint or "")
+    assert contents(out) == before
+
+
+def test_a_sweep_that_cannot_be_read_is_not_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run_sweep(small(**FEW), out)
+    before, opened = contents(out), os.open
+
+    def refused(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path) == str(out / "experiment.yaml") and not flags & os.O_WRONLY:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, flags, *rest, **more)
+
+    other = write_neighbour(tmp_path / "other", tiny().reference, seed=9, step=0.03)
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        run_sweep(small(**{**FEW, "donor": str(other)}), out)
+    monkeypatch.undo()
     assert contents(out) == before
 
 
@@ -99,9 +119,11 @@ def test_two_baselines_are_refused_before_the_second_is_asked(tmp_path):
     report = evaluate_model(tiny().donor, settings, out, kind="vector", alpha=1.0, progress=events.append)
     assert [event.kind for event in events] == ["known"]
     assert [(record.kind, record.alpha) for record in report.records] == [("baseline", None), ("vector", 1.0)]
-    # neither does another order
+    # neither does another order, and what a model was called stays where nothing else is asked for
     first = evaluate_model(tiny().target, settings, out)
     assert [record.kind for record in first.records] == ["baseline", "vector"]
+    again = evaluate_model(tiny().donor, settings, out)
+    assert [(record.kind, record.alpha) for record in again.records] == [("baseline", None), ("vector", 1.0)]
 
 
 def test_what_fails_before_its_first_arm_leaves_no_folder(tmp_path, monkeypatch):
